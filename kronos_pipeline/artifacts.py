@@ -1,0 +1,269 @@
+"""Where artifacts lie, how they are written so that a reader never sees half of one, and what says how each was made.
+
+Files are written to a temporary sibling, flushed to the disk and renamed. A folder cannot be renamed over another, so
+a published folder is a symbolic link to a version beside it, replaced by renaming a new link:
+
+    adapters/AAPL -> .versions/AAPL-20260102T030405-1f2e3d4c/
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import IO, Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kronos_pipeline import __version__
+from kronos_pipeline.config import NAME
+from kronos_pipeline.errors import ArtifactError
+
+MANIFEST = "manifest.json"
+_PARQUET_MANIFEST = b"kronos_manifest"
+_KEPT_VERSIONS = 2
+
+
+@dataclass(frozen=True)
+class ArtifactLayout:
+    """The paths below one output folder. Symbols and adapter names are checked before they become part of a path."""
+
+    root: Path
+
+    def bars(self, ticker: str) -> Path:
+        return self.root / "bars" / f"{_checked(ticker)}.parquet"
+
+    def windows(self, ticker: str) -> Path:
+        return self.root / "windows" / f"{_checked(ticker)}.parquet"
+
+    def adapter(self, name: str) -> Path:
+        return self.root / "adapters" / _checked(name)
+
+    @property
+    def best_checkpoint(self) -> Path:
+        return self.root / "checkpoints" / "best_model"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        return self.root / "checkpoints" / "last_model"
+
+    def state(self, key: str) -> Path:
+        return self.root / "state" / _checked(key)
+
+    def ticker_metrics(self, ticker: str) -> Path:
+        return self.root / "metrics" / f"{_checked(ticker)}.json"
+
+    def ticker_forecasts(self, ticker: str) -> Path:
+        return self.root / "metrics" / f"{_checked(ticker)}.parquet"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.root / "metrics" / "evaluation.json"
+
+    @property
+    def forecasts(self) -> Path:
+        return self.root / "metrics" / "forecasts.parquet"
+
+    def plot(self, ticker: str) -> Path:
+        return self.root / "plots" / f"{_checked(ticker)}.png"
+
+    @property
+    def mlflow_database(self) -> Path:
+        return self.root / "mlflow.db"
+
+    @property
+    def mlflow_artifacts(self) -> Path:
+        return self.root / "mlruns"
+
+
+def _checked(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise ArtifactError(f"{name!r} cannot name a file: letters, digits and .-_^= only, without a leading dot.")
+    return name
+
+
+def check_writable(folder: Path) -> None:
+    """Make `folder` and write to it, before long work whose result would have nowhere to go.
+
+    Raises:
+        ArtifactError: the folder cannot be made or written to.
+    """
+    with _for_people(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = _sibling(folder / "probe")
+        probe.touch()
+        probe.unlink()
+
+
+def write_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Write a file so that readers see the old one or the new one, whole.
+
+    Args:
+        path: the file; its folder is made.
+        write: gets the temporary file, open for writing bytes.
+
+    Raises:
+        ArtifactError: the file cannot be written; an earlier one is left as it was.
+    """
+    with _for_people(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _sibling(path)
+        try:
+            with temporary.open("wb") as handle:
+                write(handle)
+                handle.flush()
+                os.fsync(handle.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as JSON, atomically; NaN and infinity are refused, as no other JSON reader takes them."""
+    text = json.dumps(content, indent=2, allow_nan=False, default=str) + "\n"
+    write_file(path, lambda handle: handle.write(text.encode()))
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON artifact.
+
+    Raises:
+        ArtifactError: there is none, or it is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error}); make it again.") from error
+
+
+def write_parquet(path: Path, frame: pd.DataFrame, manifest: dict[str, Any]) -> None:
+    """Write a frame without its index, with the manifest in the schema's metadata, atomically."""
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    note = json.dumps(manifest, default=str).encode()
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), _PARQUET_MANIFEST: note})
+    write_file(path, lambda handle: pq.write_table(table, handle))
+
+
+def read_parquet(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Read a frame that `write_parquet` wrote, and its manifest.
+
+    Raises:
+        ArtifactError: there is none, or it is damaged.
+    """
+    try:
+        table = pq.read_table(path)
+        return table.to_pandas(), json.loads((table.schema.metadata or {})[_PARQUET_MANIFEST])
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise ArtifactError(f"{path} cannot be read ({error}); materialise it again.") from error
+
+
+@contextmanager
+def publish_folder(path: Path) -> Iterator[Path]:
+    """Write a folder that readers see whole or not at all.
+
+    Yields an empty folder to fill. When the block ends well, `path` becomes a link to it; when it raises, the folder is
+    removed and `path` stays as it was. The version before is kept for readers that have it open.
+
+    Raises:
+        ArtifactError: the folder cannot be written, or `path` is a folder that this project did not make.
+    """
+    with _for_people(path):
+        if path.exists() and not path.is_symlink():
+            raise ArtifactError(f"{path} is in the way: it is no artifact of this project; move it and run again.")
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+        version = path.parent / ".versions" / f"{path.name}-{stamp}-{uuid.uuid4().hex[:8]}"
+        version.mkdir(parents=True)
+        try:
+            yield version
+            for file in sorted(version.rglob("*")):
+                if file.is_file():
+                    with file.open("rb") as handle:
+                        os.fsync(handle.fileno())
+            link = _sibling(path)
+            link.symlink_to(Path(".versions") / version.name, target_is_directory=True)
+            link.replace(path)
+            _sync_folder(path.parent)
+        except BaseException:
+            shutil.rmtree(version, ignore_errors=True)
+            raise
+        _drop_old_versions(path)
+
+
+def _drop_old_versions(path: Path) -> None:
+    # A stamp and eight hex digits follow the name, so AAPL does not match AAPL-B's versions.
+    stamped = "[0-9]" * 8 + "T" + "[0-9]" * 12 + "-" + "[0-9a-f]" * 8
+    escaped = path.name.replace("[", "[[]")
+    versions = sorted((path.parent / ".versions").glob(f"{escaped}-{stamped}"), key=lambda version: version.name)
+    for version in versions[:-_KEPT_VERSIONS]:
+        shutil.rmtree(version, ignore_errors=True)
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write `manifest.json` into a folder, with the hash of every other file in it, nested ones included."""
+    files = {
+        file.relative_to(folder).as_posix(): file_hash(file)
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != MANIFEST
+    }
+    write_json(folder / MANIFEST, {**manifest, "files": files})
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def text_hash(*parts: str) -> str:
+    """SHA-256 of some texts in order, in hex."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part.encode())
+    return digest.hexdigest()
+
+
+@cache
+def code_version() -> str:
+    """The project's version and a hash of its sources: equal where, and only where, the code is."""
+    sources = sorted(Path(__file__).parent.rglob("*.py"))
+    digest = text_hash(*(source.read_text(encoding="utf-8") for source in sources))
+    return f"{__version__}+{digest[:12]}"
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that shape a result."""
+    names = ("torch", "numpy", "pandas", "peft", "accelerate", "sktime", "safetensors")
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+def _sibling(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _for_people(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ArtifactError(f"{path} cannot be written ({reason}); choose another --output-dir or mend it.") from error

@@ -1,0 +1,142 @@
+"""Every setting of the pipeline, written once: it feeds the command line, Dagster's run config and MLflow's parameters."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Literal, Optional, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from kronos_pipeline.base_models import find_base_model
+from kronos_pipeline.errors import SettingsError
+
+NAME = re.compile(r"[A-Za-z0-9^=_-][A-Za-z0-9.^=_-]{0,63}")
+"""What a symbol or an adapter may be called: it becomes a file name, so no slash and no leading dot."""
+
+_ENVIRONMENT = {
+    "data_dir": "KRONOS_DATA_DIR",
+    "output_dir": "KRONOS_OUTPUT_DIR",
+    "model_name": "KRONOS_BASE_MODEL",
+    "device": "KRONOS_DEVICE",
+}
+
+
+def environment_settings() -> dict[str, str]:
+    """The settings that the environment gives: KRONOS_DATA_DIR, KRONOS_OUTPUT_DIR, KRONOS_BASE_MODEL, KRONOS_DEVICE."""
+    return {field: os.environ[variable] for field, variable in _ENVIRONMENT.items() if os.environ.get(variable)}
+
+
+class Recipe(BaseModel):
+    """How windows are cut, a model is trained and its forecasts are scored: all that shapes the result but the data.
+
+    Lengths are in bars unless the name says days; days are trading days, the distinct dates in a ticker's file.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    model_name: str = Field(
+        "NeoQuasar/Kronos-small",
+        description="base model: kronos-nano (embedded), a published name, owner/name@commit, or a local folder "
+        "[environment: KRONOS_BASE_MODEL]",
+    )
+    tokenizer_name: Optional[str] = Field(None, description="tokenizer, named likewise; by default the base model's own")
+
+    lookback: int = Field(64, ge=2, description="bars that a forecast sees")
+    horizon: int = Field(30, ge=1, description="bars that a forecast predicts")
+    validation_days: int = Field(30, ge=1, description="trading days at each ticker's end that are held out")
+    selection_days: int = Field(60, ge=1, description="trading days before the holdout that early stopping may look at")
+    validation_bars: Optional[int] = Field(None, ge=1, description="bars held out, in place of --validation-days")
+    selection_bars: Optional[int] = Field(None, ge=1, description="bars for selection, in place of --selection-days")
+    stride: int = Field(1, ge=1, description="bars between the starts of two training windows")
+    max_gap: int = Field(10, ge=1, description="bar intervals that may be missing inside a window, at most")
+    max_cutoffs: int = Field(64, ge=1, description="evaluated cutoffs per ticker, at most (the newest are kept)")
+
+    epochs: int = Field(3, ge=1, description="passes over the training windows")
+    batch_size: int = Field(32, ge=1, description="windows per optimiser step and process, before accumulation")
+    grad_accum_steps: int = Field(1, ge=1, description="batches per optimiser step")
+    learning_rate: float = Field(1e-4, gt=0, description="AdamW's peak learning rate")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay")
+    warmup_fraction: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the rate rises linearly")
+    max_grad_norm: float = Field(1.0, gt=0, description="norm at which gradients are clipped")
+    average_decay: float = Field(0.0, ge=0, lt=1, description="decay per step of averaged weights; 0 keeps the plain ones")
+    evaluations_per_epoch: int = Field(4, ge=1, description="looks at the selection block per epoch")
+    patience: int = Field(6, ge=1, description="looks without improvement before training stops")
+    save_steps: int = Field(200, ge=1, description="optimiser steps between two resumable states")
+    seed: int = Field(0, ge=0, description="seed of weights, order, dropout and sampling")
+    num_workers: int = Field(0, ge=0, description="worker processes that load batches")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:N or mps [environment: KRONOS_DEVICE]"
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="number format of matrix products; auto takes bf16 on a GPU that has it, else fp32"
+    )
+    torch_compile: bool = Field(False, description="compile the model (worth its start-up on long GPU runs)")
+
+    adapter: Literal["none", "lora"] = Field("none", description="none: one checkpoint over all tickers; lora: adapters")
+    adapter_name: Optional[str] = Field(
+        None, description="train one adapter over all of the data under this name, not one per ticker"
+    )
+    adapter_r: int = Field(8, ge=1, description="rank of the LoRA matrices")
+    adapter_alpha: float = Field(16, gt=0, description="LoRA scale; the update is multiplied by alpha / r")
+    adapter_dropout: float = Field(0.05, ge=0, lt=1, description="dropout on the LoRA inputs")
+    adapter_targets: list[str] = Field(
+        ["q_proj", "k_proj", "v_proj", "out_proj", "w1", "w2", "w3"],
+        min_length=1,
+        description="module names that get LoRA matrices (comma-separated)",
+    )
+    freeze_backbone: bool = Field(True, description="train the LoRA matrices alone, not the base model with them")
+
+    eval_samples: int = Field(32, ge=1, description="paths sampled per forecast")
+    temperature: float = Field(1.0, gt=0, description="sampling temperature")
+    top_p: float = Field(0.9, gt=0, le=1, description="nucleus sampling: probability mass that is kept")
+
+    @field_validator("adapter_name")
+    @classmethod
+    def _check_adapter_name(cls, name: str | None) -> str | None:
+        if name is not None and not NAME.fullmatch(name):
+            raise ValueError("use letters, digits and .-_^= only, without a slash or a leading dot, 64 at most")
+        return name
+
+    @property
+    def context(self) -> int:
+        """Bars that the base model attends to."""
+        return find_base_model(self.model_name, self.tokenizer_name).context
+
+    @property
+    def used_lookback(self) -> int:
+        """Lookback bars that fit the context beside the horizon: where lookback + horizon + 1 exceed it, the oldest go.
+
+        Raises:
+            SettingsError: the lookback is above the context, or the horizon leaves no room for two lookback bars.
+            ModelError: the base model is unknown.
+        """
+        context = self.context
+        if self.lookback > context:
+            raise SettingsError(
+                f"--lookback {self.lookback} is above the context of {self.model_name}, {context} bars; lower it."
+            )
+        used = min(self.lookback, context - self.horizon - 1)
+        if used < 2:
+            raise SettingsError(
+                f"--horizon {self.horizon} leaves no lookback in the context of {self.model_name}, {context} bars; lower it."
+            )
+        return used
+
+
+class KronosTrainingConfig(Recipe):
+    """A recipe, where the CSVs are, and where artifacts go: all that one run of the pipeline needs to know."""
+
+    data_dir: str = Field("trainingdata", description="folder with one CSV per ticker, at any depth [environment: KRONOS_DATA_DIR]")
+    output_dir: str = Field("artifacts", description="folder for artifacts [environment: KRONOS_OUTPUT_DIR]")
+
+    @property
+    def recipe(self) -> Recipe:
+        """The settings that shape the result, without the two folders."""
+        return Recipe.model_validate(self.model_dump(exclude={"data_dir", "output_dir"}))
+
+    @model_validator(mode="after")
+    def _check_adapter_settings(self) -> Self:
+        if self.adapter == "none" and (self.adapter_name is not None or not self.freeze_backbone):
+            raise ValueError("--adapter-name and --no-freeze-backbone need --adapter lora")
+        return self
