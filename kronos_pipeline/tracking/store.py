@@ -1,0 +1,185 @@
+"""Where MLflow keeps its runs: found, made if need be, and opened, with an answer in seconds where it cannot be.
+
+MLflow takes seconds to import, so it is imported by the functions that need it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from filelock import FileLock, Timeout
+
+from kronos_pipeline.artifacts import ArtifactLayout, check_writable
+from kronos_pipeline.errors import KronosError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+EXPERIMENT = "kronos_pipeline"
+_SQLITE = "sqlite:///"
+_PROBE_SECONDS = 5
+_LOCK_SECONDS = 120
+
+
+class TrackingError(KronosError):
+    """An MLflow store that cannot be reached, opened or written to."""
+
+
+def find_store(tracking_uri: str | None, output_dir: Path) -> str:
+    """The store's URI: as given, else MLFLOW_TRACKING_URI, else `mlflow.db` in the output folder."""
+    database = ArtifactLayout(output_dir.absolute()).mlflow_database
+    return tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or _sqlite_uri(database)
+
+
+def open_store(uri: str) -> MlflowClient:
+    """Connect to a store; an SQLite file is made where there is none.
+
+    Raises:
+        TrackingError: it cannot be reached, is damaged, or belongs to another version of MLflow.
+        ArtifactError: its folder cannot be written to.
+    """
+    _quieten()
+    from mlflow import MlflowClient
+
+    with for_people(uri):
+        if uri.startswith(_SQLITE):
+            _make_sqlite(_sqlite_path(uri))
+        if uri.startswith(("http://", "https://")):
+            _check_server(uri)
+        elif "://" in uri and not uri.startswith("file:"):
+            _check_database(uri)
+        return MlflowClient(uri)
+
+
+def open_experiment(client: MlflowClient, artifacts: Path | None) -> str:
+    """The id of the project's experiment, which is made where there is none.
+
+    Args:
+        client: a client of the store.
+        artifacts: the folder for the artifacts of its runs; None leaves that to a server.
+    """
+    from mlflow.exceptions import MlflowException
+
+    location = None if artifacts is None else artifacts.as_uri()
+    name = EXPERIMENT
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None and location is not None and experiment.artifact_location != location:
+        # An experiment's place is fixed for good, so an output folder that was moved gets one of its own.
+        name = f"{EXPERIMENT} in {artifacts}"
+        experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException:
+            experiment = client.get_experiment_by_name(name)  # another process was faster
+            if experiment is None:
+                raise
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
+    return str(experiment.experiment_id)
+
+
+def is_local(uri: str) -> bool:
+    """Whether the client itself writes artifacts, rather than a server."""
+    return not uri.startswith(("http://", "https://", "databricks"))
+
+
+def without_password(uri: str) -> str:
+    """The URI as it may be shown."""
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
+
+
+@contextmanager
+def for_people(uri: str) -> Iterator[None]:
+    """Turn MLflow's and the system's errors into one of ours, which says which store it was and what to do."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
+        shown = without_password(uri)
+        if "out-of-date database schema" in str(error):
+            advice = f"it was made by another version of MLflow: save a copy and run `mlflow db upgrade {shown}`"
+        elif uri.startswith(_SQLITE):
+            advice = f"{_first_line(error)}; mend the file, or move it away and a new one is made"
+        else:
+            advice = (
+                f"{_first_line(error)}; start it or mend MLFLOW_TRACKING_URI, or unset that to track in --output-dir"
+            )
+        raise TrackingError(f"The MLflow store {shown} cannot be used: {advice}.") from error
+
+
+def _sqlite_uri(path: Path) -> str:
+    # SQLAlchemy decodes %XX and takes what follows a ? for options. Other letters stay, for MLflow decodes nothing.
+    return _SQLITE + str(path).replace("%", "%25").replace("?", "%3F")
+
+
+def _sqlite_path(uri: str) -> Path:
+    return Path(unquote(uri.removeprefix(_SQLITE).partition("?")[0])).absolute()
+
+
+def _make_sqlite(path: Path) -> None:
+    """Make the SQLite file under a lock; it gets its name when it is whole, or a kill would leave half a schema."""
+    from mlflow import MlflowClient
+
+    check_writable(path.parent)
+    try:
+        with FileLock(f"{path}.lock", timeout=_LOCK_SECONDS):
+            if path.exists():
+                return
+            unfinished = path.with_name(f".{path.name}.unfinished")
+            for leftover in (unfinished, unfinished.with_name(f"{unfinished.name}-journal")):
+                leftover.unlink(missing_ok=True)
+            MlflowClient(_sqlite_uri(unfinished))
+            unfinished.rename(path)
+    except Timeout as error:
+        raise TrackingError(
+            f"A process that makes the MLflow store has held {path}.lock for {_LOCK_SECONDS} seconds; end it."
+        ) from error
+
+
+def _check_server(uri: str) -> None:
+    """Ask a server once, as MLflow would try for minutes. Any answer will do: a refusal is told later."""
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    http_request(
+        get_default_host_creds(uri), "/health", "GET", max_retries=0, timeout=_PROBE_SECONDS, raise_on_status=False
+    )
+
+
+def _check_database(uri: str) -> None:
+    """Ask a database once, as MLflow would try for minutes, with a damaged file too."""
+    import sqlalchemy
+
+    engine = sqlalchemy.create_engine(uri)
+    try:
+        sqlalchemy.inspect(engine).get_table_names()
+    finally:
+        engine.dispose()
+
+
+def _quieten() -> None:
+    """Silence MLflow's notes and telemetry, and shorten its retries, where the user's environment does not say."""
+    for variable, value in {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_LOGGING_LEVEL": "ERROR",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    }.items():
+        os.environ.setdefault(variable, value)
+    logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
