@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from kronos_pipeline.data.windows import WindowSet
 
 CONTEXT_BARS = 100
+_FEW_STEPS = 20
 _SIZE, _DPI = (12.0, 7.0), 100  # 1200 x 700 pixels
 _INK, _FAINT, _PAPER = "#1a1a1a", "#d0d0d0", "#ffffff"
 _STYLES = {
@@ -79,7 +80,7 @@ def forecast_plot(bars: pd.DataFrame, forecasts: pd.DataFrame, title: str) -> by
         axes.plot(x, y, label=f"{model} (MAE {error})", zorder=3, **_STYLES.get(model, _OTHER))  # type: ignore[arg-type]
     axes.plot([], [], color=_FAINT, linewidth=1.5, label="cutoff")
     stamps = pd.DatetimeIndex(bars["timestamps"])
-    axes.set_xlim(shown[0] - 1, shown[-1] + 1)
+    axes.set_xlim(shown[0] - 0.5, shown[-1] + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _date(stamps, x)))
     axes.set_xlabel("trading date")
@@ -98,7 +99,8 @@ def loss_plot(history: pd.DataFrame, title: str) -> bytes:
     figure, axes = _new_figure(title)
     train = history.dropna(subset=["train_loss"])
     selection = history.dropna(subset=["selection_loss"])
-    axes.plot(train["step"], train["train_loss"], color="#0072b2", linewidth=1.3, label="training loss")
+    dots = "o" if len(train) < _FEW_STEPS else "none"  # a line through one point shows nothing
+    axes.plot(train["step"], train["train_loss"], color="#0072b2", linewidth=1.3, marker=dots, label="training loss")
     axes.plot(
         selection["step"],
         selection["selection_loss"],
@@ -119,7 +121,7 @@ def loss_plot(history: pd.DataFrame, title: str) -> bytes:
             color=_INK,
             label=f"best: {best['selection_loss']:.4g} at step {int(best['step'])}",
         )
-    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1))
     axes.set_xlabel("optimiser step")
     axes.set_ylabel("loss (nats per token)")
     return _png(figure, axes)
@@ -149,6 +151,7 @@ def _date(stamps: pd.DatetimeIndex, x: float) -> str:
 def _new_figure(title: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=_SIZE, dpi=_DPI, facecolor=_PAPER, layout="constrained")
     FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12)  # type: ignore[union-attr, call-arg]
     axes = figure.add_subplot(facecolor=_PAPER)
     # A folder's or a symbol's name may hold a $, which would start a formula.
     axes.set_title(title, fontsize=14, color=_INK, loc="left", parse_math=False)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -29,9 +30,18 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
     """
     columns = _columns(evaluation)
     notes = escape("\n".join(_notes(evaluation)))
-    table = Table(title=escape(_title(evaluation)), caption=notes or None, caption_justify="left")
+    table = Table(
+        title=escape(_title(evaluation)),
+        title_style="bold",
+        caption=notes,
+        caption_style="not dim not italic",
+        caption_justify="left",
+        box=SIMPLE_HEAD,  # and narrow gaps: with all four models the table still fits 80 columns
+        show_edge=False,
+        padding=(0, 0, 0, 1),
+    )
     for number, (header, _, _) in enumerate(columns):
-        table.add_column(header, justify="left" if number == 0 else "right", overflow="fold")
+        table.add_column(header, justify="left" if number == 0 else "right", overflow="fold", vertical="bottom")
     for entry in evaluation["per_symbol"]:
         table.add_row(*(escape(cell(entry)) for _, cell, _ in columns))
     table.add_section()
@@ -82,7 +92,7 @@ def _columns(evaluation: Mapping[str, Any]) -> list[Column]:
     rivals = [name for name in _ORDER if name in evaluation["aggregate"]["models"] and name != trained]
     symbols = evaluation["aggregate"]["symbols_evaluated"]
     columns: list[Column] = [
-        ("Symbol", lambda entry: entry["symbol"], lambda _: f"mean of {symbols}"),
+        ("Symbol", lambda entry: entry["symbol"], lambda _: "mean"),
         _same(f"MAE\n{trained}\n(price)", lambda entry: _price(entry["mae"])),
         *(_rival(name) for name in rivals),
         _same(f"RMSE\n{trained}\n(price)", lambda entry: _price(entry["rmse"])),
@@ -90,14 +100,13 @@ def _columns(evaluation: Mapping[str, Any]) -> list[Column]:
     ]
     columns += [
         (
-            f"beats\n{name}\n(MAE)",
+            f"beats\n{name}",
             lambda entry, name=name: _verdict(entry[f"beats_{name}"]),  # type: ignore[misc]
-            lambda entry, name=name: f"{entry[f'symbols_beating_{name}']} of {symbols}",  # type: ignore[misc]
+            lambda entry, name=name: f"{entry[f'symbols_beating_{name}']}/{symbols}",  # type: ignore[misc]
         )
         for name in (NAIVE, "base")
         if name in rivals
     ]
-    columns.append(_same("bars", lambda entry: str(entry["bars"])))
     return columns
 
 
@@ -110,24 +119,34 @@ def _rival(name: str) -> Column:
 
 
 def _notes(evaluation: Mapping[str, Any]) -> list[str]:
-    """What the table's cells cannot say: undefined metrics, cutoffs left out, skipped symbols."""
+    """What the cells cannot say: how much was evaluated, what was left out, undefined metrics, skipped symbols."""
+    total = evaluation["aggregate"]
+    counts = [
+        _count(total[key], word)
+        for key, word in (("bars", "bar"), ("symbols_evaluated", "symbol"), ("cutoffs", "cutoff"))
+    ]
     notes = [
-        f"{entry['symbol']}: {metric.upper()} undefined, {reason}."
+        "{} of {} forecast from {}. To beat is to have the lower MAE, which may be chance.".format(*counts),
+    ]
+    if left_out := total["cutoffs_left_out"]:
+        notes.append(f"Left out: {_count(left_out, 'older cutoff')} (--max-cutoffs).")
+    notes += [
+        f"{entry['symbol']}: {metric.upper()} is undefined: {reason}."
         for entry in evaluation["per_symbol"]
         for metric, reason in entry.get("undefined", {}).items()
     ]
-    if left_out := evaluation["aggregate"]["cutoffs_left_out"]:
-        kept = evaluation["aggregate"]["cutoffs"]
-        notes.append(f"{kept} cutoffs evaluated, the newest; {left_out} older ones left out (--max-cutoffs).")
-    notes += [f"Skipped {one['symbol']}: {one['reason']}" for one in evaluation["skipped"]]
-    return notes
+    return notes + [f"Skipped {one['symbol']}: {one['reason']}" for one in evaluation["skipped"]]
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
 def _price(value: float | None) -> str:
-    """Four significant digits, as many decimals as that takes and at least two."""
+    """Four significant digits, with as many decimals as that takes."""
     if value is None:
         return _UNDEFINED
-    decimals = 2 if value == 0 else min(10, max(2, 3 - math.floor(math.log10(value))))
+    decimals = 3 if value == 0 else min(10, max(0, 3 - math.floor(math.log10(value))))
     return f"{value:,.{decimals}f}"
 
 

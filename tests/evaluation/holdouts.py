@@ -1,0 +1,69 @@
+"""Windows and samplers made by hand, so that what a forecast may and may not know is under the test's control."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kronos_pipeline.base_models import BaseModelSource, WeightsSource
+from kronos_pipeline.data.bars import FEATURES
+
+CLOSE = FEATURES.index("close")
+
+
+@dataclass
+class HandMadeWindows:
+    """What evaluation reads of a `WindowSet`; `holdout` bars at the end are covered by rolls of `horizon` bars."""
+
+    close: np.ndarray
+    holdout: int
+    horizon: int
+    lookback: int = 8
+    ticker: str = "AAPL"
+    freq: str = "B"
+    excluded: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        frame = pd.DataFrame(dict.fromkeys(FEATURES, self.close)).astype("float64")
+        frame.insert(0, "timestamps", pd.date_range("2024-01-02", periods=len(self.close), freq=self.freq))
+        self.bars = SimpleNamespace(ticker=self.ticker, frame=frame, content_hash=f"hash of {self.ticker}")
+        stamps = pd.DatetimeIndex(frame["timestamps"])
+        self.stamps = np.stack([stamps.minute, stamps.hour, stamps.weekday, stamps.day, stamps.month], axis=1).astype(
+            np.uint8
+        )
+
+    def of_split(self, split: str) -> pd.DataFrame:
+        assert split == "holdout"
+        bars = len(self.close)
+        origins = np.arange(bars - self.holdout - 1, bars - 1, self.horizon, dtype=np.int32)
+        ends = np.minimum(origins + 1 + self.horizon, bars).astype(np.int32)
+        return pd.DataFrame({"start": origins - self.lookback + 1, "origin": origins, "end": ends, "split": split})
+
+
+class RecordingSampler:
+    """Samples the last close, plus the model, plus the path's number, plus the step; keeps what it was called with."""
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+
+    def __call__(
+        self, model: float, history: np.ndarray, past: np.ndarray, ahead: np.ndarray, **settings: Any
+    ) -> np.ndarray:
+        self.calls.append({"model": model, "history": history, "past": past, "ahead": ahead, **settings})
+        steps = np.arange(1, ahead.shape[1] + 1)
+        numbers = np.arange(settings["paths"])
+        closes = history[:, -1, CLOSE, None, None] + model + numbers[None, :, None] + steps[None, None, :]
+        return np.repeat(closes[..., None], len(FEATURES), axis=-1)
+
+
+NANO = BaseModelSource(
+    name="kronos-nano",
+    predictor=WeightsSource("kronos-nano"),
+    tokenizer=WeightsSource("kronos-nano"),
+    context=512,
+    demo=True,
+)

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from holdouts import NANO, HandMadeWindows, RecordingSampler
+
+from kronos_pipeline.artifacts import ArtifactLayout, file_hash, read_json, read_parquet
+from kronos_pipeline.config import Recipe
+from kronos_pipeline.errors import ArtifactError
+from kronos_pipeline.evaluation.forecasts import forecast_holdout
+from kronos_pipeline.evaluation.report import (
+    build_evaluation,
+    evaluation_manifest,
+    load_ticker_forecasts,
+    merge_manifests,
+    save_evaluation,
+    save_ticker_evaluation,
+)
+
+CONFIG = Recipe(model_name="kronos-nano", horizon=4, lookback=8, eval_samples=3, seed=7)
+SKIPPED = [{"symbol": "ACME", "reason": "ACME.csv:3: Close: a price must be above 0 (found '-1')"}]
+MODELS = {"base": 0.5, "checkpoint": -0.5, "adapter": -2.0}
+
+
+def windows_of(ticker: str, scale: float = 1.0, left_out: int = 0) -> HandMadeWindows:
+    walk = np.cumsum(np.random.default_rng(len(ticker)).normal(size=60))
+    excluded = {"cutoffs above --max-cutoffs": left_out, "gap": 3}
+    return HandMadeWindows(scale * (100 + walk), holdout=10, horizon=4, ticker=ticker, excluded=excluded)
+
+
+def forecasts_of(windows: list[HandMadeWindows], models: dict[str, float] | None = None) -> pd.DataFrame:
+    return pd.concat([forecast_holdout(one, models or MODELS, CONFIG, sampler=RecordingSampler()) for one in windows])
+
+
+def manifest_of(windows: list[HandMadeWindows], device: str = "cpu") -> dict[str, Any]:
+    runs = {one.ticker: f"run of {one.ticker}" for one in windows}
+    return evaluation_manifest(windows, CONFIG, NANO, device, mlflow_runs=runs)
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> ArtifactLayout:
+    return ArtifactLayout(tmp_path)
+
+
+def strict_json(path: Path) -> Any:
+    """What a reader that knows JSON alone gets: NaN and Infinity are no JSON."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} in {path.name}")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def recomputed(rows: pd.DataFrame, model: str) -> dict[str, float]:
+    error = rows["y"].to_numpy() - rows[model].to_numpy()
+    return {
+        "mae": float(np.mean(np.abs(error))),
+        "rmse": float(np.sqrt(np.mean(np.square(error)))),
+        "mape": float(100 * np.mean(np.abs(error) / rows["y"].to_numpy())),
+    }
+
+
+@pytest.mark.parametrize("trained", ["adapter", "checkpoint"])
+def test_every_number_of_evaluation_json_can_be_recomputed_from_forecasts_parquet(
+    layout: ArtifactLayout, trained: str
+) -> None:
+    windows = [windows_of("AAPL"), windows_of("BRK-B", 1000, left_out=5), windows_of("EURUSD=X", 0.01)]
+    saved = save_evaluation(layout, forecasts_of(windows), trained, SKIPPED, manifest_of(windows))
+    evaluation = strict_json(layout.evaluation)
+    assert evaluation == saved
+    forecasts = pd.read_parquet(layout.forecasts)
+    by_symbol = dict(list(forecasts.groupby("unique_id")))
+
+    assert [entry["symbol"] for entry in evaluation["per_symbol"]] == sorted(by_symbol)
+    for entry in evaluation["per_symbol"]:
+        rows = by_symbol[entry["symbol"]]
+        scores = {model: recomputed(rows, model) for model in ("naive", *MODELS)}
+        assert entry["models"] == {model: pytest.approx(expected) for model, expected in scores.items()}
+        assert {metric: entry[metric] for metric in scores[trained]} == pytest.approx(scores[trained])
+        assert entry["beats_naive"] == (scores[trained]["mae"] < scores["naive"]["mae"])
+        assert entry["beats_base"] == (scores[trained]["mae"] < scores["base"]["mae"])
+        assert entry["bars"] == len(rows)
+        assert entry["cutoffs"] == rows["cutoff"].nunique()
+        assert pd.Timestamp(entry["holdout"]["first"]) == rows["ds"].min()
+        assert pd.Timestamp(entry["holdout"]["last"]) == rows["ds"].max()
+
+    total = evaluation["aggregate"]
+    for model in ("naive", *MODELS):
+        for metric in ("mae", "rmse", "mape"):
+            mean = np.mean([recomputed(rows, model)[metric] for rows in by_symbol.values()])
+            assert total["models"][model][metric] == pytest.approx(mean)
+        assert total["models"][model]["symbols"] == 3
+    assert {metric: total[metric] for metric in ("mae", "rmse", "mape")} == {
+        metric: total["models"][trained][metric] for metric in ("mae", "rmse", "mape")
+    }
+    assert total["symbols_evaluated"] == 3
+    assert total["bars"] == len(forecasts) == 30
+    assert total["cutoffs"] == 9
+    for rival in ("naive", "base"):
+        beaten = [entry[f"beats_{rival}"] for entry in evaluation["per_symbol"]]
+        assert total[f"symbols_beating_{rival}"] == sum(beaten)
+    assert pd.Timestamp(evaluation["holdout"]["first"]) == forecasts["ds"].min()
+    assert pd.Timestamp(evaluation["holdout"]["last"]) == forecasts["ds"].max()
+
+
+def test_evaluation_json_says_what_was_evaluated_with_what(layout: ArtifactLayout) -> None:
+    windows = [windows_of("AAPL", left_out=5), windows_of("MSFT", left_out=2)]
+    evaluation = save_evaluation(layout, forecasts_of(windows), "adapter", SKIPPED, manifest_of(windows))
+    assert evaluation["model"] == "adapter"
+    assert evaluation["base_model"] == "kronos-nano (embedded demo model)"
+    assert evaluation["demo"] is True
+    assert evaluation["units"] == {"mae": "price", "rmse": "price", "mape": "percent"}
+    assert evaluation["skipped"] == SKIPPED
+    assert (evaluation["device"], evaluation["seed"], evaluation["samples"]) == ("cpu", 7, 3)
+    assert [entry["cutoffs_left_out"] for entry in evaluation["per_symbol"]] == [5, 2]
+    assert evaluation["aggregate"]["cutoffs_left_out"] == 7
+    assert evaluation["files"] == {"forecasts.parquet": file_hash(layout.forecasts)}
+    manifest = evaluation["manifest"]
+    assert manifest["data"] == {"AAPL": "hash of AAPL", "MSFT": "hash of MSFT"}
+    assert manifest["mlflow_runs"] == {"AAPL": "run of AAPL", "MSFT": "run of MSFT"}
+    assert manifest["config"]["horizon"] == 4
+    assert "torch" in manifest["packages"]
+    assert read_parquet(layout.forecasts)[1] == manifest
+
+
+def test_no_symbol_is_an_error_and_leaves_the_last_evaluation(layout: ArtifactLayout) -> None:
+    windows = [windows_of("AAPL")]
+    forecasts = forecasts_of(windows)
+    save_evaluation(layout, forecasts, "adapter", [], manifest_of(windows))
+    before = (layout.evaluation.read_bytes(), layout.forecasts.read_bytes())
+    with pytest.raises(ArtifactError, match="No symbol was evaluated"):
+        save_evaluation(layout, forecasts.iloc[:0], "adapter", SKIPPED, manifest_of([]))
+    assert (layout.evaluation.read_bytes(), layout.forecasts.read_bytes()) == before
+
+
+def test_an_undefined_metric_is_null_with_its_reason_and_beats_nothing(layout: ArtifactLayout) -> None:
+    windows = [windows_of("AAPL"), windows_of("MSFT")]
+    forecasts = forecasts_of(windows).reset_index(drop=True)
+    forecasts.loc[3, "adapter"] = np.nan
+    save_evaluation(layout, forecasts, "adapter", [], manifest_of(windows))
+    evaluation = strict_json(layout.evaluation)
+    apple, microsoft = evaluation["per_symbol"]
+    assert apple["mae"] is apple["rmse"] is apple["mape"] is None
+    assert apple["undefined"]["mae"] == "no finite forecast or close at 1 of 10 bars"
+    assert apple["beats_naive"] is apple["beats_base"] is None
+    assert microsoft["mae"] is not None
+    assert evaluation["aggregate"]["mae"] is None
+    assert evaluation["aggregate"]["undefined"]["mae"] == "undefined for 1 of 2 symbols"
+    assert evaluation["aggregate"]["models"]["base"]["mae"] is not None
+
+
+def test_a_symbol_without_the_trained_model_has_null_metrics_and_a_reason() -> None:
+    windows = [windows_of("AAPL"), windows_of("MSFT")]
+    forecasts = pd.concat([forecasts_of(windows[:1]), forecasts_of(windows[1:], {"base": 0.5})])
+    evaluation = build_evaluation(forecasts, "adapter", [], manifest_of(windows))
+    microsoft = evaluation["per_symbol"][1]
+    assert microsoft["mae"] is None
+    assert microsoft["undefined"]["mae"] == "no forecast of the adapter model"
+    assert evaluation["aggregate"]["models"]["checkpoint"]["symbols"] == 1
+    assert evaluation["aggregate"]["models"]["base"]["symbols"] == 2
+
+
+def test_the_tickers_files_put_together_give_the_evaluation_of_all(layout: ArtifactLayout) -> None:
+    windows = [windows_of("AAPL", left_out=5), windows_of("^GSPC")]
+    for one in windows:
+        alone = save_ticker_evaluation(layout, forecasts_of([one]), "adapter", manifest_of([one]))
+        assert alone == read_json(layout.ticker_metrics(one.ticker))
+        assert alone["aggregate"]["symbols_evaluated"] == 1
+        assert alone["files"] == {f"{one.ticker}.parquet": file_hash(layout.ticker_forecasts(one.ticker))}
+    forecasts, manifest = load_ticker_forecasts(layout, ["AAPL", "^GSPC"])
+    assert build_evaluation(forecasts, "adapter", [], manifest) == build_evaluation(
+        forecasts_of(windows), "adapter", [], manifest_of(windows)
+    )
+
+
+def test_a_tickers_file_holds_one_ticker(layout: ArtifactLayout) -> None:
+    windows = [windows_of("AAPL"), windows_of("MSFT")]
+    with pytest.raises(ArtifactError, match="not those of 2"):
+        save_ticker_evaluation(layout, forecasts_of(windows), "adapter", manifest_of(windows))
+
+
+def test_a_ticker_without_metrics_is_an_error(layout: ArtifactLayout) -> None:
+    with pytest.raises(ArtifactError, match=r"AAPL\.parquet"):
+        load_ticker_forecasts(layout, ["AAPL"])
+    with pytest.raises(ArtifactError, match="No symbol"):
+        load_ticker_forecasts(layout, [])
+
+
+def test_what_differs_between_manifests_is_named_and_two_base_models_are_both_shown() -> None:
+    windows = [windows_of("AAPL"), windows_of("MSFT"), windows_of("NVDA")]
+    manifests = [manifest_of([one]) for one in windows]
+    manifests[1]["device"] = "cuda"
+    manifests[2]["base_model"] = {"name": "small", "label": "small", "demo": False}
+    merged = merge_manifests(manifests)
+    assert merged["data"] == {one.ticker: f"hash of {one.ticker}" for one in windows}
+    assert merged["seed"] == 7
+    assert set(merged["differing"]) == {"device", "base_model"}
+    assert merged["differing"]["device"] == ["cpu", "cuda"]
+    evaluation = build_evaluation(forecasts_of(windows), "adapter", [], merged)
+    assert evaluation["base_model"] == "kronos-nano (embedded demo model) / small"
+    assert evaluation["demo"] is True
+    assert evaluation["device"] is None
