@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -106,14 +107,13 @@ def for_people(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
         shown = without_password(uri)
-        if "out-of-date database schema" in str(error):
-            advice = f"it was made by another version of MLflow: save a copy and run `mlflow db upgrade {shown}`"
+        what = _reason(error).replace(uri, shown)
+        if "out-of-date database schema" in what:
+            advice = f"it was made by another version of MLflow; save a copy and run `mlflow db upgrade '{shown}'`"
         elif uri.startswith(_SQLITE):
-            advice = f"{_first_line(error)}; mend the file, or move it away and a new one is made"
+            advice = f"{what}; mend the file, or move it away and a new one is made"
         else:
-            advice = (
-                f"{_first_line(error)}; start it or mend MLFLOW_TRACKING_URI, or unset that to track in --output-dir"
-            )
+            advice = f"{what}; start it, mend MLFLOW_TRACKING_URI, or unset that to track in --output-dir"
         raise TrackingError(f"The MLflow store {shown} cannot be used: {advice}.") from error
 
 
@@ -181,5 +181,8 @@ def _quieten() -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+def _reason(error: BaseException) -> str:
+    """The first sentence of what lies at the bottom: "Connection refused", not the errors made of it on the way."""
+    while cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
+        error = cause
+    return re.split(r"\.?\s*\n|\.\s", str(error).strip() or type(error).__name__, maxsplit=1)[0].rstrip(".")
