@@ -59,18 +59,21 @@ class BaseModelSource:
         return f"{self.name} (embedded demo model)" if self.demo else self.name
 
 
-_REVISIONS = {
-    "NeoQuasar/Kronos-mini": "f4e68697d9d5aed55cef5c96aabc3376bcad9f81",
-    "NeoQuasar/Kronos-small": "901c26c1332695a2a8f243eb2f37243a37bea320",
-    "NeoQuasar/Kronos-base": "2b554741eca47781b64468546e77fef3e85130e6",
+_TOKENIZERS = {
     "NeoQuasar/Kronos-Tokenizer-2k": "26966d0035065a0cae0ebad7af8ece35bc1fb51c",
     "NeoQuasar/Kronos-Tokenizer-base": "0e0117387f39004a9016484a186a908917e22426",
 }
-_PUBLISHED = {
-    "NeoQuasar/Kronos-mini": ("NeoQuasar/Kronos-Tokenizer-2k", 2048),
-    "NeoQuasar/Kronos-small": ("NeoQuasar/Kronos-Tokenizer-base", 512),
-    "NeoQuasar/Kronos-base": ("NeoQuasar/Kronos-Tokenizer-base", 512),
+_PREDICTORS = {
+    "NeoQuasar/Kronos-mini": "f4e68697d9d5aed55cef5c96aabc3376bcad9f81",
+    "NeoQuasar/Kronos-small": "901c26c1332695a2a8f243eb2f37243a37bea320",
+    "NeoQuasar/Kronos-base": "2b554741eca47781b64468546e77fef3e85130e6",
 }
+_PARTNERS = {
+    "NeoQuasar/Kronos-mini": ("NeoQuasar/Kronos-Tokenizer-2k", 2048),
+    "NeoQuasar/Kronos-small": ("NeoQuasar/Kronos-Tokenizer-base", DEFAULT_CONTEXT),
+    "NeoQuasar/Kronos-base": ("NeoQuasar/Kronos-Tokenizer-base", DEFAULT_CONTEXT),
+}
+"""Each predictor's tokenizer and context in bars."""
 _PINNED = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
 
 
@@ -80,55 +83,50 @@ def find_base_model(model_name: str, tokenizer_name: str | None = None) -> BaseM
     Args:
         model_name: `kronos-nano`; a published name (`NeoQuasar/Kronos-small`, or `Kronos-small`); a Hub repository with
             a pinned commit (`someone/model@<40 hex digits>`); or a local folder, which holds either `predictor/` and
-            `tokenizer/`, or the predictor's `config.json` and `model.safetensors`.
+            `tokenizer/`, or the predictor's `config.json` and `model.safetensors`. Case does not matter in known names.
         tokenizer_name: the same for the tokenizer; by default the one that belongs to the predictor.
 
     Raises:
         ModelError: the name is none of these.
     """
-    folder = Path(model_name).expanduser()
+    demo = model_name.lower() == NANO
+    folder = NANO_FOLDER if demo else Path(model_name).expanduser()
     tokenizer, context = "NeoQuasar/Kronos-Tokenizer-base", DEFAULT_CONTEXT
-    if model_name.lower() == NANO:
-        predictor, tokenizer = _local(NANO_FOLDER / "predictor", NANO), str(NANO_FOLDER / "tokenizer")
-        context = _local_context(NANO_FOLDER / "predictor")
-    elif published := _published(model_name):
-        predictor, (tokenizer, context) = _on_hub(published), _PUBLISHED[published]
-    elif (folder / "predictor").is_dir() and (folder / "tokenizer").is_dir():
-        predictor, tokenizer = _local(folder / "predictor", model_name), str(folder / "tokenizer")
-        context = _local_context(folder / "predictor")
+    if demo or ((folder / "predictor").is_dir() and (folder / "tokenizer").is_dir()):
+        predictor = WeightsSource(NANO if demo else model_name, folder=folder / "predictor")
+        tokenizer, context = NANO if demo else model_name, _local_context(folder / "predictor")
     elif folder.is_dir():
-        predictor, context = _local(folder, model_name), _local_context(folder)
+        predictor, context = WeightsSource(model_name, folder=folder), _local_context(folder)
     else:
-        predictor = _on_hub(model_name)
+        predictor = _on_hub(model_name, _PREDICTORS)
+        tokenizer, context = _PARTNERS.get(predictor.repository or "", (tokenizer, context))
     return BaseModelSource(
         name=predictor.name,
         predictor=predictor,
-        tokenizer=_weights(tokenizer_name or tokenizer),
+        tokenizer=_tokenizer(tokenizer_name or tokenizer),
         context=context,
-        demo=model_name.lower() == NANO,
+        demo=demo,
     )
 
 
-def _published(name: str) -> str | None:
-    return next((known for known in _PUBLISHED if name.lower() in (known.lower(), known.split("/")[1].lower())), None)
-
-
-def _weights(name: str) -> WeightsSource:
+def _tokenizer(name: str) -> WeightsSource:
+    if name.lower() == NANO:
+        return WeightsSource(NANO, folder=NANO_FOLDER / "tokenizer")
     folder = Path(name).expanduser()
-    return _local(folder, name) if folder.is_dir() else _on_hub(name)
+    if not folder.is_dir():
+        return _on_hub(name, _TOKENIZERS)
+    return WeightsSource(name, folder=folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder)
 
 
-def _local(folder: Path, name: str) -> WeightsSource:
-    return WeightsSource(name=name, folder=folder)
-
-
-def _on_hub(name: str) -> WeightsSource:
-    if name in _REVISIONS:
-        return WeightsSource(name=name, repository=name, revision=_REVISIONS[name])
+def _on_hub(name: str, published: dict[str, str]) -> WeightsSource:
+    for known, revision in published.items():
+        if name.lower() in (known.lower(), known.split("/")[1].lower()):
+            return WeightsSource(known, repository=known, revision=revision)
     if pinned := _PINNED.fullmatch(name):
-        return WeightsSource(name=name, **pinned.groupdict())
+        return WeightsSource(name, repository=pinned["repository"], revision=pinned["revision"])
+    what = "model" if published is _PREDICTORS else "tokenizer"
     raise ModelError(
-        f"No model is called {name!r}, and no folder of that name exists. Use {NANO}, one of {', '.join(_REVISIONS)}, "
+        f"No {what} is called {name!r}, and no folder of that name exists. Use {NANO}, one of {', '.join(published)}, "
         "a local folder, or a Hub repository with its commit: owner/name@<40 hex digits>."
     )
 

@@ -1,4 +1,4 @@
-"""Every setting of the pipeline, written once: it feeds the command line, Dagster's run config and MLflow's parameters."""
+"""Every setting of the pipeline, written once, for the command line, Dagster's run config and MLflow's parameters."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ class Recipe(BaseModel):
         description="base model: kronos-nano (embedded), a published name, owner/name@commit, or a local folder "
         "[environment: KRONOS_BASE_MODEL]",
     )
-    tokenizer_name: Optional[str] = Field(None, description="tokenizer, named likewise; by default the base model's own")
+    tokenizer_name: Optional[str] = Field(
+        None, description="tokenizer, named likewise; by default the base model's own"
+    )
 
     lookback: int = Field(64, ge=2, description="bars that a forecast sees")
     horizon: int = Field(30, ge=1, description="bars that a forecast predicts")
@@ -59,21 +61,27 @@ class Recipe(BaseModel):
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay")
     warmup_fraction: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the rate rises linearly")
     max_grad_norm: float = Field(1.0, gt=0, description="norm at which gradients are clipped")
-    average_decay: float = Field(0.0, ge=0, lt=1, description="decay per step of averaged weights; 0 keeps the plain ones")
+    average_decay: float = Field(
+        0.0, ge=0, lt=1, description="decay per step of averaged weights; 0 keeps the plain ones"
+    )
     evaluations_per_epoch: int = Field(4, ge=1, description="looks at the selection block per epoch")
     patience: int = Field(6, ge=1, description="looks without improvement before training stops")
     save_steps: int = Field(200, ge=1, description="optimiser steps between two resumable states")
     seed: int = Field(0, ge=0, description="seed of weights, order, dropout and sampling")
     num_workers: int = Field(0, ge=0, description="worker processes that load batches")
     device: str = Field(
-        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:N or mps [environment: KRONOS_DEVICE]"
+        "auto",
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        description="auto, cpu, cuda, cuda:N or mps [environment: KRONOS_DEVICE]",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="number format of matrix products; auto takes bf16 on a GPU that has it, else fp32"
     )
     torch_compile: bool = Field(False, description="compile the model (worth its start-up on long GPU runs)")
 
-    adapter: Literal["none", "lora"] = Field("none", description="none: one checkpoint over all tickers; lora: adapters")
+    adapter: Literal["none", "lora"] = Field(
+        "none", description="none: one checkpoint over all tickers; lora: adapters"
+    )
     adapter_name: Optional[str] = Field(
         None, description="train one adapter over all of the data under this name, not one per ticker"
     )
@@ -119,7 +127,8 @@ class Recipe(BaseModel):
         used = min(self.lookback, context - self.horizon - 1)
         if used < 2:
             raise SettingsError(
-                f"--horizon {self.horizon} leaves no lookback in the context of {self.model_name}, {context} bars; lower it."
+                f"--horizon {self.horizon} leaves no lookback in the context of {self.model_name}, {context} bars; "
+                "lower it."
             )
         return used
 
@@ -127,7 +136,9 @@ class Recipe(BaseModel):
 class KronosTrainingConfig(Recipe):
     """A recipe, where the CSVs are, and where artifacts go: all that one run of the pipeline needs to know."""
 
-    data_dir: str = Field("trainingdata", description="folder with one CSV per ticker, at any depth [environment: KRONOS_DATA_DIR]")
+    data_dir: str = Field(
+        "trainingdata", description="folder with one CSV per ticker, at any depth [environment: KRONOS_DATA_DIR]"
+    )
     output_dir: str = Field("artifacts", description="folder for artifacts [environment: KRONOS_OUTPUT_DIR]")
 
     @property

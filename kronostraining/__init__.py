@@ -1,0 +1,1 @@
+"""The name that existing scripts call; everything lives in `kronos_pipeline`."""
