@@ -1,6 +1,6 @@
 # Source this in bash or zsh, from any directory: `source env.sh`. It activates .venv and says where Dagster finds things.
 
-_kronos_root="$(cd "$(dirname "${BASH_SOURCE[0]:-$0}")" && pwd)"
+_kronos_root="$(CDPATH= cd -- "$(dirname "${BASH_SOURCE[0]:-$0}")" && pwd)"
 
 if [ -f "$_kronos_root/.venv/bin/activate" ]; then
     . "$_kronos_root/.venv/bin/activate"

@@ -1,0 +1,86 @@
+"""`source env.sh`: what a shell has afterwards, wherever it was sourced from."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+VARIABLES = ("DAGSTER_MODULE_NAME", "DAGSTER_HOME", "KRONOS_BASE_MODEL", "VIRTUAL_ENV")
+SHELLS = [
+    "bash",
+    pytest.param("zsh", marks=pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")),
+]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout with what env.sh reads, so that a test leaves the developer's own DAGSTER_HOME alone."""
+    root = tmp_path / "a check-out"
+    (root / ".venv" / "bin").mkdir(parents=True)
+    (root / ".venv" / "bin" / "activate").write_text(f"VIRTUAL_ENV='{root}/.venv'; export VIRTUAL_ENV\n")
+    settings = Path("kronos_pipeline/orchestration/dagster.yaml")
+    (root / settings).parent.mkdir(parents=True)
+    shutil.copy(ROOT / settings, root / settings)
+    shutil.copy(ROOT / "env.sh", root)
+    return root
+
+
+def source(shell: str, file: str, working_directory: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Source a file in a shell without start-up files, and print the variables that it sets, one a line."""
+    script = f"source '{file}' || exit 1; for name in {' '.join(VARIABLES)}; do printenv $name; done"
+    flags = ["--norc", "--noprofile", "-u"] if shell == "bash" else ["-f", "-u"]
+    clean = {key: value for key, value in os.environ.items() if key not in VARIABLES}
+    return subprocess.run(
+        [shell, *flags, "-c", script], cwd=working_directory, env=clean | environment, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("place", ["root", "elsewhere", "below"])
+def test_variables_name_the_checkout_wherever_it_is_sourced_from(
+    shell: str, place: str, checkout: Path, tmp_path: Path
+) -> None:
+    file, directory = {
+        "root": ("./env.sh", checkout),
+        "elsewhere": (str(checkout / "env.sh"), tmp_path),
+        "below": ("../env.sh", checkout / "kronos_pipeline"),
+    }[place]
+    result = source(shell, file, directory, CDPATH=str(tmp_path))
+    home = checkout / ".dagster_home"
+    expected = ["kronos_pipeline.definitions", str(home), "kronos-nano", str(checkout / ".venv")]
+    assert (result.returncode, result.stderr, result.stdout.splitlines()) == (0, "", expected)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_dagster_home_has_the_tracked_settings_and_no_telemetry(shell: str, checkout: Path) -> None:
+    for _ in range(2):
+        assert source(shell, "./env.sh", checkout).returncode == 0
+    settings = checkout / ".dagster_home" / "dagster.yaml"
+    assert settings.read_text() == (ROOT / "kronos_pipeline/orchestration/dagster.yaml").read_text()
+    content = yaml.safe_load(settings.read_text())
+    assert content["telemetry"] == content["nux"] == {"enabled": False}
+
+
+def test_a_base_model_that_the_user_chose_stays(checkout: Path) -> None:
+    result = source("bash", "./env.sh", checkout, KRONOS_BASE_MODEL="NeoQuasar/Kronos-small")
+    assert result.stdout.splitlines()[2] == "NeoQuasar/Kronos-small"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_without_an_installation_it_says_what_to_run_and_the_shell_lives_on(shell: str, checkout: Path) -> None:
+    shutil.rmtree(checkout / ".venv")
+    result = source(shell, "./env.sh", checkout)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "run 'make venv'" in result.stderr
+
+
+def test_no_file_makes_the_repository_root_a_dagster_home() -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert "kronos_pipeline/orchestration/dagster.yaml" in tracked
+    assert not {"dagster.yaml", "dagster.yml", ".env"} & set(tracked)
