@@ -1,0 +1,73 @@
+"""Which layer may import which, and what loads without torch."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LINT = Path(sys.executable).with_name("lint-imports")
+
+
+def lint(folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([LINT, "--no-cache"], cwd=folder, capture_output=True, text=True)
+
+
+def test_the_import_contract_holds() -> None:
+    result = lint(ROOT)
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "broken"),
+    [
+        ("evaluation/report.py", "import kronos_pipeline.tracking.runs", "imports point one way"),
+        ("errors.py", "import kronos_pipeline.config", "imports point one way"),
+        ("a_new_module.py", "", "imports point one way"),
+        ("tracking/runs.py", "import dagster", "only definitions and orchestration import dagster"),
+        ("training/spy.py", "import dagster_pandera", "only definitions and orchestration import dagster"),
+        ("evaluation/report.py", "from mlflow import MlflowClient", "only tracking imports mlflow"),
+        ("orchestration/spy.py", "import mlflow", "only tracking imports mlflow"),
+        ("orchestration/spy.py", "import pandera.pandas", "only data imports pandera"),
+        ("training/spy.py", "from sktime.libs.kronos import Kronos", "only model.upstream imports sktime"),
+        ("data/spy.py", "def late() -> None:\n    import torch", "data and what lies below it do without torch"),
+        ("artifacts.py", "import peft", "data and what lies below it do without torch"),
+    ],
+)
+def test_a_forbidden_import_breaks_the_contract(module: str, line: str, broken: str, tmp_path: Path) -> None:
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for package in ("kronos_pipeline", "kronostraining"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    file = tmp_path / "kronos_pipeline" / module
+    file.write_text((file.read_text() if file.exists() else "") + f"\n{line}\n")
+    result = lint(tmp_path)
+    assert result.returncode == 1
+    assert f"{broken} BROKEN" in result.stdout
+
+
+def test_settings_artifacts_and_data_load_without_torch() -> None:
+    script = """
+import importlib, pkgutil, sys
+import kronos_pipeline.data
+for name in ("errors", "base_models", "config", "artifacts", "data"):
+    importlib.import_module(f"kronos_pipeline.{name}")
+for module in pkgutil.iter_modules(kronos_pipeline.data.__path__, "kronos_pipeline.data."):
+    importlib.import_module(module.name)
+print(sorted({"torch", "dagster", "mlflow", "sktime", "peft"} & set(sys.modules)))
+"""
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stdout.strip()) == (0, "[]"), result.stderr
+
+
+def test_public_names_are_found_where_the_package_says() -> None:
+    script = """
+import sys, kronos_pipeline
+assert "torch" not in sys.modules
+print(*(getattr(kronos_pipeline, name).__name__ for name in kronos_pipeline.__all__))
+"""
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout.split() == ["KronosMultiTickerDataset", "KronosTrainer", "KronosTrainingConfig"], result.stderr
