@@ -1,0 +1,103 @@
+"""A ticker's bars as every other layer sees them, and their artifact `bars/<T>.parquet`."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kronos_pipeline.artifacts import code_version, read_parquet, write_parquet
+from kronos_pipeline.errors import ArtifactError
+
+FEATURES = ("open", "high", "low", "close", "volume", "amount")
+"""What a bar holds beside its time, in the order that Kronos takes: prices, units traded, money traded."""
+PRICES = FEATURES[:4]
+COLUMNS = ("timestamps", *FEATURES)
+
+FloatArray = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+
+
+@dataclass(frozen=True)
+class Bars:
+    """One ticker's validated bars, oldest first.
+
+    Attributes:
+        ticker: the symbol.
+        frame: `timestamps`, datetime64[ns] without a zone, in the file's own local time; then the six features,
+            float64; a RangeIndex.
+        content_hash: SHA-256 of times and features; the file's name and the notes do not change it.
+        source: the file, as the user knows it.
+        time_zone: what the file says of its zone, such as "UTC-05:00/-04:00"; None where it says nothing.
+        notes: what is odd but no error, one sentence each.
+    """
+
+    ticker: str
+    frame: pd.DataFrame
+    content_hash: str
+    source: str
+    time_zone: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    @property
+    def values(self) -> FloatArray:
+        """The features, `(bars, 6)`, in the file's units."""
+        return self.frame[list(FEATURES)].to_numpy(np.float64)
+
+
+def make_bars(
+    ticker: str, frame: pd.DataFrame, *, source: str, time_zone: str | None = None, notes: tuple[str, ...] = ()
+) -> Bars:
+    """Put bars together from a frame that is already right: `timestamps` and the six features, oldest first."""
+    columns = {name: frame[name].to_numpy(np.float64) + 0.0 for name in FEATURES}  # + 0.0 makes -0.0 the 0.0 it means
+    stamps = frame["timestamps"].to_numpy("datetime64[ns]")
+    clean = pd.DataFrame({"timestamps": stamps, **columns})
+    return Bars(ticker, clean, bars_hash(clean), source, time_zone, notes)
+
+
+def bars_hash(frame: pd.DataFrame) -> str:
+    """SHA-256 of a bars frame's times and features, in hex."""
+    digest = hashlib.sha256(frame["timestamps"].to_numpy("datetime64[ns]").astype("<i8").tobytes())
+    digest.update(np.ascontiguousarray(frame[list(FEATURES)].to_numpy(np.float64), dtype="<f8").tobytes())
+    return digest.hexdigest()
+
+
+def save_bars(path: Path, bars: Bars) -> None:
+    """Write `bars/<T>.parquet`, what is known of the bars in its schema's metadata."""
+    manifest = {
+        "ticker": bars.ticker,
+        "content_hash": bars.content_hash,
+        "source": bars.source,
+        "time_zone": bars.time_zone,
+        "notes": list(bars.notes),
+        "code_version": code_version(),
+    }
+    write_parquet(path, bars.frame, manifest)
+
+
+def load_bars(path: Path) -> Bars:
+    """Read what `save_bars` wrote.
+
+    Raises:
+        ArtifactError: there is no such file, or it does not hold what its hash says.
+    """
+    frame, manifest = read_parquet(path)
+    try:
+        bars = make_bars(
+            manifest["ticker"],
+            frame,
+            source=manifest["source"],
+            time_zone=manifest["time_zone"],
+            notes=tuple(manifest["notes"]),
+        )
+        damaged = bars.content_hash != manifest["content_hash"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path} holds no bars ({error}); materialise them again.") from error
+    if damaged:
+        raise ArtifactError(f"{path} is damaged: its bars are not those that were written; materialise them again.")
+    return bars

@@ -1,0 +1,118 @@
+"""Which CSV belongs to which ticker: the data folder is the list of tickers."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kronos_pipeline.config import NAME
+from kronos_pipeline.errors import DataError, Problem
+
+_BAD_SYMBOL = (
+    "the file's name makes no symbol: use letters, digits and .-_^= only, without a leading dot, 64 at most; rename it"
+)
+
+
+@dataclass(frozen=True)
+class CsvFile:
+    """One ticker's CSV.
+
+    Attributes:
+        ticker: the symbol, upper-case.
+        path: the file.
+    """
+
+    ticker: str
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The file as messages name it, printable whatever bytes are in its name."""
+        return printable(self.path)
+
+
+@dataclass(frozen=True)
+class CsvFolder:
+    """What a data folder holds.
+
+    Attributes:
+        root: the folder.
+        files: the CSV of each ticker, by symbol, sorted.
+        problems: files that belong to no ticker, by symbol or, where the name makes none, by file name.
+    """
+
+    root: Path
+    files: dict[str, CsvFile]
+    problems: dict[str, DataError] = field(default_factory=dict)
+
+    def file(self, ticker: str) -> CsvFile:
+        """The CSV of one ticker.
+
+        Raises:
+            DataError: there is none, or more than one.
+        """
+        if ticker in self.files:
+            return self.files[ticker]
+        if ticker in self.problems:
+            raise self.problems[ticker]
+        known = ", ".join(list(self.files)[:10]) + (", ..." if len(self.files) > 10 else "")
+        rule = f"no CSV for the ticker {ticker!r} here; there are: {known or 'none'}"
+        raise DataError(Problem(printable(self.root), rule), ticker)
+
+
+def find_csv_files(data_dir: Path) -> CsvFolder:
+    """Find every `*.csv` at any depth below a folder; a ticker's symbol is the file's name, upper-case.
+
+    Linked folders are followed. Two files for one symbol are that symbol's problem, and the other tickers go on.
+
+    Raises:
+        DataError: there is no such folder, it cannot be read, or no CSV is in it.
+    """
+    shown = printable(data_dir)
+    if not data_dir.exists():
+        raise DataError(Problem(shown, "no such folder; say where the CSVs are with --data-dir"))
+    if not data_dir.is_dir():
+        raise DataError(Problem(shown, "this is a file; give --data-dir the folder that it is in"))
+    by_symbol: dict[str, list[Path]] = {}
+    problems: dict[str, DataError] = {}
+    for path in _csv_paths(data_dir):
+        # Checked before it is upper-cased, which makes ASCII letters of some that are none, such as SS of a sharp s.
+        if NAME.fullmatch(path.stem):
+            by_symbol.setdefault(path.stem.upper(), []).append(path)
+        else:
+            problems[printable(path.relative_to(data_dir))] = DataError(Problem(printable(path), _BAD_SYMBOL))
+    if not by_symbol and not problems:
+        raise DataError(Problem(shown, "no CSV in this folder or below it; put one <TICKER>.csv there per ticker"))
+    files = {}
+    for symbol, paths in sorted(by_symbol.items()):
+        if len(paths) == 1:
+            files[symbol] = CsvFile(symbol, paths[0])
+            continue
+        rule = f"more than one file for the symbol {symbol}; keep one of {', '.join(map(printable, paths))}"
+        problems[symbol] = DataError(Problem(printable(paths[1]), rule), symbol)
+    return CsvFolder(data_dir, files, problems)
+
+
+def printable(path: Path) -> str:
+    """A path as text that can be printed and stored, whatever bytes its name holds."""
+    return os.fsencode(path).decode("utf-8", errors="replace")
+
+
+def _csv_paths(data_dir: Path) -> list[Path]:
+    found: list[Path] = []
+    seen = set()
+    for folder, below, names in os.walk(data_dir, followlinks=True, onerror=_refuse):
+        # A link that leads back up would be walked for ever.
+        if (real := os.path.realpath(folder)) in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        below.sort()
+        found += [Path(folder, name) for name in names if name.lower().endswith(".csv")]
+    return sorted(path for path in found if path.is_file())
+
+
+def _refuse(error: OSError) -> None:
+    folder = printable(Path(error.filename or "."))
+    raise DataError(Problem(folder, f"this folder cannot be read ({error.strerror})")) from error

@@ -1,0 +1,196 @@
+"""From CSV files to validated bars. Every bad line is reported at once, with its file, line, column, rule and value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pandera.pandas as pandera
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kronos_pipeline.data.bars import FEATURES, PRICES, Bars, FloatArray, make_bars
+from kronos_pipeline.data.csv_files import CsvFile, find_csv_files
+from kronos_pipeline.data.csv_table import CsvTable, read_csv_table
+from kronos_pipeline.data.flags import find_flags
+from kronos_pipeline.data.schemas import ORDER_RULES, RULES, BarFrame
+from kronos_pipeline.data.times import parse_times
+from kronos_pipeline.errors import DataError, Problem
+
+_VALIDATED_TOGETHER = 200
+"""Tickers in one call of pandera, which costs milliseconds whatever its size; more would only cost memory."""
+
+
+@dataclass
+class _Draft:
+    """A file on its way to bars: its frame oldest first, the table's row of each bar, and what is known to be wrong."""
+
+    table: CsvTable
+    frame: pd.DataFrame
+    rows: np.ndarray
+    zone: str | None
+    problems: list[Problem]
+    notes: list[str]
+
+
+def read_bars(file: CsvFile, *, now: pd.Timestamp | None = None) -> Bars:
+    """Read and validate one ticker's CSV.
+
+    Args:
+        file: the file.
+        now: the moment of reading, with a zone, for the note on a last bar that is still forming; by default the
+            clock's.
+
+    Raises:
+        DataError: with every problem of the file.
+    """
+    good, bad = _read_all([file], now)
+    if bad:
+        raise bad[file.ticker]
+    return good[file.ticker]
+
+
+def read_folder(data_dir: Path, *, now: pd.Timestamp | None = None) -> tuple[dict[str, Bars], dict[str, DataError]]:
+    """Read and validate every CSV below a folder: the good tickers' bars, and what is wrong with each bad one.
+
+    Raises:
+        DataError: there is no such folder, or no CSV in it.
+    """
+    folder = find_csv_files(data_dir)
+    good, bad = _read_all(list(folder.files.values()), now)
+    return good, dict(sorted({**folder.problems, **bad}.items()))
+
+
+def _read_all(files: list[CsvFile], now: pd.Timestamp | None) -> tuple[dict[str, Bars], dict[str, DataError]]:
+    now = pd.Timestamp.now("UTC") if now is None else now
+    good: dict[str, Bars] = {}
+    bad: dict[str, DataError] = {}
+    for first in range(0, len(files), _VALIDATED_TOGETHER):
+        drafts: list[_Draft] = []
+        for file in files[first : first + _VALIDATED_TOGETHER]:
+            try:
+                drafts.append(_draft(read_csv_table(file)))
+            except DataError as error:
+                bad[file.ticker] = error
+        _validate(drafts)
+        for draft in drafts:
+            ticker = draft.table.file.ticker
+            if draft.problems:
+                bad[ticker] = DataError(sorted(draft.problems, key=lambda one: one.line or 0), ticker)
+            else:
+                good[ticker] = _finish(draft, now)
+    return good, bad
+
+
+def _finish(draft: _Draft, now: pd.Timestamp) -> Bars:
+    file = draft.table.file
+    notes = (*draft.notes, *find_flags(draft.frame, draft.zone, now))
+    return make_bars(file.ticker, draft.frame, source=file.name, time_zone=draft.zone, notes=notes)
+
+
+def _draft(table: CsvTable) -> _Draft:
+    """Read a table's numbers and times; what cannot be read is NaN or NaT, and a problem."""
+    times = parse_times(table.cells["timestamps"])
+    problems = [_problem(table, "timestamps", row, rule) for row, rule in times.problems]
+    columns: dict[str, FloatArray] = {}
+    for name in FEATURES:
+        if name in table.cells:
+            columns[name], found = _numbers(table, name)
+            problems += found
+    notes = list(times.notes)
+    if table.ignored:
+        notes.append(f"columns that are ignored: {', '.join(name or 'one without a name' for name in table.ignored)}")
+    if "volume" not in columns:
+        columns["volume"] = np.zeros(len(table.lines))
+        notes.append("no volume: taken as 0")
+    if "amount" not in columns:
+        columns["amount"] = columns["volume"] * np.mean([columns[name] for name in PRICES], axis=0)
+    frame = pd.DataFrame({"timestamps": times.local, **{name: columns[name] for name in FEATURES}})
+    rows = np.arange(len(frame))
+    steps = np.sign(np.diff(times.local.dropna().astype("int64"))).sum()
+    if steps < 0:
+        frame, rows = frame[::-1].reset_index(drop=True), rows[::-1]
+        notes.append("the file is newest first: reversed")
+    return _Draft(table, frame, rows, times.zone, problems, notes)
+
+
+def _numbers(table: CsvTable, name: str) -> tuple[FloatArray, list[Problem]]:
+    """A column's numbers, NaN where a cell holds none, and the problems of those cells."""
+    cells = [cell.strip() for cell in table.cells[name]]
+    try:
+        return pc.cast(pa.array(cells, pa.string()), pa.float64()).to_numpy(), []
+    except pa.ArrowInvalid:
+        pass
+    numbers = np.full(len(cells), np.nan)
+    problems = []
+    for row, cell in enumerate(cells):
+        try:
+            # float() would take 1_000 for a thousand.
+            numbers[row] = float(cell if "_" not in cell else "")
+        except ValueError:
+            problems.append(_problem(table, name, row, "must be a number" if cell else "has no value"))
+    return numbers, problems
+
+
+def _problem(table: CsvTable, column: str, row: int, rule: str) -> Problem:
+    value = table.cells[column][row] or None
+    return Problem(table.file.name, rule, table.lines[row], table.names[column], value)
+
+
+def _validate(drafts: list[_Draft]) -> None:
+    """Check many tickers' frames in one call, and add to each draft the problems that it has."""
+    if not drafts:
+        return
+    frames = [draft.frame.assign(ticker=number) for number, draft in enumerate(drafts)]
+    joined = pd.concat(frames, ignore_index=True)
+    try:
+        BarFrame.validate(joined, lazy=True)
+    except pandera.errors.SchemaErrors as error:
+        failures = error.failure_cases.drop_duplicates(["index", "check", "column"])
+    else:
+        return
+    owners = joined["ticker"].to_numpy()
+    first = np.searchsorted(owners, np.arange(len(drafts)))
+    for number, found in failures.groupby(owners[failures["index"].to_numpy(int)]):
+        _explain(drafts[int(number)], found.assign(bar=found["index"].astype(int) - first[int(number)]))
+
+
+def _explain(draft: _Draft, failures: pd.DataFrame) -> None:
+    """Say each failure of pandera's in the file's own terms: line, column as it is spelt, rule, text of the cell."""
+    table = draft.table
+    known = {(one.line, one.column) for one in draft.problems}
+    bad_lines = {line for line, _ in known}
+
+    def add(column: str, bar: int, rule: str) -> None:
+        # Amount that no file gave comes of volume, and where that is not given either nothing can be wrong with it.
+        column = column if column in table.cells else "volume"
+        row = int(draft.rows[bar])
+        if column in table.cells and (table.lines[row], table.names[column]) not in known:
+            known.add((table.lines[row], table.names[column]))
+            draft.problems.append(_problem(table, column, row, rule))
+
+    cells = failures[failures["check"].isin(RULES)]
+    for check in RULES:
+        for column, bar in cells.loc[cells["check"] == check, ["column", "bar"]].itertuples(index=False):
+            if column != "timestamps":
+                add(column, bar, RULES[check])
+                bad_lines.add(table.lines[int(draft.rows[bar])])
+    for check, (column, rule) in ORDER_RULES.items():
+        for bar in failures.loc[failures["check"] == check, "bar"].unique():
+            if check == "later_than_before":
+                add(column, bar, _order_rule(draft, int(bar)))
+            elif table.lines[int(draft.rows[bar])] not in bad_lines:
+                # Of a bar with a price that is no price, the order of its prices says nothing more.
+                add(column, bar, rule)
+
+
+def _order_rule(draft: _Draft, bar: int) -> str:
+    times = draft.frame["timestamps"].to_numpy()
+    lines = np.array(draft.table.lines)[draft.rows]
+    same = np.flatnonzero(times[:bar] == times[bar])
+    if len(same):
+        return f"is the same time as in line {lines[same[0]]}"
+    before = np.flatnonzero(~np.isnat(times[:bar]))[-1]
+    return f"is out of order: earlier than line {lines[before]}"

@@ -1,0 +1,73 @@
+"""The z-score that Kronos was trained on: mean and standard deviation of the lookback bars alone, clipped.
+
+The constants are those of the published model's own predictor; other ones would show it bars that it never saw.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kronos_pipeline.data.bars import FloatArray
+
+EPSILON = 1e-5
+"""Added to the standard deviation."""
+CLIP = 5.0
+"""Largest size of a normalised value."""
+
+Float32Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+
+
+def lookback_statistics(values: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Mean and standard deviation over axis -2, the bars: (..., bars, 6) gives two of (..., 6).
+
+    The deviation is the population's, divided by the number of bars, as upstream's.
+    """
+    values = np.asarray(values, np.float64)
+    return values.mean(axis=-2), values.std(axis=-2)
+
+
+def normalise(values: FloatArray, mean: FloatArray, std: FloatArray) -> Float32Array:
+    """Normalise bars (..., bars, 6) by statistics (..., 6); clipped to +-5, float32."""
+    scaled = (np.asarray(values, np.float64) - mean[..., None, :]) / (std[..., None, :] + EPSILON)
+    return np.clip(scaled, -CLIP, CLIP).astype(np.float32)
+
+
+def denormalise(values: np.ndarray, mean: FloatArray, std: FloatArray) -> FloatArray:
+    """Take normalised bars (..., bars, 6) back to the file's units by statistics (..., 6), float64."""
+    return np.asarray(values, np.float64) * (std[..., None, :] + EPSILON) + mean[..., None, :]
+
+
+def rolling_statistics(values: FloatArray, length: int) -> tuple[FloatArray, FloatArray]:
+    """`lookback_statistics` of every run of `length` bars: (bars, 6) gives two of (bars - length + 1, 6).
+
+    Runs of 1, 2, 4, ... bars are merged pairwise (Chan, Golub and LeVeque's update). Squares are only ever added, so
+    nothing cancels, as it would in differences of running sums; a run of equal values has deviation 0 exactly; and no
+    run depends on a bar outside of it.
+    """
+    block, block_mean, block_squares = 1, values, np.zeros_like(values)
+    total, mean, squares = 0, block_mean, block_squares
+    while True:
+        if length & block:
+            if total:
+                # The run of `total` bars lies before the block that is appended to it.
+                mean, squares = _merge(mean, squares, total, block_mean, block_squares, block)
+            else:
+                mean, squares = block_mean, block_squares
+            total += block
+        if total == length:
+            break
+        block_mean, block_squares = _merge(block_mean, block_squares, block, block_mean, block_squares, block)
+        block *= 2
+    return mean, np.sqrt(squares / length)
+
+
+def _merge(
+    mean: FloatArray, squares: FloatArray, bars: int, next_mean: FloatArray, next_squares: FloatArray, next_bars: int
+) -> tuple[FloatArray, FloatArray]:
+    """Join each run of `bars` with the run of `next_bars` that starts where it ends."""
+    following, following_squares = next_mean[bars:], next_squares[bars:]
+    count = min(len(mean), len(following))
+    delta = following[:count] - mean[:count]
+    joined = bars + next_bars
+    merged = mean[:count] + delta * (next_bars / joined)
+    return merged, squares[:count] + following_squares[:count] + delta * delta * (bars * next_bars / joined)

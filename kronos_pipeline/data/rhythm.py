@@ -1,0 +1,134 @@
+"""When a ticker's bars are due: its interval, weekdays and times of day, and so what is a hole and what is a night.
+
+A night, a weekend or a lunch break that returns every day or week is the ticker's rhythm. A hole is a bar that is
+missing where the rhythm has one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+StampArray = np.ndarray[tuple[int, ...], np.dtype[np.datetime64]]
+IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+BoolArray = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
+
+_DAY = np.timedelta64(1, "D").astype("timedelta64[ns]").astype(np.int64)
+_NIGHT = _DAY // 8
+"""Nanoseconds: a daily pause of three hours or more makes a ticker one that trades in daily sessions."""
+_DAILY = _DAY * 9 // 10
+"""Nanoseconds: a clock change makes one day of a year 23 hours long."""
+_REGULAR_DAYS = 0.2
+"""A time of day is regular where that share of days has it: the hour of a session's edge moves with daylight saving."""
+_REGULAR_WEEKS = 0.5
+"""A weekday is regular where that share of the weeks has it."""
+
+
+@dataclass(frozen=True)
+class Rhythm:
+    """When bars are due.
+
+    Attributes:
+        interval: nanoseconds from one bar to the next, the most frequent difference.
+        weekdays: `(7,)`, Monday first: True where bars are due.
+        due: `(7, slots)`, True where a bar is due in that slot of that weekday; a slot is as long as the interval, and
+            a day of slower bars is one slot.
+        sessions: True where trading stops for some hours each day.
+    """
+
+    interval: int
+    weekdays: BoolArray
+    due: BoolArray
+    sessions: bool
+
+    @property
+    def daily(self) -> bool:
+        """True for daily bars and slower ones."""
+        return self.interval >= _DAILY
+
+    def missing(self, stamps: StampArray) -> IntArray:
+        """Bars missing between each bar and the next, `(bars - 1,)`.
+
+        Round the clock every slot that is due counts. In daily sessions the slots due between two bars of one date
+        count, and between two dates the days due, one each: what is left out at a session's end is mostly a half
+        holiday.
+        """
+        times = _nanoseconds(stamps)
+        gaps = np.diff(times)
+        missing = np.zeros(len(gaps), np.int64)
+        wide = np.flatnonzero(gaps > self.interval * 3 // 2)
+        before, after = times[wide], times[wide + 1]
+        if self.interval > _DAY * 3 // 2:
+            missing[wide] = np.rint(gaps[wide] / self.interval).astype(np.int64) - 1
+        elif self.daily or self.sessions:
+            days_before, days_after = before // _DAY, after // _DAY
+            between = _days_due(days_before, days_after, self.weekdays)
+            same_day = _slots_due(before, after, self.due, self.interval)
+            missing[wide] = np.where(days_before == days_after, same_day, between)
+        else:
+            missing[wide] = _slots_due(before, after, self.due, self.interval)
+        return missing
+
+
+def find_rhythm(stamps: StampArray) -> Rhythm:
+    """Observe a ticker's rhythm in its bars' times, two at least, sorted and distinct."""
+    times = _nanoseconds(stamps)
+    differences, counts = np.unique(np.diff(times), return_counts=True)
+    interval = int(differences[counts.argmax()])
+    days = times // _DAY
+    weekday_of = (days + 3) % 7  # 1970-01-01 was a Thursday
+    dates = np.unique(days)
+    weeks = max(len(np.unique((dates + 3) // 7)), 1)
+    days_per_weekday = np.bincount((dates + 3) % 7, minlength=7)
+    weekdays = days_per_weekday >= _REGULAR_WEEKS * weeks
+    slots = int(max(-(-_DAY // interval), 1))
+    slot_of = (times % _DAY) // interval if slots > 1 else np.zeros(len(times), np.int64)
+    # A bar per slot and date, as bars may be denser than the interval here and there.
+    occupied = np.unique(days * slots + slot_of)
+    per_slot = np.bincount(occupied % slots, minlength=slots)
+    regular = per_slot >= _REGULAR_DAYS * len(dates)
+    sessions = slots > 1 and _longest_pause(regular) * interval >= _NIGHT
+    if sessions or slots == 1:
+        return Rhythm(interval, weekdays, np.broadcast_to(regular, (7, slots)), sessions)
+    per_weekday = np.zeros((7, slots), np.int64)
+    np.add.at(per_weekday, ((occupied // slots + 3) % 7, occupied % slots), 1)
+    often = per_weekday >= np.maximum(_REGULAR_WEEKS * days_per_weekday, 1)[:, None]
+    # Between a weekday's first and last regular slot each one is due, as a short file may lack one by a hole alone.
+    within = np.logical_or.accumulate(often, axis=1) & np.logical_or.accumulate(often[:, ::-1], axis=1)[:, ::-1]
+    return Rhythm(interval, weekdays, within & regular & np.isin(np.arange(7), weekday_of)[:, None], sessions)
+
+
+def _nanoseconds(stamps: StampArray) -> IntArray:
+    return np.asarray(stamps).astype("datetime64[ns]").astype(np.int64)
+
+
+def _longest_pause(regular: BoolArray) -> int:
+    """Slots in the longest run without trading, midnight being no border."""
+    busy = np.flatnonzero(regular)
+    if len(busy) == 0:
+        return 0
+    return int(np.diff(np.append(busy, busy[0] + len(regular))).max()) - 1
+
+
+def _days_due(first: IntArray, last: IntArray, weekdays: BoolArray) -> IntArray:
+    """Days of the regular weekdays that lie between two days, neither of them counted."""
+    if not weekdays.any():
+        return np.zeros(len(first), np.int64)
+    after_first = (first + 1).astype("datetime64[D]")
+    return np.maximum(np.busday_count(after_first, last.astype("datetime64[D]"), weekmask=weekdays), 0)
+
+
+def _slots_due(before: IntArray, after: IntArray, due: BoolArray, interval: int) -> IntArray:
+    """Slots due that lie between the slots of two times, neither of them counted."""
+    week = due.ravel()
+    slots = due.shape[1]
+    running = np.concatenate([[0], np.cumsum(week)])
+
+    def slot_of(times: IntArray) -> IntArray:
+        return (times // _DAY + 3) * slots + (times % _DAY) // interval
+
+    def count_before(slot: IntArray) -> IntArray:
+        return slot // len(week) * running[-1] + running[slot % len(week)]
+
+    return np.maximum(count_before(slot_of(after)) - count_before(slot_of(before) + 1), 0)

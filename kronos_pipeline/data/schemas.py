@@ -1,0 +1,87 @@
+"""The rules that bars and window rows keep, as pandera models.
+
+Bars of many tickers are checked in one call, as each costs milliseconds whatever its size. Numbers are parsed before:
+one text cell would hide all other failures of its column.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pandera.pandas as pa
+from pandera.typing.pandas import Series
+
+from kronos_pipeline.data.splits import SPLITS
+
+RULES = {
+    "not_nullable": "must be a number",
+    "finite": "must be a finite number",
+    "positive": "must be above 0",
+    "not_negative": "must not be negative",
+}
+"""What a message says of a cell that fails a check, by the check's name."""
+ORDER_RULES = {
+    "high_is_highest": ("high", "is below the low, open or close of its bar"),
+    "low_is_lowest": ("low", "is above the open or close of its bar"),
+    "later_than_before": ("timestamps", ""),
+}
+"""The column to name, and what is said, where a check looks at several cells; a time's message names the other line."""
+
+
+class BarFrame(pa.DataFrameModel):
+    """Bars, of one ticker or of several one after another, numbered by `ticker`."""
+
+    ticker: Series[int]
+    timestamps: Series[pa.DateTime]
+    open: Series[float]
+    high: Series[float]
+    low: Series[float]
+    close: Series[float]
+    volume: Series[float]
+    amount: Series[float]
+
+    @pa.check("open", "high", "low", "close", name="positive")
+    def _positive(cls, values: pd.Series) -> pd.Series:  # noqa: N805
+        return values > 0
+
+    @pa.check("volume", "amount", name="not_negative")
+    def _not_negative(cls, values: pd.Series) -> pd.Series:  # noqa: N805
+        return values >= 0
+
+    @pa.check("open", "high", "low", "close", "volume", "amount", name="finite")
+    def _is_finite(cls, values: pd.Series) -> pd.Series:  # noqa: N805
+        return values.abs() < float("inf")
+
+    @pa.dataframe_check(name="high_is_highest")
+    def _high_is_highest(cls, frame: pd.DataFrame) -> pd.Series:  # noqa: N805
+        others = frame[["open", "low", "close"]]
+        return ~others.gt(frame["high"], axis=0).any(axis=1)
+
+    @pa.dataframe_check(name="low_is_lowest")
+    def _low_is_lowest(cls, frame: pd.DataFrame) -> pd.Series:  # noqa: N805
+        return ~frame[["open", "close"]].lt(frame["low"], axis=0).any(axis=1)
+
+    @pa.dataframe_check(name="later_than_before")
+    def _later_than_before(cls, frame: pd.DataFrame) -> pd.Series:  # noqa: N805
+        times = frame["timestamps"]
+        if times.hasnans:
+            times = frame.groupby("ticker")["timestamps"].ffill()
+        return ~((frame["ticker"].diff() == 0) & (times.diff() <= pd.Timedelta(0)))
+
+
+class WindowRows(pa.DataFrameModel):
+    """A row per window, as `WindowSet.rows` describes them."""
+
+    start: Series[np.int32] = pa.Field(ge=0)
+    origin: Series[np.int32]
+    end: Series[np.int32]
+    split: Series[pd.CategoricalDtype] = pa.Field(isin=SPLITS, nullable=False)
+    statistics: Series[float] = pa.Field(alias="^(mean|std)_", regex=True, nullable=False)
+
+    @pa.dataframe_check(name="known_before_targets")
+    def _known_before_targets(cls, rows: pd.DataFrame) -> pd.Series:  # noqa: N805
+        return (rows["start"] < rows["origin"]) & (rows["origin"] < rows["end"] - 1)
+
+    @pa.dataframe_check(name="lookback_moves")
+    def _lookback_moves(cls, rows: pd.DataFrame) -> pd.Series:  # noqa: N805
+        return rows["std_close"] > 0

@@ -1,0 +1,176 @@
+"""The time column of a CSV: its format, its time zone, and which of its cells cannot be read.
+
+Times stay in the file's own local time: a daily bar keeps its calendar date. Offsets that change with daylight saving
+are one time zone. Where clocks that are set back would give two bars the same local time, the whole file is read in its
+standard time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+_ZONE = re.compile(r"(?<=:\d\d)(?:[.,]\d+)?\s*(?P<zone>Z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)$", re.IGNORECASE)
+_EPOCH_UNITS = {10: "s", 13: "ms", 16: "us", 19: "ns"}
+"""The unit of a count since 1970, by its number of digits."""
+_DATES = ("%Y/%m/%d", "%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y", "%d-%m-%Y", "%d-%b-%Y", "%d %b %Y", "%b %d, %Y")
+_TIMES = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f")
+_AMBIGUOUS = ("%m/%d/%Y", "%d/%m/%Y")
+_SAMPLE = 64
+_DAYLIGHT_SAVING = 60
+"""Minutes by which clocks are set forward, at most."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """A parsed time column.
+
+    Attributes:
+        local: datetime64[ns] in the file's local time, NaT where a cell cannot be read.
+        zone: what the file says of its zone, or None.
+        problems: (row, rule) of the cells that cannot be taken, by row.
+        notes: what was decided about the whole column.
+    """
+
+    local: pd.Series
+    zone: str | None
+    problems: tuple[tuple[int, str], ...]
+    notes: tuple[str, ...] = ()
+
+
+def parse_times(cells: Sequence[str]) -> Times:
+    """Read the time cells of one file.
+
+    Known are ISO 8601 (with or without an offset), counts of seconds, milli-, micro- or nanoseconds since 1970 (in
+    UTC), 20240131, 2024/01/31, 01/31/2024 or 31/01/2024 (where the file's days tell which), 31.01.2024, 31-01-2024
+    and 31-Jan-2024, each with a time of day or without.
+    """
+    texts = pd.Series([cell.strip() for cell in cells], dtype=object)
+    if unit := _epoch_unit(texts):
+        return _from_epoch(texts, unit)
+    zones, naive = _split_zones(texts)
+    local, problems = _parse(naive)
+    offsets, zone_problems = _offsets(zones, local.notna())
+    problems |= zone_problems
+    local[list(problems)] = pd.NaT
+    if offsets is None:
+        return Times(local, None, tuple(sorted(problems.items())))
+    return _zoned(local, offsets, problems)
+
+
+def _epoch_unit(texts: pd.Series) -> str | None:
+    sample = texts.iloc[:_SAMPLE]
+    lengths = {len(text) for text in sample if text.isdecimal()}
+    share = sum(text.isdecimal() for text in sample) / max(len(sample), 1)
+    return _EPOCH_UNITS.get(lengths.pop()) if len(lengths) == 1 and share > 0.5 else None
+
+
+def _from_epoch(texts: pd.Series, unit: str) -> Times:
+    digits = next(digits for digits, name in _EPOCH_UNITS.items() if name == unit)
+    good = texts.str.fullmatch(rf"[0-9]{{{digits}}}").astype(bool)
+    local = pd.Series(pd.NaT, index=texts.index, dtype="datetime64[ns]")
+    local[good] = pd.to_datetime(texts[good].astype("int64"), unit=unit, errors="coerce")
+    rule = f"is no count of {digits} digits ({unit} since 1970) as in the other lines"
+    problems = tuple((int(row), rule) for row in np.flatnonzero(local.isna()))
+    return Times(local, "UTC", problems, (f"times are counts of {unit} since 1970, read as UTC",))
+
+
+def _split_zones(texts: pd.Series) -> tuple[list[str | None], pd.Series]:
+    """The zone that each cell ends in, and the cells without it."""
+    zones: list[str | None] = []
+    naive = []
+    for text in texts:
+        match = _ZONE.search(text)
+        zones.append(match["zone"] if match else None)
+        naive.append(text[: match.start("zone")].strip() if match else text)
+    return zones, pd.Series(naive, dtype=object)
+
+
+def _parse(texts: pd.Series) -> tuple[pd.Series, dict[int, str]]:
+    local = pd.to_datetime(texts, format="ISO8601", errors="coerce").astype("datetime64[ns]")
+    bad = np.flatnonzero(local.isna())
+    if len(bad) > len(texts) / 2:
+        local, ambiguous = _parse_other(texts)
+        bad = np.flatnonzero(local.isna())
+        if ambiguous:
+            rule = "month first or day first? No day above 12 in the file tells; write dates as 2024-01-31"
+            return pd.Series(pd.NaT, index=texts.index, dtype="datetime64[ns]"), {0: rule}
+    problems = {int(row): "no time that can be read; write it as 2024-01-31 or 2024-01-31 15:30" for row in bad}
+    return local, problems
+
+
+def _parse_other(texts: pd.Series) -> tuple[pd.Series, bool]:
+    """Read the cells in the one known format that fits most of them; True beside where two formats fit alike."""
+    sample = texts.iloc[np.unique(np.linspace(0, len(texts) - 1, _SAMPLE).astype(int))] if len(texts) else texts
+    best, fits = "ISO8601", 0
+    for date in _DATES:
+        for time in _TIMES:
+            count = int(pd.to_datetime(sample, format=date + time, errors="coerce").notna().sum())
+            if count > fits:
+                best, fits = date + time, count
+    local = pd.to_datetime(texts, format=best, errors="coerce").astype("datetime64[ns]")
+    date = next((date for date in _AMBIGUOUS if best.startswith(date)), None)
+    if date is None:
+        return local, False
+    other = best.replace(date, next(name for name in _AMBIGUOUS if name != date))
+    swapped = pd.to_datetime(texts, format=other, errors="coerce").astype("datetime64[ns]")
+    if swapped.notna().sum() == local.notna().sum():
+        return local, not swapped.equals(local)
+    return (swapped, False) if swapped.notna().sum() > local.notna().sum() else (local, False)
+
+
+def _offsets(zones: list[str | None], readable: pd.Series) -> tuple[np.ndarray | None, dict[int, str]]:
+    """Minutes east of UTC per row (None where no row has a zone), and the rows whose zone does not fit the file's."""
+    zoned = np.array([zone is not None for zone in zones])
+    if not zoned.any():
+        return None, {}
+    problems: dict[int, str] = {}
+    known = zoned & readable.to_numpy()
+    naive = ~zoned & readable.to_numpy()
+    if naive.any():
+        few_naive = naive.sum() <= known.sum()
+        rule = "no time zone, though other lines have one" if few_naive else "a time zone, though other lines have none"
+        problems |= dict.fromkeys(map(int, np.flatnonzero(naive if few_naive else known)), rule)
+        if not few_naive:
+            return None, problems
+    minutes = np.array([_minutes(zone) for zone in zones])
+    values, counts = np.unique(minutes[known], return_counts=True)
+    if len(values) and values[-1] - values[0] > _DAYLIGHT_SAVING:
+        usual = values[counts.argmax()]
+        odd = known & (np.abs(minutes - usual) > _DAYLIGHT_SAVING)
+        rule = f"another time zone than the usual {_zone_name(usual)} of this file"
+        problems |= dict.fromkeys(map(int, np.flatnonzero(odd)), rule)
+    return minutes, problems
+
+
+def _zoned(local: pd.Series, offsets: np.ndarray, problems: dict[int, str]) -> Times:
+    readable = local.dropna()
+    used = np.unique(offsets[readable.index])
+    zone = "/".join(_zone_name(minutes) for minutes in used) or "UTC"
+    found = tuple(sorted(problems.items()))
+    instants = readable - pd.to_timedelta(offsets[readable.index], unit="min")
+    # Local times that go another way than the moments they stand for: clocks were set back, or lines are out of order.
+    turned = np.sign(np.diff(readable.astype("int64"))) != np.sign(np.diff(instants.astype("int64")))
+    if not turned.any():
+        return Times(local, zone, found)
+    standard = int(used[0])
+    zone = _zone_name(standard)
+    note = f"clocks were set back at {readable.iloc[int(turned.argmax()) + 1]}: all times are read in {zone}"
+    return Times(local - pd.to_timedelta(offsets - standard, unit="min"), zone, found, (note,))
+
+
+def _minutes(zone: str | None) -> int:
+    if zone is None or zone[0] not in "+-":
+        return 0
+    digits = zone[1:].replace(":", "").ljust(4, "0")
+    return int(zone[0] + "1") * (int(digits[:2]) * 60 + int(digits[2:]))
+
+
+def _zone_name(minutes: int) -> str:
+    if minutes == 0:
+        return "UTC"
+    return f"UTC{'+' if minutes > 0 else '-'}{abs(minutes) // 60:02d}:{abs(minutes) % 60:02d}"

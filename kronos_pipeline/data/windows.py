@@ -1,0 +1,223 @@
+"""Windows: which bars a model sees and which it predicts, as one row of numbers per window beside the bars.
+
+    bars      |------------ train ------------|--- selection ---|---- holdout ----|
+    window          [ lookback ) targets )
+    belongs to train; its lookback may reach back into any earlier block, its targets lie in one
+
+A row holds offsets, the split and the lookback's statistics; no bar is copied, so memory grows with bars, not with bars
+times lookback.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kronos_pipeline.artifacts import code_version, read_parquet, text_hash, write_parquet
+from kronos_pipeline.config import Recipe
+from kronos_pipeline.data.bars import FEATURES, Bars, FloatArray, bars_hash
+from kronos_pipeline.data.normalisation import (
+    denormalise,
+    lookback_statistics,
+    normalise,
+    rolling_statistics,
+)
+from kronos_pipeline.data.rhythm import find_rhythm
+from kronos_pipeline.data.schemas import WindowRows
+from kronos_pipeline.data.splits import SPLITS, Blocks, find_blocks, need_windows
+from kronos_pipeline.errors import ArtifactError
+
+__all__ = [
+    "SPLITS",
+    "WindowSet",
+    "build_windows",
+    "denormalise",
+    "load_windows",
+    "lookback_statistics",
+    "normalise",
+    "row_statistics",
+    "save_windows",
+]
+
+TOO_MANY_CUTOFFS = "cutoffs above --max-cutoffs"
+STRADDLING = "targets in two splits"
+ACROSS_A_HOLE = "hole longer than --max-gap"
+FLAT = "flat lookback"
+HOLDOUT_ACROSS_A_HOLE = "cutoffs with a hole longer than --max-gap"
+HOLDOUT_FLAT = "cutoffs with a flat lookback"
+
+_STATISTICS = [*(f"mean_{name}" for name in FEATURES), *(f"std_{name}" for name in FEATURES)]
+
+StampFeatures = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+
+
+@dataclass(frozen=True)
+class WindowSet:
+    """One ticker's windows.
+
+    Attributes:
+        bars: the bars that the windows look at.
+        lookback: bars that a forecast sees, after the cut to the model's context.
+        horizon: bars that a forecast predicts.
+        rows: a row per window: `start`, `origin`, `end`, int32: it spans the bars [start, end) and knows those up to
+            `origin`; `split`; `mean_<feature>` and `std_<feature>`, float64, of the lookback bars.
+        stamps: `(bars, 5)`: minute, hour, weekday (Monday is 0), day, month of each bar.
+        excluded: how many windows were left out, by reason.
+        selection_start: index of the selection block's first bar.
+        holdout_start: index of the holdout's first bar.
+        training_hash: SHA-256 of all that training can depend on: the bars before the holdout, and the rows cut from
+            them; no holdout bar changes it.
+    """
+
+    bars: Bars
+    lookback: int
+    horizon: int
+    rows: pd.DataFrame
+    stamps: StampFeatures
+    excluded: dict[str, int]
+    selection_start: int
+    holdout_start: int
+    training_hash: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "training_hash", _training_hash(self))
+
+    @property
+    def ticker(self) -> str:
+        return self.bars.ticker
+
+    def of_split(self, split: str) -> pd.DataFrame:
+        """The rows of one split, oldest first, with an index of their own."""
+        return self.rows[self.rows["split"] == split].reset_index(drop=True)
+
+    def counts(self) -> dict[str, int]:
+        """Windows per split."""
+        found = self.rows["split"].value_counts()
+        return {split: int(found.get(split, 0)) for split in SPLITS}
+
+
+def build_windows(bars: Bars, recipe: Recipe) -> WindowSet:
+    """Cut a ticker's bars into windows.
+
+    Train and selection windows span lookback + horizon + 1 bars. Holdout rows are the rolls of an evaluation: the first
+    origin is the last bar before the holdout, the next are `horizon` bars apart, and the last is cut at the last bar.
+
+    Raises:
+        DataError: there are too few bars (it says how many there are and are needed), or a split has no window left.
+        SettingsError: lookback and horizon do not fit the base model's context.
+        ModelError: the base model is unknown.
+    """
+    lookback, horizon = recipe.used_lookback, recipe.horizon
+    blocks = find_blocks(bars, recipe, lookback)
+    values = bars.values
+    mean, std = rolling_statistics(values, lookback)
+    stamps = bars.frame["timestamps"].to_numpy()
+    # The rhythm is observed before the holdout alone, so that no training window depends on a holdout bar.
+    missing = find_rhythm(stamps[: blocks.holdout]).missing(stamps)
+    holes = np.concatenate([[0], np.cumsum(missing > recipe.max_gap)])
+
+    tables, excluded = [], dict.fromkeys((STRADDLING, ACROSS_A_HOLE, FLAT), 0)
+    excluded[STRADDLING] = blocks.straddling(lookback, horizon, recipe.stride)
+    reasons = {"train": (ACROSS_A_HOLE, FLAT), "selection": (ACROSS_A_HOLE, FLAT)}
+    for split, table in _offsets(blocks, lookback, horizon, recipe.stride).items():
+        start, end = table["start"].to_numpy(), table["end"].to_numpy()
+        across = holes[end - 1] > holes[start]
+        flat = std[start, FEATURES.index("close")] == 0
+        hole_reason, flat_reason = reasons.get(split, (HOLDOUT_ACROSS_A_HOLE, HOLDOUT_FLAT))
+        excluded[hole_reason] = excluded.get(hole_reason, 0) + int(across.sum())
+        excluded[flat_reason] = excluded.get(flat_reason, 0) + int((flat & ~across).sum())
+        kept = table[~(across | flat)]
+        need_windows(bars, split, len(table), int(across.sum()), int((flat & ~across).sum()), recipe)
+        if split == "holdout":
+            excluded[TOO_MANY_CUTOFFS] = max(len(kept) - recipe.max_cutoffs, 0)
+            kept = kept.iloc[-recipe.max_cutoffs :]
+        tables.append(kept)
+    rows = pd.concat(tables, ignore_index=True)
+    rows["split"] = pd.Categorical(rows["split"], SPLITS)
+    first = rows["start"].to_numpy()
+    numbers = pd.DataFrame(np.concatenate([mean[first], std[first]], axis=1), columns=_STATISTICS)
+    rows = WindowRows.validate(pd.concat([rows, numbers], axis=1))
+    excluded = {reason: count for reason, count in excluded.items() if count}
+    return WindowSet(bars, lookback, horizon, rows, _stamp_features(bars), excluded, blocks.selection, blocks.holdout)
+
+
+def row_statistics(rows: pd.DataFrame) -> tuple[FloatArray, FloatArray]:
+    """The mean and the standard deviation that window rows hold, two of `(rows, 6)`, for `normalise`."""
+    numbers = rows[_STATISTICS].to_numpy(np.float64)
+    return numbers[:, : len(FEATURES)], numbers[:, len(FEATURES) :]
+
+
+def save_windows(path: Path, windows: WindowSet, recipe: Recipe) -> None:
+    """Write `windows/<T>.parquet`: the rows, and in the schema's metadata what they were cut from and how."""
+    manifest = {
+        "ticker": windows.ticker,
+        "bars_hash": windows.bars.content_hash,
+        "lookback": windows.lookback,
+        "horizon": windows.horizon,
+        "excluded": windows.excluded,
+        "selection_start": windows.selection_start,
+        "holdout_start": windows.holdout_start,
+        "training_hash": windows.training_hash,
+        "config": recipe.model_dump(mode="json"),
+        "code_version": code_version(),
+    }
+    write_parquet(path, windows.rows, manifest)
+
+
+def load_windows(path: Path, bars: Bars) -> WindowSet:
+    """Read what `save_windows` wrote.
+
+    Args:
+        path: the file.
+        bars: the bars that the windows were cut from.
+
+    Raises:
+        ArtifactError: there is no such file, it is damaged, or its windows were cut from other bars.
+    """
+    rows, manifest = read_parquet(path)
+    try:
+        if manifest["bars_hash"] != bars.content_hash:
+            raise ArtifactError(f"{path} was cut from other bars than these of {bars.ticker}; materialise it again.")
+        rows["split"] = pd.Categorical(rows["split"], SPLITS)
+        names = ("lookback", "horizon", "excluded", "selection_start", "holdout_start")
+        found: dict[str, Any] = {name: manifest[name] for name in names}
+        windows = WindowSet(bars=bars, rows=rows, stamps=_stamp_features(bars), **found)
+        damaged = windows.training_hash != manifest["training_hash"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path} holds no windows ({error}); materialise them again.") from error
+    if damaged:
+        raise ArtifactError(f"{path} is damaged: its windows are not those written; materialise them again.")
+    return windows
+
+
+def _offsets(blocks: Blocks, lookback: int, horizon: int, stride: int) -> dict[str, pd.DataFrame]:
+    """Start, origin and end of every window that each split has room for, oldest first."""
+    span = lookback + horizon + 1
+    # Counted back from the block's end, so that a stride leaves out old windows and not the newest.
+    train = np.arange(blocks.selection - span, -1, -stride)[::-1]
+    selection = np.arange(blocks.selection - lookback, blocks.holdout - span + 1)
+    rolls = np.arange(blocks.holdout - lookback, blocks.bars - lookback, horizon)
+    tables = {}
+    for split, start in zip(SPLITS, (train, selection, rolls), strict=True):
+        end = np.minimum(start + lookback + horizon, blocks.bars) if split == "holdout" else start + span
+        offsets = {"start": start, "origin": start + lookback - 1, "end": end}
+        tables[split] = pd.DataFrame(offsets, dtype=np.int32).assign(split=split)
+    return tables
+
+
+def _stamp_features(bars: Bars) -> StampFeatures:
+    stamps = pd.DatetimeIndex(bars.frame["timestamps"])
+    fields = (stamps.minute, stamps.hour, stamps.weekday, stamps.day, stamps.month)
+    return np.stack(fields, axis=1).astype(np.uint8)
+
+
+def _training_hash(windows: WindowSet) -> str:
+    rows = windows.rows[windows.rows["split"] != "holdout"]
+    offsets = rows[["start", "origin", "end"]].to_numpy("<i4").tobytes() + ",".join(rows["split"]).encode()
+    statistics = rows[_STATISTICS].to_numpy("<f8").tobytes()
+    before = bars_hash(windows.bars.frame.iloc[: windows.holdout_start])
+    return text_hash(windows.ticker, before, f"{windows.lookback} {windows.horizon}", offsets.hex(), statistics.hex())
