@@ -1,0 +1,166 @@
+"""Base models and checkpoints in memory: found, loaded strictly, put on a device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kronos_pipeline.artifacts import MANIFEST, read_json, text_hash
+from kronos_pipeline.base_models import BaseModelSource
+from kronos_pipeline.errors import ArtifactError, ModelError, SettingsError
+from kronos_pipeline.model.hub import find_folders
+from kronos_pipeline.model.modules import inner
+from kronos_pipeline.model.weights import (
+    load_predictor,
+    load_tokenizer,
+    save_predictor,
+    weights_hash,
+)
+
+
+@dataclass(frozen=True)
+class KronosModel:
+    """A predictor and its tokenizer, ready to forecast.
+
+    Attributes:
+        predictor: upstream's predictor, or a PEFT model around one; in eval mode.
+        tokenizer: upstream's tokenizer; in eval mode, without gradients.
+        source: the base model that this is, or was made from.
+        device: where both are.
+        weights_hash: SHA-256 of the weights and settings of the predictor and of the tokenizer.
+    """
+
+    predictor: Any
+    tokenizer: Any
+    source: BaseModelSource
+    device: torch.device
+    weights_hash: str
+
+    @property
+    def context(self) -> int:
+        """Bars that the predictor attends to."""
+        return self.source.context
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; `auto` is the first that there is of cuda, mps and cpu.
+
+    Raises:
+        SettingsError: this machine has no such device.
+    """
+    has_mps = torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise SettingsError(f"--device {name} is no device; use auto, cpu, cuda, cuda:N or mps.") from error
+    gpus = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        found = f"{gpus} CUDA device{'s' if gpus != 1 else ''}"
+        raise SettingsError(f"--device {name}: torch finds {found} here; use --device auto or cpu.")
+    if device.type == "mps" and not has_mps:
+        raise SettingsError("--device mps: this machine has no Apple GPU that torch can use; use --device auto or cpu.")
+    return device
+
+
+def load_base(source: BaseModelSource, device: torch.device) -> KronosModel:
+    """Load a base model, from its local folders or from the Hub at its pinned revisions.
+
+    Raises:
+        ModelError: a file is missing, damaged or cannot be fetched, or predictor and tokenizer do not fit each other.
+    """
+    predictor_folder, tokenizer_folder = find_folders(source)
+    model = KronosModel(
+        predictor=load_predictor(predictor_folder, device),
+        tokenizer=load_tokenizer(tokenizer_folder, device),
+        source=source,
+        device=device,
+        weights_hash=weights_hash(predictor_folder, tokenizer_folder),
+    )
+    _check_vocabularies(model, f"{source.predictor.name} and {source.tokenizer.name}")
+    return model
+
+
+def base_identity(base: KronosModel) -> dict[str, Any]:
+    """What the manifest of a checkpoint or an adapter says of its base model, under the key `base_model`."""
+    source = base.source
+    return {
+        "name": source.name,
+        "label": source.label,
+        "revision": source.predictor.revision,
+        "tokenizer": source.tokenizer.name,
+        "tokenizer_revision": source.tokenizer.revision,
+        "weights_hash": base.weights_hash,
+    }
+
+
+def check_base(folder: Path, base: KronosModel) -> bool:
+    """Whether a folder's manifest names its base model.
+
+    Raises:
+        ModelError: it names another one than `base`, or is damaged.
+    """
+    if not (folder / MANIFEST).is_file():
+        return False
+    try:
+        manifest = read_json(folder / MANIFEST)
+    except ArtifactError as error:
+        raise ModelError(str(error)) from error
+    made_on = manifest.get("base_model") if isinstance(manifest, dict) else None
+    if not isinstance(made_on, dict) or "weights_hash" not in made_on:
+        return False
+    if made_on["weights_hash"] != base.weights_hash:
+        theirs, ours = str(made_on["weights_hash"])[:12], base.weights_hash[:12]
+        raise ModelError(
+            f"{folder} was trained on another base model: {made_on.get('name')} (weights {theirs}), not "
+            f"{base.source.name} (weights {ours}). Set --model-name to that one, or train again on this one."
+        )
+    return True
+
+
+def save_checkpoint(folder: Path, predictor: Any) -> None:
+    """Write a fully trained predictor as upstream does: `config.json` and `model.safetensors`.
+
+    What is written is read back at once and has to be the same.
+
+    Raises:
+        ModelError: what was read back differs.
+    """
+    save_predictor(folder, predictor)
+    saved = load_predictor(folder, torch.device("cpu")).state_dict()
+    if changed := [name for name, value in predictor.state_dict().items() if not torch.equal(value.cpu(), saved[name])]:
+        raise ModelError(f"{folder}: {', '.join(changed[:5])} came back changed from the disk; check it and run again.")
+
+
+def load_checkpoint(folder: Path, base: KronosModel) -> KronosModel:
+    """Load a fully trained predictor in place of the base model's own.
+
+    Args:
+        folder: with `config.json` and `model.safetensors`.
+        base: the base model that it was trained from; its tokenizer is used.
+
+    Raises:
+        ModelError: a file is missing or damaged, or the checkpoint is of another base model.
+    """
+    check_base(folder, base)
+    model = replace(
+        base,
+        predictor=load_predictor(folder, base.device),
+        weights_hash=text_hash(base.weights_hash, weights_hash(folder)),
+    )
+    _check_vocabularies(model, f"{folder} and {base.source.tokenizer.name}")
+    return model
+
+
+def _check_vocabularies(model: KronosModel, names: str) -> None:
+    predictor, tokenizer = inner(model.predictor), model.tokenizer
+    sizes = [(part.s1_bits, part.s2_bits) for part in (predictor, tokenizer)]
+    if sizes[0] != sizes[1]:
+        raise ModelError(
+            f"{names} do not belong together: the predictor has tokens of {sizes[0]} bits, the tokenizer of "
+            f"{sizes[1]}. Choose the tokenizer that the predictor was trained with."
+        )

@@ -1,0 +1,65 @@
+"""What all code around upstream's modules has to mind: train and eval mode, and caches of rotary position embeddings.
+
+Upstream's rotary module keeps the cosines and sines of the last sequence length. It notices neither a move to another
+device, nor that the cache was made in the low precision of an autocast region, nor that it was made in inference mode
+and so cannot take part in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def inner(predictor: nn.Module) -> Any:
+    """The module with upstream's submodules: the predictor itself, or what a PEFT model wraps."""
+    unwrap = getattr(predictor, "get_base_model", None)
+    return predictor if unwrap is None else unwrap()
+
+
+def move(module: nn.Module, device: torch.device) -> nn.Module:
+    """Move a module to a device, without the rotary caches that it made elsewhere."""
+    module.to(device)
+    for rotary in _rotaries(module):
+        rotary.seq_len_cached = rotary.cos_cached = rotary.sin_cached = None
+    return module
+
+
+def prepare_rotary(module: nn.Module, length: int, device: torch.device) -> None:
+    """Fill the rotary caches for `length` positions on `device`, in full precision and fit for training.
+
+    bfloat16 tells whole numbers apart up to 256 only, so a cache made inside autocast would blur where a bar is.
+    """
+    for rotary in _rotaries(module):
+        cached = rotary.cos_cached
+        if (
+            cached is None
+            or rotary.seq_len_cached != length
+            or cached.device != device
+            or cached.dtype != rotary.inv_freq.dtype
+            or cached.is_inference()
+        ):
+            rotary.seq_len_cached = None
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+                positions = torch.zeros(1, 1, length, 2 * len(rotary.inv_freq), device=device)
+                rotary(positions, positions)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode inside the block; each submodule's own mode comes back after it."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+def _rotaries(module: nn.Module) -> list[Any]:
+    return [part for part in module.modules() if hasattr(part, "inv_freq") and hasattr(part, "cos_cached")]

@@ -1,0 +1,161 @@
+"""Weights on the disk: `config.json` and `model.safetensors` as upstream has them, written and read back strictly."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from kronos_pipeline.artifacts import MANIFEST, file_hash, read_json, text_hash, write_file, write_json
+from kronos_pipeline.errors import ArtifactError, ModelError
+from kronos_pipeline.model.modules import move
+from kronos_pipeline.model.upstream import Kronos, KronosTokenizer
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_SHOWN = 5
+
+
+def save_predictor(folder: Path, predictor: Any) -> None:
+    """Write a predictor's `config.json` and `model.safetensors`; upstream's own `from_pretrained` loads them."""
+    config = {name: getattr(predictor, name) for name in _parameters(Kronos)}
+    _save(folder, predictor, config)
+
+
+def save_tokenizer(folder: Path, tokenizer: Any) -> None:
+    """Write a tokenizer's `config.json` and `model.safetensors`; upstream's own `from_pretrained` loads them."""
+    homes = (tokenizer, tokenizer.tokenizer.bsq)
+    config = {
+        name: next(getattr(home, attribute) for home in homes if hasattr(home, attribute))
+        for name in _parameters(KronosTokenizer)
+        for attribute in (name.removeprefix("n_") if name.endswith("c_layers") else name,)
+    }
+    _save(folder, tokenizer, config)
+
+
+def load_predictor(folder: Path, device: torch.device) -> Any:
+    """Load a predictor strictly, in eval mode.
+
+    Raises:
+        ModelError: a file is missing or damaged, or holds other tensors than the architecture.
+    """
+    return move(_load(folder, Kronos, "predictor"), device)
+
+
+def load_tokenizer(folder: Path, device: torch.device) -> Any:
+    """Load a tokenizer strictly, in eval mode and without gradients; raises as `load_predictor` does."""
+    return move(_load(folder, KronosTokenizer, "tokenizer").requires_grad_(False), device)
+
+
+def weights_hash(*folders: Path) -> str:
+    """SHA-256 over the settings and weights in some folders, in their order; how config.json is laid out is nothing."""
+    parts: list[str] = []
+    for folder in folders:
+        parts += [json.dumps(_read_config(folder), sort_keys=True), file_hash(folder / WEIGHTS)]
+    return text_hash(*parts)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file to the CPU.
+
+    Raises:
+        ModelError: it is missing, damaged, not what its folder's manifest says, or holds NaN or infinity.
+    """
+    try:
+        _check_against_manifest(path)
+        tensors = safetensors.torch.load_file(path, device="cpu")
+    except FileNotFoundError as error:
+        raise ModelError(f"{path} is missing: a model folder holds {CONFIG} and {WEIGHTS}.") from error
+    except (SafetensorError, OSError, ArtifactError) as error:
+        raise ModelError(f"{path} is damaged or unreadable ({error}); fetch or make it again.") from error
+    broken = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    if broken:
+        raise ModelError(f"{path} holds NaN or infinity in {_names(broken)}; fetch or make it again.")
+    return tensors
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as a safetensors file, atomically and sorted, so that equal tensors give equal bytes."""
+    content = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    write_file(path, lambda handle: handle.write(safetensors.torch.save(content, {"format": "pt"})))
+
+
+def check_tensors(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Compare what a file holds with what a model needs.
+
+    Raises:
+        ModelError: a tensor is missing, unexpected or of another shape; all of them are named or counted.
+    """
+    shapes = [
+        f"{name} {tuple(found[name].shape)} in place of {tuple(expected[name].shape)}"
+        for name in sorted(found.keys() & expected.keys())
+        if found[name].shape != expected[name].shape
+    ]
+    faults = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - expected.keys()),
+        "of another shape": shapes,
+    }
+    told = "; ".join(f"{len(names)} {fault}: {_names(names)}" for fault, names in faults.items() if names)
+    if told:
+        raise ModelError(f"{path} does not fit the model that its folder's settings describe. Tensors {told}.")
+
+
+def _save(folder: Path, module: nn.Module, config: Mapping[str, Any]) -> None:
+    write_json(folder / CONFIG, dict(config))
+    write_tensors(folder / WEIGHTS, module.state_dict())
+
+
+def _load(folder: Path, architecture: Any, role: str) -> Any:
+    config = _read_config(folder)
+    wanted = _parameters(architecture)
+    if missing := [name for name in wanted if name not in config]:
+        others = sorted(config.keys() - set(wanted))
+        hint = f"; it has {_names(others)}, which no {role} has" if others else ""
+        raise ModelError(f"{folder / CONFIG} describes no Kronos {role}: it lacks {_names(missing)}{hint}.")
+    tensors = read_tensors(folder / WEIGHTS)
+    # Weights are drawn at random before they are replaced; the caller's generator should not notice.
+    with torch.random.fork_rng(devices=[]):
+        try:
+            module = architecture(**{name: config[name] for name in wanted})
+        except (TypeError, ValueError, ArithmeticError, AssertionError, RuntimeError) as error:
+            raise ModelError(f"{folder / CONFIG} describes a {role} that cannot be built: {error}.") from error
+    check_tensors(folder / WEIGHTS, tensors, module.state_dict())
+    module.load_state_dict(tensors)
+    return module.eval()
+
+
+def _parameters(architecture: Any) -> list[str]:
+    return [name for name in inspect.signature(architecture.__init__).parameters if name != "self"]
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ModelError(f"{path} is missing: a model folder holds {CONFIG} and {WEIGHTS}.")
+    try:
+        config = read_json(path)
+    except ArtifactError as error:
+        raise ModelError(str(error)) from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} is damaged: it holds no JSON object; fetch or make it again.")
+    return config
+
+
+def _check_against_manifest(path: Path) -> None:
+    """Where a manifest says what the file was when it was written, it has to be that still."""
+    manifest = path.parent / MANIFEST
+    recorded = read_json(manifest).get("files", {}).get(path.name) if manifest.is_file() else None
+    if recorded is not None and recorded != file_hash(path):
+        raise ArtifactError(f"its hash is not the one in {MANIFEST}")
+
+
+def _names(names: list[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
