@@ -27,17 +27,14 @@ def find_folders(source: BaseModelSource) -> tuple[Path, Path]:
 def _find(weights: WeightsSource, source: BaseModelSource) -> Path:
     if weights.folder is not None:
         return weights.folder
-    cached = [_cached(weights, file) for file in (CONFIG, WEIGHTS)]
-    if cached[0] is not None and cached[1] is not None:
-        return cached[0].parent
-    config, _ = (_fetch(weights, file, source) for file in (CONFIG, WEIGHTS))
-    return config.parent
+    files = [_cached(weights, file) or _fetch(weights, file, source) for file in (CONFIG, WEIGHTS)]
+    return files[0].parent
 
 
 def _cached(weights: WeightsSource, file: str) -> Path | None:
     """The file in the Hub's cache. A commit never changes, so the network has nothing to add."""
     try:
-        return Path(hf_hub_download(weights.repository, file, revision=weights.revision, local_files_only=True))
+        return Path(hf_hub_download(str(weights.repository), file, revision=weights.revision, local_files_only=True))
     except EntryNotFoundError:
         return None
 
@@ -45,8 +42,8 @@ def _cached(weights: WeightsSource, file: str) -> Path | None:
 def _fetch(weights: WeightsSource, file: str, source: BaseModelSource) -> Path:
     try:
         # The download itself would retry for minutes where there is no network; one question tells.
-        get_hf_file_metadata(hf_hub_url(weights.repository, file, revision=weights.revision), timeout=_SECONDS)
-        return Path(hf_hub_download(weights.repository, file, revision=weights.revision))
+        get_hf_file_metadata(hf_hub_url(str(weights.repository), file, revision=weights.revision), timeout=_SECONDS)
+        return Path(hf_hub_download(str(weights.repository), file, revision=weights.revision))
     except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError) as error:
         raise ModelError(
             f"{constants.ENDPOINT} has no {file} in {weights.repository} at commit {weights.revision}, or does not "

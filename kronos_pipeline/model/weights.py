@@ -149,11 +149,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _check_against_manifest(path: Path) -> None:
-    """Where a manifest says what the file was when it was written, it has to be that still."""
-    manifest = path.parent / MANIFEST
-    recorded = read_json(manifest).get("files", {}).get(path.name) if manifest.is_file() else None
-    if recorded is not None and recorded != file_hash(path):
-        raise ArtifactError(f"its hash is not the one in {MANIFEST}")
+    """Where a manifest says what the file was when it was written, it has to be that still; it may lie in the folder above."""
+    for folder in list(path.parents)[:2]:
+        manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
+        recorded = manifest.get("files", {}).get(path.relative_to(folder).as_posix())
+        if recorded is not None and recorded != file_hash(path):
+            raise ArtifactError(f"its hash is not the one in {folder / MANIFEST}")
 
 
 def _names(names: list[str]) -> str:

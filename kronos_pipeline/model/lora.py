@@ -1,0 +1,172 @@
+"""LoRA adapters (Hu et al., 2021, arXiv 2106.09685) by PEFT: added, saved, and loaded on their own base only.
+
+A frozen linear map W x gets a trained detour of low rank r beside it; B starts at zero, so training starts at the base:
+
+    x --+--- W (frozen, out x in) ------------------+--> W x + (alpha / r) B A x
+        +--- A (r x in) --- B (out x r) * alpha / r -+
+
+An adapter folder holds `adapter_config.json` and `adapter_model.safetensors` as PEFT has them, `adapter.pt` with the
+same tensors, and, where the base was trained too, that base in `base/`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from torch import Tensor, nn
+
+from kronos_pipeline.artifacts import MANIFEST, file_hash, text_hash, write_file, write_json
+from kronos_pipeline.errors import ModelError, SettingsError
+from kronos_pipeline.model.loading import KronosModel, check_base
+from kronos_pipeline.model.losses import teacher_forced_logits
+from kronos_pipeline.model.modules import evaluating, inner
+from kronos_pipeline.model.weights import (
+    check_tensors,
+    load_predictor,
+    read_tensors,
+    save_predictor,
+    weights_hash,
+    write_tensors,
+)
+
+CONFIG, WEIGHTS, TORCH_FILE, BASE = "adapter_config.json", "adapter_model.safetensors", "adapter.pt", "base"
+
+
+def add_lora(predictor: nn.Module, r: int, alpha: float, dropout: float, targets: Sequence[str]) -> PeftModel:
+    """Put LoRA matrices into a predictor and freeze all else in it.
+
+    Args:
+        predictor: upstream's predictor; it is changed in place, so give a copy of one that is used elsewhere.
+        r: rank of the matrices.
+        alpha: their scale; the update is multiplied by alpha / r.
+        dropout: dropout on their input, while training.
+        targets: names of linear or embedding modules, or the ends of their dotted names: `q_proj` is that of every
+            attention, the s2 head's cross-attention included; `self_attn.q_proj` leaves that one out.
+
+    Raises:
+        SettingsError: a target names no such module.
+    """
+    names = [name for name, part in predictor.named_modules() if type(part) in (nn.Linear, nn.Embedding)]
+    unknown = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in names)]
+    if unknown:
+        known = sorted({name.rpartition(".")[2] for name in names})
+        raise SettingsError(
+            f"--adapter-targets: the model has no linear module {', '.join(unknown)}; choose from {', '.join(known)}."
+        )
+    config = LoraConfig(
+        r=r,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT divides it by r, so it may be a fraction
+        lora_dropout=dropout,
+        target_modules=sorted(set(targets)),
+    )
+    return get_peft_model(predictor, config)
+
+
+def save_adapter(folder: Path, peft_model: PeftModel, base: KronosModel, *, with_base: bool) -> None:
+    """Write an adapter, load it again, and compare the logits.
+
+    The folder's manifest has to name the base, under `base_model`, as `base_identity` gives it; the caller writes it.
+
+    Args:
+        folder: where to; it is made.
+        peft_model: from `add_lora`, trained.
+        base: the base model that it was put on.
+        with_base: the base was trained with it, so write that as well.
+
+    Raises:
+        ModelError: what was loaded again gives other logits.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in sorted(_adapter_tensors(peft_model).items())}
+    write_tensors(folder / WEIGHTS, tensors)
+    write_file(folder / TORCH_FILE, lambda handle: torch.save(tensors, handle))
+    write_json(folder / CONFIG, _settings(peft_model, base))
+    if with_base:
+        save_predictor(folder / BASE, copy.deepcopy(peft_model).unload())
+    _check_same(folder, peft_model, _assemble(folder, base), base.device)
+
+
+def load_adapter(folder: Path, base: KronosModel) -> KronosModel:
+    """Load an adapter on a copy of its base model's predictor.
+
+    Raises:
+        ModelError: a file is missing or damaged, the tensors do not fit the base, the adapter was trained on another
+            base model, or it does not say on which.
+    """
+    if not (folder / CONFIG).is_file():
+        raise ModelError(f"{folder} holds no adapter: {CONFIG} is missing; train it, or name another folder.")
+    if not check_base(folder, base):
+        raise ModelError(
+            f"{folder}: no {MANIFEST} says which base model the adapter was trained on, so it may give nonsense on "
+            f"{base.source.name}; train it again."
+        )
+    hashes = [base.weights_hash, file_hash(folder / WEIGHTS)] if (folder / WEIGHTS).is_file() else []
+    predictor = _assemble(folder, base).requires_grad_(False)
+    if (folder / BASE).is_dir():
+        hashes.append(weights_hash(folder / BASE))
+    return replace(base, predictor=predictor, weights_hash=text_hash(*hashes))
+
+
+def _assemble(folder: Path, base: KronosModel) -> PeftModel:
+    """The adapter in a folder on its base: the trained one in the folder, or a copy of `base`'s predictor."""
+    own_base = folder / BASE
+    predictor = load_predictor(own_base, base.device) if own_base.is_dir() else copy.deepcopy(base.predictor)
+    tensors = read_tensors(folder / WEIGHTS)
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+        name, config.base_model_name_or_path = config.base_model_name_or_path, None
+        with torch.random.fork_rng(devices=[]):  # the matrices are drawn before they are replaced
+            peft_model = get_peft_model(predictor, config)
+        config.base_model_name_or_path = name
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise ModelError(f"{folder / CONFIG} does not fit {base.source.name} or is damaged: {error}") from error
+    check_tensors(folder / WEIGHTS, tensors, _adapter_tensors(peft_model))
+    set_peft_model_state_dict(peft_model, tensors)
+    return peft_model.eval()
+
+
+def _adapter_tensors(peft_model: PeftModel) -> Mapping[str, Tensor]:
+    return get_peft_model_state_dict(peft_model, save_embedding_layers=False)
+
+
+def _settings(peft_model: PeftModel, base: KronosModel) -> dict[str, Any]:
+    """PEFT's settings with the base that they belong to; sets are sorted, so that equal adapters give equal bytes."""
+    settings = peft_model.peft_config["default"].to_dict()
+    settings |= {
+        "base_model_name_or_path": base.source.predictor.name,
+        "revision": base.source.predictor.revision,
+        "inference_mode": True,
+    }
+    return {
+        key: sorted(value) if isinstance(value, set | frozenset) else value for key, value in sorted(settings.items())
+    }
+
+
+def _check_same(folder: Path, trained: PeftModel, loaded: PeftModel, device: torch.device) -> None:
+    drawn = torch.Generator().manual_seed(0)
+    core = inner(trained)
+    s1, s2 = (torch.randint(0, 2**bits, (2, 12), generator=drawn).to(device) for bits in (core.s1_bits, core.s2_bits))
+    stamps = torch.randint(0, 7, (2, 12, 5), generator=drawn).to(device)
+
+    def logits(model: PeftModel) -> Tensor:
+        with evaluating(model), torch.no_grad():
+            return torch.cat(teacher_forced_logits(model, s1, s2, stamps), dim=-1)
+
+    before, after = logits(trained), logits(loaded)
+    # On an accelerator the same products may be summed in another order.
+    same = torch.equal(before, after) if device.type == "cpu" else torch.allclose(before, after, atol=1e-4)
+    if not same:
+        raise ModelError(f"{folder}: the adapter gives other logits once it is loaded again; it is not kept.")
