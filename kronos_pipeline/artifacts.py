@@ -17,11 +17,12 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -127,12 +128,12 @@ def write_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-        _sync_folder(path.parent)
+        _sync(path.parent)
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as JSON, atomically; NaN and infinity are refused, as no other JSON reader takes them."""
-    text = json.dumps(content, indent=2, allow_nan=False, default=str) + "\n"
+    text = _json(content, indent=2) + "\n"
     write_file(path, lambda handle: handle.write(text.encode()))
 
 
@@ -151,7 +152,7 @@ def read_json(path: Path) -> Any:
 def write_parquet(path: Path, frame: pd.DataFrame, manifest: dict[str, Any]) -> None:
     """Write a frame without its index, with the manifest in the schema's metadata, atomically."""
     table = pa.Table.from_pandas(frame, preserve_index=False)
-    note = json.dumps(manifest, default=str).encode()
+    note = _json(manifest).encode()
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), _PARQUET_MANIFEST: note})
     write_file(path, lambda handle: pq.write_table(table, handle))
 
@@ -164,9 +165,13 @@ def read_parquet(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     """
     try:
         table = pq.read_table(path)
-        return table.to_pandas(), json.loads((table.schema.metadata or {})[_PARQUET_MANIFEST])
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        raise ArtifactError(f"{path} cannot be read ({error}); materialise it again.") from error
+        manifest = json.loads((table.schema.metadata or {}).get(_PARQUET_MANIFEST, b"null"))
+        frame = table.to_pandas()
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise ArtifactError(f"{path} cannot be read ({error}); make it again.") from error
+    if not isinstance(manifest, dict):
+        raise ArtifactError(f"{path} has no manifest, so this project did not write it; move it and make it again.")
+    return frame, manifest
 
 
 @contextmanager
@@ -187,14 +192,12 @@ def publish_folder(path: Path) -> Iterator[Path]:
         version.mkdir(parents=True)
         try:
             yield version
-            for file in sorted(version.rglob("*")):
-                if file.is_file():
-                    with file.open("rb") as handle:
-                        os.fsync(handle.fileno())
+            for entry in (*version.rglob("*"), version, version.parent):
+                _sync(entry)
             link = _sibling(path)
             link.symlink_to(Path(".versions") / version.name, target_is_directory=True)
             link.replace(path)
-            _sync_folder(path.parent)
+            _sync(path.parent)
         except BaseException:
             shutil.rmtree(version, ignore_errors=True)
             raise
@@ -206,8 +209,10 @@ def _drop_old_versions(path: Path) -> None:
     stamped = "[0-9]" * 8 + "T" + "[0-9]" * 12 + "-" + "[0-9a-f]" * 8
     escaped = path.name.replace("[", "[[]")
     versions = sorted((path.parent / ".versions").glob(f"{escaped}-{stamped}"), key=lambda version: version.name)
+    current = path.readlink().name
     for version in versions[:-_KEPT_VERSIONS]:
-        shutil.rmtree(version, ignore_errors=True)
+        if version.name != current:  # as it is where another process began later and ended sooner
+            shutil.rmtree(version, ignore_errors=True)
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
@@ -248,12 +253,26 @@ def package_versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in names}
 
 
+def _json(content: Any, indent: int | None = None) -> str:
+    return json.dumps(content, indent=indent, allow_nan=False, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has for a NumPy scalar, a path or a time; anything else is a mistake of the caller's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Path | date):
+        return str(value)
+    raise TypeError(f"{value!r} has no place in a JSON artifact")
+
+
 def _sibling(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Flush a file, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

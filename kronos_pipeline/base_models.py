@@ -6,6 +6,7 @@ No torch here: the data layer needs a model's context to cut windows. `kronos_pi
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +91,7 @@ def find_base_model(model_name: str, tokenizer_name: str | None = None) -> BaseM
         ModelError: the name is none of these.
     """
     demo = model_name.lower() == NANO
-    folder = NANO_FOLDER if demo else Path(model_name).expanduser()
+    folder = NANO_FOLDER if demo else _folder(model_name)
     tokenizer, context = "NeoQuasar/Kronos-Tokenizer-base", DEFAULT_CONTEXT
     if demo or ((folder / "predictor").is_dir() and (folder / "tokenizer").is_dir()):
         predictor = WeightsSource(NANO if demo else model_name, folder=folder / "predictor")
@@ -109,10 +110,14 @@ def find_base_model(model_name: str, tokenizer_name: str | None = None) -> BaseM
     )
 
 
+def _folder(name: str) -> Path:
+    return Path(os.path.expanduser(name))  # noqa: PTH111 - leaves the ~ of an unknown user, where Path raises
+
+
 def _tokenizer(name: str) -> WeightsSource:
     if name.lower() == NANO:
         return WeightsSource(NANO, folder=NANO_FOLDER / "tokenizer")
-    folder = Path(name).expanduser()
+    folder = _folder(name)
     if not folder.is_dir():
         return _on_hub(name, _TOKENIZERS)
     return WeightsSource(name, folder=folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder)

@@ -33,15 +33,16 @@ class Recipe(BaseModel):
     Lengths are in bars unless the name says days; days are trading days, the distinct dates in a ticker's file.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     model_name: str = Field(
         "NeoQuasar/Kronos-small",
+        min_length=1,
         description="base model: kronos-nano (embedded), a published name, owner/name@commit, or a local folder "
         "[environment: KRONOS_BASE_MODEL]",
     )
     tokenizer_name: Optional[str] = Field(
-        None, description="tokenizer, named likewise; by default the base model's own"
+        None, min_length=1, description="tokenizer, named likewise; by default the base model's own"
     )
 
     lookback: int = Field(64, ge=2, description="bars that a forecast sees")
@@ -67,7 +68,7 @@ class Recipe(BaseModel):
     evaluations_per_epoch: int = Field(4, ge=1, description="looks at the selection block per epoch")
     patience: int = Field(6, ge=1, description="looks without improvement before training stops")
     save_steps: int = Field(200, ge=1, description="optimiser steps between two resumable states")
-    seed: int = Field(0, ge=0, description="seed of weights, order, dropout and sampling")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of weights, order, dropout and sampling")
     num_workers: int = Field(0, ge=0, description="worker processes that load batches")
     device: str = Field(
         "auto",
@@ -137,14 +138,18 @@ class KronosTrainingConfig(Recipe):
     """A recipe, where the CSVs are, and where artifacts go: all that one run of the pipeline needs to know."""
 
     data_dir: str = Field(
-        "trainingdata", description="folder with one CSV per ticker, at any depth [environment: KRONOS_DATA_DIR]"
+        "trainingdata",
+        min_length=1,
+        description="folder with one CSV per ticker, at any depth [environment: KRONOS_DATA_DIR]",
     )
-    output_dir: str = Field("artifacts", description="folder for artifacts [environment: KRONOS_OUTPUT_DIR]")
+    output_dir: str = Field(
+        "artifacts", min_length=1, description="folder for artifacts [environment: KRONOS_OUTPUT_DIR]"
+    )
 
     @property
     def recipe(self) -> Recipe:
         """The settings that shape the result, without the two folders."""
-        return Recipe.model_validate(self.model_dump(exclude={"data_dir", "output_dir"}))
+        return Recipe.model_validate(self.model_dump(include=set(Recipe.model_fields)))
 
     @model_validator(mode="after")
     def _check_adapter_settings(self) -> Self:
