@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+_SHOWN = 20
+
 
 class KronosError(Exception):
     """A problem that the person who runs the pipeline can mend; its text is one or two plain sentences."""
@@ -52,7 +54,7 @@ class Problem:
 
 
 class DataError(KronosError):
-    """Bad input data; it carries every problem found, not the first alone.
+    """Bad input data; it carries every problem found, not the first alone. Its text shows twenty and counts the rest.
 
     Attributes:
         problems: the problems, in file order.
@@ -62,4 +64,7 @@ class DataError(KronosError):
     def __init__(self, problems: Sequence[Problem] | Problem, ticker: str | None = None) -> None:
         self.problems: tuple[Problem, ...] = (problems,) if isinstance(problems, Problem) else tuple(problems)
         self.ticker = ticker
-        super().__init__("\n".join(str(problem) for problem in self.problems))
+        lines = [str(problem) for problem in self.problems[:_SHOWN]]
+        if len(self.problems) > _SHOWN:
+            lines.append(f"... and {len(self.problems) - _SHOWN} more problems in {self.problems[-1].file}")
+        super().__init__("\n".join(lines))

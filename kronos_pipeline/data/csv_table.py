@@ -45,7 +45,7 @@ def read_csv_table(file: CsvFile) -> CsvTable:
         raise _whole(file, "the file is empty; write a header and one bar a line into it")
     header_line, header = rows[0]
     names, positions = _find_columns(file, header_line, [name.strip() for name in header])
-    body = [(line, row) for line, row in rows[1:] if any(cell.strip() for cell in row)]
+    body = [(line, row) for line, row in rows[1:] if "".join(row).strip()]
     if not body:
         raise _whole(file, "a header alone, without a bar; add bars or remove the file")
     problems = [

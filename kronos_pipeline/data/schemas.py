@@ -11,7 +11,11 @@ import pandas as pd
 import pandera.pandas as pa
 from pandera.typing.pandas import Series
 
+from kronos_pipeline.data.bars import FEATURES
 from kronos_pipeline.data.splits import SPLITS
+
+STATISTICS = (*(f"mean_{name}" for name in FEATURES), *(f"std_{name}" for name in FEATURES))
+"""The columns of window rows that hold the lookback's statistics, float64."""
 
 RULES = {
     "not_nullable": "must be a number",
@@ -70,13 +74,17 @@ class BarFrame(pa.DataFrameModel):
 
 
 class WindowRows(pa.DataFrameModel):
-    """A row per window, as `WindowSet.rows` describes them."""
+    """A row per window, as `WindowSet.rows` describes them; beside these columns it holds the `STATISTICS`."""
 
     start: Series[np.int32] = pa.Field(ge=0)
     origin: Series[np.int32]
     end: Series[np.int32]
     split: Series[pd.CategoricalDtype] = pa.Field(isin=SPLITS, nullable=False)
-    statistics: Series[float] = pa.Field(alias="^(mean|std)_", regex=True, nullable=False)
+
+    @pa.dataframe_check(name="finite_statistics")
+    def _finite_statistics(cls, rows: pd.DataFrame) -> bool:  # noqa: N805
+        # One look at all twelve columns: a column costs half a millisecond per ticker.
+        return bool(np.isfinite(rows[list(STATISTICS)].to_numpy(np.float64)).all())
 
     @pa.dataframe_check(name="known_before_targets")
     def _known_before_targets(cls, rows: pd.DataFrame) -> pd.Series:  # noqa: N805

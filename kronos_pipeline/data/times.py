@@ -10,15 +10,18 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
+EpochUnit = Literal["s", "ms", "us", "ns"]
+
 _ZONE = re.compile(r"(?<=:\d\d)(?:[.,]\d+)?\s*(?P<zone>Z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)$", re.IGNORECASE)
-_EPOCH_UNITS = {10: "s", 13: "ms", 16: "us", 19: "ns"}
+_EPOCH_UNITS: dict[int, EpochUnit] = {10: "s", 13: "ms", 16: "us", 19: "ns"}
 """The unit of a count since 1970, by its number of digits."""
-_DATES = ("%Y/%m/%d", "%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y", "%d-%m-%Y", "%d-%b-%Y", "%d %b %Y", "%b %d, %Y")
-_TIMES = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f")
+_DATES = ("%Y/%m/%d", "%Y-%m-%d", "%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y", "%d-%m-%Y", "%d-%b-%Y", "%d %b %Y", "%b %d, %Y")
+_TIMES = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", " %I:%M %p", " %I:%M:%S %p")
 _AMBIGUOUS = ("%m/%d/%Y", "%d/%m/%Y")
 _SAMPLE = 64
 _DAYLIGHT_SAVING = 60
@@ -62,18 +65,18 @@ def parse_times(cells: Sequence[str]) -> Times:
     return _zoned(local, offsets, problems)
 
 
-def _epoch_unit(texts: pd.Series) -> str | None:
+def _epoch_unit(texts: pd.Series) -> EpochUnit | None:
     sample = texts.iloc[:_SAMPLE]
     lengths = {len(text) for text in sample if text.isdecimal()}
     share = sum(text.isdecimal() for text in sample) / max(len(sample), 1)
     return _EPOCH_UNITS.get(lengths.pop()) if len(lengths) == 1 and share > 0.5 else None
 
 
-def _from_epoch(texts: pd.Series, unit: str) -> Times:
+def _from_epoch(texts: pd.Series, unit: EpochUnit) -> Times:
     digits = next(digits for digits, name in _EPOCH_UNITS.items() if name == unit)
     good = texts.str.fullmatch(rf"[0-9]{{{digits}}}").astype(bool)
     local = pd.Series(pd.NaT, index=texts.index, dtype="datetime64[ns]")
-    local[good] = pd.to_datetime(texts[good].astype("int64"), unit=unit, errors="coerce")
+    local[good] = pd.to_datetime(texts[good].astype("int64").tolist(), unit=unit, errors="coerce")
     rule = f"is no count of {digits} digits ({unit} since 1970) as in the other lines"
     problems = tuple((int(row), rule) for row in np.flatnonzero(local.isna()))
     return Times(local, "UTC", problems, (f"times are counts of {unit} since 1970, read as UTC",))
@@ -81,6 +84,8 @@ def _from_epoch(texts: pd.Series, unit: str) -> Times:
 
 def _split_zones(texts: pd.Series) -> tuple[list[str | None], pd.Series]:
     """The zone that each cell ends in, and the cells without it."""
+    if not any(":" in text for text in texts):
+        return [None] * len(texts), texts
     zones: list[str | None] = []
     naive = []
     for text in texts:
@@ -113,10 +118,10 @@ def _parse_other(texts: pd.Series) -> tuple[pd.Series, bool]:
             if count > fits:
                 best, fits = date + time, count
     local = pd.to_datetime(texts, format=best, errors="coerce").astype("datetime64[ns]")
-    date = next((date for date in _AMBIGUOUS if best.startswith(date)), None)
-    if date is None:
+    first = next((date for date in _AMBIGUOUS if best.startswith(date)), None)
+    if first is None:
         return local, False
-    other = best.replace(date, next(name for name in _AMBIGUOUS if name != date))
+    other = best.replace(first, next(date for date in _AMBIGUOUS if date != first))
     swapped = pd.to_datetime(texts, format=other, errors="coerce").astype("datetime64[ns]")
     if swapped.notna().sum() == local.notna().sum():
         return local, not swapped.equals(local)

@@ -10,6 +10,7 @@ times lookback.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from kronos_pipeline.data.normalisation import (
     rolling_statistics,
 )
 from kronos_pipeline.data.rhythm import find_rhythm
-from kronos_pipeline.data.schemas import WindowRows
+from kronos_pipeline.data.schemas import STATISTICS, WindowRows
 from kronos_pipeline.data.splits import SPLITS, Blocks, find_blocks, need_windows
 from kronos_pipeline.errors import ArtifactError
 
@@ -49,8 +50,11 @@ ACROSS_A_HOLE = "hole longer than --max-gap"
 FLAT = "flat lookback"
 HOLDOUT_ACROSS_A_HOLE = "cutoffs with a hole longer than --max-gap"
 HOLDOUT_FLAT = "cutoffs with a flat lookback"
-
-_STATISTICS = [*(f"mean_{name}" for name in FEATURES), *(f"std_{name}" for name in FEATURES)]
+_REASONS = {
+    "train": (ACROSS_A_HOLE, FLAT),
+    "selection": (ACROSS_A_HOLE, FLAT),
+    "holdout": (HOLDOUT_ACROSS_A_HOLE, HOLDOUT_FLAT),
+}
 
 StampFeatures = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
@@ -120,34 +124,32 @@ def build_windows(bars: Bars, recipe: Recipe) -> WindowSet:
     missing = find_rhythm(stamps[: blocks.holdout]).missing(stamps)
     holes = np.concatenate([[0], np.cumsum(missing > recipe.max_gap)])
 
-    tables, excluded = [], dict.fromkeys((STRADDLING, ACROSS_A_HOLE, FLAT), 0)
-    excluded[STRADDLING] = blocks.straddling(lookback, horizon, recipe.stride)
-    reasons = {"train": (ACROSS_A_HOLE, FLAT), "selection": (ACROSS_A_HOLE, FLAT)}
-    for split, table in _offsets(blocks, lookback, horizon, recipe.stride).items():
-        start, end = table["start"].to_numpy(), table["end"].to_numpy()
+    excluded = {STRADDLING: blocks.straddling(lookback, horizon, recipe.stride)}
+    kept = []
+    starts = _starts(blocks, lookback, horizon, recipe.stride)
+    for split, start in zip(SPLITS, starts, strict=True):
+        end = np.minimum(start + lookback + horizon + (split != "holdout"), len(bars))
         across = holes[end - 1] > holes[start]
-        flat = std[start, FEATURES.index("close")] == 0
-        hole_reason, flat_reason = reasons.get(split, (HOLDOUT_ACROSS_A_HOLE, HOLDOUT_FLAT))
-        excluded[hole_reason] = excluded.get(hole_reason, 0) + int(across.sum())
-        excluded[flat_reason] = excluded.get(flat_reason, 0) + int((flat & ~across).sum())
-        kept = table[~(across | flat)]
-        need_windows(bars, split, len(table), int(across.sum()), int((flat & ~across).sum()), recipe)
-        if split == "holdout":
-            excluded[TOO_MANY_CUTOFFS] = max(len(kept) - recipe.max_cutoffs, 0)
-            kept = kept.iloc[-recipe.max_cutoffs :]
-        tables.append(kept)
-    rows = pd.concat(tables, ignore_index=True)
-    rows["split"] = pd.Categorical(rows["split"], SPLITS)
-    first = rows["start"].to_numpy()
-    numbers = pd.DataFrame(np.concatenate([mean[first], std[first]], axis=1), columns=_STATISTICS)
-    rows = WindowRows.validate(pd.concat([rows, numbers], axis=1))
+        flat = (std[start, FEATURES.index("close")] == 0) & ~across
+        need_windows(bars, split, len(start), int(across.sum()), int(flat.sum()), recipe)
+        for reason, left_out in zip(_REASONS[split], (across, flat), strict=True):
+            excluded[reason] = excluded.get(reason, 0) + int(left_out.sum())
+        kept.append(np.stack([start, start + lookback - 1, end], axis=1)[~(across | flat)])
+    excluded[TOO_MANY_CUTOFFS] = max(len(kept[-1]) - recipe.max_cutoffs, 0)
+    kept[-1] = kept[-1][-recipe.max_cutoffs :]
+    offsets = np.concatenate(kept).astype(np.int32)
+    rows = pd.DataFrame(offsets, columns=["start", "origin", "end"])
+    split_of = [split for split, rows_of in zip(SPLITS, kept, strict=True) for _ in rows_of]
+    rows["split"] = pd.Categorical(split_of, SPLITS)
+    numbers = np.concatenate([mean[offsets[:, 0]], std[offsets[:, 0]]], axis=1)
+    rows = WindowRows.validate(pd.concat([rows, pd.DataFrame(numbers, columns=list(STATISTICS))], axis=1))
     excluded = {reason: count for reason, count in excluded.items() if count}
     return WindowSet(bars, lookback, horizon, rows, _stamp_features(bars), excluded, blocks.selection, blocks.holdout)
 
 
 def row_statistics(rows: pd.DataFrame) -> tuple[FloatArray, FloatArray]:
     """The mean and the standard deviation that window rows hold, two of `(rows, 6)`, for `normalise`."""
-    numbers = rows[_STATISTICS].to_numpy(np.float64)
+    numbers = rows[list(STATISTICS)].to_numpy(np.float64)
     return numbers[:, : len(FEATURES)], numbers[:, len(FEATURES) :]
 
 
@@ -194,19 +196,13 @@ def load_windows(path: Path, bars: Bars) -> WindowSet:
     return windows
 
 
-def _offsets(blocks: Blocks, lookback: int, horizon: int, stride: int) -> dict[str, pd.DataFrame]:
-    """Start, origin and end of every window that each split has room for, oldest first."""
+def _starts(blocks: Blocks, lookback: int, horizon: int, stride: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The first bar of every window that train, selection and holdout have room for, oldest first."""
     span = lookback + horizon + 1
     # Counted back from the block's end, so that a stride leaves out old windows and not the newest.
     train = np.arange(blocks.selection - span, -1, -stride)[::-1]
     selection = np.arange(blocks.selection - lookback, blocks.holdout - span + 1)
-    rolls = np.arange(blocks.holdout - lookback, blocks.bars - lookback, horizon)
-    tables = {}
-    for split, start in zip(SPLITS, (train, selection, rolls), strict=True):
-        end = np.minimum(start + lookback + horizon, blocks.bars) if split == "holdout" else start + span
-        offsets = {"start": start, "origin": start + lookback - 1, "end": end}
-        tables[split] = pd.DataFrame(offsets, dtype=np.int32).assign(split=split)
-    return tables
+    return train, selection, np.arange(blocks.holdout - lookback, blocks.bars - lookback, horizon)
 
 
 def _stamp_features(bars: Bars) -> StampFeatures:
@@ -217,7 +213,8 @@ def _stamp_features(bars: Bars) -> StampFeatures:
 
 def _training_hash(windows: WindowSet) -> str:
     rows = windows.rows[windows.rows["split"] != "holdout"]
-    offsets = rows[["start", "origin", "end"]].to_numpy("<i4").tobytes() + ",".join(rows["split"]).encode()
-    statistics = rows[_STATISTICS].to_numpy("<f8").tobytes()
+    digest = hashlib.sha256(np.ascontiguousarray(rows[["start", "origin", "end"]].to_numpy("<i4")).tobytes())
+    digest.update(rows["split"].cat.codes.to_numpy(np.int8).tobytes())
+    digest.update(np.ascontiguousarray(rows[list(STATISTICS)].to_numpy("<f8")).tobytes())
     before = bars_hash(windows.bars.frame.iloc[: windows.holdout_start])
-    return text_hash(windows.ticker, before, f"{windows.lookback} {windows.horizon}", offsets.hex(), statistics.hex())
+    return text_hash(windows.ticker, before, f"{windows.lookback} {windows.horizon}", digest.hexdigest())
