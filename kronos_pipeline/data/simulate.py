@@ -1,8 +1,8 @@
 """Simulated bars: the shipped `trainingdata/`, the embedded base model's pretraining, and the tests of training.
 
-The log of a ticker's close is a slow random walk, plus a short-lived deviation that dies out (an autoregression of order
-one), plus a calendar pattern of the ticker's own: a level for each month of the year and one for each day of the month,
-both smoothed over neighbouring days. A lookback of 64 bars shows three months of twelve, so the pattern is something
+The log of a ticker's close is a slow random walk, plus a short-lived deviation that dies out (an autoregression of
+order one), plus a calendar pattern of the ticker's own: a level for each month of the year and one for each day of the
+month, both smoothed over neighbouring days. A lookback of 64 bars shows three months of twelve, so the pattern is something
 that only a model which has seen the ticker's history can know. Volatility is stochastic (a log-autoregression),
 overnight gaps and bar ranges scale with it, and so does volume.
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -24,16 +25,34 @@ from kronos_pipeline.errors import SettingsError
 
 FloatArray = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
-MONTH_LEVEL = 0.07
-"""Standard deviation of the twelve months' levels, in log price."""
-DAY_LEVEL = 0.02
-"""Standard deviation of the days' levels within a month, in log price."""
-WALK = 0.004
-"""Standard deviation of the random walk's daily step, in log price."""
-DEVIATION = 0.009
-"""Standard deviation of the deviation's daily shock, in log price."""
-DEVIATION_DECAY = 0.93
-"""Share of the deviation that is left a bar later: a half-life of ten bars."""
+
+@dataclass(frozen=True)
+class Dynamics:
+    """How a ticker moves; every size is a standard deviation in log price.
+
+    Attributes:
+        walk: of the random walk's step from one bar to the next.
+        deviation: of the shock that a bar adds to the deviation.
+        decay: share of the deviation that is left a bar later; 0.93 is a half-life of ten bars.
+        month_level: of the calendar pattern's levels for the twelve months.
+        day_level: of its levels for the days of the month.
+        weekday_level: of its levels for the days of the week.
+        hour_level: of its levels for the hours of the day.
+    """
+
+    walk: float = 0.004
+    deviation: float = 0.009
+    decay: float = 0.93
+    month_level: float = 0.07
+    day_level: float = 0.02
+    weekday_level: float = 0.0
+    hour_level: float = 0.0
+
+    @property
+    def step(self) -> float:
+        """Standard deviation of what chance adds to the log price in one bar."""
+        return float(np.hypot(self.walk, self.deviation))
+
 
 _SMOOTHING_DAYS = 5
 _BURN_IN = 100
@@ -52,6 +71,7 @@ class SimulatedTicker:
         walk: `(bars,)`, the random walk in log price.
         deviation: `(bars,)`, the deviation in log price.
         pattern: `(bars,)`, the calendar pattern in log price.
+        dynamics: what it was simulated with.
     """
 
     timestamps: pd.DatetimeIndex
@@ -59,6 +79,7 @@ class SimulatedTicker:
     walk: FloatArray
     deviation: FloatArray
     pattern: FloatArray
+    dynamics: Dynamics
 
     def frame(self) -> pd.DataFrame:
         """The bars as a frame with `timestamps` and the six features."""
@@ -68,11 +89,11 @@ class SimulatedTicker:
         """The closes after bar `origin` as the generator itself expects them, `(horizon,)`, in price units.
 
         It knows the state at the origin and the pattern, and no later shock: the walk stays, the deviation decays. The
-        exponential of a conditional mean in logs is the conditional median in price units, which an absolute error asks for.
+        exponential of a conditional mean in logs is the conditional median in price units, which suits an absolute error.
         """
         steps = np.arange(1, horizon + 1)
         pattern = self.pattern[origin + 1 : origin + 1 + horizon]
-        return np.exp(self.walk[origin] + DEVIATION_DECAY**steps * self.deviation[origin] + pattern)
+        return np.exp(self.walk[origin] + self.dynamics.decay**steps * self.deviation[origin] + pattern)
 
 
 def simulate_ticker(
@@ -81,7 +102,7 @@ def simulate_ticker(
     *,
     start: str | pd.Timestamp = "2021-01-04",
     frequency: str = "B",
-    strength: float = 1.0,
+    dynamics: Dynamics | None = None,
 ) -> SimulatedTicker:
     """Simulate one ticker.
 
@@ -90,40 +111,43 @@ def simulate_ticker(
         bars: how many.
         start: the first bar's timestamp.
         frequency: pandas' alias of the bar interval: `B` for weekdays, `D` for seven days a week, `h` and so on.
-        strength: factor on the calendar pattern; 0 leaves none.
+        dynamics: how it moves; by default `Dynamics()`, as the shipped tickers do.
     """
+    dynamics = dynamics or Dynamics()
     rng = np.random.default_rng(seed)
     timestamps = pd.date_range(start, periods=bars, freq=frequency)
-    pattern = strength * _calendar_pattern(rng, timestamps)
+    pattern = _calendar_pattern(rng, timestamps, dynamics)
     volatility = _volatility(rng, bars)
-    walk = np.log(rng.uniform(20, 400)) + np.cumsum(WALK * volatility * rng.standard_normal(bars))
-    shocks = DEVIATION * np.concatenate([np.ones(_BURN_IN), volatility]) * rng.standard_normal(_BURN_IN + bars)
-    deviation = _autoregression(shocks, DEVIATION_DECAY)[_BURN_IN:]
+    walk = np.log(rng.uniform(20, 400)) + np.cumsum(dynamics.walk * volatility * rng.standard_normal(bars))
+    shocks = dynamics.deviation * np.concatenate([np.ones(_BURN_IN), volatility]) * rng.standard_normal(_BURN_IN + bars)
+    deviation = _autoregression(shocks, dynamics.decay)[_BURN_IN:]
     close = np.exp(walk + deviation + pattern)
     previous = np.concatenate([close[:1], close[:-1]])
 
-    spread = 0.006 * volatility
+    spread = 0.6 * dynamics.step * volatility
     open_ = previous * np.exp(0.5 * spread * rng.standard_normal(bars))
     high = np.maximum(open_, close) * np.exp(spread * np.abs(rng.standard_normal(bars)))
     low = np.minimum(open_, close) * np.exp(-spread * np.abs(rng.standard_normal(bars)))
 
-    busy = 0.8 * np.log(volatility) + 6 * np.abs(np.log(close / previous))
+    busy = 0.8 * np.log(volatility) + 0.06 * np.abs(np.log(close / previous)) / dynamics.step
     log_volume = rng.uniform(13, 17) + busy + _autoregression(0.15 * rng.standard_normal(bars), 0.6)
     volume = np.exp(log_volume)
     amount = volume * (open_ + high + low + close) / 4
     values = np.stack([open_, high, low, close, volume, amount], axis=1)
-    return SimulatedTicker(timestamps, values, walk, deviation, pattern)
+    return SimulatedTicker(timestamps, values, walk, deviation, pattern, dynamics)
 
 
-def _calendar_pattern(rng: np.random.Generator, timestamps: pd.DatetimeIndex) -> FloatArray:
-    months = MONTH_LEVEL * rng.standard_normal(12)
-    days = DAY_LEVEL * rng.standard_normal(31)
+def _calendar_pattern(rng: np.random.Generator, timestamps: pd.DatetimeIndex, dynamics: Dynamics) -> FloatArray:
+    months = dynamics.month_level * rng.standard_normal(12)
+    days = dynamics.day_level * rng.standard_normal(31)
+    weekdays = dynamics.weekday_level * rng.standard_normal(7)
+    hours = dynamics.hour_level * rng.standard_normal(24)
     leap_year = pd.date_range("2024-01-01", "2024-12-31")
     levels = months[leap_year.month - 1] + days[leap_year.day - 1]
     kernel = np.ones(_SMOOTHING_DAYS) / _SMOOTHING_DAYS
-    smooth = np.convolve(np.concatenate([levels, levels, levels]), kernel, mode="same")[len(levels) : 2 * len(levels)]
-    by_date = dict(zip(zip(leap_year.month, leap_year.day, strict=True), smooth, strict=True))
-    return np.array([by_date[date] for date in zip(timestamps.month, timestamps.day, strict=True)])
+    by_date = np.zeros((13, 32))
+    by_date[leap_year.month, leap_year.day] = np.convolve(np.tile(levels, 3), kernel, mode="same")[366:732]
+    return by_date[timestamps.month, timestamps.day] + weekdays[timestamps.weekday] + hours[timestamps.hour]
 
 
 def _volatility(rng: np.random.Generator, bars: int) -> FloatArray:
@@ -133,15 +157,12 @@ def _volatility(rng: np.random.Generator, bars: int) -> FloatArray:
 
 
 def _autoregression(shocks: FloatArray, decay: float) -> FloatArray:
-    levels = np.empty_like(shocks)
-    level = 0.0
-    for index, shock in enumerate(shocks):
-        level = decay * level + shock
-        levels[index] = level
-    return levels
+    return np.array(list(accumulate(shocks.tolist(), lambda level, shock: decay * level + shock)))
 
 
-def write_simulated(data_dir: Path, *, tickers: Sequence[str] = SHIPPED_TICKERS, bars: int = 1000, seed: int = 2026) -> list[Path]:
+def write_simulated(
+    data_dir: Path, *, tickers: Sequence[str] = SHIPPED_TICKERS, bars: int = 1000, seed: int = 2026
+) -> list[Path]:
     """Write `<data_dir>/<TICKER>/<TICKER>.csv` for each ticker: the same arguments give the same bytes.
 
     Raises:
