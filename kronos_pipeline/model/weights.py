@@ -149,7 +149,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _check_against_manifest(path: Path) -> None:
-    """Where a manifest says what the file was when it was written, it has to be that still; it may lie in the folder above."""
+    """Where a manifest says what the file was when it was written, it has to be that still."""
     for folder in list(path.parents)[:2]:
         manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
         recorded = manifest.get("files", {}).get(path.relative_to(folder).as_posix())
