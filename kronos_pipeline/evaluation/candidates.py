@@ -1,0 +1,63 @@
+"""The models whose forecasts are compared: those that exist, stand on the same base, and have not seen the holdout."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kronos_pipeline.data.windows import WindowSet
+    from kronos_pipeline.model.loading import KronosModel
+
+
+def load_candidates(
+    layout: ArtifactLayout, base: KronosModel, windows: WindowSet, adapter_name: str | None
+) -> tuple[dict[str, KronosModel], list[str]]:
+    """Load what can be compared on a ticker's holdout.
+
+    Args:
+        layout: where artifacts lie.
+        base: the untouched base model.
+        windows: the ticker's windows.
+        adapter_name: the adapter that serves the ticker, or None for none.
+
+    Returns:
+        Models by column of the forecast table, in the order base, checkpoint, adapter; and a sentence for each that
+        exists and is left out, saying why.
+
+    Raises:
+        ModelError, ArtifactError: one that belongs here is damaged.
+    """
+    from kronos_pipeline.model.loading import load_checkpoint  # imports torch
+    from kronos_pipeline.model.lora import load_adapter
+
+    models, notes = {"base": base}, []
+    places = [("checkpoint", layout.best_checkpoint, load_checkpoint)]
+    if adapter_name is not None:
+        places.append(("adapter", layout.adapter(adapter_name), load_adapter))
+    for column, folder, load in places:
+        if not folder.is_dir():
+            continue
+        if reason := _unfit(folder, base, windows):
+            notes.append(f"{windows.ticker}: the {column} is left out: {reason}.")
+        else:
+            models[column] = load(folder, base)
+    return models, notes
+
+
+def _unfit(folder: Path, base: KronosModel, windows: WindowSet) -> str | None:
+    """Why a trained model cannot be compared on this holdout, or None where it can."""
+    manifest: dict[str, Any] = read_json(folder / MANIFEST)
+    made_on = manifest.get("base_model", {})
+    if made_on.get("weights_hash") != base.weights_hash:
+        return f"it was trained on another base model, {made_on.get('name')}"
+    seen_until = manifest.get("seen_until", {}).get(windows.ticker)
+    first = windows.bars.frame["timestamps"].iloc[windows.holdout_start]
+    if seen_until is not None and pd.Timestamp(seen_until) >= first:
+        return f"it has seen bars up to {seen_until}, and the holdout begins at {first.isoformat()}"
+    return None

@@ -1,0 +1,360 @@
+"""The optimisation: AdamW on token windows, looks at the selection block, early stopping, a state that can be resumed.
+
+Everything random is drawn from generators whose state is saved, and the order of an epoch is a permutation that its
+seed and number give, so a training that was killed ends with the bytes of one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from kronos_pipeline.config import Recipe
+from kronos_pipeline.errors import ModelError
+from kronos_pipeline.model.losses import token_loss, token_losses
+from kronos_pipeline.training.dataset import KronosMultiTickerDataset, as_batch
+from kronos_pipeline.training.progress import Say, TrainingProgress
+
+HISTORY = ("step", "epoch", "train_loss", "selection_loss", "learning_rate", "windows_per_second")
+_LOG_STEPS = 10
+"""Steps between two readings of the training loss: reading it waits for the device."""
+
+Tensors = dict[str, torch.Tensor]
+
+
+class Listener(Protocol):
+    """Told the numbers of a step; MLflow's tracker is one."""
+
+    def on_log(self, step: int, values: Mapping[str, float]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an optimisation found.
+
+    Attributes:
+        best: the trained tensors by name, at the best look at the selection block.
+        last: the same at the last step.
+        history: a row per look or reading, see `HISTORY`; losses in nats per token, NaN where not measured.
+        summary: numbers of the whole: steps, best_step, selection_loss, seconds and so on.
+    """
+
+    best: Tensors
+    last: Tensors
+    history: pd.DataFrame
+    summary: dict[str, Any]
+
+
+@dataclass
+class _Position:
+    """Where a training is; plain data, saved with the state."""
+
+    step: int = 0
+    stopped: bool = False
+    best_step: int = 0
+    best_loss: float = math.inf
+    looks_since_best: int = 0
+    seconds: float = 0.0
+    rows: list[list[float]] = field(default_factory=list)
+
+
+class Objective(torch.nn.Module):
+    """The loss as a module, so that what wraps modules (DistributedDataParallel, compilers) sees the forward pass."""
+
+    def __init__(self, predictor: torch.nn.Module, first_target: int) -> None:
+        super().__init__()
+        self.predictor = predictor
+        self.first_target = first_target
+
+    def forward(self, s1: torch.Tensor, s2: torch.Tensor, stamps: torch.Tensor) -> torch.Tensor:
+        """The mean loss of a batch of token windows over the bars after the lookback, in nats per token."""
+        return token_loss(self.predictor, s1, s2, stamps, self.first_target)
+
+
+class Optimisation:
+    """One training of the trainable parameters of a predictor."""
+
+    def __init__(
+        self,
+        predictor: torch.nn.Module,
+        train: KronosMultiTickerDataset,
+        selection: KronosMultiTickerDataset,
+        recipe: Recipe,
+        accelerator: Accelerator,
+    ) -> None:
+        self._train, self._selection = train, selection
+        self._recipe, self._accelerator = recipe, accelerator
+        self._objective = Objective(predictor, train.lookback)
+        named = [(name, tensor) for name, tensor in predictor.named_parameters() if tensor.requires_grad]
+        self._trained = dict(named)
+        decayed = [tensor for _, tensor in named if tensor.ndim >= 2]
+        plain = [tensor for _, tensor in named if tensor.ndim < 2]
+        optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            lr=recipe.learning_rate,
+        )
+        windows_per_step = recipe.batch_size * recipe.grad_accum_steps * accelerator.num_processes
+        self._steps_per_epoch = math.ceil(len(train) / windows_per_step)
+        self._windows_per_step = windows_per_step
+        self.steps = recipe.epochs * self._steps_per_epoch
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warmup_then_cosine(recipe, self.steps))
+        if recipe.torch_compile:
+            self._objective.compile()
+        self._module, self._optimizer = accelerator.prepare(self._objective, optimizer)
+        self._average = {name: tensor.detach().clone() for name, tensor in self._trained.items()}
+        self._best: Tensors = {}
+        self._position = _Position()
+        looks = recipe.evaluations_per_epoch
+        self._look_at = {math.ceil(self._steps_per_epoch * look / looks) for look in range(1, looks + 1)}
+
+    def state(self) -> dict[str, Any]:
+        """All that `restore` needs to go on from here, as tensors and plain values."""
+        scaler = self._accelerator.scaler
+        return {
+            "trained": {name: tensor.detach() for name, tensor in self._trained.items()},
+            "average": self._average,
+            "best": self._best,
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "scaler": {} if scaler is None else scaler.state_dict(),
+            "random": _random_state(self._accelerator.device),
+            "position": vars(self._position),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state.
+
+        Raises:
+            ModelError: the state is of another model.
+        """
+        device = self._accelerator.device
+        try:
+            with torch.no_grad():
+                for name, tensor in self._trained.items():
+                    tensor.copy_(state["trained"][name])
+            self._average = {name: tensor.to(device) for name, tensor in state["average"].items()}
+            self._best = {name: tensor.to(device) for name, tensor in state["best"].items()}
+            self._optimizer.load_state_dict(state["optimizer"])
+            self._schedule.load_state_dict(state["schedule"])
+            if self._accelerator.scaler is not None:
+                self._accelerator.scaler.load_state_dict(state["scaler"])
+            self._position = _Position(**state["position"])
+            _restore_random_state(state["random"], device)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ModelError(
+                f"The saved state of the interrupted training does not fit ({error}); remove it to start anew."
+            ) from error
+
+    def run(self, what: str, save: Callable[[dict[str, Any]], None], listener: Listener | None, say: Say) -> Outcome:
+        """Train until the epochs are done or the selection loss has stopped falling.
+
+        Args:
+            what: the training's name, for the progress.
+            save: gets the state every `save_steps` steps and at each epoch's end.
+            listener: told the losses as they are read.
+            say: takes plain lines for people.
+
+        Raises:
+            ModelError: a loss is not finite.
+        """
+        resumed_from = self._position.step
+        began, before = time.monotonic(), self._position.seconds
+        with TrainingProgress(what, self.steps, resumed_from, say) as progress:
+            while self._position.step < self.steps and not self._position.stopped:
+                self._run_epoch(save, listener, progress, began - before)
+        self._position.seconds = before + time.monotonic() - began
+        history = pd.DataFrame(self._position.rows, columns=list(HISTORY))
+        position = self._position
+        return Outcome(
+            best={name: tensor.detach().cpu().clone() for name, tensor in self._best.items()},
+            last={name: tensor.detach().cpu().clone() for name, tensor in self._current().items()},
+            history=history.astype({"step": "int64", "epoch": "int64"}),
+            summary={
+                "steps": position.step,
+                "best_step": position.best_step,
+                "selection_loss": position.best_loss,
+                "stopped_early": position.stopped and position.step < self.steps,
+                "seconds": round(position.seconds, 3),
+                "windows_per_second": round(position.step * self._windows_per_step / max(position.seconds, 1e-9), 1),
+                "resumed_from_step": resumed_from,
+            },
+        )
+
+    def _run_epoch(
+        self,
+        save: Callable[[dict[str, Any]], None],
+        listener: Listener | None,
+        progress: TrainingProgress,
+        began: float,
+    ) -> None:
+        position, recipe = self._position, self._recipe
+        epoch, done = divmod(position.step, self._steps_per_epoch)
+        self._module.train()
+        total, count, read_at, read_step = (
+            torch.zeros((), device=self._accelerator.device),
+            0,
+            time.monotonic(),
+            position.step,
+        )
+        for batch in self._batches(epoch, done):
+            with self._accelerator.accumulate(self._module):
+                loss = self._module(**batch)
+                self._accelerator.backward(loss)
+                if self._accelerator.sync_gradients:
+                    self._accelerator.clip_grad_norm_(list(self._trained.values()), recipe.max_grad_norm)
+                self._optimizer.step()
+                self._optimizer.zero_grad()
+            total, count = total + loss.detach(), count + 1
+            if not self._accelerator.sync_gradients:
+                continue
+            position.step += 1
+            done += 1
+            if not self._accelerator.optimizer_step_was_skipped:
+                self._schedule.step()
+            self._update_average()
+            look = done in self._look_at
+            if look or position.step % _LOG_STEPS == 0:
+                seconds = max(time.monotonic() - read_at, 1e-9)
+                self._log(
+                    train_loss=_finite(total.item() / count, position.step),
+                    selection_loss=self._look() if look else math.nan,
+                    windows_per_second=(position.step - read_step) * self._windows_per_step / seconds,
+                    epoch=epoch + 1,
+                    listener=listener,
+                    progress=progress,
+                )
+                total, count, read_at, read_step = torch.zeros_like(total), 0, time.monotonic(), position.step
+            if position.step % recipe.save_steps == 0 or done == self._steps_per_epoch or position.stopped:
+                position.seconds = time.monotonic() - began
+                save(self.state())
+            if position.stopped:
+                return
+
+    def _batches(self, epoch: int, done: int) -> DataLoader:  # type: ignore[type-arg]
+        """The batches of an epoch from its step `done` on."""
+        generator = torch.Generator().manual_seed((self._recipe.seed << 20) + epoch)
+        order = torch.randperm(len(self._train), generator=generator)[done * self._windows_per_step :].tolist()
+        loader = DataLoader(
+            self._train,
+            batch_size=self._recipe.batch_size,
+            sampler=order,
+            num_workers=self._recipe.num_workers,
+            collate_fn=as_batch,
+            pin_memory=self._accelerator.device.type == "cuda",
+            generator=generator,  # else the loader would draw from the generator that dropout uses
+        )
+        return self._accelerator.prepare_data_loader(loader)  # type: ignore[no-any-return]
+
+    def _look(self) -> float:
+        """The loss on the selection block; keeps the weights if they are the best so far, stops if none were lately."""
+        position = self._position
+        loss = _finite(self._selection_loss(), position.step)
+        if loss < position.best_loss:
+            position.best_loss, position.best_step, position.looks_since_best = loss, position.step, 0
+            self._best = {name: tensor.detach().clone() for name, tensor in self._current().items()}
+        else:
+            position.looks_since_best += 1
+            position.stopped = position.looks_since_best >= self._recipe.patience
+        return loss
+
+    @torch.no_grad()
+    def _selection_loss(self) -> float:
+        accelerator, predictor = self._accelerator, self._objective.predictor
+        plain = {name: tensor.detach().clone() for name, tensor in self._trained.items()} if self._averaging else {}
+        self._put(self._current())
+        predictor.eval()
+        mine = range(accelerator.process_index, len(self._selection), accelerator.num_processes)
+        total = torch.zeros((), dtype=torch.float64)
+        for start in range(0, len(mine), 2 * self._recipe.batch_size):
+            batch = self._selection.batch(mine[start : start + 2 * self._recipe.batch_size])
+            tensors = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
+            with accelerator.autocast():
+                losses = token_losses(predictor, **tensors, first_target=self._selection.lookback)
+            total += losses.double().sum().cpu() if losses.device.type != "mps" else losses.sum().cpu().double()
+        predictor.train()
+        self._put(plain)
+        shares = (
+            accelerator.gather(total.to(accelerator.device, torch.float32)) if accelerator.num_processes > 1 else total
+        )
+        return float(shares.sum()) / len(self._selection)
+
+    @property
+    def _averaging(self) -> bool:
+        return self._recipe.average_decay > 0
+
+    def _current(self) -> Tensors:
+        """The weights that count: the running average where there is one."""
+        return self._average if self._averaging else self._trained
+
+    @torch.no_grad()
+    def _put(self, tensors: Tensors) -> None:
+        for name, tensor in tensors.items():
+            if tensor is not self._trained[name]:
+                self._trained[name].copy_(tensor)
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        if self._averaging:
+            # A young average would lean on the untouched weights, so its decay grows with the steps.
+            decay = min(self._recipe.average_decay, (1 + self._position.step) / (10 + self._position.step))
+            trained = [tensor.detach() for tensor in self._trained.values()]
+            torch._foreach_lerp_(list(self._average.values()), trained, 1 - decay)
+
+    def _log(
+        self,
+        *,
+        train_loss: float,
+        selection_loss: float,
+        windows_per_second: float,
+        epoch: int,
+        listener: Listener | None,
+        progress: TrainingProgress,
+    ) -> None:
+        step, learning_rate = self._position.step, float(self._schedule.get_last_lr()[0])
+        self._position.rows.append([step, epoch, train_loss, selection_loss, learning_rate, windows_per_second])
+        if listener is not None and self._accelerator.is_main_process:
+            listener.on_log(step, dict(zip(HISTORY[1:], self._position.rows[-1][1:], strict=True)))
+        progress.update(step, loss=train_loss, learning_rate=learning_rate, windows_per_second=windows_per_second)
+
+
+def _warmup_then_cosine(recipe: Recipe, steps: int) -> Callable[[int], float]:
+    """The factor on the learning rate: up in a line over the warm-up, then down half a cosine to 0 at the last step."""
+    warmup = max(1, round(recipe.warmup_fraction * steps))
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+    return factor
+
+
+def _finite(loss: float, step: int) -> float:
+    if not math.isfinite(loss):
+        raise ModelError(f"The loss is {loss} at step {step}; lower --learning-rate, or use --precision fp32.")
+    return loss
+
+
+def _random_state(device: torch.device) -> Tensors:
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    if device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def _restore_random_state(state: Tensors, device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    if "mps" in state:
+        torch.mps.set_rng_state(state["mps"])

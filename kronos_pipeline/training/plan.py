@@ -1,0 +1,121 @@
+"""What a training is about to do, and what it will take: said before it starts."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from kronos_pipeline.data.windows import WindowSet
+from kronos_pipeline.errors import ArtifactError, DataError, Problem, SettingsError
+from kronos_pipeline.training.dataset import KronosMultiTickerDataset
+from kronos_pipeline.training.loop import Objective
+from kronos_pipeline.training.progress import duration
+
+_COPIES = 6
+"""Copies of the trained tensors on the disk: a state's weights, average, best and two moments, and the result."""
+_LOOK_COST = 1 / 3
+"""A forward pass beside a forward and a backward one."""
+
+
+def check_windows(windows: Sequence[WindowSet]) -> None:
+    """Check that there is something to train on and something to choose by.
+
+    Raises:
+        DataError: a split that training needs is empty, over all tickers together.
+        SettingsError: there is no ticker.
+    """
+    if not windows:
+        raise SettingsError("There is no ticker to train on.")
+    for split in ("train", "selection"):
+        if not any(one.counts()[split] for one in windows):
+            names = ", ".join(one.ticker for one in windows[:5])
+            excluded = "; ".join(
+                f"{count} {reason}" for one in windows for reason, count in one.excluded.items() if count
+            )
+            why = f" ({excluded})" if excluded else ""
+            raise DataError(
+                Problem(
+                    names,
+                    f"no window is left for the {split} split{why}; give more bars, or lower --lookback or --horizon",
+                ),
+                ticker=windows[0].ticker if len(windows) == 1 else None,
+            )
+
+
+def expected_seconds(
+    predictor: torch.nn.Module,
+    train: KronosMultiTickerDataset,
+    selection: KronosMultiTickerDataset,
+    *,
+    batch_size: int,
+    epochs: int,
+    looks_per_epoch: int,
+    device: torch.device,
+) -> float:
+    """Seconds that a training takes at most, from a batch that is timed after one to warm up; nothing is changed.
+
+    Args:
+        predictor: on its device, ready to train.
+        train: the training windows.
+        selection: the windows of the selection block.
+        batch_size: windows per batch.
+        epochs: passes over the training windows.
+        looks_per_epoch: evaluations of the selection block per epoch.
+        device: where the predictor is.
+    """
+    objective = Objective(predictor, train.lookback)
+    batch = {
+        name: tensor.to(device)  # type: ignore[attr-defined]
+        for name, tensor in train.batch(range(min(batch_size, len(train)))).items()
+    }
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        seconds = [_timed(objective, batch, device) for _ in range(2)][-1]
+    objective.zero_grad(set_to_none=True)
+    per_window = seconds / len(batch["s1"])
+    return per_window * epochs * (len(train) + looks_per_epoch * len(selection) * _LOOK_COST)
+
+
+def needed_bytes(predictor: torch.nn.Module) -> int:
+    """Disk that a training's state and result take, tokens aside."""
+    return _COPIES * sum(
+        tensor.numel() * tensor.element_size() for tensor in predictor.parameters() if tensor.requires_grad
+    )
+
+
+def check_disk(folder: Path, needed: int) -> None:
+    """Check that the disk has room before hours are spent.
+
+    Raises:
+        ArtifactError: it has not.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ArtifactError(
+            f"{folder} has {free / 2**20:,.0f} MB free, and this training needs {needed / 2**20:,.0f} MB; "
+            "free some, or choose another --output-dir."
+        )
+
+
+def describe(
+    train: int, selection: int, steps: int, seconds: float, disk: int, predictor: str, device: torch.device
+) -> str:
+    """One line: windows, steps, expected time and disk; on a CPU it says where the time would be less."""
+    line = (
+        f"{train:,} training and {selection:,} selection windows, {steps:,} steps, about {duration(seconds)} at most "
+        f"on {device.type}, {max(1, round(disk / 2**20)):,} MB of disk"
+    )
+    if device.type == "cpu" and seconds > 600:
+        line += f". {predictor} on a CPU is slow: a CUDA GPU does this in minutes, kronos-nano tries the pipeline out"
+    return line
+
+
+def _timed(objective: Objective, batch: dict[str, torch.Tensor], device: torch.device) -> float:
+    began = time.perf_counter()
+    objective(**batch).backward()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began

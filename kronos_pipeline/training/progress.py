@@ -1,0 +1,75 @@
+"""How far a training is: a bar where there is a terminal, a plain line every so often where there is none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+Say = Callable[[str], None]
+"""Takes a line for the person who runs the pipeline: `print`, or a logger's method."""
+
+_LINE_SECONDS = 10.0
+
+
+class TrainingProgress:
+    """Shows step, loss, learning rate, windows per second and time left; a context manager."""
+
+    def __init__(self, what: str, steps: int, start: int, say: Say) -> None:
+        """Describe the training.
+
+        Args:
+            what: its name, such as "adapter AAPL".
+            steps: optimiser steps in all.
+            start: steps done already, when it resumes.
+            say: takes the plain lines where there is no terminal.
+        """
+        self._what, self._steps, self._start, self._say = what, steps, start, say
+        self._began = self._last_line = time.monotonic()
+        console = Console(stderr=True)
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        if console.is_terminal and say is print:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total} steps  {task.fields[numbers]}"),
+                TimeRemainingColumn(),
+                console=console,
+            )
+            self._task = self._bar.add_task(what, total=steps, completed=start, numbers="")
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def update(self, step: int, *, loss: float, learning_rate: float, windows_per_second: float) -> None:
+        """Show where the training is: `loss` in nats per token."""
+        numbers = f"loss {loss:.4f}  lr {learning_rate:.2e}  {windows_per_second:,.0f} windows/s"
+        if self._bar:
+            self._bar.update(self._task, completed=step, numbers=numbers)
+            return
+        now = time.monotonic()
+        if now - self._last_line < _LINE_SECONDS and step < self._steps:
+            return
+        self._last_line = now
+        left = (now - self._began) / max(step - self._start, 1) * (self._steps - step)
+        self._say(f"{self._what}: step {step}/{self._steps}  {numbers}  {duration(left)} left")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: "8 s", "4 min", "2.5 h"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,161 @@
+"""What a killed training leaves behind, so that the same command goes on where it was.
+
+    state/<key>/run.json    the artifact it makes, and all that shapes its weights: the parts that <key> is a hash of
+    state/<key>/state.pt    weights, best weights, optimiser, schedule, random numbers, position in the data
+    state/<key>/tokens-*    the windows' tokens, where they are too many for memory
+
+The parts are the data before the holdout, the settings that training reads, the base model, the code and the device.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from kronos_pipeline.artifacts import ArtifactLayout, check_writable, read_json, text_hash, write_file, write_json
+from kronos_pipeline.config import Recipe
+from kronos_pipeline.training.progress import Say
+
+_EVALUATION_SETTINGS = {
+    "validation_days", "validation_bars", "max_cutoffs", "eval_samples", "temperature", "top_p",
+    "num_workers", "save_steps", "device", "adapter_name",
+}  # fmt: skip
+"""Settings that leave the weights as they are: the data before the holdout is hashed itself, the device is resolved."""
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """The resumable state of one training.
+
+    Attributes:
+        layout: where artifacts lie.
+        artifact: the artifact that it makes, such as "adapters/AAPL".
+        parts: all that shapes its weights, by name.
+    """
+
+    layout: ArtifactLayout
+    artifact: str
+    parts: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        return text_hash(self.artifact, json.dumps(self.parts, sort_keys=True))[:32]
+
+    @property
+    def folder(self) -> Path:
+        return self.layout.state(self.key)
+
+    @property
+    def finished(self) -> bool:
+        """Whether this very training has ended, in a run of several trainings that has not."""
+        return self._run_file.is_file() and bool(read_json(self._run_file).get("finished"))
+
+    def begin(self, say: Say) -> dict[str, Any] | None:
+        """The state to go on from, or None where the training starts anew; says which, and what changed.
+
+        Raises:
+            ArtifactError: the state cannot be read or written.
+        """
+        if self._state_file.is_file():
+            return torch.load(self._state_file, map_location="cpu", weights_only=True)
+        if not self._run_file.is_file():
+            for other in self._unfinished_others():
+                changes = _changes(other["parts"], dict(self.parts))
+                say(f"{self.artifact}: starting anew, not from the training that was interrupted: {changes}")
+            write_json(self._run_file, {"artifact": self.artifact, "parts": dict(self.parts)})
+        return None
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Write the state, atomically: a kill while it is written leaves the one before."""
+        write_file(self._state_file, lambda handle: torch.save(dict(state), handle))
+
+    def finish(self, *, keep_mark: bool) -> None:
+        """Drop the state of a training that has ended, and those of earlier tries at the same artifact.
+
+        Args:
+            keep_mark: leave a note that it has ended, for a run of several trainings; `forget` removes it.
+        """
+        if keep_mark:
+            write_json(self._run_file, {**read_json(self._run_file), "finished": True})
+            self._state_file.unlink(missing_ok=True)
+            for tokens in self.folder.glob("tokens-*"):
+                tokens.unlink()
+        for folder in self._folders():
+            if folder != self.folder or not keep_mark:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def forget(self) -> None:
+        """Remove all that is left of trainings of this artifact."""
+        for folder in self._folders():
+            shutil.rmtree(folder, ignore_errors=True)
+
+    @contextmanager
+    def locked(self, device: torch.device, say: Say) -> Iterator[None]:
+        """Hold the artifact, and the GPU where there is one, for one training; the system frees both if we die."""
+        check_writable(self.folder.parent)
+        locks = [self.folder.parent / f".{self.artifact.replace('/', '-')}.lock"]
+        if device.type != "cpu":
+            name = f"kronos-pipeline-{os.getuid()}-{device.type}-{device.index or 0}.lock"
+            locks.append(Path(tempfile.gettempdir()) / name)
+        with ExitStack() as stack:
+            for path in locks:
+                lock = FileLock(path)
+                try:
+                    stack.enter_context(lock.acquire(timeout=0))
+                except Timeout:
+                    say(f"{self.artifact}: waiting for another training that holds {path.name}")
+                    stack.enter_context(lock.acquire())
+            yield
+
+    @property
+    def _run_file(self) -> Path:
+        return self.folder / "run.json"
+
+    @property
+    def _state_file(self) -> Path:
+        return self.folder / "state.pt"
+
+    def _folders(self) -> list[Path]:
+        """The folders of every training of this artifact, this one's included."""
+        runs = sorted(self.folder.parent.glob("*/run.json"))
+        return [run.parent for run in runs if read_json(run).get("artifact") == self.artifact]
+
+    def _unfinished_others(self) -> list[dict[str, Any]]:
+        others = [read_json(folder / "run.json") for folder in self._folders() if folder != self.folder]
+        return [other for other in others if not other.get("finished")]
+
+
+def training_settings(recipe: Recipe) -> dict[str, Any]:
+    """The settings of a recipe that shape weights, as plain data."""
+    return recipe.model_dump(mode="json", exclude=_EVALUATION_SETTINGS)
+
+
+def _changes(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """What differs between the parts of two keys, as people say it."""
+    old, new = _flat(before), _flat(after)
+    names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+    described = [f"{name} was {_short(old.get(name))}, is {_short(new.get(name))}" for name in names[:6]]
+    more = [f"and {len(names) - 6} more"] if len(names) > 6 else []
+    return "; ".join(described + more) + "."
+
+
+def _flat(parts: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in parts.items():
+        flat |= _flat(value, f"{prefix}{key} ") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = "absent" if value is None else str(value)
+    return text if len(text) <= 24 else f"{text[:12]}…"
