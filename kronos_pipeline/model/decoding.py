@@ -11,7 +11,6 @@ the same bars are compared on the same draws.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from kronos_pipeline.data.normalisation import denormalise, lookback_statistics,
 from kronos_pipeline.errors import ModelError, SettingsError
 from kronos_pipeline.model.cached import CachedAttention, CachedBlocks, Shape
 from kronos_pipeline.model.loading import KronosModel
-from kronos_pipeline.model.modules import inner, prepare_rotary
+from kronos_pipeline.model.modules import evaluating, inner, prepare_rotary
 
 _FLOATS = 2**26
 """Numbers that the caches and scores of one chunk may take, about; 256 MB."""
@@ -42,7 +41,7 @@ def sample_paths(
     """Sample futures.
 
     Args:
-        model: in eval mode; a base model, a checkpoint or an adapter.
+        model: a base model, a checkpoint or an adapter.
         history: the lookback bars in the file's units, (series, lookback, 6).
         past: their minute, hour, weekday, day and month, (series, lookback, 5).
         ahead: the same of the bars to come, (series, horizon, 5).
@@ -62,7 +61,7 @@ def sample_paths(
     series, horizon = len(history), ahead.shape[1]
     mean, std = lookback_statistics(history)
     normalised = normalise(history, mean, std)
-    draws = np.stack([_draws(seed, paths, *one) for one in zip(history, past, ahead, strict=True)]) if series else None
+    draws = [_draws(seed, paths, *one) for one in zip(history, past, ahead, strict=True)]
     sampled = np.empty((series, paths, horizon, history.shape[-1]), np.float32)
     per_chunk, paths_per_chunk = _chunk(model, history.shape[1], horizon, paths)
     for first in range(0, series, per_chunk):
@@ -70,8 +69,8 @@ def sample_paths(
         for first_path in range(0, paths, paths_per_chunk):
             some = slice(first_path, first_path + paths_per_chunk)
             chunk = [torch.as_tensor(part[rows]).to(model.device) for part in (normalised, past, ahead)]
-            numbers = torch.as_tensor(draws[rows, some]).to(model.device)
-            with torch.no_grad():
+            numbers = torch.as_tensor(np.stack(draws[rows])[:, some]).to(model.device)
+            with torch.no_grad(), evaluating(model.predictor), evaluating(model.tokenizer):
                 sampled[rows, some] = _Run(model, numbers, temperature, top_p).sample(*chunk).float().cpu().numpy()
     if not np.isfinite(sampled).all():
         raise ModelError(f"{model.source.label} gives forecasts that are not finite; its weights are of no use.")
@@ -92,22 +91,22 @@ class _Run:
         blocks = CachedBlocks(predictor.transformer, shape)
         self._cross = CachedAttention(predictor.dep_layer.cross_attn, shape)
 
-        prepare_rotary(self._tokenizer, shape.context, bars.device)
-        known = self._tokenizer.encode(bars, half=True)
-        hidden = predictor.norm(blocks.over_context(self._embed(*known, past)))
+        prepare_rotary(self._tokenizer, shape.context)
+        known: tuple[Tensor, Tensor] = tuple(self._tokenizer.encode(bars, half=True))
+        hidden = predictor.norm(blocks.over_context(self._embed(known, past)))
         self._cross.read_context(hidden)
         last = hidden[:, -1, None, None].expand(-1, paths, -1, -1)  # (series, paths, 1, model width)
         tokens = [self._next_tokens(last, 0)]
         for step in range(1, horizon):
             stamps = ahead[:, step - 1, None].expand(-1, paths, -1)
-            last = predictor.norm(blocks.over_paths(self._embed(*tokens[-1], stamps)[:, :, None], step - 1))
+            last = predictor.norm(blocks.over_paths(self._embed(tokens[-1], stamps)[:, :, None], step - 1))
             self._cross.read_paths(last, step - 1)
             tokens.append(self._next_tokens(last, step))
         s1, s2 = (torch.stack(level, dim=-1) for level in zip(*tokens, strict=True))
         return self._values(known, (s1, s2), shape)
 
-    def _embed(self, s1: Tensor, s2: Tensor, stamps: Tensor) -> Tensor:
-        return self._predictor.embedding([s1, s2]) + self._predictor.time_emb(stamps)
+    def _embed(self, tokens: tuple[Tensor, Tensor], stamps: Tensor) -> Tensor:
+        return self._predictor.embedding(tokens) + self._predictor.time_emb(stamps)
 
     def _next_tokens(self, last: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Draw one bar's s1 and s2, (series, paths) each, from the hidden states of the bars before it."""
@@ -120,7 +119,7 @@ class _Run:
     def _draw(self, logits: Tensor, step: int, level: int) -> Tensor:
         return choose(logits, self._draws[:, :, step, level], self._temperature, self._top_p)
 
-    def _values(self, known: list[Tensor], drawn: tuple[Tensor, Tensor], shape: Shape) -> Tensor:
+    def _values(self, known: tuple[Tensor, Tensor], drawn: tuple[Tensor, Tensor], shape: Shape) -> Tensor:
         """The tokenizer's decoder over the context's tokens once, then over each path's."""
         tokenizer = self._tokenizer
         blocks = CachedBlocks(tokenizer.decoder, shape)

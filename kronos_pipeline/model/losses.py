@@ -34,7 +34,7 @@ def teacher_forced_logits(predictor: nn.Module, s1: Tensor, s2: Tensor, stamps: 
         index t are of bar t + 1. The s2 logits know that bar's true s1.
     """
     s1, s2, stamps = s1.long(), s2.long(), stamps.long()
-    prepare_rotary(predictor, s1.shape[1] - 1, s1.device)
+    prepare_rotary(predictor, s1.shape[1] - 1)
     with _causal_cross_attention(predictor):
         return predictor(
             s1[:, :-1], s2[:, :-1], stamps[:, :-1], use_teacher_forcing=True, s1_targets=s1[:, 1:].contiguous()

@@ -29,23 +29,23 @@ def move(module: nn.Module, device: torch.device) -> nn.Module:
     return module
 
 
-def prepare_rotary(module: nn.Module, length: int, device: torch.device) -> None:
-    """Fill the rotary caches for `length` positions on `device`, in full precision and fit for training.
+def prepare_rotary(module: nn.Module, length: int) -> None:
+    """Fill a module's rotary caches for `length` positions, on its device, in full precision and fit for training.
 
     bfloat16 tells whole numbers apart up to 256 only, so a cache made inside autocast would blur where a bar is.
     """
     for rotary in _rotaries(module):
-        cached = rotary.cos_cached
+        cached, frequencies = rotary.cos_cached, rotary.inv_freq
         if (
             cached is None
             or rotary.seq_len_cached != length
-            or cached.device != device
-            or cached.dtype != rotary.inv_freq.dtype
+            or cached.device != frequencies.device
+            or cached.dtype != frequencies.dtype
             or cached.is_inference()
         ):
             rotary.seq_len_cached = None
-            with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
-                positions = torch.zeros(1, 1, length, 2 * len(rotary.inv_freq), device=device)
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(frequencies.device.type, enabled=False):
+                positions = frequencies.new_zeros(1, 1, length, 2 * len(frequencies))
                 rotary(positions, positions)
 
 

@@ -29,7 +29,7 @@ def encode(
     windows, bars, _ = normalised.shape
     s1, s2 = np.empty((windows, bars), np.uint16), np.empty((windows, bars), np.uint16)
     encoder: Any = tokenizer
-    prepare_rotary(tokenizer, bars, device)
+    prepare_rotary(tokenizer, bars)
     for start in range(0, windows, batch):
         values = torch.from_numpy(np.ascontiguousarray(normalised[start : start + batch], dtype=np.float32))
         with torch.no_grad():
