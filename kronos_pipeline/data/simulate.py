@@ -2,9 +2,9 @@
 
 The log of a ticker's close is a slow random walk, plus a short-lived deviation that dies out (an autoregression of
 order one), plus a calendar pattern of the ticker's own: a level for each month of the year and one for each day of the
-month, both smoothed over neighbouring days. A lookback of 64 bars shows three months of twelve, so the pattern is something
-that only a model which has seen the ticker's history can know. Volatility is stochastic (a log-autoregression),
-overnight gaps and bar ranges scale with it, and so does volume.
+month, both smoothed over neighbouring days. A lookback of 64 bars shows three months of twelve, so the pattern is
+something that only a model which has seen the ticker's history can know. Volatility is stochastic (a log-
+autoregression), overnight gaps and bar ranges scale with it, and so does volume.
 
 This is no market data and resembles a market in form alone.
 """
@@ -88,8 +88,9 @@ class SimulatedTicker:
     def conditional_close(self, origin: int, horizon: int) -> FloatArray:
         """The closes after bar `origin` as the generator itself expects them, `(horizon,)`, in price units.
 
-        It knows the state at the origin and the pattern, and no later shock: the walk stays, the deviation decays. The
-        exponential of a conditional mean in logs is the conditional median in price units, which suits an absolute error.
+        It knows the state at the origin and the pattern, and no later shock: the walk stays, the deviation decays.
+        The exponential of a conditional mean in logs is the conditional median in price units, which suits an absolute
+        error.
         """
         steps = np.arange(1, horizon + 1)
         pattern = self.pattern[origin + 1 : origin + 1 + horizon]
@@ -188,7 +189,7 @@ def _csv(simulated: SimulatedTicker, *, volume: bool) -> str:
     prices = frame[["open", "high", "low", "close"]].round(2)
     # Rounding keeps the order of prices, so low <= open, close <= high still holds.
     columns = {"timestamp": frame["timestamps"].dt.strftime("%Y-%m-%d")}
-    columns |= {name: prices[name].map("{:.2f}".format) for name in prices}
+    columns |= {str(name): prices[name].map("{:.2f}".format) for name in prices}
     if volume:
         columns["volume"] = frame["volume"].round().astype("int64")
     return pd.DataFrame(columns).to_csv(index=False, lineterminator="\n")

@@ -74,7 +74,7 @@ class PretrainingBars:
         rows = starts + np.arange(length)
         values = self.values[tickers, rows]
         mean, std = lookback_statistics(values[:, :lookback])
-        return Batch(normalise(values, mean[:, None], std[:, None]), self.stamps[tickers, rows])
+        return Batch(normalise(values, mean, std), self.stamps[tickers, rows])
 
 
 def random_dynamics(rng: np.random.Generator) -> Dynamics:

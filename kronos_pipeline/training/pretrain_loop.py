@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kronos_pipeline.data.bars import FEATURES
 from kronos_pipeline.model.losses import token_loss
+from kronos_pipeline.model.modules import prepare_rotary
 from kronos_pipeline.model.tokens import encode
 from kronos_pipeline.training.pretrain_data import Batch, PretrainingBars
 
@@ -49,7 +50,7 @@ def optimise(
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=settings.precision == "bf16"):
             value = loss(module, batch, step / steps)
         optimizer.zero_grad(set_to_none=True)
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         scheduler.step()
@@ -73,6 +74,7 @@ def _rate(done: float) -> float:
 def tokenizer_loss(tokenizer: nn.Module, batch: Batch, _done: float) -> Tensor:
     """Squared error of the bars rebuilt from the coarse token and from both, and the quantizer's own penalty."""
     bars, weights = torch.from_numpy(batch.bars), torch.tensor(_FEATURE_WEIGHTS)
+    prepare_rotary(tokenizer, bars.shape[1], bars.device)
     (coarse, fine), penalty, _, _ = tokenizer(bars)
     return (((coarse - bars) ** 2 + (fine - bars) ** 2) * weights).mean() + penalty
 
@@ -99,7 +101,7 @@ class PredictorLoss:
         self._batch_size = settings.batch_size
 
     def __call__(self, predictor: nn.Module, batch: Batch, done: float) -> Tensor:
-        s1, s2 = encode(self._tokenizer, batch.bars, torch.device("cpu"), self._batch_size)
+        ids = encode(self._tokenizer, batch.bars, torch.device("cpu"), self._batch_size)
         first_target = 1 if done < 0.5 else self._lookback
-        tokens = (torch.from_numpy(ids.astype(np.int64)) for ids in (s1, s2))
-        return token_loss(predictor, *tokens, torch.from_numpy(batch.stamps.astype(np.int64)), first_target)
+        s1, s2 = (torch.from_numpy(tokens.astype(np.int64)) for tokens in ids)
+        return token_loss(predictor, s1, s2, torch.from_numpy(batch.stamps), first_target)
