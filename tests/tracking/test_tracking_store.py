@@ -1,0 +1,208 @@
+"""Where the runs are kept: found, made once, and a clear answer in seconds where that cannot be."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from kronos_pipeline.config import Recipe
+from kronos_pipeline.tracking.runs import Tracker
+from kronos_pipeline.tracking.store import (
+    EXPERIMENT,
+    TrackingError,
+    find_store,
+    is_local,
+    open_store,
+    without_password,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAIN = """
+import sys
+from pathlib import Path
+from kronos_pipeline.config import Recipe
+from kronos_pipeline.tracking.runs import Tracker
+with Tracker(None, Path(sys.argv[1])).training_run(sys.argv[2], Recipe()) as run:
+    run.on_log(1, {"train_loss": 1.0})
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_store_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture(scope="module")
+def made_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output folder whose store two processes made at the same time, over what a killed third had begun."""
+    output = tmp_path_factory.mktemp("output")
+    (output / ".mlflow.db.unfinished").write_bytes(b"half a schema")
+    environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TRAIN, str(output), name],
+            cwd=ROOT,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("one", "two")
+    ]
+    complaints = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], complaints
+    return output
+
+
+@pytest.fixture
+def output(made_by_two: Path, tmp_path: Path) -> Path:
+    """A copy of that folder's store, in a folder of the test's own."""
+    shutil.copy(made_by_two / "mlflow.db", tmp_path / "mlflow.db")
+    return tmp_path
+
+
+def names_of_runs(folder: Path) -> set[str]:
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    return {run.info.run_name for run in client.search_runs(experiments)}
+
+
+def train(tracker: Tracker, name: str) -> None:
+    with tracker.training_run(name, Recipe()):
+        pass
+
+
+def test_two_processes_make_one_store_together(made_by_two: Path) -> None:
+    assert names_of_runs(made_by_two) == {"one", "two"}
+    with sqlite3.connect(made_by_two / "mlflow.db") as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    experiments = [one.name for one in MlflowClient(find_store(None, made_by_two)).search_experiments()]
+    assert sorted(experiments) == ["Default", EXPERIMENT]
+    assert not (made_by_two / ".mlflow.db.unfinished").exists()
+
+
+def test_a_store_that_exists_is_added_to(output: Path) -> None:
+    train(Tracker(None, output), "three")
+    assert names_of_runs(output) == {"one", "two", "three"}
+
+
+def test_an_output_folder_that_was_moved_keeps_new_artifacts_where_it_is(output: Path, made_by_two: Path) -> None:
+    (output / "plot.png").write_bytes(b"plot")
+    tracker = Tracker(None, output)
+    for name in ("three", "four"):
+        with tracker.training_run(name, Recipe()) as run:
+            pass
+        tracker.log_evaluation(run.run_id, {}, output / "plot.png")
+    assert len(list((output / "mlruns").rglob("plot.png"))) == 2
+    assert list(made_by_two.rglob("plot.png")) == []
+
+
+def test_a_deleted_experiment_is_restored(output: Path) -> None:
+    train(Tracker(None, output), "three")
+    client = MlflowClient(find_store(None, output))
+    (own,) = (one for one in client.search_experiments() if "in " in one.name)
+    client.delete_experiment(own.experiment_id)
+    train(Tracker(None, output), "four")
+    assert "four" in names_of_runs(output)
+
+
+@pytest.mark.parametrize("content", [b"this is no database" * 100, b"\0" * 4096, b"SQLite format 3\0" + b"\xff" * 4096])
+def test_a_damaged_store_is_named_at_once_and_left_alone(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_bytes(content)
+    begun = time.monotonic()
+    with pytest.raises(TrackingError, match=r"mlflow\.db cannot be used: .*; mend the file, or move it away"):
+        train(Tracker(None, tmp_path), "never")
+    assert time.monotonic() - begun < 20
+    assert (tmp_path / "mlflow.db").read_bytes() == content
+
+
+def test_a_store_of_another_mlflow_version_says_how_to_upgrade(output: Path) -> None:
+    with sqlite3.connect(output / "mlflow.db") as database:
+        database.execute("UPDATE alembic_version SET version_num = '0123456789ab'")
+    database.close()
+    with pytest.raises(
+        TrackingError, match=r"made by another version of MLflow; save a copy and run `mlflow db upgrade"
+    ):
+        train(Tracker(None, output), "never")
+
+
+def test_a_server_that_is_away_is_told_within_seconds_and_without_its_password(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    tracker = Tracker(f"http://me:secret@127.0.0.1:{port}", tmp_path)
+    begun = time.monotonic()
+    with pytest.raises(TrackingError) as caught:
+        train(tracker, "never")
+    assert time.monotonic() - begun < 20
+    message = str(caught.value)
+    assert f"http://127.0.0.1:{port} cannot be used" in message
+    assert "Connection refused" in message
+    assert "MLFLOW_TRACKING_URI" in message
+    assert "secret" not in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_place_of_the_store_is_told(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").mkdir()
+    with pytest.raises(TrackingError, match=r"mlflow\.db cannot be used"):
+        open_store(find_store(None, tmp_path))
+
+
+@pytest.mark.parametrize("uri", ["nonsense://somewhere", "postgresql+nodriver://me@127.0.0.1/db"])
+def test_an_address_of_no_known_kind_is_told(uri: str, tmp_path: Path) -> None:
+    with pytest.raises(TrackingError, match="MLFLOW_TRACKING_URI"):
+        train(Tracker(uri, tmp_path), "never")
+
+
+@pytest.mark.parametrize("name", ["with space", "100%25", "what?x=1", "a#b", "ünï"])
+def test_an_output_folder_may_be_called_anything(name: str, made_by_two: Path, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    shutil.copy(made_by_two / "mlflow.db", folder)
+    (folder / "plot.png").write_bytes(b"plot")
+    tracker = Tracker(None, folder)
+    with tracker.training_run("three", Recipe()) as run:
+        pass
+    tracker.log_evaluation(run.run_id, {}, folder / "plot.png")
+    with sqlite3.connect(folder / "mlflow.db") as database:
+        names = {row[0] for row in database.execute("SELECT name FROM runs")}
+    assert names == {"one", "two", "three"}
+    assert len(list((folder / "mlruns").rglob("plot.png"))) == 1
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_relative_to(folder)]
+    assert files == [], "MLflow makes an empty folder beside some of these, and nothing in it"
+
+
+def test_the_store_is_the_one_given_else_the_environments_else_the_output_folders(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_store(None, Path("out")) == f"sqlite:///{tmp_path / 'out' / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example")
+    assert find_store(None, Path("out")) == "http://mlflow.example"
+    assert find_store("sqlite:///mine.db", Path("out")) == "sqlite:///mine.db"
+
+
+def test_only_a_server_keeps_the_artifacts_itself() -> None:
+    local = ["sqlite:///a.db", "file:///a", "/a", "postgresql+psycopg2://host/db"]
+    assert [uri for uri in [*local, "http://host", "https://host", "databricks"] if is_local(uri)] == local
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("https://me:secret@host:5000/x?y=1", "https://host:5000/x?y=1"),
+        ("postgresql+psycopg2://me:s@cret@host/db", "postgresql+psycopg2://host/db"),
+        ("sqlite:////tmp/a@b/mlflow.db", "sqlite:////tmp/a@b/mlflow.db"),
+    ],
+)
+def test_a_password_is_not_shown(uri: str, shown: str) -> None:
+    assert without_password(uri) == shown
