@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,19 +19,16 @@ from kronos_pipeline.data.windows import WindowSet, row_statistics
 from kronos_pipeline.errors import SettingsError
 from kronos_pipeline.model.tokens import encode
 
+CPU = torch.device("cpu")
 _CHUNK = 1024
 """Windows that are gathered and encoded together."""
 _ON_DISK_ABOVE = 256 * 2**20
 """Bytes of tokens above which they are kept in a file, where a folder for it is given."""
 
 
-class Batch(TypedDict):
-    """Token windows. `s1` and `s2`: (windows, bars) int64, the coarse and the fine half of each bar's token; `stamps`:
-    (windows, bars, 5) int64, minute, hour, weekday, day and month of each bar."""
-
-    s1: torch.Tensor
-    s2: torch.Tensor
-    stamps: torch.Tensor
+Batch = dict[str, torch.Tensor]
+"""Token windows. `s1` and `s2`: (windows, bars) int64, the coarse and the fine half of each bar's token; `stamps`:
+(windows, bars, 5) int64, minute, hour, weekday, day and month of each bar."""
 
 
 class KronosMultiTickerDataset(Dataset[Batch]):
@@ -53,7 +50,7 @@ class KronosMultiTickerDataset(Dataset[Batch]):
         split: str,
         tokenizer: torch.nn.Module,
         *,
-        device: torch.device | str = "cpu",
+        device: torch.device = CPU,
         folder: Path | None = None,
     ) -> None:
         """Encode the windows.
@@ -96,7 +93,7 @@ class KronosMultiTickerDataset(Dataset[Batch]):
         return len(self._starts)
 
     def __getitem__(self, index: int) -> Batch:
-        return {key: value[0] for key, value in self.batch([index]).items()}  # type: ignore[return-value, attr-defined]
+        return {key: value[0] for key, value in self.batch([index]).items()}
 
     def __getitems__(self, indices: list[int]) -> Batch:
         return self.batch(indices)
@@ -109,13 +106,13 @@ class KronosMultiTickerDataset(Dataset[Batch]):
         return {"s1": s1, "s2": s2, "stamps": torch.from_numpy(self._stamps[bars].astype(np.int64))}
 
 
-def as_batch(batch: Batch) -> Batch:
+def as_batch(batch: Any) -> Batch:
     """A DataLoader's collate function: `__getitems__` has made the batch already."""
     return batch
 
 
 def _encode_split(
-    windows: WindowSet, split: str, tokenizer: torch.nn.Module, device: torch.device | str, tokens: np.ndarray
+    windows: WindowSet, split: str, tokenizer: torch.nn.Module, device: torch.device, tokens: np.ndarray
 ) -> None:
     rows = windows.of_split(split)
     starts, bars = rows["start"].to_numpy(np.int64), windows.bars.values

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import ModelError
 from kronos_pipeline.model.losses import token_loss, token_losses
-from kronos_pipeline.training.dataset import KronosMultiTickerDataset, as_batch
+from kronos_pipeline.training.dataset import Batch, KronosMultiTickerDataset, as_batch
 from kronos_pipeline.training.progress import Say, TrainingProgress
 
 HISTORY = ("step", "epoch", "train_loss", "selection_loss", "learning_rate", "windows_per_second")
@@ -94,7 +94,7 @@ class Optimisation:
         self._recipe, self._accelerator = recipe, accelerator
         self._objective = Objective(predictor, train.lookback)
         named = [(name, tensor) for name, tensor in predictor.named_parameters() if tensor.requires_grad]
-        self._trained = dict(named)
+        self._trained: Tensors = dict(named)
         decayed = [tensor for _, tensor in named if tensor.ndim >= 2]
         plain = [tensor for _, tensor in named if tensor.ndim < 2]
         optimizer = torch.optim.AdamW(
@@ -238,7 +238,7 @@ class Optimisation:
             if position.stopped:
                 return
 
-    def _batches(self, epoch: int, done: int) -> DataLoader:  # type: ignore[type-arg]
+    def _batches(self, epoch: int, done: int) -> DataLoader[Batch]:
         """The batches of an epoch from its step `done` on."""
         generator = torch.Generator().manual_seed((self._recipe.seed << 20) + epoch)
         order = torch.randperm(len(self._train), generator=generator)[done * self._windows_per_step :].tolist()
@@ -251,7 +251,7 @@ class Optimisation:
             pin_memory=self._accelerator.device.type == "cuda",
             generator=generator,  # else the loader would draw from the generator that dropout uses
         )
-        return self._accelerator.prepare_data_loader(loader)  # type: ignore[no-any-return]
+        return self._accelerator.prepare_data_loader(loader)
 
     def _look(self) -> float:
         """The loss on the selection block; keeps the weights if they are the best so far, stops if none were lately."""
@@ -292,7 +292,7 @@ class Optimisation:
 
     def _current(self) -> Tensors:
         """The weights that count: the running average where there is one."""
-        return self._average if self._averaging else self._trained
+        return self._average if self._averaging else dict(self._trained)
 
     @torch.no_grad()
     def _put(self, tensors: Tensors) -> None:

@@ -68,10 +68,7 @@ def expected_seconds(
         device: where the predictor is.
     """
     objective = Objective(predictor, train.lookback)
-    batch = {
-        name: tensor.to(device)  # type: ignore[attr-defined]
-        for name, tensor in train.batch(range(min(batch_size, len(train)))).items()
-    }
+    batch = {name: tensor.to(device) for name, tensor in train.batch(range(min(batch_size, len(train)))).items()}
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         seconds = [_timed(objective, batch, device) for _ in range(2)][-1]
     objective.zero_grad(set_to_none=True)

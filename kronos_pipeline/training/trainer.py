@@ -31,6 +31,7 @@ from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.errors import SettingsError
 from kronos_pipeline.model.loading import KronosModel, base_identity, load_base, pick_device, save_checkpoint
 from kronos_pipeline.model.lora import add_lora, save_adapter
+from kronos_pipeline.model.modules import move
 from kronos_pipeline.training import plan
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
 from kronos_pipeline.training.loop import Listener, Optimisation, Outcome, Tensors
@@ -206,7 +207,7 @@ class KronosTrainer:
             KronosMultiTickerDataset(windows, split, self.base.tokenizer, device=self.device, folder=state.folder)
             for split in ("train", "selection")
         )
-        predictor.to(self.device)
+        move(predictor, self.device)
         seconds = plan.expected_seconds(
             predictor,
             train,
@@ -235,7 +236,7 @@ class KronosTrainer:
         return optimisation.run(artifact, save, listener, self._say)
 
     def _publish(self, target: Path, predictor: Any, outcome: Outcome, manifest: dict[str, Any], lora: bool) -> None:
-        predictor.to("cpu").eval()
+        move(predictor, torch.device("cpu")).eval()
         if not lora:
             self._publish_one(self.layout.last_checkpoint, predictor, outcome.last, outcome, manifest, lora)
         self._publish_one(target, predictor, outcome.best, outcome, manifest, lora)
