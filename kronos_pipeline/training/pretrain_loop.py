@@ -47,8 +47,7 @@ def optimise(
     started, recent = time.monotonic(), 0.0
     for step in range(steps):
         batch = bars.batch(rng, settings.batch_size, settings.lookback, settings.horizon)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=settings.precision == "bf16"):
-            value = loss(module, batch, step / steps)
+        value = loss(module, batch, step / steps)
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
@@ -74,7 +73,7 @@ def _rate(done: float) -> float:
 def tokenizer_loss(tokenizer: nn.Module, batch: Batch, _done: float) -> Tensor:
     """Squared error of the bars rebuilt from the coarse token and from both, and the quantizer's own penalty."""
     bars, weights = torch.from_numpy(batch.bars), torch.tensor(_FEATURE_WEIGHTS)
-    prepare_rotary(tokenizer, bars.shape[1], bars.device)
+    prepare_rotary(tokenizer, bars.shape[1])
     (coarse, fine), penalty, _, _ = tokenizer(bars)
     return (((coarse - bars) ** 2 + (fine - bars) ** 2) * weights).mean() + penalty
 
