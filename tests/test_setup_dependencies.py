@@ -57,9 +57,9 @@ def test_requirements_name_what_the_plain_command_imports_and_nothing_else() -> 
     graph = grimp.build_graph("kronos_pipeline", include_external_packages=True, cache_dir=None)
     reached = graph.find_upstream_modules("kronos_pipeline.run_training")
     external = {name for name in reached if not name.startswith("kronos_pipeline")} - set(sys.stdlib_module_names)
-    homes = packages_distributions()
-    imported = {canonicalize_name(homes[name][0]) for name in external}
-    assert imported == named
+    homes = {name: {canonicalize_name(home) for home in packages_distributions()[name]} for name in external}
+    assert {name for name in external if not homes[name] & named} == set(), "imported, and not named"
+    assert named - set().union(*homes.values()) == set(), "named, and not imported"
 
 
 def test_the_readme_of_the_model_names_the_pinned_revisions() -> None:
