@@ -1,0 +1,93 @@
+"""The whole code location: assets, checks, jobs, schedules, a sensor and resources, for the tickers in the data folder.
+
+raw_bars[T] -> windows[T] -+-> adapter[T] ----+-> holdout_metrics[T] -> leaderboard
+                           +-> checkpoint ----+
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import dagster as dg
+
+from kronos_pipeline.orchestration.automation import AutomationSettings, make_jobs, make_schedules
+from kronos_pipeline.orchestration.checks import (
+    bars_are_sound,
+    beats_naive_and_base,
+    complete_check,
+    ticker_check,
+    windows_do_not_leak,
+)
+from kronos_pipeline.orchestration.code_versions import layers_version
+from kronos_pipeline.orchestration.data_assets import raw_bars, windows
+from kronos_pipeline.orchestration.doors import adapter_doors
+from kronos_pipeline.orchestration.evaluation_assets import holdout_metrics, leaderboard
+from kronos_pipeline.orchestration.io_manager import artifact_io_manager
+from kronos_pipeline.orchestration.metadata import bars_columns
+from kronos_pipeline.orchestration.partitions import find_tickers, ticker_partitions
+from kronos_pipeline.orchestration.resources import PipelineSettings, Tracking
+from kronos_pipeline.orchestration.sensors import make_sensor
+from kronos_pipeline.orchestration.training_assets import adapter, checkpoint
+
+OWNERS = ["team:forecasting"]
+GPU = "gpu"
+"""The pool of what trains; the instance's settings let one run of it go on at a time."""
+RETRY = dg.RetryPolicy(max_retries=2, delay=10, backoff=dg.Backoff.EXPONENTIAL)
+"""For what may pass: a store that is away, a full GPU. Bad input is a failure that is not retried."""
+
+
+def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Definitions:
+    """The code location for the tickers that `settings.data_dir` holds now."""
+    tickers = find_tickers(settings.data_folder)
+    partitions = ticker_partitions(tickers)
+    per_ticker = {
+        "partitions_def": partitions,
+        "backfill_policy": dg.BackfillPolicy.single_run(),
+        "owners": OWNERS,
+    }
+    data, model = layers_version("data"), layers_version("model", "training")
+    evaluation = layers_version("model", "evaluation")
+    training = {"group_name": "training", "kinds": {"pytorch", "huggingface"}, "pool": GPU, "retry_policy": RETRY}
+    scoring = {"group_name": "evaluation", "retry_policy": RETRY, "code_version": evaluation}
+    assets = [
+        dg.asset(
+            **per_ticker,
+            group_name="data",
+            kinds={"csv", "pandas"},
+            code_version=data,
+            metadata={"dagster/column_schema": bars_columns()},
+        )(raw_bars),
+        dg.asset(**per_ticker, group_name="data", kinds={"pandas", "parquet"}, code_version=data)(windows),
+        dg.asset(**per_ticker, **training, code_version=model)(adapter),
+        dg.asset(**training, code_version=model, owners=OWNERS)(checkpoint),
+        dg.asset(**per_ticker, **scoring, kinds={"pytorch"}, deps=["adapter", "checkpoint"], pool=GPU)(holdout_metrics),
+        dg.asset(**scoring, kinds={"parquet"}, owners=OWNERS)(leaderboard),
+        *adapter_doors(tickers, group_name="doors", owners=OWNERS, kinds={"dagster"}),
+    ]
+    checks = [
+        *(complete_check(asset, partitions) for asset in ("raw_bars", "windows", "adapter", "holdout_metrics")),
+        ticker_check("raw_bars", "sound", bars_are_sound, partitions, blocking=True),
+        ticker_check("windows", "no_leak", windows_do_not_leak, partitions, blocking=True),
+        ticker_check("holdout_metrics", "beats_naive_and_base", beats_naive_and_base, partitions, blocking=False),
+    ]
+    jobs = make_jobs(partitions)
+    return dg.Definitions(
+        assets=assets,
+        asset_checks=checks,
+        jobs=jobs,
+        schedules=make_schedules(tickers, automation),
+        sensors=[make_sensor(settings.data_folder, tickers, jobs, automation)],
+        resources={
+            "pipeline": settings,
+            "tracking": Tracking.from_environment(),
+            "io_manager": artifact_io_manager,
+        },
+        executor=dg.in_process_executor,
+    )
+
+
+with warnings.catch_warnings():
+    # Backfill policies and the partitions of checks are Dagster's to change; constraints.txt pins its version.
+    warnings.simplefilter("ignore", dg.BetaWarning)
+    warnings.simplefilter("ignore", dg.PreviewWarning)
+    defs = build(PipelineSettings.from_environment(), AutomationSettings.from_environment())

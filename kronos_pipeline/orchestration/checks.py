@@ -1,0 +1,162 @@
+"""Asset checks: was every ticker made, is what was stored sound, and does a trained model beat naive and base.
+
+A check is given the tickers' partitions, or it would run over every ticker whatever the run's range is. In a run of
+several tickers it gives one evaluation for each of them.
+"""
+
+# Annotations are not postponed here: Dagster takes that of `context` as it stands, and refuses a text.
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import dagster as dg
+import numpy as np
+from dagster._core.definitions.asset_checks.asset_check_evaluation import (
+    AssetCheckEvaluationTargetMaterializationData,
+)
+
+from kronos_pipeline.artifacts import ArtifactLayout, read_json
+from kronos_pipeline.data.bars import load_bars
+from kronos_pipeline.data.normalisation import lookback_statistics
+from kronos_pipeline.data.windows import load_windows, row_statistics
+from kronos_pipeline.errors import KronosError
+from kronos_pipeline.orchestration.batch import COMPLETE, failed_in_run, failed_tickers
+from kronos_pipeline.orchestration.failures import make_failure
+from kronos_pipeline.orchestration.resources import PipelineSettings
+
+Events = Iterator[dg.AssetCheckEvaluation | dg.Output]
+Verdict = tuple[bool, str]
+"""Whether a ticker passes, and a sentence that says why or why not."""
+
+_RECOMPUTED = 16
+"""Windows of which a check computes the lookback's statistics again."""
+
+
+def complete_check(asset: str, partitions: dg.PartitionsDefinition) -> dg.AssetChecksDefinition:
+    """The check that fails a run, by name, for the tickers that the asset's step could not make."""
+
+    def complete(context: dg.AssetCheckExecutionContext) -> Events:
+        key = dg.AssetKey(asset)
+        elsewhere = {ticker for ticker, failed in failed_in_run(context).items() if failed != asset}
+        tickers = [ticker for ticker in sorted(context.partition_keys) if ticker not in elsewhere]
+        failed = failed_tickers(context.instance, key, tickers)
+        for ticker in tickers:
+            verdict = ticker not in failed, str(failed.get(ticker, "made"))
+            yield _evaluation(context, key, COMPLETE, ticker, verdict)
+        if failed:
+            raise make_failure(asset, failed)
+        yield dg.Output(None)  # what a check's step that gives no `AssetCheckResult` lacks
+
+    description = f"Every ticker of the run has its {asset}; where it fails, the other tickers went on."
+    return dg.asset_check(asset=asset, name=COMPLETE, description=description, partitions_def=partitions)(complete)
+
+
+def ticker_check(
+    asset: str,
+    name: str,
+    check: Callable[[ArtifactLayout, str], Verdict],
+    partitions: dg.PartitionsDefinition,
+    *,
+    blocking: bool,
+) -> dg.AssetChecksDefinition:
+    """A check of what is stored for a ticker.
+
+    Args:
+        asset: the asset that it checks.
+        name: the check's name.
+        check: says whether the ticker passes; its docstring is the check's description.
+        partitions: the tickers.
+        blocking: whether what is downstream waits for it and is not made where it fails; else it is a warning.
+    """
+    severity = dg.AssetCheckSeverity.ERROR if blocking else dg.AssetCheckSeverity.WARN
+
+    def run(context: dg.AssetCheckExecutionContext, pipeline: PipelineSettings) -> Events:
+        key = dg.AssetKey(asset)
+        failed = failed_in_run(context)
+        for ticker in sorted(context.partition_keys):
+            if ticker in failed:
+                continue
+            try:
+                verdict = check(pipeline.layout, ticker)
+            except KronosError as error:
+                verdict = False, str(error)
+            yield _evaluation(context, key, name, ticker, verdict, severity=severity, blocking=blocking)
+        yield dg.Output(None)
+
+    return dg.asset_check(
+        asset=asset, name=name, description=check.__doc__, blocking=blocking, partitions_def=partitions
+    )(run)
+
+
+def bars_are_sound(layout: ArtifactLayout, ticker: str) -> Verdict:
+    """The stored bars are those that were validated: readable, unchanged, ordered by time, and of this ticker."""
+    bars = load_bars(layout.bars(ticker))
+    if bars.ticker != ticker:
+        return False, f"{layout.bars(ticker)} holds the bars of {bars.ticker}"
+    if not bars.frame["timestamps"].is_monotonic_increasing:
+        return False, f"{layout.bars(ticker)} is not ordered by time"
+    return True, f"{len(bars):,} bars"
+
+
+def windows_do_not_leak(layout: ArtifactLayout, ticker: str) -> Verdict:
+    """No target bar is in two splits, and each window is normalised by its lookback alone."""
+    windows = load_windows(layout.windows(ticker), load_bars(layout.bars(ticker)))
+    borders = (0, windows.selection_start, windows.holdout_start, len(windows.bars))
+    for split, first, last in zip(("train", "selection", "holdout"), borders[:-1], borders[1:], strict=True):
+        rows = windows.of_split(split)
+        if rows.empty:
+            return False, f"there is no {split} window"
+        if rows["origin"].min() + 1 < first or rows["end"].max() > last:
+            return False, f"a {split} window has targets outside the bars {first} to {last - 1}"
+    sample = windows.rows.iloc[np.linspace(0, len(windows.rows) - 1, _RECOMPUTED).astype(int)]
+    starts = sample["start"].to_numpy()
+    lookbacks = windows.bars.values[starts[:, None] + np.arange(windows.lookback)]
+    for stored, computed in zip(row_statistics(sample), lookback_statistics(lookbacks), strict=True):
+        if not np.allclose(stored, computed, rtol=1e-6):
+            return False, "a window's mean or standard deviation is not that of its lookback bars"
+    return True, ", ".join(f"{count:,} {split}" for split, count in windows.counts().items())
+
+
+def beats_naive_and_base(layout: ArtifactLayout, ticker: str) -> Verdict:
+    """The trained model has a lower mean absolute error on the holdout than the last close and than the base model."""
+    evaluation: Mapping[str, Any] = read_json(layout.ticker_metrics(ticker))
+    entry = evaluation["per_symbol"][0]
+    models = ", ".join(
+        f"{name} {scores['mae']:.4g}" for name, scores in entry["models"].items() if scores["mae"] is not None
+    )
+    beaten_by = [name for name in ("naive", "base") if entry[f"beats_{name}"] is not True]
+    found = f"MAE on {entry['bars']} holdout bars: {models}"
+    if beaten_by:
+        return False, f"The {evaluation['model']} does not beat {' and '.join(beaten_by)}. {found}"
+    return True, found
+
+
+def _evaluation(
+    context: dg.AssetCheckExecutionContext,
+    asset: dg.AssetKey,
+    name: str,
+    ticker: str,
+    verdict: Verdict,
+    severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
+    blocking: bool = False,
+) -> dg.AssetCheckEvaluation:
+    """One ticker's evaluation; a `dg.AssetCheckResult` of a run over a range would belong to no partition."""
+    passed, text = verdict
+    wanted = dg.AssetRecordsFilter(asset_key=asset, asset_partitions=[ticker])
+    records = context.instance.fetch_materializations(wanted, limit=1).records
+    target = (
+        AssetCheckEvaluationTargetMaterializationData(
+            run_id=records[0].run_id, storage_id=records[0].storage_id, timestamp=records[0].timestamp
+        )
+        if records
+        else None
+    )
+    return dg.AssetCheckEvaluation(
+        asset_key=asset,
+        check_name=name,
+        passed=passed,
+        description=text,
+        severity=severity,
+        blocking=blocking,
+        partition=ticker,
+        target_materialization_data=target,
+    )

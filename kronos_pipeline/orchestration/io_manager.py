@@ -1,0 +1,128 @@
+"""Artifacts of one or of many tickers, where the plain command puts them: the same files through the same functions.
+
+An asset gets and gives a mapping from ticker to artifact, whether its run has one partition or a thousand. What it gets
+is loaded ticker by ticker when it is asked for, so that a damaged file is the failure of its own ticker, and memory
+holds what is in use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from kronos_pipeline.artifacts import ArtifactLayout, read_parquet
+from kronos_pipeline.config import Recipe
+from kronos_pipeline.data.bars import Bars, load_bars, save_bars
+from kronos_pipeline.data.windows import WindowSet, load_windows, save_windows
+from kronos_pipeline.errors import ArtifactError
+from kronos_pipeline.orchestration.failures import failures_of
+from kronos_pipeline.orchestration.resources import PipelineSettings
+
+WINDOW_SETTINGS = (
+    "model_name",
+    "lookback",
+    "horizon",
+    "validation_days",
+    "selection_days",
+    "validation_bars",
+    "selection_bars",
+    "stride",
+    "max_gap",
+    "max_cutoffs",
+)
+"""Settings that windows are cut with; the model's name stands for its context."""
+
+
+class TickerArtifacts(Mapping[str, Any]):
+    """Artifacts by ticker, each loaded when it is asked for.
+
+    A ticker's artifact that is missing or damaged raises `ArtifactError`, not `KeyError`.
+    """
+
+    def __init__(self, tickers: list[str], load: Callable[[str], Any]) -> None:
+        self._tickers = tickers
+        self._load = load
+
+    def __getitem__(self, ticker: str) -> Any:
+        if ticker not in self._tickers:
+            raise KeyError(ticker)
+        return self._load(ticker)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tickers)
+
+    def __len__(self) -> int:
+        return len(self._tickers)
+
+
+class ArtifactIOManager(dg.IOManager):
+    """Stores and loads `raw_bars`, `windows` and the trained folders below one output folder."""
+
+    def __init__(self, layout: ArtifactLayout, recipe: Recipe) -> None:
+        self._layout = layout
+        self._recipe = recipe
+        self._save: dict[str, Callable[[str, Any], None]] = {
+            "raw_bars": self._save_bars,
+            "windows": self._save_windows,
+            "adapter": self._check_stored,
+            "holdout_metrics": self._check_stored,
+        }
+        self._load: dict[str, Callable[[str], Any]] = {
+            "raw_bars": self._load_bars,
+            "windows": self._load_windows,
+            "adapter": lambda ticker: _there(layout.adapter(ticker), "adapter", ticker),
+            "holdout_metrics": lambda ticker: _there(layout.ticker_forecasts(ticker), "holdout_metrics", ticker),
+        }
+
+    def handle_output(self, context: dg.OutputContext, obj: Mapping[str, Any]) -> None:
+        """Store each ticker's artifact, atomically one by one; the artifact before is replaced."""
+        asset = context.asset_key.to_user_string()
+        with failures_of(asset):
+            for ticker, artifact in obj.items():
+                self._save[asset](ticker, artifact)
+
+    def load_input(self, context: dg.InputContext) -> TickerArtifacts:
+        """The artifacts of the partitions that the step depends on, by ticker."""
+        return TickerArtifacts(sorted(context.asset_partition_keys), self._load[context.asset_key.to_user_string()])
+
+    def _save_bars(self, ticker: str, bars: Bars) -> None:
+        save_bars(self._layout.bars(ticker), bars)
+
+    def _load_bars(self, ticker: str) -> Bars:
+        return load_bars(_there(self._layout.bars(ticker), "raw_bars", ticker))
+
+    def _save_windows(self, ticker: str, windows: WindowSet) -> None:
+        save_windows(self._layout.windows(ticker), windows, self._recipe)
+
+    def _load_windows(self, ticker: str) -> WindowSet:
+        path = _there(self._layout.windows(ticker), "windows", ticker)
+        _, manifest = read_parquet(path)
+        cut_with = {name: manifest.get("config", {}).get(name) for name in WINDOW_SETTINGS}
+        asked_for = {name: getattr(self._recipe, name) for name in WINDOW_SETTINGS}
+        if differing := [f"{name} {cut_with[name]}" for name in WINDOW_SETTINGS if cut_with[name] != asked_for[name]]:
+            raise ArtifactError(
+                f"The windows of {ticker} were cut with {', '.join(differing)}, not with the settings of this run; "
+                "materialise windows for it with these settings."
+            )
+        return load_windows(path, self._load_bars(ticker))
+
+    def _check_stored(self, ticker: str, path: Path) -> None:
+        # What trains or evaluates publishes it too, in one step; here is only looked for it.
+        if not path.exists() or not path.resolve().is_relative_to(self._layout.root.resolve()):
+            raise ArtifactError(f"{ticker}: {path} is not in the output folder; materialise it again.")
+
+
+@dg.io_manager(required_resource_keys={"pipeline"}, description="Artifacts below the output folder, by ticker.")
+def artifact_io_manager(context: dg.InitResourceContext) -> ArtifactIOManager:
+    """The IO manager, for the output folder and the recipe of the run's settings."""
+    settings: PipelineSettings = context.resources.pipeline
+    return ArtifactIOManager(settings.layout, settings.recipe("lora"))
+
+
+def _there(path: Path, asset: str, ticker: str) -> Path:
+    if not path.exists():
+        raise ArtifactError(f"{ticker} has no {asset} yet ({path}); materialise {asset} for it first.")
+    return path

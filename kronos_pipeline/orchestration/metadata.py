@@ -1,0 +1,154 @@
+"""What the UI shows of each materialisation."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import pandas as pd
+
+from kronos_pipeline.artifacts import MANIFEST, read_json
+from kronos_pipeline.config import Recipe
+from kronos_pipeline.data.bars import Bars
+from kronos_pipeline.data.windows import WindowSet
+
+if TYPE_CHECKING:
+    from kronos_pipeline.training.trainer import TrainingResult
+
+_PREVIEW_BARS = 5
+_COLUMNS = {
+    "timestamps": ("datetime64[ns]", "start of the bar, in the file's own local time"),
+    "open": ("float64", "price"),
+    "high": ("float64", "price; no lower than open, low and close"),
+    "low": ("float64", "price; no higher than open, high and close"),
+    "close": ("float64", "price"),
+    "volume": ("float64", "units traded"),
+    "amount": ("float64", "money traded"),
+}
+LAST_BAR = "last bar"
+"""Under this name an adapter's materialisation says which bar its data ended with, for the sensor to count from."""
+
+
+def bars_columns() -> dg.TableSchema:
+    """The columns of `raw_bars`, for the asset's page."""
+    return dg.TableSchema([dg.TableColumn(name, kind, text) for name, (kind, text) in _COLUMNS.items()])
+
+
+def bars_metadata(bars: Bars) -> dict[str, Any]:
+    """Count, date range, what is odd, and the newest bars."""
+    stamps = bars.frame["timestamps"]
+    return {
+        "dagster/row_count": len(bars),
+        "first bar": stamps.iloc[0].isoformat(),
+        LAST_BAR: stamps.iloc[-1].isoformat(),
+        "time zone": bars.time_zone or "not said by the file",
+        "file": bars.source,
+        "content hash": bars.content_hash,
+        "notes": dg.MetadataValue.md(_bullets(bars.notes) or "nothing odd"),
+        "newest bars": dg.MetadataValue.md(_markdown(bars.frame.tail(_PREVIEW_BARS))),
+    }
+
+
+def windows_metadata(windows: WindowSet) -> dict[str, Any]:
+    """Windows per split, what each split spans, and what was left out and why."""
+    stamps = windows.bars.frame["timestamps"]
+    blocks = {"train": 0, "selection": windows.selection_start, "holdout": windows.holdout_start}
+    ends = [*list(blocks.values())[1:], len(stamps)]
+    counts = windows.counts()
+    splits = [
+        {
+            "split": split,
+            "windows": counts[split],
+            "bars": end - start,
+            "from": stamps.iloc[start].isoformat(),
+            "to": stamps.iloc[end - 1].isoformat(),
+        }
+        for (split, start), end in zip(blocks.items(), ends, strict=True)
+        if end > start
+    ]
+    left_out = [f"{reason}: {count:,}" for reason, count in windows.excluded.items() if count]
+    return {
+        "dagster/row_count": len(windows.rows),
+        **{f"{split} windows": count for split, count in counts.items()},
+        "splits": dg.MetadataValue.md(_markdown(pd.DataFrame(splits))),
+        "left out": dg.MetadataValue.md(_bullets(left_out) or "none"),
+        "lookback (bars)": windows.lookback,
+        "horizon (bars)": windows.horizon,
+    }
+
+
+def training_metadata(result: TrainingResult, recipe: Recipe, windows: Sequence[WindowSet]) -> dict[str, Any]:
+    """Losses, speed, device and settings of a training."""
+    from kronos_pipeline.evaluation.plots import loss_plot  # imports matplotlib
+
+    summary = {key: value for key, value in result.summary.items() if value is not None}
+    numbers = {key: float(value) for key, value in summary.items() if isinstance(value, float)}
+    settings = pd.DataFrame({"setting": key, "value": _text(value)} for key, value in recipe.model_dump().items())
+    manifest = read_json(result.folder / MANIFEST)
+    return {
+        "base model": _base_label(manifest),
+        **{key.replace("_", " "): numbers.get(key, value) for key, value in summary.items()},
+        "losses": inline_image(loss_plot(result.history, "Losses by step"), "losses by step"),
+        "settings": dg.MetadataValue.md(_markdown(settings)),
+        "folder": dg.MetadataValue.path(str(result.folder)),
+        LAST_BAR: max(one.bars.frame["timestamps"].iloc[-1] for one in windows).isoformat(),
+        "tickers": len(windows),
+    }
+
+
+def evaluation_metadata(evaluation: Mapping[str, Any], plot: Path | None, notes: Sequence[str]) -> dict[str, Any]:
+    """The table of scores, each as a number for the asset's plots, and the forecasts beside the truth."""
+    from kronos_pipeline.evaluation.tables import evaluation_markdown, holdout_metrics
+
+    numbers = {key.removeprefix("holdout/"): value for key, value in holdout_metrics(evaluation).items()}
+    metadata: dict[str, Any] = {
+        "scores": dg.MetadataValue.md(evaluation_markdown(evaluation)),
+        **{key: dg.MetadataValue.float(value) for key, value in numbers.items()},
+        "holdout": f"{evaluation['holdout']['first']} to {evaluation['holdout']['last']}",
+        "bars": evaluation["aggregate"]["bars"],
+        "cutoffs": evaluation["aggregate"]["cutoffs"],
+    }
+    if plot is not None:
+        metadata |= {
+            "forecasts": inline_image(plot.read_bytes(), "forecasts beside the truth"),
+            "plot": dg.MetadataValue.path(str(plot)),
+        }
+    return metadata | ({"notes": dg.MetadataValue.md(_bullets(notes))} if notes else {})
+
+
+def mlflow_metadata(run_id: str | None, link: str | None) -> dict[str, Any]:
+    """The MLflow run and, where the address of an MLflow UI is set, its page."""
+    if run_id is None:
+        return {}
+    return {"MLflow run": run_id} | ({"MLflow page": dg.MetadataValue.url(link)} if link else {})
+
+
+def inline_image(png: bytes, text: str) -> dg.MarkdownMetadataValue:
+    """A picture that the UI shows in place, whatever machine it is opened from."""
+    return dg.MetadataValue.md(f"![{text}](data:image/png;base64,{base64.b64encode(png).decode()})")
+
+
+def _base_label(manifest: Mapping[str, Any]) -> str:
+    name = str(manifest["base_model"]["name"])
+    return f"{name} (embedded demo model)" if manifest.get("demo") else name
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    rows = [[str(name) for name in table.columns], ["---"] * len(table.columns)]
+    rows += [[_text(value) for value in row] for row in table.itertuples(index=False)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}" if abs(value) < 1e6 else f"{value:,.0f}"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value).replace("|", "\\|")
+
+
+def _bullets(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)

@@ -1,0 +1,109 @@
+"""The settings and the tracking of a run, as Dagster resources.
+
+The settings are a resource and not the assets' run config, because several assets of a run must agree on them: windows
+are cut, adapters trained and forecasts scored with one recipe. As a resource it is set in one place, and the launchpad
+still changes it for one run:
+
+    resources:
+      pipeline:
+        config:
+          epochs: 5
+          learning_rate: 0.0002
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Optional
+
+import dagster as dg
+from pydantic import Field, create_model
+
+from kronos_pipeline.artifacts import ArtifactLayout
+from kronos_pipeline.config import KronosTrainingConfig, Recipe, environment_settings
+
+_SAID_BY_THE_ASSET = ("adapter", "adapter_name")
+"""Not for the launchpad: `adapter[AAPL]` trains an adapter called AAPL, and `checkpoint` a checkpoint."""
+
+_Settings: Any = create_model(
+    "_Settings",
+    __base__=dg.ConfigurableResource,
+    **{
+        name: (field.annotation, field)
+        for name, field in KronosTrainingConfig.model_fields.items()
+        if name not in _SAID_BY_THE_ASSET
+    },
+)
+
+
+class PipelineSettings(_Settings):
+    """Every field of `KronosTrainingConfig`, but for those that the asset itself says."""
+
+    @classmethod
+    def from_environment(cls) -> PipelineSettings:
+        """The defaults, with what KRONOS_DATA_DIR, KRONOS_OUTPUT_DIR, KRONOS_BASE_MODEL and KRONOS_DEVICE say."""
+        return cls(**environment_settings())
+
+    def recipe(self, adapter: Literal["none", "lora"]) -> Recipe:
+        """What shapes a result, for training a checkpoint ("none") or an adapter ("lora")."""
+        values = {name: getattr(self, name) for name in Recipe.model_fields if name not in _SAID_BY_THE_ASSET}
+        return Recipe.model_validate({**values, "adapter": adapter})
+
+    @property
+    def data_folder(self) -> Path:
+        """The folder with the CSVs."""
+        return Path(self.data_dir)
+
+    @property
+    def layout(self) -> ArtifactLayout:
+        """Where artifacts lie."""
+        return ArtifactLayout(Path(self.output_dir))
+
+
+class Tracking(dg.ConfigurableResource):
+    """The MLflow store that trainings and their holdout metrics are written to."""
+
+    tracking_uri: Optional[str] = Field(
+        None, description="MLflow tracking URI; by default MLFLOW_TRACKING_URI, else mlflow.db in the output folder"
+    )
+    ui_address: Optional[str] = Field(
+        None, description="address of an MLflow UI, for links [environment: KRONOS_MLFLOW_UI]"
+    )
+
+    @classmethod
+    def from_environment(cls) -> Tracking:
+        """The defaults, with the address of an MLflow UI that KRONOS_MLFLOW_UI gives."""
+        return cls(ui_address=os.environ.get("KRONOS_MLFLOW_UI") or None)
+
+    def tracker(self, layout: ArtifactLayout) -> Any:
+        """A `kronos_pipeline.tracking.runs.Tracker` for artifacts that lie in `layout`."""
+        from kronos_pipeline.tracking.runs import Tracker
+
+        return Tracker(self.tracking_uri, layout.root, self.ui_address)
+
+
+def run_tags(context: dg.AssetExecutionContext, partition: str | None = None) -> Mapping[str, str]:
+    """What an MLflow run should be found by: Dagster run, asset, partition, and the commit where there is one."""
+    tags = {
+        "dagster_run": context.run.run_id,
+        "asset": context.asset_key.to_user_string(),
+        "partition": partition,
+        "commit": _commit(),
+    }
+    return {key: value for key, value in tags.items() if value}
+
+
+@cache
+def _commit() -> str | None:
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None  # an installed copy, or a machine without git
