@@ -68,8 +68,8 @@ def sample_paths(
         rows = slice(first, first + per_chunk)
         for first_path in range(0, paths, paths_per_chunk):
             some = slice(first_path, first_path + paths_per_chunk)
-            chunk = [torch.as_tensor(part[rows]).to(model.device) for part in (normalised, past, ahead)]
-            numbers = torch.as_tensor(np.stack(draws[rows])[:, some]).to(model.device)
+            chunk = [torch.from_numpy(np.array(part[rows])).to(model.device) for part in (normalised, past, ahead)]
+            numbers = torch.from_numpy(np.stack(draws[rows])[:, some]).to(model.device)
             with torch.no_grad(), evaluating(model.predictor), evaluating(model.tokenizer):
                 sampled[rows, some] = _Run(model, numbers, temperature, top_p).sample(*chunk).float().cpu().numpy()
     if not np.isfinite(sampled).all():

@@ -137,7 +137,7 @@ def test_low_precision_changes_little_and_trains(batch, kind: torch.dtype) -> No
     assert all(torch.isfinite(parameter.grad).all() for parameter in predictor.parameters())
 
 
-def test_positions_are_exact_though_autocast_came_first(batch) -> None:
+def test_positions_are_exact_though_autocast_came_first() -> None:
     # 300 bars: positions above 256 are no whole numbers in bfloat16.
     tokens, stamps = torch.arange(602).reshape(2, 301) % 16, torch.zeros(2, 301, 5, dtype=torch.long)
     first, fresh = tiny_predictor(), tiny_predictor()
