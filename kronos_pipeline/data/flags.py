@@ -104,8 +104,9 @@ def _forming(frame: pd.DataFrame, zone: str | None, rhythm: Rhythm, now: pd.Time
     text = f"the last bar, {last}, may still be forming: "
     if not rhythm.daily and (phases[:-1] == phases[0]).all() and phases[-1] != phases[0]:
         return [f"{text}it is off the grid of the others; remove it if so"]
-    if zone is not None and "/" not in zone:
-        ends = (last.tz_localize(zone) + pd.Timedelta(rhythm.interval, "ns")).tz_convert("UTC")
+    if zone is not None:
+        # Of a winter's and a summer's offset the eastern one: a bar that is not over by it is not over by the other.
+        ends = (last.tz_localize(zone.split("/")[-1]) + pd.Timedelta(rhythm.interval, "ns")).tz_convert("UTC")
         if ends > now:
             return [f"{text}its time is up at {ends:%Y-%m-%d %H:%M} UTC, later than now; remove it if so"]
     return []

@@ -164,19 +164,22 @@ def _explain(draft: _Draft, failures: pd.DataFrame) -> None:
     bad_lines = {line for line, _ in known}
 
     def add(column: str, bar: int, rule: str) -> None:
-        # Amount that no file gave comes of volume, and where that is not given either nothing can be wrong with it.
-        column = column if column in table.cells else "volume"
         row = int(draft.rows[bar])
-        if column in table.cells and (table.lines[row], table.names[column]) not in known:
+        if (table.lines[row], table.names[column]) not in known:
             known.add((table.lines[row], table.names[column]))
             draft.problems.append(_problem(table, column, row, rule))
 
-    cells = failures[failures["check"].isin(RULES)]
+    given = [column for column in table.cells if column != "timestamps"]
     for check in RULES:
-        for column, bar in cells.loc[cells["check"] == check, ["column", "bar"]].itertuples(index=False):
-            if column != "timestamps":
-                add(column, bar, RULES[check])
-                bad_lines.add(table.lines[int(draft.rows[bar])])
+        found = failures.loc[(failures["check"] == check) & failures["column"].isin(given), ["column", "bar"]]
+        for column, bar in found.itertuples(index=False):
+            add(column, bar, RULES[check])
+            bad_lines.add(table.lines[int(draft.rows[bar])])
+    if "amount" not in table.cells:
+        # It is volume times a price then, which only overflows, or fails for what is named already.
+        for bar in failures.loc[(failures["check"] == "finite") & (failures["column"] == "amount"), "bar"]:
+            if table.lines[int(draft.rows[bar])] not in bad_lines:
+                add("volume", bar, "times the price is more than a number can hold")
     for check, (column, rule) in ORDER_RULES.items():
         for bar in failures.loc[failures["check"] == check, "bar"].unique():
             if check == "later_than_before":
