@@ -137,20 +137,21 @@ def test_low_precision_changes_little_and_trains(batch, kind: torch.dtype) -> No
     assert all(torch.isfinite(parameter.grad).all() for parameter in predictor.parameters())
 
 
-def test_positions_are_exact_though_autocast_came_first() -> None:
-    # 300 bars: positions above 256 are no whole numbers in bfloat16.
+def test_positions_are_exact_inside_autocast() -> None:
+    # 300 bars: bfloat16 does not tell all whole numbers above 256 apart.
     tokens, stamps = torch.arange(602).reshape(2, 301) % 16, torch.zeros(2, 301, 5, dtype=torch.long)
-    first, fresh = tiny_predictor(), tiny_predictor()
+    rough, exact = tiny_predictor(), tiny_predictor()
+    token_loss(exact, tokens, tokens, stamps, first_target=1)
     with torch.autocast("cpu", torch.bfloat16):
-        token_loss(first, tokens, tokens, stamps, first_target=1)
-    ours, expected = (token_losses(one, tokens, tokens, stamps, first_target=1) for one in (first, fresh))
-    assert torch.equal(ours, expected)
+        token_loss(rough, tokens, tokens, stamps, first_target=1)
+    for ours, expected in zip(rough.modules(), exact.modules(), strict=True):
+        if hasattr(ours, "cos_cached"):
+            assert torch.equal(ours.cos_cached, expected.cos_cached)
 
 
 def test_a_cache_made_in_inference_mode_does_not_stop_training(batch) -> None:
     predictor = tiny_predictor()
     with torch.inference_mode():
-        token_loss(predictor, *batch, first_target=8)
         predictor.decode_s1(batch[0][:, :-1], batch[1][:, :-1])
     token_loss(predictor.train(), *batch, first_target=8).backward()
     assert predictor.norm.weight.grad is not None
