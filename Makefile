@@ -1,12 +1,17 @@
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint dev
+.PHONY: help venv demo test lint dev plain
 SHELL := bash
 
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# Two test processes share the cores; torch's own threads would only get in each other's way.
-ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+# uv does not read pip's settings: a folder of wheels that pip knows, such as a CPU build of torch, is passed on.
+LINKS = links="$${PIP_FIND_LINKS:-$$($(BIN)/python -m pip config get global.find-links 2>/dev/null)}"; \
+	[ -z "$$links" ] || export UV_FIND_LINKS="$${UV_FIND_LINKS:-$$(echo $$links | tr ' ' ',')}"
+
+TRAIN := -m kronos_pipeline.run_training --model-name kronos-nano --epochs 1
+DEMO := $(BIN)/python $(TRAIN) --data-dir trainingdata --output-dir artifacts-demo --stride 8
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -18,14 +23,16 @@ $(INSTALLED): pyproject.toml constraints.txt
 		|| { echo "error: python3 is $$(python3 --version); Python 3.11 or 3.12 is needed." >&2; exit 2; }
 	python3 -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv
-	@# uv does not read pip's settings: a folder of wheels that pip knows, such as a CPU build of torch, is passed on.
-	links="$${PIP_FIND_LINKS:-$$($(BIN)/python -m pip config get global.find-links 2>/dev/null)}"; \
-	if [ -n "$$links" ]; then export UV_FIND_LINKS="$${UV_FIND_LINKS:-$$(echo $$links | tr ' ' ',')}"; fi; \
-	$(BIN)/uv pip install --python $(BIN)/python -e '.[dev]' -c constraints.txt
+	$(LINKS); $(BIN)/uv pip install --python $(BIN)/python -e '.[dev]' -c constraints.txt
 	touch $@
 
+demo: $(INSTALLED)  ## train a checkpoint and adapters on simulated tickers, in minutes, offline, into artifacts-demo
+	$(DEMO)
+	$(DEMO) --adapter lora
+
+# One thread each: two test processes share the cores, and torch's own threads would only get in each other's way.
 test: $(INSTALLED)  ## run all tests
-	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)  ## ruff, mypy and the import contract
 	$(BIN)/ruff check
@@ -35,3 +42,10 @@ lint: $(INSTALLED)  ## ruff, mypy and the import contract
 
 dev: $(INSTALLED)  ## start the Dagster UI on http://localhost:3000
 	source ./env.sh && dagster dev
+
+plain: $(INSTALLED)  ## train with external/kronos/requirements.txt alone, in an environment made for it
+	@set -e; plain="$$(mktemp -d)"; trap 'rm -rf "$$plain"' EXIT; python="$$plain/venv/bin/python"; \
+	python3 -m venv "$$plain/venv"; \
+	$(LINKS); $(BIN)/uv pip install --quiet --python "$$python" -r external/kronos/requirements.txt; \
+	"$$python" $(TRAIN) --adapter lora --data-dir trainingdata/AAPL --output-dir "$$plain/out" --stride 16 --eval-samples 4; \
+	ls "$$plain/out/adapters/AAPL/adapter_model.safetensors" "$$plain/out/metrics/evaluation.json"
