@@ -106,7 +106,8 @@ def _draft(table: CsvTable) -> _Draft:
         columns["volume"] = np.zeros(len(table.lines))
         notes.append("no volume: taken as 0")
     if "amount" not in columns:
-        columns["amount"] = columns["volume"] * np.mean([columns[name] for name in PRICES], axis=0)
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found with the rest
+            columns["amount"] = columns["volume"] * np.mean([columns[name] for name in PRICES], axis=0)
     frame = pd.DataFrame({"timestamps": times.local, **{name: columns[name] for name in FEATURES}})
     rows = np.arange(len(frame))
     steps = np.sign(np.diff(times.local.dropna().astype("int64"))).sum()

@@ -21,6 +21,8 @@ _DAILY = _DAY * 9 // 10
 """Nanoseconds: a clock change makes one day of a year 23 hours long."""
 _REGULAR_DAYS = 0.2
 """A time of day is regular where that share of days has it: the hour of a session's edge moves with daylight saving."""
+_FEW_DATES = 5
+"""In fewer dates a pause that returns cannot be told from a hole, so a time of day without a bar counts as a hole."""
 _REGULAR_WEEKS = 0.5
 """A weekday is regular where that share of the weeks has it."""
 
@@ -77,9 +79,8 @@ def find_rhythm(stamps: StampArray) -> Rhythm:
     differences, counts = np.unique(np.diff(times), return_counts=True)
     interval = int(differences[counts.argmax()])
     days = times // _DAY
-    weekday_of = (days + 3) % 7  # 1970-01-01 was a Thursday
     dates = np.unique(days)
-    weeks = max(len(np.unique((dates + 3) // 7)), 1)
+    weeks = len(np.unique((dates + 3) // 7))  # 1970-01-01 was a Thursday
     days_per_weekday = np.bincount((dates + 3) % 7, minlength=7)
     weekdays = days_per_weekday >= _REGULAR_WEEKS * weeks
     slots = int(max(-(-_DAY // interval), 1))
@@ -88,6 +89,8 @@ def find_rhythm(stamps: StampArray) -> Rhythm:
     occupied = np.unique(days * slots + slot_of)
     per_slot = np.bincount(occupied % slots, minlength=slots)
     regular = per_slot >= _REGULAR_DAYS * len(dates)
+    if len(dates) < _FEW_DATES:
+        regular = _between_first_and_last(regular)
     sessions = slots > 1 and _longest_pause(regular) * interval >= _NIGHT
     if sessions or slots == 1:
         return Rhythm(interval, weekdays, np.broadcast_to(regular, (7, slots)), sessions)
@@ -95,12 +98,19 @@ def find_rhythm(stamps: StampArray) -> Rhythm:
     np.add.at(per_weekday, ((occupied // slots + 3) % 7, occupied % slots), 1)
     often = per_weekday >= np.maximum(_REGULAR_WEEKS * days_per_weekday, 1)[:, None]
     # Between a weekday's first and last regular slot each one is due, as a short file may lack one by a hole alone.
-    within = np.logical_or.accumulate(often, axis=1) & np.logical_or.accumulate(often[:, ::-1], axis=1)[:, ::-1]
-    return Rhythm(interval, weekdays, within & regular & np.isin(np.arange(7), weekday_of)[:, None], sessions)
+    due = _between_first_and_last(often) & regular if len(dates) >= _FEW_DATES else np.ones((7, slots), np.bool_)
+    return Rhythm(interval, weekdays, due, sessions)
 
 
 def _nanoseconds(stamps: StampArray) -> IntArray:
     return np.asarray(stamps).astype("datetime64[ns]").astype(np.int64)
+
+
+def _between_first_and_last(slots: BoolArray) -> BoolArray:
+    """True from the first to the last True of the last axis."""
+    from_first = np.logical_or.accumulate(slots, axis=-1)
+    to_last = np.logical_or.accumulate(slots[..., ::-1], axis=-1)[..., ::-1]
+    return from_first & to_last
 
 
 def _longest_pause(regular: BoolArray) -> int:

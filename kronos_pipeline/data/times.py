@@ -18,8 +18,8 @@ import pandas as pd
 EpochUnit = Literal["s", "ms", "us", "ns"]
 
 _ZONE = re.compile(r"(?<=:\d\d)(?:[.,]\d+)?\s*(?P<zone>Z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)$", re.IGNORECASE)
-_EPOCH_UNITS: dict[int, EpochUnit] = {10: "s", 13: "ms", 16: "us", 19: "ns"}
-"""The unit of a count since 1970, by its number of digits."""
+_EPOCH_UNITS: dict[int, EpochUnit] = {9: "s", 10: "s", 12: "ms", 13: "ms", 15: "us", 16: "us", 18: "ns", 19: "ns"}
+"""The unit of a count since 1970, by its number of digits: one less before September 2001 than after."""
 _DATES = ("%Y/%m/%d", "%Y-%m-%d", "%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y", "%d-%m-%Y", "%d-%b-%Y", "%d %b %Y", "%b %d, %Y")
 _TIMES = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", " %I:%M %p", " %I:%M:%S %p")
 _AMBIGUOUS = ("%m/%d/%Y", "%d/%m/%Y")
@@ -66,18 +66,20 @@ def parse_times(cells: Sequence[str]) -> Times:
 
 
 def _epoch_unit(texts: pd.Series) -> EpochUnit | None:
-    sample = texts.iloc[:_SAMPLE]
-    lengths = {len(text) for text in sample if text.isdecimal()}
-    share = sum(text.isdecimal() for text in sample) / max(len(sample), 1)
-    return _EPOCH_UNITS.get(lengths.pop()) if len(lengths) == 1 and share > 0.5 else None
+    """The unit of a count since 1970 that more than half of the first cells are, or None."""
+    units = [_count_unit(text) for text in texts.iloc[:_SAMPLE]]
+    return next((unit for unit in set(_EPOCH_UNITS.values()) if units.count(unit) > len(units) / 2), None)
+
+
+def _count_unit(text: str) -> EpochUnit | None:
+    return _EPOCH_UNITS.get(len(text)) if text.isascii() and text.isdecimal() else None
 
 
 def _from_epoch(texts: pd.Series, unit: EpochUnit) -> Times:
-    digits = next(digits for digits, name in _EPOCH_UNITS.items() if name == unit)
-    good = texts.str.fullmatch(rf"[0-9]{{{digits}}}").astype(bool)
+    good = np.array([_count_unit(text) == unit for text in texts])
     local = pd.Series(pd.NaT, index=texts.index, dtype="datetime64[ns]")
     local[good] = pd.to_datetime(texts[good].astype("int64").tolist(), unit=unit, errors="coerce")
-    rule = f"is no count of {digits} digits ({unit} since 1970) as in the other lines"
+    rule = f"is no count of {unit} since 1970, as the other lines are"
     problems = tuple((int(row), rule) for row in np.flatnonzero(local.isna()))
     return Times(local, "UTC", problems, (f"times are counts of {unit} since 1970, read as UTC",))
 

@@ -1,0 +1,176 @@
+"""What holds for any ticker and any settings: no look-ahead, no shared target, nothing lost."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from kronos_pipeline.config import Recipe
+from kronos_pipeline.data.bars import FEATURES, Bars, make_bars
+from kronos_pipeline.data.normalisation import lookback_statistics, rolling_statistics
+from kronos_pipeline.data.windows import SPLITS, WindowSet, build_windows, row_statistics
+from kronos_pipeline.errors import DataError
+
+CASES = settings(max_examples=60, deadline=None)
+
+recipes = st.builds(
+    Recipe,
+    lookback=st.integers(2, 40),
+    horizon=st.integers(1, 12),
+    validation_bars=st.integers(1, 40),
+    selection_bars=st.integers(2, 50),
+    stride=st.integers(1, 9),
+    max_gap=st.integers(1, 4),
+    max_cutoffs=st.integers(1, 12),
+)
+
+
+@st.composite
+def tickers(draw: st.DrawFn) -> Bars:
+    """Daily or 5-minute bars with holes and flat stretches."""
+    count = draw(st.integers(60, 260))
+    holes = draw(st.lists(st.tuples(st.integers(5, count - 5), st.integers(1, 8)), max_size=4))
+    flat = draw(st.lists(st.tuples(st.integers(0, count - 1), st.integers(1, 60)), max_size=2))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    steps = np.ones(count, np.int64)
+    for bar, missing in holes:
+        steps[bar] += missing
+    interval = draw(st.sampled_from([np.timedelta64(1, "D"), np.timedelta64(5, "m")]))
+    times = np.datetime64("2024-01-01T00:00", "ns") + np.cumsum(steps) * interval
+    close = 10.0 ** draw(st.integers(-3, 6)) * np.exp(np.cumsum(0.02 * rng.standard_normal(count)))
+    for first, length in flat:
+        close[first : first + length] = close[first]
+    columns = dict.fromkeys(FEATURES, close) | {
+        "volume": rng.uniform(0, 1e6, count),
+        "amount": rng.uniform(0, 1e9, count),
+    }
+    return make_bars("ACME", pd.DataFrame({"timestamps": times, **columns}), source="ACME.csv")
+
+
+def build(bars: Bars, recipe: Recipe) -> WindowSet:
+    try:
+        return build_windows(bars, recipe)
+    except DataError:
+        assume(False)
+        raise
+
+
+def spans(windows: WindowSet, split: str) -> list[tuple[int, int, int]]:
+    return list(windows.of_split(split)[["start", "origin", "end"]].itertuples(index=False, name=None))
+
+
+@CASES
+@given(tickers(), recipes)
+def test_statistics_depend_on_no_bar_outside_of_the_lookback(bars: Bars, recipe: Recipe) -> None:
+    windows = build(bars, recipe)
+    mean, std = row_statistics(windows.rows)
+
+    for row in np.linspace(0, len(windows.rows) - 1, 5).astype(int):
+        start, origin = windows.rows.loc[row, ["start", "origin"]]
+        known = bars.values[start : origin + 1]
+        alone = rolling_statistics(known, len(known))
+        # Equal to the last bit: nothing of a bar elsewhere, not even by rounding.
+        np.testing.assert_array_equal(mean[row], alone[0][0])
+        np.testing.assert_array_equal(std[row], alone[1][0])
+
+
+@CASES
+@given(tickers(), recipes, st.floats(0.1, 10))
+def test_no_training_or_selection_row_depends_on_a_holdout_bar(bars: Bars, recipe: Recipe, factor: float) -> None:
+    windows = build(bars, recipe)
+    frame = bars.frame.copy()
+    frame.loc[windows.holdout_start :, list(FEATURES)] *= factor
+    frame.loc[windows.holdout_start :, "timestamps"] += pd.Timedelta(days=40)
+    changed = build(make_bars("ACME", frame, source="ACME.csv"), recipe)
+
+    for split in ("train", "selection"):
+        pd.testing.assert_frame_equal(changed.of_split(split), windows.of_split(split))
+    assert changed.training_hash == windows.training_hash
+
+
+@CASES
+@given(tickers(), recipes)
+def test_no_target_bar_is_in_two_splits_and_none_leaves_its_block(bars: Bars, recipe: Recipe) -> None:
+    windows = build(bars, recipe)
+    edges = [0, windows.selection_start, windows.holdout_start, len(bars)]
+
+    for number, split in enumerate(SPLITS):
+        for start, origin, end in spans(windows, split):
+            assert 0 <= start < origin + 1 < end <= len(bars)
+            assert origin - start + 1 == windows.lookback == recipe.lookback
+            assert edges[number] <= origin + 1
+            assert end <= edges[number + 1]
+            if split != "holdout":
+                assert end - start == recipe.lookback + recipe.horizon + 1
+
+
+@CASES
+@given(tickers(), recipes)
+def test_no_window_crosses_a_hole_or_has_a_flat_lookback(bars: Bars, recipe: Recipe) -> None:
+    windows = build(bars, recipe)
+    times = bars.frame["timestamps"].to_numpy()
+    interval = np.median(np.diff(times))
+    close = bars.frame["close"].to_numpy()
+
+    for start, origin, end in spans(windows, "train") + spans(windows, "selection") + spans(windows, "holdout"):
+        assert np.diff(times[start:end]).max() <= (recipe.max_gap + 1) * interval
+        assert close[start : origin + 1].std() > 0
+
+
+@CASES
+@given(tickers(), recipes)
+def test_holdout_bars_are_covered_once_or_counted(bars: Bars, recipe: Recipe) -> None:
+    windows = build(bars, recipe)
+
+    targets = [bar for _, origin, end in spans(windows, "holdout") for bar in range(origin + 1, end)]
+
+    assert len(set(targets)) == len(targets)
+    excluded = sum(count for reason, count in windows.excluded.items() if reason.startswith("cutoffs"))
+    rolls = -(-recipe.validation_bars // recipe.horizon)
+    assert windows.counts()["holdout"] + excluded == rolls
+    if not excluded:
+        assert sorted(targets) == list(range(windows.holdout_start, len(bars)))
+
+
+@CASES
+@given(tickers(), recipes)
+def test_every_window_is_kept_or_counted(bars: Bars, recipe: Recipe) -> None:
+    windows = build(bars, recipe.model_copy(update={"stride": 1}))
+
+    reasons = ("hole longer than --max-gap", "flat lookback", "targets in two splits")
+    left_out = sum(windows.excluded.get(reason, 0) for reason in reasons)
+    span = recipe.lookback + recipe.horizon + 1
+    inside_holdout = max(recipe.validation_bars - recipe.horizon, 0)
+    kept = windows.counts()
+    assert kept["train"] + kept["selection"] + left_out == len(bars) - span + 1 - inside_holdout
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(1, 130),
+    st.integers(2, 90),
+    st.floats(-12, 12),
+    st.floats(-12, 3),
+    st.integers(0, 2**32 - 1),
+)
+def test_rolling_statistics_are_those_of_each_window_alone(
+    bars: int, length: int, level: float, spread: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    values = 10**level * (1 + 10**spread * rng.standard_normal((bars + length, 3)))
+
+    mean, std = rolling_statistics(values, length)
+
+    each = [lookback_statistics(values[start : start + length]) for start in range(bars + 1)]
+    assert mean.shape == std.shape == (bars + 1, 3)
+    scale = np.abs(values).max()
+    np.testing.assert_allclose(mean, [one for one, _ in each], rtol=1e-13, atol=1e-14 * scale)
+    np.testing.assert_allclose(std, [one for _, one in each], rtol=1e-7, atol=1e-14 * scale)
+
+
+@given(st.floats(1e-9, 1e9), st.integers(2, 200))
+def test_equal_values_have_a_deviation_of_exactly_zero(value: float, length: int) -> None:
+    _, std = rolling_statistics(np.full((length + 3, 1), value), length)
+    assert (std == 0).all()
