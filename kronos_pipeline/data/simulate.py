@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -56,6 +57,48 @@ class Dynamics:
 
 _SMOOTHING_DAYS = 5
 _BURN_IN = 100
+
+
+@dataclass(frozen=True)
+class Calendar:
+    """A calendar pattern: levels in log price.
+
+    Attributes:
+        by_date: `(13, 32)`, by month and day of the month; row and column 0 are not used.
+        by_weekday: `(7,)`, Monday first.
+        by_hour: `(24,)`.
+    """
+
+    by_date: FloatArray
+    by_weekday: FloatArray
+    by_hour: FloatArray
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, dynamics: Dynamics) -> Self:
+        """Draw the levels; those of months and days of the month are smoothed over neighbouring days."""
+        months = dynamics.month_level * rng.standard_normal(12)
+        days = dynamics.day_level * rng.standard_normal(31)
+        leap_year = pd.date_range("2024-01-01", "2024-12-31")
+        levels = months[leap_year.month - 1] + days[leap_year.day - 1]
+        kernel = np.ones(_SMOOTHING_DAYS) / _SMOOTHING_DAYS
+        by_date = np.zeros((13, 32))
+        by_date[leap_year.month, leap_year.day] = np.convolve(np.tile(levels, 3), kernel, mode="same")[366:732]
+        return cls(
+            by_date, dynamics.weekday_level * rng.standard_normal(7), dynamics.hour_level * rng.standard_normal(24)
+        )
+
+    def scaled(self, factor: float) -> Calendar:
+        """The same pattern, `factor` times as strong."""
+        return Calendar(factor * self.by_date, factor * self.by_weekday, factor * self.by_hour)
+
+    def levels(self, timestamps: pd.DatetimeIndex) -> FloatArray:
+        """The pattern at some times, `(times,)`."""
+        return (
+            self.by_date[timestamps.month, timestamps.day]
+            + self.by_weekday[timestamps.weekday]
+            + self.by_hour[timestamps.hour]
+        )
+
 
 SHIPPED_TICKERS = ("AAPL", "AMD", "AMZN", "BTCUSD", "EURUSD", "GOOG", "JPM", "META", "MSFT", "NVDA", "TSLA", "XOM")
 """Names of the tickers in `trainingdata/`; BTCUSD trades seven days a week, EURUSD's file has no volume column."""
@@ -104,6 +147,7 @@ def simulate_ticker(
     start: str | pd.Timestamp = "2021-01-04",
     frequency: str = "B",
     dynamics: Dynamics | None = None,
+    calendar: Calendar | None = None,
 ) -> SimulatedTicker:
     """Simulate one ticker.
 
@@ -113,11 +157,13 @@ def simulate_ticker(
         start: the first bar's timestamp.
         frequency: pandas' alias of the bar interval: `B` for weekdays, `D` for seven days a week, `h` and so on.
         dynamics: how it moves; by default `Dynamics()`, as the shipped tickers do.
+        calendar: its calendar pattern; by default one of its own, drawn from the seed.
     """
     dynamics = dynamics or Dynamics()
     rng = np.random.default_rng(seed)
     timestamps = pd.date_range(start, periods=bars, freq=frequency)
-    pattern = _calendar_pattern(rng, timestamps, dynamics)
+    own_calendar = Calendar.draw(rng, dynamics)
+    pattern = (calendar or own_calendar).levels(timestamps)
     volatility = _volatility(rng, bars)
     walk = np.log(rng.uniform(20, 400)) + np.cumsum(dynamics.walk * volatility * rng.standard_normal(bars))
     shocks = dynamics.deviation * np.concatenate([np.ones(_BURN_IN), volatility]) * rng.standard_normal(_BURN_IN + bars)
@@ -136,19 +182,6 @@ def simulate_ticker(
     amount = volume * (open_ + high + low + close) / 4
     values = np.stack([open_, high, low, close, volume, amount], axis=1)
     return SimulatedTicker(timestamps, values, walk, deviation, pattern, dynamics)
-
-
-def _calendar_pattern(rng: np.random.Generator, timestamps: pd.DatetimeIndex, dynamics: Dynamics) -> FloatArray:
-    months = dynamics.month_level * rng.standard_normal(12)
-    days = dynamics.day_level * rng.standard_normal(31)
-    weekdays = dynamics.weekday_level * rng.standard_normal(7)
-    hours = dynamics.hour_level * rng.standard_normal(24)
-    leap_year = pd.date_range("2024-01-01", "2024-12-31")
-    levels = months[leap_year.month - 1] + days[leap_year.day - 1]
-    kernel = np.ones(_SMOOTHING_DAYS) / _SMOOTHING_DAYS
-    by_date = np.zeros((13, 32))
-    by_date[leap_year.month, leap_year.day] = np.convolve(np.tile(levels, 3), kernel, mode="same")[366:732]
-    return by_date[timestamps.month, timestamps.day] + weekdays[timestamps.weekday] + hours[timestamps.hour]
 
 
 def _volatility(rng: np.random.Generator, bars: int) -> FloatArray:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from kronos_pipeline.artifacts import check_writable, code_version, package_versions, write_manifest
@@ -21,35 +20,9 @@ from kronos_pipeline.errors import SettingsError
 from kronos_pipeline.model.upstream import Kronos, KronosTokenizer
 from kronos_pipeline.training.pretrain_data import PRETRAINING_STREAM, PretrainingBars
 from kronos_pipeline.training.pretrain_loop import PredictorLoss, optimise, reconstruction_errors, tokenizer_loss
+from kronos_pipeline.training.pretrain_settings import PretrainSettings
 
 _TEST_WINDOWS = 512
-
-
-class PretrainSettings(BaseModel):
-    """Size and training of a base model made from simulated bars; the defaults are those of `kronos-nano`."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    lookback: int = Field(64, ge=2, description="bars that normalise a window")
-    horizon: int = Field(30, ge=1, description="bars after the lookback in a window")
-    context: int = Field(512, ge=4, description="bars that the model is declared to attend to")
-    tickers: int = Field(4000, ge=1, description="simulated tickers")
-    bars: int = Field(400, ge=8, description="bars per simulated ticker")
-    seed: int = Field(0, ge=0, description="seed of the simulated bars, the weights and the order")
-
-    token_bits: int = Field(8, ge=2, le=10, description="bits of each of a bar's two tokens")
-    tokenizer_size: int = Field(64, ge=8, multiple_of=8, description="width of the tokenizer")
-    tokenizer_layers: int = Field(
-        2, ge=1, description="transformer blocks in the tokenizer's encoder, and in its decoder"
-    )
-    predictor_size: int = Field(128, ge=8, multiple_of=8, description="width of the predictor")
-    predictor_layers: int = Field(3, ge=1, description="transformer blocks in the predictor")
-
-    batch_size: int = Field(64, ge=1, description="windows per step")
-    tokenizer_steps: int = Field(1500, ge=1, description="optimiser steps of the tokenizer")
-    predictor_steps: int = Field(3500, ge=1, description="optimiser steps of the predictor")
-    learning_rate: float = Field(2e-3, gt=0, description="AdamW's peak learning rate, for both")
-    precision: Literal["bf16", "fp32"] = Field("bf16", description="number format of matrix products")
 
 
 def pretrain(output: Path, settings: PretrainSettings, *, report: Callable[[str], None] = print) -> None:
@@ -115,12 +88,12 @@ def _new_tokenizer(settings: PretrainSettings) -> nn.Module:
         gamma0=1.0,
         gamma=1.1,
         zeta=0.05,
-        group_size=bits,
+        group_size=next(size for size in (5, 4, 3, 2) if 2 * bits % size == 0),  # its entropy costs 2**size per bar
     )
 
 
 def _new_predictor(settings: PretrainSettings) -> nn.Module:
-    return Kronos(
+    predictor = Kronos(
         s1_bits=settings.token_bits,
         s2_bits=settings.token_bits,
         n_layers=settings.predictor_layers,
@@ -133,6 +106,10 @@ def _new_predictor(settings: PretrainSettings) -> nn.Module:
         token_dropout_p=0.0,
         learn_te=True,
     )
+    # Upstream's start makes a time stamp a tenth as strong as a token; a date has to be heard to matter.
+    for embedding in (predictor.time_emb.month_embed, predictor.time_emb.day_embed):
+        nn.init.normal_(embedding.weight, std=0.5)
+    return predictor
 
 
 def _save(module: nn.Module, folder: Path, settings: PretrainSettings, results: dict[str, Any]) -> None:

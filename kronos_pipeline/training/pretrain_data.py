@@ -2,7 +2,10 @@
 
 Tickers differ in how they move (from a pure random walk to a deviation that dies out within two bars), in their bar
 interval and start, and in the strength of their calendar pattern, none included. So a model learns that prices may
-return, that volatility clusters, and that a date may matter; which dates matter for a ticker it cannot know beforehand.
+return, that volatility clusters, and that a date may matter. Half of the tickers have a calendar pattern of their own,
+which cannot be known beforehand. The other half share one of a few, each ticker with a strength and a sign of its own,
+which its lookback shows: without them a model has no use for month and day, forgets them, and cannot be adapted to a
+pattern later.
 """
 
 from __future__ import annotations
@@ -13,12 +16,14 @@ import numpy as np
 import pandas as pd
 
 from kronos_pipeline.data.bars import FEATURES
-from kronos_pipeline.data.simulate import Dynamics, simulate_ticker
+from kronos_pipeline.data.simulate import Calendar, Dynamics, simulate_ticker
 from kronos_pipeline.data.windows import lookback_statistics, normalise
 
 PRETRAINING_STREAM = 77_001
 """First word of every seed here; the seeds of shipped and tested tickers begin with another, or are a single number."""
 
+_UNIT = Dynamics(month_level=7, day_level=2, weekday_level=0.5, hour_level=1)
+_SHARED = [Calendar.draw(np.random.default_rng([PRETRAINING_STREAM, number]), _UNIT) for number in range(4)]
 _FREQUENCIES = {"B": 0.5, "D": 0.2, "h": 0.2, "15min": 0.05, "min": 0.05}
 _START_YEARS = (1990, 2035)
 
@@ -52,12 +57,15 @@ class PretrainingBars:
         for ticker in range(tickers):
             stream = [PRETRAINING_STREAM, seed, ticker]
             rng = np.random.default_rng([*stream, 1])
+            dynamics = random_dynamics(rng)
+            shared = _SHARED[int(rng.integers(len(_SHARED)))].scaled(dynamics.step * rng.normal())
             simulated = simulate_ticker(
                 [*stream, 0],
                 bars,
                 start=_random_start(rng),
                 frequency=str(rng.choice(list(_FREQUENCIES), p=list(_FREQUENCIES.values()))),
-                dynamics=random_dynamics(rng),
+                dynamics=dynamics,
+                calendar=shared if rng.random() < 0.5 else None,
             )
             self.values[ticker] = simulated.values
             stamps = simulated.timestamps

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from kronos_pipeline.data.bars import FEATURES
 from kronos_pipeline.model.losses import token_loss
-from kronos_pipeline.model.modules import prepare_rotary
 from kronos_pipeline.model.tokens import encode
 from kronos_pipeline.training.pretrain_data import Batch, PretrainingBars
 
@@ -73,7 +72,6 @@ def _rate(done: float) -> float:
 def tokenizer_loss(tokenizer: nn.Module, batch: Batch, _done: float) -> Tensor:
     """Squared error of the bars rebuilt from the coarse token and from both, and the quantizer's own penalty."""
     bars, weights = torch.from_numpy(batch.bars), torch.tensor(_FEATURE_WEIGHTS)
-    prepare_rotary(tokenizer, bars.shape[1])
     (coarse, fine), penalty, _, _ = tokenizer(bars)
     return (((coarse - bars) ** 2 + (fine - bars) ** 2) * weights).mean() + penalty
 
@@ -97,10 +95,9 @@ class PredictorLoss:
     def __init__(self, tokenizer: nn.Module, settings: PretrainSettings) -> None:
         self._tokenizer = tokenizer
         self._lookback = settings.lookback
-        self._batch_size = settings.batch_size
 
     def __call__(self, predictor: nn.Module, batch: Batch, done: float) -> Tensor:
-        ids = encode(self._tokenizer, batch.bars, torch.device("cpu"), self._batch_size)
+        ids = encode(self._tokenizer, batch.bars, torch.device("cpu"))
         first_target = 1 if done < 0.5 else self._lookback
         s1, s2 = (torch.from_numpy(tokens.astype(np.int64)) for tokens in ids)
         return token_loss(predictor, s1, s2, torch.from_numpy(batch.stamps), first_target)
