@@ -1,8 +1,7 @@
 """What all code around upstream's modules has to mind: train and eval mode, and caches of rotary position embeddings.
 
 Upstream's rotary module keeps the cosines and sines of the last sequence length. It notices neither a move to another
-device, nor that the cache was made in the low precision of an autocast region, nor that it was made in inference mode
-and so cannot take part in training.
+device nor that the cache was made in inference mode and so cannot take part in training.
 """
 
 from __future__ import annotations
@@ -30,21 +29,17 @@ def move(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def prepare_rotary(module: nn.Module, length: int) -> None:
-    """Fill a module's rotary caches for `length` positions, on its device, in full precision and fit for training.
-
-    bfloat16 tells whole numbers apart up to 256 only, so a cache made inside autocast would blur where a bar is.
-    """
+    """Fill a module's rotary caches for `length` positions, on its device and fit for training."""
     for rotary in _rotaries(module):
         cached, frequencies = rotary.cos_cached, rotary.inv_freq
         if (
             cached is None
             or rotary.seq_len_cached != length
             or cached.device != frequencies.device
-            or cached.dtype != frequencies.dtype
             or cached.is_inference()
         ):
             rotary.seq_len_cached = None
-            with torch.inference_mode(False), torch.no_grad(), torch.autocast(frequencies.device.type, enabled=False):
+            with torch.inference_mode(False), torch.no_grad():
                 positions = frequencies.new_zeros(1, 1, length, 2 * len(frequencies))
                 rotary(positions, positions)
 
