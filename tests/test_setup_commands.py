@@ -1,0 +1,143 @@
+"""The make targets, the old name of the command, and the README's commands as CI sees them."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TARGETS = ["venv", "demo", "test", "lint", "dev", "plain"]
+
+
+def make(*arguments: str, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    return subprocess.run(
+        ["make", *arguments], cwd=folder, env=clean | environment, capture_output=True, text=True, check=False
+    )
+
+
+def executable(path: Path, script: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout with the Makefile and a python3 that only notes how it and uv are called."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    executable(tmp_path / "uv", 'echo "uv $* UV_FIND_LINKS=$UV_FIND_LINKS" >> calls')
+    executable(tmp_path / "python", 'case "$*" in *"config get"*) cat pip-links;; esac')
+    install = "mkdir -p .venv/bin; cp uv python .venv/bin/"
+    executable(tmp_path / "bin" / "python3", f'case "$*" in *"-m venv"*) {install};; esac')
+    (tmp_path / "pip-links").write_text("")
+    return tmp_path
+
+
+def install(checkout: Path, **environment: str) -> str:
+    """Run `make venv` there; what uv was asked for, once."""
+    path = f"{checkout / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    result = make("venv", folder=checkout, **({"PIP_FIND_LINKS": ""} | environment | {"PATH": path}))
+    assert result.returncode == 0, result.stderr
+    (call,) = (checkout / "calls").read_text().splitlines()
+    return call
+
+
+def test_help_names_each_target_and_what_it_does() -> None:
+    lines = make("help").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["help", *TARGETS]
+    assert all(len(line.split()) >= 3 for line in lines)
+    assert make().stdout.splitlines() == lines
+
+
+def test_an_installation_obeys_the_pins(checkout: Path) -> None:
+    assert "pip install --python .venv/bin/python -e .[dev] -c constraints.txt" in install(checkout)
+
+
+@pytest.mark.parametrize(
+    ("of_pip", "environment", "links"),
+    [
+        ("", {}, ""),
+        ("/wheels\n", {}, "/wheels"),
+        ("/wheels\n/more\n", {}, "/wheels,/more"),
+        ("/wheels\n", {"PIP_FIND_LINKS": "/other /more"}, "/other,/more"),
+        ("/wheels\n", {"UV_FIND_LINKS": "/own"}, "/own"),
+    ],
+)
+def test_a_folder_of_wheels_that_pip_knows_is_passed_on(
+    of_pip: str, environment: dict[str, str], links: str, checkout: Path
+) -> None:
+    (checkout / "pip-links").write_text(of_pip)
+    assert install(checkout, **({"UV_FIND_LINKS": ""} | environment)).endswith(f"UV_FIND_LINKS={links}")
+
+
+def test_an_installation_is_not_repeated_until_its_pins_change(checkout: Path) -> None:
+    install(checkout)
+    assert "UV_FIND_LINKS" in install(checkout), "one call, as before"
+    newer = (checkout / ".venv" / ".installed").stat().st_mtime + 10
+    os.utime(checkout / "constraints.txt", (newer, newer))
+    path = f"{checkout / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    assert make("venv", folder=checkout, PATH=path).returncode == 0
+    assert len((checkout / "calls").read_text().splitlines()) == 2
+
+
+def test_an_unfit_python_is_told_before_anything_is_made(checkout: Path) -> None:
+    executable(checkout / "bin" / "python3", 'case "$*" in *--version*) echo Python 3.9.1;; *) exit 1;; esac')
+    result = make("venv", folder=checkout, PATH=f"{checkout / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    assert result.returncode != 0
+    assert "error: python3 is Python 3.9.1; Python 3.11 or 3.12 is needed." in result.stderr
+    assert not (checkout / ".venv").exists()
+
+
+def test_the_ci_script_can_be_run_and_runs_the_tests() -> None:
+    script = ROOT / ".ci" / "run"
+    assert script.stat().st_mode & stat.S_IXUSR
+    assert re.search(r"^make test$", script.read_text(), re.MULTILINE)
+
+
+def readme_commands(path: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, ROOT / ".ci" / "readme_commands.py", path], capture_output=True, text=True, check=False
+    )
+
+
+def test_only_the_commands_that_run_as_they_stand_are_run_in_ci(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(
+        "# A\n```bash offline\nmake demo\n\nls\n```\ntext\n```bash\nneeds a GPU\n```\n```bash offline\nmore\n```\n"
+    )
+    result = readme_commands(tmp_path / "README.md")
+    assert (result.returncode, result.stdout) == (0, "make demo\n\nls\nmore\n")
+
+
+def test_a_readme_without_such_commands_fails_ci(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("```bash\nmake demo\n```\n")
+    assert readme_commands(tmp_path / "README.md").returncode == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--horizon", "0"], ["--data-dir", "no-such-folder", "--model-name", "kronos-nano"]],
+    ids=str,
+)
+def test_the_old_name_of_the_command_does_the_same(arguments: list[str], tmp_path: Path) -> None:
+    outputs = []
+    for package in ("kronos_pipeline", "kronostraining"):
+        result = subprocess.run(
+            [sys.executable, "-m", f"{package}.run_training", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        outputs.append((result.returncode, result.stdout, result.stderr))
+    assert outputs[0] == outputs[1]
+    assert outputs[0][0] == (0 if arguments == ["--help"] else 2)
+    assert outputs[0][1 if arguments == ["--help"] else 2] != ""
