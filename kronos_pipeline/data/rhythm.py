@@ -22,7 +22,7 @@ _DAILY = _DAY * 9 // 10
 _REGULAR_DAYS = 0.2
 """A time of day is regular where that share of days has it: the hour of a session's edge moves with daylight saving."""
 _FEW_DATES = 5
-"""In fewer dates a pause that returns cannot be told from a hole, so a time of day without a bar counts as a hole."""
+"""In fewer dates a pause that returns cannot be told from a hole, so within a day each slot without a bar is one."""
 _REGULAR_WEEKS = 0.5
 """A weekday is regular where that share of the weeks has it."""
 
@@ -89,16 +89,19 @@ def find_rhythm(stamps: StampArray) -> Rhythm:
     occupied = np.unique(days * slots + slot_of)
     per_slot = np.bincount(occupied % slots, minlength=slots)
     regular = per_slot >= _REGULAR_DAYS * len(dates)
-    if len(dates) < _FEW_DATES:
-        regular = _between_first_and_last(regular)
-    sessions = slots > 1 and _longest_pause(regular) * interval >= _NIGHT
+    few = len(dates) < _FEW_DATES
+    pause = _longest_pause(_between_first_and_last(regular) if few else regular) * interval
+    # One date does not show that a pause returns.
+    sessions = slots > 1 and pause >= _NIGHT and len(dates) > 1
+    if few:
+        return Rhythm(interval, weekdays, np.ones((7, slots), np.bool_), sessions)
     if sessions or slots == 1:
         return Rhythm(interval, weekdays, np.broadcast_to(regular, (7, slots)), sessions)
     per_weekday = np.zeros((7, slots), np.int64)
     np.add.at(per_weekday, ((occupied // slots + 3) % 7, occupied % slots), 1)
     often = per_weekday >= np.maximum(_REGULAR_WEEKS * days_per_weekday, 1)[:, None]
     # Between a weekday's first and last regular slot each one is due, as a short file may lack one by a hole alone.
-    due = _between_first_and_last(often) & regular if len(dates) >= _FEW_DATES else np.ones((7, slots), np.bool_)
+    due = _between_first_and_last(often) & regular
     return Rhythm(interval, weekdays, due, sessions)
 
 
