@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -47,6 +48,8 @@ def run_command(command: type[Command], arguments: Sequence[str] | None) -> int:
         The exit code: 0, 2 for what a person can mend, or 130 for an interrupt.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a line of progress is no use when the run is over
     try:
         return CliApp.run(command, cli_args=words, cli_exit_on_error=False).run()
     except SystemExit as ended:  # --help
@@ -64,7 +67,7 @@ def run_command(command: type[Command], arguments: Sequence[str] | None) -> int:
 
 def _sentence(error: Any) -> str:
     """One validation error of pydantic's, with the flag's name."""
-    flags = [f"--{str(part).replace('_', '-')}" for part in error["loc"] if isinstance(part, str)]
+    flags = [f"--{part.replace('_', '-')}" for part in error["loc"] if isinstance(part, str)][-1:]
     found = f" (found {error['input']!r})" if not isinstance(error["input"], dict | BaseModel) else ""
     return f"{' '.join(flags)}{': ' if flags else ''}{error['msg'].removeprefix('Value error, ')}{found}"
 

@@ -19,3 +19,20 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny import save_tiny_base
 
     return save_tiny_base(tmp_path_factory.mktemp("tiny_base"))
+
+
+@pytest.fixture(scope="session")
+def made_mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URI of an MLflow store: making one takes seconds, so those who do not test that share it."""
+    from kronos_pipeline.tracking.store import open_store
+
+    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+    open_store(uri)
+    return uri
+
+
+@pytest.fixture
+def one_mlflow_store(made_mlflow_store: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What MLFLOW_TRACKING_URI names during the test."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", made_mlflow_store)
+    return made_mlflow_store

@@ -30,8 +30,8 @@ def tiny_tokenizer(seed: int = 0, *, bits: int = 4, **changes: Any) -> Any:
     return KronosTokenizer(**{**settings, **quantiser, **changes}).eval()
 
 
-def save_tiny_base(folder: Path, seed: int = 0) -> Path:
+def save_tiny_base(folder: Path, seed: int = 0, *, dropout: bool = True) -> Path:
     """Write such a model as upstream's `save_pretrained` does, in the folders of a local base model."""
-    tiny_predictor(seed).save_pretrained(folder / "predictor")
+    tiny_predictor(seed, dropout=dropout).save_pretrained(folder / "predictor")
     tiny_tokenizer(seed).save_pretrained(folder / "tokenizer")
     return folder

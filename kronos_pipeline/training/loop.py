@@ -217,6 +217,7 @@ class Optimisation:
                 continue
             position.step += 1
             done += 1
+            learning_rate = float(self._schedule.get_last_lr()[0])
             if not self._accelerator.optimizer_step_was_skipped:
                 self._schedule.step()
             self._update_average()
@@ -227,6 +228,7 @@ class Optimisation:
                     train_loss=_finite(total.item() / count, position.step),
                     selection_loss=self._look() if look else math.nan,
                     windows_per_second=(position.step - read_step) * self._windows_per_step / seconds,
+                    learning_rate=learning_rate,
                     epoch=epoch + 1,
                     listener=listener,
                     progress=progress,
@@ -314,11 +316,12 @@ class Optimisation:
         train_loss: float,
         selection_loss: float,
         windows_per_second: float,
+        learning_rate: float,
         epoch: int,
         listener: Listener | None,
         progress: TrainingProgress,
     ) -> None:
-        step, learning_rate = self._position.step, float(self._schedule.get_last_lr()[0])
+        step = self._position.step
         self._position.rows.append([step, epoch, train_loss, selection_loss, learning_rate, windows_per_second])
         if listener is not None and self._accelerator.is_main_process:
             listener.on_log(step, dict(zip(HISTORY[1:], self._position.rows[-1][1:], strict=True)))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,7 @@ from filelock import FileLock, Timeout
 
 from kronos_pipeline.artifacts import ArtifactLayout, check_writable, read_json, text_hash, write_file, write_json
 from kronos_pipeline.config import Recipe
+from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.training.progress import Say
 
 _EVALUATION_SETTINGS = {
@@ -67,13 +69,19 @@ class TrainingState:
             ArtifactError: the state cannot be read or written.
         """
         if self._state_file.is_file():
-            return torch.load(self._state_file, map_location="cpu", weights_only=True)
+            return self._load()
         if not self._run_file.is_file():
             for other in self._unfinished_others():
                 changes = _changes(other["parts"], dict(self.parts))
                 say(f"{self.artifact}: starting anew, not from the training that was interrupted: {changes}")
             write_json(self._run_file, {"artifact": self.artifact, "parts": dict(self.parts)})
         return None
+
+    def _load(self) -> dict[str, Any]:
+        try:
+            return torch.load(self._state_file, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+            raise ArtifactError(f"{self._state_file} cannot be read; remove its folder to start anew.") from error
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Write the state, atomically: a kill while it is written leaves the one before."""

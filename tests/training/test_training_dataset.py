@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small import simulated_bars, simulated_windows, small_recipe
+
+from kronos_pipeline import KronosMultiTickerDataset
+from kronos_pipeline.base_models import find_base_model
+from kronos_pipeline.data.bars import make_bars
+from kronos_pipeline.data.normalisation import lookback_statistics, normalise
+from kronos_pipeline.data.windows import build_windows
+from kronos_pipeline.errors import SettingsError
+from kronos_pipeline.model.loading import KronosModel, load_base
+from kronos_pipeline.training import dataset as dataset_module
+
+
+@pytest.fixture(scope="module")
+def base(tiny_base: Path) -> KronosModel:
+    return load_base(find_base_model(str(tiny_base)), torch.device("cpu"))
+
+
+def test_an_item_is_its_windows_tokens_and_stamps(tiny_base: Path, base: KronosModel) -> None:
+    recipe = small_recipe(tiny_base)
+    windows = simulated_windows(recipe, ["AAPL", "MSFT"])
+    data = KronosMultiTickerDataset(windows, "train", base.tokenizer)
+    counts = [one.counts()["train"] for one in windows]
+    assert len(data) == sum(counts)
+    assert (data.tickers, data.lookback, data.window) == (["AAPL", "MSFT"], 16, 22)
+    for index, one, row in ((3, windows[0], 3), (counts[0] + 5, windows[1], 5)):
+        start = int(one.of_split("train")["start"].iloc[row])
+        bars = one.bars.values[start : start + 22]
+        mean, std = lookback_statistics(bars[:16])
+        with torch.no_grad():
+            s1, s2 = base.tokenizer.encode(torch.from_numpy(normalise(bars, mean, std))[None], half=True)
+        item = data[index]
+        torch.testing.assert_close(item["s1"], s1[0])
+        torch.testing.assert_close(item["s2"], s2[0])
+        stamps = one.bars.frame["timestamps"].iloc[start : start + 22]
+        assert item["stamps"][:, 3].tolist() == stamps.dt.day.tolist()
+        assert item["stamps"][:, 4].tolist() == stamps.dt.month.tolist()
+
+
+def test_a_batch_is_its_items(tiny_base: Path, base: KronosModel) -> None:
+    data = KronosMultiTickerDataset(simulated_windows(small_recipe(tiny_base)), "train", base.tokenizer)
+    batch = data.batch([4, 0, 9])
+    for name in ("s1", "s2", "stamps"):
+        torch.testing.assert_close(batch[name], torch.stack([data[index][name] for index in (4, 0, 9)]))
+
+
+def test_many_tokens_lie_on_the_disk_and_are_the_same(
+    tiny_base: Path, base: KronosModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    windows = simulated_windows(small_recipe(tiny_base))
+    in_memory = KronosMultiTickerDataset(windows, "train", base.tokenizer)
+    monkeypatch.setattr(dataset_module, "_ON_DISK_ABOVE", 0)
+    on_disk = KronosMultiTickerDataset(windows, "train", base.tokenizer, folder=tmp_path)
+    assert (tmp_path / "tokens-train.npy").stat().st_size == pytest.approx(2 * 2 * len(in_memory) * 22, abs=256)
+    every = range(len(in_memory))
+    torch.testing.assert_close(on_disk.batch(every), in_memory.batch(every))
+
+
+def test_the_holdout_and_mixed_windows_are_refused(tiny_base: Path, base: KronosModel) -> None:
+    recipe = small_recipe(tiny_base)
+    with pytest.raises(SettingsError, match="not 'holdout'"):
+        KronosMultiTickerDataset(simulated_windows(recipe), "holdout", base.tokenizer)
+    mixed = simulated_windows(recipe) + simulated_windows(small_recipe(tiny_base, lookback=12), ["MSFT"])
+    with pytest.raises(SettingsError, match="differ in lookback or horizon"):
+        KronosMultiTickerDataset(mixed, "train", base.tokenizer)
+
+
+@settings(max_examples=12, deadline=None)
+@given(changed=st.integers(20, 103), factor=st.floats(0.5, 2))
+def test_no_token_before_a_bar_changes_with_it(tiny_base: Path, base: KronosModel, changed: int, factor: float) -> None:
+    recipe = small_recipe(tiny_base)
+    bars = simulated_bars()
+    frame = bars.frame.copy()
+    frame.loc[changed, ["open", "high", "low", "close"]] *= factor
+    before, after = (
+        KronosMultiTickerDataset([build_windows(one, recipe)], "train", base.tokenizer)
+        for one in (bars, make_bars("AAPL", frame, source="x"))
+    )
+    starts = build_windows(bars, recipe).of_split("train")["start"].to_numpy()
+    for index, start in enumerate(starts):
+        position = changed - int(start)
+        if position >= recipe.lookback:  # a target bar: its lookback, and the targets before it, may not know it
+            known = slice(0, min(position, 22))
+            np.testing.assert_array_equal(before[index]["s1"][known], after[index]["s1"][known])
+            np.testing.assert_array_equal(before[index]["s2"][known], after[index]["s2"][known])

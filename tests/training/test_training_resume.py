@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small import simulated_windows, small_flags, small_recipe
+
+from kronos_pipeline import KronosTrainer, run_training
+from kronos_pipeline.data.simulate import write_simulated
+from kronos_pipeline.errors import KronosError
+from kronos_pipeline.training.loop import Optimisation
+
+KILL_AT_STEP = """
+import os, signal, sys
+from kronos_pipeline.training.loop import Optimisation
+from kronos_pipeline import run_training
+
+update = Optimisation._update_average
+
+def update_or_die(self):
+    update(self)
+    if self._position.step == 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Optimisation._update_average = update_or_die
+sys.exit(run_training.main(sys.argv[1:]))
+"""
+
+
+class Killed(BaseException):
+    """What a test raises in the place of a kill."""
+
+
+@pytest.fixture
+def die_at(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes the next training die after a step; the one after that lives."""
+
+    def arm(step: int) -> None:
+        update = Optimisation._update_average
+
+        def update_or_die(self: Optimisation) -> None:
+            update(self)
+            if self._position.step == step:
+                monkeypatch.undo()
+                raise Killed
+
+        monkeypatch.setattr(Optimisation, "_update_average", update_or_die)
+
+    return arm
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "averaged": {"average_decay": 0.9},
+    "accumulated": {"grad_accum_steps": 2, "batch_size": 8},
+    "whole base": {"freeze_backbone": False},
+    "bf16": {"precision": "bf16"},
+}
+
+
+@pytest.mark.parametrize("case", list(CASES))
+@pytest.mark.parametrize("step", [5, 7])
+def test_a_training_that_died_ends_with_the_same_bytes(
+    tiny_base: Path, tmp_path: Path, die_at: Any, case: str, step: int
+) -> None:
+    recipe = small_recipe(tiny_base, save_steps=3, **CASES[case])
+    windows = simulated_windows(recipe)
+    whole = KronosTrainer(recipe, tmp_path / "whole", say=lambda _: None).train_adapter(windows, "AAPL")
+    die_at(step)
+    with pytest.raises(Killed):
+        KronosTrainer(recipe, tmp_path / "killed", say=lambda _: None).train_adapter(windows, "AAPL")
+    said: list[str] = []
+    again = KronosTrainer(recipe, tmp_path / "killed", say=said.append).train_adapter(windows, "AAPL")
+    saved = max(done for done in (3, whole.summary["steps"] // 2, 6) if done <= step)
+    assert f"adapters/AAPL: resuming from step {saved}" in said
+    assert again.summary["resumed_from_step"] == saved
+    for file in ("adapter_model.safetensors", "adapter.pt"):
+        assert (again.folder / file).read_bytes() == (whole.folder / file).read_bytes()
+    for column in ("step", "train_loss", "selection_loss", "learning_rate"):
+        assert again.history[column].equals(whole.history[column])
+    assert list((tmp_path / "killed" / "state").glob("*/*")) == []
+
+
+def test_a_finished_training_is_done_anew_when_asked_for_again(tiny_base: Path, tmp_path: Path) -> None:
+    recipe = small_recipe(tiny_base)
+    windows = simulated_windows(recipe)
+    trainer = KronosTrainer(recipe, tmp_path, say=lambda _: None)
+    first = trainer.train_adapter(windows, "AAPL").folder.resolve()
+    second = trainer.train_adapter(windows, "AAPL")
+    assert second.folder.resolve() != first
+    assert second.summary["resumed_from_step"] == 0
+
+
+def test_other_settings_start_anew_and_say_what_changed(tiny_base: Path, tmp_path: Path, die_at: Any) -> None:
+    recipe = small_recipe(tiny_base, save_steps=3)
+    die_at(4)
+    with pytest.raises(Killed):
+        KronosTrainer(recipe, tmp_path, say=lambda _: None).train_adapter(simulated_windows(recipe), "AAPL")
+    said: list[str] = []
+    other = small_recipe(tiny_base, save_steps=3, learning_rate=3e-4)
+    result = KronosTrainer(other, tmp_path, say=said.append).train_adapter(simulated_windows(other), "AAPL")
+    (anew,) = [line for line in said if "starting anew" in line]
+    assert "learning_rate was 0.0001, is 0.0003" in anew
+    assert result.summary["resumed_from_step"] == 0
+
+
+def test_settings_of_the_evaluation_alone_do_not_start_anew(tiny_base: Path, tmp_path: Path, die_at: Any) -> None:
+    recipe = small_recipe(tiny_base, save_steps=3)
+    die_at(4)
+    with pytest.raises(Killed):
+        KronosTrainer(recipe, tmp_path, say=lambda _: None).train_adapter(simulated_windows(recipe), "AAPL")
+    other = small_recipe(tiny_base, save_steps=2, eval_samples=9, temperature=0.7)
+    result = KronosTrainer(other, tmp_path, say=lambda _: None).train_adapter(simulated_windows(other), "AAPL")
+    assert result.summary["resumed_from_step"] == 3
+
+
+def test_a_run_of_several_trainings_keeps_those_that_had_ended(tiny_base: Path, tmp_path: Path, die_at: Any) -> None:
+    recipe = small_recipe(tiny_base, save_steps=3)
+    first, second = simulated_windows(recipe, ["AAPL", "MSFT"])
+
+    def run(say: Any) -> None:
+        trainer = KronosTrainer(recipe, tmp_path, say=say)
+        with trainer.one_run():
+            trainer.train_adapter([first], "AAPL")
+            if not said:
+                die_at(4)
+            trainer.train_adapter([second], "MSFT")
+
+    said: list[str] = []
+    with pytest.raises(Killed):
+        run(lambda _: None)
+    version = (tmp_path / "adapters/AAPL").resolve()
+    said.append("again")
+    run(said.append)
+    assert "adapters/AAPL: finished before the interruption, kept" in said
+    assert (tmp_path / "adapters/AAPL").resolve() == version
+    assert any("adapters/MSFT: resuming from step 3" in line for line in said)
+    assert list((tmp_path / "state").glob("*/*")) == []
+    run(said.append)
+    assert (tmp_path / "adapters/AAPL").resolve() != version
+
+
+def test_a_damaged_state_is_told_by_file(tiny_base: Path, tmp_path: Path, die_at: Any) -> None:
+    recipe = small_recipe(tiny_base, save_steps=3)
+    die_at(4)
+    with pytest.raises(Killed):
+        KronosTrainer(recipe, tmp_path, say=lambda _: None).train_adapter(simulated_windows(recipe), "AAPL")
+    (state,) = (tmp_path / "state").glob("*/state.pt")
+    state.write_bytes(state.read_bytes()[:200])
+    with pytest.raises(KronosError, match=r"state\.pt .*remove"):
+        KronosTrainer(recipe, tmp_path, say=lambda _: None).train_adapter(simulated_windows(recipe), "AAPL")
+
+
+def test_a_command_killed_with_9_resumes_and_the_last_good_adapter_was_readable(
+    tiny_base: Path, tmp_path: Path, one_mlflow_store: str
+) -> None:
+    write_simulated(tmp_path / "data", tickers=["AAPL"], bars=130)
+
+    def flags(output: str, seed: int = 0) -> list[str]:
+        folders = {"data_dir": tmp_path / "data", "output_dir": tmp_path / output}
+        return [*small_flags(tiny_base, **folders, save_steps=3, seed=seed), "--adapter", "lora"]
+
+    def command(*program: str) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, *program, *flags("killed")]
+        environment = {**os.environ, "MLFLOW_TRACKING_URI": one_mlflow_store}
+        return subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+
+    adapter = tmp_path / "killed/adapters/AAPL/adapter_model.safetensors"
+    assert run_training.main(flags("killed", seed=5)) == 0
+    last_good = adapter.read_bytes()
+    assert command("-c", KILL_AT_STEP).returncode == -9
+    assert adapter.read_bytes() == last_good
+    again = command("-m", "kronos_pipeline.run_training")
+    assert again.returncode == 0, again.stderr
+    assert "resuming from step 6" in again.stdout
+    assert run_training.main(flags("whole")) == 0
+    assert (
+        adapter.read_bytes() == (tmp_path / "whole/adapters/AAPL/adapter_model.safetensors").read_bytes() != last_good
+    )

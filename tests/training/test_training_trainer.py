@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from small import simulated_bars, simulated_windows, small_recipe
+
+from kronos_pipeline import KronosTrainer
+from kronos_pipeline.artifacts import ArtifactLayout, file_hash
+from kronos_pipeline.config import Recipe
+from kronos_pipeline.data.bars import make_bars
+from kronos_pipeline.data.windows import WindowSet, build_windows
+from kronos_pipeline.errors import DataError, ModelError, SettingsError
+from kronos_pipeline.model.loading import load_checkpoint
+from kronos_pipeline.model.lora import load_adapter
+from kronos_pipeline.model.losses import token_losses
+from kronos_pipeline.model.upstream import Kronos
+from kronos_pipeline.training.dataset import KronosMultiTickerDataset
+from kronos_pipeline.training.trainer import TrainingResult
+
+
+def quiet(_: str) -> None:
+    """Takes what a trainer says."""
+
+
+def trainer_of(recipe: Recipe, output: Path) -> KronosTrainer:
+    return KronosTrainer(recipe, output, say=quiet)
+
+
+def selection_loss(model: Any, windows: list[WindowSet], tokenizer: Any) -> float:
+    data = KronosMultiTickerDataset(windows, "selection", tokenizer)
+    with torch.no_grad():
+        losses = token_losses(model, **data.batch(range(len(data))), first_target=data.lookback)
+    return float(losses.double().mean())
+
+
+def adapter_bytes(result: TrainingResult) -> bytes:
+    return (result.folder / "adapter_model.safetensors").read_bytes()
+
+
+def test_a_checkpoint_is_upstreams_own_and_what_was_measured(tiny_base: Path, tmp_path: Path) -> None:
+    recipe = small_recipe(tiny_base)
+    windows = simulated_windows(recipe, ["AAPL", "MSFT"])
+    trainer = trainer_of(recipe, tmp_path)
+    result = trainer.train_checkpoint(windows)
+    layout = ArtifactLayout(tmp_path)
+    assert result.folder == layout.best_checkpoint
+    loaded = load_checkpoint(result.folder, trainer.base)
+    assert selection_loss(loaded.predictor, windows, trainer.base.tokenizer) == pytest.approx(
+        result.summary["selection_loss"], rel=1e-6
+    )
+    upstreams = Kronos.from_pretrained(str(result.folder)).eval()
+    assert selection_loss(upstreams, windows, trainer.base.tokenizer) == pytest.approx(
+        result.summary["selection_loss"], rel=1e-6
+    )
+    assert (layout.last_checkpoint / "model.safetensors").is_file()
+
+
+def test_the_base_model_stays_as_it_is(tiny_base: Path, tmp_path: Path) -> None:
+    recipe = small_recipe(tiny_base)
+    trainer = trainer_of(recipe, tmp_path)
+    before = {name: value.clone() for name, value in trainer.base.predictor.state_dict().items()}
+    windows = simulated_windows(recipe)
+    trainer.train_checkpoint(windows)
+    trainer.train_adapter(windows, "AAPL")
+    assert all(torch.equal(value, before[name]) for name, value in trainer.base.predictor.state_dict().items())
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_an_adapter_reloads_to_what_was_measured(tiny_base: Path, tmp_path: Path, freeze: bool) -> None:
+    recipe = small_recipe(tiny_base, freeze_backbone=freeze, learning_rate=1e-2)
+    windows = simulated_windows(recipe)
+    trainer = trainer_of(recipe, tmp_path)
+    result = trainer.train_adapter(windows, "AAPL")
+    loaded = load_adapter(result.folder, trainer.base)
+    assert selection_loss(loaded.predictor, windows, trainer.base.tokenizer) == pytest.approx(
+        result.summary["selection_loss"], rel=1e-5
+    )
+    untouched = selection_loss(trainer.base.predictor, windows, trainer.base.tokenizer)
+    assert abs(untouched - result.summary["selection_loss"]) > 1e-3
+    assert (result.folder / "base").is_dir() is not freeze
+    trained, total = result.summary["trained_parameters"], result.summary["total_parameters"]
+    assert trained < total / 2 if freeze else trained > total / 2
+
+
+def test_the_manifest_says_what_made_it(tiny_base: Path, tmp_path: Path) -> None:
+    recipe = small_recipe(tiny_base, seed=7)
+    windows = simulated_windows(recipe)
+    result = trainer_of(recipe, tmp_path).train_adapter(windows, "AAPL", mlflow_run="abc")
+    manifest = json.loads((result.folder / "manifest.json").read_text())
+    assert manifest["data"] == {"AAPL": windows[0].bars.content_hash}
+    assert manifest["config"]["learning_rate"] == recipe.learning_rate
+    assert (manifest["seed"], manifest["mlflow_run"], manifest["artifact"]) == (7, "abc", "adapters/AAPL")
+    stamps = windows[0].bars.frame["timestamps"]
+    assert pd.Timestamp(manifest["seen_until"]["AAPL"]) == stamps.iloc[windows[0].holdout_start - 1]
+    assert manifest["packages"]["torch"] == torch.__version__
+    weights = result.folder / "adapter_model.safetensors"
+    assert manifest["files"]["adapter_model.safetensors"] == file_hash(weights)
+    assert manifest["training"] == result.summary
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tiny_base: Path, tmp_path: Path) -> None:
+    weights = [
+        adapter_bytes(trainer_of(recipe, tmp_path / name).train_adapter(simulated_windows(recipe), "AAPL"))
+        for name, recipe in {
+            "one": small_recipe(tiny_base),
+            "two": small_recipe(tiny_base),
+            "other": small_recipe(tiny_base, seed=1),
+        }.items()
+    ]
+    assert weights[0] == weights[1] != weights[2]
+
+
+def test_no_bar_of_the_holdout_changes_a_byte(tiny_base: Path, tmp_path: Path) -> None:
+    recipe = small_recipe(tiny_base)
+    bars = simulated_bars()
+    noise = bars.frame.copy()
+    noise.loc[len(noise) - 12 :, ["open", "high", "low", "close", "volume", "amount"]] = 1234.5
+    weights = []
+    for name, one in (("real", bars), ("noise", make_bars("AAPL", noise, source="x"))):
+        windows = [build_windows(one, recipe.model_copy(update={"max_gap": 10}))] if name == "real" else []
+        if not windows:
+            # Flat holdout bars leave no roll; noise of another kind keeps them.
+            noise.loc[len(noise) - 12 :, "close"] = 1234.5 + pd.Series(range(len(noise)))
+            noise["high"] = noise[["open", "high", "low", "close"]].max(axis=1)
+            noise["low"] = noise[["open", "high", "low", "close"]].min(axis=1)
+            windows = [build_windows(make_bars("AAPL", noise, source="x"), recipe)]
+        weights.append(adapter_bytes(trainer_of(recipe, tmp_path / name).train_adapter(windows, "AAPL")))
+    assert weights[0] == weights[1]
+
+
+def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
+    from tiny import save_tiny_base
+
+    base = save_tiny_base(tmp_path / "base", dropout=False)
+    results = {}
+    for name, sizes in {"one": (16, 1), "two": (8, 2)}.items():
+        recipe = small_recipe(
+            base, batch_size=sizes[0], grad_accum_steps=sizes[1], adapter_dropout=0, learning_rate=1e-3
+        )
+        results[name] = trainer_of(recipe, tmp_path / name).train_adapter(simulated_windows(recipe, bars=144), "AAPL")
+    assert results["one"].summary["steps"] == results["two"].summary["steps"]
+    one, two = (load_file(results[name].folder / "adapter_model.safetensors") for name in results)
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=2e-4)
+
+
+def test_averaged_weights_lag_behind_the_plain_ones(tiny_base: Path, tmp_path: Path) -> None:
+    norms = {}
+    for decay in (0.0, 0.99):
+        recipe = small_recipe(tiny_base, average_decay=decay, learning_rate=1e-2, epochs=1)
+        result = trainer_of(recipe, tmp_path / str(decay)).train_adapter(simulated_windows(recipe), "AAPL")
+        # LoRA's second matrix begins at 0.
+        tensors = load_file(result.folder / "adapter_model.safetensors")
+        norms[decay] = sum(float(value.abs().sum()) for name, value in tensors.items() if "lora_B" in name)
+    assert 0 < norms[0.99] < norms[0.0]
+
+
+def test_training_stops_when_looks_bring_nothing_and_keeps_the_best(tiny_base: Path, tmp_path: Path) -> None:
+    recipe = small_recipe(tiny_base, epochs=30, learning_rate=0.3, patience=2, evaluations_per_epoch=4)
+    windows = simulated_windows(recipe)
+    trainer = trainer_of(recipe, tmp_path)
+    result = trainer.train_checkpoint(windows)
+    assert result.summary["stopped_early"]
+    looks = result.history.dropna(subset=["selection_loss"])
+    assert result.summary["selection_loss"] == looks["selection_loss"].min()
+    assert result.summary["best_step"] == looks["step"].iloc[-3]
+    best = load_checkpoint(result.folder, trainer.base).predictor
+    assert selection_loss(best, windows, trainer.base.tokenizer) == pytest.approx(
+        looks["selection_loss"].min(), rel=1e-5
+    )
+
+
+def test_a_listener_is_told_losses_rate_and_speed(tiny_base: Path, tmp_path: Path) -> None:
+    class Listener:
+        def __init__(self) -> None:
+            self.steps: dict[int, Mapping[str, float]] = {}
+
+        def on_log(self, step: int, values: Mapping[str, float]) -> None:
+            self.steps[step] = values
+
+    listener = Listener()
+    recipe = small_recipe(tiny_base)
+    result = trainer_of(recipe, tmp_path).train_adapter(simulated_windows(recipe), "AAPL", listener=listener)
+    assert list(listener.steps) == result.history["step"].tolist()
+    values = listener.steps[result.summary["best_step"]]
+    assert values["selection_loss"] == result.summary["selection_loss"]
+    assert values["learning_rate"] > 0
+    assert values["windows_per_second"] > 0
+
+
+def test_a_loss_that_is_no_number_ends_the_training_and_leaves_the_last_good_adapter(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    recipe = small_recipe(tiny_base)
+    windows = simulated_windows(recipe)
+    good = adapter_bytes(trainer_of(recipe, tmp_path).train_adapter(windows, "AAPL"))
+    wild = small_recipe(tiny_base, learning_rate=1e30, max_grad_norm=1e30, freeze_backbone=False)
+    with pytest.raises(ModelError, match=r"The loss is (nan|inf) at step \d+; lower --learning-rate"):
+        trainer_of(wild, tmp_path).train_adapter(windows, "AAPL")
+    assert (tmp_path / "adapters/AAPL/adapter_model.safetensors").read_bytes() == good
+
+
+def test_a_split_without_windows_is_an_error_and_no_loss_of_zero(tiny_base: Path, tmp_path: Path) -> None:
+    recipe = small_recipe(tiny_base)
+    (windows,) = simulated_windows(recipe)
+    empty = WindowSet(
+        windows.bars,
+        windows.lookback,
+        windows.horizon,
+        windows.rows[windows.rows["split"] != "selection"],
+        windows.stamps,
+        {},
+        windows.selection_start,
+        windows.holdout_start,
+    )
+    with pytest.raises(DataError, match="no window is left for the selection split"):
+        trainer_of(recipe, tmp_path).train_adapter([empty], "AAPL")
+    with pytest.raises(SettingsError, match="no ticker"):
+        trainer_of(recipe, tmp_path).train_checkpoint([])
+
+
+def test_what_training_will_take_is_said_before_it_starts(tiny_base: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    recipe = small_recipe(tiny_base)
+    KronosTrainer(recipe, tmp_path, say=said.append).train_adapter(simulated_windows(recipe), "AAPL")
+    assert any("training and 9 selection windows" in line and "MB of disk" in line for line in said[:1])
+    assert any("loss" in line and "windows/s" in line for line in said)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_both_precisions_train_and_workers_load_the_same_batches(
+    tiny_base: Path, tmp_path: Path, precision: str
+) -> None:
+    recipes = [small_recipe(tiny_base, precision=precision, epochs=1, num_workers=workers) for workers in (0, 2)]
+    one, two = (
+        adapter_bytes(trainer_of(recipe, tmp_path / str(number)).train_adapter(simulated_windows(recipe), "AAPL"))
+        for number, recipe in enumerate(recipes)
+    )
+    assert one == two
