@@ -11,6 +11,7 @@ the same bars are compared on the same draws.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from kronos_pipeline.data.normalisation import denormalise, lookback_statistics,
 from kronos_pipeline.errors import ModelError, SettingsError
 from kronos_pipeline.model.cached import CachedAttention, CachedBlocks, Shape
 from kronos_pipeline.model.loading import KronosModel
-from kronos_pipeline.model.modules import evaluating, inner, prepare_rotary
+from kronos_pipeline.model.modules import evaluating, fitting_threads, inner, prepare_rotary
 
 _FLOATS = 2**26
 """Numbers that the caches and scores of one chunk may take, about; 256 MB."""
@@ -63,15 +64,14 @@ def sample_paths(
     normalised = normalise(history, mean, std)
     draws = [_draws(seed, paths, *one) for one in zip(history, past, ahead, strict=True)]
     sampled = np.empty((series, paths, horizon, history.shape[-1]), np.float32)
-    per_chunk, paths_per_chunk = _chunk(model, history.shape[1], horizon, paths)
-    for first in range(0, series, per_chunk):
-        rows = slice(first, first + per_chunk)
-        for first_path in range(0, paths, paths_per_chunk):
-            some = slice(first_path, first_path + paths_per_chunk)
-            chunk = [torch.from_numpy(np.array(part[rows])).to(model.device) for part in (normalised, past, ahead)]
-            numbers = torch.from_numpy(np.stack(draws[rows])[:, some]).to(model.device)
-            with torch.no_grad(), evaluating(model.predictor), evaluating(model.tokenizer):
-                sampled[rows, some] = _Run(model, numbers, temperature, top_p).sample(*chunk).float().cpu().numpy()
+    predictor, tokenizer = model.predictor, model.tokenizer
+    with torch.no_grad(), evaluating(predictor), evaluating(tokenizer), fitting_threads(predictor):
+        for rows, some in _chunks(model, history.shape[1], horizon, series, paths):
+            bars, *stamps = (torch.from_numpy(np.array(part[rows])) for part in (normalised, past, ahead))
+            numbers = torch.from_numpy(np.stack(draws[rows])[:, some])
+            run = _Run(model, numbers.to(model.device), temperature, top_p)
+            values = run.sample(bars.to(model.device), *(part.to(model.device) for part in stamps))
+            sampled[rows, some] = values.float().cpu().numpy()
     if not np.isfinite(sampled).all():
         raise ModelError(f"{model.source.label} gives forecasts that are not finite; its weights are of no use.")
     return denormalise(sampled, mean[:, None], std[:, None])
@@ -156,15 +156,18 @@ def _draws(seed: int, paths: int, history: np.ndarray, past: np.ndarray, ahead: 
     return generator.random((paths, len(ahead), 2), dtype=np.float32)
 
 
-def _chunk(model: KronosModel, context: int, horizon: int, paths: int) -> tuple[int, int]:
-    """Series, and paths of each, that are sampled at once."""
+def _chunks(model: KronosModel, context: int, horizon: int, series: int, paths: int) -> Iterator[tuple[slice, slice]]:
+    """The series, and of each the paths, that are sampled at once."""
     predictor, tokenizer = inner(model.predictor), model.tokenizer
     kept = 2 * (len(predictor.transformer) + 1) * predictor.d_model + 2 * len(tokenizer.decoder) * tokenizer.d_model
     scores = 3 * max(predictor.n_heads, horizon * tokenizer.n_heads) * (context + horizon)
     per_path = horizon * kept + scores + 8 * 2 ** max(predictor.s1_bits, predictor.s2_bits)
     per_series = context * kept
-    paths_per_chunk = max(1, min(paths, (_FLOATS - per_series) // per_path))
-    return max(1, _FLOATS // (per_series + paths_per_chunk * per_path)), paths_per_chunk
+    some_paths = max(1, min(paths, (_FLOATS - per_series) // per_path))
+    some_series = max(1, _FLOATS // (per_series + some_paths * per_path))
+    for first in range(0, series, some_series):
+        for first_path in range(0, paths, some_paths):
+            yield slice(first, first + some_series), slice(first_path, first_path + some_paths)
 
 
 def _check(

@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
+_SMALL = 4_000_000
+"""Parameters; the smallest published predictor has about this many."""
+
 
 def inner(predictor: nn.Module) -> Any:
     """The module with upstream's submodules: the predictor itself, or what a PEFT model wraps."""
@@ -54,6 +57,23 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes.items():
             part.training = mode
+
+
+@contextmanager
+def fitting_threads(module: nn.Module) -> Iterator[None]:
+    """One thread inside the block for a small model on a CPU; as many as before for any other.
+
+    The operations of a small model are so short that threads mostly wait for each other, for a whole time slice of the
+    system each time where the machine has other work: seconds become minutes.
+    """
+    before = torch.get_num_threads()
+    small = sum(parameter.numel() for parameter in module.parameters()) < _SMALL
+    on_cpu = all(parameter.device.type == "cpu" for parameter in module.parameters())
+    torch.set_num_threads(1 if small and on_cpu else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _rotaries(module: nn.Module) -> list[Any]:

@@ -260,3 +260,19 @@ def test_the_largest_draw_is_a_token_that_was_kept(top_p: float) -> None:
     for size in (2, 1024):
         token = choose(torch.randn(1, size), largest, temperature=1.0, top_p=top_p)
         assert 0 <= int(token) < size
+
+
+def test_a_small_model_on_a_cpu_takes_one_thread_and_gives_the_others_back(series, monkeypatch) -> None:
+    threads: list[int] = []
+    watched = decoding.choose
+    monkeypatch.setattr(
+        decoding, "choose", lambda *given: (threads.append(torch.get_num_threads()), watched(*given))[1]
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        sample_paths(tiny_model(), *series, **SETTINGS)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert set(threads) == {1}
