@@ -31,7 +31,7 @@ from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.errors import SettingsError
 from kronos_pipeline.model.loading import KronosModel, base_identity, load_base, pick_device, save_checkpoint
 from kronos_pipeline.model.lora import add_lora, save_adapter
-from kronos_pipeline.model.modules import move
+from kronos_pipeline.model.modules import fitting_threads, move
 from kronos_pipeline.training import plan
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
 from kronos_pipeline.training.loop import Listener, Optimisation, Outcome, Tensors
@@ -154,7 +154,8 @@ class KronosTrainer:
             saved = state.begin(self._say)
             set_seed(self.recipe.seed)
             predictor = self._trainable(lora)
-            outcome = self._optimise(artifact, predictor, windows, state, saved, accelerator, listener)
+            with fitting_threads(predictor):
+                outcome = self._optimise(artifact, predictor, windows, state, saved, accelerator, listener)
             manifest = self._manifest(artifact, windows, state, outcome, predictor, mlflow_run)
             if accelerator.is_main_process:
                 self._publish(target, predictor, outcome, manifest, lora)
