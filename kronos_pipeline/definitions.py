@@ -7,6 +7,7 @@ raw_bars[T] -> windows[T] -+-> adapter[T] ----+-> holdout_metrics[T] -> leaderbo
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import dagster as dg
 
@@ -40,15 +41,20 @@ def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Defi
     """The code location for the tickers that `settings.data_dir` holds now."""
     tickers = find_tickers(settings.data_folder)
     partitions = ticker_partitions(tickers)
-    per_ticker = {
+    per_ticker: dict[str, Any] = {
         "partitions_def": partitions,
         "backfill_policy": dg.BackfillPolicy.single_run(),
         "owners": OWNERS,
     }
     data, model = layers_version("data"), layers_version("model", "training")
     evaluation = layers_version("model", "evaluation")
-    training = {"group_name": "training", "kinds": {"pytorch", "huggingface"}, "pool": GPU, "retry_policy": RETRY}
-    scoring = {"group_name": "evaluation", "retry_policy": RETRY, "code_version": evaluation}
+    training: dict[str, Any] = {
+        "group_name": "training",
+        "kinds": {"pytorch", "huggingface"},
+        "pool": GPU,
+        "retry_policy": RETRY,
+    }
+    scoring: dict[str, Any] = {"group_name": "evaluation", "retry_policy": RETRY, "code_version": evaluation}
     assets = [
         dg.asset(
             **per_ticker,

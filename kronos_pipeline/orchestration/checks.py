@@ -47,7 +47,7 @@ def complete_check(asset: str, partitions: dg.PartitionsDefinition) -> dg.AssetC
         yield dg.Output(None)  # what a check's step that gives no `AssetCheckResult` lacks
 
     description = f"Every ticker of the run has its {asset}; where it fails, the other tickers went on."
-    return dg.asset_check(asset=asset, name=COMPLETE, description=description, partitions_def=partitions)(complete)
+    return dg.asset_check(asset=asset, name=COMPLETE, description=description, partitions_def=partitions)(complete)  # type: ignore[arg-type]
 
 
 def ticker_check(
@@ -84,7 +84,7 @@ def ticker_check(
 
     return dg.asset_check(
         asset=asset, name=name, description=check.__doc__, blocking=blocking, partitions_def=partitions
-    )(run)
+    )(run)  # type: ignore[arg-type]
 
 
 def bars_are_sound(layout: ArtifactLayout, ticker: str) -> Verdict:

@@ -16,37 +16,42 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Mapping
+from copy import copy
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import TYPE_CHECKING, Any, Literal, Optional, TypeVar
 
 import dagster as dg
 from pydantic import Field, create_model
+from pydantic.fields import FieldInfo
 
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.config import KronosTrainingConfig, Recipe, environment_settings
 
+Resource = TypeVar("Resource", bound=dg.ConfigurableResource)
+
 _SAID_BY_THE_ASSET = ("adapter", "adapter_name")
 """Not for the launchpad: `adapter[AAPL]` trains an adapter called AAPL, and `checkpoint` a checkpoint."""
 
-_Settings: Any = create_model(
-    "_Settings",
-    __base__=dg.ConfigurableResource,
-    **{
-        name: (field.annotation, field)
-        for name, field in KronosTrainingConfig.model_fields.items()
-        if name not in _SAID_BY_THE_ASSET
-    },
-)
+_FIELDS: dict[str, Any] = {
+    name: (field.annotation, field)
+    for name, field in KronosTrainingConfig.model_fields.items()
+    if name not in _SAID_BY_THE_ASSET
+}
+_Settings: Any = create_model("_Settings", __base__=dg.ConfigurableResource, **_FIELDS)
 
 
 class PipelineSettings(_Settings):
     """Every field of `KronosTrainingConfig`, but for those that the asset itself says."""
 
+    if TYPE_CHECKING:
+        data_dir: str
+        output_dir: str
+
     @classmethod
     def from_environment(cls) -> PipelineSettings:
         """The defaults, with what KRONOS_DATA_DIR, KRONOS_OUTPUT_DIR, KRONOS_BASE_MODEL and KRONOS_DEVICE say."""
-        return cls(**environment_settings())
+        return with_defaults(cls, environment_settings())
 
     def recipe(self, adapter: Literal["none", "lora"]) -> Recipe:
         """What shapes a result, for training a checkpoint ("none") or an adapter ("lora")."""
@@ -77,13 +82,31 @@ class Tracking(dg.ConfigurableResource):
     @classmethod
     def from_environment(cls) -> Tracking:
         """The defaults, with the address of an MLflow UI that KRONOS_MLFLOW_UI gives."""
-        return cls(ui_address=os.environ.get("KRONOS_MLFLOW_UI") or None)
+        return with_defaults(cls, {"ui_address": os.environ.get("KRONOS_MLFLOW_UI") or None})
 
     def tracker(self, layout: ArtifactLayout) -> Any:
         """A `kronos_pipeline.tracking.runs.Tracker` for artifacts that lie in `layout`."""
         from kronos_pipeline.tracking.runs import Tracker
 
         return Tracker(self.tracking_uri, layout.root, self.ui_address)
+
+
+def with_defaults(resource: type[Resource], values: Mapping[str, Any]) -> Resource:
+    """A resource with other defaults.
+
+    Values given to the constructor would be dropped, all of them, when the launchpad changes one: a run with two epochs
+    would train another base model than the one that the environment names. Defaults of the class hold.
+    """
+    fields = resource.model_fields
+    changed = {name: (fields[name].annotation, _with_default(fields[name], value)) for name, value in values.items()}
+    model: Any = create_model(resource.__name__, __base__=resource, __doc__=resource.__doc__, **changed)
+    return model()  # type: ignore[no-any-return]
+
+
+def _with_default(field: FieldInfo, value: Any) -> FieldInfo:
+    changed = copy(field)
+    changed.default = value
+    return changed
 
 
 def run_tags(context: dg.AssetExecutionContext, partition: str | None = None) -> Mapping[str, str]:

@@ -1,0 +1,29 @@
+"""Fixtures of the Dagster tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from locations import Location
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> object:
+    """One MLflow store for all of these tests: making one takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db")
+        yield
+
+
+@pytest.fixture
+def location(tmp_path: Path, tiny_base: Path) -> Location:
+    """A code location without tickers yet."""
+    return Location(tmp_path, tiny_base)
+
+
+@pytest.fixture(scope="module")
+def new_location(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Callable[[], Location]:
+    """Makes code locations that a module's tests share."""
+    return lambda: Location(tmp_path_factory.mktemp("location"), tiny_base)

@@ -1,0 +1,119 @@
+"""A code location over simulated tickers and a tiny base model, and what its runs left in the instance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from kronos_pipeline.artifacts import ArtifactLayout
+from kronos_pipeline.data.simulate import write_simulated
+from kronos_pipeline.definitions import build
+from kronos_pipeline.orchestration.automation import AutomationSettings
+from kronos_pipeline.orchestration.resources import PipelineSettings, with_defaults
+
+BARS = 150
+TINY = {
+    "lookback": 8,
+    "horizon": 4,
+    "validation_days": 10,
+    "selection_days": 16,
+    "stride": 4,
+    "epochs": 1,
+    "evaluations_per_epoch": 1,
+    "eval_samples": 2,
+    "device": "cpu",
+}
+BAD_CSV = "date,open,high,low,close,volume\n2024-01-02,1,2,0.5,text,10\n2024-01-03,1,0.2,0.1,0.1,10\n"
+
+
+@dataclass
+class Location:
+    """Definitions of the tickers in `root/data`, whose artifacts go to `root/out`, with an instance of their own."""
+
+    root: Path
+    base: Path
+    instance: dg.DagsterInstance = field(default_factory=dg.DagsterInstance.ephemeral)
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def layout(self) -> ArtifactLayout:
+        return ArtifactLayout(self.root / "out")
+
+    def write(self, *tickers: str, bars: int = BARS) -> None:
+        write_simulated(self.data, tickers=tickers, bars=bars)
+
+    def write_bad(self, ticker: str) -> Path:
+        path = self.data / ticker / f"{ticker}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(BAD_CSV)
+        return path
+
+    @cached_property
+    def definitions(self) -> dg.Definitions:
+        """Built at the first use: the tickers are those that the folder has then."""
+        folders = {"data_dir": str(self.data), "output_dir": str(self.root / "out"), "model_name": str(self.base)}
+        return build(with_defaults(PipelineSettings, {**folders, **TINY}), AutomationSettings())
+
+    def run(self, job: str, *tickers: str, settings: dict[str, Any] | None = None) -> dg.ExecuteInProcessResult:
+        """Run a job for one ticker, or for the range from the first to the last of several."""
+        one = {"partition_key": tickers[0]} if len(tickers) == 1 else {"tags": ticker_range(tickers)}
+        return self.definitions.resolve_job_def(job).execute_in_process(
+            **one, run_config=launchpad(settings or {}), instance=self.instance, raise_on_error=False
+        )
+
+    def select(self, assets: Sequence[str], *tickers: str) -> dg.ExecuteInProcessResult:
+        """Run some assets and their checks."""
+        job = self.definitions.get_implicit_global_asset_job_def()
+        chosen = job.get_subset(
+            asset_selection={dg.AssetKey(asset) for asset in assets},
+            asset_check_selection=None,
+        )
+        one = {"partition_key": tickers[0]} if len(tickers) == 1 else {"tags": ticker_range(tickers)}
+        return chosen.execute_in_process(**one, instance=self.instance, raise_on_error=False)
+
+    def made(self, asset: str) -> set[str]:
+        """The tickers that Dagster knows as materialised."""
+        return self.instance.get_materialized_partitions(dg.AssetKey(asset))
+
+    def metadata(self, asset: str, ticker: str) -> dict[str, Any]:
+        """The metadata of a ticker's latest materialisation."""
+        wanted = dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[ticker])
+        event = self.instance.fetch_materializations(wanted, limit=1).records[0].asset_materialization
+        assert event is not None
+        return {name: value.value for name, value in event.metadata.items() if hasattr(value, "value")}
+
+
+def launchpad(settings: dict[str, Any]) -> dict[str, Any]:
+    """A run's config, as the launchpad's editor holds it."""
+    return {"resources": {"pipeline": {"config": settings}}} if settings else {}
+
+
+def ticker_range(tickers: Sequence[str]) -> dict[str, str]:
+    """Tags of a run over several tickers."""
+    return {"dagster/asset_partition_range_start": tickers[0], "dagster/asset_partition_range_end": tickers[-1]}
+
+
+def failed_steps(result: dg.ExecuteInProcessResult) -> dict[str, str]:
+    """Steps that failed, and what the UI says of each."""
+    found = {}
+    for event in result.all_events:
+        if event.is_step_failure:
+            cause = event.step_failure_data.user_failure_data
+            found[str(event.step_key)] = str(cause.description if cause else event.step_failure_data.error)
+    return found
+
+
+def checks(result: dg.ExecuteInProcessResult) -> dict[tuple[str, str], dict[str | None, bool]]:
+    """Whether each ticker passed, by asset and check."""
+    found: dict[tuple[str, str], dict[str | None, bool]] = {}
+    for one in result.get_asset_check_evaluations():
+        found.setdefault((one.asset_key.to_user_string(), one.check_name), {})[one.partition] = one.passed
+    return found

@@ -1,0 +1,203 @@
+"""The asset graph is materialised for real: one ticker, several in one run, bad ones among good ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import dagster as dg
+import pandas as pd
+import pytest
+from locations import Location, checks, failed_steps
+
+from kronos_pipeline.artifacts import MANIFEST, read_json
+from kronos_pipeline.data.bars import load_bars
+
+PER_TICKER = ("raw_bars", "windows", "adapter", "holdout_metrics")
+
+
+@dataclass
+class Story:
+    """A location in which three good tickers and a bad one between them were run together, after one alone."""
+
+    location: Location
+    alone: dg.ExecuteInProcessResult
+    together: dg.ExecuteInProcessResult
+    adapter_before: str
+
+
+@pytest.fixture(scope="module")
+def story(new_location: Callable[[], Location]) -> Story:
+    location = new_location()
+    location.write("AAPL", "BRK-B", "BRK.B", "EURUSD=X", "^GSPC")
+    location.write_bad("BRK.A")
+    alone = location.run("retrain_adapter", "AAPL")
+    adapter = str(location.layout.adapter("AAPL").resolve())
+    together = location.run("retrain_adapter", "AAPL", "^GSPC")
+    return Story(location, alone, together, adapter)
+
+
+def test_one_ticker_goes_from_csv_to_holdout_metrics_in_one_run(story: Story) -> None:
+    assert story.alone.success, failed_steps(story.alone)
+    assert {event.partition for event in story.alone.get_asset_materialization_events()} == {"AAPL", None}
+    assert set(checks(story.alone)) >= {
+        ("raw_bars", "sound"),
+        ("windows", "no_leak"),
+        ("holdout_metrics", "beats_naive_and_base"),
+    }
+    assert all(set(tickers) == {"AAPL"} for tickers in checks(story.alone).values())
+
+
+def test_good_tickers_of_a_run_are_trained_beside_a_bad_one_and_the_run_fails_by_its_name(story: Story) -> None:
+    good = {"AAPL", "BRK-B", "BRK.B", "EURUSD=X", "^GSPC"}
+    assert not story.together.success
+    assert set(failed_steps(story.together)) == {"raw_bars_complete"}
+    for asset in PER_TICKER:
+        assert story.location.made(asset) == good
+    assert {path.name for path in story.location.layout.adapter("AAPL").parent.glob("[!.]*")} == good
+    assert "BRK.A.csv:2: close" in failed_steps(story.together)["raw_bars_complete"]
+
+
+def test_a_failure_shows_file_line_column_rule_and_value_of_every_problem(story: Story) -> None:
+    event = next(event for event in story.together.all_events if event.is_step_failure)
+    table = event.step_failure_data.user_failure_data.metadata["problems"]
+    rows = pd.DataFrame([record.data for record in table.records]).set_index("line")
+    assert rows.loc[2, ["ticker", "column", "value"]].tolist() == ["BRK.A", "close", "text"]
+    assert rows.loc[3, "column"] == "high"
+    assert rows["file"].str.endswith("BRK.A.csv").all()
+    assert rows["rule"].str.len().gt(0).all()
+
+
+def test_a_bad_ticker_is_not_recorded_as_made_and_its_check_says_why(story: Story) -> None:
+    found = checks(story.together)
+    assert found["raw_bars", "complete"] == dict.fromkeys(["AAPL", "BRK-B", "BRK.B", "EURUSD=X", "^GSPC"], True) | {
+        "BRK.A": False
+    }
+    assert "BRK.A" not in found["windows", "complete"]
+    assert not story.location.layout.bars("BRK.A").exists()
+
+
+def test_each_ticker_of_a_run_has_checks_and_metadata_of_its_own(story: Story) -> None:
+    found = checks(story.together)
+    assert set(found["holdout_metrics", "beats_naive_and_base"]) == {"AAPL", "BRK-B", "BRK.B", "EURUSD=X", "^GSPC"}
+    hashes = {ticker: story.location.metadata("raw_bars", ticker)["content hash"] for ticker in ("BRK-B", "BRK.B")}
+    assert hashes == {ticker: load_bars(story.location.layout.bars(ticker)).content_hash for ticker in hashes}
+    assert len(set(hashes.values())) == 2
+
+
+def test_a_second_materialisation_replaces_the_first(story: Story) -> None:
+    now = story.location.layout.adapter("AAPL").resolve()
+    assert str(now) != story.adapter_before
+    assert (now / MANIFEST).is_file()
+
+
+def test_the_leaderboard_names_the_ticker_that_has_no_metrics(story: Story) -> None:
+    evaluation = read_json(story.location.layout.evaluation)
+    assert [one["symbol"] for one in evaluation["per_symbol"]] == ["AAPL", "BRK-B", "BRK.B", "EURUSD=X", "^GSPC"]
+    assert [one["symbol"] for one in evaluation["skipped"]] == ["BRK.A"]
+
+
+def test_materialisations_show_what_people_look_for(story: Story) -> None:
+    bars, windows, adapter, metrics = (story.location.metadata(asset, "^GSPC") for asset in PER_TICKER)
+    assert bars["dagster/row_count"] == 150
+    assert bars["first bar"] < bars["last bar"]
+    assert windows["train windows"] > 0
+    assert windows["holdout windows"] == 3
+    assert adapter["device"] == "cpu"
+    assert adapter["losses"].startswith("![losses by step](data:image/png;base64,")
+    assert "| epochs | 1 |" in adapter["settings"]
+    assert metrics["forecasts"].startswith("![forecasts beside the truth](data:image/png;base64,")
+    assert metrics["adapter/mae"] == pytest.approx(
+        read_json(story.location.layout.ticker_metrics("^GSPC"))["per_symbol"][0]["models"]["adapter"]["mae"]
+    )
+
+
+def test_an_mlflow_run_holds_the_training_its_holdout_metrics_and_where_it_came_from(story: Story) -> None:
+    from mlflow import MlflowClient
+
+    run_id = story.location.metadata("adapter", "BRK.B")["MLflow run"]
+    assert run_id == story.location.metadata("holdout_metrics", "BRK.B")["MLflow run"]
+    run = MlflowClient().get_run(run_id)
+    assert run.data.tags["dagster_run"] == story.together.run_id
+    assert (run.data.tags["asset"], run.data.tags["partition"]) == ("adapter", "BRK.B")
+    assert run.data.params["epochs"] == "1"
+    assert run.data.metrics["holdout/adapter/mae"] == story.location.metadata("holdout_metrics", "BRK.B")["adapter/mae"]
+
+
+def test_a_checkpoint_is_trained_over_the_good_tickers_and_gets_a_column(story: Story) -> None:
+    result = story.location.run("retrain_checkpoint", "AAPL", "^GSPC")
+    assert set(failed_steps(result)) == {"raw_bars_complete"}
+    manifest = read_json(story.location.layout.best_checkpoint / MANIFEST)
+    assert sorted(manifest["data"]) == ["AAPL", "BRK-B", "BRK.B", "EURUSD=X", "^GSPC"]
+    forecasts = pd.read_parquet(story.location.layout.forecasts)
+    assert {"naive", "base", "checkpoint", "adapter"} <= set(forecasts)
+
+
+def test_the_launchpad_changes_a_setting_for_one_run_and_every_asset_of_it(location: Location) -> None:
+    location.write("AAPL")
+    result = location.run("retrain_adapter", "AAPL", settings={"epochs": 2, "horizon": 5})
+    assert result.success, failed_steps(result)
+    config = read_json(location.layout.adapter("AAPL") / MANIFEST)["config"]
+    assert (config["epochs"], config["horizon"], config["adapter"]) == (2, 5, "lora")
+    assert location.metadata("windows", "AAPL")["horizon (bars)"] == 5
+    assert location.metadata("holdout_metrics", "AAPL")["bars"] == 10
+
+
+def test_windows_of_other_settings_are_refused_with_what_to_do(location: Location) -> None:
+    location.write("AAPL")
+    assert location.run("ingest", "AAPL").success
+    assert location.run("ingest", "AAPL", settings={"lookback": 9}).success
+    result = location.select(["adapter"], "AAPL")
+    assert "cut with lookback 9" in failed_steps(result)["adapter"]
+    assert not location.layout.adapter("AAPL").exists()
+
+
+def test_a_ticker_alone_that_is_bad_fails_its_step_and_keeps_the_last_good_artifact(location: Location) -> None:
+    location.write("AAPL")
+    assert location.run("ingest", "AAPL").success
+    good = location.layout.bars("AAPL").read_bytes()
+    location.write_bad("AAPL")
+    result = location.run("ingest", "AAPL")
+    assert set(failed_steps(result)) == {"raw_bars"}
+    assert not [event for event in result.all_events if event.event_type == dg.DagsterEventType.STEP_UP_FOR_RETRY]
+    assert location.layout.bars("AAPL").read_bytes() == good
+
+
+def test_a_bad_file_stays_failed_until_it_is_mended_whatever_was_made_before(location: Location) -> None:
+    location.write("AAPL", "MSFT")
+    assert location.run("ingest", "AAPL", "MSFT").success
+    location.write_bad("MSFT")
+    assert set(failed_steps(location.run("ingest", "AAPL", "MSFT"))) == {"raw_bars_complete"}
+    # Windows of the bars before are still there, and yet none are made from them in a run that could not read the file.
+    assert checks(location.run("ingest", "AAPL", "MSFT"))["windows", "complete"] == {"AAPL": True}
+    location.write("MSFT")
+    assert location.run("ingest", "AAPL", "MSFT").success
+
+
+def test_without_its_check_in_the_run_a_step_with_a_bad_ticker_fails_itself(location: Location) -> None:
+    location.write("AAPL")
+    location.write_bad("MSFT")
+    job = dg.define_asset_job(
+        "no_checks", dg.AssetSelection.assets("raw_bars").without_checks(), partitions_def=None
+    ).resolve(asset_graph=location.definitions.resolve_asset_graph(), resource_defs=location.definitions.resources)
+    tags = {"dagster/asset_partition_range_start": "AAPL", "dagster/asset_partition_range_end": "MSFT"}
+    result = job.execute_in_process(instance=location.instance, tags=tags, raise_on_error=False)
+    assert set(failed_steps(result)) == {"raw_bars"}
+    assert location.made("raw_bars") == {"AAPL"}
+
+
+def test_damaged_bars_block_what_is_downstream(location: Location) -> None:
+    location.write("AAPL")
+    assert location.run("ingest", "AAPL").success
+    location.layout.bars("AAPL").write_bytes(b"damaged")
+    result = location.select(["windows", "adapter"], "AAPL")
+    assert "cannot be read" in failed_steps(result)["windows"]
+    assert location.made("adapter") == set()
+
+
+def test_an_asset_whose_upstream_was_never_made_says_what_to_materialise(location: Location) -> None:
+    location.write("AAPL")
+    assert "AAPL has no windows yet" in failed_steps(location.select(["adapter"], "AAPL"))["adapter"]
+    assert location.run("ingest", "AAPL").success
+    result = location.select(["holdout_metrics"], "AAPL")
+    assert "materialise one of them first" in failed_steps(result)["holdout_metrics"]
