@@ -1,8 +1,8 @@
 """Simulated bars: the shipped `trainingdata/`, the embedded base model's pretraining, and the tests of training.
 
 The log of a ticker's close is a slow random walk, plus a short-lived deviation that dies out (an autoregression of
-order one), plus a calendar pattern of the ticker's own: a level for each month of the year and one for each day of the
-month, both smoothed over neighbouring days. A lookback of 64 bars shows three months of twelve, so the pattern is
+order one), plus a calendar pattern of the ticker's own: a drift for each month of the year and one for each day of the
+month, which add up to nothing over a year. A lookback of 64 bars shows three months of twelve, so the pattern is
 something that only a model which has seen the ticker's history can know. Volatility is stochastic (a log-
 autoregression), overnight gaps and bar ranges scale with it, and so does volume.
 
@@ -35,17 +35,17 @@ class Dynamics:
         walk: of the random walk's step from one bar to the next.
         deviation: of the shock that a bar adds to the deviation.
         decay: share of the deviation that is left a bar later; 0.93 is a half-life of ten bars.
-        month_level: of the calendar pattern's levels for the twelve months.
-        day_level: of its levels for the days of the month.
-        weekday_level: of its levels for the days of the week.
-        hour_level: of its levels for the hours of the day.
+        month_drift: of the calendar pattern's drift per day, by month of the year.
+        day_drift: of the same, by day of the month.
+        weekday_level: of its level by day of the week.
+        hour_level: of its level by hour of the day.
     """
 
     walk: float = 0.004
     deviation: float = 0.009
     decay: float = 0.93
-    month_level: float = 0.07
-    day_level: float = 0.02
+    month_drift: float = 0.003
+    day_drift: float = 0.003
     weekday_level: float = 0.0
     hour_level: float = 0.0
 
@@ -55,7 +55,6 @@ class Dynamics:
         return float(np.hypot(self.walk, self.deviation))
 
 
-_SMOOTHING_DAYS = 5
 _BURN_IN = 100
 
 
@@ -75,14 +74,13 @@ class Calendar:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, dynamics: Dynamics) -> Self:
-        """Draw the levels; those of months and days of the month are smoothed over neighbouring days."""
-        months = dynamics.month_level * rng.standard_normal(12)
-        days = dynamics.day_level * rng.standard_normal(31)
+        """Draw a pattern; drifts are summed to levels from the first of January on."""
+        months = dynamics.month_drift * rng.standard_normal(12)
+        days = dynamics.day_drift * rng.standard_normal(31)
         leap_year = pd.date_range("2024-01-01", "2024-12-31")
-        levels = months[leap_year.month - 1] + days[leap_year.day - 1]
-        kernel = np.ones(_SMOOTHING_DAYS) / _SMOOTHING_DAYS
+        drift = months[leap_year.month - 1] + days[leap_year.day - 1]
         by_date = np.zeros((13, 32))
-        by_date[leap_year.month, leap_year.day] = np.convolve(np.tile(levels, 3), kernel, mode="same")[366:732]
+        by_date[leap_year.month, leap_year.day] = np.cumsum(drift - drift.mean())
         return cls(
             by_date, dynamics.weekday_level * rng.standard_normal(7), dynamics.hour_level * rng.standard_normal(24)
         )

@@ -2,8 +2,8 @@
 
 Tickers differ in how they move (from a pure random walk to a deviation that dies out within two bars), in their bar
 interval and start, and in the strength of their calendar pattern, none included. So a model learns that prices may
-return, that volatility clusters, and that a date may matter. Half of the tickers have a calendar pattern of their own,
-which cannot be known beforehand. The other half share one of a few, each ticker with a strength and a sign of its own,
+return, that volatility clusters, and that a date may matter. Most tickers have a calendar pattern of their own,
+which cannot be known beforehand. The others share one of a few, each ticker with a strength and a sign of its own,
 which its lookback shows: without them a model has no use for month and day, forgets them, and cannot be adapted to a
 pattern later.
 """
@@ -22,7 +22,7 @@ from kronos_pipeline.data.windows import lookback_statistics, normalise
 PRETRAINING_STREAM = 77_001
 """First word of every seed here; the seeds of shipped and tested tickers begin with another, or are a single number."""
 
-_UNIT = Dynamics(month_level=7, day_level=2, weekday_level=0.5, hour_level=1)
+_UNIT = Dynamics(month_drift=0.3, day_drift=0.3, weekday_level=0.5, hour_level=1)
 _SHARED = [Calendar.draw(np.random.default_rng([PRETRAINING_STREAM, number]), _UNIT) for number in range(4)]
 _FREQUENCIES = {"B": 0.5, "D": 0.2, "h": 0.2, "15min": 0.05, "min": 0.05}
 _START_YEARS = (1990, 2035)
@@ -65,7 +65,7 @@ class PretrainingBars:
                 start=_random_start(rng),
                 frequency=str(rng.choice(list(_FREQUENCIES), p=list(_FREQUENCIES.values()))),
                 dynamics=dynamics,
-                calendar=shared if rng.random() < 0.5 else None,
+                calendar=shared if rng.random() < 0.35 else None,
             )
             self.values[ticker] = simulated.values
             stamps = simulated.timestamps
@@ -96,8 +96,8 @@ def random_dynamics(rng: np.random.Generator) -> Dynamics:
         walk=step * np.sqrt(1 - share),
         deviation=step * np.sqrt(share),
         decay=0.5 ** (1 / half_life),
-        month_level=7 * step * strength,
-        day_level=2 * step * strength,
+        month_drift=0.3 * step * strength,
+        day_drift=0.3 * step * strength,
         weekday_level=step * rng.uniform(0, 1) * strength,
         hour_level=2 * step * rng.uniform(0, 1) * strength,
     )
