@@ -41,7 +41,7 @@ lint: $(INSTALLED)  ## ruff, mypy and the import contract
 	$(BIN)/lint-imports
 
 dev: $(INSTALLED)  ## start the Dagster UI on http://localhost:3000
-	source ./env.sh && dagster dev
+	source ./env.sh && dg dev
 
 plain: $(INSTALLED)  ## train with external/kronos/requirements.txt alone, in an environment made for it
 	@set -e; plain="$$(mktemp -d)"; trap 'rm -rf "$$plain"' EXIT; python="$$plain/venv/bin/python"; \

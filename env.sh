@@ -10,6 +10,9 @@ if [ -f "$_kronos_root/.venv/bin/activate" ]; then
     # A dagster.yaml in the repository's root would be taken for that of the root, so it lies with the code.
     mkdir -p "$DAGSTER_HOME"
     ln -sfn ../kronos_pipeline/orchestration/dagster.yaml "$DAGSTER_HOME/dagster.yaml"
+    # `dev` hands a workspace file to its servers, and they refuse one beside an exported module's name.
+    dagster() { if [ "${1:-}" = dev ]; then env -u DAGSTER_MODULE_NAME dagster "$@"; else command dagster "$@"; fi; }
+    dg() { if [ "${1:-}" = dev ]; then env -u DAGSTER_MODULE_NAME dg "$@"; else command dg "$@"; fi; }
     unset _kronos_root
 else
     echo "error: $_kronos_root/.venv is missing; run 'make venv' there, then source env.sh again." >&2

@@ -23,7 +23,9 @@ def checkout(tmp_path: Path) -> Path:
     """A checkout with what env.sh reads, so that a test leaves the developer's own DAGSTER_HOME alone."""
     root = tmp_path / "a check-out"
     (root / ".venv" / "bin").mkdir(parents=True)
-    (root / ".venv" / "bin" / "activate").write_text(f"VIRTUAL_ENV='{root}/.venv'; export VIRTUAL_ENV\n")
+    (root / ".venv" / "bin" / "activate").write_text(
+        f"VIRTUAL_ENV='{root}/.venv'; PATH='{root}/.venv/bin':$PATH; export VIRTUAL_ENV PATH\n"
+    )
     settings = Path("kronos_pipeline/orchestration/dagster.yaml")
     (root / settings).parent.mkdir(parents=True)
     shutil.copy(ROOT / settings, root / settings)
@@ -31,9 +33,14 @@ def checkout(tmp_path: Path) -> Path:
     return root
 
 
-def source(shell: str, file: str, working_directory: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Source a file in a shell without start-up files, and print the variables that it sets, one a line."""
-    script = f"source '{file}' || exit 1; for name in {' '.join(VARIABLES)}; do printenv $name; done"
+PRINT_VARIABLES = f"for name in {' '.join(VARIABLES)}; do printenv $name; done"
+
+
+def source(
+    shell: str, file: str, working_directory: Path, then: str = PRINT_VARIABLES, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Source a file in a shell without start-up files, and then print the variables that it sets, one a line."""
+    script = f"source '{file}' || exit 1; {then}"
     flags = ["--norc", "--noprofile", "-u"] if shell == "bash" else ["-f", "-u"]
     clean = {key: value for key, value in os.environ.items() if key not in VARIABLES}
     return subprocess.run(
@@ -65,6 +72,24 @@ def test_the_dagster_home_has_the_tracked_settings_and_no_telemetry(shell: str, 
     assert settings.read_text() == (ROOT / "kronos_pipeline/orchestration/dagster.yaml").read_text()
     content = yaml.safe_load(settings.read_text())
     assert content["telemetry"] == content["nux"] == {"enabled": False}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("command", ["dagster", "dg"])
+def test_the_ui_gets_its_target_from_the_workspace_and_all_else_from_the_module(
+    shell: str, command: str, checkout: Path
+) -> None:
+    """With the module's name exported, the servers that `dev` starts refuse their workspace file, and `dev` hangs."""
+    fake = checkout / ".venv" / "bin" / command
+    fake.write_text('#!/bin/sh\necho "$1 $2: ${DAGSTER_MODULE_NAME:-none}"\n')
+    fake.chmod(0o755)
+    result = source(shell, "./env.sh", checkout, f"{command} dev -v; {command} asset list; {command}")
+    assert result.stderr == ""
+    assert result.stdout.splitlines() == [
+        "dev -v: none",
+        "asset list: kronos_pipeline.definitions",
+        " : kronos_pipeline.definitions",
+    ]
 
 
 def test_a_base_model_that_the_user_chose_stays(checkout: Path) -> None:
