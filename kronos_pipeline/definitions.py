@@ -41,11 +41,8 @@ def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Defi
     """The code location for the tickers that `settings.data_dir` holds now."""
     tickers = find_tickers(settings.data_folder)
     partitions = ticker_partitions(tickers)
-    per_ticker: dict[str, Any] = {
-        "partitions_def": partitions,
-        "backfill_policy": dg.BackfillPolicy.single_run(),
-        "owners": OWNERS,
-    }
+    over_all: dict[str, Any] = {"backfill_policy": dg.BackfillPolicy.single_run(), "owners": OWNERS}
+    per_ticker = {"partitions_def": partitions, **over_all}
     data, model = layers_version("data"), layers_version("model", "training")
     evaluation = layers_version("model", "evaluation")
     training: dict[str, Any] = {
@@ -65,9 +62,9 @@ def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Defi
         )(raw_bars),
         dg.asset(**per_ticker, group_name="data", kinds={"pandas", "parquet"}, code_version=data)(windows),
         dg.asset(**per_ticker, **training, code_version=model)(adapter),
-        dg.asset(**training, code_version=model, owners=OWNERS)(checkpoint),
+        dg.asset(**over_all, **training, code_version=model)(checkpoint),
         dg.asset(**per_ticker, **scoring, kinds={"pytorch"}, deps=["adapter", "checkpoint"], pool=GPU)(holdout_metrics),
-        dg.asset(**scoring, kinds={"parquet"}, owners=OWNERS)(leaderboard),
+        dg.asset(**over_all, **scoring, kinds={"parquet"})(leaderboard),
         *adapter_doors(tickers, group_name="doors", owners=OWNERS, kinds={"dagster"}),
     ]
     checks = [

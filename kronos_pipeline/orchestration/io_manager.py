@@ -13,8 +13,7 @@ from typing import Any
 
 import dagster as dg
 
-from kronos_pipeline.artifacts import ArtifactLayout, read_parquet
-from kronos_pipeline.config import Recipe
+from kronos_pipeline.artifacts import read_parquet
 from kronos_pipeline.data.bars import Bars, load_bars, save_bars
 from kronos_pipeline.data.windows import WindowSet, load_windows, save_windows
 from kronos_pipeline.errors import ArtifactError
@@ -61,9 +60,9 @@ class TickerArtifacts(Mapping[str, Any]):
 class ArtifactIOManager(dg.IOManager):
     """Stores and loads `raw_bars`, `windows` and the trained folders below one output folder."""
 
-    def __init__(self, layout: ArtifactLayout, recipe: Recipe) -> None:
-        self._layout = layout
-        self._recipe = recipe
+    def __init__(self, settings: PipelineSettings) -> None:
+        layout = self._layout = settings.layout
+        self._settings = settings
         self._save: dict[str, Callable[[str, Any], None]] = {
             "raw_bars": self._save_bars,
             "windows": self._save_windows,
@@ -95,13 +94,13 @@ class ArtifactIOManager(dg.IOManager):
         return load_bars(_there(self._layout.bars(ticker), "raw_bars", ticker))
 
     def _save_windows(self, ticker: str, windows: WindowSet) -> None:
-        save_windows(self._layout.windows(ticker), windows, self._recipe)
+        save_windows(self._layout.windows(ticker), windows, self._settings.recipe("lora"))
 
     def _load_windows(self, ticker: str) -> WindowSet:
         path = _there(self._layout.windows(ticker), "windows", ticker)
         _, manifest = read_parquet(path)
         cut_with = {name: manifest.get("config", {}).get(name) for name in WINDOW_SETTINGS}
-        asked_for = {name: getattr(self._recipe, name) for name in WINDOW_SETTINGS}
+        asked_for = {name: getattr(self._settings, name) for name in WINDOW_SETTINGS}
         if differing := [f"{name} {cut_with[name]}" for name in WINDOW_SETTINGS if cut_with[name] != asked_for[name]]:
             raise ArtifactError(
                 f"The windows of {ticker} were cut with {', '.join(differing)}, not with the settings of this run; "
@@ -118,8 +117,7 @@ class ArtifactIOManager(dg.IOManager):
 @dg.io_manager(required_resource_keys={"pipeline"}, description="Artifacts below the output folder, by ticker.")
 def artifact_io_manager(context: dg.InitResourceContext) -> ArtifactIOManager:
     """The IO manager, for the output folder and the recipe of the run's settings."""
-    settings: PipelineSettings = context.resources.pipeline
-    return ArtifactIOManager(settings.layout, settings.recipe("lora"))
+    return ArtifactIOManager(context.resources.pipeline)
 
 
 def _there(path: Path, asset: str, ticker: str) -> Path:

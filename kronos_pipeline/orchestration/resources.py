@@ -22,19 +22,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Optional, TypeVar
 
 import dagster as dg
-from pydantic import Field, create_model
+from pydantic import Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.config import KronosTrainingConfig, Recipe, environment_settings
+from kronos_pipeline.errors import SettingsError
 
 Resource = TypeVar("Resource", bound=dg.ConfigurableResource)
 
 _SAID_BY_THE_ASSET = ("adapter", "adapter_name")
 """Not for the launchpad: `adapter[AAPL]` trains an adapter called AAPL, and `checkpoint` a checkpoint."""
 
+
+def _without_limits(field: FieldInfo) -> FieldInfo:
+    # A value out of limits is `recipe`'s to tell, as a failure; here Dagster would show it as a resource that broke.
+    changed = copy(field)
+    changed.metadata = []
+    return changed
+
+
 _FIELDS: dict[str, Any] = {
-    name: (field.annotation, field)
+    name: (field.annotation, _without_limits(field))
     for name, field in KronosTrainingConfig.model_fields.items()
     if name not in _SAID_BY_THE_ASSET
 }
@@ -54,9 +63,19 @@ class PipelineSettings(_Settings):
         return with_defaults(cls, environment_settings())
 
     def recipe(self, adapter: Literal["none", "lora"]) -> Recipe:
-        """What shapes a result, for training a checkpoint ("none") or an adapter ("lora")."""
+        """What shapes a result, for training a checkpoint ("none") or an adapter ("lora").
+
+        Raises:
+            SettingsError: a setting is not what it may be.
+        """
         values = {name: getattr(self, name) for name in Recipe.model_fields if name not in _SAID_BY_THE_ASSET}
-        return Recipe.model_validate({**values, "adapter": adapter})
+        try:
+            return Recipe.model_validate({**values, "adapter": adapter})
+        except ValidationError as error:
+            problems = [
+                f"{'.'.join(map(str, one['loc']))}: {one['msg']} (found {one['input']!r})" for one in error.errors()
+            ]
+            raise SettingsError(f"{'; '.join(problems)}.") from error
 
     @property
     def data_folder(self) -> Path:
@@ -98,9 +117,11 @@ def with_defaults(resource: type[Resource], values: Mapping[str, Any]) -> Resour
     would train another base model than the one that the environment names. Defaults of the class hold.
     """
     fields = resource.model_fields
-    changed = {name: (fields[name].annotation, _with_default(fields[name], value)) for name, value in values.items()}
+    changed: dict[str, Any] = {
+        name: (fields[name].annotation, _with_default(fields[name], value)) for name, value in values.items()
+    }
     model: Any = create_model(resource.__name__, __base__=resource, __doc__=resource.__doc__, **changed)
-    return model()  # type: ignore[no-any-return]
+    return model()
 
 
 def _with_default(field: FieldInfo, value: Any) -> FieldInfo:

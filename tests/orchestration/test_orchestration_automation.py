@@ -1,0 +1,186 @@
+"""Schedules and the sensor are evaluated as the daemon evaluates them."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import datetime
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import dagster as dg
+import pandas as pd
+import pytest
+from locations import Location
+
+from kronos_pipeline.errors import SettingsError
+from kronos_pipeline.orchestration.automation import AutomationSettings, make_jobs, make_schedules
+from kronos_pipeline.orchestration.partitions import RANGE_END, RANGE_START, split_into_runs, ticker_partitions
+from kronos_pipeline.orchestration.sensors import make_sensor
+
+NIGHT = datetime(2026, 3, 4, 20, tzinfo=ZoneInfo("America/New_York"))
+
+
+def ranges(requests: list[dg.RunRequest]) -> list[tuple[str | None, str, str]]:
+    return [(request.job_name, request.tags[RANGE_START], request.tags[RANGE_END]) for request in requests]
+
+
+def evaluate(schedule: dg.ScheduleDefinition) -> list[dg.RunRequest]:
+    return list(schedule.evaluate_tick(dg.build_schedule_context(scheduled_execution_time=NIGHT)).run_requests or [])
+
+
+class Folder:
+    """A data folder with the sensor over it, ticked by hand."""
+
+    def __init__(self, location: Location, *tickers: str, **settings: int) -> None:
+        self.location = location
+        self.tickers = list(tickers)
+        jobs = make_jobs(ticker_partitions(tickers))
+        self.sensor = make_sensor(location.data, tickers, jobs, AutomationSettings(**settings))
+        self.cursor: str | None = None
+
+    def tick(self) -> list[tuple[str | None, str, str]]:
+        return ranges(list(self.result().run_requests or []))
+
+    def result(self) -> dg.SensorEvaluationContext:
+        definitions = self.location.definitions
+        with dg.build_sensor_context(
+            instance=self.location.instance, cursor=self.cursor, definitions=definitions
+        ) as context:
+            result = self.sensor.evaluate_tick(context)
+        self.cursor = result.cursor
+        return result
+
+    def path(self, ticker: str) -> Path:
+        return self.location.data / ticker / f"{ticker}.csv"
+
+    def report_adapter(self, ticker: str, last_bar: str) -> None:
+        self.location.instance.report_runless_asset_event(
+            dg.AssetMaterialization("adapter", partition=ticker, metadata={"last bar": last_bar})
+        )
+
+
+def test_adapters_are_retrained_on_weekday_nights_in_chunks_of_the_sorted_tickers() -> None:
+    tickers = [f"T{number:02}" for number in range(7)]
+    adapters, checkpoint = make_schedules(tickers, AutomationSettings(tickers_per_run=3))
+    requests = evaluate(adapters)
+    assert [one[1:] for one in ranges(requests)] == [("T00", "T02"), ("T03", "T05"), ("T06", "T06")]
+    assert len({request.run_key for request in requests}) == 3
+    assert [one[1:] for one in ranges(evaluate(checkpoint))] == [("T00", "T06")]
+    assert (adapters.job_name, checkpoint.job_name) == ("retrain_adapter", "retrain_checkpoint")
+
+
+def test_schedules_run_in_the_markets_time_zone() -> None:
+    adapters, checkpoint = make_schedules(["AAPL"], AutomationSettings(market_time_zone="Asia/Tokyo"))
+    assert {adapters.execution_timezone, checkpoint.execution_timezone} == {"Asia/Tokyo"}
+    assert make_schedules(["AAPL"], AutomationSettings())[0].execution_timezone == "America/New_York"
+    assert adapters.cron_schedule == "0 20 * * 1-5"
+    assert checkpoint.cron_schedule == "0 8 * * 6"
+
+
+def test_a_schedule_without_tickers_says_so_and_requests_nothing() -> None:
+    for schedule in make_schedules([], AutomationSettings()):
+        tick = schedule.evaluate_tick(dg.build_schedule_context(scheduled_execution_time=NIGHT))
+        assert not tick.run_requests
+        assert "Reload" in (tick.skip_message or "") or "reload" in (tick.skip_message or "")
+
+
+def test_a_scheduled_request_runs_as_it_is(location: Location) -> None:
+    location.write("AAPL", "MSFT")
+    repository = location.definitions.get_repository_def()
+    schedule = repository.get_schedule_def("adapters_on_weekday_nights")
+    with dg.build_schedule_context(scheduled_execution_time=NIGHT, repository_def=repository) as context:
+        (request,) = schedule.evaluate_tick(context).run_requests or []
+    result = location.definitions.resolve_job_def("ingest").execute_in_process(
+        instance=location.instance, tags=dict(request.tags)
+    )
+    assert result.success
+    assert location.made("windows") == {"AAPL", "MSFT"}
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("KRONOS_MARKET_TIME_ZONE", "Mars/Olympus"),
+        ("KRONOS_TICKERS_PER_RUN", "0"),
+        ("KRONOS_RETRAIN_AFTER_BARS", "many"),
+    ],
+)
+def test_a_setting_that_cannot_be_names_its_variable(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError, match=variable):
+        AutomationSettings.from_environment()
+
+
+def test_runs_cover_the_wanted_tickers_and_no_other() -> None:
+    tickers = list("ABCDEFG")
+    runs = split_into_runs({"A", "B", "D", "E", "F", "X"}, tickers, 2)
+    assert [(one[RANGE_START], one[RANGE_END]) for one in runs] == [("A", "B"), ("D", "E"), ("F", "F")]
+
+
+def test_the_sensor_ingests_what_changed_and_only_that(location: Location) -> None:
+    location.write("AAPL", "MSFT", "NVDA")
+    folder = Folder(location, "AAPL", "MSFT", "NVDA")
+    assert folder.tick() == [("ingest", "AAPL", "NVDA")]
+    assert folder.tick() == []
+    folder.path("MSFT").write_text(folder.path("MSFT").read_text() + "\n")
+    assert folder.tick() == [("ingest", "MSFT", "MSFT")]
+
+
+def test_a_file_that_was_touched_and_not_changed_is_not_ingested(location: Location) -> None:
+    location.write("AAPL")
+    folder = Folder(location, "AAPL")
+    folder.tick()
+    before = json.loads(folder.cursor or "{}")["AAPL"]
+    os.utime(folder.path("AAPL"), (1_700_000_000, 1_700_000_000))
+    assert folder.tick() == []
+    assert json.loads(folder.cursor or "{}")["AAPL"] != before
+
+
+def test_enough_new_bars_ask_for_retraining_and_fewer_for_ingestion(location: Location) -> None:
+    location.write("AAPL", "MSFT")
+    folder = Folder(location, "AAPL", "MSFT", retrain_after_bars=5)
+    stamps = pd.read_csv(folder.path("AAPL"))["timestamp"]
+    folder.report_adapter("AAPL", stamps.iloc[-6])
+    folder.report_adapter("MSFT", stamps.iloc[-5])
+    assert folder.tick() == [("ingest", "MSFT", "MSFT"), ("retrain_adapter", "AAPL", "AAPL")]
+
+
+def test_a_ticker_without_an_adapter_is_ingested_and_not_trained(location: Location) -> None:
+    location.write("AAPL")
+    assert Folder(location, "AAPL", retrain_after_bars=1).tick() == [("ingest", "AAPL", "AAPL")]
+
+
+def test_a_changed_file_that_is_bad_is_ingested_so_that_its_failure_is_seen(location: Location) -> None:
+    location.write("AAPL")
+    folder = Folder(location, "AAPL", retrain_after_bars=1)
+    folder.report_adapter("AAPL", "2021-01-04")
+    location.write_bad("AAPL")
+    assert folder.tick() == [("ingest", "AAPL", "AAPL")]
+
+
+def test_the_sensor_names_symbols_that_need_a_reload_and_files_that_make_none(location: Location) -> None:
+    location.write("AAPL", "GONE")
+    folder = Folder(location, "AAPL", "GONE")
+    folder.tick()
+    location.write("NEW")
+    folder.path("GONE").unlink()
+    (location.data / "a b.csv").write_text("x")
+    message = folder.result().skip_message or ""
+    assert "New in the folder: NEW. Reload" in message
+    assert "No longer in the folder: GONE" in message
+    assert "a b.csv" in message
+
+
+def test_a_folder_that_is_away_is_skipped_and_what_was_seen_is_kept(location: Location) -> None:
+    location.write("AAPL")
+    folder = Folder(location, "AAPL")
+    folder.tick()
+    kept = folder.cursor
+    location.data.rename(location.root / "elsewhere")
+    assert "no such folder" in (folder.result().skip_message or "")
+    (location.root / "elsewhere").rename(location.data)
+    folder.cursor = kept
+    assert folder.tick() == []

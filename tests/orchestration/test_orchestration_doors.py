@@ -1,0 +1,119 @@
+"""`dagster asset materialize --select adapter/AAPL`, as a person types it, in processes that can be killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from locations import TINY, Location, launchpad
+
+from kronos_pipeline.artifacts import MANIFEST, read_json
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Shell:
+    """A fresh clone's shell: an instance of its own, with the project's settings, on an empty store."""
+
+    location: Location
+
+    @property
+    def home(self) -> Path:
+        return self.location.root / "home"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "DAGSTER_HOME": str(self.home),
+            "DAGSTER_MODULE_NAME": "kronos_pipeline.definitions",
+            "KRONOS_DATA_DIR": str(self.location.data),
+            "KRONOS_OUTPUT_DIR": str(self.location.layout.root),
+            "KRONOS_BASE_MODEL": str(self.location.base),
+        }
+
+    def start(self, select: str, *arguments: str, **settings: object) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "dagster", "asset", "materialize", "--select", select, *arguments]
+        config = json.dumps(launchpad({**TINY, **settings}))
+        return subprocess.Popen(
+            [*command, "--config-json", config],
+            env=self.environment,
+            cwd=self.location.root,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, select: str, *arguments: str) -> tuple[int, str]:
+        process = self.start(select, *arguments)
+        output, _ = process.communicate(timeout=200)
+        return process.returncode, output
+
+    def instance(self) -> dg.DagsterInstance:
+        return dg.DagsterInstance.from_config(str(self.home))
+
+
+@pytest.fixture
+def shell(location: Location) -> Shell:
+    found = Shell(location)
+    found.home.mkdir()
+    settings = ROOT / "kronos_pipeline" / "orchestration" / "dagster.yaml"
+    (found.home / "dagster.yaml").write_text(settings.read_text())
+    return found
+
+
+def test_a_door_works_on_an_empty_store_after_its_predecessor_was_killed(shell: Shell) -> None:
+    shell.location.write("AAPL", "MSFT")
+    killed = shell.start("adapter/AAPL", epochs=100_000)
+    assert killed.stdout is not None
+    for line in killed.stdout:
+        if "adapters/AAPL: step" in line or "optimiser" in line or "training and" in line:
+            break
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    assert not shell.location.layout.adapter("AAPL").exists()
+
+    code, output = shell.run("adapter/AAPL")
+    assert code == 0, output[-3000:]
+    assert read_json(shell.location.layout.adapter("AAPL") / MANIFEST)["config"]["lookback"] == TINY["lookback"]
+    with shell.instance() as instance:
+        for asset in ("raw_bars", "windows", "adapter", "holdout_metrics"):
+            assert instance.get_materialized_partitions(dg.AssetKey(asset)) == {"AAPL"}
+        door = instance.get_latest_materialization_event(dg.AssetKey(["adapter", "AAPL"]))
+        assert door is not None
+        assert door.asset_materialization is not None
+        run = instance.get_run_by_id(str(door.asset_materialization.metadata["run"].value))
+        assert run is not None
+        assert (run.job_name, run.tags["dagster/partition"], run.status) == (
+            "retrain_adapter",
+            "AAPL",
+            dg.DagsterRunStatus.SUCCESS,
+        )
+
+    began = time.time()
+    code, output = shell.run("adapter", "--partition", "AAPL")
+    assert code == 0, output[-3000:]
+    assert (shell.location.layout.adapter("AAPL") / MANIFEST).stat().st_mtime >= began
+
+
+def test_a_door_whose_ticker_is_bad_fails_with_the_problems_of_its_file(shell: Shell) -> None:
+    shell.location.write_bad("^GSPC")
+    code, output = shell.run('key:"adapter/^GSPC"')
+    assert code != 0
+    assert "^GSPC.csv:2: close: must be a number (found 'text')" in output
+    with shell.instance() as instance:
+        (run,) = [run for run in instance.get_runs() if run.job_name == "__ASSET_JOB"]
+        (failed,) = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
+        cause = failed.get_dagster_event().step_failure_data.user_failure_data
+        assert cause is not None
+        assert {"problems", "run"} <= set(cause.metadata)

@@ -1,0 +1,169 @@
+"""The code location: what it takes to load, and what it holds for tickers of every name."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import yaml
+from locations import Location, failed_steps
+
+from kronos_pipeline.definitions import build
+from kronos_pipeline.errors import KronosError
+from kronos_pipeline.orchestration.automation import AutomationSettings
+from kronos_pipeline.orchestration.code_versions import layers_version
+from kronos_pipeline.orchestration.doors import door_name
+from kronos_pipeline.orchestration.partitions import find_tickers
+from kronos_pipeline.orchestration.resources import PipelineSettings, with_defaults
+
+ROOT = Path(__file__).parents[2]
+
+
+def load_location(data_dir: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """Load the code location in a process of its own, and run some code after it."""
+    program = f"import sys, kronos_pipeline.definitions as d\n{code}"
+    environment = {**os.environ, "KRONOS_DATA_DIR": str(data_dir)}
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False)
+
+
+def test_the_code_location_loads_without_torch_and_without_mlflow(location: Location) -> None:
+    location.write("AAPL", "^GSPC")
+    code = (
+        "repository = d.defs.get_repository_def()\n"
+        "assert 'adapter/AAPL' in {key.to_user_string() for key in repository.asset_graph.get_all_asset_keys()}\n"
+        "print(sorted({'torch', 'mlflow', 'matplotlib', 'peft', 'transformers'} & set(sys.modules)))"
+    )
+    loaded = load_location(location.data, code)
+    assert loaded.stdout == "[]\n", loaded.stderr
+
+
+def test_the_code_location_loads_where_there_is_no_data_folder_and_says_why(tmp_path: Path) -> None:
+    code = "print([job.name for job in d.defs.resolve_all_job_defs()])"
+    loaded = load_location(tmp_path / "nowhere", code)
+    assert "retrain_adapter" in loaded.stdout, loaded.stderr
+    assert "no such folder" in loaded.stderr
+    assert "Traceback" not in loaded.stderr
+
+
+def test_a_folder_without_csvs_has_no_tickers_and_a_warning(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="no CSV in this folder"):
+        assert find_tickers(tmp_path) == []
+
+
+def test_a_file_that_makes_no_symbol_is_no_partition_and_a_warning(location: Location) -> None:
+    location.write("AAPL")
+    (location.data / "a b.csv").write_text("x")
+    with pytest.warns(UserWarning, match="makes no symbol"):
+        assert find_tickers(location.data) == ["AAPL"]
+
+
+def test_a_thousand_tickers_load_in_seconds(tmp_path: Path) -> None:
+    for number in range(1000):
+        (tmp_path / f"T{number:04}.csv").write_text("date,open,high,low,close\n")
+    began = time.monotonic()
+    definitions = build(with_defaults(PipelineSettings, {"data_dir": str(tmp_path)}), AutomationSettings())
+    keys = definitions.get_repository_def().asset_graph.get_all_asset_keys()
+    assert sum(key.path[0] == "adapter" and len(key.path) == 2 for key in keys) == 1000
+    assert time.monotonic() - began < 30
+
+
+def test_symbols_that_look_alike_have_doors_of_their_own(location: Location) -> None:
+    location.write("BRK-B", "BRK.B", "BRK_B", "EURUSD=X", "^GSPC")
+    graph = location.definitions.resolve_asset_graph()
+    for ticker in ("BRK-B", "BRK.B", "BRK_B", "EURUSD=X", "^GSPC"):
+        assert dg.AssetKey(["adapter", ticker]) in graph.get_all_asset_keys()
+    assert len({door_name(ticker) for ticker in ("BRK-B", "BRK.B", "BRK_B")}) == 3
+
+
+def test_a_door_depends_on_its_own_partition_of_adapter_alone(location: Location) -> None:
+    location.write("AAPL", "MSFT")
+    door = next(
+        one for one in location.definitions.assets or [] if dg.AssetKey(["adapter", "MSFT"]) in getattr(one, "keys", ())
+    )
+    mapping = door.get_partition_mapping_for_dep(dg.AssetKey("adapter"))
+    assert mapping == dg.SpecificPartitionsPartitionMapping(["MSFT"])
+
+
+def test_every_asset_says_what_it_is_and_whose(location: Location) -> None:
+    location.write("AAPL")
+    graph = location.definitions.resolve_asset_graph()
+    for key in graph.get_all_asset_keys():
+        node = graph.get(key)
+        assert node.description
+        assert node.owners
+        assert node.kinds
+        assert node.group_name != "default"
+        assert node.code_version or len(key.path) == 2
+
+
+def test_upstream_of_a_trained_asset_only_what_blocks_is_blocking(location: Location) -> None:
+    location.write("AAPL")
+    graph = location.definitions.resolve_asset_graph()
+    blocking = {(key.asset_key.to_user_string(), key.name) for key in graph.asset_check_keys if graph.get(key).blocking}
+    assert blocking == {("raw_bars", "sound"), ("windows", "no_leak")}
+
+
+def test_a_setting_that_cannot_be_is_named(location: Location) -> None:
+    location.write("AAPL")
+    failed = failed_steps(location.run("ingest", "AAPL", settings={"horizon": 0}))
+    assert "horizon: Input should be greater than or equal to 1 (found 0)" in failed["windows"]
+    with pytest.raises(dg.DagsterError, match="epoch_count"):
+        location.run("ingest", "AAPL", settings={"epoch_count": 2})
+
+
+def test_the_environments_folders_and_model_hold_beside_what_the_launchpad_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("KRONOS_BASE_MODEL", "kronos-nano")
+    monkeypatch.setenv("KRONOS_OUTPUT_DIR", "elsewhere")
+
+    @dg.op
+    def look(pipeline: PipelineSettings) -> list[str]:
+        recipe = pipeline.recipe("lora")
+        return [recipe.model_name, str(pipeline.layout.root), str(recipe.epochs), recipe.adapter]
+
+    @dg.job(resource_defs={"pipeline": PipelineSettings.from_environment()})
+    def looking() -> None:
+        look()
+
+    result = looking.execute_in_process(run_config={"resources": {"pipeline": {"config": {"epochs": 7}}}})
+    assert result.output_for_node("look") == ["kronos-nano", "elsewhere", "7", "lora"]
+
+
+def test_a_code_version_follows_the_sources_of_its_own_layers() -> None:
+    assert layers_version("data") == layers_version("data")
+    assert layers_version("data") != layers_version("model")
+    assert layers_version("data", "model") not in (layers_version("data"), layers_version("model"))
+
+
+def test_the_instances_settings_are_ones_that_dagster_takes(tmp_path: Path) -> None:
+    settings = ROOT / "kronos_pipeline" / "orchestration" / "dagster.yaml"
+    (tmp_path / "dagster.yaml").write_text(settings.read_text())
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        assert not instance.nux_enabled
+        assert not instance.telemetry_enabled
+        assert instance.get_concurrency_config().pool_config.pool_granularity.value == "run"
+        assert instance.global_op_concurrency_default_limit == 1
+
+
+def test_the_workspace_names_this_code_location() -> None:
+    workspace = yaml.safe_load((ROOT / "workspace.yaml").read_text())
+    assert workspace == {"load_from": [{"python_module": "kronos_pipeline.definitions"}]}
+
+
+def test_errors_of_the_pipeline_become_failures_that_are_not_retried() -> None:
+    from kronos_pipeline.errors import DataError, Problem
+    from kronos_pipeline.orchestration.failures import failures_of, make_failure
+    from kronos_pipeline.tracking.store import TrackingError
+
+    with pytest.raises(dg.Failure) as caught, failures_of("raw_bars"):
+        raise DataError([Problem("A.csv", "must be above 0", 3, "close", "-1")], "A")
+    assert caught.value.allow_retries is False
+    assert caught.value.description == "raw_bars failed for A:\nA.csv:3: close: must be above 0 (found '-1')"
+    away: dict[str, KronosError] = {"A": TrackingError("The store is away.")}
+    assert make_failure("adapter", away).allow_retries is True
