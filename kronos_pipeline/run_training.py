@@ -74,22 +74,25 @@ def train(config: KronosTrainingConfig) -> int:
 def _cut_windows(config: KronosTrainingConfig, layout: ArtifactLayout) -> tuple[dict[str, WindowSet], Skipped]:
     """Read the CSVs and cut windows, keep both, and say what each ticker has."""
     from kronos_pipeline.data.bars import save_bars
+    from kronos_pipeline.data.doctor import examine
     from kronos_pipeline.data.ingest import read_folder
-    from kronos_pipeline.data.windows import build_windows, save_windows
+    from kronos_pipeline.data.windows import save_windows
 
     config.recipe.used_lookback  # noqa: B018  (settings that cannot work are told before files are read)
     bars, bad = read_folder(Path(config.data_dir))
     skipped: Skipped = dict(bad)
     windows = {}
     for ticker, one in bars.items():
-        try:
-            windows[ticker] = build_windows(one, config.recipe)
-        except DataError as error:
-            skipped[ticker] = error
+        report = examine(one, config.recipe)
+        if report.windows is None:
+            skipped[ticker] = DataError(report.problems, ticker)
             continue
+        windows[ticker] = report.windows
         save_bars(layout.bars(ticker), one)
-        save_windows(layout.windows(ticker), windows[ticker], config.recipe)
-        _describe(one, windows[ticker])
+        save_windows(layout.windows(ticker), report.windows, config.recipe)
+        _describe(one, report.windows)
+        for doubt in report.doubts:
+            print(f"{ticker}: this is little data: {doubt}")
     if not windows:
         raise DataError([problem for why in skipped.values() for problem in getattr(why, "problems", ())])
     for ticker, why in skipped.items():
@@ -103,11 +106,10 @@ def _describe(bars: Bars, windows: WindowSet) -> None:
     print(
         f"{bars.ticker}: {len(bars):,} bars, {stamps.iloc[0]:%Y-%m-%d} to {stamps.iloc[-1]:%Y-%m-%d}; windows: "
         + ", ".join(f"{count:,} {split}" for split, count in counts.items())
+        + "".join(f"; left out {count:,}: {reason}" for reason, count in windows.excluded.items())
     )
     for note in bars.notes:
         print(f"{bars.ticker}: {note}")
-    for reason, count in windows.excluded.items():
-        print(f"{bars.ticker}: {count:,} windows left out: {reason}")
 
 
 def _train_all(

@@ -119,7 +119,7 @@ def examine_folder(data_dir: Path, recipe: Recipe) -> FolderReport:
     """
     good, bad = read_folder(data_dir)
     reports = {name: TickerReport(name, None, None, None, error.problems, ()) for name, error in bad.items()}
-    reports |= {ticker: _examine(bars, recipe) for ticker, bars in good.items()}
+    reports |= {ticker: examine(bars, recipe) for ticker, bars in good.items()}
     return FolderReport(tuple(reports[name] for name in sorted(reports)))
 
 
@@ -141,7 +141,13 @@ def doctor_table(report: FolderReport) -> Table:
     return table
 
 
-def _examine(bars: Bars, recipe: Recipe) -> TickerReport:
+def examine(bars: Bars, recipe: Recipe) -> TickerReport:
+    """Cut a ticker's windows, and say whether they are enough.
+
+    Raises:
+        SettingsError: the settings cannot work for any data.
+        ModelError: the base model is unknown.
+    """
     interval = _interval(bars)
     try:
         windows = build_windows(bars, recipe)
