@@ -79,26 +79,31 @@ def make_jobs(partitions: dg.PartitionsDefinition) -> list[UnresolvedAssetJobDef
 
 def make_schedules(tickers: Sequence[str], settings: AutomationSettings) -> list[dg.ScheduleDefinition]:
     """Adapters on weekday nights, a run per chunk of the sorted tickers; the checkpoint weekly, over all of them."""
+    chunk = settings.tickers_per_run
+    nights = f"Retrains every ticker's adapter, {chunk} tickers a run."
+    weekly = "Retrains the checkpoint over all tickers, in one run."
     return [
         _schedule(
-            "adapters_on_weekday_nights", RETRAIN_ADAPTER, settings.adapter_cron, tickers, settings.tickers_per_run,
-            settings.market_time_zone,
+            "adapters_on_weekday_nights", RETRAIN_ADAPTER, nights, settings.adapter_cron, chunk, tickers, settings
         ),
-        _schedule(
-            "checkpoint_weekly", RETRAIN_CHECKPOINT, settings.checkpoint_cron, tickers, max(len(tickers), 1),
-            settings.market_time_zone,
-        ),
-    ]  # fmt: skip
+        _schedule("checkpoint_weekly", RETRAIN_CHECKPOINT, weekly, settings.checkpoint_cron, None, tickers, settings),
+    ]
 
 
 def _schedule(
-    name: str, job: str, cron: str, tickers: Sequence[str], per_run: int, time_zone: str
+    name: str,
+    job: str,
+    description: str,
+    cron: str,
+    per_run: int | None,
+    tickers: Sequence[str],
+    settings: AutomationSettings,
 ) -> dg.ScheduleDefinition:
-    @dg.schedule(cron, name=name, job_name=job, execution_timezone=time_zone)
+    @dg.schedule(cron, name=name, job_name=job, description=description, execution_timezone=settings.market_time_zone)
     def schedule(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
         if not tickers:
             yield dg.SkipReason(_NO_TICKERS)
-        for number, tags in enumerate(split_into_runs(tickers, tickers, per_run)):
+        for number, tags in enumerate(split_into_runs(tickers, tickers, per_run or len(tickers))):
             # The key keeps a tick that is evaluated twice from training twice.
             yield dg.RunRequest(run_key=f"{context.scheduled_execution_time.isoformat()} {number}", tags=tags)
 

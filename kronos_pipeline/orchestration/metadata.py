@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from kronos_pipeline.training.trainer import TrainingResult
 
 _PREVIEW_BARS = 5
+_IMAGE_SCALE = 0.8
+"""Of the plots' 1200 pixels; the dialog of a laptop's browser is narrower, and cuts off what does not fit."""
 _COLUMNS = {
     "timestamps": ("datetime64[ns]", "start of the bar, in the file's own local time"),
     "open": ("float64", "price"),
@@ -63,8 +66,8 @@ def windows_metadata(windows: WindowSet) -> dict[str, Any]:
             "split": split,
             "windows": counts[split],
             "bars": end - start,
-            "from": stamps.iloc[start].isoformat(),
-            "to": stamps.iloc[end - 1].isoformat(),
+            "from": stamps.iloc[start],
+            "to": stamps.iloc[end - 1],
         }
         for (split, start), end in zip(blocks.items(), ends, strict=True)
         if end > start
@@ -127,8 +130,12 @@ def mlflow_metadata(run_id: str | None, link: str | None) -> dict[str, Any]:
 
 
 def inline_image(png: bytes, text: str) -> dg.MarkdownMetadataValue:
-    """A picture that the UI shows in place, whatever machine it is opened from."""
-    return dg.MetadataValue.md(f"![{text}](data:image/png;base64,{base64.b64encode(png).decode()})")
+    """A picture that the UI shows in a dialog, whatever machine it is opened from, and small enough to fit it."""
+    from matplotlib.image import thumbnail
+
+    small = io.BytesIO()
+    thumbnail(io.BytesIO(png), small, scale=_IMAGE_SCALE, interpolation="hanning")
+    return dg.MetadataValue.md(f"![{text}](data:image/png;base64,{base64.b64encode(small.getvalue()).decode()})")
 
 
 def _base_label(manifest: Mapping[str, Any]) -> str:
@@ -145,6 +152,8 @@ def _markdown(table: pd.DataFrame) -> str:
 def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}" if abs(value) < 1e6 else f"{value:,.0f}"
+    if isinstance(value, pd.Timestamp):
+        return f"{value:%Y-%m-%d}" if value == value.normalize() else f"{value:%Y-%m-%d %H:%M:%S}"
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return str(value).replace("|", "\\|")
