@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from kronos_pipeline.errors import KronosError
 FAILED = 2
 """The exit code of bad input."""
 INTERRUPTED = 130
-"""The exit code of Ctrl-C, by the shell's custom."""
+"""The exit code of Ctrl-C, by the shell's custom, and of a reader that went away."""
 
 CLI = SettingsConfigDict(cli_kebab_case=True, cli_implicit_flags=True, cli_hide_none_type=True, cli_avoid_json=True)
 """How a command's class becomes flags: `--data-dir`, and `--torch-compile/--no-torch-compile` for a switch."""
@@ -60,6 +61,9 @@ def run_command(command: type[Command], arguments: Sequence[str] | None) -> int:
         return _fail([_sentence(one) for one in error.errors()])
     except KronosError as error:
         return _fail(str(error).splitlines())
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python would write at its exit, too
+        return INTERRUPTED
     except KeyboardInterrupt:
         print("interrupted: the same command goes on where it was", file=sys.stderr)
         return INTERRUPTED

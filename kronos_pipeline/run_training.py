@@ -7,6 +7,9 @@ The Dagster assets do the same through the same functions.
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,6 +54,8 @@ def train(config: KronosTrainingConfig) -> int:
     Raises:
         KronosError: nothing could be trained or evaluated.
     """
+    if int(os.environ.get("RANK", "0")) > 0:
+        return _assist(config)
     # Imported here, as below, for --help can do without what takes seconds to import.
     from kronos_pipeline.artifacts import ArtifactLayout, check_writable
 
@@ -65,8 +70,8 @@ def train(config: KronosTrainingConfig) -> int:
     print(f"base model {trainer.base.source.label} on {trainer.device}, {trainer.precision}")
     tracker = Tracker(None, layout.root)
     with trainer.one_run():
-        runs = _train_all(config, trainer, tracker, windows, skipped)
-        _evaluate_all(config, trainer, tracker, {ticker: windows[ticker] for ticker in runs}, runs, skipped)
+        runs = _train_all(config, trainer, tracker, windows)
+        _evaluate_all(config, trainer, tracker, windows, runs, skipped)
     print(f"metrics   {layout.evaluation}\nplots     {layout.plot('X').parent}\nMLflow    {tracker.uri}")
     return FAILED if skipped else 0
 
@@ -117,22 +122,35 @@ def _train_all(
     trainer: KronosTrainer,
     tracker: Tracker,
     windows: dict[str, WindowSet],
-    skipped: Skipped,
 ) -> dict[str, str]:
     """Train the checkpoint or the adapters; the id of the MLflow run that serves each ticker."""
-    if config.adapter == "none" or config.adapter_name is not None:
-        run = _train_one(config, trainer, tracker, config.adapter_name, list(windows.values()))
-        return dict.fromkeys(windows, run)
-    runs = {}
-    for ticker, one in windows.items():
-        try:
-            runs[ticker] = _train_one(config, trainer, tracker, ticker, [one])
-        except DataError as error:
-            skipped[ticker] = error
-            _tell(ticker, error)
-    if not runs:
-        raise next(iter(skipped.values()))
+    runs: dict[str, str] = {}
+    for adapter, group in _trainings(config, windows):
+        run = _train_one(config, trainer, tracker, adapter, group)
+        runs |= {one.ticker: run for one in group}
     return runs
+
+
+def _trainings(config: KronosTrainingConfig, windows: dict[str, WindowSet]) -> list[tuple[str | None, list[WindowSet]]]:
+    """What is to be trained: an adapter's name, or None for the checkpoint, and the windows."""
+    if config.adapter == "none" or config.adapter_name is not None:
+        return [(config.adapter_name, list(windows.values()))]
+    return [(ticker, [one]) for ticker, one in windows.items()]
+
+
+def _assist(config: KronosTrainingConfig) -> int:
+    """What a process beside the first of several does: its share of each batch, and nothing else."""
+    from kronos_pipeline.artifacts import ArtifactLayout
+    from kronos_pipeline.training.trainer import KronosTrainer
+
+    root = Path(config.output_dir)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        windows, _ = _cut_windows(config, ArtifactLayout(root))
+        trainer = KronosTrainer(config.recipe, root, say=lambda _: None)
+        with trainer.one_run():
+            for adapter, group in _trainings(config, windows):
+                trainer.train_checkpoint(group) if adapter is None else trainer.train_adapter(group, adapter)
+    return 0
 
 
 def _train_one(

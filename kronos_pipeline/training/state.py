@@ -62,22 +62,26 @@ class TrainingState:
         """Whether this very training has ended, in a run of several trainings that has not."""
         return self._run_file.is_file() and bool(read_json(self._run_file).get("finished"))
 
-    def begin(self, say: Say) -> dict[str, Any] | None:
-        """The state to go on from, or None where the training starts anew; says which, and what changed.
+    def begin(self, say: Say) -> None:
+        """Note what is trained here, and say what changed since a training of the artifact that was interrupted.
 
         Raises:
             ArtifactError: the state cannot be read or written.
         """
-        if self._state_file.is_file():
-            return self._load()
         if not self._run_file.is_file():
             for other in self._unfinished_others():
                 changes = _changes(other["parts"], dict(self.parts))
                 say(f"{self.artifact}: starting anew, not from the training that was interrupted: {changes}")
             write_json(self._run_file, {"artifact": self.artifact, "parts": dict(self.parts)})
-        return None
 
-    def _load(self) -> dict[str, Any]:
+    def load(self) -> dict[str, Any] | None:
+        """The state to go on from, or None where the training starts anew.
+
+        Raises:
+            ArtifactError: the state cannot be read.
+        """
+        if not self._state_file.is_file():
+            return None
         try:
             return torch.load(self._state_file, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
@@ -96,7 +100,7 @@ class TrainingState:
         if keep_mark:
             write_json(self._run_file, {**read_json(self._run_file), "finished": True})
             self._state_file.unlink(missing_ok=True)
-            for tokens in self.folder.glob("tokens-*"):
+            for tokens in self.folder.glob("**/tokens-*"):
                 tokens.unlink()
         for folder in self._folders():
             if folder != self.folder or not keep_mark:

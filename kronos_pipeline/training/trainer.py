@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ class KronosTrainer:
         """
         self.recipe = recipe
         self.layout = ArtifactLayout(Path(output_dir))
-        self.device = pick_device(recipe.device)
+        self.device = _own_device(pick_device(recipe.device))
         self.precision = _pick_precision(recipe.precision, self.device)
         self._base = base
         self._say = say
@@ -99,7 +99,8 @@ class KronosTrainer:
         self._one_run = []
         yield
         for state in self._one_run:
-            state.forget()
+            if _process() == 0:
+                state.forget()
         self._one_run = None
 
     def train_adapter(
@@ -145,13 +146,15 @@ class KronosTrainer:
         lora = artifact.startswith("adapters/")
         state = TrainingState(self.layout, artifact, self._parts(windows))
         accelerator = _new_accelerator(self.recipe, self.device, self.precision)
-        with state.locked(self.device, self._say):
+        with state.locked(self.device, self._say) if _process() == 0 else nullcontext():
             if self._one_run is not None:
                 self._one_run.append(state)
                 if state.finished and (kept := load_result(target)) and _manifest(target).get("key") == state.key:
                     self._say(f"{artifact}: finished before the interruption, kept")
                     return kept
-            saved = state.begin(self._say)
+            if _process() == 0:
+                state.begin(self._say)
+            saved = state.load()
             set_seed(self.recipe.seed)
             predictor = self._trainable(lora)
             with fitting_threads(predictor):
@@ -172,7 +175,7 @@ class KronosTrainer:
             "packages": package_versions(),
             "device": self.device.type,
             "precision": self.precision,
-            "processes": int(os.environ.get("WORLD_SIZE", "1")),
+            "processes": _processes(),
         }
 
     def _trainable(self, lora: bool) -> Any:
@@ -205,7 +208,9 @@ class KronosTrainer:
     ) -> Outcome:
         recipe = self.recipe
         train, selection = (
-            KronosMultiTickerDataset(windows, split, self.base.tokenizer, device=self.device, folder=state.folder)
+            KronosMultiTickerDataset(
+                windows, split, self.base.tokenizer, device=self.device, folder=state.folder / f"process-{_process()}"
+            )
             for split in ("train", "selection")
         )
         move(predictor, self.device)
@@ -219,7 +224,7 @@ class KronosTrainer:
             device=self.device,
         )
         disk = plan.needed_bytes(predictor)
-        plan.check_disk(state.folder, disk)
+        plan.check_disk(self.layout.root, disk)
         set_seed(recipe.seed, device_specific=True)
         optimisation = Optimisation(predictor, train, selection, recipe, accelerator)
         described = plan.describe(
@@ -325,10 +330,26 @@ def _put(predictor: torch.nn.Module, tensors: Tensors) -> None:
             parameter.copy_(tensors[name])
 
 
+def _process() -> int:
+    """The number of this process among those that train together, which torchrun sets."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _own_device(device: torch.device) -> torch.device:
+    """Of several processes, each has a GPU of its own."""
+    if _processes() == 1 or device.type != "cuda":
+        return device
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
 def _new_accelerator(recipe: Recipe, device: torch.device, precision: str) -> Accelerator:
     # Accelerate keeps device and precision for the life of the process; each training has its own.
-    AcceleratorState._reset_state(reset_partial_state="WORLD_SIZE" not in os.environ)
-    if device.index is not None and "WORLD_SIZE" not in os.environ:
+    AcceleratorState._reset_state(reset_partial_state=_processes() == 1)
+    if device.index is not None and _processes() == 1:
         os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
     return Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,

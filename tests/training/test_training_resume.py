@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import math
 import os
 import subprocess
 import sys
@@ -181,3 +183,16 @@ def test_a_command_killed_with_9_resumes_and_the_last_good_adapter_was_readable(
     assert (
         adapter.read_bytes() == (tmp_path / "whole/adapters/AAPL/adapter_model.safetensors").read_bytes() != last_good
     )
+
+
+def test_two_processes_train_one_checkpoint_together(tiny_base: Path, tmp_path: Path, one_mlflow_store: str) -> None:
+    write_simulated(tmp_path / "data", tickers=["AAPL"], bars=130)
+    flags = small_flags(tiny_base, data_dir=tmp_path / "data", output_dir=tmp_path / "out", epochs=1)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": one_mlflow_store, "OMP_NUM_THREADS": "1"}
+    words = [*launch, "-m", "kronos_pipeline.run_training", *flags]
+    result = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("checkpoint: best selection loss") == 1
+    summary = json.loads((tmp_path / "out/checkpoints/best_model/manifest.json").read_text())["training"]
+    assert summary["steps"] == math.ceil(83 / (2 * 16))  # half of what one process takes
