@@ -209,10 +209,13 @@ def write_simulated(
         frequency = "D" if ticker == "BTCUSD" else "B"
         simulated = simulate_ticker([seed, *ticker.encode()], bars, frequency=frequency)
         path = data_dir / ticker / f"{ticker}.csv"
-        content = _csv(simulated, volume=ticker != "EURUSD").encode()
-        write_file(path, lambda handle, content=content: handle.write(content))
+        _write(path, _csv(simulated, volume=ticker != "EURUSD"))
         paths.append(path)
     return paths
+
+
+def _write(path: Path, text: str) -> None:
+    write_file(path, lambda handle: handle.write(text.encode()))
 
 
 def _csv(simulated: SimulatedTicker, *, volume: bool) -> str:
