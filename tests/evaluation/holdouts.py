@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from kronos_pipeline.data.bars import FEATURES
 
 from kronos_pipeline.base_models import BaseModelSource, WeightsSource
+from kronos_pipeline.data.bars import FEATURES
 
 CLOSE = FEATURES.index("close")
 
