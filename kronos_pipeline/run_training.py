@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from kronos_pipeline.data.windows import WindowSet
     from kronos_pipeline.evaluation.holdout import HoldoutResult
     from kronos_pipeline.tracking.runs import Tracker
-    from kronos_pipeline.training.trainer import KronosTrainer, TrainingResult
+    from kronos_pipeline.training.publish import TrainingResult
+    from kronos_pipeline.training.trainer import KronosTrainer
 
 Skipped = dict[str, KronosError]
 """Tickers that drop out on the way, and why."""

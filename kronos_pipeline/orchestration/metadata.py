@@ -17,7 +17,7 @@ from kronos_pipeline.data.bars import Bars
 from kronos_pipeline.data.windows import WindowSet
 
 if TYPE_CHECKING:
-    from kronos_pipeline.training.trainer import TrainingResult
+    from kronos_pipeline.training.publish import TrainingResult
 
 _PREVIEW_BARS = 5
 _IMAGE_SCALE = 0.8

@@ -22,6 +22,7 @@ from kronos_pipeline.errors import ModelError
 from kronos_pipeline.model.losses import token_loss, token_losses
 from kronos_pipeline.training.dataset import Batch, KronosMultiTickerDataset, as_batch
 from kronos_pipeline.training.progress import Say, TrainingProgress
+from kronos_pipeline.training.randomness import random_state, restore_random_state
 
 HISTORY = ("step", "epoch", "train_loss", "selection_loss", "learning_rate", "windows_per_second")
 _LOG_STEPS = 10
@@ -125,7 +126,7 @@ class Optimisation:
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
             "scaler": {} if scaler is None else scaler.state_dict(),
-            "random": _random_state(self._accelerator.device),
+            "random": random_state(self._accelerator.device),
             "position": vars(self._position),
         }
 
@@ -147,7 +148,7 @@ class Optimisation:
             if self._accelerator.scaler is not None:
                 self._accelerator.scaler.load_state_dict(state["scaler"])
             self._position = _Position(**state["position"])
-            _restore_random_state(state["random"], device)
+            restore_random_state(state["random"], device)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ModelError(
                 f"The saved state of the interrupted training does not fit ({error}); remove it to start anew."
@@ -344,20 +345,3 @@ def _finite(loss: float, step: int) -> float:
     if not math.isfinite(loss):
         raise ModelError(f"The loss is {loss} at step {step}; lower --learning-rate, or use --precision fp32.")
     return loss
-
-
-def _random_state(device: torch.device) -> Tensors:
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    if device.type == "mps":
-        state["mps"] = torch.mps.get_rng_state()
-    return state
-
-
-def _restore_random_state(state: Tensors, device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
-    if "mps" in state:
-        torch.mps.set_rng_state(state["mps"])

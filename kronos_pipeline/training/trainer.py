@@ -3,58 +3,42 @@
 from __future__ import annotations
 
 import copy
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 
-from kronos_pipeline.artifacts import (
-    MANIFEST,
-    ArtifactLayout,
-    code_version,
-    package_versions,
-    publish_folder,
-    read_json,
-    write_manifest,
-)
+from kronos_pipeline.artifacts import ArtifactLayout, code_version, package_versions
 from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.windows import WindowSet
-from kronos_pipeline.errors import SettingsError
-from kronos_pipeline.model.loading import KronosModel, base_identity, load_base, pick_device, save_checkpoint
-from kronos_pipeline.model.lora import add_lora, save_adapter
+from kronos_pipeline.model.loading import KronosModel, load_base, pick_device
+from kronos_pipeline.model.lora import add_lora
 from kronos_pipeline.model.modules import fitting_threads, move
 from kronos_pipeline.training import plan
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
-from kronos_pipeline.training.loop import Listener, Optimisation, Outcome, Tensors
+from kronos_pipeline.training.devices import (
+    device_name,
+    new_accelerator,
+    own_device,
+    pick_precision,
+    process,
+    processes,
+)
+from kronos_pipeline.training.loop import Listener, Optimisation, Outcome
 from kronos_pipeline.training.progress import Say
+from kronos_pipeline.training.publish import (
+    TrainingResult,
+    load_result,
+    publish_adapter,
+    publish_checkpoint,
+    training_manifest,
+)
 from kronos_pipeline.training.state import TrainingState, training_settings
-
-HISTORY_FILE = "history.csv"
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What a training made.
-
-    Attributes:
-        folder: the published adapter or checkpoint.
-        history: losses (nats per token), learning rate and speed by step; see `loop.HISTORY`.
-        summary: numbers of the whole: steps, best_step, selection_loss, seconds, windows_per_second, device, precision,
-            trained_parameters, total_parameters, windows_train, windows_selection, stopped_early, resumed_from_step.
-    """
-
-    folder: Path
-    history: pd.DataFrame
-    summary: dict[str, Any]
 
 
 class KronosTrainer:
@@ -80,8 +64,8 @@ class KronosTrainer:
         """
         self.recipe = recipe
         self.layout = ArtifactLayout(Path(output_dir))
-        self.device = _own_device(pick_device(recipe.device))
-        self.precision = _pick_precision(recipe.precision, self.device)
+        self.device = own_device(pick_device(recipe.device))
+        self.precision = pick_precision(recipe.precision, self.device)
         self._base = base
         self._say = say
         self._one_run: list[TrainingState] | None = None
@@ -99,7 +83,7 @@ class KronosTrainer:
         self._one_run = []
         yield
         for state in self._one_run:
-            if _process() == 0:
+            if process() == 0:
                 state.forget()
         self._one_run = None
 
@@ -145,26 +129,29 @@ class KronosTrainer:
         plan.check_windows(windows)
         lora = artifact.startswith("adapters/")
         state = TrainingState(self.layout, artifact, self._parts(windows))
-        accelerator = _new_accelerator(self.recipe, self.device, self.precision)
-        with state.locked(self.device, self._say) if _process() == 0 else nullcontext():
+        accelerator = new_accelerator(self.recipe, self.device, self.precision)
+        with state.locked(self.device, self._say) if process() == 0 else nullcontext():
             if self._one_run is not None:
                 self._one_run.append(state)
-                if state.finished and (kept := load_result(target)) and _manifest(target).get("key") == state.key:
+                if state.finished and (kept := load_result(target, state.key)):
                     self._say(f"{artifact}: finished before the interruption, kept")
                     return kept
-            if _process() == 0:
+            if process() == 0:
                 state.begin(self._say)
             saved = state.load()
             set_seed(self.recipe.seed)
             predictor = self._trainable(lora)
             with fitting_threads(predictor):
                 outcome = self._optimise(artifact, predictor, windows, state, saved, accelerator, listener)
-            manifest = self._manifest(artifact, windows, state, outcome, predictor, mlflow_run)
+            result = TrainingResult(target, outcome.history, self._summary(outcome, predictor, windows))
             if accelerator.is_main_process:
-                self._publish(target, predictor, outcome, manifest, lora)
+                manifest = training_manifest(
+                    artifact, state.key, windows, self.recipe, self.base, self.device, mlflow_run
+                )
+                self._publish(result, predictor, outcome, manifest, lora)
                 state.finish(keep_mark=self._one_run is not None)
             accelerator.wait_for_everyone()
-        return TrainingResult(target, outcome.history, manifest["training"])
+        return result
 
     def _parts(self, windows: Sequence[WindowSet]) -> dict[str, Any]:
         return {
@@ -175,7 +162,7 @@ class KronosTrainer:
             "packages": package_versions(),
             "device": self.device.type,
             "precision": self.precision,
-            "processes": _processes(),
+            "processes": processes(),
         }
 
     def _trainable(self, lora: bool) -> Any:
@@ -209,7 +196,7 @@ class KronosTrainer:
         recipe = self.recipe
         train, selection = (
             KronosMultiTickerDataset(
-                windows, split, self.base.tokenizer, device=self.device, folder=state.folder / f"process-{_process()}"
+                windows, split, self.base.tokenizer, device=self.device, folder=state.folder / f"process-{process()}"
             )
             for split in ("train", "selection")
         )
@@ -241,130 +228,25 @@ class KronosTrainer:
 
         return optimisation.run(artifact, save, listener, self._say)
 
-    def _publish(self, target: Path, predictor: Any, outcome: Outcome, manifest: dict[str, Any], lora: bool) -> None:
-        move(predictor, torch.device("cpu")).eval()
-        if not lora:
-            self._publish_one(self.layout.last_checkpoint, predictor, outcome.last, outcome, manifest, lora)
-        self._publish_one(target, predictor, outcome.best, outcome, manifest, lora)
-
-    def _publish_one(
-        self,
-        target: Path,
-        predictor: Any,
-        tensors: Tensors,
-        outcome: Outcome,
-        manifest: dict[str, Any],
-        lora: bool,
+    def _publish(
+        self, result: TrainingResult, predictor: Any, outcome: Outcome, manifest: dict[str, Any], lora: bool
     ) -> None:
-        _put(predictor, tensors)
-        with publish_folder(target) as folder:
-            if lora:
-                save_adapter(folder, predictor, self.base, with_base=not self.recipe.freeze_backbone)
-            else:
-                save_checkpoint(folder, predictor)
-            outcome.history.to_csv(folder / HISTORY_FILE, index=False)
-            write_manifest(folder, manifest)
+        move(predictor, torch.device("cpu")).eval()
+        if lora:
+            with_base = not self.recipe.freeze_backbone
+            publish_adapter(result, predictor, outcome.best, self.base, manifest, with_base=with_base)
+            return
+        last = TrainingResult(self.layout.last_checkpoint, result.history, result.summary)
+        publish_checkpoint(last, predictor, outcome.last, manifest)
+        publish_checkpoint(result, predictor, outcome.best, manifest)
 
-    def _manifest(
-        self,
-        artifact: str,
-        windows: Sequence[WindowSet],
-        state: TrainingState,
-        outcome: Outcome,
-        predictor: torch.nn.Module,
-        mlflow_run: str | None,
-    ) -> dict[str, Any]:
+    def _summary(self, outcome: Outcome, predictor: Any, windows: Sequence[WindowSet]) -> dict[str, Any]:
         return {
-            "artifact": artifact,
-            "key": state.key,
-            "base_model": base_identity(self.base),
-            "demo": self.base.source.demo,
-            "context": self.base.source.context,
-            "data": {one.ticker: one.bars.content_hash for one in windows},
-            "seen_until": {one.ticker: _last_seen(one) for one in windows},
-            "config": self.recipe.model_dump(mode="json"),
-            "seed": self.recipe.seed,
-            "code_version": code_version(),
-            "packages": package_versions(),
-            "device": str(self.device),
-            "mlflow_run": mlflow_run,
-            "training": {
-                **outcome.summary,
-                "device": _device_name(self.device),
-                "precision": self.precision,
-                "trained_parameters": sum(p.numel() for p in predictor.parameters() if p.requires_grad),
-                "total_parameters": sum(p.numel() for p in predictor.parameters()),
-                "windows_train": sum(one.counts()["train"] for one in windows),
-                "windows_selection": sum(one.counts()["selection"] for one in windows),
-            },
+            **outcome.summary,
+            "device": device_name(self.device),
+            "precision": self.precision,
+            "trained_parameters": sum(p.numel() for p in predictor.parameters() if p.requires_grad),
+            "total_parameters": sum(p.numel() for p in predictor.parameters()),
+            "windows_train": sum(one.counts()["train"] for one in windows),
+            "windows_selection": sum(one.counts()["selection"] for one in windows),
         }
-
-
-def load_result(folder: Path) -> TrainingResult | None:
-    """The result of the training that published a folder, or None where there is none.
-
-    Raises:
-        ArtifactError: its manifest is damaged.
-    """
-    if not (folder / MANIFEST).is_file() or not (folder / HISTORY_FILE).is_file():
-        return None
-    return TrainingResult(folder, pd.read_csv(folder / HISTORY_FILE), _manifest(folder)["training"])
-
-
-def _manifest(folder: Path) -> Mapping[str, Any]:
-    return read_json(folder / MANIFEST)
-
-
-def _last_seen(windows: WindowSet) -> str | None:
-    """The time of the last bar that a training may have read, ISO 8601 in the file's own time."""
-    read = pd.concat([windows.of_split("train"), windows.of_split("selection")])
-    if read.empty:
-        return None
-    return windows.bars.frame["timestamps"].iloc[int(read["end"].max()) - 1].isoformat()
-
-
-@torch.no_grad()
-def _put(predictor: torch.nn.Module, tensors: Tensors) -> None:
-    for name, parameter in predictor.named_parameters():
-        if name in tensors:
-            parameter.copy_(tensors[name])
-
-
-def _process() -> int:
-    """The number of this process among those that train together, which torchrun sets."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def _processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def _own_device(device: torch.device) -> torch.device:
-    """Of several processes, each has a GPU of its own."""
-    if _processes() == 1 or device.type != "cuda":
-        return device
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-
-
-def _new_accelerator(recipe: Recipe, device: torch.device, precision: str) -> Accelerator:
-    # Accelerate keeps device and precision for the life of the process; each training has its own.
-    AcceleratorState._reset_state(reset_partial_state=_processes() == 1)
-    if device.index is not None and _processes() == 1:
-        os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
-    return Accelerator(
-        mixed_precision="no" if precision == "fp32" else precision,
-        gradient_accumulation_steps=recipe.grad_accum_steps,
-        cpu=device.type == "cpu",
-    )
-
-
-def _pick_precision(precision: str, device: torch.device) -> str:
-    if precision == "auto":
-        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    if precision == "fp16" and device.type == "cpu":
-        raise SettingsError("--precision fp16 needs a GPU; use bf16 or fp32 on a CPU.")
-    return precision
-
-
-def _device_name(device: torch.device) -> str:
-    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)

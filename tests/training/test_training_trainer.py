@@ -22,7 +22,7 @@ from kronos_pipeline.model.lora import load_adapter
 from kronos_pipeline.model.losses import token_losses
 from kronos_pipeline.model.upstream import Kronos
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
-from kronos_pipeline.training.trainer import TrainingResult
+from kronos_pipeline.training.publish import TrainingResult
 
 
 def quiet(_: str) -> None:
