@@ -24,6 +24,7 @@ from kronos_pipeline.orchestration.data_assets import raw_bars, windows
 from kronos_pipeline.orchestration.doors import adapter_doors
 from kronos_pipeline.orchestration.evaluation_assets import holdout_metrics, leaderboard
 from kronos_pipeline.orchestration.io_manager import artifact_io_manager
+from kronos_pipeline.orchestration.killed_runs import make_killed_runs_sensor
 from kronos_pipeline.orchestration.metadata import bars_columns
 from kronos_pipeline.orchestration.partitions import find_tickers, ticker_partitions
 from kronos_pipeline.orchestration.resources import PipelineSettings, Tracking
@@ -79,7 +80,7 @@ def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Defi
         asset_checks=checks,
         jobs=jobs,
         schedules=make_schedules(tickers, automation),
-        sensors=[make_sensor(settings.data_folder, tickers, jobs, automation)],
+        sensors=[make_sensor(settings.data_folder, tickers, jobs, automation), make_killed_runs_sensor()],
         resources={
             "pipeline": settings,
             "tracking": Tracking.from_environment(),

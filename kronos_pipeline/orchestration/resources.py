@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import copy
 from functools import cache
 from pathlib import Path
@@ -28,6 +29,7 @@ from pydantic.fields import FieldInfo
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.config import KronosTrainingConfig, Recipe, environment_settings
 from kronos_pipeline.errors import SettingsError
+from kronos_pipeline.orchestration.killed_runs import alive
 
 Resource = TypeVar("Resource", bound=dg.ConfigurableResource)
 
@@ -61,6 +63,15 @@ class PipelineSettings(_Settings):
     def from_environment(cls) -> PipelineSettings:
         """The defaults, with what KRONOS_DATA_DIR, KRONOS_OUTPUT_DIR, KRONOS_BASE_MODEL and KRONOS_DEVICE say."""
         return with_defaults(cls, environment_settings())
+
+    @contextmanager
+    def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[PipelineSettings]:  # type: ignore[override]
+        """Hold the run's lock as long as its steps need settings, which is as long as it runs."""
+        if context.run is None or context.instance is None:
+            yield self
+            return
+        with alive(context.instance, context.run.run_id):
+            yield self
 
     def recipe(self, adapter: Literal["none", "lora"]) -> Recipe:
         """What shapes a result, for training a checkpoint ("none") or an adapter ("lora").

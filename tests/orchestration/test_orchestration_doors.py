@@ -16,6 +16,7 @@ import pytest
 from locations import TINY, Location, launchpad
 
 from kronos_pipeline.artifacts import MANIFEST, read_json
+from kronos_pipeline.orchestration.killed_runs import make_killed_runs_sensor
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,6 +83,11 @@ def test_a_door_works_on_an_empty_store_after_its_predecessor_was_killed(shell: 
     killed.communicate()
     assert killed.returncode == -signal.SIGKILL
     assert not shell.location.layout.adapter("AAPL").exists()
+
+    with shell.instance() as instance:
+        assert {run.status for run in instance.get_runs()} == {dg.DagsterRunStatus.STARTED}
+        make_killed_runs_sensor().evaluate_tick(dg.build_sensor_context(instance=instance))
+        assert {run.status for run in instance.get_runs()} == {dg.DagsterRunStatus.FAILURE}
 
     code, output = shell.run("adapter/AAPL")
     assert code == 0, output[-3000:]

@@ -18,6 +18,7 @@ from kronos_pipeline.errors import KronosError
 from kronos_pipeline.orchestration.automation import AutomationSettings
 from kronos_pipeline.orchestration.code_versions import layers_version
 from kronos_pipeline.orchestration.doors import door_name
+from kronos_pipeline.orchestration.killed_runs import make_killed_runs_sensor
 from kronos_pipeline.orchestration.partitions import find_tickers
 from kronos_pipeline.orchestration.resources import PipelineSettings, with_defaults
 
@@ -133,6 +134,23 @@ def test_the_environments_folders_and_model_hold_beside_what_the_launchpad_chang
 
     result = looking.execute_in_process(run_config={"resources": {"pipeline": {"config": {"epochs": 7}}}})
     assert result.output_for_node("look") == ["kronos-nano", "elsewhere", "7", "lora"]
+
+
+def test_a_run_that_goes_on_is_not_taken_for_one_that_was_killed(location: Location) -> None:
+    @dg.op
+    def look(context, pipeline: PipelineSettings) -> list[str]:
+        assert pipeline.epochs
+        tick = make_killed_runs_sensor().evaluate_tick(dg.build_sensor_context(instance=context.instance))
+        run = context.instance.get_run_by_id(context.run_id)
+        assert run is not None
+        return [tick.skip_message or "", run.status.value]
+
+    @dg.job(resource_defs={"pipeline": PipelineSettings.from_environment()})
+    def looking() -> None:
+        look()
+
+    result = looking.execute_in_process(instance=location.instance)
+    assert result.output_for_node("look") == ["No run was killed.", "STARTED"]
 
 
 def test_a_code_version_follows_the_sources_of_its_own_layers() -> None:
