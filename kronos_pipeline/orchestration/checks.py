@@ -27,8 +27,8 @@ Events = Iterator[dg.AssetCheckEvaluation | dg.Output]
 Verdict = tuple[bool, str]
 """Whether a ticker passes, and a sentence that says why or why not."""
 
-_RECOMPUTED = 16
-"""Windows of which a check computes the lookback's statistics again."""
+_RECOMPUTED = 256
+"""Windows of which a check computes the lookback's statistics again, spread over all of them."""
 
 
 def complete_check(asset: str, partitions: dg.PartitionsDefinition) -> dg.AssetChecksDefinition:
@@ -107,7 +107,7 @@ def windows_do_not_leak(layout: ArtifactLayout, ticker: str) -> Verdict:
             return False, f"there is no {split} window"
         if rows["origin"].min() + 1 < first or rows["end"].max() > last:
             return False, f"a {split} window has targets outside the bars {first} to {last - 1}"
-    sample = windows.rows.iloc[np.linspace(0, len(windows.rows) - 1, _RECOMPUTED).astype(int)]
+    sample = windows.rows.iloc[np.linspace(0, len(windows.rows) - 1, min(_RECOMPUTED, len(windows.rows))).astype(int)]
     starts = sample["start"].to_numpy()
     lookbacks = windows.bars.values[starts[:, None] + np.arange(windows.lookback)]
     for stored, computed in zip(row_statistics(sample), lookback_statistics(lookbacks), strict=True):

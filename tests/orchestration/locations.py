@@ -57,10 +57,14 @@ class Location:
         return path
 
     @cached_property
+    def settings(self) -> PipelineSettings:
+        folders = {"data_dir": str(self.data), "output_dir": str(self.root / "out"), "model_name": str(self.base)}
+        return with_defaults(PipelineSettings, {**folders, **TINY})
+
+    @cached_property
     def definitions(self) -> dg.Definitions:
         """Built at the first use: the tickers are those that the folder has then."""
-        folders = {"data_dir": str(self.data), "output_dir": str(self.root / "out"), "model_name": str(self.base)}
-        return build(with_defaults(PipelineSettings, {**folders, **TINY}), AutomationSettings())
+        return build(self.settings, AutomationSettings())
 
     def run(self, job: str, *tickers: str, settings: dict[str, Any] | None = None) -> dg.ExecuteInProcessResult:
         """Run a job for one ticker, or for the range from the first to the last of several."""
