@@ -15,6 +15,7 @@ import dagster as dg
 from kronos_pipeline.artifacts import text_hash
 from kronos_pipeline.orchestration.automation import RETRAIN_ADAPTER
 
+_BACKFILL = "dagster/backfill"
 _NOT_FOR_NAMES = re.compile(r"[^A-Za-z0-9]+")
 
 
@@ -44,8 +45,13 @@ def _door(ticker: str, options: dict[str, Any]) -> dg.AssetsDefinition:
         required_resource_keys={"pipeline", "tracking", "io_manager"},
     )
     def door(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-        job = context.repository_def.get_job(RETRAIN_ADAPTER)
-        result = job.execute_in_process(
+        return dg.MaterializeResult(
+            asset_key=["adapter", ticker],
+            metadata={"run": dg.MetadataValue.dagster_run(_made_together(context, ticker) or retrain(context))},
+        )
+
+    def retrain(context: dg.AssetExecutionContext) -> str:
+        result = context.repository_def.get_job(RETRAIN_ADAPTER).execute_in_process(
             # What the launchpad says of resources for this run holds for the job, whose steps are others.
             run_config={"resources": context.run.run_config.get("resources", {})},
             instance=context.instance,
@@ -55,9 +61,7 @@ def _door(ticker: str, options: dict[str, Any]) -> dg.AssetsDefinition:
         )
         if not result.success:
             raise _failure_of(result)
-        return dg.MaterializeResult(
-            asset_key=["adapter", ticker], metadata={"run": dg.MetadataValue.dagster_run(result.run_id)}
-        )
+        return result.run_id
 
     return door
 
@@ -65,6 +69,21 @@ def _door(ticker: str, options: dict[str, Any]) -> dg.AssetsDefinition:
 def door_name(ticker: str) -> str:
     """A step's name for a door: symbols hold characters that names may not, and BRK.B is not BRK-B."""
     return f"door_{_NOT_FOR_NAMES.sub('_', ticker)}_{text_hash(ticker)[:8]}"
+
+
+def _made_together(context: dg.AssetExecutionContext, ticker: str) -> str | None:
+    """The run that made the ticker's adapter, where it is this one or of the same backfill.
+
+    Who materialises all assets selects the doors with the rest, and would train everything twice.
+    """
+    wanted = dg.AssetRecordsFilter(asset_key=dg.AssetKey("adapter"), asset_partitions=[ticker])
+    records = context.instance.fetch_materializations(wanted, limit=1).records
+    run = context.instance.get_run_by_id(records[0].run_id) if records else None
+    if run is None:
+        return None
+    backfill = context.run.tags.get(_BACKFILL)
+    together = run.run_id == context.run.run_id or (backfill is not None and run.tags.get(_BACKFILL) == backfill)
+    return run.run_id if together else None
 
 
 def _failure_of(result: dg.ExecuteInProcessResult) -> dg.Failure:

@@ -77,7 +77,7 @@ class Location:
         """Run some assets and their checks."""
         job = self.definitions.get_implicit_global_asset_job_def()
         chosen = job.get_subset(
-            asset_selection={dg.AssetKey(asset) for asset in assets},
+            asset_selection={dg.AssetKey.from_user_string(asset) for asset in assets},
             asset_check_selection=None,
         )
         one = {"partition_key": tickers[0]} if len(tickers) == 1 else {"tags": ticker_range(tickers)}

@@ -186,6 +186,17 @@ def test_without_its_check_in_the_run_a_step_with_a_bad_ticker_fails_itself(loca
     assert location.made("raw_bars") == {"AAPL"}
 
 
+def test_a_door_selected_with_the_adapter_itself_does_not_train_it_again(location: Location) -> None:
+    location.write("AAPL")
+    result = location.select(["raw_bars", "windows", "adapter", "adapter/AAPL"], "AAPL")
+    assert result.success, failed_steps(result)
+    door = location.instance.get_latest_materialization_event(dg.AssetKey(["adapter", "AAPL"]))
+    assert door is not None
+    assert door.asset_materialization is not None
+    assert door.asset_materialization.metadata["run"].value == result.run_id
+    assert [run.run_id for run in location.instance.get_runs()] == [result.run_id]
+
+
 def test_damaged_bars_block_what_is_downstream(location: Location) -> None:
     location.write("AAPL")
     assert location.run("ingest", "AAPL").success
