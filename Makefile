@@ -10,8 +10,10 @@ INSTALLED := $(VENV)/.installed
 LINKS = links="$${PIP_FIND_LINKS:-$$($(BIN)/python -m pip config get global.find-links 2>/dev/null)}"; \
 	[ -z "$$links" ] || export UV_FIND_LINKS="$${UV_FIND_LINKS:-$$(echo $$links | tr ' ' ',')}"
 
-TRAIN := -m kronos_pipeline.run_training --model-name kronos-nano --epochs 1
-DEMO := $(BIN)/python $(TRAIN) --data-dir trainingdata --output-dir artifacts-demo --stride 8
+TRAIN := -m kronos_pipeline.run_training --model-name kronos-nano
+DEMO := $(BIN)/python $(TRAIN) --data-dir trainingdata --output-dir artifacts-demo
+# As docs/does-training-work.md found: what a ticker's calendar does is learnt where dates are embedded.
+DEMO_ADAPTERS := --adapter lora --adapter-targets month_embed,day_embed --learning-rate 1e-2 --average-decay 0.95
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -27,8 +29,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(INSTALLED)  ## train a checkpoint and adapters on simulated tickers, in minutes, offline, into artifacts-demo
-	$(DEMO)
-	$(DEMO) --adapter lora
+	$(DEMO) --epochs 1 --stride 8
+	$(DEMO) $(DEMO_ADAPTERS) --epochs 3 --stride 2
 
 # One thread each: two test processes share the cores, and torch's own threads would only get in each other's way.
 test: $(INSTALLED)  ## run all tests
