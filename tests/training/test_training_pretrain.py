@@ -45,7 +45,8 @@ TINY = PretrainSettings(
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A tiny base model, and what was said while it was made."""
-    folder, said = tmp_path_factory.mktemp("tiny"), []
+    folder = tmp_path_factory.mktemp("tiny")
+    said: list[str] = []
     pretrain(folder, TINY, report=said.append)
     return folder, said
 
