@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -22,6 +23,7 @@ from kronos_pipeline.model.lora import load_adapter
 from kronos_pipeline.model.losses import token_losses
 from kronos_pipeline.model.upstream import Kronos
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
+from kronos_pipeline.training.plan import describe
 from kronos_pipeline.training.publish import TrainingResult
 
 
@@ -120,19 +122,26 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tiny_base: P
 def test_no_bar_of_the_holdout_changes_a_byte(tiny_base: Path, tmp_path: Path) -> None:
     recipe = small_recipe(tiny_base)
     bars = simulated_bars()
-    noise = bars.frame.copy()
-    noise.loc[len(noise) - 12 :, ["open", "high", "low", "close", "volume", "amount"]] = 1234.5
-    weights = []
-    for name, one in (("real", bars), ("noise", make_bars("AAPL", noise, source="x"))):
-        windows = [build_windows(one, recipe.model_copy(update={"max_gap": 10}))] if name == "real" else []
-        if not windows:
-            # Flat holdout bars leave no roll; noise of another kind keeps them.
-            noise.loc[len(noise) - 12 :, "close"] = 1234.5 + pd.Series(range(len(noise)))
-            noise["high"] = noise[["open", "high", "low", "close"]].max(axis=1)
-            noise["low"] = noise[["open", "high", "low", "close"]].min(axis=1)
-            windows = [build_windows(make_bars("AAPL", noise, source="x"), recipe)]
-        weights.append(adapter_bytes(trainer_of(recipe, tmp_path / name).train_adapter(windows, "AAPL")))
-    assert weights[0] == weights[1]
+    frame = bars.frame.copy()
+    holdout = frame.index[-recipe.validation_days :]
+    noise = np.random.default_rng(0).uniform(1000, 2000, len(holdout))
+    for column in ("open", "high", "low", "close", "volume", "amount"):
+        frame.loc[holdout, column] = noise
+    real, noisy = (
+        adapter_bytes(trainer_of(recipe, tmp_path / name).train_adapter([build_windows(one, recipe)], "AAPL"))
+        for name, one in (("real", bars), ("noise", make_bars("AAPL", frame, source="noise")))
+    )
+    assert real == noisy
+
+
+def test_a_long_training_on_a_cpu_is_said_to_be_slow_and_how_long_it_takes() -> None:
+    def said(seconds: float, device: str) -> str:
+        return describe(9000, 300, 846, seconds, 600 * 2**20, "NeoQuasar/Kronos-small", torch.device(device))
+
+    slow = said(4 * 3600, "cpu")
+    assert "about 4.0 h at most on cpu, 600 MB of disk" in slow
+    assert "NeoQuasar/Kronos-small on a CPU is slow" in slow
+    assert "slow" not in said(60, "cpu") + said(4 * 3600, "cuda")
 
 
 def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
