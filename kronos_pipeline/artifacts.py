@@ -76,8 +76,43 @@ class ArtifactLayout:
     def forecasts(self) -> Path:
         return self.root / "metrics" / "forecasts.parquet"
 
+    @property
+    def predictions(self) -> Path:
+        return self.root / "metrics" / "predictions.parquet"
+
+    @property
+    def leaderboard(self) -> Path:
+        return self.root / "metrics" / "leaderboard.json"
+
+    def backtest(self, trained: str, ticker: str) -> Path:
+        """The predictions of a ticker's backtest; `trained` is "adapter" or "checkpoint"."""
+        return self.root / "backtest" / _checked(trained) / f"{_checked(ticker)}.parquet"
+
+    def backtest_report(self, trained: str, ticker: str) -> Path:
+        return self.root / "backtest" / _checked(trained) / f"{_checked(ticker)}.json"
+
+    def backtest_fold(self, key: str) -> Path:
+        return self.root / "backtest" / "folds" / _checked(key)
+
+    def forecast(self, ticker: str) -> Path:
+        """The forecast of the bars to come."""
+        return self.root / "forecasts" / f"{_checked(ticker)}.parquet"
+
+    def refit(self, name: str) -> Path:
+        """A model trained on all bars, the holdout's included; nothing has measured it."""
+        return self.root / "refits" / _checked(name)
+
+    @property
+    def base(self) -> Path:
+        """What is known of the untouched base model: how it is sampled, by ticker."""
+        return self.root / "base"
+
     def plot(self, ticker: str) -> Path:
         return self.root / "plots" / f"{_checked(ticker)}.png"
+
+    def picture(self, ticker: str, kind: str) -> Path:
+        """A ticker's further pictures: "fan", "steps", "reliability", "forecast"."""
+        return self.root / "plots" / _checked(ticker) / f"{_checked(kind)}.png"
 
     @property
     def mlflow_database(self) -> Path:

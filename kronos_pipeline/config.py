@@ -99,6 +99,35 @@ class Recipe(BaseModel):
     eval_samples: int = Field(32, ge=1, description="paths sampled per forecast")
     temperature: float = Field(1.0, gt=0, description="sampling temperature")
     top_p: float = Field(0.9, gt=0, le=1, description="nucleus sampling: probability mass that is kept")
+    s2_position: Literal["true", "first"] = Field(
+        "true",
+        description="where decoding asks for a bar's fine token: at its true position, or as upstream, at the first",
+    )
+    tune_sampling: bool = Field(
+        False, description="choose temperature and top-p per ticker and model on the selection block"
+    )
+    recalibrate: bool = Field(
+        True, description="widen or narrow forecast intervals by what the newer half of the selection block shows"
+    )
+    calendars: list[str] = Field(
+        [],
+        description="exchange calendars for the times of forecast bars: XNYS for all tickers, AAPL=XNYS for one "
+        "(comma-separated); by default a ticker's own weekdays and times of day",
+    )
+
+    backtest_origins: int = Field(
+        0,
+        ge=0,
+        description="cutoffs per ticker of a walk-forward backtest, each a horizon after the one before; 0: none",
+    )
+    backtest_refit_every: int = Field(1, ge=1, description="cutoffs of the backtest that one training serves")
+    gate: Literal["strict", "lenient"] = Field(
+        "strict",
+        description="who becomes champion: strict, better than naive and than the base model; lenient, not worse",
+    )
+    refit_all: bool = Field(
+        False, description="train once more on all bars after the verdict, for forecasts; not itself measured"
+    )
 
     @field_validator("adapter_name")
     @classmethod

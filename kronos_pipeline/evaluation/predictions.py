@@ -1,0 +1,65 @@
+"""The one table that every number of an evaluation comes from: a row per ticker, cutoff, bar ahead and model.
+
+    unique_id  cutoff      ds          step  y      last   scale  model    mean   median  lo_80  hi_80 ...  crps  pit
+    AAPL       2024-03-01  2024-03-04  1     181.2  179.9  2.31   naive    179.9  179.9   -      -          1.3   -
+    AAPL       2024-03-01  2024-03-04  1     181.2  179.9  2.31   adapter  180.6  180.5   176.0  185.1      0.9   0.61
+
+Prices are in the file's unit. `step` counts bars after the cutoff from 1. `y` is the real close, `last` the close at the
+cutoff, `scale` the mean absolute change from one close to the next before any bar that is evaluated: what a scaled error is
+divided by. `mean` and `median` are those of the sampled paths' closes. `lo_80` and `hi_80` bound the central interval of 80
+percent, after recalibration; `raw_lo_80` and `raw_hi_80` before it. `crps` (price units) and `pit` (from 0 to 1) are those of
+the sampled paths. A forecast of points alone has no interval and no pit, and its crps is its absolute error.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from kronos_pipeline.errors import ArtifactError
+
+LEVELS = (50, 80, 90)
+"""Central intervals, in percent."""
+KEYS = ("unique_id", "cutoff", "ds", "step", "y", "last", "scale")
+"""The columns that all models of a bar share."""
+INTERVALS = tuple(f"{raw}{side}_{level}" for raw in ("", "raw_") for level in LEVELS for side in ("lo", "hi"))
+COLUMNS = (*KEYS, "model", "mean", "median", *INTERVALS, "crps", "pit")
+
+NAIVE, DRIFT, SEASONAL, RANDOM_WALK = "naive", "drift", "seasonal_naive", "random_walk"
+BASELINES = (NAIVE, DRIFT, SEASONAL, RANDOM_WALK)
+BASE, CHECKPOINT, ADAPTER = "base", "checkpoint", "adapter"
+MODELS = (*BASELINES, BASE, CHECKPOINT, ADAPTER)
+"""Every model that a table may hold, in the order in which tables and legends name them."""
+
+
+def models_of(predictions: pd.DataFrame) -> list[str]:
+    """The models that a table holds, in the order of `MODELS`."""
+    found = set(predictions["model"].unique())
+    return [model for model in MODELS if model in found]
+
+
+def check_predictions(predictions: pd.DataFrame) -> None:
+    """Check that a table has its columns, and one row per ticker, cutoff, bar and model.
+
+    Raises:
+        ArtifactError: it has not.
+    """
+    if missing := [column for column in COLUMNS if column not in predictions.columns]:
+        raise ArtifactError(f"The table of predictions has no column {', '.join(missing)}; evaluate again.")
+    keys = ["unique_id", "cutoff", "ds", "model"]
+    if len(twice := predictions[predictions.duplicated(keys)]):
+        first = twice.iloc[0]
+        raise ArtifactError(
+            f"The table of predictions has {first['unique_id']} at {first['ds']} from {first['cutoff']} twice, and "
+            f"{len(twice)} such rows in all; evaluate each ticker once."
+        )
+
+
+def point_table(predictions: pd.DataFrame) -> pd.DataFrame:
+    """One row per ticker and bar: `unique_id, ds, cutoff, y`, and the mean path's close of each model.
+
+    A ticker that a model does not forecast has NaN in its column.
+    """
+    keys = ["unique_id", "ds", "cutoff", "y"]
+    wide = predictions.pivot(index=keys, columns="model", values="mean").reset_index()
+    wide.columns.name = None
+    return wide[[*keys, *models_of(predictions)]]
