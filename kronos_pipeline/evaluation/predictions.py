@@ -4,11 +4,12 @@
     AAPL       2024-03-01  2024-03-04  1     181.2  179.9  2.31   naive    179.9  179.9   -      -          1.3   -
     AAPL       2024-03-01  2024-03-04  1     181.2  179.9  2.31   adapter  180.6  180.5   176.0  185.1      0.9   0.61
 
-Prices are in the file's unit. `step` counts bars after the cutoff from 1. `y` is the real close, `last` the close at the
-cutoff, `scale` the mean absolute change from one close to the next before any bar that is evaluated: what a scaled error is
-divided by. `mean` and `median` are those of the sampled paths' closes. `lo_80` and `hi_80` bound the central interval of 80
-percent, after recalibration; `raw_lo_80` and `raw_hi_80` before it. `crps` (price units) and `pit` (from 0 to 1) are those of
-the sampled paths. A forecast of points alone has no interval and no pit, and its crps is its absolute error.
+Prices are in the file's unit. `step` counts bars after the cutoff from 1. `y` is the real close, `last` the close at
+the cutoff, `scale` the mean absolute change from one close to the next before any bar that is evaluated: what a
+scaled error is divided by. `mean` and `median` are those of the sampled paths' closes. `lo_80` and `hi_80` bound the
+central interval of 80 percent, after recalibration; `raw_lo_80` and `raw_hi_80` before it. `crps` (price units) and
+`pit` (from 0 to 1) are those of the sampled paths. A forecast of points alone has no interval and no pit, and its
+crps is its absolute error.
 """
 
 from __future__ import annotations
@@ -60,6 +61,6 @@ def point_table(predictions: pd.DataFrame) -> pd.DataFrame:
     A ticker that a model does not forecast has NaN in its column.
     """
     keys = ["unique_id", "ds", "cutoff", "y"]
-    wide = predictions.pivot(index=keys, columns="model", values="mean").reset_index()
+    wide = predictions.pivot_table(index=keys, columns="model", values="mean").reset_index()
     wide.columns.name = None
     return wide[[*keys, *models_of(predictions)]]
