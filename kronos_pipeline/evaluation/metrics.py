@@ -1,79 +1,113 @@
-"""How far forecasts were from what came: MAE and RMSE in price units, MAPE in percent, per symbol and model."""
+"""How far forecasts were from what came, per symbol and model: errors in price units and scaled, and the intervals.
+
+A scaled error is divided by the mean absolute change from one close to the next before any bar that is evaluated, so
+that a stock of 3,000 dollars does not outweigh one of 3.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NotRequired, TypedDict
 
 import numpy as np
 import pandas as pd
 from utilsforecast import losses
 
-from kronos_pipeline.errors import ArtifactError
-from kronos_pipeline.evaluation.forecasts import KEYS
+from kronos_pipeline.evaluation.predictions import LEVELS, check_predictions
 
-METRICS = ("mae", "rmse", "mape")
-UNITS = {"mae": "price", "rmse": "price", "mape": "percent"}
-_IN_PERCENT = {"mae": 1.0, "rmse": 1.0, "mape": 100.0}  # utilsforecast returns MAPE as a fraction
+_INTERVALS = [(prefix, level) for prefix in ("", "raw_") for level in LEVELS]
+
+UNITS = {
+    "mae": "price",
+    "rmse": "price",
+    "mape": "percent",
+    "mase": "scaled",
+    "bias": "price",
+    "directional_accuracy": "percent",
+    "crps": "price",
+    "scaled_crps": "scaled",
+    **{f"{prefix}coverage_{level}": "percent" for prefix, level in _INTERVALS},
+    **{f"{prefix}width_{level}": "percent of the close" for prefix, level in _INTERVALS},
+}
+"""The unit of each metric; "scaled" is a multiple of the mean absolute change from one close to the next."""
+METRICS = tuple(UNITS)
+
+_OF_POINTS = ("mae", "rmse", "mape", "mase", "bias", "directional_accuracy")
+_SERIES = "series"
+_TOO_LARGE = "the errors are too large for a number"
+_NO_DIRECTION = "at no bar do the forecast and the close both differ from the close at the cutoff"
 
 
 class Scores(TypedDict):
-    """One model's errors on one symbol: `mae` and `rmse` in price units, `mape` in percent.
+    """One model's scores on one symbol, over all of its bars together; `UNITS` has the units.
 
-    A metric that cannot be computed is None, and `undefined` says why; the key is there only then.
+    mae, rmse, mape: of the mean path's close.
+    mase: the mean absolute error, scaled.
+    bias: the mean of forecast minus close; above 0 the forecasts are too high.
+    directional_accuracy: of the bars where the forecast and the close both differ from the close at the cutoff, those
+        where they lie on the same side of it.
+    crps, scaled_crps: of the sampled paths; for a forecast of points alone this is the absolute error.
+    coverage_80: the bars whose close lies within the central interval of 80 percent, which should be 80.
+    width_80: the interval's mean width, in percent of the close at the cutoff.
+    raw_coverage_80, raw_width_80: the same before recalibration.
+
+    A metric that cannot be computed is None, and `undefined` says why; that key is there only then.
     """
 
     mae: float | None
     rmse: float | None
     mape: float | None
+    mase: float | None
+    bias: float | None
+    directional_accuracy: float | None
+    crps: float | None
+    scaled_crps: float | None
+    coverage_50: float | None
+    coverage_80: float | None
+    coverage_90: float | None
+    raw_coverage_50: float | None
+    raw_coverage_80: float | None
+    raw_coverage_90: float | None
+    width_50: float | None
+    width_80: float | None
+    width_90: float | None
+    raw_width_50: float | None
+    raw_width_80: float | None
+    raw_width_90: float | None
     undefined: NotRequired[dict[str, str]]
 
 
-def model_columns(forecasts: pd.DataFrame) -> list[str]:
-    """The columns of a forecast table that are forecasts."""
-    return [str(column) for column in forecasts.columns if column not in KEYS]
-
-
-def score(forecasts: pd.DataFrame) -> dict[str, dict[str, Scores]]:
-    """Score each model on each symbol, over all of its evaluated holdout bars together, whatever their cutoff.
+def score(predictions: pd.DataFrame) -> dict[str, dict[str, Scores]]:
+    """Score each model on each symbol, over all of its evaluated bars together, whatever their cutoff.
 
     Args:
-        forecasts: a table as `forecast_holdout` makes it, of one symbol or of many.
+        predictions: the table of `predictions.py`, of one symbol or of many.
 
     Returns:
-        Scores by symbol and model. A model whose column is empty for a symbol has no entry there: where tables of
-        several symbols are put together, not every one has a checkpoint or an adapter.
+        Scores by symbol and model. A model that does not forecast a symbol has no entry there.
 
     Raises:
-        ArtifactError: a column is missing, or a symbol has two rows for one bar.
+        ArtifactError: a column is missing, or a symbol has two rows of a model for one bar and cutoff.
     """
-    check_forecasts(forecasts)
-    models = model_columns(forecasts)
-    # With a cutoff column utilsforecast would score each roll by itself.
-    table = forecasts.drop(columns="cutoff")
-    values = {
-        metric: getattr(losses, metric)(table, models=models, id_col="unique_id", target_col="y").set_index("unique_id")
-        for metric in METRICS
-    }
-    return {
-        str(symbol): {
-            model: _scores(
-                {metric: values[metric].loc[symbol, model] * _IN_PERCENT[metric] for metric in METRICS},
-                _reasons(rows["y"].to_numpy(np.float64), rows[model].to_numpy(np.float64)),
-            )
-            for model in models
-            if rows[model].notna().any()
-        }
-        for symbol, rows in table.groupby("unique_id", sort=True)
-    }
+    check_predictions(predictions)
+    rows = predictions.reset_index(drop=True)
+    rows[_SERIES] = rows.groupby(["unique_id", "model"], observed=True).ngroup()
+    values, reasons = _values(rows)[list(METRICS)].to_numpy(np.float64), _reasons(rows)
+    series = rows.drop_duplicates(_SERIES).sort_values(_SERIES)
+    scores: dict[str, dict[str, Scores]] = {}
+    for number, symbol, model in zip(series[_SERIES], series["unique_id"], series["model"], strict=True):
+        own = dict(zip(METRICS, values[number].tolist(), strict=True))
+        scores.setdefault(str(symbol), {})[str(model)] = _scores(own, reasons.get(number, {}))
+    return scores
 
 
 def undefined_scores(reason: str) -> Scores:
     """Scores of a model of which nothing can be said, and why."""
-    return {"mae": None, "rmse": None, "mape": None, "undefined": dict.fromkeys(METRICS, reason)}
+    return _scores({}, dict.fromkeys(METRICS, reason))
 
 
 def better(scores: Scores | None, rival: Scores | None) -> bool | None:
-    """Whether `scores` has the lower MAE; None where either has none. It says nothing of chance."""
+    """Whether `scores` has the lower MAE; None where either has none. It says nothing of chance, a verdict does."""
     if scores is None or rival is None or scores["mae"] is None or rival["mae"] is None:
         return None
     return scores["mae"] < rival["mae"]
@@ -81,49 +115,85 @@ def better(scores: Scores | None, rival: Scores | None) -> bool | None:
 
 def mean_scores(scores: list[Scores]) -> Scores:
     """The mean over symbols of each metric, every symbol weighing the same; None where it is None for any of them."""
-    means = {}
-    reasons = {}
+    means, reasons = {}, {}
     for metric in METRICS:
         values = [one[metric] for one in scores]  # type: ignore[literal-required]
         missing = sum(value is None for value in values)
-        means[metric] = None if missing or not values else float(np.mean(values))
-        if means[metric] is None:
+        if missing or not values:
             reasons[metric] = f"undefined for {missing} of {len(values)} symbols"
+        else:
+            means[metric] = float(np.mean(values))
     return _scores(means, reasons)
 
 
-def check_forecasts(forecasts: pd.DataFrame) -> None:
-    """Check that a table has the columns of a forecast table, and one row per symbol and bar.
+def _values(rows: pd.DataFrame) -> pd.DataFrame:
+    """Every metric, a row per series; where the input is not finite a value means nothing, see `_reasons`."""
+    plain = rows[[_SERIES, "y", "mean"]]
+    scaled = plain.assign(y=rows["y"] / rows["scale"], mean=rows["mean"] / rows["scale"])
+    forecast_move, move = (np.sign(rows[column] - rows["last"]) for column in ("mean", "y"))
+    same = (forecast_move == move).astype(float).where((forecast_move != 0) & (move != 0))
+    by_series = rows[_SERIES]
+    values = {
+        "mae": _loss(losses.mae, plain),
+        "rmse": _loss(losses.rmse, plain),
+        "mape": 100 * _loss(losses.mape, plain),  # utilsforecast returns a fraction
+        "mase": _loss(losses.mae, scaled),
+        "bias": _loss(losses.bias, plain),
+        "directional_accuracy": 100 * same.groupby(by_series).mean(),
+        "crps": rows["crps"].groupby(by_series).mean(),
+        "scaled_crps": (rows["crps"] / rows["scale"]).groupby(by_series).mean(),
+    }
+    for prefix, level in _INTERVALS:
+        low, high = rows[f"{prefix}lo_{level}"], rows[f"{prefix}hi_{level}"]
+        bounds = plain.assign(**{f"mean-lo-{level}": low, f"mean-hi-{level}": high})
+        values[f"{prefix}coverage_{level}"] = 100 * _loss(losses.coverage, bounds, level=level)
+        values[f"{prefix}width_{level}"] = 100 * ((high - low) / rows["last"].abs()).groupby(by_series).mean()
+    return pd.DataFrame(values)
 
-    Raises:
-        ArtifactError: it has not.
-    """
-    if missing := [column for column in KEYS if column not in forecasts.columns]:
-        raise ArtifactError(f"The forecast table has no column {', '.join(missing)}; evaluate again.")
-    if len(twice := forecasts[forecasts.duplicated(["unique_id", "ds"])]):
-        first = twice.iloc[0]
-        raise ArtifactError(
-            f"The forecast table has {first['unique_id']} at {first['ds']} twice, and {len(twice)} such rows in all; "
-            "evaluate each symbol once."
-        )
+
+def _loss(loss: Callable[..., pd.DataFrame], table: pd.DataFrame, **settings: int) -> pd.Series:
+    # The table has no cutoff column: with one, utilsforecast would score each cutoff by itself.
+    return loss(table, models=["mean"], id_col=_SERIES, target_col="y", **settings).set_index(_SERIES)["mean"]
 
 
-def _reasons(y: np.ndarray, forecast: np.ndarray) -> dict[str, str]:
-    """Why a metric has no value, by metric: utilsforecast leaves such bars out without a word."""
-    reasons = {}
-    if bad := int((~np.isfinite(y) | ~np.isfinite(forecast)).sum()):
-        reasons = dict.fromkeys(METRICS, f"no finite forecast or close at {bad} of {len(y)} bars")
-    elif zeros := int((y == 0).sum()):
-        reasons["mape"] = f"the close is 0 at {zeros} of {len(y)} bars"
+def _reasons(rows: pd.DataFrame) -> dict[int, dict[str, str]]:
+    """Why a metric has no value, by series and metric: pandas and utilsforecast leave such bars out without a word."""
+
+    def finite(*columns: str) -> np.ndarray:
+        return np.isfinite(rows[list(columns)].to_numpy(np.float64)).all(axis=1)
+
+    no_scale = ~(finite("scale") & (rows["scale"] > 0).to_numpy())
+    no_last = ~finite("last") | (rows["last"] == 0).to_numpy()
+    rules: list[tuple[tuple[str, ...], np.ndarray, str]] = [
+        (_OF_POINTS, ~finite("y", "mean"), "no finite forecast or close"),
+        (("mape",), (rows["y"] == 0).to_numpy(), "the close is 0"),
+        (("directional_accuracy",), ~finite("last"), "no finite close at the cutoff"),
+        (("crps", "scaled_crps"), ~finite("crps"), "no finite CRPS"),
+        (("mase", "scaled_crps"), no_scale, "no scale (the close never changed before the evaluation)"),
+    ]
+    for prefix, level in _INTERVALS:
+        bounds = finite("y", f"{prefix}lo_{level}", f"{prefix}hi_{level}")
+        coverage, width = f"{prefix}coverage_{level}", f"{prefix}width_{level}"
+        rules += [((coverage, width), ~bounds, "no interval"), ((width,), no_last, "the close at the cutoff is 0")]
+    series = rows[_SERIES].to_numpy()
+    bars = np.bincount(series)
+    reasons: dict[int, dict[str, str]] = {}
+    for metrics, bad, what in rules:
+        counts = np.bincount(series, weights=bad, minlength=len(bars)).astype(int)
+        for number in np.flatnonzero(counts):
+            text = f"{what} at {counts[number]} of {bars[number]} bars"
+            for metric in metrics:
+                reasons.setdefault(int(number), {}).setdefault(metric, text)
     return reasons
 
 
-def _scores(values: dict[str, float | None], reasons: dict[str, str]) -> Scores:
-    """Put values and reasons together; what is left without a finite value is one that overflowed."""
-    values = {metric: None if metric in reasons or value is None else float(value) for metric, value in values.items()}
-    overflown = {metric for metric, value in values.items() if value is not None and not np.isfinite(value)}
-    reasons = {**reasons, **dict.fromkeys(overflown, "the errors are too large for a number")}
-    scores = Scores(**{metric: None if metric in overflown else values[metric] for metric in METRICS})  # type: ignore[typeddict-item]
+def _scores(values: dict[str, float], reasons: dict[str, str]) -> Scores:
+    """Put values and reasons together; what is left without a finite value is one that overflowed or has no bar."""
+    reasons = dict(reasons)
+    for metric in METRICS:
+        if metric not in reasons and not np.isfinite(values[metric]):
+            reasons[metric] = _NO_DIRECTION if metric == "directional_accuracy" else _TOO_LARGE
+    scores = Scores(**{metric: None if metric in reasons else values[metric] for metric in METRICS})  # type: ignore[typeddict-item]
     if reasons:
         scores["undefined"] = reasons
     return scores
