@@ -84,6 +84,10 @@ class ArtifactLayout:
     def leaderboard(self) -> Path:
         return self.root / "metrics" / "leaderboard.json"
 
+    def backtest_evaluation(self, trained: str) -> Path:
+        """The backtest of all tickers together."""
+        return self.root / "backtest" / f"{_checked(trained)}.json"
+
     def backtest(self, trained: str, ticker: str) -> Path:
         """The predictions of a ticker's backtest; `trained` is "adapter" or "checkpoint"."""
         return self.root / "backtest" / _checked(trained) / f"{_checked(ticker)}.parquet"

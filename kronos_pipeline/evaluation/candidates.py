@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json
+from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, CHECKPOINT
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from kronos_pipeline.data.windows import WindowSet
     from kronos_pipeline.model.loading import KronosModel
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """A model that can be compared, and the folder where what belongs to it lies: how it is sampled, by ticker."""
+
+    model: KronosModel
+    folder: Path
+
+
 def load_candidates(
     layout: ArtifactLayout, base: KronosModel, windows: WindowSet, adapter_name: str | None
-) -> tuple[dict[str, KronosModel], list[str]]:
+) -> tuple[dict[str, Candidate], list[str]]:
     """Load what can be compared on a ticker's holdout.
 
     Args:
@@ -27,8 +36,8 @@ def load_candidates(
         adapter_name: the adapter that serves the ticker, or None for none.
 
     Returns:
-        Models by column of the forecast table, in the order base, checkpoint, adapter; and a sentence for each that
-        exists and is left out, saying why.
+        Candidates by model, in the order base, checkpoint, adapter; and a sentence for each that exists and is left
+        out, saying why.
 
     Raises:
         ModelError, ArtifactError: one that belongs here is damaged.
@@ -36,18 +45,18 @@ def load_candidates(
     from kronos_pipeline.model.loading import load_checkpoint  # imports torch
     from kronos_pipeline.model.lora import load_adapter
 
-    models, notes = {"base": base}, []
-    places = [("checkpoint", layout.best_checkpoint, load_checkpoint)]
+    found, notes = {BASE: Candidate(base, layout.base)}, []
+    places = [(CHECKPOINT, layout.best_checkpoint, load_checkpoint)]
     if adapter_name is not None:
-        places.append(("adapter", layout.adapter(adapter_name), load_adapter))
-    for column, folder, load in places:
+        places.append((ADAPTER, layout.adapter(adapter_name), load_adapter))
+    for name, folder, load in places:
         if not folder.is_dir():
             continue
         if reason := _unfit(folder, base, windows):
-            notes.append(f"{windows.ticker}: the {column} is left out: {reason}.")
+            notes.append(f"{windows.ticker}: the {name} is left out: {reason}.")
         else:
-            models[column] = load(folder, base)
-    return models, notes
+            found[name] = Candidate(load(folder, base), folder)
+    return found, notes
 
 
 def _unfit(folder: Path, base: KronosModel, windows: WindowSet) -> str | None:

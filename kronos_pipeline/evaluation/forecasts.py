@@ -1,4 +1,4 @@
-"""Rolling forecasts over a ticker's holdout: naive and every model side by side, one row per holdout bar.
+"""Forecasts from every cutoff of a ticker: the baselines and every model side by side, in one table of predictions.
 
     holdout bars   |----------------- n bars ------------------|
     roll 1      ...x = = = horizon = = =
@@ -6,117 +6,131 @@
     roll 3      ...........................................x = =      (cut at the last bar)
 
 `x` is a cutoff: the last bar that the roll's forecast may know. Each roll knows the real bars up to its cutoff, never
-an earlier roll's forecasts.
+an earlier roll's forecasts. All models get the same lookback bars, draw as many paths, and draw with the same seed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from kronos_pipeline.artifacts import text_hash
 from kronos_pipeline.data.bars import FEATURES
-from kronos_pipeline.errors import ModelError
+from kronos_pipeline.evaluation import baselines
+from kronos_pipeline.evaluation.distributions import describe
+from kronos_pipeline.evaluation.predictions import (
+    COLUMNS,
+    DRIFT,
+    INTERVALS,
+    LEVELS,
+    NAIVE,
+    RANDOM_WALK,
+    SEASONAL,
+)
+from kronos_pipeline.evaluation.rolls import Sampler, sample_rolls, sampling_seed
 
 if TYPE_CHECKING:
     from kronos_pipeline.config import Recipe
     from kronos_pipeline.data.windows import WindowSet
+    from kronos_pipeline.evaluation.sampling import Sampling
 
-NAIVE = "naive"
-KEYS = ("unique_id", "ds", "cutoff", "y")
-"""The columns of a forecast table that are not models; the names are Nixtla's."""
-
-Sampler = Callable[..., np.ndarray]
-"""Called as `model.decoding.sample_paths` is; returns (series, paths, horizon, features) in price units."""
+_CLOSE = FEATURES.index("close")
 
 
-def forecast_holdout(
-    windows: WindowSet, models: Mapping[str, Any], config: Recipe, *, sampler: Sampler | None = None
-) -> pd.DataFrame:
-    """Forecast every bar of a ticker's holdout by the naive forecast and by each model.
+@dataclass(frozen=True)
+class Forecasts:
+    """What was forecast of one ticker.
 
-    All cutoffs of the ticker go through a model in one batch, and every model draws with the same seed, so that a
-    difference between two columns is one between their models.
+    Attributes:
+        predictions: see `evaluation.predictions`.
+        mended: share of the sampled bars that were no valid candles before they were mended, by model.
+        notes: baselines that could not be had, and why.
+    """
+
+    predictions: pd.DataFrame
+    mended: dict[str, float]
+    notes: tuple[str, ...]
+
+
+def predict(
+    windows: WindowSet,
+    models: Mapping[str, Any],
+    samplings: Mapping[str, Sampling],
+    recipe: Recipe,
+    *,
+    sampler: Sampler | None = None,
+) -> Forecasts:
+    """Forecast every bar of a ticker's holdout by the baselines and by each model.
 
     Args:
         windows: the ticker's windows; its holdout rows are the rolls.
         models: a `KronosModel` by column name: "base", "checkpoint", "adapter".
-        config: horizon (bars), paths per forecast, temperature, top_p and seed.
+        samplings: how each of them is sampled and how its intervals are recalibrated.
+        recipe: horizon (bars), paths per forecast and seed.
         sampler: what draws the paths; by default `kronos_pipeline.model.decoding.sample_paths`.
-
-    Returns:
-        A row per evaluated holdout bar, by time: `unique_id`; `ds` and `cutoff`, timestamps in the file's own time;
-        `y`, the real close; `naive`, the close at the cutoff; and per model the close of its mean path. Prices are in
-        the file's unit.
 
     Raises:
         ModelError: a model's forecast is not finite.
     """
-    rolls = windows.of_split("holdout")
+    rows = windows.of_split("holdout")
+    origins, ends = rows["origin"].to_numpy(np.int64), rows["end"].to_numpy(np.int64)
+    known = windows.bars.frame["close"].to_numpy(np.float64)[origins[:, None] + np.arange(1 - windows.lookback, 1)]
+    horizon, seed = windows.horizon, sampling_seed(recipe.seed, windows.ticker)
+    truth = _truth(windows, origins, ends)
+    there = np.arange(horizon) < (ends - origins - 1)[:, None]  # (rolls, horizon): the last roll may be cut
+
+    def of_points(points: np.ndarray) -> dict[str, np.ndarray]:
+        point = points[there]
+        nothing = np.full(len(point), np.nan)
+        intervals = dict.fromkeys((*INTERVALS, "pit"), nothing)
+        return {"mean": point, "median": point, **intervals, "crps": np.abs(point - truth["y"].to_numpy())}
+
+    def of_paths(closes: np.ndarray, widths: np.ndarray) -> dict[str, np.ndarray]:
+        """From paths (rolls, paths, horizon) and widths (horizon, levels)."""
+        per_bar = closes.transpose(0, 2, 1)[there]  # (bars, paths)
+        return describe(per_bar, truth["y"].to_numpy(), np.broadcast_to(widths, (*there.shape, len(LEVELS)))[there])
+
+    week = baselines.week_length(windows.bars.frame["timestamps"].to_numpy()[: windows.holdout_start])
+    found = {NAIVE: of_points(np.repeat(known[:, -1:], horizon, axis=1))}
+    found[DRIFT] = of_points(baselines.drift(known, horizon))
+    notes = []
+    if week <= windows.lookback:
+        found[SEASONAL] = of_points(baselines.seasonal_naive(known, week, horizon))
+    else:
+        notes.append(
+            f"{windows.ticker}: there is no {SEASONAL} forecast, as its week of {week:,} bars is longer than the "
+            f"lookback of {windows.lookback}."
+        )
+    walks = baselines.random_walk_paths(known, recipe.eval_samples, horizon, seed)
+    found[RANDOM_WALK] = of_paths(walks, np.ones((horizon, len(LEVELS))))
+    mended = {}
+    for name, model in models.items():
+        sampling = samplings[name]
+        rolls = sample_rolls(windows, origins, ends, model, recipe, sampling, name=name, sampler=sampler)
+        widths = np.array([sampling.widths[level] for level in LEVELS], np.float64).T
+        found[name] = of_paths(rolls.values[..., _CLOSE], widths)
+        mended[name] = rolls.mended / rolls.bars
+    tables = [truth.assign(model=name, **columns) for name, columns in found.items()]
+    return Forecasts(pd.concat(tables, ignore_index=True)[list(COLUMNS)], mended, tuple(notes))
+
+
+def _truth(windows: WindowSet, origins: np.ndarray, ends: np.ndarray) -> pd.DataFrame:
+    """The columns that all models share, a row per roll and bar ahead."""
     frame = windows.bars.frame
     close, stamps = frame["close"].to_numpy(np.float64), frame["timestamps"].to_numpy()
-    origins, ends = rolls["origin"].to_numpy(np.int64), rolls["end"].to_numpy(np.int64)
-    lengths = ends - origins - 1
     targets = np.concatenate([np.arange(origin + 1, end) for origin, end in zip(origins, ends, strict=True)])
-    cutoffs = np.repeat(origins, lengths)
-    table = pd.DataFrame(
+    cutoffs = np.repeat(origins, ends - origins - 1)
+    return pd.DataFrame(
         {
             "unique_id": windows.ticker,
-            "ds": stamps[targets],
             "cutoff": stamps[cutoffs],
+            "ds": stamps[targets],
+            "step": (targets - cutoffs).astype(np.int32),
             "y": close[targets],
-            NAIVE: close[cutoffs],
+            "last": close[cutoffs],
+            "scale": float(np.abs(np.diff(close[: windows.holdout_start])).mean()),
         }
     )
-    inputs = _inputs(windows, origins, ends, config.horizon)
-    for name, model in models.items():
-        paths = (sampler or _default_sampler())(
-            model,
-            *inputs,
-            paths=config.eval_samples,
-            temperature=config.temperature,
-            top_p=config.top_p,
-            seed=sampling_seed(config.seed, windows.ticker),
-        )
-        closes = np.asarray(paths, np.float64)[..., FEATURES.index("close")].mean(axis=1)  # (rolls, horizon)
-        table[name] = np.concatenate([row[:length] for row, length in zip(closes, lengths, strict=True)])
-        _check_finite(table, name)
-    return table
-
-
-def sampling_seed(seed: int, ticker: str) -> int:
-    """The seed of a ticker's paths, below 2**32: the same for every model, and in every process (`hash` is not)."""
-    return int(text_hash(str(seed), ticker)[:8], 16)
-
-
-def _inputs(
-    windows: WindowSet, origins: np.ndarray, ends: np.ndarray, horizon: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The rolls' lookback bars (rolls, lookback, 6), their stamps (.., 5), and the stamps ahead (rolls, horizon, 5).
-
-    The stamps ahead are the holdout's own, as the calendar is known in advance. Where the last roll is cut they repeat
-    the last one: a forecast never looks at later stamps, and the bars beyond the cut are dropped.
-    """
-    values = windows.bars.frame[list(FEATURES)].to_numpy(np.float64)
-    past = origins[:, None] + np.arange(1 - windows.lookback, 1)
-    ahead = np.minimum(origins[:, None] + np.arange(1, horizon + 1), ends[:, None] - 1)
-    return values[past], windows.stamps[past], windows.stamps[ahead]
-
-
-def _check_finite(table: pd.DataFrame, name: str) -> None:
-    bad = int((~np.isfinite(table[name])).sum())
-    if bad:
-        ticker = table["unique_id"].iloc[0]
-        raise ModelError(
-            f"The {name} model's forecast of {ticker} is not a finite number for {bad} of {len(table)} holdout bars; "
-            "train it again with a lower --learning-rate, or with --precision fp32."
-        )
-
-
-def _default_sampler() -> Sampler:
-    from kronos_pipeline.model.decoding import sample_paths  # imports torch
-
-    return sample_paths

@@ -1,17 +1,20 @@
-"""One ticker's holdout, from its windows to scores, a table and a picture: what the command and the assets share."""
+"""One ticker's holdout, from its windows to scores, tables and pictures: what the command and the assets share."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from kronos_pipeline.artifacts import ArtifactLayout
-from kronos_pipeline.evaluation.candidates import load_candidates
-from kronos_pipeline.evaluation.forecasts import forecast_holdout
-from kronos_pipeline.evaluation.plots import save_forecast_plot
+from kronos_pipeline.evaluation.candidates import Candidate, load_candidates
+from kronos_pipeline.evaluation.forecasts import Forecasts, predict
+from kronos_pipeline.evaluation.plots import save_plots
+from kronos_pipeline.evaluation.predictions import ADAPTER, CHECKPOINT
 from kronos_pipeline.evaluation.report import evaluation_manifest, save_ticker_evaluation
+from kronos_pipeline.evaluation.sampling import Sampling, fit_sampling, load_sampling, save_sampling
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,17 +29,17 @@ class HoldoutResult:
     """What one ticker's evaluation made.
 
     Attributes:
-        forecasts: a row per holdout bar, see `forecast_holdout`.
+        predictions: a row per holdout bar and model, see `evaluation.predictions`.
         evaluation: as `build_evaluation` makes it, of this ticker alone; what `metrics/<T>.json` holds.
         manifest: what made the forecasts.
-        plot: the picture, `plots/<T>.png`.
+        plots: the pictures by kind: "holdout", "fan", "steps", "reliability".
         notes: models that exist and were left out, and why.
     """
 
-    forecasts: pd.DataFrame
+    predictions: pd.DataFrame
     evaluation: dict[str, Any]
     manifest: dict[str, Any]
-    plot: Path
+    plots: dict[str, Path]
     notes: list[str]
 
 
@@ -49,8 +52,11 @@ def evaluate_ticker(
     trained: str | None = None,
     adapter_name: str | None = None,
     mlflow_run: str | None = None,
+    tickers_tested: int = 1,
 ) -> HoldoutResult:
-    """Forecast a ticker's holdout with every model that fits it, and score it: `metrics/<T>.*` and `plots/<T>.png`.
+    """Forecast a ticker's holdout with every model that fits it, and score it: `metrics/<T>.*` and `plots/<T>*`.
+
+    How each model is sampled is fitted on the selection block the first time, and kept beside its weights.
 
     Args:
         layout: where artifacts lie.
@@ -61,15 +67,38 @@ def evaluate_ticker(
             one.
         adapter_name: the adapter that serves the ticker; by default the one of the ticker's name.
         mlflow_run: id of the MLflow run that trained it.
+        tickers_tested: tickers that are evaluated together, for which the verdicts are corrected.
 
     Raises:
         ModelError, ArtifactError: a model that belongs here is damaged, forecasts no number, or nothing can be written.
     """
-    models, notes = load_candidates(layout, base, windows, adapter_name or windows.ticker)
-    trained = trained or ("adapter" if "adapter" in models else "checkpoint")
-    forecasts = forecast_holdout(windows, models, recipe)
+    candidates, notes = load_candidates(layout, base, windows, adapter_name or windows.ticker)
+    trained = trained or (ADAPTER if ADAPTER in candidates else CHECKPOINT)
+    samplings = {name: sampling_of(one, windows, recipe) for name, one in candidates.items()}
+    models = {name: one.model for name, one in candidates.items()}
+    forecasts = predict(windows, models, samplings, recipe)
     runs = {windows.ticker: mlflow_run} if mlflow_run else {}
-    manifest = evaluation_manifest([windows], recipe, base.source, str(base.device), runs)
-    evaluation = save_ticker_evaluation(layout, forecasts, trained, manifest)
-    plot = save_forecast_plot(layout, windows, forecasts, base.source.label)
-    return HoldoutResult(forecasts, evaluation, manifest, plot, notes)
+    manifest = evaluation_manifest([windows], recipe, base.source, str(base.device), runs) | how_sampled(
+        windows.ticker, samplings, forecasts
+    )
+    evaluation = save_ticker_evaluation(layout, forecasts.predictions, trained, manifest, tickers_tested)
+    plots = save_plots(layout, windows.bars.frame, forecasts.predictions, trained, evaluation["warnings"])
+    return HoldoutResult(forecasts.predictions, evaluation, manifest, plots, [*notes, *forecasts.notes])
+
+
+def sampling_of(candidate: Candidate, windows: WindowSet, recipe: Recipe) -> Sampling:
+    """How a model is sampled for a ticker: as it was fitted on these windows before, or fitted now and kept."""
+    known = load_sampling(candidate.folder, windows, candidate.model, recipe)
+    if known is not None:
+        return known
+    fitted = fit_sampling(windows, candidate.model, recipe)
+    save_sampling(candidate.folder, windows, fitted, recipe)
+    return fitted
+
+
+def how_sampled(ticker: str, samplings: Mapping[str, Sampling], forecasts: Forecasts) -> dict[str, Any]:
+    """Entries of a manifest: how each model was sampled, and the share of its bars that were mended, by ticker."""
+    return {
+        "sampling": {ticker: {name: one.summary() for name, one in samplings.items()}},
+        "mended": {ticker: forecasts.mended},
+    }

@@ -1,4 +1,8 @@
-"""`evaluation.json` and `forecasts.parquet`: the scores of the model that a run trained, beside naive and the base."""
+"""`metrics/` and `backtest/`: predictions as parquet, and beside them the scores and verdicts that follow from them.
+
+Every number of a `.json` here can be recomputed from the `.parquet` of predictions beside it, and the errors of the
+mean path from `forecasts.parquet` alone.
+"""
 
 from __future__ import annotations
 
@@ -17,30 +21,22 @@ from kronos_pipeline.artifacts import (
     write_json,
     write_parquet,
 )
+from kronos_pipeline.data.windows import TOO_MANY_CUTOFFS
 from kronos_pipeline.errors import ArtifactError
-from kronos_pipeline.evaluation.forecasts import NAIVE
-from kronos_pipeline.evaluation.metrics import METRICS, UNITS, Scores, better, mean_scores, score, undefined_scores
-from kronos_pipeline.evaluation.tables import evaluation_markdown, evaluation_table
+from kronos_pipeline.evaluation.contamination import contamination
+from kronos_pipeline.evaluation.correlation import information_coefficient
+from kronos_pipeline.evaluation.metrics import METRICS, UNITS, Scores, mean_scores, score, undefined_scores
+from kronos_pipeline.evaluation.predictions import BASE, BASELINES, NAIVE, check_predictions, models_of, point_table
+from kronos_pipeline.evaluation.verdicts import Verdicts, judge
 
 if TYPE_CHECKING:
     from kronos_pipeline.base_models import BaseModelSource
     from kronos_pipeline.config import Recipe
     from kronos_pipeline.data.windows import WindowSet
 
-__all__ = [
-    "build_evaluation",
-    "evaluation_manifest",
-    "evaluation_markdown",
-    "evaluation_table",
-    "load_ticker_forecasts",
-    "merge_manifests",
-    "save_evaluation",
-    "save_ticker_evaluation",
-]
-
-BASE = "base"
-_LEFT_OUT = "cutoffs above --max-cutoffs"
-_PER_TICKER = ("data", "cutoffs_left_out", "mlflow_runs")
+RIVALS = (NAIVE, BASE)
+"""What a model is judged against."""
+_PER_TICKER = ("data", "cutoffs_left_out", "contamination", "mlflow_runs", "sampling", "mended", "folds")
 
 
 def evaluation_manifest(
@@ -59,9 +55,13 @@ def evaluation_manifest(
         device: where the forecasts were made, such as "cpu".
         mlflow_runs: the id of the MLflow run that trained each ticker's model, by ticker.
     """
+    suspicions = {
+        one.ticker: contamination(base, one.bars.frame["timestamps"].iloc[one.holdout_start]) for one in windows
+    }
     return {
         "data": {one.ticker: one.bars.content_hash for one in windows},
-        "cutoffs_left_out": {one.ticker: int(one.excluded.get(_LEFT_OUT, 0)) for one in windows},
+        "cutoffs_left_out": {one.ticker: int(one.excluded.get(TOO_MANY_CUTOFFS, 0)) for one in windows},
+        "contamination": {ticker: text for ticker, text in suspicions.items() if text},
         "base_model": {
             "name": base.name,
             "label": base.label,
@@ -85,12 +85,12 @@ def merge_manifests(manifests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     An entry that is the same in all stays as it is; of one that is not, "differing" lists the distinct values.
     """
-    merged: dict[str, Any] = {key: {} for key in _PER_TICKER}
+    merged: dict[str, Any] = {}
     differing: dict[str, list[Any]] = {}
     for manifest in manifests:
         for key, value in manifest.items():
             if key in _PER_TICKER:
-                merged[key].update(value)
+                merged.setdefault(key, {}).update(value)
             elif key in differing:
                 differing[key] += [] if value in differing[key] else [value]
             elif merged.setdefault(key, value) != value:
@@ -99,42 +99,53 @@ def merge_manifests(manifests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def build_evaluation(
-    forecasts: pd.DataFrame, trained: str, skipped: Sequence[Mapping[str, str]], manifest: Mapping[str, Any]
+    predictions: pd.DataFrame,
+    trained: str,
+    skipped: Sequence[Mapping[str, str]],
+    manifest: Mapping[str, Any],
+    tickers_tested: int | None = None,
 ) -> dict[str, Any]:
-    """Score forecasts, and put together what `evaluation.json` holds.
+    """Score predictions, reach verdicts, and put together what `evaluation.json` holds.
 
-    `aggregate` is the mean over symbols of each symbol's metric, every symbol weighing the same; its MAE and RMSE mix
-    prices of different size, its MAPE does not. The plain `mae`, `rmse` and `mape` are those of the trained model. A
-    metric that is undefined is null, and `undefined` beside it says why. `beats_naive` and `beats_base` compare two
-    MAEs (null where there is none) and say nothing of chance.
+    `aggregate` is the mean over symbols of each symbol's metric, every symbol weighing the same; its errors in price
+    units mix prices of different size, its scaled ones and those in percent do not. The plain metrics are those of the
+    trained model. A metric that is undefined is null, and `undefined` beside it says why. `verdicts` has an entry for
+    each model and rival: those of a symbol, and in `aggregate` the one over all.
 
     Args:
-        forecasts: a table as `forecast_holdout` makes it, of one symbol or more.
-        trained: the column of the model that this run trained, "adapter" or "checkpoint".
+        predictions: of one symbol or more.
+        trained: the model that this run trained, "adapter" or "checkpoint".
         skipped: {"symbol", "reason"} of each symbol that has no forecast.
         manifest: as `evaluation_manifest` makes it.
+        tickers_tested: symbols that verdicts are corrected for; by default those of the table.
 
     Raises:
-        ArtifactError: there is no symbol at all, or the table is not a forecast table.
+        ArtifactError: there is no symbol at all, or the table is not one of predictions.
     """
-    if forecasts.empty:
+    if predictions.empty:
         raise ArtifactError("No symbol was evaluated, so there are no metrics; mend what each was skipped for.")
-    scores = score(forecasts)
-    left_out = manifest.get("cutoffs_left_out", {})
+    check_predictions(predictions)
+    scores = score(predictions)
+    judged = {
+        model: judge(predictions, model, rivals=RIVALS, tickers_tested=tickers_tested)
+        for model in models_of(predictions)
+        if model not in BASELINES
+    }
     per_symbol = [
-        _symbol_entry(str(symbol), rows, scores[str(symbol)], trained, int(left_out.get(symbol, 0)))
-        for symbol, rows in forecasts.groupby("unique_id", sort=True)
+        _symbol_entry(str(symbol), rows, scores[str(symbol)], trained, judged, manifest)
+        for symbol, rows in predictions.groupby("unique_id", sort=True)
     ]
     bases = manifest.get("differing", {}).get("base_model") or [manifest["base_model"]]
     return {
         "model": trained,
         "base_model": " / ".join(base["label"] for base in bases),
         "demo": any(base["demo"] for base in bases),
+        "warnings": _warnings(manifest.get("contamination", {})),
         "units": UNITS,
-        "aggregate": _aggregate(per_symbol, trained),
+        "aggregate": _aggregate(predictions, per_symbol, trained, judged),
         "per_symbol": per_symbol,
         "skipped": [dict(one) for one in skipped],
-        "holdout": _span(forecasts),
+        "holdout": _span(predictions),
         "device": manifest.get("device"),
         "seed": manifest.get("seed"),
         "samples": manifest.get("samples"),
@@ -144,82 +155,117 @@ def build_evaluation(
 
 def save_evaluation(
     layout: ArtifactLayout,
-    forecasts: pd.DataFrame,
+    predictions: pd.DataFrame,
     trained: str,
     skipped: Sequence[Mapping[str, str]],
     manifest: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write `metrics/forecasts.parquet` and `metrics/evaluation.json`; return the latter, see `build_evaluation`."""
-    return _save(layout.forecasts, layout.evaluation, forecasts, trained, skipped, manifest)
+    """Write `metrics/predictions.parquet`, `forecasts.parquet` and `evaluation.json`; return the latter."""
+    evaluation = build_evaluation(predictions, trained, skipped, manifest)
+    write_parquet(layout.forecasts, point_table(predictions), dict(manifest))
+    return save_report(layout.evaluation, layout.predictions, evaluation, predictions, also=[layout.forecasts])
 
 
 def save_ticker_evaluation(
-    layout: ArtifactLayout, forecasts: pd.DataFrame, trained: str, manifest: Mapping[str, Any]
+    layout: ArtifactLayout,
+    predictions: pd.DataFrame,
+    trained: str,
+    manifest: Mapping[str, Any],
+    tickers_tested: int | None = None,
 ) -> dict[str, Any]:
     """Write one ticker's `metrics/<T>.parquet` and `metrics/<T>.json`, in the same form; return the latter."""
-    if len(symbols := forecasts["unique_id"].unique()) != 1:
+    if len(symbols := predictions["unique_id"].unique()) != 1:
         raise ArtifactError(f"One symbol's forecasts were expected, not those of {len(symbols)}; evaluate one by one.")
     ticker = str(symbols[0])
-    return _save(layout.ticker_forecasts(ticker), layout.ticker_metrics(ticker), forecasts, trained, [], manifest)
+    evaluation = build_evaluation(predictions, trained, [], manifest, tickers_tested)
+    return save_report(layout.ticker_metrics(ticker), layout.ticker_forecasts(ticker), evaluation, predictions)
 
 
-def load_ticker_forecasts(layout: ArtifactLayout, tickers: Sequence[str]) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Put the forecasts of several tickers' `metrics/<T>.parquet` together, and their manifests.
-
-    Raises:
-        ArtifactError: a ticker has none, it is damaged, or no ticker is given.
-    """
-    if not tickers:
-        raise ArtifactError("No symbol has holdout metrics yet; evaluate one first.")
-    tables, manifests = zip(*(read_parquet(layout.ticker_forecasts(ticker)) for ticker in tickers), strict=True)
-    return pd.concat(tables, ignore_index=True), merge_manifests(manifests)
-
-
-def _save(
-    forecasts_path: Path,
-    evaluation_path: Path,
-    forecasts: pd.DataFrame,
-    trained: str,
-    skipped: Sequence[Mapping[str, str]],
-    manifest: Mapping[str, Any],
+def save_report(
+    path: Path,
+    predictions_path: Path,
+    evaluation: dict[str, Any],
+    predictions: pd.DataFrame,
+    also: Sequence[Path] = (),
 ) -> dict[str, Any]:
-    evaluation = build_evaluation(forecasts, trained, skipped, manifest)
-    write_parquet(forecasts_path, forecasts, dict(manifest))
-    # Two files cannot be replaced as one; the hash tells a reader whether these numbers are of the forecasts beside.
-    evaluation["files"] = {forecasts_path.name: file_hash(forecasts_path)}
-    write_json(evaluation_path, evaluation)
+    """Write predictions and the evaluation that follows from them; return the latter, with the files' hashes."""
+    write_parquet(predictions_path, predictions, evaluation["manifest"])
+    # Two files cannot be replaced as one; the hashes tell a reader whether these numbers are of the tables beside.
+    evaluation = {**evaluation, "files": {file.name: file_hash(file) for file in (predictions_path, *also)}}
+    write_json(path, evaluation)
     return evaluation
 
 
+def load_predictions(paths: Sequence[Path]) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Put the predictions of several tickers together, and their manifests.
+
+    Raises:
+        ArtifactError: a file is missing or damaged, or none is given.
+    """
+    if not paths:
+        raise ArtifactError("No symbol has been evaluated yet; evaluate one first.")
+    tables, manifests = zip(*(read_parquet(path) for path in paths), strict=True)
+    return pd.concat(tables, ignore_index=True), merge_manifests(manifests)
+
+
 def _symbol_entry(
-    symbol: str, rows: pd.DataFrame, models: Mapping[str, Scores], trained: str, left_out: int
+    symbol: str,
+    rows: pd.DataFrame,
+    models: Mapping[str, Scores],
+    trained: str,
+    judged: Mapping[str, Verdicts],
+    manifest: Mapping[str, Any],
 ) -> dict[str, Any]:
     own = models.get(trained) or undefined_scores(f"no forecast of the {trained} model")
+    verdicts = {model: found.per_symbol[symbol] for model, found in judged.items() if symbol in found.per_symbol}
     return {
         "symbol": symbol,
         **own,
-        "beats_naive": better(own, models.get(NAIVE)),
-        "beats_base": better(own, models.get(BASE)),
-        "bars": len(rows),
+        "bars": len(rows[["ds", "cutoff"]].drop_duplicates()),
         "cutoffs": int(rows["cutoff"].nunique()),
-        "cutoffs_left_out": left_out,
+        "cutoffs_left_out": int(manifest.get("cutoffs_left_out", {}).get(symbol, 0)),
         "holdout": _span(rows),
+        "contamination": manifest.get("contamination", {}).get(symbol),
         "models": {**models, trained: own},
+        "verdicts": {model: _as_dicts(found) for model, found in verdicts.items() if found},
+        "sampling": manifest.get("sampling", {}).get(symbol, {}),
+        "mended": manifest.get("mended", {}).get(symbol, {}),
     }
 
 
-def _aggregate(per_symbol: Sequence[Mapping[str, Any]], trained: str) -> dict[str, Any]:
+def _aggregate(
+    predictions: pd.DataFrame, per_symbol: Sequence[Mapping[str, Any]], trained: str, judged: Mapping[str, Verdicts]
+) -> dict[str, Any]:
     names = list(dict.fromkeys(name for entry in per_symbol for name in entry["models"]))
     scores = {name: [entry["models"][name] for entry in per_symbol if name in entry["models"]] for name in names}
-    means = {name: {**mean_scores(scores[name]), "symbols": len(scores[name])} for name in names}
+    present = models_of(predictions)
+    means = {
+        name: {
+            **mean_scores(scores[name]),
+            "symbols": len(scores[name]),
+            **(information_coefficient(predictions, name).as_dict() if name in present else {}),
+        }
+        for name in names
+    }
     return {
         "symbols_evaluated": len(per_symbol),
         **{key: value for key, value in means[trained].items() if key in (*METRICS, "undefined")},
-        "symbols_beating_naive": sum(entry["beats_naive"] is True for entry in per_symbol),
-        "symbols_beating_base": sum(entry["beats_base"] is True for entry in per_symbol),
         **{key: sum(entry[key] for entry in per_symbol) for key in ("bars", "cutoffs", "cutoffs_left_out")},
         "models": means,
+        "verdicts": {model: _as_dicts(found.overall) for model, found in judged.items() if found.overall},
     }
+
+
+def _as_dicts(comparisons: Mapping[str, Any]) -> dict[str, Any]:
+    return {rival: one.as_dict() for rival, one in comparisons.items()}
+
+
+def _warnings(suspicions: Mapping[str, str]) -> list[str]:
+    """Each sentence once, with the tickers that it is about."""
+    tickers: dict[str, list[str]] = {}
+    for ticker, sentence in sorted(suspicions.items()):
+        tickers.setdefault(sentence, []).append(ticker)
+    return [f"{', '.join(names)}: {sentence}" for sentence, names in tickers.items()]
 
 
 def _span(rows: pd.DataFrame) -> dict[str, str]:
