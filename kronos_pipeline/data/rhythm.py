@@ -24,7 +24,7 @@ _REGULAR_DAYS = 0.2
 _FEW_DATES = 5
 """In fewer dates a pause that returns cannot be told from a hole, so within a day each slot without a bar is one."""
 _REGULAR_WEEKS = 0.5
-"""A weekday is regular where that share of the weeks has it."""
+"""A weekday is regular where bars have that share of its dates."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,10 @@ def find_rhythm(stamps: StampArray) -> Rhythm:
     interval = int(differences[counts.argmax()])
     days = times // _DAY
     dates = np.unique(days)
-    weeks = len(np.unique((dates + 3) // 7))  # 1970-01-01 was a Thursday
-    days_per_weekday = np.bincount((dates + 3) % 7, minlength=7)
-    weekdays = days_per_weekday >= _REGULAR_WEEKS * weeks
+    days_per_weekday = np.bincount((dates + 3) % 7, minlength=7)  # 1970-01-01 was a Thursday
+    # Of each weekday the dates between the first bar and the last: a short file's weeks are not whole.
+    chances = np.bincount((np.arange(dates[0], dates[-1] + 1) + 3) % 7, minlength=7)
+    weekdays = days_per_weekday >= np.maximum(_REGULAR_WEEKS * chances, 1)
     slots = int(max(-(-_DAY // interval), 1))
     slot_of = (times % _DAY) // interval if slots > 1 else np.zeros(len(times), np.int64)
     # A bar per slot and date, as bars may be denser than the interval here and there.
