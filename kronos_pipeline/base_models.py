@@ -1,4 +1,4 @@
-"""The base models that the project knows: names, Hub repositories, pinned revisions, context lengths.
+"""The base models that the project knows: names, Hub repositories, pinned revisions, context lengths, pre-training.
 
 No torch here: the data layer needs a model's context to cut windows. `kronos_pipeline.model` loads what is named here.
 """
@@ -9,7 +9,9 @@ import json
 import os
 import re
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from kronos_pipeline.errors import ModelError
 
@@ -37,8 +39,21 @@ class WeightsSource:
 
 
 @dataclass(frozen=True)
+class Pretraining:
+    """What is known of the bars that a base model has learned from.
+
+    Attributes:
+        told: what it has learned from, to be read after the model's name.
+        unseen_from: no bar from this time on, a file's own, is among them; None where no bar of a market is.
+    """
+
+    told: str
+    unseen_from: datetime | None
+
+
+@dataclass(frozen=True)
 class BaseModelSource:
-    """A base model before it is loaded: its two sets of weights and its context.
+    """A base model before it is loaded: its two sets of weights, its context, and what it has seen.
 
     Attributes:
         name: what tables, manifests and plots call it.
@@ -46,6 +61,7 @@ class BaseModelSource:
         tokenizer: where the tokenizer's weights come from.
         context: the number of bars that the predictor attends to.
         demo: True for the embedded demo model, which is no forecaster of real markets.
+        pretraining: what it has learned from; None where nobody says.
     """
 
     name: str
@@ -53,11 +69,30 @@ class BaseModelSource:
     tokenizer: WeightsSource
     context: int
     demo: bool = False
+    pretraining: Pretraining | None = None
 
     @property
     def label(self) -> str:
         """The name for tables and plots, which says so where it is the embedded demo model."""
         return f"{self.name} (embedded demo model)" if self.demo else self.name
+
+    def contamination(self, first_holdout: datetime) -> str | None:
+        """What to say of a holdout that the model may have met in its pre-training, or None where it has not.
+
+        Every table, plot, manifest and tag of numbers on such a holdout carries this sentence.
+
+        Args:
+            first_holdout: time of the holdout's first bar, in the file's own local time.
+        """
+        if self.pretraining is None:
+            return f"not known to be unseen in pre-training: nobody says which bars {self.name} has learned from"
+        clean = self.pretraining.unseen_from
+        if clean is None or first_holdout >= clean:
+            return None
+        return (
+            f"may have been seen in pre-training: {self.name} {self.pretraining.told}, and the holdout begins on "
+            f"{first_holdout:%Y-%m-%d}"
+        )
 
 
 _TOKENIZERS = {
@@ -75,6 +110,16 @@ _PARTNERS = {
     "NeoQuasar/Kronos-base": ("NeoQuasar/Kronos-Tokenizer-base", DEFAULT_CONTEXT),
 }
 """Each predictor's tokenizer and context in bars."""
+_SHAPE = ("s1_bits", "s2_bits", "n_layers", "d_model", "n_heads", "ff_dim")
+_SHAPES = {
+    "NeoQuasar/Kronos-mini": [10, 10, 4, 256, 4, 512],
+    "NeoQuasar/Kronos-small": [10, 10, 8, 512, 8, 1024],
+    "NeoQuasar/Kronos-base": [10, 10, 12, 832, 16, 2048],
+}
+"""What each published predictor's config.json says; a local folder of that shape is a copy of it, or a fine-tune."""
+_PUBLISHED = Pretraining("has learned from market bars up to May 2024", datetime(2024, 6, 1))
+"""Trained on bars up to February 2024, validated on March to May 2024: their author, upstream issue 204."""
+_SIMULATED = Pretraining("has learned from simulated bars alone", None)
 _PINNED = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
 
 
@@ -101,12 +146,14 @@ def find_base_model(model_name: str, tokenizer_name: str | None = None) -> BaseM
     else:
         predictor = _on_hub(model_name, _PREDICTORS)
         tokenizer, context = _PARTNERS.get(predictor.repository or "", (tokenizer, context))
+    published = _PUBLISHED if predictor.repository in _PREDICTORS else None
     return BaseModelSource(
         name=predictor.name,
         predictor=predictor,
         tokenizer=_tokenizer(tokenizer_name or tokenizer),
         context=context,
         demo=demo,
+        pretraining=_local_pretraining(predictor.folder) if predictor.folder else published,
     )
 
 
@@ -145,3 +192,33 @@ def _local_context(folder: Path) -> int:
         return int(json.loads(manifest.read_text(encoding="utf-8"))["context"])
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{manifest}: no readable entry 'context' (bars); repair the file or remove it.") from error
+
+
+def _local_pretraining(folder: Path) -> Pretraining | None:
+    """What a predictor in a local folder has learned from: as its manifest says, else as its shape does."""
+    manifest, config = _read(folder / "manifest.json"), _read(folder / "config.json")
+    if str(manifest.get("data")).startswith("kronos_pipeline.data.simulate"):  # `kronos pretrain` made it
+        return _SIMULATED
+    base = _SIMULATED if manifest.get("demo") else None
+    for published, shape in _SHAPES.items():
+        if [config.get(name) for name in _SHAPE] == shape:
+            base = Pretraining(f"has the shape of {published}, which {_PUBLISHED.told}", _PUBLISHED.unseen_from)
+    if base is None or "seen_until" not in manifest:
+        return base
+    # It is a checkpoint of this project's, and has learned from bars that its own base has not.
+    try:
+        last = max(datetime.fromisoformat(time) for time in manifest["seen_until"].values())
+    except (AttributeError, TypeError, ValueError):
+        return None
+    if base.unseen_from and last < base.unseen_from:
+        return base
+    return Pretraining(f"was fine-tuned on bars up to {last:%Y-%m-%d}", last + timedelta(microseconds=1))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object, empty where there is none to read: whoever needs the file itself says what is wrong with it."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from pydantic import BaseModel
 
-from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout
+from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json
 from kronos_pipeline.tracking.store import (
     TrackingError,
     find_store,
@@ -167,6 +167,8 @@ class TrackedRun:
     def finish(self, summary: Mapping[str, Any], history: pd.DataFrame, folder: Path | None = None) -> None:
         """Add what a training left: its summary, its history as CSV and as a plot, and its manifest.
 
+        Where the manifest says that the base model may have seen the holdout, the tag `contamination` says it too.
+
         Args:
             summary: `TrainingResult.summary`; numbers become metrics `training/...`, texts tags.
             history: `TrainingResult.history`.
@@ -190,6 +192,8 @@ class TrackedRun:
                 self._client.set_tag(self.run_id, f"training.{key}", text)
             if folder is not None and (folder / MANIFEST).is_file():
                 self._client.log_artifact(self.run_id, str(folder / MANIFEST))
+                if mark := read_json(folder / MANIFEST).get("contamination"):
+                    self._client.set_tag(self.run_id, "contamination", mark)
 
     def log_params(self, config: BaseModel) -> None:
         """Record each setting as a parameter; lists are joined with commas."""

@@ -103,7 +103,7 @@ def training_manifest(
     """What made an artifact, the training's own numbers aside.
 
     `seen_until` is the time of the last bar of each ticker that training may have read: an evaluation on bars before it
-    would not be one on unseen days.
+    would not be one on unseen days. `contamination` says so where the base model may have met the holdouts before.
     """
     return {
         "artifact": artifact,
@@ -111,6 +111,7 @@ def training_manifest(
         "base_model": base_identity(base),
         "demo": base.source.demo,
         "context": base.source.context,
+        "contamination": _contamination(windows, base),
         "data": {one.ticker: one.bars.content_hash for one in windows},
         "seen_until": {one.ticker: _last_seen(one) for one in windows},
         "config": recipe.model_dump(mode="json"),
@@ -125,6 +126,14 @@ def training_manifest(
 def _describe(folder: Path, result: TrainingResult, manifest: dict[str, Any]) -> None:
     result.history.to_csv(folder / HISTORY_FILE, index=False)
     write_manifest(folder, {**manifest, "training": result.summary})
+
+
+def _contamination(windows: Sequence[WindowSet], base: KronosModel) -> str | None:
+    """Of the ticker whose holdout begins first; None where none has a holdout."""
+    firsts = [
+        one.bars.frame["timestamps"].iloc[one.holdout_start] for one in windows if one.holdout_start < len(one.bars)
+    ]
+    return base.source.contamination(min(firsts)) if firsts else None
 
 
 def _last_seen(windows: WindowSet) -> str | None:
