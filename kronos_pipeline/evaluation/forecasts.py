@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from kronos_pipeline.data.bars import FEATURES
 from kronos_pipeline.evaluation import baselines
 from kronos_pipeline.evaluation.distributions import describe
 from kronos_pipeline.evaluation.predictions import (
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
     from kronos_pipeline.config import Recipe
     from kronos_pipeline.data.windows import WindowSet
     from kronos_pipeline.evaluation.sampling import Sampling
-
-_CLOSE = FEATURES.index("close")
 
 
 @dataclass(frozen=True)
@@ -80,6 +77,7 @@ def predict(
     known = windows.bars.frame["close"].to_numpy(np.float64)[origins[:, None] + np.arange(1 - windows.lookback, 1)]
     horizon, seed = windows.horizon, sampling_seed(recipe.seed, windows.ticker)
     truth = _truth(windows, origins, ends)
+    steps = truth["step"].to_numpy()
     there = np.arange(horizon) < (ends - origins - 1)[:, None]  # (rolls, horizon): the last roll may be cut
 
     def of_points(points: np.ndarray) -> dict[str, np.ndarray]:
@@ -89,29 +87,23 @@ def predict(
         return {"mean": point, "median": point, **intervals, "crps": np.abs(point - truth["y"].to_numpy())}
 
     def of_paths(closes: np.ndarray, widths: np.ndarray) -> dict[str, np.ndarray]:
-        """From paths (rolls, paths, horizon) and widths (horizon, levels)."""
-        per_bar = closes.transpose(0, 2, 1)[there]  # (bars, paths)
-        return describe(per_bar, truth["y"].to_numpy(), np.broadcast_to(widths, (*there.shape, len(LEVELS)))[there])
+        """From paths (rolls, paths, horizon) and widths (bars, levels)."""
+        return describe(closes.transpose(0, 2, 1)[there], truth["y"].to_numpy(), widths)
 
-    week = baselines.week_length(windows.bars.frame["timestamps"].to_numpy()[: windows.holdout_start])
-    found = {NAIVE: of_points(np.repeat(known[:, -1:], horizon, axis=1))}
-    found[DRIFT] = of_points(baselines.drift(known, horizon))
+    found = {NAIVE: of_points(baselines.naive(known, horizon)), DRIFT: of_points(baselines.drift(known, horizon))}
     notes = []
-    if week <= windows.lookback:
-        found[SEASONAL] = of_points(baselines.seasonal_naive(known, week, horizon))
+    week = baselines.week_length(windows.bars.frame["timestamps"].to_numpy()[: windows.holdout_start])
+    seasonal = baselines.seasonal_naive(known, week, horizon)
+    if seasonal is not None:
+        found[SEASONAL] = of_points(seasonal)
     else:
-        notes.append(
-            f"{windows.ticker}: there is no {SEASONAL} forecast, as its week of {week:,} bars is longer than the "
-            f"lookback of {windows.lookback}."
-        )
+        notes.append(f"{windows.ticker}: no {SEASONAL} forecast: {baselines.no_season(week, windows.lookback)}.")
     walks = baselines.random_walk_paths(known, recipe.eval_samples, horizon, seed)
-    found[RANDOM_WALK] = of_paths(walks, np.ones((horizon, len(LEVELS))))
+    found[RANDOM_WALK] = of_paths(walks, np.ones((len(steps), len(LEVELS))))
     mended = {}
     for name, model in models.items():
-        sampling = samplings[name]
-        rolls = sample_rolls(windows, origins, ends, model, recipe, sampling, name=name, sampler=sampler)
-        widths = np.array([sampling.widths[level] for level in LEVELS], np.float64).T
-        found[name] = of_paths(rolls.values[..., _CLOSE], widths)
+        rolls = sample_rolls(windows, origins, ends, model, recipe, samplings[name], name=name, sampler=sampler)
+        found[name] = of_paths(rolls.closes, samplings[name].widths_at(steps))
         mended[name] = rolls.mended / rolls.bars
     tables = [truth.assign(model=name, **columns) for name, columns in found.items()]
     return Forecasts(pd.concat(tables, ignore_index=True)[list(COLUMNS)], mended, tuple(notes))

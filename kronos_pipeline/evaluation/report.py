@@ -98,6 +98,14 @@ def merge_manifests(manifests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {**merged, "differing": differing} if differing else merged
 
 
+def manifest_of_ticker(manifest: Mapping[str, Any], ticker: str) -> dict[str, Any]:
+    """A manifest of several tickers, without what it records of the others."""
+    return {
+        key: {name: one for name, one in value.items() if name == ticker} if key in _PER_TICKER else value
+        for key, value in manifest.items()
+    }
+
+
 def build_evaluation(
     predictions: pd.DataFrame,
     trained: str,

@@ -118,6 +118,12 @@ class KronosTrainer:
         """
         return self._train("checkpoints/best_model", self.layout.best_checkpoint, windows, listener, mlflow_run)
 
+    def expected_seconds(self, windows: Sequence[WindowSet], *, lora: bool) -> float:
+        """Seconds that a training on these windows takes at most, by a batch that is timed; nothing is kept."""
+        predictor = move(self._trainable(lora), self.device)
+        with fitting_threads(predictor):
+            return self._expected_seconds(predictor, *self._datasets(windows, None))
+
     def _train(
         self,
         artifact: str,
@@ -194,22 +200,9 @@ class KronosTrainer:
         listener: Listener | None,
     ) -> Outcome:
         recipe = self.recipe
-        train, selection = (
-            KronosMultiTickerDataset(
-                windows, split, self.base.tokenizer, device=self.device, folder=state.folder / f"process-{process()}"
-            )
-            for split in ("train", "selection")
-        )
+        train, selection = self._datasets(windows, state.folder / f"process-{process()}")
         move(predictor, self.device)
-        seconds = plan.expected_seconds(
-            predictor,
-            train,
-            selection,
-            batch_size=recipe.batch_size,
-            epochs=recipe.epochs,
-            looks_per_epoch=recipe.evaluations_per_epoch,
-            device=self.device,
-        )
+        seconds = self._expected_seconds(predictor, train, selection)
         disk = plan.needed_bytes(predictor)
         plan.check_disk(self.layout.root, disk)
         set_seed(recipe.seed, device_specific=True)
@@ -227,6 +220,28 @@ class KronosTrainer:
                 state.save(current)
 
         return optimisation.run(artifact, save, listener, self._say)
+
+    def _datasets(
+        self, windows: Sequence[WindowSet], folder: Path | None
+    ) -> tuple[KronosMultiTickerDataset, KronosMultiTickerDataset]:
+        train, selection = (
+            KronosMultiTickerDataset(windows, split, self.base.tokenizer, device=self.device, folder=folder)
+            for split in ("train", "selection")
+        )
+        return train, selection
+
+    def _expected_seconds(
+        self, predictor: torch.nn.Module, train: KronosMultiTickerDataset, selection: KronosMultiTickerDataset
+    ) -> float:
+        return plan.expected_seconds(
+            predictor,
+            train,
+            selection,
+            batch_size=self.recipe.batch_size,
+            epochs=self.recipe.epochs,
+            looks_per_epoch=self.recipe.evaluations_per_epoch,
+            device=self.device,
+        )
 
     def _publish(
         self, result: TrainingResult, predictor: Any, outcome: Outcome, manifest: dict[str, Any], lora: bool
