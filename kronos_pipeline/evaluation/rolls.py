@@ -112,8 +112,8 @@ def _check_finite(values: NDArray[Any], ticker: str) -> None:
     finite = np.isfinite(values).all(axis=-1)
     if bad := int((~finite).sum()):
         raise ModelError(
-            f"The model's forecasts of {ticker} are not finite numbers in {bad} of {finite.size} sampled bars; train it "
-            "again with a lower --learning-rate, or with --precision fp32."
+            f"The model's forecasts of {ticker} are not finite numbers in {bad} of {finite.size} sampled bars; train "
+            "it again with a lower --learning-rate, or with --precision fp32."
         )
 
 

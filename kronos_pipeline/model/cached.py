@@ -32,11 +32,14 @@ class Shape:
 
 
 class CachedAttention:
-    """One of upstream's attention modules, self or cross, with what it has seen."""
+    """One of upstream's attention modules, self or cross, with what it has seen.
 
-    def __init__(self, module: Any, shape: Shape) -> None:
+    Where it is not `in_place`, all bars count as the first: the position embeddings turn nothing.
+    """
+
+    def __init__(self, module: Any, shape: Shape, *, in_place: bool = True) -> None:
         self._module, self._shape = module, shape
-        positions = torch.arange(shape.context + shape.steps, device=module.rotary.inv_freq.device)
+        positions = in_place * torch.arange(shape.context + shape.steps, device=module.rotary.inv_freq.device)
         angles = torch.outer(positions.float(), module.rotary.inv_freq.float()).repeat(1, 2)
         self._cos, self._sin = angles.cos(), angles.sin()  # (positions, width)
 

@@ -1,7 +1,8 @@
 """Sampling: many possible futures of some series, bar by bar, from a predictor and its tokenizer.
 
 For each next bar the predictor gives the coarse token s1 from the bars before, then the fine token s2 from these and
-s1, whose cross-attention is asked at the bar's true position, as in training.
+s1 by a cross-attention. It is asked at the bar's true position, as in training; or, as upstream's decoding does, with
+itself and every bar before it at the first position, so that it cannot tell a recent bar from an old one.
 
 Random numbers are drawn before anything else, for each series from the seed and the series itself. So what is sampled
 for a series depends neither on the other series of a call nor on how the work is divided, and two models that forecast
@@ -27,6 +28,8 @@ from kronos_pipeline.model.modules import evaluating, fitting_threads, inner, pr
 _FLOATS = 2**26
 """Numbers that the caches and scores of one chunk may take, about; 256 MB."""
 
+S2_POSITIONS = ("true", "first")
+
 
 def sample_paths(
     model: KronosModel,
@@ -38,6 +41,7 @@ def sample_paths(
     temperature: float,
     top_p: float,
     seed: int,
+    s2_position: str = "true",
 ) -> NDArray[np.float64]:
     """Sample futures.
 
@@ -50,15 +54,18 @@ def sample_paths(
         temperature: above 0; below 1 sharpens the distributions, above it flattens them.
         top_p: above 0, at most 1; each token is drawn from the likeliest ones that together have this probability.
         seed: of the draws.
+        s2_position: "true" or "first"; where a bar's fine token is asked for.
 
     Returns:
-        Bars in the file's units, (series, paths, horizon, 6).
+        Bars in the file's units, (series, paths, horizon, 6), as the model gives them: see `model.candles`.
 
     Raises:
         SettingsError: a setting is out of its range, or lookback and horizon do not fit the model's context.
         ModelError: the model gives numbers that are not finite.
     """
     _check(model, history, ahead, paths, temperature, top_p)
+    if s2_position not in S2_POSITIONS:
+        raise SettingsError(f"--s2-position must be true or first, not {s2_position}.")
     series, horizon = len(history), ahead.shape[1]
     mean, std = lookback_statistics(history)
     normalised = normalise(history, mean, std)
@@ -69,7 +76,7 @@ def sample_paths(
         for rows, some in _chunks(model, history.shape[1], horizon, series, paths):
             bars, *stamps = (torch.from_numpy(np.array(part[rows])) for part in (normalised, past, ahead))
             numbers = torch.from_numpy(np.stack(draws[rows])[:, some])
-            run = _Run(model, numbers.to(model.device), temperature, top_p)
+            run = _Run(model, numbers.to(model.device), temperature, top_p, s2_position)
             values = run.sample(bars.to(model.device), *(part.to(model.device) for part in stamps))
             sampled[rows, some] = values.float().cpu().numpy()
     if not np.isfinite(sampled).all():
@@ -80,16 +87,17 @@ def sample_paths(
 class _Run:
     """One chunk: some series, each with as many paths as there are draws, (series, paths, horizon, s1 and s2)."""
 
-    def __init__(self, model: KronosModel, draws: Tensor, temperature: float, top_p: float) -> None:
+    def __init__(self, model: KronosModel, draws: Tensor, temperature: float, top_p: float, s2_position: str) -> None:
         self._predictor, self._tokenizer = inner(model.predictor), model.tokenizer
         self._draws, self._temperature, self._top_p = draws, temperature, top_p
+        self._in_place = s2_position == "true"
 
     def sample(self, bars: Tensor, past: Tensor, ahead: Tensor) -> Tensor:
         """Normalised bars of the futures, (series, paths, horizon, 6)."""
         predictor, paths, horizon = self._predictor, self._draws.shape[1], ahead.shape[1]
         shape = Shape(bars.shape[1], paths, horizon)
         blocks = CachedBlocks(predictor.transformer, shape)
-        self._cross = CachedAttention(predictor.dep_layer.cross_attn, shape)
+        self._cross = CachedAttention(predictor.dep_layer.cross_attn, shape, in_place=self._in_place)
 
         prepare_rotary(self._tokenizer, shape.context)
         known: tuple[Tensor, Tensor] = tuple(self._tokenizer.encode(bars, half=True))

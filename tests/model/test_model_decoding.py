@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from sktime.libs.kronos import top_k_top_p_filtering
+from sktime.libs.kronos import auto_regressive_inference, top_k_top_p_filtering
 from tiny import tiny_predictor, tiny_tokenizer
 
 from kronos_pipeline.base_models import BaseModelSource, WeightsSource
@@ -124,6 +124,41 @@ def test_a_slow_loop_with_upstreams_own_methods_draws_the_same_tokens(series, ch
     assert torch.equal(s2[:, LOOKBACK:], rows([tokens for _, _, tokens in fast[1::2]]))
 
 
+def test_the_first_position_greedily_is_what_upstreams_own_decoding_gives(series) -> None:
+    model = tiny_model()
+    with torch.no_grad():  # with attention as sharp as training makes it, positions matter
+        for projection in ("q_proj", "k_proj", "out_proj"):
+            getattr(model.predictor.dep_layer.cross_attn, projection).weight.mul_(10)
+    history, past, ahead = series
+    mean, std = lookback_statistics(history)
+    given = [torch.from_numpy(part).float() for part in (normalise(history, mean, std), past, ahead)]
+    expected = auto_regressive_inference(
+        model.tokenizer, model.predictor, *given, 512, HORIZON, top_k=1, top_p=1.0, sample_count=1
+    )[:, -HORIZON:]
+    greedy = {**SETTINGS, "paths": 1, "top_p": 1e-9}
+    first, true = (sample_paths(model, *series, **greedy, s2_position=place)[:, 0] for place in ("first", "true"))
+    np.testing.assert_allclose(first, denormalise(expected, mean, std), rtol=1e-5)
+    assert not np.allclose(true, first, rtol=1e-5)
+
+
+def test_the_first_position_draws_each_path_as_a_slow_loop_with_upstreams_own_methods(series, choices) -> None:
+    model = tiny_model(with_lora(tiny_predictor(bits=6)))
+    history, past, ahead = series
+    sample_paths(model, history, past, ahead, **SETTINGS, s2_position="first")
+
+    s1, s2 = known_tokens(model, history)
+    stamps = torch.from_numpy(np.concatenate([past, ahead], axis=1)).long().repeat_interleave(PATHS, 0)
+    predictor = model.predictor.get_base_model()
+    for step in range(HORIZON):
+        (coarse, _, drawn), (fine, _, also_drawn) = choices[2 * step : 2 * step + 2]
+        with torch.no_grad():
+            logits, hidden = predictor.decode_s1(s1, s2, stamps[:, : LOOKBACK + step])
+            fine_logits = predictor.decode_s2(hidden, drawn.flatten()[:, None])
+        torch.testing.assert_close(coarse.flatten(0, 1), logits[:, -1], rtol=0, atol=1e-4)
+        torch.testing.assert_close(fine.flatten(0, 1), fine_logits[:, -1], rtol=0, atol=1e-4)
+        s1, s2 = (torch.cat([known, new.flatten()[:, None]], dim=1) for known, new in ((s1, drawn), (s2, also_drawn)))
+
+
 def test_the_result_is_in_each_series_own_units(series) -> None:
     history, past, ahead = series
     result = sample_paths(tiny_model(), history, past, ahead, **SETTINGS)
@@ -219,7 +254,9 @@ def test_a_flat_lookback_gives_finite_paths(series) -> None:
     assert np.isfinite(sample_paths(tiny_model(), np.full_like(history, 5.0), past, ahead, **SETTINGS)).all()
 
 
-@pytest.mark.parametrize("changes", [{"paths": 0}, {"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.1}])
+@pytest.mark.parametrize(
+    "changes", [{"paths": 0}, {"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.1}, {"s2_position": "last"}]
+)
 def test_settings_out_of_range_are_refused(series, changes: dict[str, Any]) -> None:
     with pytest.raises(SettingsError):
         sample_paths(tiny_model(), *series, **{**SETTINGS, **changes})
