@@ -103,8 +103,13 @@ class ArtifactLayout:
         return self.root / "forecasts" / f"{_checked(ticker)}.parquet"
 
     def refit(self, name: str) -> Path:
-        """A model trained on all bars, the holdout's included; nothing has measured it."""
+        """An adapter trained on all bars, the holdout's included; nothing has measured it."""
         return self.root / "refits" / _checked(name)
+
+    @property
+    def refit_checkpoint(self) -> Path:
+        """The same for a checkpoint."""
+        return self.root / "checkpoints" / "refit_model"
 
     @property
     def base(self) -> Path:

@@ -33,8 +33,8 @@ class Blocks:
         return later + min(horizon, self.bars - self.holdout)
 
 
-def find_blocks(bars: Bars, recipe: Recipe, lookback: int) -> Blocks:
-    """Find the blocks that the recipe's days or bars ask for.
+def find_blocks(bars: Bars, recipe: Recipe, lookback: int, *, hold_out: bool = True) -> Blocks:
+    """Find the blocks that the recipe's days or bars ask for; without a holdout, that block is empty.
 
     Raises:
         DataError: there are too few bars for one window in each block; it says how many there are and are needed, and
@@ -43,7 +43,8 @@ def find_blocks(bars: Bars, recipe: Recipe, lookback: int) -> Blocks:
     count = len(bars)
     dates = bars.frame["timestamps"].to_numpy().astype("datetime64[D]")
     first_bars = np.flatnonzero(np.concatenate([[True], dates[1:] != dates[:-1]]))
-    holdout = _block_start(count, first_bars, recipe.validation_bars, recipe.validation_days)
+    held_out = _block_start(count, first_bars, recipe.validation_bars, recipe.validation_days)
+    holdout = held_out if hold_out else count
     selection = _block_start(holdout, first_bars, recipe.selection_bars, recipe.selection_days)
     targets = recipe.horizon + 1
     window = lookback + targets

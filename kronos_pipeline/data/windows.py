@@ -104,11 +104,17 @@ class WindowSet:
         return {split: int(found.get(split, 0)) for split in SPLITS}
 
 
-def build_windows(bars: Bars, recipe: Recipe) -> WindowSet:
+def build_windows(bars: Bars, recipe: Recipe, *, hold_out: bool = True) -> WindowSet:
     """Cut a ticker's bars into windows.
 
     Train and selection windows span lookback + horizon + 1 bars. Holdout rows are the rolls of an evaluation: the first
     origin is the last bar before the holdout, the next are `horizon` bars apart, and the last is cut at the last bar.
+
+    Args:
+        bars: the ticker's bars.
+        recipe: the settings.
+        hold_out: by default the recipe's holdout is set aside; else the selection block ends with the last bar, and no
+            window is left to evaluate.
 
     Raises:
         DataError: there are too few bars (it says how many there are and are needed), or a split has no window left.
@@ -116,7 +122,7 @@ def build_windows(bars: Bars, recipe: Recipe) -> WindowSet:
         ModelError: the base model is unknown.
     """
     lookback, horizon = recipe.used_lookback, recipe.horizon
-    blocks = find_blocks(bars, recipe, lookback)
+    blocks = find_blocks(bars, recipe, lookback, hold_out=hold_out)
     values = bars.values
     mean, std = rolling_statistics(values, lookback)
     stamps = bars.frame["timestamps"].to_numpy()
@@ -128,6 +134,9 @@ def build_windows(bars: Bars, recipe: Recipe) -> WindowSet:
     kept = []
     starts = _starts(blocks, lookback, horizon, recipe.stride)
     for split, start in zip(SPLITS, starts, strict=True):
+        if split == "holdout" and not hold_out:
+            kept.append(np.empty((0, 3), np.int64))
+            continue
         end = np.minimum(start + lookback + horizon + (split != "holdout"), len(bars))
         across = holes[end - 1] > holes[start]
         flat = (std[start, FEATURES.index("close")] == 0) & ~across

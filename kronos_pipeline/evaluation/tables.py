@@ -1,69 +1,74 @@
-"""An evaluation as people read it: a table in the terminal, Markdown in the Dagster UI, flat metrics for MLflow."""
+"""An evaluation as sheets: a row per symbol, and the leaderboard with a row per model; and flat, for tracking."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
-from rich.box import SIMPLE_HEAD
-from rich.markup import escape
-from rich.table import Table
 
-from kronos_pipeline.evaluation.forecasts import NAIVE
+from kronos_pipeline.evaluation.leaderboard import leaderboard_rows
 from kronos_pipeline.evaluation.metrics import METRICS
+from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, CHECKPOINT, NAIVE
+from kronos_pipeline.evaluation.sheets import UNDEFINED, Sheet, count, number, price
 
-_UNDEFINED = "–"
-_ORDER = ("adapter", "checkpoint", "base", NAIVE)
+_ORDER = (ADAPTER, CHECKPOINT, BASE, NAIVE)
+_TOO_FEW = "too few"
+_SHORT = {"too little evidence": _TOO_FEW}
 
 Entry = Mapping[str, Any]
-Column = tuple[str, Callable[[Entry], str], Callable[[Entry], str]]
-"""A header, the cell of a symbol's entry and the cell of the aggregate."""
+Column = tuple[str, Callable[[Entry], str]]
+"""A header, and the cell of an entry: a symbol's, or the aggregate."""
 
 
-def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
-    """A row per symbol, the aggregate last, and what was skipped and why below; units are in the headers.
+def evaluation_sheet(evaluation: Mapping[str, Any], what: str = "Holdout") -> Sheet:
+    """A row per symbol: the errors of the trained model and of its rivals, and its verdicts; the aggregate last.
 
     Args:
         evaluation: as `build_evaluation` returns it.
+        what: what was evaluated, "Holdout" or "Backtest".
     """
-    columns = _columns(evaluation)
-    notes = escape("\n".join(_notes(evaluation)))
-    table = Table(
-        title=escape(_title(evaluation)),
-        title_style="bold",
-        caption=notes,
-        caption_style="not dim not italic",
-        caption_justify="left",
-        box=SIMPLE_HEAD,  # and narrow gaps: with all four models the table still fits 80 columns
-        show_edge=False,
-        padding=(0, 0, 0, 1),
-    )
-    for number, (header, _, _) in enumerate(columns):
-        table.add_column(header, justify="left" if number == 0 else "right", overflow="fold", vertical="bottom")
-    for entry in evaluation["per_symbol"]:
-        table.add_row(*(escape(cell(entry)) for _, cell, _ in columns))
-    table.add_section()
-    table.add_row(*(escape(cell(evaluation["aggregate"])) for _, _, cell in columns), style="bold")
-    return table
-
-
-def evaluation_markdown(evaluation: Mapping[str, Any]) -> str:
-    """The same table as GitHub Markdown, for Dagster's metadata."""
-    columns = _columns(evaluation)
-    lines = [
-        [header.replace("\n", " ") for header, _, _ in columns],
-        ["---"] + ["---:"] * (len(columns) - 1),
-        *([cell(entry) for _, cell, _ in columns] for entry in evaluation["per_symbol"]),
-        [f"**{cell(evaluation['aggregate'])}**" for _, _, cell in columns],
+    trained, total = evaluation["model"], evaluation["aggregate"]
+    rivals = [name for name in _ORDER if name in total["models"] and name != trained]
+    columns: list[Column] = [
+        (f"MAE\n{trained}\n(price)", lambda entry: price(entry["mae"])),
+        *(_error_of(name) for name in rivals),
+        (f"RMSE\n{trained}\n(price)", lambda entry: price(entry["rmse"])),
+        (f"MAPE\n{trained}\n(%)", lambda entry: number(entry["mape"])),
+        *(_verdict_column(trained, rival) for rival in (NAIVE, BASE) if rival in rivals),
     ]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    return "\n\n".join([_title(evaluation), table, *_notes(evaluation)])
+    return Sheet(
+        title=f"{what}: {trained} on base model {evaluation['base_model']}",
+        headers=["Symbol", *(header for header, _ in columns)],
+        rows=[[entry["symbol"], *(cell(entry) for _, cell in columns)] for entry in evaluation["per_symbol"]],
+        total=["all", *(cell(total) for _, cell in columns)],
+        notes=_notes(evaluation),
+    )
+
+
+def leaderboard_sheet(evaluation: Mapping[str, Any], what: str = "Holdout") -> Sheet:
+    """The leaderboard: a row per model over all symbols, the smallest scaled error first."""
+    columns: list[Column] = [
+        ("MASE", lambda row: number(row["mase"])),
+        ("CRPS\n(scaled)", lambda row: number(row["scaled_crps"])),
+        ("MAPE\n(%)", lambda row: number(row["mape"])),
+        ("bias\n(price)", lambda row: price(row["bias"])),
+        ("right\nway (%)", lambda row: number(row["directional_accuracy"], 0)),
+        ("80 % holds\n(raw) (%)", _coverage),
+        ("rank\nIC", lambda row: number(row.get("rank_ic"))),
+        ("against\nnaive", lambda row: _short(row.get("against_naive"))),
+        ("against\nbase", lambda row: _short(row.get("against_base"))),
+    ]
+    rows = leaderboard_rows(evaluation)
+    return Sheet(
+        title=f"{what}, mean over {count(evaluation['aggregate']['symbols_evaluated'], 'symbol')}",
+        headers=["Model", *(header for header, _ in columns)],
+        rows=[[row["model"], *(cell(row) for _, cell in columns)] for row in rows],
+    )
 
 
 def evaluation_frame(evaluation: Mapping[str, Any]) -> pd.DataFrame:
-    """A row per symbol and model: `mae` and `rmse` in price units, `mape` in percent, NaN where undefined."""
+    """A row per symbol and model with every metric, NaN where undefined; `metrics.UNITS` has the units."""
     return pd.DataFrame(
         [
             {"symbol": entry["symbol"], "model": model, **{metric: scores[metric] for metric in METRICS}}
@@ -73,86 +78,63 @@ def evaluation_frame(evaluation: Mapping[str, Any]) -> pd.DataFrame:
     ).astype(dict.fromkeys(METRICS, "float64"))
 
 
-def holdout_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
+def flat_metrics(evaluation: Mapping[str, Any], what: str = "holdout") -> dict[str, float]:
     """Each model's aggregate, flat, for a tracking run: `holdout/adapter/mae` and so on, without the undefined."""
     return {
-        f"holdout/{model}/{metric}": scores[metric]
+        f"{what}/{model}/{metric}": scores[metric]
         for model, scores in evaluation["aggregate"]["models"].items()
         for metric in METRICS
         if scores[metric] is not None
     }
 
 
-def _title(evaluation: Mapping[str, Any]) -> str:
-    return f"Holdout: {evaluation['model']} on base model {evaluation['base_model']}"
-
-
-def _columns(evaluation: Mapping[str, Any]) -> list[Column]:
-    trained = evaluation["model"]
-    rivals = [name for name in _ORDER if name in evaluation["aggregate"]["models"] and name != trained]
-    symbols = evaluation["aggregate"]["symbols_evaluated"]
-    columns: list[Column] = [
-        ("Symbol", lambda entry: entry["symbol"], lambda _: "mean"),
-        _same(f"MAE\n{trained}\n(price)", lambda entry: _price(entry["mae"])),
-        *(_rival(name) for name in rivals),
-        _same(f"RMSE\n{trained}\n(price)", lambda entry: _price(entry["rmse"])),
-        _same(f"MAPE\n{trained}\n(%)", lambda entry: _percent(entry["mape"])),
+def verdict_sentences(entry: Entry, model: str) -> list[str]:
+    """What a symbol's entry, or the aggregate, says of a model against each rival, with the figures."""
+    return [
+        f"against {rival}: {one['verdict']}, {one['reason']}" for rival, one in entry["verdicts"].get(model, {}).items()
     ]
-    columns += [
-        (
-            f"beats\n{name}",
-            lambda entry, name=name: _verdict(entry[f"beats_{name}"]),  # type: ignore[misc]
-            lambda entry, name=name: f"{entry[f'symbols_beating_{name}']}/{symbols}",  # type: ignore[misc]
-        )
-        for name in (NAIVE, "base")
-        if name in rivals
-    ]
-    return columns
 
 
-def _same(header: str, cell: Callable[[Entry], str]) -> Column:
-    return header, cell, cell
+def _error_of(name: str) -> Column:
+    return f"MAE\n{name}\n(price)", lambda entry: price(entry["models"].get(name, {}).get("mae"))
 
 
-def _rival(name: str) -> Column:
-    return _same(f"MAE\n{name}\n(price)", lambda entry: _price(entry["models"].get(name, {}).get("mae")))
+def _verdict_column(model: str, rival: str) -> Column:
+    return f"against\n{rival}", lambda entry: _short(entry["verdicts"].get(model, {}).get(rival, {}).get("verdict"))
+
+
+def _short(verdict: str | None) -> str:
+    return UNDEFINED if verdict is None else _SHORT.get(verdict, verdict)
+
+
+def _coverage(row: Entry) -> str:
+    """How much the interval of 80 percent holds, and what it held before recalibration."""
+    if row["coverage_80"] is None:
+        return UNDEFINED
+    return f"{row['coverage_80']:.0f} ({number(row['raw_coverage_80'], 0)})"
 
 
 def _notes(evaluation: Mapping[str, Any]) -> list[str]:
     """What the cells cannot say: how much was evaluated, what was left out, undefined metrics, skipped symbols."""
     total = evaluation["aggregate"]
     counts = [
-        _count(total[key], word)
+        count(total[key], word)
         for key, word in (("bars", "bar"), ("symbols_evaluated", "symbol"), ("cutoffs", "cutoff"))
     ]
-    notes = [
-        "{} of {} forecast from {}. To beat is to have the lower MAE, which may be chance.".format(*counts),
+    notes = [*evaluation["warnings"], "{} of {} forecast from {}.".format(*counts)]
+    cells = [
+        verdict["verdict"]
+        for entry in (total, *evaluation["per_symbol"])
+        for verdict in entry["verdicts"].get(evaluation["model"], {}).values()
     ]
+    if any(_short(cell) == _TOO_FEW for cell in cells):
+        notes.append(f"{_TOO_FEW.capitalize()}: a verdict needs at least 8 cutoffs; --backtest-origins gives more.")
     if left_out := total["cutoffs_left_out"]:
-        notes.append(f"Left out: {_count(left_out, 'older cutoff')} (--max-cutoffs).")
+        notes.append(f"Left out: {count(left_out, 'older cutoff')} (--max-cutoffs).")
     notes += [
         f"{entry['symbol']}: {metric.upper()} is undefined: {reason}."
         for entry in evaluation["per_symbol"]
         for metric, reason in entry.get("undefined", {}).items()
+        if metric in ("mae", "rmse", "mape", "mase")
     ]
     return notes + [f"Skipped {one['symbol']}: {one['reason']}" for one in evaluation["skipped"]]
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number:,} {word}{'' if number == 1 else 's'}"
-
-
-def _price(value: float | None) -> str:
-    """Four significant digits, with as many decimals as that takes."""
-    if value is None:
-        return _UNDEFINED
-    decimals = 3 if value == 0 else min(10, max(0, 3 - math.floor(math.log10(value))))
-    return f"{value:,.{decimals}f}"
-
-
-def _percent(value: float | None) -> str:
-    return _UNDEFINED if value is None else f"{value:.2f}"
-
-
-def _verdict(value: bool | None) -> str:
-    return {True: "yes", False: "no", None: _UNDEFINED}[value]

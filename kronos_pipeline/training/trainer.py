@@ -107,7 +107,7 @@ class KronosTrainer:
             DataError: the train or the selection split is empty.
             SettingsError, ModelError, ArtifactError: see their messages.
         """
-        return self._train(f"adapters/{name}", self.layout.adapter(name), windows, listener, mlflow_run)
+        return self._train(f"adapters/{name}", self.layout.adapter(name), True, windows, listener, mlflow_run)
 
     def train_checkpoint(
         self, windows: Sequence[WindowSet], *, listener: Listener | None = None, mlflow_run: str | None = None
@@ -116,7 +116,27 @@ class KronosTrainer:
 
         Arguments and errors are those of `train_adapter`.
         """
-        return self._train("checkpoints/best_model", self.layout.best_checkpoint, windows, listener, mlflow_run)
+        return self._train("checkpoints/best_model", self.layout.best_checkpoint, False, windows, listener, mlflow_run)
+
+    def refit(
+        self,
+        windows: Sequence[WindowSet],
+        name: str | None,
+        *,
+        listener: Listener | None = None,
+        mlflow_run: str | None = None,
+    ) -> TrainingResult:
+        """Train on windows that hold nothing out, for today's forecasts; no evaluation can measure what comes of it.
+
+        Args:
+            windows: as `build_windows` cuts them with `hold_out=False`.
+            name: the adapter's name, published as `refits/<name>`; None for `checkpoints/refit_model`.
+            listener, mlflow_run: as in `train_adapter`, as are the errors.
+        """
+        if name is None:
+            target = self.layout.refit_checkpoint
+            return self._train("checkpoints/refit_model", target, False, windows, listener, mlflow_run)
+        return self._train(f"refits/{name}", self.layout.refit(name), True, windows, listener, mlflow_run)
 
     def expected_seconds(self, windows: Sequence[WindowSet], *, lora: bool) -> float:
         """Seconds that a training on these windows takes at most, by a batch that is timed; nothing is kept."""
@@ -128,12 +148,12 @@ class KronosTrainer:
         self,
         artifact: str,
         target: Path,
+        lora: bool,
         windows: Sequence[WindowSet],
         listener: Listener | None,
         mlflow_run: str | None,
     ) -> TrainingResult:
         plan.check_windows(windows)
-        lora = artifact.startswith("adapters/")
         state = TrainingState(self.layout, artifact, self._parts(windows))
         accelerator = new_accelerator(self.recipe, self.device, self.precision)
         with state.locked(self.device, self._say) if process() == 0 else nullcontext():
@@ -251,8 +271,9 @@ class KronosTrainer:
             with_base = not self.recipe.freeze_backbone
             publish_adapter(result, predictor, outcome.best, self.base, manifest, with_base=with_base)
             return
-        last = TrainingResult(self.layout.last_checkpoint, result.history, result.summary)
-        publish_checkpoint(last, predictor, outcome.last, manifest)
+        if result.folder == self.layout.best_checkpoint:
+            last = TrainingResult(self.layout.last_checkpoint, result.history, result.summary)
+            publish_checkpoint(last, predictor, outcome.last, manifest)
         publish_checkpoint(result, predictor, outcome.best, manifest)
 
     def _summary(self, outcome: Outcome, predictor: Any, windows: Sequence[WindowSet]) -> dict[str, Any]:

@@ -1,0 +1,82 @@
+"""A table as people read it: in the terminal by rich, and as GitHub Markdown for the Dagster UI and for MLflow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+UNDEFINED = "–"
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Text in rows and columns.
+
+    Attributes:
+        title: above the table.
+        headers: of the columns; a line break where a narrow terminal may break them. The first column is on the left.
+        rows: cells by row.
+        total: cells of a last row that sums up; empty where there is none.
+        notes: below the table, a sentence each.
+    """
+
+    title: str
+    headers: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    total: Sequence[str] = ()
+    notes: Sequence[str] = ()
+
+    def terminal(self) -> Table:
+        """The table for a terminal, 80 columns wide where its cells allow that."""
+        table = Table(
+            title=escape(self.title),
+            title_style="bold",
+            caption=escape("\n".join(self.notes)),
+            caption_style="not dim not italic",
+            caption_justify="left",
+            box=SIMPLE_HEAD,
+            show_edge=False,
+            padding=(0, 0, 0, 1),
+        )
+        for number, header in enumerate(self.headers):
+            table.add_column(header, justify="left" if number == 0 else "right", overflow="fold", vertical="bottom")
+        for row in self.rows:
+            table.add_row(*map(escape, row))
+        if self.total:
+            table.add_section()
+            table.add_row(*map(escape, self.total), style="bold")
+        return table
+
+    def markdown(self) -> str:
+        """The same table as GitHub Markdown."""
+        lines = [
+            [header.replace("\n", " ") for header in self.headers],
+            ["---"] + ["---:"] * (len(self.headers) - 1),
+            *self.rows,
+            *([[f"**{cell}**" for cell in self.total]] if self.total else []),
+        ]
+        table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        return "\n\n".join([self.title, table, *self.notes])
+
+
+def price(value: float | None) -> str:
+    """Four significant digits, with as many decimals as that takes."""
+    if value is None:
+        return UNDEFINED
+    decimals = 3 if value == 0 else min(10, max(0, 3 - math.floor(math.log10(abs(value)))))
+    return f"{value:,.{decimals}f}"
+
+
+def number(value: float | None, decimals: int = 2) -> str:
+    """A number with so many decimals."""
+    return UNDEFINED if value is None else f"{value:,.{decimals}f}"
+
+
+def count(many: int, word: str) -> str:
+    """A number of things: `1 bar`, `2 bars`."""
+    return f"{many:,} {word}{'' if many == 1 else 's'}"
