@@ -52,6 +52,13 @@ def read_bars(file: CsvFile, *, now: pd.Timestamp | None = None) -> Bars:
     return good[file.ticker]
 
 
+def read_table(table: CsvTable, *, now: pd.Timestamp | None = None) -> Bars:
+    """Read and validate one ticker's bars that are a table of text already; see `read_bars`."""
+    draft = _draft(table)
+    _validate([draft])
+    return _finish(draft, pd.Timestamp.now("UTC") if now is None else now)
+
+
 def read_folder(data_dir: Path, *, now: pd.Timestamp | None = None) -> tuple[dict[str, Bars], dict[str, DataError]]:
     """Read and validate every CSV below a folder: the good tickers' bars, and what is wrong with each bad one.
 
@@ -76,16 +83,17 @@ def _read_all(files: list[CsvFile], now: pd.Timestamp | None) -> tuple[dict[str,
                 bad[file.ticker] = error
         _validate(drafts)
         for draft in drafts:
-            ticker = draft.table.file.ticker
-            if draft.problems:
-                bad[ticker] = DataError(sorted(draft.problems, key=lambda one: one.line or 0), ticker)
-            else:
-                good[ticker] = _finish(draft, now)
+            try:
+                good[draft.table.file.ticker] = _finish(draft, now)
+            except DataError as error:
+                bad[draft.table.file.ticker] = error
     return good, bad
 
 
 def _finish(draft: _Draft, now: pd.Timestamp) -> Bars:
     file = draft.table.file
+    if draft.problems:
+        raise DataError(sorted(draft.problems, key=lambda one: one.line or 0), file.ticker)
     notes = (*draft.notes, *find_flags(draft.frame, draft.zone, now))
     return make_bars(file.ticker, draft.frame, source=file.name, time_zone=draft.zone, notes=notes)
 
