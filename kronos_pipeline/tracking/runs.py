@@ -10,7 +10,7 @@ import logging
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -84,14 +84,14 @@ class Tracker:
             client.set_terminated(run_id, "FINISHED")
 
     def log_evaluation(
-        self, run_id: str, metrics: Mapping[str, float], plot: Path | None = None, table: pd.DataFrame | None = None
+        self, run_id: str, metrics: Mapping[str, float], plots: Sequence[Path] = (), table: pd.DataFrame | None = None
     ) -> None:
         """Add holdout metrics to the run of the training that they measure, so that one row of MLflow's compares all.
 
         Args:
             run_id: the training's run, finished or not.
-            metrics: as `evaluation.tables.holdout_metrics` makes them.
-            plot: a forecast plot, kept under `plots/`.
+            metrics: as `evaluation.tables.flat_metrics` makes them.
+            plots: pictures, kept under `plots/` with the name of their folder.
             table: the scores per symbol and model, kept as CSV under `evaluation/`, one file per symbol.
 
         Raises:
@@ -101,8 +101,9 @@ class Tracker:
         run.on_log(0, metrics)
         run.send()
         with for_people(self.uri):
-            if plot is not None:
-                self._client.log_artifact(run_id, str(plot), "plots")
+            for plot in plots:
+                folder = "plots" if plot.parent.name == "plots" else f"plots/{plot.parent.name}"
+                self._client.log_artifact(run_id, str(plot), folder)
             if table is not None:
                 for symbol, rows in table.groupby("symbol", sort=True):
                     self._client.log_text(run_id, rows.to_csv(index=False), f"evaluation/{symbol}.csv")

@@ -1,0 +1,94 @@
+"""Evaluation on the holdout and by a backtest, with its tables printed and its numbers logged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from kronos_pipeline.plain.reading import Tickers
+
+if TYPE_CHECKING:
+    from kronos_pipeline.config import KronosTrainingConfig
+    from kronos_pipeline.evaluation.backtest import Backtest
+    from kronos_pipeline.evaluation.holdout import HoldoutResult
+    from kronos_pipeline.evaluation.sheets import Sheet
+    from kronos_pipeline.plain.training import Trained
+    from kronos_pipeline.tracking.runs import Tracker
+    from kronos_pipeline.training.trainer import KronosTrainer
+
+
+def trained_model(config: KronosTrainingConfig) -> str:
+    """What a run with these settings trains: "checkpoint" or "adapter"."""
+    return "checkpoint" if config.adapter == "none" else "adapter"
+
+
+def evaluate_all(
+    config: KronosTrainingConfig,
+    trainer: KronosTrainer,
+    tracker: Tracker,
+    tickers: Tickers,
+    trained: Sequence[Trained],
+) -> dict[str, Any]:
+    """Evaluate each ticker and all together, log it to the trainings' MLflow runs, and print the table.
+
+    Returns:
+        What `metrics/evaluation.json` holds.
+    """
+    import pandas as pd
+
+    from kronos_pipeline.evaluation.holdout import evaluate_ticker
+    from kronos_pipeline.evaluation.report import merge_manifests, save_evaluation
+    from kronos_pipeline.evaluation.tables import evaluation_frame, evaluation_sheet, flat_metrics
+
+    runs = {ticker: one.run_id for one in trained for ticker in one.tickers}
+    results: dict[str, HoldoutResult] = {}
+    for ticker, windows in tickers.windows.items():
+        results[ticker] = evaluate_ticker(
+            trainer.layout,
+            windows,
+            trainer.base,
+            config.recipe,
+            trained=trained_model(config),
+            adapter_name=config.adapter_name,
+            mlflow_run=runs[ticker],
+            tickers_tested=len(tickers.windows),
+        )
+        for note in results[ticker].notes:
+            print(note)
+    evaluation = save_evaluation(
+        trainer.layout,
+        pd.concat([result.predictions for result in results.values()], ignore_index=True),
+        trained_model(config),
+        tickers.reasons(),
+        merge_manifests([result.manifest for result in results.values()]),
+    )
+    shared = len(trained) < len(results)  # one training over several tickers: its run gets the scores over all
+    for ticker, result in results.items():
+        own = {} if shared else flat_metrics(result.evaluation)
+        tracker.log_evaluation(runs[ticker], own, list(result.plots.values()), evaluation_frame(result.evaluation))
+    if shared:
+        tracker.log_evaluation(trained[0].run_id, flat_metrics(evaluation))
+    print_sheets(evaluation_sheet(evaluation))
+    return evaluation
+
+
+def backtest_all(config: KronosTrainingConfig, trainer: KronosTrainer, tickers: Tickers) -> Backtest:
+    """Backtest the recipe over all tickers, and print the table."""
+    from kronos_pipeline.evaluation.backtest import run_backtest
+    from kronos_pipeline.evaluation.tables import evaluation_sheet
+
+    bars = {ticker: one.bars for ticker, one in tickers.windows.items()}
+    found = run_backtest(trainer.layout, bars, config.recipe, trainer.base, trained=trained_model(config))
+    for ticker, why in found.skipped.items():
+        tickers.skip(ticker, why)
+    print_sheets(evaluation_sheet(found.evaluation, "Backtest"))
+    return found
+
+
+def print_sheets(*sheets: Sheet) -> None:
+    """Print sheets to the terminal, or plainly where the output is piped."""
+    from rich.console import Console
+
+    console = Console()
+    for sheet in sheets:
+        console.print(sheet.terminal())

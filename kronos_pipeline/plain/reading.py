@@ -1,0 +1,90 @@
+"""From a folder of CSVs to bars and windows, and what is said of each ticker on the way."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kronos_pipeline.errors import DataError, KronosError
+
+if TYPE_CHECKING:
+    from kronos_pipeline.artifacts import ArtifactLayout
+    from kronos_pipeline.config import KronosTrainingConfig
+    from kronos_pipeline.data.bars import Bars
+    from kronos_pipeline.data.windows import WindowSet
+
+
+@dataclass(frozen=True)
+class Tickers:
+    """What a folder holds.
+
+    Attributes:
+        windows: of each ticker that is fit.
+        skipped: those that drop out on the way, and why; later steps add theirs.
+    """
+
+    windows: dict[str, WindowSet]
+    skipped: dict[str, KronosError]
+
+    def skip(self, ticker: str, why: KronosError) -> None:
+        """Note, and tell, that a ticker drops out."""
+        self.skipped[ticker] = why
+        tell(ticker, why)
+
+    def reasons(self) -> list[dict[str, str]]:
+        """{"symbol", "reason"} of each ticker that dropped out."""
+        return [{"symbol": ticker, "reason": str(error)} for ticker, error in self.skipped.items()]
+
+
+def read_tickers(config: KronosTrainingConfig, layout: ArtifactLayout) -> Tickers:
+    """Read the CSVs and cut windows, keep both, and say what each ticker has.
+
+    Raises:
+        DataError: no ticker is fit.
+        SettingsError: the settings cannot work for any data.
+    """
+    from kronos_pipeline.data.bars import save_bars
+    from kronos_pipeline.data.doctor import examine
+    from kronos_pipeline.data.ingest import read_folder
+    from kronos_pipeline.data.windows import save_windows
+
+    config.recipe.used_lookback  # noqa: B018  (settings that cannot work are told before files are read)
+    bars, bad = read_folder(Path(config.data_dir))
+    tickers = Tickers({}, dict(bad))
+    for ticker, one in bars.items():
+        report = examine(one, config.recipe)
+        if report.windows is None:
+            tickers.skipped[ticker] = DataError(report.problems, ticker)
+            continue
+        tickers.windows[ticker] = report.windows
+        save_bars(layout.bars(ticker), one)
+        save_windows(layout.windows(ticker), report.windows, config.recipe)
+        _describe(one, report.windows)
+        for doubt in report.doubts:
+            print(f"{ticker}: this is little data: {doubt}")
+    if not tickers.windows:
+        raise DataError([problem for why in tickers.skipped.values() for problem in getattr(why, "problems", ())])
+    for ticker, why in tickers.skipped.items():
+        tell(ticker, why)
+    return tickers
+
+
+def tell(ticker: str, error: KronosError) -> None:
+    """Say on stderr why a ticker drops out."""
+    for line in str(error).splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    print(f"{ticker}: skipped", file=sys.stderr)
+
+
+def _describe(bars: Bars, windows: WindowSet) -> None:
+    counts = windows.counts()
+    stamps = bars.frame["timestamps"]
+    print(
+        f"{bars.ticker}: {len(bars):,} bars, {stamps.iloc[0]:%Y-%m-%d} to {stamps.iloc[-1]:%Y-%m-%d}; windows: "
+        + ", ".join(f"{count:,} {split}" for split, count in counts.items())
+        + "".join(f"; left out {count:,}: {reason}" for reason, count in windows.excluded.items())
+    )
+    for note in bars.notes:
+        print(f"{bars.ticker}: {note}")
