@@ -102,7 +102,7 @@ def predict(
     found[RANDOM_WALK] = of_paths(walks, np.ones((len(steps), len(LEVELS))))
     mended = {}
     for name, model in models.items():
-        rolls = sample_rolls(windows, origins, ends, model, recipe, samplings[name], name=name, sampler=sampler)
+        rolls = sample_rolls(windows, origins, ends, model, recipe, samplings[name], sampler=sampler)
         found[name] = of_paths(rolls.closes, samplings[name].widths_at(steps))
         mended[name] = rolls.mended / rolls.bars
     tables = [truth.assign(model=name, **columns) for name, columns in found.items()]

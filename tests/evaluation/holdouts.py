@@ -10,7 +10,10 @@ import numpy as np
 import pandas as pd
 
 from kronos_pipeline.base_models import BaseModelSource, WeightsSource
+from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import FEATURES
+from kronos_pipeline.evaluation.forecasts import Forecasts, predict
+from kronos_pipeline.evaluation.sampling import plain_sampling
 
 CLOSE = FEATURES.index("close")
 
@@ -36,6 +39,10 @@ class HandMadeWindows:
             np.uint8
         )
 
+    @property
+    def holdout_start(self) -> int:
+        return len(self.close) - self.holdout
+
     def of_split(self, split: str) -> pd.DataFrame:
         assert split == "holdout"
         bars = len(self.close)
@@ -58,6 +65,14 @@ class RecordingSampler:
         numbers = np.arange(settings["paths"])
         closes = history[:, -1, CLOSE, None, None] + model + numbers[None, :, None] + steps[None, None, :]
         return np.repeat(closes[..., None], len(FEATURES), axis=-1)
+
+
+def forecast(
+    windows: HandMadeWindows, models: dict[str, Any], recipe: Recipe, *, sampler: RecordingSampler | None = None
+) -> Forecasts:
+    """Forecast a hand-made holdout, every model sampled as the recipe says."""
+    samplings = {name: plain_sampling(recipe) for name in models}
+    return predict(windows, models, samplings, recipe, sampler=sampler or RecordingSampler())  # type: ignore[arg-type]
 
 
 NANO = BaseModelSource(
