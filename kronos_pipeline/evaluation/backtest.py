@@ -26,10 +26,9 @@ from kronos_pipeline.artifacts import (
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import Bars
 from kronos_pipeline.errors import KronosError
-from kronos_pipeline.evaluation.candidates import Candidate
+from kronos_pipeline.evaluation.candidates import Candidate, how_sampled, sampling_of
 from kronos_pipeline.evaluation.folds import Fold, plan_folds
 from kronos_pipeline.evaluation.forecasts import predict
-from kronos_pipeline.evaluation.holdout import how_sampled, sampling_of
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE
 from kronos_pipeline.evaluation.report import (
     build_evaluation,

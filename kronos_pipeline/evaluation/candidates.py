@@ -1,7 +1,11 @@
-"""The models whose forecasts are compared: those that exist, stand on the same base, and have not seen the holdout."""
+"""The models whose forecasts are compared, and how each is sampled.
+
+They are those that exist, stand on the same base, and have not seen the holdout.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json
+from kronos_pipeline.evaluation.forecasts import Forecasts
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, CHECKPOINT
+from kronos_pipeline.evaluation.sampling import Sampling, fit_sampling, load_sampling, save_sampling
 
 if TYPE_CHECKING:
+    from kronos_pipeline.config import Recipe
     from kronos_pipeline.data.windows import WindowSet
     from kronos_pipeline.model.loading import KronosModel
 
@@ -57,6 +64,24 @@ def load_candidates(
         else:
             found[name] = Candidate(load(folder, base), folder)
     return found, notes
+
+
+def sampling_of(candidate: Candidate, windows: WindowSet, recipe: Recipe) -> Sampling:
+    """How a model is sampled for a ticker: as it was fitted on these windows before, or fitted now and kept."""
+    known = load_sampling(candidate.folder, windows, candidate.model, recipe)
+    if known is not None:
+        return known
+    fitted = fit_sampling(windows, candidate.model, recipe)
+    save_sampling(candidate.folder, windows, fitted, recipe)
+    return fitted
+
+
+def how_sampled(ticker: str, samplings: Mapping[str, Sampling], forecasts: Forecasts) -> dict[str, Any]:
+    """Entries of a manifest: how each model was sampled, and the share of its bars that were mended, by ticker."""
+    return {
+        "sampling": {ticker: {name: one.summary() for name, one in samplings.items()}},
+        "mended": {ticker: forecasts.mended},
+    }
 
 
 def _unfit(folder: Path, base: KronosModel, windows: WindowSet) -> str | None:

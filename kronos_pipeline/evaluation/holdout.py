@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from kronos_pipeline.artifacts import ArtifactLayout
-from kronos_pipeline.evaluation.candidates import Candidate, load_candidates
-from kronos_pipeline.evaluation.forecasts import Forecasts, predict
+from kronos_pipeline.evaluation.candidates import how_sampled, load_candidates, sampling_of
+from kronos_pipeline.evaluation.forecasts import predict
 from kronos_pipeline.evaluation.plots import save_plots
 from kronos_pipeline.evaluation.predictions import ADAPTER, CHECKPOINT
 from kronos_pipeline.evaluation.report import evaluation_manifest, save_ticker_evaluation
-from kronos_pipeline.evaluation.sampling import Sampling, fit_sampling, load_sampling, save_sampling
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,21 +82,3 @@ def evaluate_ticker(
     evaluation = save_ticker_evaluation(layout, forecasts.predictions, trained, manifest, tickers_tested)
     plots = save_plots(layout, windows.bars.frame, forecasts.predictions, trained, evaluation["warnings"])
     return HoldoutResult(forecasts.predictions, evaluation, manifest, plots, [*notes, *forecasts.notes])
-
-
-def sampling_of(candidate: Candidate, windows: WindowSet, recipe: Recipe) -> Sampling:
-    """How a model is sampled for a ticker: as it was fitted on these windows before, or fitted now and kept."""
-    known = load_sampling(candidate.folder, windows, candidate.model, recipe)
-    if known is not None:
-        return known
-    fitted = fit_sampling(windows, candidate.model, recipe)
-    save_sampling(candidate.folder, windows, fitted, recipe)
-    return fitted
-
-
-def how_sampled(ticker: str, samplings: Mapping[str, Sampling], forecasts: Forecasts) -> dict[str, Any]:
-    """Entries of a manifest: how each model was sampled, and the share of its bars that were mended, by ticker."""
-    return {
-        "sampling": {ticker: {name: one.summary() for name, one in samplings.items()}},
-        "mended": {ticker: forecasts.mended},
-    }

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from small import simulated_bars
+
+from kronos_pipeline.config import Recipe
+from kronos_pipeline.data.bars import Bars, make_bars
+from kronos_pipeline.errors import DataError
+from kronos_pipeline.evaluation.folds import Fold, plan_folds
+
+SETTINGS = {"model_name": "kronos-nano", "lookback": 8, "selection_days": 8}
+
+
+def recipe_of(horizon: int = 4, origins: int = 5, every: int = 1) -> Recipe:
+    return Recipe(**SETTINGS, horizon=horizon, backtest_origins=origins, backtest_refit_every=every)
+
+
+def cut(bars: Bars, end: int) -> Bars:
+    return make_bars(bars.ticker, bars.frame.iloc[:end], source=bars.source)
+
+
+def cutoffs(fold: Fold, ticker: str) -> list[pd.Timestamp]:
+    (one,) = [one for one in fold.windows if one.ticker == ticker]
+    return [one.bars.frame["timestamps"].iloc[origin] for origin in one.of_split("holdout")["origin"]]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    bars=st.integers(60, 160),
+    horizon=st.integers(1, 7),
+    origins=st.integers(1, 12),
+    every=st.integers(1, 5),
+    stride=st.integers(1, 3),
+)
+def test_every_cutoff_lies_after_all_that_its_weights_are_trained_on(
+    bars: int, horizon: int, origins: int, every: int, stride: int
+) -> None:
+    recipe = recipe_of(horizon, origins, every).model_copy(update={"stride": stride})
+    one = simulated_bars("AAPL", bars)
+    try:
+        folds, skipped = plan_folds([{"AAPL": one}], recipe)
+    except DataError:
+        assume(False)
+    stamps = one.frame["timestamps"]
+    found: list[int] = []
+    for fold in folds:
+        (known,), (windows,) = fold.known, fold.windows
+        origin = windows.of_split("holdout")["origin"].to_numpy()
+        trained = pd.concat([known.of_split("train"), known.of_split("selection")])
+        assert trained["end"].max() - 1 <= origin.min()
+        assert len(windows.bars) == origin.max() + 1 + horizon
+        assert windows.bars.frame.equals(one.frame.iloc[: len(windows.bars)])
+        assert 1 <= len(origin) <= every
+        assert (windows.of_split("holdout")["end"].to_numpy() == origin + 1 + horizon).all()
+        found += origin.tolist()
+    assert not skipped
+    # The newest leaves one horizon of real bars, and each is a horizon after the one before.
+    assert found == [bars - 1 - horizon * step for step in range(len(found), 0, -1)]
+    assert len(stamps) == bars
+
+
+def test_tickers_that_train_together_know_no_bar_that_is_newer_than_the_earliest_cutoff() -> None:
+    long, short = simulated_bars("AAPL", 150), cut(simulated_bars("MSFT", 150), 143)
+    folds, _ = plan_folds([{"AAPL": long, "MSFT": short}], recipe_of())
+    assert len(folds) == 5
+    for fold in folds:
+        first = min(cutoffs(fold, ticker)[0] for ticker in ("AAPL", "MSFT"))
+        assert cutoffs(fold, "AAPL")[0] > cutoffs(fold, "MSFT")[0] == first
+        for known in fold.known:
+            rows = pd.concat([known.of_split("train"), known.of_split("selection")])
+            assert known.bars.frame["timestamps"].iloc[rows["end"].max() - 1] <= first
+            assert known.counts()["train"] > 0
+
+
+def test_old_folds_without_bars_enough_before_them_are_left_out() -> None:
+    folds, skipped = plan_folds([{"AAPL": simulated_bars("AAPL", 60)}], recipe_of(origins=40))
+    assert 5 < len(folds) < 40
+    assert not skipped
+
+
+def test_a_ticker_without_a_cutoff_is_named_and_none_at_all_is_an_error() -> None:
+    few = cut(simulated_bars("MSFT", 100), 20)
+    _, skipped = plan_folds([{"AAPL": simulated_bars("AAPL", 100)}, {"MSFT": few}], recipe_of())
+    assert list(skipped) == ["MSFT"]
+    assert "20 bars" in str(skipped["MSFT"])
+    with pytest.raises(DataError, match=r"MSFT\.csv"):
+        plan_folds([{"MSFT": few}], recipe_of())
+
+
+def test_a_fold_does_not_change_with_bars_that_come_after_it() -> None:
+    bars = simulated_bars("AAPL", 150)
+    noise = bars.frame.copy()
+    rng = np.random.default_rng(0)
+    folds, _ = plan_folds([{"AAPL": bars}], recipe_of())
+    first = folds[0].windows[0]
+    later = len(first.bars)
+    noise.loc[later:, ["open", "high", "low", "close"]] *= np.exp(rng.normal(size=(len(noise) - later, 1)))
+    other, _ = plan_folds([{"AAPL": make_bars("AAPL", noise, source="AAPL.csv")}], recipe_of())
+    assert other[0].windows[0].training_hash == first.training_hash
+    assert other[0].windows[0].bars.content_hash == first.bars.content_hash
+    assert other[-1].windows[0].training_hash != folds[-1].windows[0].training_hash
