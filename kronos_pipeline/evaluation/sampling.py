@@ -1,21 +1,51 @@
-"""How a model is sampled for a ticker, and how far its intervals are stretched: chosen on the selection block alone."""
+"""How a model is sampled for a ticker, and how far its intervals are stretched: chosen on the selection block alone.
+
+    bars    ...------------|----- older half -----|----- newer half -----|---- holdout ----|
+                                 temperature,             widths             not read,
+                                    top-p                                   nor its times
+
+A forecast may start before its half, and is cut where the half ends; the bars of that half alone are scored. So widths
+rest on bars that temperature and top-p were not chosen on. Early stopping has seen both halves, so those of a trained
+model may come out a little small.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
+from kronos_pipeline.artifacts import code_version, read_json, write_json
+from kronos_pipeline.data.rhythm import find_rhythm
+from kronos_pipeline.errors import ArtifactError
+from kronos_pipeline.evaluation.distributions import FEWEST_PATHS, crps
 from kronos_pipeline.evaluation.predictions import LEVELS
+from kronos_pipeline.evaluation.recalibration import fit_widths
+from kronos_pipeline.evaluation.rolls import Sampler, sample_rolls
 
 if TYPE_CHECKING:
     from kronos_pipeline.config import Recipe
+    from kronos_pipeline.data.windows import WindowSet
+    from kronos_pipeline.model.loading import KronosModel
 
-Score = tuple[float, float, float]
-"""Temperature, top-p, and the mean CRPS of the closes that were forecast with them, in price units."""
+ORIGINS = 16
+"""Cutoffs per half of the selection block, at most."""
+TEMPERATURES = (0.6, 0.8, 1.0, 1.2, 1.4)
+TOP_PS = (0.9, 1.0)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a temperature and a top-p came to: the mean CRPS of the closes that were forecast, in price units."""
+
+    temperature: float
+    top_p: float
+    crps: float
 
 
 @dataclass(frozen=True)
@@ -29,8 +59,8 @@ class Sampling:
         widths: by level, the factor of its intervals at each step 1 to horizon.
         residuals: how many forecast closes the widths rest on; 0 where they are all 1.
         tuned: what each temperature and top-p scored; None where they are the recipe's own.
-        weights_hash: of the model that this was fitted for; None where nothing was fitted.
-        span: the first and the last bar that it was fitted on, ISO times; None where nothing was fitted.
+        weights_hash: of the model that this is for; None where it is for any.
+        span: times of the first and the last bar that were scored for it; None where none was.
     """
 
     temperature: float
@@ -47,7 +77,148 @@ class Sampling:
         return np.array([self.widths[level] for level in LEVELS])[:, steps - 1].T
 
 
+_SAMPLING = TypeAdapter(Sampling)
+
+
 def plain_sampling(recipe: Recipe) -> Sampling:
     """The recipe's own temperature and top-p, and intervals as they are sampled."""
     widths = dict.fromkeys(LEVELS, (1.0,) * recipe.horizon)
     return Sampling(recipe.temperature, recipe.top_p, recipe.s2_position, widths)
+
+
+def fit_sampling(windows: WindowSet, model: KronosModel, recipe: Recipe, *, sampler: Sampler | None = None) -> Sampling:
+    """Choose temperature and top-p, and fit the widths of intervals, as far as the recipe asks for either.
+
+    Work is bounded: from at most 16 cutoffs each, once per pair of the grid over the older half, once over the newer.
+    Where a half has no cutoff that can be used, as all lie beyond holes or flat bars, what it is for stays as it is.
+
+    Args:
+        windows: the ticker's windows.
+        model: the model that is sampled.
+        recipe: `tune_sampling` and `recalibrate`; horizon, paths per forecast and seed; temperature and top-p, which
+            are a pair of the grid too.
+        sampler: what samples, `sample_paths` by default.
+
+    Raises:
+        ModelError: a sampled number is not finite.
+    """
+    start, end = windows.selection_start, windows.holdout_start
+    middle = (start + end) // 2
+    sampling = replace(plain_sampling(recipe), weights_hash=model.weights_hash)
+    blocks = []
+    older = _Half(windows, start, middle, recipe)
+    if recipe.tune_sampling and len(older.origins):
+        scores = []
+        for temperature, top_p in _grid(recipe):
+            tried = replace(sampling, temperature=temperature, top_p=top_p)
+            closes, y, _ = older.forecast(model, tried, sampler)
+            scores.append(Score(temperature, top_p, float(crps(closes, y).mean())))
+        best = min(scores, key=lambda score: score.crps)  # of equals the first, the recipe's own before any other
+        sampling = replace(sampling, temperature=best.temperature, top_p=best.top_p, tuned=tuple(scores))
+        blocks.append(older)
+    newer = _Half(windows, middle, end, recipe)
+    if recipe.recalibrate and len(newer.origins):
+        closes, y, steps = newer.forecast(model, sampling, sampler)
+        widths = fit_widths(closes, y, steps, recipe.horizon)
+        sampling = replace(sampling, widths=widths, residuals=len(y))
+        blocks.append(newer)
+    if blocks:
+        stamps = windows.bars.frame["timestamps"]
+        span = stamps[blocks[0].first].isoformat(), stamps[blocks[-1].end - 1].isoformat()
+        sampling = replace(sampling, span=span)
+    return sampling
+
+
+def save_sampling(folder: Path, ticker: str, sampling: Sampling, windows: WindowSet, recipe: Recipe) -> None:
+    """Write `<folder>/sampling/<T>.json`: equal input, equal bytes.
+
+    Args:
+        folder: an adapter's or a checkpoint's; the layout's `base` for the untouched base model.
+        ticker: the symbol.
+        sampling: what `fit_sampling` gave.
+        windows: the windows that it was fitted on.
+        recipe: the recipe that it was fitted by.
+    """
+    content = {
+        "ticker": ticker,
+        "sampling": _SAMPLING.dump_python(sampling, mode="json"),
+        "lookback": windows.lookback,
+        "eval_samples": recipe.eval_samples,
+        "seed": recipe.seed,
+        "training_hash": windows.training_hash,
+        "code_version": code_version(),
+    }
+    write_json(_path(folder, ticker), content)
+
+
+def load_sampling(folder: Path, ticker: str, model: KronosModel, recipe: Recipe) -> Sampling | None:
+    """Read what `save_sampling` wrote, its temperature and top-p in place of the recipe's.
+
+    Returns:
+        None where there is none for the ticker, or it does not serve: it was fitted for other weights, another lookback
+        or a shorter horizon, or for another number of paths, and one of the two numbers is too small for every level.
+
+    Raises:
+        ArtifactError: the file is damaged.
+    """
+    path = _path(folder, ticker)
+    if not path.is_file():
+        return None
+    content: Any = read_json(path)
+    try:
+        sampling = _SAMPLING.validate_python(content["sampling"])
+        lookback, paths = content["lookback"], content["eval_samples"]
+        steps = min(len(sampling.widths[level]) for level in LEVELS)
+    except (KeyError, TypeError, ValidationError) as error:
+        raise ArtifactError(f"{path} holds no sampling ({error}); evaluate or train again.") from error
+    serves = (
+        sampling.weights_hash == model.weights_hash
+        and lookback == recipe.used_lookback
+        and steps >= recipe.horizon
+        and (paths == recipe.eval_samples or min(paths, recipe.eval_samples) >= FEWEST_PATHS)
+    )
+    return sampling if serves else None
+
+
+def _path(folder: Path, ticker: str) -> Path:
+    return folder / "sampling" / f"{ticker}.json"
+
+
+def _grid(recipe: Recipe) -> list[tuple[float, float]]:
+    """Pairs of temperature and top-p, the recipe's own first."""
+    pairs = [(temperature, top_p) for temperature in TEMPERATURES for top_p in TOP_PS]
+    return list(dict.fromkeys([(recipe.temperature, recipe.top_p), *pairs]))
+
+
+class _Half:
+    """The bars [first, end) before the holdout, and the cutoffs whose forecasts score them.
+
+    The cutoffs are spread evenly, so that each step of the horizon is scored at as many bars as any other. As in
+    `build_windows`, none has a flat lookback, or a hole between its first bar and its last.
+    """
+
+    def __init__(self, windows: WindowSet, first: int, end: int, recipe: Recipe) -> None:
+        self.first, self.end = first, end
+        self._windows, self._recipe = windows, recipe
+        stamps = windows.bars.frame["timestamps"].to_numpy()[: windows.holdout_start]
+        close = windows.bars.frame["close"].to_numpy()
+        holes = np.concatenate([[0], np.cumsum(find_rhythm(stamps).missing(stamps) > recipe.max_gap)])
+        origins = np.arange(max(first - recipe.horizon, windows.lookback - 1), end - 1)
+        starts, lasts = origins + 1 - windows.lookback, np.minimum(origins + recipe.horizon, end - 1)
+        moves = [np.ptp(close[start : origin + 1]) > 0 for start, origin in zip(starts, origins, strict=True)]
+        usable = origins[np.array(moves, np.bool_) & (holes[starts] == holes[lasts])]
+        spread = np.linspace(0, len(usable) - 1, min(ORIGINS, len(usable)))
+        self.origins = usable[np.rint(spread).astype(np.int64)]
+
+    def forecast(
+        self, model: KronosModel, sampling: Sampling, sampler: Sampler | None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+        """Of each forecast bar in this half: paths of the close (n, paths), the real one (n,), its step (n,)."""
+        windows, recipe = self._windows, self._recipe
+        ends = np.minimum(self.origins + 1 + recipe.horizon, self.end)
+        sampled = sample_rolls(windows, self.origins, ends, model, recipe, sampling, sampler=sampler)
+        rolls, steps = np.meshgrid(np.arange(len(ends)), np.arange(1, recipe.horizon + 1), indexing="ij")
+        targets = self.origins[rolls] + steps
+        scored = (targets >= self.first) & (targets < self.end)
+        y = windows.bars.frame["close"].to_numpy(np.float64)[targets[scored]]
+        return sampled.closes.swapaxes(1, 2)[scored], y, steps[scored]
