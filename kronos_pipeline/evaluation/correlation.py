@@ -1,0 +1,97 @@
+"""Whether a model ranks tickers rightly: the correlation across tickers of the predicted and the real return.
+
+At each cutoff that enough tickers share, the return from the cutoff's close to the forecast's last bar is correlated
+over the tickers. The mean over the cutoffs is the information coefficient; its t statistic takes cutoffs, not tickers,
+as the observations, since tickers of one day move together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kronos_pipeline.evaluation.predictions import check_predictions
+
+MIN_TICKERS = 8
+
+
+@dataclass(frozen=True)
+class InformationCoefficient:
+    """How the predicted and the real returns go together across tickers; None, with the reason, where undefined.
+
+    Attributes:
+        model: its name in the table of predictions.
+        cutoffs: those that count: at least `MIN_TICKERS` tickers were forecast over equally many bars, and differ.
+        tickers: the fewest at one of these cutoffs.
+        ic: mean over the cutoffs of Pearson's correlation, from -1 to 1.
+        ic_t: its t statistic, of cutoffs - 1 degrees of freedom.
+        rank_ic, rank_ic_t: likewise of Spearman's rank correlation.
+        reason: why a number is None, else empty.
+    """
+
+    model: str
+    cutoffs: int = 0
+    tickers: int = 0
+    ic: float | None = None
+    ic_t: float | None = None
+    rank_ic: float | None = None
+    rank_ic_t: float | None = None
+    reason: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: every number is finite or None."""
+        return asdict(self)
+
+
+def information_coefficient(predictions: pd.DataFrame, model: str) -> InformationCoefficient:
+    """Correlate a model's predicted returns with the real ones, across tickers at each cutoff.
+
+    Returns are from the close at the cutoff to the forecast's last bar. A ticker that is forecast over another number
+    of bars than most from a cutoff, as where the end of its file cuts a roll, is left out there.
+
+    Args:
+        predictions: the table of `predictions.py`.
+        model: the model.
+
+    Raises:
+        ArtifactError: the table is not one of predictions.
+    """
+    check_predictions(predictions)
+    rows = predictions[predictions["model"] == model].sort_values("step")
+    last = rows.groupby(["unique_id", "cutoff"]).tail(1)
+    returns = pd.DataFrame(
+        {
+            "cutoff": last["cutoff"],
+            "step": last["step"],
+            "predicted": last["mean"] / last["last"] - 1,
+            "real": last["y"] / last["last"] - 1,
+        }
+    )
+    usual = returns.groupby("cutoff")["step"].transform(lambda steps: steps.mode().max())
+    returns = returns[returns["step"] == usual]
+    groups = [group for _, group in returns.groupby("cutoff") if len(group) >= MIN_TICKERS]
+    if not groups:
+        return InformationCoefficient(model, reason=f"no cutoff is shared by {MIN_TICKERS} tickers")
+    if not np.isfinite(pd.concat(groups)[["predicted", "real"]].to_numpy(np.float64)).all():
+        return InformationCoefficient(model, reason="a return is not finite")
+    found = []
+    for group in groups:
+        with np.errstate(divide="ignore", invalid="ignore"):  # where all returns are the same, as the naive forecast's
+            both = [group["predicted"].corr(group["real"], method=method) for method in ("pearson", "spearman")]
+        found += [(len(group), *both)] if np.isfinite(both).all() else []
+    if not found:
+        return InformationCoefficient(model, reason="the returns are the same for all tickers, so nothing is ranked")
+    tickers, plain, ranked = (list(column) for column in zip(*found, strict=True))
+    t, rank_t = _t_statistic(plain), _t_statistic(ranked)
+    reason = "" if t is not None and rank_t is not None else "a t statistic needs two cutoffs that differ"
+    means = float(np.mean(plain)), t, float(np.mean(ranked)), rank_t
+    return InformationCoefficient(model, len(found), min(tickers), *means, reason)
+
+
+def _t_statistic(values: list[float]) -> float | None:
+    """Of the mean against 0, or None where the values do not tell their own spread."""
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    return float(np.mean(values)) / (spread / len(values) ** 0.5) if spread > 0 else None
