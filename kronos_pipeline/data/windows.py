@@ -42,6 +42,7 @@ __all__ = [
     "normalise",
     "row_statistics",
     "save_windows",
+    "stamp_features",
 ]
 
 TOO_MANY_CUTOFFS = "cutoffs above --max-cutoffs"
@@ -153,7 +154,8 @@ def build_windows(bars: Bars, recipe: Recipe, *, hold_out: bool = True) -> Windo
     numbers = np.concatenate([mean[offsets[:, 0]], std[offsets[:, 0]]], axis=1)
     rows = WindowRows.validate(pd.concat([rows, pd.DataFrame(numbers, columns=list(STATISTICS))], axis=1))
     excluded = {reason: count for reason, count in excluded.items() if count}
-    return WindowSet(bars, lookback, horizon, rows, _stamp_features(bars), excluded, blocks.selection, blocks.holdout)
+    features = stamp_features(pd.DatetimeIndex(stamps))
+    return WindowSet(bars, lookback, horizon, rows, features, excluded, blocks.selection, blocks.holdout)
 
 
 def row_statistics(rows: pd.DataFrame) -> tuple[FloatArray, FloatArray]:
@@ -196,7 +198,8 @@ def load_windows(path: Path, bars: Bars) -> WindowSet:
         rows["split"] = pd.Categorical(rows["split"], SPLITS)
         names = ("lookback", "horizon", "excluded", "selection_start", "holdout_start")
         found: dict[str, Any] = {name: manifest[name] for name in names}
-        windows = WindowSet(bars=bars, rows=rows, stamps=_stamp_features(bars), **found)
+        features = stamp_features(pd.DatetimeIndex(bars.frame["timestamps"]))
+        windows = WindowSet(bars=bars, rows=rows, stamps=features, **found)
         damaged = windows.training_hash != manifest["training_hash"]
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path} holds no windows ({error}); materialise them again.") from error
@@ -214,8 +217,8 @@ def _starts(blocks: Blocks, lookback: int, horizon: int, stride: int) -> tuple[n
     return train, selection, np.arange(blocks.holdout - lookback, blocks.bars - lookback, horizon)
 
 
-def _stamp_features(bars: Bars) -> StampFeatures:
-    stamps = pd.DatetimeIndex(bars.frame["timestamps"])
+def stamp_features(stamps: pd.DatetimeIndex) -> StampFeatures:
+    """What a model knows of bars' times, `(bars, 5)`: minute, hour, weekday (Monday is 0), day, month."""
     fields = (stamps.minute, stamps.hour, stamps.weekday, stamps.day, stamps.month)
     return np.stack(fields, axis=1).astype(np.uint8)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from market_files import crypto_five_minutes, hourly_fx, read_frame, stock_frames
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 
 from kronos_pipeline.evaluation.baselines import (
     drift,
