@@ -79,8 +79,9 @@ def information_coefficient(predictions: pd.DataFrame, model: str) -> Informatio
         return InformationCoefficient(model, reason="a return is not finite")
     found = []
     for group in groups:
+        pair = group[["predicted", "real"]]
         with np.errstate(divide="ignore", invalid="ignore"):  # where all returns are the same, as the naive forecast's
-            both = [group["predicted"].corr(group["real"], method=method) for method in ("pearson", "spearman")]
+            both = [values["predicted"].corr(values["real"]) for values in (pair, pair.rank())]
         found += [(len(group), *both)] if np.isfinite(both).all() else []
     if not found:
         return InformationCoefficient(model, reason="the returns are the same for all tickers, so nothing is ranked")
