@@ -11,10 +11,12 @@ from kronos_pipeline.evaluation.leaderboard import leaderboard_rows
 from kronos_pipeline.evaluation.metrics import METRICS
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, CHECKPOINT, NAIVE
 from kronos_pipeline.evaluation.sheets import UNDEFINED, Sheet, count, number, price
+from kronos_pipeline.evaluation.verdicts import BETTER, MIN_CUTOFFS, NO_BETTER, TOO_LITTLE, WORSE
 
 _ORDER = (ADAPTER, CHECKPOINT, BASE, NAIVE)
-_TOO_FEW = "too few"
-_SHORT = {"too little evidence": _TOO_FEW}
+_FEW = "few"
+_SHORT = {BETTER: "yes", NO_BETTER: "no", WORSE: "worse", TOO_LITTLE: _FEW}
+"""A verdict under the heading "better than"."""
 
 Entry = Mapping[str, Any]
 Column = tuple[str, Callable[[Entry], str]]
@@ -56,8 +58,8 @@ def leaderboard_sheet(evaluation: Mapping[str, Any], what: str = "Holdout") -> S
         ("right\nway (%)", lambda row: number(row["directional_accuracy"], 0)),
         ("80 % holds\n(raw) (%)", _coverage),
         ("rank\nIC", lambda row: number(row.get("rank_ic"))),
-        ("against\nnaive", lambda row: _short(row.get("against_naive"))),
-        ("against\nbase", lambda row: _short(row.get("against_base"))),
+        ("better\nthan\nnaive", lambda row: _short(row.get("against_naive"))),
+        ("better\nthan\nbase", lambda row: _short(row.get("against_base"))),
     ]
     rows = leaderboard_rows(evaluation)
     return Sheet(
@@ -100,11 +102,13 @@ def _error_of(name: str) -> Column:
 
 
 def _verdict_column(model: str, rival: str) -> Column:
-    return f"against\n{rival}", lambda entry: _short(entry["verdicts"].get(model, {}).get(rival, {}).get("verdict"))
+    return f"better\nthan\n{rival}", lambda entry: _short(
+        entry["verdicts"].get(model, {}).get(rival, {}).get("verdict")
+    )
 
 
 def _short(verdict: str | None) -> str:
-    return UNDEFINED if verdict is None else _SHORT.get(verdict, verdict)
+    return UNDEFINED if verdict is None else _SHORT[verdict]
 
 
 def _coverage(row: Entry) -> str:
@@ -122,13 +126,9 @@ def _notes(evaluation: Mapping[str, Any]) -> list[str]:
         for key, word in (("bars", "bar"), ("symbols_evaluated", "symbol"), ("cutoffs", "cutoff"))
     ]
     notes = [*evaluation["warnings"], "{} of {} forecast from {}.".format(*counts)]
-    cells = [
-        verdict["verdict"]
-        for entry in (total, *evaluation["per_symbol"])
-        for verdict in entry["verdicts"].get(evaluation["model"], {}).values()
-    ]
-    if any(_short(cell) == _TOO_FEW for cell in cells):
-        notes.append(f"{_TOO_FEW.capitalize()}: a verdict needs at least 8 cutoffs; --backtest-origins gives more.")
+    if any(_FEW in row for row in _verdict_cells(evaluation)):
+        why = f"too little evidence; a verdict needs {MIN_CUTOFFS} cutoffs, and --backtest-origins gives more"
+        notes.append(f"{_FEW.capitalize()}: {why}.")
     if left_out := total["cutoffs_left_out"]:
         notes.append(f"Left out: {count(left_out, 'older cutoff')} (--max-cutoffs).")
     notes += [
@@ -138,3 +138,10 @@ def _notes(evaluation: Mapping[str, Any]) -> list[str]:
         if metric in ("mae", "rmse", "mape", "mase")
     ]
     return notes + [f"Skipped {one['symbol']}: {one['reason']}" for one in evaluation["skipped"]]
+
+
+def _verdict_cells(evaluation: Mapping[str, Any]) -> list[list[str]]:
+    entries = (evaluation["aggregate"], *evaluation["per_symbol"])
+    return [
+        [_short(one["verdict"]) for one in entry["verdicts"].get(evaluation["model"], {}).values()] for entry in entries
+    ]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kronos_pipeline.base_models import BaseModelSource, WeightsSource
+from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import FEATURES
 from kronos_pipeline.evaluation.forecasts import Forecasts, predict
@@ -75,10 +75,4 @@ def forecast(
     return predict(windows, models, samplings, recipe, sampler=sampler or RecordingSampler())  # type: ignore[arg-type]
 
 
-NANO = BaseModelSource(
-    name="kronos-nano",
-    predictor=WeightsSource("kronos-nano"),
-    tokenizer=WeightsSource("kronos-nano"),
-    context=512,
-    demo=True,
-)
+NANO = find_base_model("kronos-nano")

@@ -7,16 +7,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from holdouts import NANO, HandMadeWindows, RecordingSampler
+from holdouts import NANO, HandMadeWindows, forecast
 
 from kronos_pipeline.artifacts import ArtifactLayout, file_hash, read_json, read_parquet
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import ArtifactError
-from kronos_pipeline.evaluation.forecasts import forecast_holdout
+from kronos_pipeline.evaluation.metrics import METRICS, UNITS
 from kronos_pipeline.evaluation.report import (
     build_evaluation,
     evaluation_manifest,
-    load_ticker_forecasts,
+    load_predictions,
+    manifest_of_ticker,
     merge_manifests,
     save_evaluation,
     save_ticker_evaluation,
@@ -33,8 +34,8 @@ def windows_of(ticker: str, scale: float = 1.0, left_out: int = 0) -> HandMadeWi
     return HandMadeWindows(scale * (100 + walk), holdout=10, horizon=4, ticker=ticker, excluded=excluded)
 
 
-def forecasts_of(windows: list[HandMadeWindows], models: dict[str, float] | None = None) -> pd.DataFrame:
-    return pd.concat([forecast_holdout(one, models or MODELS, CONFIG, sampler=RecordingSampler()) for one in windows])
+def predictions_of(windows: list[HandMadeWindows], models: dict[str, float] | None = None) -> pd.DataFrame:
+    return pd.concat([forecast(one, models or MODELS, CONFIG).predictions for one in windows], ignore_index=True)
 
 
 def manifest_of(windows: list[HandMadeWindows], device: str = "cpu") -> dict[str, Any]:
@@ -66,60 +67,83 @@ def recomputed(rows: pd.DataFrame, model: str) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("trained", ["adapter", "checkpoint"])
-def test_every_number_of_evaluation_json_can_be_recomputed_from_forecasts_parquet(
+def test_every_error_of_evaluation_json_can_be_recomputed_from_forecasts_parquet(
     layout: ArtifactLayout, trained: str
 ) -> None:
     windows = [windows_of("AAPL"), windows_of("BRK-B", 1000, left_out=5), windows_of("EURUSD=X", 0.01)]
-    saved = save_evaluation(layout, forecasts_of(windows), trained, SKIPPED, manifest_of(windows))
+    saved = save_evaluation(layout, predictions_of(windows), trained, SKIPPED, manifest_of(windows))
     evaluation = strict_json(layout.evaluation)
     assert evaluation == saved
     forecasts = pd.read_parquet(layout.forecasts)
+    models = ["naive", "drift", "seasonal_naive", "random_walk", "base", "checkpoint", "adapter"]
+    assert list(forecasts.columns) == ["unique_id", "ds", "cutoff", "y", *models]
     by_symbol = dict(list(forecasts.groupby("unique_id")))
-
     assert [entry["symbol"] for entry in evaluation["per_symbol"]] == sorted(by_symbol)
     for entry in evaluation["per_symbol"]:
         rows = by_symbol[entry["symbol"]]
-        scores = {model: recomputed(rows, model) for model in ("naive", *MODELS)}
-        assert entry["models"] == {model: pytest.approx(expected) for model, expected in scores.items()}
-        assert {metric: entry[metric] for metric in scores[trained]} == pytest.approx(scores[trained])
-        assert entry["beats_naive"] == (scores[trained]["mae"] < scores["naive"]["mae"])
-        assert entry["beats_base"] == (scores[trained]["mae"] < scores["base"]["mae"])
-        assert entry["bars"] == len(rows)
+        for model in models:
+            expected = recomputed(rows, model)
+            assert {name: entry["models"][model][name] for name in expected} == pytest.approx(expected)
+        assert {name: entry[name] for name in METRICS} == {name: entry["models"][trained][name] for name in METRICS}
+        assert entry["bars"] == len(rows) == 10
         assert entry["cutoffs"] == rows["cutoff"].nunique()
         assert pd.Timestamp(entry["holdout"]["first"]) == rows["ds"].min()
         assert pd.Timestamp(entry["holdout"]["last"]) == rows["ds"].max()
-
     total = evaluation["aggregate"]
-    for model in ("naive", *MODELS):
+    for model in models:
         for metric in ("mae", "rmse", "mape"):
             mean = np.mean([recomputed(rows, model)[metric] for rows in by_symbol.values()])
             assert total["models"][model][metric] == pytest.approx(mean)
         assert total["models"][model]["symbols"] == 3
-    assert {metric: total[metric] for metric in ("mae", "rmse", "mape")} == {
-        metric: total["models"][trained][metric] for metric in ("mae", "rmse", "mape")
+    assert {name: total[name] for name in METRICS} == {name: total["models"][trained][name] for name in METRICS}
+    assert (total["symbols_evaluated"], total["bars"], total["cutoffs"]) == (3, 30, 9)
+
+
+def test_the_evaluation_follows_from_the_predictions_beside_it_alone(layout: ArtifactLayout) -> None:
+    windows = [windows_of("AAPL"), windows_of("BRK-B", 1000)]
+    evaluation = save_evaluation(layout, predictions_of(windows), "adapter", SKIPPED, manifest_of(windows))
+    predictions, manifest = read_parquet(layout.predictions)
+    again = build_evaluation(predictions, "adapter", SKIPPED, manifest)
+    files = evaluation.pop("files")
+    assert again == evaluation
+    assert files == {path.name: file_hash(path) for path in (layout.predictions, layout.forecasts)}
+
+
+def test_every_model_is_judged_against_naive_and_base_and_few_cutoffs_are_said_to_be_few() -> None:
+    windows = [windows_of("AAPL"), windows_of("BRK-B", 1000)]
+    evaluation = build_evaluation(predictions_of(windows), "adapter", [], manifest_of(windows))
+    for entry in (evaluation["aggregate"], *evaluation["per_symbol"]):
+        assert set(entry["verdicts"]) == {"base", "checkpoint", "adapter"}
+        assert set(entry["verdicts"]["adapter"]) == {"naive", "base"}
+        verdict = entry["verdicts"]["adapter"]["naive"]
+        assert (verdict["verdict"], verdict["cutoffs"]) == ("too little evidence", 3)
+        assert "3 shared cutoffs" in verdict["reason"]
+
+
+def test_a_model_that_is_nearer_at_every_cutoff_is_better_and_the_others_worse() -> None:
+    windows = [HandMadeWindows(100 + np.arange(90.0), holdout=40, horizon=4)]
+    # The sampler adds the model, the mean path's 1 and the step: with -1 it knows the future.
+    predictions = predictions_of(windows, {"base": 1.5, "adapter": -0.9})  # type: ignore[arg-type]
+    evaluation = build_evaluation(predictions, "adapter", [], manifest_of(windows))
+    verdicts = evaluation["per_symbol"][0]["verdicts"]
+    assert {rival: one["verdict"] for rival, one in verdicts["adapter"].items()} == {
+        "naive": "better",
+        "base": "better",
     }
-    assert total["symbols_evaluated"] == 3
-    assert total["bars"] == len(forecasts) == 30
-    assert total["cutoffs"] == 9
-    for rival in ("naive", "base"):
-        beaten = [entry[f"beats_{rival}"] for entry in evaluation["per_symbol"]]
-        assert total[f"symbols_beating_{rival}"] == sum(beaten)
-    assert pd.Timestamp(evaluation["holdout"]["first"]) == forecasts["ds"].min()
-    assert pd.Timestamp(evaluation["holdout"]["last"]) == forecasts["ds"].max()
 
 
 def test_evaluation_json_says_what_was_evaluated_with_what(layout: ArtifactLayout) -> None:
     windows = [windows_of("AAPL", left_out=5), windows_of("MSFT", left_out=2)]
-    evaluation = save_evaluation(layout, forecasts_of(windows), "adapter", SKIPPED, manifest_of(windows))
+    evaluation = save_evaluation(layout, predictions_of(windows), "adapter", SKIPPED, manifest_of(windows))
     assert evaluation["model"] == "adapter"
     assert evaluation["base_model"] == "kronos-nano (embedded demo model)"
     assert evaluation["demo"] is True
-    assert evaluation["units"] == {"mae": "price", "rmse": "price", "mape": "percent"}
+    assert evaluation["units"] == UNITS
+    assert evaluation["warnings"] == []
     assert evaluation["skipped"] == SKIPPED
     assert (evaluation["device"], evaluation["seed"], evaluation["samples"]) == ("cpu", 7, 3)
     assert [entry["cutoffs_left_out"] for entry in evaluation["per_symbol"]] == [5, 2]
     assert evaluation["aggregate"]["cutoffs_left_out"] == 7
-    assert evaluation["files"] == {"forecasts.parquet": file_hash(layout.forecasts)}
     manifest = evaluation["manifest"]
     assert manifest["data"] == {"AAPL": "hash of AAPL", "MSFT": "hash of MSFT"}
     assert manifest["mlflow_runs"] == {"AAPL": "run of AAPL", "MSFT": "run of MSFT"}
@@ -130,7 +154,7 @@ def test_evaluation_json_says_what_was_evaluated_with_what(layout: ArtifactLayou
 
 def test_no_symbol_is_an_error_and_leaves_the_last_evaluation(layout: ArtifactLayout) -> None:
     windows = [windows_of("AAPL")]
-    forecasts = forecasts_of(windows)
+    forecasts = predictions_of(windows)
     save_evaluation(layout, forecasts, "adapter", [], manifest_of(windows))
     before = (layout.evaluation.read_bytes(), layout.forecasts.read_bytes())
     with pytest.raises(ArtifactError, match="No symbol was evaluated"):
@@ -140,14 +164,15 @@ def test_no_symbol_is_an_error_and_leaves_the_last_evaluation(layout: ArtifactLa
 
 def test_an_undefined_metric_is_null_with_its_reason_and_beats_nothing(layout: ArtifactLayout) -> None:
     windows = [windows_of("AAPL"), windows_of("MSFT")]
-    forecasts = forecasts_of(windows).reset_index(drop=True)
-    forecasts.loc[3, "adapter"] = np.nan
+    forecasts = predictions_of(windows).reset_index(drop=True)
+    broken = (forecasts["model"] == "adapter") & (forecasts["unique_id"] == "AAPL") & (forecasts["step"] == 4)
+    forecasts.loc[forecasts.index[broken][0], "mean"] = np.nan
     save_evaluation(layout, forecasts, "adapter", [], manifest_of(windows))
     evaluation = strict_json(layout.evaluation)
     apple, microsoft = evaluation["per_symbol"]
     assert apple["mae"] is apple["rmse"] is apple["mape"] is None
     assert apple["undefined"]["mae"] == "no finite forecast or close at 1 of 10 bars"
-    assert apple["beats_naive"] is apple["beats_base"] is None
+    assert apple["verdicts"]["adapter"]["naive"]["verdict"] == "too little evidence"
     assert microsoft["mae"] is not None
     assert evaluation["aggregate"]["mae"] is None
     assert evaluation["aggregate"]["undefined"]["mae"] == "undefined for 1 of 2 symbols"
@@ -156,7 +181,7 @@ def test_an_undefined_metric_is_null_with_its_reason_and_beats_nothing(layout: A
 
 def test_a_symbol_without_the_trained_model_has_null_metrics_and_a_reason() -> None:
     windows = [windows_of("AAPL"), windows_of("MSFT")]
-    forecasts = pd.concat([forecasts_of(windows[:1]), forecasts_of(windows[1:], {"base": 0.5})])
+    forecasts = pd.concat([predictions_of(windows[:1]), predictions_of(windows[1:], {"base": 0.5})])
     evaluation = build_evaluation(forecasts, "adapter", [], manifest_of(windows))
     microsoft = evaluation["per_symbol"][1]
     assert microsoft["mae"] is None
@@ -168,27 +193,37 @@ def test_a_symbol_without_the_trained_model_has_null_metrics_and_a_reason() -> N
 def test_the_tickers_files_put_together_give_the_evaluation_of_all(layout: ArtifactLayout) -> None:
     windows = [windows_of("AAPL", left_out=5), windows_of("^GSPC")]
     for one in windows:
-        alone = save_ticker_evaluation(layout, forecasts_of([one]), "adapter", manifest_of([one]))
+        alone = save_ticker_evaluation(layout, predictions_of([one]), "adapter", manifest_of([one]))
         assert alone == read_json(layout.ticker_metrics(one.ticker))
         assert alone["aggregate"]["symbols_evaluated"] == 1
         assert alone["files"] == {f"{one.ticker}.parquet": file_hash(layout.ticker_forecasts(one.ticker))}
-    forecasts, manifest = load_ticker_forecasts(layout, ["AAPL", "^GSPC"])
-    assert build_evaluation(forecasts, "adapter", [], manifest) == build_evaluation(
-        forecasts_of(windows), "adapter", [], manifest_of(windows)
+    predictions, manifest = load_predictions([layout.ticker_forecasts(ticker) for ticker in ("AAPL", "^GSPC")])
+    assert build_evaluation(predictions, "adapter", [], manifest) == build_evaluation(
+        predictions_of(windows), "adapter", [], manifest_of(windows)
     )
+
+
+def test_what_was_seen_in_pre_training_is_said_of_the_tickers_concerned_and_of_no_other() -> None:
+    windows = [windows_of("AAPL"), windows_of("MSFT"), windows_of("^GSPC")]
+    manifest = manifest_of(windows) | {"contamination": {"AAPL": "may be known", "MSFT": "may be known"}}
+    evaluation = build_evaluation(predictions_of(windows), "adapter", [], manifest)
+    assert evaluation["warnings"] == ["AAPL, MSFT: may be known"]
+    assert [entry["contamination"] for entry in evaluation["per_symbol"]] == ["may be known", "may be known", None]
+    assert manifest_of_ticker(manifest, "^GSPC")["contamination"] == {}
+    assert manifest_of_ticker(manifest, "AAPL")["data"] == {"AAPL": "hash of AAPL"}
 
 
 def test_a_tickers_file_holds_one_ticker(layout: ArtifactLayout) -> None:
     windows = [windows_of("AAPL"), windows_of("MSFT")]
     with pytest.raises(ArtifactError, match="not those of 2"):
-        save_ticker_evaluation(layout, forecasts_of(windows), "adapter", manifest_of(windows))
+        save_ticker_evaluation(layout, predictions_of(windows), "adapter", manifest_of(windows))
 
 
 def test_a_ticker_without_metrics_is_an_error(layout: ArtifactLayout) -> None:
     with pytest.raises(ArtifactError, match=r"AAPL\.parquet"):
-        load_ticker_forecasts(layout, ["AAPL"])
+        load_predictions([layout.ticker_forecasts("AAPL")])
     with pytest.raises(ArtifactError, match="No symbol"):
-        load_ticker_forecasts(layout, [])
+        load_predictions([])
 
 
 def test_what_differs_between_manifests_is_named_and_two_base_models_are_both_shown() -> None:
@@ -201,7 +236,7 @@ def test_what_differs_between_manifests_is_named_and_two_base_models_are_both_sh
     assert merged["seed"] == 7
     assert set(merged["differing"]) == {"device", "base_model"}
     assert merged["differing"]["device"] == ["cpu", "cuda"]
-    evaluation = build_evaluation(forecasts_of(windows), "adapter", [], merged)
+    evaluation = build_evaluation(predictions_of(windows), "adapter", [], merged)
     assert evaluation["base_model"] == "kronos-nano (embedded demo model) / small"
     assert evaluation["demo"] is True
     assert evaluation["device"] is None

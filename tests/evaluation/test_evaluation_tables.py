@@ -1,35 +1,43 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
-from test_evaluation_report import SKIPPED, build_evaluation, forecasts_of, manifest_of, windows_of
+from test_evaluation_report import SKIPPED, build_evaluation, manifest_of, predictions_of, windows_of
 
+from kronos_pipeline.artifacts import ArtifactLayout, read_json
+from kronos_pipeline.evaluation.leaderboard import leaderboard_rows, save_leaderboard
+from kronos_pipeline.evaluation.metrics import METRICS, UNITS
+from kronos_pipeline.evaluation.sheets import Sheet, price
 from kronos_pipeline.evaluation.tables import (
     evaluation_frame,
-    evaluation_markdown,
-    evaluation_table,
-    holdout_metrics,
+    evaluation_sheet,
+    flat_metrics,
+    leaderboard_sheet,
+    verdict_sentences,
 )
+
+MODELS = {"naive", "drift", "seasonal_naive", "random_walk", "base", "checkpoint", "adapter"}
 
 
 @pytest.fixture
 def evaluation() -> dict[str, Any]:
     windows = [windows_of("AAPL", left_out=5), windows_of("EURUSD=X", 0.01)]
-    return build_evaluation(forecasts_of(windows), "adapter", SKIPPED, manifest_of(windows))
+    return build_evaluation(predictions_of(windows), "adapter", SKIPPED, manifest_of(windows))
 
 
-def rendered(evaluation: dict[str, Any], width: int = 80) -> list[str]:
+def rendered(sheet: Sheet, width: int = 80) -> list[str]:
     console = Console(file=io.StringIO(), width=width)
-    console.print(evaluation_table(evaluation))
+    console.print(sheet.terminal())
     text = console.file.getvalue()  # type: ignore[attr-defined]
     return [line.rstrip() for line in text.splitlines()]
 
 
 def test_the_table_fits_80_columns_with_every_model_and_no_number_is_cut(evaluation: dict[str, Any]) -> None:
-    lines = rendered(evaluation)
+    lines = rendered(evaluation_sheet(evaluation))
     assert max(map(len, lines)) <= 80
     rows = {line.split()[0]: line.split() for line in lines if line.split()}
     shown = [float(cell) for cell in rows["AAPL"][1:5]]
@@ -37,16 +45,42 @@ def test_the_table_fits_80_columns_with_every_model_and_no_number_is_cut(evaluat
     assert shown == pytest.approx(
         [models[name]["mae"] for name in ("adapter", "checkpoint", "base", "naive")], rel=5e-4
     )
-    assert len(rows["EURUSD=X"]) == len(rows["AAPL"]) == 9
-    assert rows["mean"][-2:] == [
-        f"{evaluation['aggregate'][f'symbols_beating_{name}']}/2" for name in ("naive", "base")
-    ]
+    assert rows["AAPL"][-2:] == rows["EURUSD=X"][-2:] == ["few", "few"]
+
+
+def test_the_leaderboard_fits_80_columns_and_has_the_smallest_scaled_error_first(evaluation: dict[str, Any]) -> None:
+    sheet = leaderboard_sheet(evaluation)
+    lines = rendered(sheet)
+    assert max(map(len, lines)) <= 80
+    assert {row[0] for row in sheet.rows} == MODELS
+    errors = [float(row[1]) for row in sheet.rows]
+    assert errors == sorted(errors)
+    coverage = {row[0]: row[6] for row in sheet.rows}
+    assert coverage["naive"] == "–"
+    assert coverage["adapter"].endswith(")")
+
+
+def test_leaderboard_json_has_a_row_per_model_with_every_metric(evaluation: dict[str, Any], tmp_path: Path) -> None:
+    layout = ArtifactLayout(tmp_path)
+    save_leaderboard(layout, evaluation, {**evaluation, "warnings": ["AAPL: odd"]})
+    saved = read_json(layout.leaderboard)
+    assert saved["units"] == UNITS
+    assert saved["holdout"]["models"] == leaderboard_rows(evaluation)
+    assert saved["backtest"]["warnings"] == ["AAPL: odd"]
+    for row in saved["holdout"]["models"]:
+        assert set(METRICS) < set(row)
+    (adapter,) = [row for row in saved["holdout"]["models"] if row["model"] == "adapter"]
+    assert adapter["against_naive"] == adapter["against_base"] == "too little evidence"
+    assert adapter["symbols"] == 2
 
 
 def test_the_title_names_the_demo_model_and_the_notes_say_what_was_left_out_and_why(evaluation: dict[str, Any]) -> None:
-    text = " ".join(rendered(evaluation, 120))
+    evaluation["warnings"] = ["AAPL: may have been seen in pre-training"]
+    text = " ".join(rendered(evaluation_sheet(evaluation), 120))
     assert "adapter on base model kronos-nano (embedded demo model)" in text
+    assert "may have been seen in pre-training" in text
     assert "20 bars of 2 symbols forecast from 6 cutoffs." in text
+    assert "Few: too little evidence; a verdict needs 8 cutoffs" in text
     assert "Left out: 5 older cutoffs (--max-cutoffs)." in text
     assert "Skipped ACME: ACME.csv:3: Close: a price must be above 0 (found '-1')" in text
     for unit in ("(price)", "(%)"):
@@ -55,39 +89,48 @@ def test_the_title_names_the_demo_model_and_the_notes_say_what_was_left_out_and_
 
 def test_brackets_in_a_reason_are_text_and_no_markup(evaluation: dict[str, Any]) -> None:
     evaluation["skipped"] = [{"symbol": "X", "reason": "[red]odd[/red] [/]"}]
-    assert "Skipped X: [red]odd[/red] [/]" in " ".join(rendered(evaluation))
+    assert "Skipped X: [red]odd[/red] [/]" in " ".join(rendered(evaluation_sheet(evaluation)))
 
 
 def test_an_undefined_metric_is_a_dash_and_its_reason_is_told(evaluation: dict[str, Any]) -> None:
     apple = evaluation["per_symbol"][0]
-    apple.update(mape=None, undefined={"mape": "the close is 0 at 1 of 10 bars"}, beats_base=None)
-    lines = rendered(evaluation, 120)
+    apple.update(mape=None, undefined={"mape": "the close is 0 at 1 of 10 bars"})
+    lines = rendered(evaluation_sheet(evaluation), 120)
     (row,) = [line for line in lines if line.strip().startswith("AAPL ")]
-    assert row.split().count("–") == 2
+    assert row.split().count("–") == 1
     assert any("AAPL: MAPE is undefined: the close is 0 at 1 of 10 bars." in line for line in lines)
 
 
 def test_markdown_has_the_same_cells(evaluation: dict[str, Any]) -> None:
-    title, table, *notes = evaluation_markdown(evaluation).split("\n\n")
+    sheet = evaluation_sheet(evaluation)
+    title, table, *notes = sheet.markdown().split("\n\n")
     assert "embedded demo model" in title
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
     assert {len(line) for line in lines} == {9}
     assert lines[0][1] == "MAE adapter (price)"
-    assert [line[0] for line in lines[2:]] == ["AAPL", "EURUSD=X", "**mean**"]
-    (row,) = [line.split() for line in rendered(evaluation) if line.strip().startswith("AAPL ")]
-    assert lines[2] == row
+    assert [line[0] for line in lines[2:]] == ["AAPL", "EURUSD=X", "**all**"]
+    assert lines[2] == list(sheet.rows[0])
     assert notes[-1].startswith("Skipped ACME")
 
 
 def test_the_long_table_and_the_flat_metrics_hold_the_same_scores(evaluation: dict[str, Any]) -> None:
     frame = evaluation_frame(evaluation)
-    assert len(frame) == 8
-    flat = holdout_metrics(evaluation)
-    assert set(flat) == {
-        f"holdout/{model}/{metric}"
-        for model in ("naive", "base", "checkpoint", "adapter")
-        for metric in ("mae", "rmse", "mape")
-    }
+    assert len(frame) == 2 * len(MODELS)
+    flat = flat_metrics(evaluation)
+    assert {name.split("/")[1] for name in flat} == MODELS
     assert flat["holdout/adapter/mae"] == pytest.approx(frame.loc[frame["model"] == "adapter", "mae"].mean())
-    evaluation["aggregate"]["models"]["adapter"]["mape"] = None
-    assert "holdout/adapter/mape" not in holdout_metrics(evaluation)
+    assert "holdout/naive/coverage_80" not in flat
+    assert set(flat_metrics(evaluation, "backtest")) == {name.replace("holdout/", "backtest/") for name in flat}
+
+
+def test_verdicts_are_said_with_their_reason(evaluation: dict[str, Any]) -> None:
+    sentences = verdict_sentences(evaluation["aggregate"], "adapter")
+    assert [sentence.split(",")[0] for sentence in sentences] == [
+        "against naive: too little evidence",
+        "against base: too little evidence",
+    ]
+
+
+@pytest.mark.parametrize(("value", "text"), [(None, "–"), (0.0, "0.000"), (-0.01234, "-0.01234"), (3000.4, "3,000")])
+def test_prices_have_four_digits_whatever_their_size_and_sign(value: float | None, text: str) -> None:
+    assert price(value) == text
