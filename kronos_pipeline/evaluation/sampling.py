@@ -76,6 +76,11 @@ class Sampling:
         """The factors of bars that are `steps` bars after their cutoff, (n,), counted from 1: (n, levels)."""
         return np.array([self.widths[level] for level in LEVELS])[:, steps - 1].T
 
+    def summary(self) -> dict[str, Any]:
+        """What a manifest says of it: all but the weights; of the widths the mean over the steps, by level."""
+        content = _SAMPLING.dump_python(self, mode="json", exclude={"weights_hash"})
+        return content | {"widths": {level: float(np.mean(factors)) for level, factors in content["widths"].items()}}
+
 
 _SAMPLING = TypeAdapter(Sampling)
 
@@ -129,55 +134,65 @@ def fit_sampling(windows: WindowSet, model: KronosModel, recipe: Recipe, *, samp
     return sampling
 
 
-def save_sampling(folder: Path, ticker: str, sampling: Sampling, windows: WindowSet, recipe: Recipe) -> None:
+def save_sampling(folder: Path, windows: WindowSet, sampling: Sampling, recipe: Recipe) -> None:
     """Write `<folder>/sampling/<T>.json`: equal input, equal bytes.
 
     Args:
         folder: an adapter's or a checkpoint's; the layout's `base` for the untouched base model.
-        ticker: the symbol.
+        windows: the ticker's windows, that it was fitted on.
         sampling: what `fit_sampling` gave.
-        windows: the windows that it was fitted on.
         recipe: the recipe that it was fitted by.
     """
     content = {
-        "ticker": ticker,
         "sampling": _SAMPLING.dump_python(sampling, mode="json"),
-        "lookback": windows.lookback,
-        "eval_samples": recipe.eval_samples,
-        "seed": recipe.seed,
-        "training_hash": windows.training_hash,
+        "fitted_by": _settings(recipe),
+        "fitted_on": {"training_hash": windows.training_hash, "lookback": windows.lookback},
         "code_version": code_version(),
     }
-    write_json(_path(folder, ticker), content)
+    write_json(_path(folder, windows.ticker), content)
 
 
-def load_sampling(folder: Path, ticker: str, model: KronosModel, recipe: Recipe) -> Sampling | None:
-    """Read what `save_sampling` wrote, its temperature and top-p in place of the recipe's.
+def load_sampling(folder: Path, windows: WindowSet | str, model: KronosModel, recipe: Recipe) -> Sampling | None:
+    """Read what `save_sampling` wrote.
+
+    Args:
+        folder: see `save_sampling`.
+        windows: a ticker's windows, to get what was fitted on just these, by just this recipe; or its symbol, to get
+            what serves a forecast of later bars, whose temperature and top-p then stand in place of the recipe's.
+        model: the model that is to be sampled.
+        recipe: the recipe.
 
     Returns:
-        None where there is none for the ticker, or it does not serve: it was fitted for other weights, another lookback
-        or a shorter horizon, or for another number of paths, and one of the two numbers is too small for every level.
+        None where there is none, or it was fitted for other weights; and for a symbol, where it was fitted for another
+        lookback or a shorter horizon, or for another number of paths, one of the two being too few for every level.
 
     Raises:
         ArtifactError: the file is damaged.
     """
+    ticker = windows if isinstance(windows, str) else windows.ticker
     path = _path(folder, ticker)
     if not path.is_file():
         return None
     content: Any = read_json(path)
     try:
         sampling = _SAMPLING.validate_python(content["sampling"])
-        lookback, paths = content["lookback"], content["eval_samples"]
+        by, on = content["fitted_by"], content["fitted_on"]
         steps = min(len(sampling.widths[level]) for level in LEVELS)
+        if isinstance(windows, str):
+            numbers = {by["eval_samples"], recipe.eval_samples}
+            alike = len(numbers) == 1 or min(numbers) >= FEWEST_PATHS
+            serves = on["lookback"] == recipe.used_lookback and steps >= recipe.horizon and alike
+        else:
+            serves = on["training_hash"] == windows.training_hash and by == _settings(recipe)
     except (KeyError, TypeError, ValidationError) as error:
-        raise ArtifactError(f"{path} holds no sampling ({error}); evaluate or train again.") from error
-    serves = (
-        sampling.weights_hash == model.weights_hash
-        and lookback == recipe.used_lookback
-        and steps >= recipe.horizon
-        and (paths == recipe.eval_samples or min(paths, recipe.eval_samples) >= FEWEST_PATHS)
-    )
-    return sampling if serves else None
+        raise ArtifactError(f"{path} holds no sampling ({error}); delete it and evaluate again.") from error
+    return sampling if serves and sampling.weights_hash == model.weights_hash else None
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """What shapes a fit beside the windows and the model."""
+    names = ("temperature", "top_p", "s2_position", "tune_sampling", "recalibrate", "eval_samples", "seed", "max_gap")
+    return {name: getattr(recipe, name) for name in names}
 
 
 def _path(folder: Path, ticker: str) -> Path:
