@@ -1,0 +1,138 @@
+"""What is said of a close from its paths: intervals that cover what they say, scores that agree with other sources."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scoringrules
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.stats import kstest, norm
+
+from kronos_pipeline.evaluation.distributions import FEWEST_PATHS, crps, describe, pit, raw_intervals
+from kronos_pipeline.evaluation.predictions import INTERVALS, LEVELS
+
+PRICES = st.floats(0.01, 1e5)
+
+
+def drawn(rows: int, paths: int) -> tuple[np.ndarray, np.ndarray]:
+    """Paths of the close and the real close, from one distribution."""
+    values = np.random.default_rng(paths).lognormal(4, 0.3, (rows, paths + 1))
+    return values[:, 1:], values[:, 0]
+
+
+def covered(columns: dict[str, np.ndarray], y: np.ndarray, level: int) -> float:
+    return float(((columns[f"lo_{level}"] <= y) & (y <= columns[f"hi_{level}"])).mean())
+
+
+def plain(rows: int) -> np.ndarray:
+    return np.ones((rows, len(LEVELS)))
+
+
+def test_it_gives_every_column_of_a_prediction_that_sampling_knows() -> None:
+    closes, y = drawn(7, 5)
+    columns = describe(closes, y, plain(7))
+    assert set(columns) == {"mean", "median", *INTERVALS, "crps", "pit"}
+    assert all(values.shape == (7,) and np.isfinite(values).all() for values in columns.values())
+
+
+def test_few_closes_by_hand() -> None:
+    closes = np.array([[30.0, 10.0, 20.0, 60.0, 40.0, 50.0, 70.0]])  # quarters of 8 lie at the 2nd and the 6th
+    columns = describe(closes, np.array([35.0]), plain(1))
+    assert {
+        name: float(value[0]) for name, value in columns.items() if name in ("mean", "median", "lo_50", "hi_50")
+    } == {
+        "mean": 40.0,
+        "median": 40.0,
+        "lo_50": 20.0,
+        "hi_50": 60.0,
+    }
+    assert float(columns["pit"][0]) == 3.5 / 8
+
+
+@pytest.mark.parametrize("paths", [19, 39, 99])
+def test_intervals_of_exchangeable_paths_cover_their_level_whatever_the_number_of_paths(paths: int) -> None:
+    closes, y = drawn(20_000, paths)
+    columns = describe(closes, y, plain(len(y)))
+    for level in LEVELS:  # four standard errors of a share of 20,000
+        assert abs(covered(columns, y, level) - level / 100) < 4 * 0.5 / 20_000**0.5
+
+
+@pytest.mark.parametrize("paths", [1, 2, 8, FEWEST_PATHS - 1])
+def test_too_few_paths_end_the_interval_at_the_outermost_and_cover_less(paths: int) -> None:
+    closes, y = drawn(20_000, paths)
+    lows, highs = raw_intervals(closes)
+    np.testing.assert_array_equal(lows[:, -1], closes.min(axis=1))
+    np.testing.assert_array_equal(highs[:, -1], closes.max(axis=1))
+    share = covered(describe(closes, y, plain(len(y))), y, 90)
+    assert abs(share - (paths - 1) / (paths + 1)) < 4 * 0.5 / 20_000**0.5
+    assert share < 0.9
+
+
+def test_the_pit_of_exchangeable_paths_is_uniform_and_that_of_narrow_ones_is_not() -> None:
+    closes, y = drawn(2_000, 199)
+    assert kstest(pit(closes, y), "uniform").pvalue > 0.01
+    narrow = np.median(closes, axis=1)[:, None] + 0.5 * (closes - np.median(closes, axis=1)[:, None])
+    assert kstest(pit(narrow, y), "uniform").pvalue < 1e-6
+
+
+def test_the_pit_knows_above_from_below_and_halves_ties() -> None:
+    closes = np.array([[1.0, 2.0, 2.0, 3.0]] * 4)
+    np.testing.assert_allclose(pit(closes, np.array([0.0, 2.0, 2.5, 9.0])), [0.1, 0.5, 0.7, 0.9])
+
+
+@pytest.mark.parametrize("paths", [2, 3, 32])
+def test_crps_is_the_fair_estimator(paths: int) -> None:
+    closes, y = drawn(50, paths)
+    expected = scoringrules.crps_ensemble(y, closes, estimator="fair")
+    np.testing.assert_allclose(crps(closes, y), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_crps_of_many_paths_is_that_of_the_distribution_they_stand_for() -> None:
+    paths = norm.ppf((np.arange(5_000) + 0.5) / 5_000, 100, 5)
+    for y in (80.0, 103.0):
+        expected = scoringrules.crps_normal(y, 100, 5)
+        assert float(crps(paths[None], np.array([y]))[0]) == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_mean_crps_does_not_depend_on_the_number_of_paths() -> None:
+    values = np.random.default_rng(0).normal(size=(40_000, 33))
+    few, many = crps(values[:, :2], values[:, -1]).mean(), crps(values[:, :32], values[:, -1]).mean()
+    assert few == pytest.approx(1 / np.pi**0.5, abs=0.02)
+    assert many == pytest.approx(1 / np.pi**0.5, abs=0.02)
+
+
+def test_crps_of_one_path_is_its_absolute_error() -> None:
+    np.testing.assert_array_equal(crps(np.array([[3.0], [8.0]]), np.array([5.0, 7.0])), [2.0, 1.0])
+
+
+def test_a_width_stretches_each_side_around_the_median() -> None:
+    closes, y = drawn(40, 19)
+    widths = np.stack([np.full(40, 0.5), np.full(40, 1.0), np.full(40, 2.0)], axis=1)
+    columns = describe(closes, y, widths)
+    for level, width in zip(LEVELS, widths.T, strict=True):
+        for side in ("lo", "hi"):
+            expected = columns["median"] + width * (columns[f"raw_{side}_{level}"] - columns["median"])
+            np.testing.assert_allclose(columns[f"{side}_{level}"], expected, rtol=1e-12)
+
+
+@given(
+    closes=arrays(np.float64, (3, 5), elements=PRICES),
+    y=arrays(np.float64, 3, elements=PRICES),
+    widths=arrays(np.float64, (3, len(LEVELS)), elements=st.floats(0, 10)),
+)
+def test_an_interval_holds_the_median_and_those_of_lower_levels(
+    closes: np.ndarray, y: np.ndarray, widths: np.ndarray
+) -> None:
+    columns = describe(closes, y, widths)
+    slack = 1e-9 * closes.max()
+    for raw in ("", "raw_"):
+        inner = (columns["median"], columns["median"])
+        for level in LEVELS:
+            outer = columns[f"{raw}lo_{level}"], columns[f"{raw}hi_{level}"]
+            assert (outer[0] <= inner[0] + slack).all()
+            assert (outer[1] >= inner[1] - slack).all()
+            inner = outer
+    assert ((columns["pit"] > 0) & (columns["pit"] < 1)).all()
+    assert (columns["crps"] <= np.abs(closes - y[:, None]).mean(axis=1) + slack).all()
