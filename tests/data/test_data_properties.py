@@ -4,60 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_tickers import build, cases, recipes, tickers
 
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import FEATURES, Bars, make_bars
 from kronos_pipeline.data.normalisation import lookback_statistics, rolling_statistics
-from kronos_pipeline.data.windows import SPLITS, WindowSet, build_windows, row_statistics
-from kronos_pipeline.errors import DataError
+from kronos_pipeline.data.windows import SPLITS, WindowSet, row_statistics
 
-# A loaded machine is slow, and settings that do not fit a ticker are drawn often: neither is a failure.
-CASES = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
-)
-
-recipes = st.builds(
-    Recipe,
-    lookback=st.integers(2, 40),
-    horizon=st.integers(1, 12),
-    validation_bars=st.integers(1, 40),
-    selection_bars=st.integers(2, 50),
-    stride=st.integers(1, 9),
-    max_gap=st.integers(1, 4),
-    max_cutoffs=st.integers(1, 12),
-)
-
-
-@st.composite
-def tickers(draw: st.DrawFn) -> Bars:
-    """Daily or 5-minute bars with holes and flat stretches."""
-    count = draw(st.integers(60, 260))
-    holes = draw(st.lists(st.tuples(st.integers(5, count - 5), st.integers(1, 8)), max_size=4))
-    flat = draw(st.lists(st.tuples(st.integers(0, count - 1), st.integers(1, 60)), max_size=2))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    steps = np.ones(count, np.int64)
-    for bar, missing in holes:
-        steps[bar] += missing
-    interval = draw(st.sampled_from([np.timedelta64(1, "D"), np.timedelta64(5, "m")]))
-    times = np.datetime64("2024-01-01T00:00", "ns") + np.cumsum(steps) * interval
-    close = 10.0 ** draw(st.integers(-3, 6)) * np.exp(np.cumsum(0.02 * rng.standard_normal(count)))
-    for first, length in flat:
-        close[first : first + length] = close[first]
-    columns = dict.fromkeys(FEATURES, close) | {
-        "volume": rng.uniform(0, 1e6, count),
-        "amount": rng.uniform(0, 1e9, count),
-    }
-    return make_bars("ACME", pd.DataFrame({"timestamps": times, **columns}), source="ACME.csv")
-
-
-def build(bars: Bars, recipe: Recipe) -> WindowSet:
-    try:
-        return build_windows(bars, recipe)
-    except DataError:
-        assume(False)
-        raise
+CASES = cases(60)
 
 
 def spans(windows: WindowSet, split: str) -> list[tuple[int, int, int]]:
