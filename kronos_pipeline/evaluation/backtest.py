@@ -1,14 +1,13 @@
 """Walk-forward backtest: the recipe trained again and again on what was known, and scored on what came next.
 
-A fold's predictions are kept until the backtest has ended: one that was killed goes on where it was.
+A fold's predictions are kept while its data, settings and code stay the same: a backtest that was killed goes on where
+it was, and one that is repeated with a few new bars does only what is new.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,27 +15,23 @@ import pandas as pd
 
 from kronos_pipeline.artifacts import (
     ArtifactLayout,
-    code_version,
     file_hash,
     read_parquet,
-    text_hash,
     write_json,
-    write_parquet,
 )
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import Bars
 from kronos_pipeline.errors import KronosError
-from kronos_pipeline.evaluation.candidates import Candidate, how_sampled, sampling_of
+from kronos_pipeline.evaluation.fold_runs import fold_key, kept_predictions, prune_folds, run_fold
 from kronos_pipeline.evaluation.folds import Fold, plan_folds
-from kronos_pipeline.evaluation.forecasts import predict
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE
 from kronos_pipeline.evaluation.report import (
     build_evaluation,
-    evaluation_manifest,
     manifest_of_ticker,
     merge_manifests,
     save_report,
 )
+from kronos_pipeline.evaluation.sheets import count
 from kronos_pipeline.evaluation.verdicts import MIN_CUTOFFS
 from kronos_pipeline.training.progress import Say, duration
 
@@ -46,7 +41,6 @@ if TYPE_CHECKING:
 
 DEFAULT_ORIGINS = 12
 """Cutoffs where a backtest is asked for and `--backtest-origins` is not given."""
-_PREDICTIONS = "predictions.parquet"
 
 
 @dataclass(frozen=True)
@@ -94,73 +88,43 @@ def run_backtest(
     recipe = recipe.model_copy(update={"backtest_origins": recipe.backtest_origins or DEFAULT_ORIGINS})
     alone = trained == ADAPTER and recipe.adapter_name is None
     groups = [{ticker: one} for ticker, one in bars.items()] if alone else [bars]
-    folds, skipped = plan_folds(groups, recipe)
-
-    def trainer_of(fold: Fold) -> KronosTrainer:
-        folder = layout.backtest_fold(_key(fold, trained, base))
-        return KronosTrainer(fold.recipe, folder, base=base, say=lambda _: None)
-
-    say(
-        _announce(
-            folds, skipped, recipe, lambda fold: trainer_of(fold).expected_seconds(fold.known, lora=trained == ADAPTER)
-        )
-    )
-    began, parts = time.monotonic(), []
-    for number, fold in enumerate(folds, 1):
-        parts.append(_run_fold(fold, trainer_of(fold), trained))
-        left = (time.monotonic() - began) / number * (len(folds) - number)
-        say(f"backtest: {_describe(parts[-1][0], trained)}; {number} of {len(folds)}, about {duration(left)} left")
+    folds, skipped = plan_folds(groups, recipe, _anchors(layout, trained, list(bars)))
+    trainers = [
+        KronosTrainer(fold.recipe, layout.backtest_fold(fold_key(fold, trained, base)), base=base, say=lambda _: None)
+        for fold in folds
+    ]
+    new = [(fold, one) for fold, one in zip(folds, trainers, strict=True) if not kept_predictions(one).is_file()]
+    seconds = _expected_seconds(new, lora=trained == ADAPTER)
+    say("\n".join(_announce(folds, len(new), seconds, skipped, recipe)))
+    began, done, parts = time.monotonic(), 0, []
+    for fold, trainer in zip(folds, trainers, strict=True):
+        fresh = not kept_predictions(trainer).is_file()
+        parts.append(run_fold(fold, trainer, trained))
+        if fresh:
+            done += 1
+            left = (time.monotonic() - began) / done * (len(new) - done)
+            say(f"backtest: {_describe(parts[-1][0], trained)}; {done} of {len(new)}, about {duration(left)} left")
     tables, manifests = zip(*parts, strict=True)
     predictions = pd.concat(tables, ignore_index=True).sort_values(["unique_id", "cutoff", "model", "step"])
     predictions = predictions.reset_index(drop=True)
-    evaluation = _save(layout, predictions, trained, _merge(manifests), skipped, tickers_tested)
-    for fold in folds:
-        shutil.rmtree(layout.backtest_fold(_key(fold, trained, base)), ignore_errors=True)
+    manifest = _merge(manifests) | {
+        "data": {ticker: bars[ticker].content_hash for ticker in predictions["unique_id"].unique()}
+    }
+    evaluation = _save(layout, predictions, trained, manifest, skipped, tickers_tested)
+    prune_folds({one.layout.root for one in trainers})
     return Backtest(predictions, evaluation, skipped)
 
 
-def _key(fold: Fold, trained: str, base: KronosModel) -> str:
-    settings = json.dumps(fold.recipe.model_dump(mode="json"), sort_keys=True)
-    data = [one.bars.content_hash for one in fold.windows]
-    return text_hash(trained, settings, base.weights_hash, code_version(), *data)[:32]
-
-
-def _run_fold(fold: Fold, trainer: KronosTrainer, trained: str) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Train and forecast one fold, or find what was made of it before; its predictions and their manifest."""
-    from kronos_pipeline.model.loading import load_checkpoint
-    from kronos_pipeline.model.lora import load_adapter
-
-    path = trainer.layout.root / _PREDICTIONS
-    if path.is_file():
-        return read_parquet(path)
-    recipe, base = fold.recipe, trainer.base
-    if trained == ADAPTER:
-        result = trainer.train_adapter(fold.known, recipe.adapter_name or fold.windows[0].ticker)
-        model = load_adapter(result.folder, base)
-    else:
-        result = trainer.train_checkpoint(fold.known)
-        model = load_checkpoint(result.folder, base)
-    candidates = {BASE: Candidate(base, trainer.layout.base), trained: Candidate(model, result.folder)}
-    seen = {name: result.summary[name] for name in ("steps", "best_step", "selection_loss", "seconds")}
-    tables, manifests = [], []
-    for one in fold.windows:
-        samplings = {name: sampling_of(candidate, one, recipe) for name, candidate in candidates.items()}
-        models = {name: candidate.model for name, candidate in candidates.items()}
-        forecasts = predict(one, models, samplings, recipe)
-        tables.append(forecasts.predictions)
-        stamps = one.bars.frame["timestamps"]
-        cutoffs = [stamps.iloc[origin].isoformat() for origin in one.of_split("holdout")["origin"]]
-        manifests.append(
-            evaluation_manifest([one], recipe, base.source, str(base.device))
-            | how_sampled(one.ticker, samplings, forecasts)
-            | {"folds": {one.ticker: [{"cutoffs": cutoffs, **seen}]}}
-        )
-    predictions, manifest = pd.concat(tables, ignore_index=True), merge_manifests(manifests)
-    write_parquet(path, predictions, manifest)
-    for entry in trainer.layout.root.iterdir():
-        if entry.is_dir():
-            shutil.rmtree(entry)
-    return predictions, manifest
+def _anchors(layout: ArtifactLayout, trained: str, tickers: Sequence[str]) -> dict[str, pd.Timestamp]:
+    """The newest cutoff of each ticker's last backtest; of the newest of all tickers' where it has had none."""
+    own = [layout.backtest(trained, ticker) for ticker in tickers]
+    newest = {
+        path.stem: read_parquet(path)[0]["cutoff"].max()
+        for path in {*own, *layout.backtest(trained, "X").parent.glob("*.parquet")}
+        if path.is_file()
+    }
+    latest = max(newest.values(), default=None)
+    return {ticker: newest.get(ticker, latest) for ticker in tickers if ticker in newest or latest is not None}
 
 
 def _merge(manifests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -199,26 +163,33 @@ def _save(
     return evaluation
 
 
+def _expected_seconds(new: Sequence[tuple[Fold, KronosTrainer]], *, lora: bool) -> float:
+    """Seconds that the trainings take at most, by a batch of the largest of them that is timed."""
+    if not new:
+        return 0.0
+    fold, trainer = max(new, key=lambda one: _training_windows(one[0]))
+    share = sum(_training_windows(one) for one, _ in new) / _training_windows(fold)
+    return share * trainer.expected_seconds(fold.known, lora=lora)
+
+
 def _announce(
-    folds: Sequence[Fold], skipped: Mapping[str, KronosError], recipe: Recipe, seconds_of: Callable[[Fold], float]
-) -> str:
+    folds: Sequence[Fold], new: int, seconds: float, skipped: Mapping[str, KronosError], recipe: Recipe
+) -> list[str]:
     """What the backtest will do and cost, in lines."""
     counts: dict[str, int] = {}
     for fold in folds:
         for one in fold.windows:
             counts[one.ticker] = counts.get(one.ticker, 0) + one.counts()["holdout"]
-    largest = max(folds, key=_training_windows)
-    share = sum(_training_windows(fold) for fold in folds) / _training_windows(largest)
+    kept = f" ({len(folds) - new} are kept from before)" if new < len(folds) else ""
     lines = [
         f"backtest: {sum(counts.values())} cutoffs of {len(counts)} tickers, {recipe.horizon} bars apart; "
-        f"{len(folds)} trainings, about {duration(seconds_of(largest) * share)} at most, and the sampling"
+        f"{count(new, 'training')}{kept}, about {duration(seconds)} at most, and the sampling"
     ]
     for ticker, found in counts.items():
         if found < recipe.backtest_origins:
             few = f"; a verdict needs {MIN_CUTOFFS}" if found < MIN_CUTOFFS else ""
             lines.append(f"{ticker}: {found} of {recipe.backtest_origins} cutoffs have enough bars before them{few}")
-    lines += [f"{ticker}: no backtest: {error}" for ticker, error in skipped.items()]
-    return "\n".join(lines)
+    return lines + [f"{ticker}: no backtest: {error}" for ticker, error in skipped.items()]
 
 
 def _training_windows(fold: Fold) -> int:

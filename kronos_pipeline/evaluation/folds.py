@@ -6,12 +6,17 @@
 `x` is a cutoff. The cutoffs are a horizon apart and the last leaves one horizon of real bars; `--backtest-refit-every`
 says how many of them one training serves. A fold is the pipeline itself on bars that end with the fold: its holdout is
 the fold's cutoffs, so training, the choice of weights, of the sampling and of the interval widths all lie before them.
+
+Cutoffs stay where they are while bars come in, until there is room for a new one after the last: two backtests of one
+ticker share cutoffs, so that a new model can be compared with the champion, and need not do old folds again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+
+import pandas as pd
 
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import Bars, make_bars
@@ -24,22 +29,27 @@ class Fold:
     """One training and the cutoffs that it is scored on.
 
     Attributes:
+        group: the tickers that are trained together, those that this fold leaves out included.
         recipe: the recipe, with a holdout that holds the fold's cutoffs.
         windows: the tickers' windows on bars that end with the fold.
         known: the same for training: no bar that is newer than the earliest cutoff of any of the tickers.
     """
 
+    group: tuple[str, ...]
     recipe: Recipe
     windows: tuple[WindowSet, ...]
     known: tuple[WindowSet, ...]
 
 
-def plan_folds(groups: Sequence[Mapping[str, Bars]], recipe: Recipe) -> tuple[list[Fold], dict[str, KronosError]]:
+def plan_folds(
+    groups: Sequence[Mapping[str, Bars]], recipe: Recipe, anchors: Mapping[str, pd.Timestamp] | None = None
+) -> tuple[list[Fold], dict[str, KronosError]]:
     """The folds of a backtest.
 
     Args:
         groups: tickers that are trained together, by symbol.
         recipe: with the number of cutoffs per ticker, and of those that one training serves.
+        anchors: by ticker, a cutoff that the others keep in step with; by default they are counted from the last bar.
 
     Returns:
         The folds, each group's oldest first, and why tickers have none.
@@ -50,7 +60,7 @@ def plan_folds(groups: Sequence[Mapping[str, Bars]], recipe: Recipe) -> tuple[li
     folds: list[Fold] = []
     skipped: dict[str, KronosError] = {}
     for group in groups:
-        found, errors = _folds_of(group, recipe)
+        found, errors = _folds_of(group, recipe, anchors or {})
         folds += found
         skipped |= errors
     if not folds:
@@ -58,7 +68,9 @@ def plan_folds(groups: Sequence[Mapping[str, Bars]], recipe: Recipe) -> tuple[li
     return folds, skipped
 
 
-def _folds_of(bars: Mapping[str, Bars], recipe: Recipe) -> tuple[list[Fold], dict[str, KronosError]]:
+def _folds_of(
+    bars: Mapping[str, Bars], recipe: Recipe, anchors: Mapping[str, pd.Timestamp]
+) -> tuple[list[Fold], dict[str, KronosError]]:
     """The folds of tickers that are trained together, oldest first, and why tickers have none.
 
     A fold leaves out the tickers that have too few bars before it.
@@ -74,13 +86,22 @@ def _folds_of(bars: Mapping[str, Bars], recipe: Recipe) -> tuple[list[Fold], dic
         windows = []
         for ticker, one in bars.items():
             try:
-                windows.append(build_windows(_until(one, len(one) - later * horizon), own))
+                end = _end(one, horizon, anchors.get(ticker)) - later * horizon
+                windows.append(build_windows(_until(one, end), own))
             except DataError as error:
                 errors[ticker] = error
         if windows:
-            folds.append(Fold(own, tuple(windows), _known_together(windows)))
+            folds.append(Fold(tuple(bars), own, tuple(windows), _known_together(windows)))
     scored = {one.ticker for fold in folds for one in fold.windows}
     return folds, {ticker: error for ticker, error in errors.items() if ticker not in scored}
+
+
+def _end(bars: Bars, horizon: int, anchor: pd.Timestamp | None) -> int:
+    """The number of bars up to the end of the newest horizon that begins a whole number of them after the anchor."""
+    if anchor is None:
+        return len(bars)
+    at = int(bars.frame["timestamps"].searchsorted(anchor, side="right"))
+    return at + (len(bars) - at) // horizon * horizon
 
 
 def _until(bars: Bars, end: int) -> Bars:

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from small import simulated_bars, small_recipe
+
+from kronos_pipeline.artifacts import ArtifactLayout, read_json, read_parquet
+from kronos_pipeline.config import Recipe
+from kronos_pipeline.data.bars import Bars, make_bars
+from kronos_pipeline.evaluation.backtest import run_backtest
+from kronos_pipeline.evaluation.report import build_evaluation
+from kronos_pipeline.model.loading import KronosModel, load_base, pick_device
+from kronos_pipeline.training.trainer import KronosTrainer
+
+CPU = pick_device("cpu")
+QUICK: dict[str, Any] = {"epochs": 1, "evaluations_per_epoch": 1, "stride": 4, "eval_samples": 3}
+
+
+@pytest.fixture(scope="module")
+def base(tiny_base: Path) -> KronosModel:
+    from kronos_pipeline.base_models import find_base_model
+
+    return load_base(find_base_model(str(tiny_base)), CPU)
+
+
+def quick(base: Path, **changes: Any) -> Recipe:
+    return small_recipe(base, **{**QUICK, "backtest_origins": 3, "adapter": "lora", **changes})
+
+
+def with_noise_after(bars: Bars, end: int) -> Bars:
+    frame = bars.frame.copy()
+    factor = np.exp(np.random.default_rng(0).normal(size=(len(frame) - end, 1)))
+    frame.loc[end:, ["open", "high", "low", "close"]] *= factor
+    return make_bars(bars.ticker, frame, source=bars.source)
+
+
+def test_each_cutoff_is_scored_once_for_every_model_and_what_is_written_can_be_recomputed(
+    tiny_base: Path, base: KronosModel, tmp_path: Path
+) -> None:
+    layout, bars = ArtifactLayout(tmp_path), {name: simulated_bars(name, 110) for name in ("AAPL", "MSFT")}
+    lines: list[str] = []
+    found = run_backtest(layout, bars, quick(tiny_base), base, trained="adapter", say=lines.append)
+    assert "6 cutoffs of 2 tickers, 5 bars apart; 6 trainings, about" in lines[0]
+    assert "6 of 6" in lines[-1]
+    table = found.predictions
+    expected = {"naive", "drift", "seasonal_naive", "random_walk", "base", "adapter"}
+    assert set(table["model"]) == expected
+    counts = table.groupby(["unique_id", "model", "cutoff"]).size()
+    assert len(counts) == 2 * 6 * 3
+    assert (counts == 5).all()
+    for ticker, one in bars.items():
+        stored, manifest = read_parquet(layout.backtest("adapter", ticker))
+        pd.testing.assert_frame_equal(stored, table[table["unique_id"] == ticker].reset_index(drop=True))
+        report = read_json(layout.backtest_report("adapter", ticker))
+        again = build_evaluation(stored, "adapter", [], manifest, tickers_tested=2)
+        assert {**again, "files": report["files"]} == report
+        stamps = one.frame["timestamps"]
+        folds = report["manifest"]["folds"][ticker]
+        assert [fold["cutoffs"] for fold in folds] == [[stamps.iloc[at].isoformat()] for at in (94, 99, 104)]
+        assert report["manifest"]["data"] == {ticker: one.content_hash}
+    total = read_json(layout.backtest_evaluation("adapter"))
+    assert total == found.evaluation
+    assert total["aggregate"]["cutoffs"] == 6
+    files = [file for file in layout.backtest_fold("x").parent.rglob("*") if file.is_file()]
+    assert len(files) == 6  # no weights stay behind
+
+
+def test_a_fold_sees_nothing_after_its_cutoff(tiny_base: Path, base: KronosModel, tmp_path: Path) -> None:
+    bars, recipe = simulated_bars("AAPL", 110), quick(tiny_base)
+    before, after = (
+        run_backtest(
+            ArtifactLayout(tmp_path / name), {"AAPL": one}, recipe, base, trained="adapter", say=lambda _: None
+        )
+        for name, one in (("true", bars), ("noise", with_noise_after(bars, 100)))
+    )
+    first = bars.frame["timestamps"].iloc[94]
+    forecasts = ["model", "step", "scale", "mean", "median", "lo_80", "hi_80", "raw_lo_80", "raw_hi_80"]
+    rows = before.predictions["cutoff"] == first
+    assert rows.sum() == 30
+    pd.testing.assert_frame_equal(before.predictions.loc[rows, forecasts], after.predictions.loc[rows, forecasts])
+    last = before.predictions["cutoff"] > first
+    assert not before.predictions.loc[last, forecasts].equals(after.predictions.loc[last, forecasts])
+
+
+def test_one_training_serves_as_many_cutoffs_as_is_asked_for_and_a_checkpoint_all_tickers(
+    tiny_base: Path, base: KronosModel, tmp_path: Path
+) -> None:
+    bars = {"AAPL": simulated_bars("AAPL", 110), "MSFT": simulated_bars("MSFT", 110)}
+    recipe = quick(tiny_base, adapter="none", backtest_origins=4, backtest_refit_every=2)
+    lines: list[str] = []
+    layout = ArtifactLayout(tmp_path)
+    found = run_backtest(layout, bars, recipe, base, trained="checkpoint", say=lines.append)
+    assert "8 cutoffs of 2 tickers, 5 bars apart; 2 trainings" in lines[0]
+    assert found.predictions.groupby(["unique_id", "model"])["cutoff"].nunique().eq(4).all()
+    assert "checkpoint" in set(found.predictions["model"])
+    folds = read_json(layout.backtest_report("checkpoint", "MSFT"))["manifest"]["folds"]["MSFT"]
+    assert [len(fold["cutoffs"]) for fold in folds] == [2, 2]
+
+
+def test_a_backtest_that_was_killed_goes_on_where_it_was(
+    tiny_base: Path, base: KronosModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout, bars, recipe = ArtifactLayout(tmp_path), {"AAPL": simulated_bars("AAPL", 110)}, quick(tiny_base)
+    train, trained = KronosTrainer.train_adapter, []
+
+    def dies_at_the_third(self: KronosTrainer, windows: Any, name: str, **options: Any) -> Any:
+        trained.append(windows[0].holdout_start)
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+        return train(self, windows, name, **options)
+
+    monkeypatch.setattr(KronosTrainer, "train_adapter", dies_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        run_backtest(layout, bars, recipe, base, trained="adapter", say=lambda _: None)
+    found = run_backtest(layout, bars, recipe, base, trained="adapter", say=lambda _: None)
+    assert trained == [95, 100, 105, 105]
+    monkeypatch.undo()
+    other = run_backtest(ArtifactLayout(tmp_path / "other"), bars, recipe, base, trained="adapter", say=lambda _: None)
+    pd.testing.assert_frame_equal(found.predictions, other.predictions)
+
+
+def test_with_new_bars_the_cutoffs_stay_and_only_what_is_new_is_trained(
+    tiny_base: Path, base: KronosModel, tmp_path: Path
+) -> None:
+    layout, recipe, bars = ArtifactLayout(tmp_path), quick(tiny_base), simulated_bars("AAPL", 117)
+    lines: list[str] = []
+
+    def until(end: int, ticker: str = "AAPL") -> pd.DataFrame:
+        one = make_bars(ticker, bars.frame.iloc[:end], source="x.csv")
+        lines.clear()
+        return run_backtest(layout, {ticker: one}, recipe, base, trained="adapter", say=lines.append).predictions
+
+    first, stamps = until(110), bars.frame["timestamps"]
+    pd.testing.assert_frame_equal(until(114), first)
+    assert "0 trainings (3 are kept from before)" in lines[0]
+    later = until(117)
+    assert "1 training (2 are kept from before)" in lines[0]
+    assert list(later["cutoff"].unique()) == [stamps.iloc[at] for at in (99, 104, 109)]
+    shared = later[later["cutoff"] < stamps.iloc[109]].reset_index(drop=True)
+    pd.testing.assert_frame_equal(shared, first[first["cutoff"] > stamps.iloc[94]].reset_index(drop=True))
+    # Another ticker keeps in step.
+    assert set(until(117, "MSFT")["cutoff"]) == set(later["cutoff"])
+    assert len(list(layout.backtest_fold("x").parent.iterdir())) == 6
+
+
+def test_too_few_cutoffs_are_said_before_it_starts_and_in_the_verdict(
+    tiny_base: Path, base: KronosModel, tmp_path: Path
+) -> None:
+    bars = {"AAPL": simulated_bars("AAPL", 110), "TINY": simulated_bars("TINY", 30), "MSFT": simulated_bars("MSFT", 60)}
+    lines: list[str] = []
+    recipe = quick(tiny_base, backtest_origins=8, backtest_refit_every=8)
+    found = run_backtest(ArtifactLayout(tmp_path), bars, recipe, base, trained="adapter", say=lines.append)
+    assert set(found.skipped) == {"TINY", "MSFT"}
+    assert "TINY: no backtest: TINY.csv: 30 bars" in lines[0]
+    assert found.evaluation["skipped"][0]["symbol"] in found.skipped
+    assert found.evaluation["per_symbol"][0]["cutoffs"] == 8
