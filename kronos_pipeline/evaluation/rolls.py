@@ -75,16 +75,45 @@ def sample_rolls(
     Raises:
         ModelError: a sampled number is not finite.
     """
+    inputs = _inputs(windows, np.asarray(origins), np.asarray(ends), recipe.horizon)
+    return sample_bars(windows.ticker, *inputs, model, recipe, sampling, sampler=sampler)
+
+
+def sample_bars(
+    ticker: str,
+    history: np.ndarray,
+    past: np.ndarray,
+    ahead: np.ndarray,
+    model: KronosModel,
+    recipe: Recipe,
+    sampling: Sampling,
+    *,
+    sampler: Sampler | None = None,
+) -> SampledRolls:
+    """Sample the bars that follow some bars of a ticker, all rolls in one batch.
+
+    Args:
+        ticker: the symbol; the paths' random numbers depend on it.
+        history: the bars that each roll knows, (rolls, bars, 6), in the file's units.
+        past: their stamps' features, (rolls, bars, 5).
+        ahead: those of the bars to come, (rolls, horizon, 5).
+        model, recipe, sampling, sampler: see `sample_rolls`.
+
+    Raises:
+        ModelError: a sampled number is not finite.
+    """
     values = (sampler or _default_sampler())(
         model,
-        *_inputs(windows, np.asarray(origins), np.asarray(ends), recipe.horizon),
+        history,
+        past,
+        ahead,
         paths=recipe.eval_samples,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         s2_position=sampling.s2_position,
-        seed=sampling_seed(recipe.seed, windows.ticker),
+        seed=sampling_seed(recipe.seed, ticker),
     )
-    _check_finite(values, windows.ticker)
+    _check_finite(values, ticker)
     mended, changed = mend(values)
     return SampledRolls(mended, changed, mended[..., 0].size)
 
