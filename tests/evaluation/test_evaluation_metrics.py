@@ -3,93 +3,190 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from made_predictions import made_predictions
 
 from kronos_pipeline.errors import ArtifactError
-from kronos_pipeline.evaluation.metrics import METRICS, better, mean_scores, score, undefined_scores
+from kronos_pipeline.evaluation.metrics import METRICS, UNITS, Scores, better, mean_scores, score, undefined_scores
+from kronos_pipeline.evaluation.predictions import INTERVALS
 
 PRICES = st.floats(1e-3, 1e6)
 
 
-def table(y: np.ndarray, horizon: int = 5, symbol: str = "AAPL", **models: np.ndarray) -> pd.DataFrame:
-    days = pd.date_range("2024-01-01", periods=len(y))
-    cutoffs = pd.Timestamp("2023-12-31") + pd.to_timedelta(np.arange(len(y)) // horizon * horizon, unit="D")
-    return pd.DataFrame({"unique_id": symbol, "ds": days, "cutoff": cutoffs, "y": y, **models})
-
-
-def by_hand(y: np.ndarray, forecast: np.ndarray) -> dict[str, float]:
-    error = y - forecast
-    return {
+def by_hand(y: np.ndarray, forecast: np.ndarray, last: float, scale: float, half: float) -> dict[str, float | None]:
+    error = forecast - y
+    own, real = np.sign(forecast - last), np.sign(y - last)
+    moved = (own != 0) & (real != 0)
+    hits = [100.0 * (a == b) for a, b, told in zip(own, real, moved, strict=True) if told]
+    found: dict[str, float | None] = {
         "mae": np.abs(error).sum() / len(y),
         "rmse": np.sqrt((error**2).sum() / len(y)),
         "mape": 100 * np.abs(error / y).sum() / len(y),
+        "mase": np.abs(error).sum() / len(y) / scale,
+        "bias": error.sum() / len(y),
+        "directional_accuracy": sum(hits) / len(hits) if hits else None,
+        "crps": np.abs(error).sum() / len(y),
+        "scaled_crps": np.abs(error).sum() / len(y) / scale,
     }
+    for raw, wider in (("", 1), ("raw_", 2)):
+        for level, factor in ((50, 1), (80, 2), (90, 3)):
+            low, high = forecast - half * factor * wider, forecast + half * factor * wider
+            found[f"{raw}coverage_{level}"] = 100 * sum((low <= y) & (y <= high)) / len(y)
+            found[f"{raw}width_{level}"] = 100 * sum(high - low) / last / len(y)
+    return found
 
 
+@settings(max_examples=15, deadline=None)
 @given(st.data(), st.lists(st.integers(1, 40), min_size=1, max_size=4), st.integers(1, 12))
 def test_scores_are_the_textbook_formulas(data: st.DataObject, lengths: list[int], horizon: int) -> None:
-    tables = []
+    tables, expected = [], {}
     for number, length in enumerate(lengths):
-        y, naive, base = (data.draw(arrays.arrays(np.float64, length, elements=PRICES)) for _ in range(3))
-        tables.append(table(y, horizon, f"T{number}", naive=naive, base=base))
+        y, *forecasts = (data.draw(arrays.arrays(np.float64, length, elements=PRICES)) for _ in range(3))
+        last, scale, half = (data.draw(st.floats(0.1, 1e4)) for _ in range(3))
+        models = dict(zip(("random_walk", "base"), forecasts, strict=True))
+        halves = dict.fromkeys(models, half)
+        symbol = f"T{number}"
+        tables.append(
+            made_predictions(y, models, symbol=symbol, horizon=horizon, last=last, scale=scale, half_widths=halves)
+        )
+        for model, forecast in models.items():
+            expected[symbol, model] = by_hand(y, forecast, last, scale, half)
     scores = score(pd.concat(tables, ignore_index=True))
     assert list(scores) == [f"T{number}" for number in range(len(lengths))]
-    for number, one in enumerate(tables):
-        for model in ("naive", "base"):
-            expected = by_hand(one["y"].to_numpy(), one[model].to_numpy())
-            assert scores[f"T{number}"][model] == pytest.approx(expected, rel=1e-9)
+    for (symbol, model), values in expected.items():
+        found = scores[symbol][model]
+        assert set(found) - {"undefined"} == set(values)
+        for metric, value in values.items():
+            assert found[metric] == (value if value is None else pytest.approx(value, rel=1e-9, abs=1e-9))
 
 
-def test_mape_is_in_percent() -> None:
-    assert score(table(np.array([100.0, 200.0]), naive=np.array([110.0, 220.0])))["AAPL"]["naive"][
-        "mape"
-    ] == pytest.approx(10)
+def test_every_score_has_a_unit() -> None:
+    y = np.arange(1.0, 11.0)
+    found = score(made_predictions(y, {"base": y + 1}, half_widths={"base": 1.0}))["AAPL"]["base"]
+    assert tuple(found) == METRICS == tuple(UNITS)
+    assert set(UNITS.values()) == {"price", "percent", "scaled", "percent of the close"}
+    assert set(Scores.__annotations__) == {*METRICS, "undefined"}
+
+
+def test_shares_are_in_percent() -> None:
+    y = np.array([110.0, 90.0, 120.0, 80.0])
+    found = score(made_predictions(y, {"base": np.array([121.0, 99.0, 132.0, 104.0])}, half_widths={"base": 10.0}))
+    scores = found["AAPL"]["base"]
+    assert scores["mape"] == pytest.approx((10 + 10 + 10 + 30) / 4)
+    assert scores["directional_accuracy"] == 75  # the last rises in the forecast and falls in truth
+    assert (scores["coverage_50"], scores["coverage_80"], scores["coverage_90"]) == (25, 75, 100)
+    assert (scores["width_50"], scores["raw_width_50"]) == (20, 40)
+
+
+def test_bias_is_above_zero_where_forecasts_are_too_high() -> None:
+    y = np.array([10.0, 20.0])
+    assert score(made_predictions(y, {"base": y + 3}))["AAPL"]["base"]["bias"] == 3
+    assert score(made_predictions(y, {"base": y - 3}))["AAPL"]["base"]["bias"] == -3
+
+
+@pytest.mark.parametrize("factor", [0.001, 7.3, 1000.0])
+def test_a_price_in_another_unit_changes_price_metrics_alone(factor: float) -> None:
+    rng = np.random.default_rng(3)
+    y, forecast = 100 + rng.normal(size=(2, 20))
+    plain = made_predictions(y, {"base": forecast}, scale=0.7, half_widths={"base": 0.5})
+    prices = ["y", "last", "scale", "mean", "median", "crps", *INTERVALS]
+    scores, scaled = (score(table)["AAPL"]["base"] for table in (plain, plain.assign(**plain[prices] * factor)))
+    for metric, unit in UNITS.items():
+        expected = scores[metric] * (factor if unit == "price" else 1)
+        assert scaled[metric] == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_naive_forecast_has_no_direction_and_no_interval_and_that_is_said() -> None:
+    y = np.array([101.0, 99.0, 103.0])
+    scores = score(made_predictions(y, {"naive": np.full(3, 100.0)}))["AAPL"]["naive"]
+    assert scores["mae"] == pytest.approx(5 / 3)
+    assert scores["directional_accuracy"] is None
+    assert "both differ from the close at the cutoff" in scores["undefined"]["directional_accuracy"]
+    for metric in ("coverage_50", "width_90", "raw_coverage_80", "raw_width_80"):
+        assert scores[metric] is None
+        assert scores["undefined"][metric] == "no interval at 3 of 3 bars"
+
+
+@pytest.mark.parametrize("scale", [0.0, np.nan, np.inf, -1.0])
+def test_no_scale_leaves_the_scaled_metrics_alone_undefined(scale: float) -> None:
+    y = np.array([101.0, 99.0])
+    scores = score(made_predictions(y, {"base": y + 1}, scale=scale, half_widths={"base": 1.0}))["AAPL"]["base"]
+    reason = "no scale (the close never changed before the evaluation) at 2 of 2 bars"
+    assert scores["undefined"] == {"mase": reason, "scaled_crps": reason}
+    assert scores["mase"] is None
+    assert scores["crps"] == 1
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_forecast_that_is_not_finite_leaves_no_metric_and_says_why(bad: float) -> None:
+def test_a_forecast_that_is_not_finite_leaves_no_score_of_points_and_says_why(bad: float) -> None:
     y = np.arange(1.0, 6.0)
-    scores = score(table(y, naive=y + 1, base=np.array([1, 2, bad, 4, 5])))["AAPL"]
-    assert scores["base"] == undefined_scores("no finite forecast or close at 1 of 5 bars")
+    scores = score(made_predictions(y, {"naive": y + 1, "base": np.array([1, 2, bad, 4, 5])}))["AAPL"]
+    for metric in ("mae", "rmse", "mape", "mase", "bias", "directional_accuracy"):
+        assert scores["base"][metric] is None
+        assert scores["base"]["undefined"][metric] == "no finite forecast or close at 1 of 5 bars"
+    assert scores["base"]["undefined"]["crps"] == "no finite CRPS at 1 of 5 bars"
     assert scores["naive"]["mae"] == 1
-    assert "undefined" not in scores["naive"]
 
 
 def test_a_close_of_zero_leaves_mape_alone_undefined() -> None:
-    scores = score(table(np.array([0.0, 2.0]), naive=np.array([1.0, 1.0])))["AAPL"]["naive"]
-    assert scores == {"mae": 1, "rmse": 1, "mape": None, "undefined": {"mape": "the close is 0 at 1 of 2 bars"}}
+    y = np.array([0.0, 2.0])
+    scores = score(made_predictions(y, {"base": np.array([1.0, 1.0])}, half_widths={"base": 1.0}))["AAPL"]["base"]
+    assert scores["mae"] == 1
+    assert scores["undefined"] == {"mape": "the close is 0 at 1 of 2 bars"}
+
+
+def test_a_close_of_zero_at_the_cutoff_leaves_widths_undefined() -> None:
+    y = np.array([1.0, 2.0])
+    scores = score(made_predictions(y, {"base": y}, last=0.0, half_widths={"base": 1.0}))["AAPL"]["base"]
+    assert scores["undefined"]["width_80"] == "the close at the cutoff is 0 at 2 of 2 bars"
+    assert scores["coverage_80"] == 100
 
 
 def test_errors_too_large_to_square_leave_rmse_undefined() -> None:
-    scores = score(table(np.array([1.0, 1.0]), naive=np.array([1e200, 1e200])))["AAPL"]["naive"]
+    table = made_predictions(np.array([1.0, 1.0]), {"base": np.full(2, 1e200)}, half_widths={"base": 1.0})
+    scores = score(table)["AAPL"]["base"]
     assert scores["rmse"] is None
     assert scores["undefined"] == {"rmse": "the errors are too large for a number"}
 
 
 def test_a_symbol_without_a_model_has_no_entry_for_it() -> None:
     y = np.arange(1.0, 4.0)
-    both = pd.concat([table(y, symbol="A", naive=y, checkpoint=y), table(y, symbol="B", naive=y)])
-    scores = score(both)
+    both = [
+        made_predictions(y, {"naive": y, "checkpoint": y}, symbol="A"),
+        made_predictions(y, {"naive": y}, symbol="B"),
+    ]
+    scores = score(pd.concat(both))
     assert set(scores["A"]) == {"naive", "checkpoint"}
     assert set(scores["B"]) == {"naive"}
+    assert score(both[0].iloc[:0]) == {}
 
 
-def test_two_rows_for_one_bar_are_refused() -> None:
+def test_a_bar_that_is_forecast_from_two_cutoffs_counts_twice() -> None:
+    near = made_predictions(np.array([100.0]), {"base": np.array([101.0])})
+    far = near.assign(cutoff=near["cutoff"] - pd.Timedelta(days=5), mean=103.0)
+    assert score(pd.concat([near, far]))["AAPL"]["base"]["mae"] == 2
+
+
+def test_two_rows_for_one_bar_and_cutoff_are_refused() -> None:
     y = np.arange(1.0, 4.0)
-    with pytest.raises(ArtifactError, match="AAPL at 2024-01-01 00:00:00 twice, and 3 such rows"):
-        score(pd.concat([table(y, naive=y)] * 2))
+    with pytest.raises(ArtifactError, match=r"AAPL at 2024-01-01 00:00:00 from .* twice, and 3 such rows"):
+        score(pd.concat([made_predictions(y, {"naive": y})] * 2))
 
 
 def test_a_missing_column_is_named() -> None:
     y = np.arange(1.0, 4.0)
     with pytest.raises(ArtifactError, match="no column cutoff"):
-        score(table(y, naive=y).drop(columns="cutoff"))
+        score(made_predictions(y, {"naive": y}).drop(columns="cutoff"))
+
+
+def scores_of(**values: float) -> Scores:
+    return {**dict.fromkeys(METRICS, 1.0), **values}
 
 
 def test_the_lower_mae_is_better_a_tie_is_not_and_nothing_beats_the_undefined() -> None:
-    low, high = ({"mae": mae, "rmse": 1.0, "mape": 1.0} for mae in (1.0, 2.0))
+    low, high = scores_of(mae=1.0), scores_of(mae=2.0)
     assert better(low, high) is True
     assert better(high, low) is False
     assert better(low, low) is False
@@ -99,8 +196,9 @@ def test_the_lower_mae_is_better_a_tie_is_not_and_nothing_beats_the_undefined() 
 
 
 def test_the_mean_over_symbols_is_undefined_where_one_of_them_is() -> None:
-    one, two = ({"mae": mae, "rmse": 2 * mae, "mape": 3 * mae} for mae in (1.0, 2.0))
-    assert mean_scores([one, two]) == {"mae": 1.5, "rmse": 3.0, "mape": 4.5}
-    means = mean_scores([one, undefined_scores("why")])
-    assert [means[metric] for metric in METRICS] == [None] * 3
+    means = mean_scores([scores_of(mae=1.0, coverage_80=70.0), scores_of(mae=3.0, coverage_80=90.0)])
+    assert (means["mae"], means["coverage_80"], means["rmse"]) == (2.0, 80.0, 1.0)
+    assert "undefined" not in means
+    means = mean_scores([scores_of(), undefined_scores("why")])
+    assert all(means[metric] is None for metric in METRICS)
     assert means["undefined"]["mae"] == "undefined for 1 of 2 symbols"

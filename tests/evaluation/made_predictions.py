@@ -1,0 +1,63 @@
+"""Tables of predictions made by hand, so that a test knows what every number must be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from kronos_pipeline.evaluation.predictions import COLUMNS, INTERVALS, LEVELS
+
+FIRST = pd.Timestamp("2024-01-01")
+
+
+def made_predictions(
+    y: np.ndarray,
+    models: Mapping[str, np.ndarray],
+    *,
+    symbol: str = "AAPL",
+    horizon: int = 5,
+    last: float | np.ndarray = 100.0,
+    scale: float = 1.0,
+    half_widths: Mapping[str, float] | None = None,
+) -> pd.DataFrame:
+    """Rolls of `horizon` daily bars over `y`; every model of `half_widths` has intervals around its forecast.
+
+    The interval of 50 percent is a half width to each side, that of 80 two, that of 90 three; before recalibration
+    each is twice as wide.
+    """
+    number = np.arange(len(y))
+    shared = pd.DataFrame(
+        {
+            "unique_id": symbol,
+            "cutoff": FIRST + pd.to_timedelta(number // horizon * horizon - 1, unit="D"),
+            "ds": FIRST + pd.to_timedelta(number, unit="D"),
+            "step": number % horizon + 1,
+            "y": np.asarray(y, np.float64),
+            "last": last,
+            "scale": scale,
+        }
+    )
+    tables = []
+    for model, forecast in models.items():
+        table = shared.assign(model=model, mean=np.asarray(forecast, np.float64), median=forecast, pit=0.5)
+        table["crps"] = np.abs(table["mean"] - table["y"])
+        half = (half_widths or {}).get(model, np.nan)
+        for raw in ("", "raw_"):
+            for factor, level in enumerate(LEVELS, start=1):
+                reach = half * factor * (2 if raw else 1)
+                table[f"{raw}lo_{level}"], table[f"{raw}hi_{level}"] = table["mean"] - reach, table["mean"] + reach
+        tables.append(table)
+    assert set(INTERVALS) <= set(tables[0].columns)
+    return pd.concat(tables, ignore_index=True)[list(COLUMNS)]
+
+
+def predictions_of_losses(
+    losses: Mapping[str, Sequence[float] | np.ndarray], *, symbol: str = "AAPL", horizon: int = 3, scale: float = 2.0
+) -> pd.DataFrame:
+    """Predictions whose scaled loss at each cutoff is the one given, by model."""
+    cutoffs = len(next(iter(losses.values())))
+    y = np.full(cutoffs * horizon, 100.0)
+    models = {model: y + scale * np.repeat(np.asarray(values, np.float64), horizon) for model, values in losses.items()}
+    return made_predictions(y, models, symbol=symbol, horizon=horizon, scale=scale)
