@@ -1,0 +1,144 @@
+"""A trained model as MLflow keeps it: a `pyfunc` made from code, with signature and input example, and no pickle in it.
+
+    MLmodel  served_model.py  input_example.json  requirements.txt ...
+    artifacts/model/     the adapter or checkpoint with its manifest and how it is sampled
+    evidence.parquet     the predictions that it was judged by; a refit has none
+
+The base model of an adapter is not copied: its name and the hash of its weights are in the manifest. `served_model.py`
+imports this project, so the project has to be installed where the model is served.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from kronos_pipeline.artifacts import MANIFEST, package_versions, read_json, write_parquet
+from kronos_pipeline.data.bars import FEATURES, PRICES
+from kronos_pipeline.data.simulate import simulate_ticker
+from kronos_pipeline.errors import ArtifactError
+from kronos_pipeline.evaluation.predictions import LEVELS
+
+if TYPE_CHECKING:
+    from mlflow.models import Model, ModelSignature
+
+MODEL = "model"
+FOLDER = f"artifacts/{MODEL}"
+EVIDENCE = "evidence.parquet"
+FORECAST = ("mean", "median", *(f"{side}_{level}" for level in LEVELS for side in ("lo", "hi")))
+"""The numbers that a served forecast has beside its time, in the file's price unit."""
+_ADAPTER_CONFIG, _TORCH_FILE = "adapter_config.json", "adapter.pt"
+
+
+def pack(folder: Path, target: Path, model: Model, evidence: pd.DataFrame | None) -> None:
+    """Write a model folder of MLflow's.
+
+    Args:
+        folder: the adapter or checkpoint, with its manifest.
+        target: the folder to make.
+        model: MLflow's own record of it, with its ids.
+        evidence: the predictions that it was judged by; None for a refit.
+
+    Raises:
+        ArtifactError: the folder has no manifest of this project's.
+    """
+    from mlflow import pyfunc
+
+    manifest = training_manifest_of(folder)
+    with TemporaryDirectory() as temporary:
+        copied = Path(temporary) / MODEL
+        # PEFT's file holds the same tensors as adapter.pt, which is for scripts and is a pickle inside.
+        shutil.copytree(folder.resolve(), copied, ignore=shutil.ignore_patterns(_TORCH_FILE))
+        pyfunc.save_model(
+            str(target),
+            python_model=str(Path(__file__).with_name("served_model.py")),
+            artifacts={MODEL: str(copied)},
+            model_config=_base_model(manifest),
+            signature=_signature(),
+            input_example=_example(int(manifest["config"]["lookback"])),
+            pip_requirements=_requirements(),
+            mlflow_model=model,
+        )
+    if evidence is not None:
+        write_parquet(target / EVIDENCE, evidence, {})
+
+
+def describe(folder: Path) -> dict[str, str]:
+    """The tags of a version that its folder's manifest gives.
+
+    Raises:
+        ArtifactError: the folder has no manifest of this project's.
+    """
+    manifest = training_manifest_of(folder)
+    base = manifest["base_model"]
+    tags = {
+        "kind": "adapter" if (folder / _ADAPTER_CONFIG).is_file() else "checkpoint",
+        "tickers": ",".join(sorted(manifest["data"])),
+        "base_model": base["label"],
+        "base_revision": base["revision"],
+        "base_hash": base["weights_hash"],
+        "contamination": manifest.get("contamination"),
+        "code_version": manifest["code_version"],
+    }
+    return {key: str(value) for key, value in tags.items() if value}
+
+
+def training_manifest_of(folder: Path) -> dict[str, Any]:
+    """The manifest of an adapter or checkpoint.
+
+    Raises:
+        ArtifactError: there is none, or it is not one of a training.
+    """
+    manifest = read_json(folder / MANIFEST)
+    wanted = ("base_model", "data", "config", "code_version")
+    if not isinstance(manifest, dict) or any(key not in manifest for key in wanted):
+        raise ArtifactError(f"{folder / MANIFEST} is not that of a training; train again.")
+    return manifest
+
+
+def _base_model(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """How the base model is found again from anywhere: a folder by its full path, a published model at its commit."""
+    base = manifest["base_model"]
+    names = {"base_model": ("name", "revision"), "tokenizer": ("tokenizer", "tokenizer_revision")}
+    return {key: _lasting(str(base[name]), base.get(revision)) for key, (name, revision) in names.items()}
+
+
+def _lasting(name: str, revision: str | None) -> str:
+    if revision is not None:
+        return name if "@" in name else f"{name}@{revision}"
+    folder = Path(name).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else name
+
+
+def _signature() -> ModelSignature:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import AnyType
+
+    optional = [name for name in FEATURES if name not in PRICES]
+    # Times are read by this project, not by MLflow, which would move zoned ones to UTC.
+    given: list[Any] = [
+        ColSpec(AnyType(), "timestamps"),
+        *(ColSpec(DataType.double, name) for name in PRICES),
+        *(ColSpec(DataType.double, name, required=False) for name in optional),
+        ColSpec(DataType.string, "unique_id", required=False),
+    ]
+    told: list[Any] = [ColSpec(DataType.datetime, "ds"), *(ColSpec(DataType.double, name) for name in FORECAST)]
+    return ModelSignature(inputs=Schema(given), outputs=Schema(told))
+
+
+def _example(bars: int) -> pd.DataFrame:
+    """Simulated bars, as many as the lookback has."""
+    frame = simulate_ticker([0], bars).frame()
+    return frame.assign(timestamps=frame["timestamps"].astype(str))[["timestamps", *PRICES, "volume"]]
+
+
+def _requirements() -> list[str]:
+    names = {**package_versions(), "mlflow": importlib.metadata.version("mlflow")}
+    return [f"{name}=={version}" for name, version in sorted(names.items())]

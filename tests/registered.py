@@ -1,0 +1,84 @@
+"""Adapters, checkpoints and their evidence, made without training, as the registry is given them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from small import simulated_windows
+
+from kronos_pipeline.artifacts import write_manifest
+from kronos_pipeline.base_models import find_base_model
+from kronos_pipeline.config import Recipe
+from kronos_pipeline.evaluation.predictions import COLUMNS
+from kronos_pipeline.model.loading import KronosModel, load_base, save_checkpoint
+from kronos_pipeline.model.lora import add_lora, save_adapter
+from kronos_pipeline.training.publish import training_manifest
+
+CPU = torch.device("cpu")
+
+
+def base_of(recipe: Recipe) -> KronosModel:
+    return load_base(find_base_model(recipe.model_name), CPU)
+
+
+def made_adapter(folder: Path, recipe: Recipe, tickers: Sequence[str] = ("AAPL",), seed: int = 1) -> Path:
+    """An adapter with weights drawn at random, published as a training does it."""
+    base = base_of(recipe)
+    adapted = add_lora(copy.deepcopy(base.predictor), r=2, alpha=4, dropout=0.0, targets=["q_proj", "w1"])
+    _shake(adapted, seed)
+    save_adapter(folder, adapted, base, with_base=False)
+    return _described(folder, "adapters/made", recipe, base, tickers)
+
+
+def made_checkpoint(folder: Path, recipe: Recipe, tickers: Sequence[str] = ("AAPL",), seed: int = 1) -> Path:
+    base = base_of(recipe)
+    predictor = copy.deepcopy(base.predictor)
+    for parameter in predictor.parameters():
+        parameter.requires_grad_(True)
+    _shake(predictor, seed)
+    save_checkpoint(folder, predictor)
+    return _described(folder, "checkpoints/best_model", recipe, base, tickers)
+
+
+def evidence(
+    losses: Mapping[str, float], *, symbol: str = "AAPL", cutoffs: int = 12, seed: int = 0, first: str = "2024-01-01"
+) -> pd.DataFrame:
+    """Predictions of two bars from each of some cutoffs, whose mean scaled loss is about the one given, by model."""
+    rng = np.random.default_rng(seed)
+    starts = pd.Timestamp(first) + pd.to_timedelta(2 * np.repeat(np.arange(cutoffs), 2), unit="D")
+    step = np.tile([1, 2], cutoffs)
+    shared = {
+        "unique_id": symbol,
+        "cutoff": starts,
+        "ds": starts + pd.to_timedelta(step, unit="D"),
+        "step": step,
+        "y": 100.0,
+        "last": 100.0,
+        "scale": 1.0,
+    }
+    tables = []
+    for model, loss in losses.items():
+        error = loss * rng.uniform(0.8, 1.2, 2 * cutoffs)
+        tables.append(
+            pd.DataFrame({**shared, "model": model, "mean": 100 + error, "median": 100 + error, "crps": error})
+        )
+    return pd.concat(tables, ignore_index=True).reindex(columns=list(COLUMNS))
+
+
+def _shake(model: torch.nn.Module, seed: int) -> None:
+    drawn = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=drawn))
+
+
+def _described(folder: Path, artifact: str, recipe: Recipe, base: KronosModel, tickers: Sequence[str]) -> Path:
+    windows = simulated_windows(recipe, tickers)
+    write_manifest(folder, training_manifest(artifact, "key", windows, recipe, base, CPU, None))
+    return folder
