@@ -1,7 +1,13 @@
-"""The whole code location: assets, checks, jobs, schedules, a sensor and resources, for the tickers in the data folder.
+"""The whole code location: assets, checks, jobs, schedules, sensors and resources, for the tickers in the data folder.
 
-raw_bars[T] -> windows[T] -+-> adapter[T] ----+-> holdout_metrics[T] -> leaderboard
-                           +-> checkpoint ----+
+raw_bars[T] -> windows[T] -+-> adapter[T] --+-> holdout_metrics[T] -+-> champion[T] -+-> forecast[T]
+                           |                |                       |                +-> drift[T]
+                           +-> checkpoint --+                       +-> checkpoint_champion
+                           |                                        |
+                           +-> backtest[T] -------------------------+-> leaderboard
+
+What `champion[T]` decides on is the backtest too, and where a ticker has no champion of its own, `checkpoint_champion`
+serves its forecasts.
 """
 
 from __future__ import annotations
@@ -12,17 +18,22 @@ from typing import Any
 import dagster as dg
 
 from kronos_pipeline.orchestration.automation import AutomationSettings, make_jobs, make_schedules
+from kronos_pipeline.orchestration.champion_assets import champion, checkpoint_champion
 from kronos_pipeline.orchestration.checks import (
+    RIVALS,
+    backtest_report,
     bars_are_sound,
-    beats_naive_and_base,
+    better_than,
     complete_check,
+    holdout_report,
     ticker_check,
     windows_do_not_leak,
 )
 from kronos_pipeline.orchestration.code_versions import layers_version
 from kronos_pipeline.orchestration.data_assets import raw_bars, windows
 from kronos_pipeline.orchestration.doors import adapter_doors
-from kronos_pipeline.orchestration.evaluation_assets import holdout_metrics, leaderboard
+from kronos_pipeline.orchestration.drift_sensor import make_drift_sensor
+from kronos_pipeline.orchestration.evaluation_assets import backtest, holdout_metrics, leaderboard
 from kronos_pipeline.orchestration.io_manager import artifact_io_manager
 from kronos_pipeline.orchestration.killed_runs import make_killed_runs_sensor
 from kronos_pipeline.orchestration.metadata import bars_columns
@@ -30,8 +41,10 @@ from kronos_pipeline.orchestration.partitions import find_tickers, ticker_partit
 from kronos_pipeline.orchestration.resources import PipelineSettings, Tracking
 from kronos_pipeline.orchestration.sensors import make_sensor
 from kronos_pipeline.orchestration.training_assets import adapter, checkpoint
+from kronos_pipeline.orchestration.watch_assets import drift, forecast
 
 OWNERS = ["team:forecasting"]
+PER_TICKER = ("raw_bars", "windows", "adapter", "holdout_metrics", "backtest", "champion", "forecast", "drift")
 GPU = "gpu"
 """The pool of what trains; the instance's settings let one run of it go on at a time."""
 RETRY = dg.RetryPolicy(max_retries=2, delay=10, backoff=dg.Backoff.EXPONENTIAL)
@@ -45,7 +58,7 @@ def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Defi
     over_all: dict[str, Any] = {"backfill_policy": dg.BackfillPolicy.single_run(), "owners": OWNERS}
     per_ticker = {"partitions_def": partitions, **over_all}
     data, model = layers_version("data"), layers_version("model", "training")
-    evaluation = layers_version("model", "evaluation")
+    evaluation, tracking = layers_version("model", "evaluation"), layers_version("model", "evaluation", "tracking")
     training: dict[str, Any] = {
         "group_name": "training",
         "kinds": {"pytorch", "huggingface"},
@@ -53,6 +66,7 @@ def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Defi
         "retry_policy": RETRY,
     }
     scoring: dict[str, Any] = {"group_name": "evaluation", "retry_policy": RETRY, "code_version": evaluation}
+    serving: dict[str, Any] = {"group_name": "serving", "retry_policy": RETRY, "code_version": tracking, "pool": GPU}
     assets = [
         dg.asset(
             **per_ticker,
@@ -65,14 +79,23 @@ def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Defi
         dg.asset(**per_ticker, **training, code_version=model)(adapter),
         dg.asset(**over_all, **training, code_version=model)(checkpoint),
         dg.asset(**per_ticker, **scoring, kinds={"pytorch"}, deps=["adapter", "checkpoint"], pool=GPU)(holdout_metrics),
-        dg.asset(**over_all, **scoring, kinds={"parquet"})(leaderboard),
+        dg.asset(**per_ticker, **scoring, kinds={"pytorch"}, pool=GPU)(backtest),
+        dg.asset(**over_all, **scoring, kinds={"parquet", "mlflow"}, deps=["backtest"])(leaderboard),
+        dg.asset(**per_ticker, **serving, kinds={"mlflow"}, deps=["adapter", "holdout_metrics", "backtest"])(champion),
+        dg.asset(**over_all, **serving, kinds={"mlflow"}, deps=["checkpoint", "holdout_metrics"])(checkpoint_champion),
+        dg.asset(**per_ticker, **serving, kinds={"pytorch"}, deps=["champion", "checkpoint_champion"])(forecast),
+        dg.asset(**per_ticker, **serving, kinds={"pytorch"}, deps=["champion", "checkpoint_champion"])(drift),
         *adapter_doors(tickers, group_name="doors", owners=OWNERS, kinds={"dagster"}),
     ]
     checks = [
-        *(complete_check(asset, partitions) for asset in ("raw_bars", "windows", "adapter", "holdout_metrics")),
+        *(complete_check(asset, partitions) for asset in PER_TICKER),
         ticker_check("raw_bars", "sound", bars_are_sound, partitions, blocking=True),
         ticker_check("windows", "no_leak", windows_do_not_leak, partitions, blocking=True),
-        ticker_check("holdout_metrics", "beats_naive_and_base", beats_naive_and_base, partitions, blocking=False),
+        *(
+            ticker_check(asset, f"better_than_{rival}", better_than(rival, report), partitions, blocking=False)
+            for asset, report in (("holdout_metrics", holdout_report), ("backtest", backtest_report))
+            for rival in RIVALS
+        ),
     ]
     jobs = make_jobs(partitions)
     return dg.Definitions(
@@ -80,7 +103,11 @@ def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Defi
         asset_checks=checks,
         jobs=jobs,
         schedules=make_schedules(tickers, automation),
-        sensors=[make_sensor(settings.data_folder, tickers, jobs, automation), make_killed_runs_sensor()],
+        sensors=[
+            make_sensor(settings.data_folder, tickers, jobs, automation),
+            make_drift_sensor(tickers, jobs, automation),
+            make_killed_runs_sensor(),
+        ],
         resources={
             "pipeline": settings,
             "tracking": Tracking.from_environment(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zoneinfo
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import dagster as dg
 from pydantic import Field, ValidationError, field_validator
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 INGEST = "ingest"
 RETRAIN_ADAPTER = "retrain_adapter"
 RETRAIN_CHECKPOINT = "retrain_checkpoint"
+PROMOTE_ADAPTER = "promote_adapter"
+WATCH = "watch"
 _ENVIRONMENT = "KRONOS_"
 _NO_TICKERS = "There are no tickers: reload the code location when the data folder has CSVs."
 
@@ -29,8 +31,10 @@ class AutomationSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=_ENVIRONMENT, env_ignore_empty=True)
 
     market_time_zone: str = Field("America/New_York", description="time zone of the schedules")
+    watch_cron: str = Field("0 18 * * 1-5", description="when new bars are forecast and drift is looked for: weekdays")
     adapter_cron: str = Field("0 20 * * 1-5", description="when adapters are retrained: weekday nights")
     checkpoint_cron: str = Field("0 8 * * 6", description="when the checkpoint is retrained: once a week")
+    promote_cron: str = Field("0 8 * * 0", description="when adapters are backtested and may be promoted: once a week")
     tickers_per_run: int = Field(50, ge=1, description="tickers that one requested run covers, at most")
     retrain_after_bars: int = Field(20, ge=1, description="new bars after which the sensor asks for retraining")
 
@@ -58,48 +62,101 @@ class AutomationSettings(BaseSettings):
             raise SettingsError(f"{variable}: {first['msg'].removeprefix('Value error, ')}.") from error
 
 
+class Job(NamedTuple):
+    """What a job is for, and its assets; the checks of these are in it too."""
+
+    description: str
+    assets: tuple[str, ...]
+
+
+class Timetable(NamedTuple):
+    """When a job runs for all tickers, and how many of them one run covers."""
+
+    name: str
+    job: str
+    description: str
+    cron: str
+    per_run: int | None
+
+
+_INGESTED = ("raw_bars", "windows")
+_MEASURED = ("holdout_metrics", "leaderboard")
+JOBS = {
+    INGEST: Job("Read CSVs and cut windows.", _INGESTED),
+    RETRAIN_ADAPTER: Job(
+        "From CSV to adapter and holdout metrics, for one ticker or many. Nothing is promoted.",
+        (*_INGESTED, "adapter", *_MEASURED),
+    ),
+    PROMOTE_ADAPTER: Job(
+        "The same, then a backtest, which trains at each of its cutoffs, then the gate: an adapter becomes champion "
+        "only where it is better than naive and than the base model. Ends with the forecast.",
+        (*_INGESTED, "adapter", *_MEASURED, "backtest", "champion", "forecast"),
+    ),
+    RETRAIN_CHECKPOINT: Job(
+        "From CSVs to one checkpoint over all tickers, measured on each of them, and the gate.",
+        (*_INGESTED, "checkpoint", *_MEASURED, "checkpoint_champion"),
+    ),
+    WATCH: Job(
+        "Read CSVs, forecast the bars to come, and look whether champions err more than they did. Nothing is trained.",
+        (*_INGESTED, "forecast", "drift"),
+    ),
+}
+
+
 def make_jobs(partitions: dg.PartitionsDefinition) -> list[UnresolvedAssetJobDefinition]:
     """The jobs, each for one ticker or for a range of them, with the checks of their assets."""
-    selections = {
-        INGEST: ("Read CSVs and cut windows.", ("raw_bars", "windows")),
-        RETRAIN_ADAPTER: (
-            "From CSV to adapter and holdout metrics, for one ticker or many.",
-            ("raw_bars", "windows", "adapter", "holdout_metrics", "leaderboard"),
-        ),
-        RETRAIN_CHECKPOINT: (
-            "From CSVs to one checkpoint over all tickers, measured on each of them.",
-            ("raw_bars", "windows", "checkpoint", "holdout_metrics", "leaderboard"),
-        ),
-    }
     return [
-        dg.define_asset_job(name, dg.AssetSelection.assets(*assets), description=description, partitions_def=partitions)
-        for name, (description, assets) in selections.items()
+        dg.define_asset_job(
+            name, dg.AssetSelection.assets(*job.assets), description=job.description, partitions_def=partitions
+        )
+        for name, job in JOBS.items()
     ]
 
 
 def make_schedules(tickers: Sequence[str], settings: AutomationSettings) -> list[dg.ScheduleDefinition]:
-    """Adapters on weekday nights, a run per chunk of the sorted tickers; the checkpoint weekly, over all of them."""
+    """Forecasts and drift on weekdays, adapters on weekday nights, the gate and the checkpoint weekly.
+
+    A run covers a chunk of the sorted tickers; that of the checkpoint covers all of them.
+    """
     chunk = settings.tickers_per_run
-    nights = f"Retrains every ticker's adapter, {chunk} tickers a run."
-    weekly = "Retrains the checkpoint over all tickers, in one run."
-    return [
-        _schedule(
-            "adapters_on_weekday_nights", RETRAIN_ADAPTER, nights, settings.adapter_cron, chunk, tickers, settings
+    chunks = f"{chunk} tickers a run."
+    timetables = [
+        Timetable(
+            "forecasts_on_weekdays",
+            WATCH,
+            f"Reads new bars, forecasts, and looks for drift, {chunks}",
+            settings.watch_cron,
+            chunk,
         ),
-        _schedule("checkpoint_weekly", RETRAIN_CHECKPOINT, weekly, settings.checkpoint_cron, None, tickers, settings),
+        Timetable(
+            "adapters_on_weekday_nights",
+            RETRAIN_ADAPTER,
+            f"Retrains every ticker's adapter, {chunks}",
+            settings.adapter_cron,
+            chunk,
+        ),
+        Timetable(
+            "checkpoint_weekly",
+            RETRAIN_CHECKPOINT,
+            "Retrains the checkpoint over all tickers, in one run.",
+            settings.checkpoint_cron,
+            None,
+        ),
+        Timetable(
+            "promotion_weekly",
+            PROMOTE_ADAPTER,
+            f"Retrains and backtests every ticker's adapter and lets the gate decide, {chunks}",
+            settings.promote_cron,
+            chunk,
+        ),
     ]
+    return [_schedule(one, tickers, settings.market_time_zone) for one in timetables]
 
 
-def _schedule(
-    name: str,
-    job: str,
-    description: str,
-    cron: str,
-    per_run: int | None,
-    tickers: Sequence[str],
-    settings: AutomationSettings,
-) -> dg.ScheduleDefinition:
-    @dg.schedule(cron, name=name, job_name=job, description=description, execution_timezone=settings.market_time_zone)
+def _schedule(timetable: Timetable, tickers: Sequence[str], time_zone: str) -> dg.ScheduleDefinition:
+    name, job, description, cron, per_run = timetable
+
+    @dg.schedule(cron, name=name, job_name=job, description=description, execution_timezone=time_zone)
     def schedule(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
         if not tickers:
             yield dg.SkipReason(_NO_TICKERS)

@@ -1,4 +1,4 @@
-"""Asset checks: was every ticker made, is what was stored sound, and does a trained model beat naive and base.
+"""Asset checks: was every ticker made, is what was stored sound, and is a trained model better than its rivals.
 
 A check is given the tickers' partitions, or it would run over every ticker whatever the run's range is. In a run of
 several tickers it gives one evaluation for each of them.
@@ -6,6 +6,7 @@ several tickers it gives one evaluation for each of them.
 
 # Annotations are not postponed here: Dagster takes that of `context` as it stands, and refuses a text.
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -19,6 +20,8 @@ from kronos_pipeline.data.bars import load_bars
 from kronos_pipeline.data.normalisation import lookback_statistics
 from kronos_pipeline.data.windows import load_windows, row_statistics
 from kronos_pipeline.errors import KronosError
+from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, NAIVE
+from kronos_pipeline.evaluation.verdicts import BETTER
 from kronos_pipeline.orchestration.batch import COMPLETE, failed_in_run, failed_tickers
 from kronos_pipeline.orchestration.failures import make_failure
 from kronos_pipeline.orchestration.resources import PipelineSettings
@@ -27,6 +30,7 @@ Events = Iterator[dg.AssetCheckEvaluation | dg.Output]
 Verdict = tuple[bool, str]
 """Whether a ticker passes, and a sentence that says why or why not."""
 
+RIVALS = {NAIVE: "repeating the last close", BASE: "the untouched base model"}
 _RECOMPUTED = 256
 """Windows of which a check computes the lookback's statistics again, spread over all of them."""
 
@@ -116,18 +120,39 @@ def windows_do_not_leak(layout: ArtifactLayout, ticker: str) -> Verdict:
     return True, ", ".join(f"{count:,} {split}" for split, count in windows.counts().items())
 
 
-def beats_naive_and_base(layout: ArtifactLayout, ticker: str) -> Verdict:
-    """The trained model has a lower mean absolute error on the holdout than the last close and than the base model."""
-    evaluation: Mapping[str, Any] = read_json(layout.ticker_metrics(ticker))
-    entry = evaluation["per_symbol"][0]
-    models = ", ".join(
-        f"{name} {scores['mae']:.4g}" for name, scores in entry["models"].items() if scores["mae"] is not None
+def holdout_report(layout: ArtifactLayout, ticker: str) -> Path:
+    """Where the verdicts of a ticker's holdout are."""
+    return layout.ticker_metrics(ticker)
+
+
+def backtest_report(layout: ArtifactLayout, ticker: str) -> Path:
+    """Where the verdicts of its backtest are."""
+    return layout.backtest_report(ADAPTER, ticker)
+
+
+def better_than(rival: str, report: Callable[[ArtifactLayout, str], Path]) -> Callable[[ArtifactLayout, str], Verdict]:
+    """A check of the verdict that a ticker's report holds.
+
+    Args:
+        rival: "naive" or "base".
+        report: where the report is, from the layout and the ticker.
+    """
+
+    def check(layout: ArtifactLayout, ticker: str) -> Verdict:
+        evaluation: Mapping[str, Any] = read_json(report(layout, ticker))
+        model, entry = evaluation["model"], evaluation["per_symbol"][0]
+        found = entry["verdicts"].get(model, {}).get(rival)
+        if found is None:
+            return False, f"There is no verdict on the {model} against {rival}."
+        sentences = [f"The {model} against {rival}: {found['verdict']}; {found['reason']}.", *evaluation["warnings"]]
+        return found["verdict"] == BETTER, " ".join(sentences)
+
+    check.__doc__ = (
+        f"Whether the trained model is better than {RIVALS[rival]}: by the test of Diebold and Mariano and a block "
+        "bootstrap over the cutoffs, corrected for the number of tickers. Fewer than 8 cutoffs are too little evidence "
+        "and do not pass."
     )
-    beaten_by = [name for name in ("naive", "base") if entry[f"beats_{name}"] is not True]
-    found = f"MAE on {entry['bars']} holdout bars: {models}"
-    if beaten_by:
-        return False, f"The {evaluation['model']} does not beat {' and '.join(beaten_by)}. {found}"
-    return True, found
+    return check
 
 
 def _evaluation(

@@ -1,74 +1,113 @@
-"""The evaluation assets: each ticker's holdout metrics, and the leaderboard over all of them."""
+"""The evaluation assets: each ticker's holdout metrics and backtest, and the leaderboard over all of them."""
 
 # Annotations are not postponed here: Dagster takes that of `context` as it stands, and refuses a text.
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import dagster as dg
 
-from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json
-from kronos_pipeline.base_models import find_base_model
+from kronos_pipeline.artifacts import ArtifactLayout, write_json
 from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.orchestration.batch import Event, TickerBatch
+from kronos_pipeline.orchestration.evaluation_metadata import evaluation_metadata
 from kronos_pipeline.orchestration.failures import failures_of
 from kronos_pipeline.orchestration.io_manager import TickerArtifacts
-from kronos_pipeline.orchestration.metadata import evaluation_metadata, mlflow_metadata
-from kronos_pipeline.orchestration.resources import PipelineSettings, Tracking
+from kronos_pipeline.orchestration.metadata import mlflow_metadata
+from kronos_pipeline.orchestration.partitions import tickers_tested
+from kronos_pipeline.orchestration.resources import PipelineSettings, Tracking, run_tags
+from kronos_pipeline.orchestration.stored_models import load_base_model, mlflow_run_of, training_run
 
 
 def holdout_metrics(
     context: dg.AssetExecutionContext, windows: TickerArtifacts, pipeline: PipelineSettings, tracking: Tracking
 ) -> Iterator[Event]:
-    """How far naive, base, checkpoint and adapter are from a ticker's holdout, on days that none of them has seen.
+    """How far each model is from a ticker's holdout, on days that none of them has seen, and the verdict.
 
-    Stored as `metrics/<T>.json`, `metrics/<T>.parquet` and `plots/<T>.png`, and added to the training's MLflow run.
-    There is no column for a checkpoint or an adapter that does not exist or does not fit this base model and holdout.
+    Stored as `metrics/<T>.json`, `metrics/<T>.parquet` and `plots/<T>*`, and added to the training's MLflow run.
+    Compared are the last close, its drift, the week before, a random walk, base, checkpoint and adapter; a checkpoint
+    or an adapter that does not exist or does not fit this base model and holdout is left out.
     """
     from kronos_pipeline.evaluation.holdout import evaluate_ticker  # imports matplotlib
-    from kronos_pipeline.evaluation.tables import evaluation_frame
-    from kronos_pipeline.evaluation.tables import holdout_metrics as flat
-    from kronos_pipeline.model.loading import load_base, pick_device  # imports torch
+    from kronos_pipeline.evaluation.tables import evaluation_frame, flat_metrics
 
     with failures_of("holdout_metrics"):
         recipe, layout = pipeline.recipe("lora"), pipeline.layout
-        base = load_base(find_base_model(recipe.model_name, recipe.tokenizer_name), pick_device(recipe.device))
+        base = load_base_model(recipe)
         tracker = tracking.tracker(layout)
         batch = TickerBatch(context)
         for ticker in batch.tickers:
             with batch.ticker(ticker):
-                run = _training_run(layout, ticker)
-                found = evaluate_ticker(layout, windows[ticker], base, recipe, mlflow_run=run)
-                metadata = evaluation_metadata(found.evaluation, found.plot, found.notes)
+                run = training_run(layout, ticker)
+                found = evaluate_ticker(
+                    layout, windows[ticker], base, recipe, mlflow_run=run, tickers_tested=tickers_tested(context)
+                )
+                metadata = evaluation_metadata(found.evaluation, plots=found.plots, notes=found.notes)
                 if run is not None:
-                    table = evaluation_frame(found.evaluation)
-                    tracker.log_evaluation(run, flat(found.evaluation), found.plot, table)
+                    plots, table = list(found.plots.values()), evaluation_frame(found.evaluation)
+                    tracker.log_evaluation(run, flat_metrics(found.evaluation), plots, table)
                     metadata |= mlflow_metadata(run, tracker.link(run))
                 batch.add(ticker, layout.ticker_metrics(ticker), metadata)
+        yield from batch.events()
+
+
+def backtest(
+    context: dg.AssetExecutionContext, windows: TickerArtifacts, pipeline: PipelineSettings
+) -> Iterator[Event]:
+    """What the recipe would have been worth at a ticker: trained anew before each of several cutoffs, and scored on the
+    bars after each, with the verdict.
+
+    Stored as `backtest/adapter/<T>.*`. It costs as many trainings as there are cutoffs, 12 unless `backtest_origins`
+    says, or fewer with `backtest_refit_every`. A run that was killed goes on where it was.
+    """
+    from kronos_pipeline.evaluation.backtest import run_backtest
+    from kronos_pipeline.evaluation.predictions import ADAPTER
+
+    with failures_of("backtest"):
+        recipe, layout = pipeline.recipe("lora"), pipeline.layout
+        base, tested = load_base_model(recipe), tickers_tested(context)
+        batch = TickerBatch(context)
+        for ticker in batch.tickers:
+            with batch.ticker(ticker):
+                bars = {ticker: windows[ticker].bars}
+                found = run_backtest(
+                    layout, bars, recipe, base, trained=ADAPTER, tickers_tested=tested, say=context.log.info
+                )
+                batch.add(ticker, layout.backtest(ADAPTER, ticker), evaluation_metadata(found.evaluation, "Backtest"))
         yield from batch.events()
 
 
 def leaderboard(
     context: dg.AssetExecutionContext, holdout_metrics: TickerArtifacts, pipeline: PipelineSettings, tracking: Tracking
 ) -> dg.MaterializeResult:
-    """All tickers' holdout metrics in one table; stored as `metrics/evaluation.json` and `metrics/forecasts.parquet`.
+    """All models by all metrics over all tickers, on the holdout and, where there is one, in the backtest.
 
-    Tickers without metrics are left out and named.
+    Stored as `metrics/leaderboard.json`, `evaluation.json`, `predictions.parquet` and `forecasts.parquet`, and as a run
+    of its own in MLflow. Tickers without metrics are left out and named.
     """
-    from kronos_pipeline.evaluation.report import load_ticker_forecasts, save_evaluation
-    from kronos_pipeline.evaluation.tables import holdout_metrics as flat
+    from kronos_pipeline.evaluation.leaderboard import save_leaderboard
+    from kronos_pipeline.evaluation.predictions import ADAPTER, CHECKPOINT, models_of
+    from kronos_pipeline.evaluation.report import load_predictions, save_evaluation
+    from kronos_pipeline.evaluation.tables import evaluation_frame, flat_metrics
 
     with failures_of("leaderboard"):
-        layout = pipeline.layout
+        layout, tracker = pipeline.layout, tracking.tracker(pipeline.layout)
         good, skipped = _measured(holdout_metrics)
-        forecasts, manifest = load_ticker_forecasts(layout, good)
-        trained = "adapter" if "adapter" in forecasts else "checkpoint"
-        evaluation = save_evaluation(layout, forecasts, trained, skipped, manifest)
-        metadata = evaluation_metadata(evaluation, None, [])
-        if context.job_def.has_node_named("checkpoint") and (run := _mlflow_run(layout.best_checkpoint)):
+        predictions, manifest = load_predictions([layout.ticker_forecasts(ticker) for ticker in good])
+        trained = ADAPTER if ADAPTER in models_of(predictions) else CHECKPOINT
+        holdout = save_evaluation(layout, predictions, trained, skipped, manifest)
+        backtest = _backtest_over(layout, trained, good)
+        save_leaderboard(layout, holdout, backtest)
+        numbers = flat_metrics(holdout) | (flat_metrics(backtest, "backtest") if backtest else {})
+        with tracker.training_run("leaderboard", pipeline.recipe("lora"), run_tags(context)) as run:
+            tracker.log_evaluation(run.run_id, numbers, table=evaluation_frame(holdout))
+        metadata = evaluation_metadata(holdout) | mlflow_metadata(run.run_id, run.link)
+        if backtest:
+            shown = evaluation_metadata(backtest, "Backtest")
+            metadata |= {f"backtest {name}": shown[name] for name in ("leaderboard", "scores", "verdicts", "evaluated")}
+        if context.job_def.has_node_named("checkpoint") and (own := mlflow_run_of(layout.best_checkpoint)):
             # The checkpoint of this run is one training over all tickers, so its row holds the scores over all.
-            tracker = tracking.tracker(layout)
-            tracker.log_evaluation(run, flat(evaluation))
-            metadata |= mlflow_metadata(run, tracker.link(run))
+            tracker.log_evaluation(own, flat_metrics(holdout))
+            metadata["MLflow run of the checkpoint"] = own
         return dg.MaterializeResult(metadata=metadata)
 
 
@@ -86,20 +125,18 @@ def _measured(holdout_metrics: TickerArtifacts) -> tuple[list[str], list[dict[st
     return good, skipped
 
 
-def _training_run(layout: ArtifactLayout, ticker: str) -> str | None:
-    """The MLflow run that trained the ticker's adapter, or where there is none the checkpoint.
+def _backtest_over(layout: ArtifactLayout, trained: str, tickers: Sequence[str]) -> Mapping[str, Any] | None:
+    """The backtests of some tickers put together as `backtest/<trained>.json`; None where none of them has one."""
+    from kronos_pipeline.evaluation.report import build_evaluation, load_predictions
 
-    Raises:
-        ArtifactError: there is neither.
-    """
-    for folder in (layout.adapter(ticker), layout.best_checkpoint):
-        if folder.is_dir():
-            return _mlflow_run(folder)
-    raise ArtifactError(f"{ticker} has no adapter, and there is no checkpoint; materialise one of them first.")
-
-
-def _mlflow_run(folder: Path) -> str | None:
-    if not (folder / MANIFEST).is_file():
+    files = {ticker: layout.backtest(trained, ticker) for ticker in tickers}
+    there = [path for path in files.values() if path.is_file()]
+    if not there:
         return None
-    run: str | None = read_json(folder / MANIFEST).get("mlflow_run")
-    return run
+    skipped = [
+        {"symbol": ticker, "reason": "it has no backtest"} for ticker, path in files.items() if not path.is_file()
+    ]
+    predictions, manifest = load_predictions(there)
+    evaluation = build_evaluation(predictions, trained, skipped, manifest)
+    write_json(layout.backtest_evaluation(trained), evaluation)
+    return evaluation

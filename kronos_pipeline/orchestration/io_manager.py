@@ -58,7 +58,10 @@ class TickerArtifacts(Mapping[str, Any]):
 
 
 class ArtifactIOManager(dg.IOManager):
-    """Stores and loads `raw_bars`, `windows` and the trained folders below one output folder."""
+    """Stores and loads bars, windows and what is trained or measured below one output folder.
+
+    Champions are in the registry, and drift in the figures of its materialisations: of these nothing is stored here.
+    """
 
     def __init__(self, settings: PipelineSettings) -> None:
         layout = self._layout = settings.layout
@@ -66,8 +69,8 @@ class ArtifactIOManager(dg.IOManager):
         self._save: dict[str, Callable[[str, Any], None]] = {
             "raw_bars": self._save_bars,
             "windows": self._save_windows,
-            "adapter": self._check_stored,
-            "holdout_metrics": self._check_stored,
+            **dict.fromkeys(("adapter", "holdout_metrics", "backtest", "forecast"), self._check_stored),
+            **dict.fromkeys(("champion", "drift"), _kept_elsewhere),
         }
         self._load: dict[str, Callable[[str], Any]] = {
             "raw_bars": self._load_bars,
@@ -118,6 +121,10 @@ class ArtifactIOManager(dg.IOManager):
 def artifact_io_manager(context: dg.InitResourceContext) -> ArtifactIOManager:
     """The IO manager, for the output folder and the recipe of the run's settings."""
     return ArtifactIOManager(context.resources.pipeline)
+
+
+def _kept_elsewhere(ticker: str, artifact: object) -> None:
+    """For what the registry or Dagster itself keeps."""
 
 
 def _there(path: Path, asset: str, ticker: str) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -20,8 +19,10 @@ if TYPE_CHECKING:
     from kronos_pipeline.training.publish import TrainingResult
 
 _PREVIEW_BARS = 5
-_IMAGE_SCALE = 0.8
+_IMAGE_WIDTH = 960
 """Of the plots' 1200 pixels; the dialog of a laptop's browser is narrower, and cuts off what does not fit."""
+_COLOURS = 64
+"""As many as the plots need; every picture is kept in Dagster's event log, and so takes a third of the bytes."""
 _COLUMNS = {
     "timestamps": ("datetime64[ns]", "start of the bar, in the file's own local time"),
     "open": ("float64", "price"),
@@ -50,8 +51,8 @@ def bars_metadata(bars: Bars) -> dict[str, Any]:
         "time zone": bars.time_zone or "not said by the file",
         "file": bars.source,
         "content hash": bars.content_hash,
-        "notes": dg.MetadataValue.md(_bullets(bars.notes) or "nothing odd"),
-        "newest bars": dg.MetadataValue.md(_markdown(bars.frame.tail(_PREVIEW_BARS))),
+        "notes": dg.MetadataValue.md(bullets(bars.notes) or "nothing odd"),
+        "newest bars": dg.MetadataValue.md(markdown(bars.frame.tail(_PREVIEW_BARS))),
     }
 
 
@@ -76,8 +77,8 @@ def windows_metadata(windows: WindowSet) -> dict[str, Any]:
     return {
         "dagster/row_count": len(windows.rows),
         **{f"{split} windows": count for split, count in counts.items()},
-        "splits": dg.MetadataValue.md(_markdown(pd.DataFrame(splits))),
-        "left out": dg.MetadataValue.md(_bullets(left_out) or "none"),
+        "splits": dg.MetadataValue.md(markdown(pd.DataFrame(splits))),
+        "left out": dg.MetadataValue.md(bullets(left_out) or "none"),
         "lookback (bars)": windows.lookback,
         "horizon (bars)": windows.horizon,
     }
@@ -95,31 +96,11 @@ def training_metadata(result: TrainingResult, recipe: Recipe, windows: Sequence[
         "base model": _base_label(manifest),
         **{key.replace("_", " "): numbers.get(key, value) for key, value in summary.items()},
         "losses": inline_image(loss_plot(result.history, "Losses by step"), "losses by step"),
-        "settings": dg.MetadataValue.md(_markdown(settings)),
+        "settings": dg.MetadataValue.md(markdown(settings)),
         "folder": dg.MetadataValue.path(str(result.folder)),
         LAST_BAR: max(one.bars.frame["timestamps"].iloc[-1] for one in windows).isoformat(),
         "tickers": len(windows),
     }
-
-
-def evaluation_metadata(evaluation: Mapping[str, Any], plot: Path | None, notes: Sequence[str]) -> dict[str, Any]:
-    """The table of scores, each as a number for the asset's plots, and the forecasts beside the truth."""
-    from kronos_pipeline.evaluation.tables import evaluation_markdown, holdout_metrics
-
-    numbers = {key.removeprefix("holdout/"): value for key, value in holdout_metrics(evaluation).items()}
-    metadata: dict[str, Any] = {
-        "scores": dg.MetadataValue.md(evaluation_markdown(evaluation)),
-        **{key: dg.MetadataValue.float(value) for key, value in numbers.items()},
-        "holdout": f"{evaluation['holdout']['first']} to {evaluation['holdout']['last']}",
-        "bars": evaluation["aggregate"]["bars"],
-        "cutoffs": evaluation["aggregate"]["cutoffs"],
-    }
-    if plot is not None:
-        metadata |= {
-            "forecasts": inline_image(plot.read_bytes(), "forecasts beside the truth"),
-            "plot": dg.MetadataValue.path(str(plot)),
-        }
-    return metadata | ({"notes": dg.MetadataValue.md(_bullets(notes))} if notes else {})
 
 
 def mlflow_metadata(run_id: str | None, link: str | None) -> dict[str, Any]:
@@ -131,11 +112,14 @@ def mlflow_metadata(run_id: str | None, link: str | None) -> dict[str, Any]:
 
 def inline_image(png: bytes, text: str) -> dg.MarkdownMetadataValue:
     """A picture that the UI shows in a dialog, whatever machine it is opened from, and small enough to fit it."""
-    from matplotlib.image import thumbnail
+    from PIL import Image
 
-    small = io.BytesIO()
-    thumbnail(io.BytesIO(png), small, scale=_IMAGE_SCALE, interpolation="hanning")
-    return dg.MetadataValue.md(f"![{text}](data:image/png;base64,{base64.b64encode(small.getvalue()).decode()})")
+    with Image.open(io.BytesIO(png)) as picture:
+        small = picture.convert("RGB")
+    small.thumbnail((_IMAGE_WIDTH, small.height), Image.Resampling.LANCZOS)
+    encoded = io.BytesIO()
+    small.quantize(_COLOURS).save(encoded, "PNG", optimize=True)
+    return dg.MetadataValue.md(f"![{text}](data:image/png;base64,{base64.b64encode(encoded.getvalue()).decode()})")
 
 
 def _base_label(manifest: Mapping[str, Any]) -> str:
@@ -143,7 +127,8 @@ def _base_label(manifest: Mapping[str, Any]) -> str:
     return f"{name} (embedded demo model)" if manifest.get("demo") else name
 
 
-def _markdown(table: pd.DataFrame) -> str:
+def markdown(table: pd.DataFrame) -> str:
+    """A table as GitHub Markdown."""
     rows = [[str(name) for name in table.columns], ["---"] * len(table.columns)]
     rows += [[_text(value) for value in row] for row in table.itertuples(index=False)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -159,5 +144,6 @@ def _text(value: Any) -> str:
     return str(value).replace("|", "\\|")
 
 
-def _bullets(lines: Sequence[str]) -> str:
+def bullets(lines: Sequence[str]) -> str:
+    """Lines as a list in Markdown."""
     return "\n".join(f"- {line}" for line in lines)

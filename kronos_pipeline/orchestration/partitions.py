@@ -58,3 +58,9 @@ def split_into_runs(wanted: Iterable[str], tickers: Sequence[str], per_run: int)
 def ticker_partitions(tickers: Sequence[str]) -> dg.StaticPartitionsDefinition:
     """One partition per ticker."""
     return dg.StaticPartitionsDefinition(list(tickers))
+
+
+def tickers_tested(context: dg.AssetExecutionContext) -> int:
+    """How many tickers a verdict is corrected for: all of the code location, whichever of them this run covers."""
+    partitions = context.assets_def.partitions_def
+    return len(partitions.get_partition_keys()) if partitions else 1

@@ -1,0 +1,146 @@
+"""Today's forecast of each ticker by its champion, and whether that still errs as little as when it was measured."""
+
+# Annotations are not postponed here: Dagster takes that of `context` as it stands, and refuses a text.
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import pandas as pd
+
+from kronos_pipeline.artifacts import MANIFEST, read_json
+from kronos_pipeline.config import Recipe
+from kronos_pipeline.data.bars import Bars
+from kronos_pipeline.orchestration.batch import Event, TickerBatch
+from kronos_pipeline.orchestration.evaluation_metadata import picture_metadata
+from kronos_pipeline.orchestration.failures import failures_of
+from kronos_pipeline.orchestration.io_manager import TickerArtifacts
+from kronos_pipeline.orchestration.resources import PipelineSettings, Tracking
+from kronos_pipeline.orchestration.stored_models import load_base_model
+
+if TYPE_CHECKING:
+    from kronos_pipeline.evaluation.drift import Drift
+    from kronos_pipeline.model.loading import KronosModel
+    from kronos_pipeline.tracking.choice import Choice
+    from kronos_pipeline.tracking.registry import Registry, Version
+
+DRIFTED, FINDING, KIND = "drifted", "finding", "kind of champion"
+"""Names under which a materialisation of `drift` tells the sensor what was found, and of whom."""
+
+
+def forecast(
+    context: dg.AssetExecutionContext, raw_bars: TickerArtifacts, pipeline: PipelineSettings, tracking: Tracking
+) -> Iterator[Event]:
+    """The next `horizon` bars of a ticker, with intervals, by its champion; without one, by base or the last close.
+
+    Base forecasts only where the ticker's own verdict has it better than naive. Stored as `forecasts/<T>.parquet` and
+    `plots/<T>/forecast.png`.
+    """
+    from kronos_pipeline.evaluation.ahead import forecast_ahead, forecast_manifest, save_forecast
+    from kronos_pipeline.tracking.choice import choose
+    from kronos_pipeline.tracking.registry import Registry
+
+    with failures_of("forecast"):
+        recipe, layout = pipeline.recipe("lora"), pipeline.layout
+        base = load_base_model(recipe)
+        registry = Registry(tracking.tracker(layout))
+        batch = TickerBatch(context)
+        for ticker in batch.tickers:
+            with batch.ticker(ticker):
+                choice = choose(registry, layout, ticker, base, recipe)
+                bars, used = raw_bars[ticker], (choice.model, choice.sampling, recipe)
+                ahead = forecast_ahead(bars, *used, label=choice.label)
+                manifest = forecast_manifest(bars, ahead, *used, choice.reason, choice.notes)
+                table, picture = save_forecast(layout, bars, ahead, manifest)
+                batch.add(ticker, table, _forecast_metadata(choice, ahead, picture))
+        yield from batch.events()
+
+
+def drift(
+    context: dg.AssetExecutionContext, raw_bars: TickerArtifacts, pipeline: PipelineSettings, tracking: Tracking
+) -> Iterator[Event]:
+    """Whether a ticker's champion errs more on the bars that came since it was measured than its evidence lets expect.
+
+    Nothing is stored but the figures here. Where it has drifted, the sensor `drifted_champions` asks for a training up
+    to the gate.
+    """
+    from kronos_pipeline.tracking.registry import Registry
+
+    with failures_of("drift"):
+        base = load_base_model(pipeline.recipe("lora"))
+        registry = Registry(tracking.tracker(pipeline.layout))
+        batch = TickerBatch(context)
+        for ticker in batch.tickers:
+            with batch.ticker(ticker):
+                batch.add(ticker, None, _watch(registry, raw_bars[ticker], base))
+        yield from batch.events()
+
+
+def _forecast_metadata(choice: "Choice", ahead: pd.DataFrame, picture: Path) -> dict[str, Any]:
+    from kronos_pipeline.evaluation.ahead import forecast_sheet
+
+    return {
+        "forecast by": choice.label,
+        "why": choice.reason,
+        "bars": len(ahead),
+        "first bar": ahead["ds"].iloc[0].isoformat(),
+        "close": dg.MetadataValue.md(forecast_sheet(ahead, choice.reason, choice.notes).markdown()),
+        **picture_metadata({"forecast": picture}),
+    }
+
+
+def _watch(registry: "Registry", bars: Bars, base: "KronosModel") -> dict[str, Any]:
+    champion = _champion(registry, bars.ticker)
+    if champion is None:
+        return {DRIFTED: False, "result": f"{bars.ticker} has no champion, so there is nothing to watch"}
+    found = _drift_of(registry, champion, bars, base)
+    figures = {
+        "scaled error": found.error,
+        "usual error": found.expected,
+        "bound": found.bound,
+        "naive, times what it was": found.naive_ratio,
+    }
+    return {
+        DRIFTED: found.drifted,
+        "result": f"{champion}: {'drifted' if found.drifted else 'no drift'}, {found.reason}",
+        "champion": str(champion),
+        "cutoffs": found.cutoffs,
+        KIND: champion.tags["kind"],
+        # The same bars and the same champion say the same again, and ask for no second training.
+        FINDING: f"{champion} up to {found.newest}",
+        **{name: dg.MetadataValue.float(value) for name, value in figures.items() if value is not None},
+    }
+
+
+def _champion(registry: "Registry", ticker: str) -> "Version | None":
+    """The champion that forecasts a ticker: its own adapter's, else the checkpoint over all."""
+    from kronos_pipeline.tracking.registry import registered_name
+
+    for name in (registered_name(ticker), registered_name(None)):
+        found = registry.champion(name)
+        if found is not None and found.covers(ticker):
+            return found
+    return None
+
+
+def _drift_of(registry: "Registry", champion: "Version", bars: Bars, base: "KronosModel") -> "Drift":
+    """Forecast the bars that came since the champion was measured, as it was measured, and compare."""
+    from kronos_pipeline.evaluation.drift import find_drift, windows_since
+    from kronos_pipeline.evaluation.forecasts import predict
+    from kronos_pipeline.evaluation.sampling import load_sampling, plain_sampling
+    from kronos_pipeline.tracking.choice import load_trained
+
+    model = champion.tags["kind"]
+    evidence = registry.evidence(champion)
+    evidence = evidence[evidence["unique_id"] == bars.ticker]
+    with TemporaryDirectory() as temporary:
+        folder = registry.fetch(champion, Path(temporary))
+        recipe = Recipe.model_validate(read_json(folder / MANIFEST)["config"])
+        windows = windows_since(bars, evidence, recipe)
+        if windows is None:
+            return find_drift(evidence, None, model, recipe.horizon)
+        trained = load_trained(folder, base)
+        sampling = load_sampling(folder, bars.ticker, trained, recipe) or plain_sampling(recipe)
+    since = predict(windows, {model: trained}, {model: sampling}, recipe).predictions
+    return find_drift(evidence, since, model, recipe.horizon)
