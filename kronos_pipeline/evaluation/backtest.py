@@ -105,8 +105,8 @@ def run_backtest(
             left = (time.monotonic() - began) / done * (len(new) - done)
             say(f"backtest: {_describe(parts[-1][0], trained)}; {done} of {len(new)}, about {duration(left)} left")
     tables, manifests = zip(*parts, strict=True)
-    predictions = pd.concat(tables, ignore_index=True).sort_values(["unique_id", "cutoff", "model", "step"])
-    predictions = predictions.reset_index(drop=True)
+    predictions: pd.DataFrame = pd.concat(tables, ignore_index=True)
+    predictions = predictions.sort_values(["unique_id", "cutoff", "model", "step"], ignore_index=True)
     manifest = _merge(manifests) | {
         "data": {ticker: bars[ticker].content_hash for ticker in predictions["unique_id"].unique()}
     }
@@ -117,14 +117,13 @@ def run_backtest(
 
 def _anchors(layout: ArtifactLayout, trained: str, tickers: Sequence[str]) -> dict[str, pd.Timestamp]:
     """The newest cutoff of each ticker's last backtest; of the newest of all tickers' where it has had none."""
-    own = [layout.backtest(trained, ticker) for ticker in tickers]
     newest = {
         path.stem: read_parquet(path)[0]["cutoff"].max()
-        for path in {*own, *layout.backtest(trained, "X").parent.glob("*.parquet")}
-        if path.is_file()
+        for path in layout.backtest(trained, "X").parent.glob("*.parquet")
     }
-    latest = max(newest.values(), default=None)
-    return {ticker: newest.get(ticker, latest) for ticker in tickers if ticker in newest or latest is not None}
+    if not newest:
+        return {}
+    return {ticker: newest.get(ticker, max(newest.values())) for ticker in tickers}
 
 
 def _merge(manifests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -80,5 +80,6 @@ def evaluate_ticker(
         windows.ticker, samplings, forecasts
     )
     evaluation = save_ticker_evaluation(layout, forecasts.predictions, trained, manifest, tickers_tested)
-    plots = save_plots(layout, windows.bars.frame, forecasts.predictions, trained, evaluation["warnings"])
+    said = [f"base model {base.source.label}", *evaluation["warnings"]]
+    plots = save_plots(layout, windows.bars.frame, forecasts.predictions, trained, said)
     return HoldoutResult(forecasts.predictions, evaluation, manifest, plots, [*notes, *forecasts.notes])

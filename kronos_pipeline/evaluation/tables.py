@@ -15,7 +15,7 @@ from kronos_pipeline.evaluation.verdicts import BETTER, MIN_CUTOFFS, NO_BETTER, 
 
 _ORDER = (ADAPTER, CHECKPOINT, BASE, NAIVE)
 _FEW = "few"
-_SHORT = {BETTER: "yes", NO_BETTER: "no", WORSE: "worse", TOO_LITTLE: _FEW}
+_SHORT: dict[str, str] = {BETTER: "yes", NO_BETTER: "no", WORSE: "worse", TOO_LITTLE: _FEW}
 """A verdict under the heading "better than"."""
 
 Entry = Mapping[str, Any]
