@@ -52,11 +52,10 @@ def leaderboard_sheet(evaluation: Mapping[str, Any], what: str = "Holdout") -> S
     """The leaderboard: a row per model over all symbols, the smallest scaled error first."""
     columns: list[Column] = [
         ("MASE", lambda row: number(row["mase"])),
-        ("CRPS\n(scaled)", lambda row: number(row["scaled_crps"])),
+        ("CRPS\nscaled", lambda row: number(row["scaled_crps"])),
         ("MAPE\n(%)", lambda row: number(row["mape"])),
-        ("bias\n(price)", lambda row: price(row["bias"])),
-        ("right\nway (%)", lambda row: number(row["directional_accuracy"], 0)),
-        ("80 % holds\n(raw) (%)", _coverage),
+        ("right\nway\n(%)", lambda row: number(row["directional_accuracy"], 0)),
+        ("80 %\nholds\n(raw)", _coverage),
         ("rank\nIC", lambda row: number(row.get("rank_ic"))),
         ("better\nthan\nnaive", lambda row: _short(row.get("against_naive"))),
         ("better\nthan\nbase", lambda row: _short(row.get("against_base"))),

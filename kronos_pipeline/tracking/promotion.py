@@ -56,8 +56,7 @@ class Submission:
 
     def sentence(self) -> str:
         """One line for people."""
-        fate = "champion" if self.decision.promote else "challenger, not promoted"
-        return f"{self.name} version {self.version}: {fate} by its {self.source}: {self.decision.reason}"
+        return f"{self.name} version {self.version}, by its {self.source}: {self.decision.reason}"
 
 
 def find_evidence(layout: ArtifactLayout, trained: str, tickers: Sequence[str], recipe: Recipe) -> Evidence:
