@@ -1,0 +1,135 @@
+"""The whole evaluation, on five real stocks and on the simulated tickers, with the embedded demo model.
+
+    python benchmarks/results.py                     # writes the figures of docs/results.md
+    python benchmarks/results.py --only simulated    # one of the two, printed
+
+Each set is trained and backtested by the command that a user runs, once to a checkpoint over all tickers and once to an
+adapter per ticker. The stocks are those of bokeh-sampledata: AAPL, FB, GOOG, IBM and MSFT, daily, 2000 to 2013.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from kronos_pipeline import run_training
+from kronos_pipeline.artifacts import ArtifactLayout, package_versions, read_json, write_file
+from kronos_pipeline.evaluation.tables import evaluation_sheet, leaderboard_sheet, verdict_sentences
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "results.md"
+MARK = "<!-- The figures below are written by benchmarks/results.py. -->"
+ORIGINS, REFIT_EVERY = 16, 4
+COMMON = {
+    "model_name": "kronos-nano",
+    "backtest_origins": ORIGINS,
+    "backtest_refit_every": REFIT_EVERY,
+    "device": "cpu",
+}
+KINDS = {
+    "checkpoint": {"adapter": "none", "epochs": 1, "stride": 8},
+    "adapter": {
+        "adapter": "lora",
+        "adapter_targets": "month_embed,day_embed",
+        "learning_rate": 1e-2,
+        "average_decay": 0.95,
+        "epochs": 2,
+        "stride": 2,
+    },
+}
+"""The settings of `make demo`, which docs/does-training-work.md explains."""
+SETS = {"stocks": "Five real stocks", "simulated": "Twelve simulated tickers"}
+
+
+def main() -> None:
+    """Evaluate, and write or print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=list(SETS), help="one set of tickers; its figures are printed alone")
+    parser.add_argument("--output-dir", type=Path, help="folder for artifacts; by default one that is removed")
+    options = parser.parse_args()
+    with contextlib.ExitStack() as stack:
+        root = options.output_dir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        parts = [section(name, root) for name in SETS if options.only in (None, name)]
+    figures = "\n\n".join(parts)
+    if options.only:
+        print(figures)
+        return
+    page = PAGE.read_text(encoding="utf-8").split(MARK)[0] if PAGE.is_file() else ""
+    text = f"{page}{MARK}\n\n{figures}\n"
+    write_file(PAGE, lambda handle: handle.write(text.encode()))
+
+
+def section(name: str, root: Path) -> str:
+    """Train and backtest one set both ways; its figures as Markdown."""
+    data = ROOT / "trainingdata" if name == "simulated" else stock_csvs(root / "stocks-data")
+    lines = [f"## {SETS[name]}"]
+    for kind, settings in KINDS.items():
+        layout = ArtifactLayout(root / name / kind)
+        flags = [*flags_of(COMMON | settings), "--data-dir", str(data), "--output-dir", str(layout.root)]
+        began = time.monotonic()
+        with told_on_stderr():
+            if code := run_training.main(flags):
+                raise SystemExit(code)
+        shown = " ".join(flags_of(COMMON | settings))
+        minutes = (time.monotonic() - began) / 60
+        lines += [
+            f"### One {kind} {'over all tickers' if kind == 'checkpoint' else 'per ticker'}",
+            f"`kronos train {shown}`, {minutes:.0f} minutes.",
+            *figures_of(read_json(layout.backtest_evaluation(kind)), "Backtest"),
+            *figures_of(read_json(layout.evaluation), "Holdout"),
+        ]
+    return "\n\n".join(lines)
+
+
+def figures_of(evaluation: dict[str, Any], what: str) -> list[str]:
+    """The leaderboard, the table per symbol and the verdict over all."""
+    kind = evaluation["model"]
+    manifest = evaluation["manifest"]
+    versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
+    span = evaluation["holdout"]
+    return [
+        leaderboard_sheet(evaluation, what).markdown(),
+        evaluation_sheet(evaluation, what).markdown(),
+        "\n".join(f"- {kind} {sentence}" for sentence in verdict_sentences(evaluation["aggregate"], kind)),
+        f"{span['first'][:10]} to {span['last'][:10]}, {evaluation['samples']} paths, seed {evaluation['seed']}, "
+        f"code {manifest['code_version']}, {versions}.",
+    ]
+
+
+def stock_csvs(folder: Path) -> Path:
+    """Write the five stocks as CSVs: open, high, low and close as traded, unadjusted for splits and dividends."""
+    from bokeh_sampledata import stocks
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for ticker in ("AAPL", "FB", "GOOG", "IBM", "MSFT"):
+        frame = pd.DataFrame(getattr(stocks, ticker)).drop(columns="adj_close")
+        frame.to_csv(folder / f"{ticker}.csv", index=False)
+    return folder
+
+
+def flags_of(settings: dict[str, Any]) -> list[str]:
+    """Settings as a user would type them."""
+    return [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+@contextlib.contextmanager
+def told_on_stderr() -> Iterator[None]:
+    """What the command prints goes to stderr, so that the figures alone are on stdout."""
+    with contextlib.redirect_stdout(
+        io.TextIOWrapper(sys.stderr.buffer, line_buffering=True, write_through=True)
+    ) as out:
+        yield
+        out.detach()
+
+
+if __name__ == "__main__":
+    main()
