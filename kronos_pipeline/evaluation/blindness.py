@@ -21,8 +21,7 @@ from kronos_pipeline.config import KronosTrainingConfig
 from kronos_pipeline.data.bars import FEATURES, Bars, make_bars
 from kronos_pipeline.data.windows import WindowSet, build_windows
 from kronos_pipeline.errors import SettingsError
-from kronos_pipeline.evaluation.candidates import load_candidates
-from kronos_pipeline.evaluation.holdout import sampling_of
+from kronos_pipeline.evaluation.candidates import load_candidates, sampling_of
 from kronos_pipeline.training.progress import Say
 
 if TYPE_CHECKING:
