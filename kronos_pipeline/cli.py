@@ -1,4 +1,4 @@
-"""The console script `kronos`: train, pretrain, simulate, doctor."""
+"""The console script `kronos`: every command of the project under one name."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from pydantic import Field
 from pydantic_settings import CliSubCommand, SettingsConfigDict, get_subcommand
 
 from kronos_pipeline.command_line import CLI, FAILED, Command, run_command
+from kronos_pipeline.commands.backtest import Backtest
+from kronos_pipeline.commands.check_blind import CheckBlind
+from kronos_pipeline.commands.forecast import Forecast
+from kronos_pipeline.commands.promote import Promote, Rollback
 from kronos_pipeline.config import KronosTrainingConfig, Recipe
 from kronos_pipeline.run_training import train
 from kronos_pipeline.training.pretrain_settings import PretrainSettings
@@ -81,6 +85,13 @@ class Kronos(Command):
     model_config = SettingsConfigDict(cli_prog_name="kronos", extra="forbid", **CLI)
 
     train: CliSubCommand[TrainCommand] = Field(description="fine-tune on a folder of CSVs, and evaluate")
+    backtest: CliSubCommand[Backtest] = Field(description="train and score anew at one cutoff after another")
+    forecast: CliSubCommand[Forecast] = Field(description="forecast a ticker's next bars by its champion")
+    promote: CliSubCommand[Promote] = Field(description="make a registered version the champion")
+    rollback: CliSubCommand[Rollback] = Field(description="make the champion before it champion again")
+    check_blind: CliSubCommand[CheckBlind] = Field(
+        alias="check-blind", description="show that training does not depend on the holdout"
+    )
     pretrain: CliSubCommand[Pretrain] = Field(description="make a small base model from simulated bars")
     simulate: CliSubCommand[Simulate] = Field(description="write simulated tickers as CSVs")
     doctor: CliSubCommand[Doctor] = Field(description="say whether a folder of CSVs is fit, and enough")
