@@ -122,11 +122,12 @@ def _signature() -> ModelSignature:
     from mlflow.types.schema import AnyType
 
     optional = [name for name in FEATURES if name not in PRICES]
-    # Times are read by this project, not by MLflow, which would move zoned ones to UTC.
+    # This project reads times, as MLflow would move zoned ones to UTC, and volumes, which MLflow takes for doubles only
+    # where they are no integers.
     given: list[Any] = [
         ColSpec(AnyType(), "timestamps"),
         *(ColSpec(DataType.double, name) for name in PRICES),
-        *(ColSpec(DataType.double, name, required=False) for name in optional),
+        *(ColSpec(AnyType(), name, required=False) for name in optional),
         ColSpec(DataType.string, "unique_id", required=False),
     ]
     told: list[Any] = [ColSpec(DataType.datetime, "ds"), *(ColSpec(DataType.double, name) for name in FORECAST)]

@@ -7,6 +7,7 @@ import socket
 import time
 import zipfile
 from collections.abc import Callable
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,13 @@ def register(registry: Registry, adapter: Path, name: str, run_id: str) -> Calla
     return one
 
 
-def decision(losses: dict[str, float], champion: pd.DataFrame | None = None) -> Decision:
-    return decide(evidence(losses), "adapter", champion=champion, gate="strict")
+@cache
+def promotion() -> Decision:
+    return decide(evidence(GOOD), "adapter", champion=None, gate="strict")
+
+
+def refusal(champion: pd.DataFrame | None = None) -> Decision:
+    return decide(evidence(BAD), "adapter", champion=champion, gate="strict")
 
 
 def aliases(registry: Registry, name: str) -> dict[int, tuple[str, ...]]:
@@ -85,7 +91,7 @@ def aliases(registry: Registry, name: str) -> dict[int, tuple[str, ...]]:
 
 
 def number(version: Version | None) -> int | None:
-    return version and version.number
+    return None if version is None else version.number
 
 
 def files_of(registry: Registry, name: str, version: int) -> Path:
@@ -143,7 +149,7 @@ def test_mlflow_shows_signature_input_example_and_metrics(
     logged = MlflowClient(registry.uri).get_logged_model(place.parent.name)
     assert logged.status == "READY"
     assert json.loads(logged.tags["mlflow.modelVersions"]) == [{"name": name, "version": 1}]
-    assert {metric.key: metric.value for metric in logged.metrics} == SCORES
+    assert {metric.key: metric.value for metric in logged.metrics or []} == SCORES
     text = (place / "MLmodel").read_text()
     for column in ("timestamps", "open", "close", "volume", "lo_50", "hi_90"):
         assert f'"name": "{column}"' in text.replace("\n   ", "")
@@ -157,7 +163,7 @@ def test_any_symbol_can_be_registered_and_found(
 ) -> None:
     own = registered_name(ticker)
     first = registry.register(adapter, own, run_id, predictions=evidence(GOOD), metrics={})
-    registry.settle(own, first, decision(GOOD))
+    registry.settle(own, first, promotion())
     champion = registry.champion(own)
     assert champion is not None
     assert (champion.name, champion.number) == (f"kronos-{ticker}", 1)
@@ -191,7 +197,7 @@ def test_no_two_adapters_share_a_registered_model_and_none_the_checkpoints(adapt
 def test_the_gates_decision_makes_the_champion_and_its_words_stay_on_the_version(
     registry: Registry, name: str, register: Callable[[], int]
 ) -> None:
-    decided = decision(GOOD)
+    decided = promotion()
     assert decided.promote
     registry.settle(name, register(), decided)
 
@@ -213,10 +219,10 @@ def test_the_gates_decision_makes_the_champion_and_its_words_stay_on_the_version
 def test_a_version_that_is_not_promoted_says_why_and_the_champion_stays(
     registry: Registry, name: str, register: Callable[[], int]
 ) -> None:
-    registry.settle(name, register(), decision(GOOD))
+    registry.settle(name, register(), promotion())
     champion = registry.champion(name)
     assert champion is not None
-    decided = decision(BAD, champion=registry.evidence(champion))
+    decided = refusal(registry.evidence(champion))
     assert not decided.promote
     registry.settle(name, register(), decided)
 
@@ -230,7 +236,7 @@ def test_champions_are_rolled_back_in_the_order_in_which_they_came(
     registry: Registry, name: str, register: Callable[[], int]
 ) -> None:
     for _ in range(3):
-        registry.settle(name, register(), decision(GOOD))
+        registry.settle(name, register(), promotion())
     assert number(registry.promote(name, 1, "the first was best")) == 1
     found = [number(registry.rollback(name, f"no. {step}")) for step in range(4)]
     assert found == [3, 2, 1, None]
@@ -240,7 +246,7 @@ def test_champions_are_rolled_back_in_the_order_in_which_they_came(
 
 
 def test_a_person_decides_and_their_words_are_kept(registry: Registry, name: str, register: Callable[[], int]) -> None:
-    decided = decision(BAD)
+    decided = refusal()
     registry.settle(name, register(), decided)
     champion = registry.promote(name, None, "I know of the merger")
     assert aliases(registry, name) == {1: ("champion",)}
@@ -260,7 +266,7 @@ def test_a_rollback_passes_over_a_version_that_was_deleted(
     registry: Registry, name: str, register: Callable[[], int]
 ) -> None:
     for _ in range(3):
-        registry.settle(name, register(), decision(GOOD))
+        registry.settle(name, register(), promotion())
     MlflowClient(registry.uri).delete_model_version(name, "2")
     assert number(registry.rollback(name, "bad")) == 1
 
@@ -268,17 +274,17 @@ def test_a_rollback_passes_over_a_version_that_was_deleted(
 def test_a_champion_that_was_set_in_mlflow_itself_can_be_rolled_back_too(
     registry: Registry, name: str, register: Callable[[], int]
 ) -> None:
-    registry.settle(name, register(), decision(GOOD))
+    registry.settle(name, register(), promotion())
     register()
     MlflowClient(registry.uri).set_registered_model_alias(name, "champion", "2")
-    registry.settle(name, register(), decision(GOOD))
+    registry.settle(name, register(), promotion())
     assert number(registry.rollback(name, "bad")) == 2
 
 
 def test_a_refit_is_labelled_and_never_champion(
     registry: Registry, adapter: Path, name: str, run_id: str, register: Callable[[], int]
 ) -> None:
-    registry.settle(name, register(), decision(GOOD))
+    registry.settle(name, register(), promotion())
     first, second = (registry.register_refit(adapter, name, run_id, refit_of=1) for _ in range(2))
     assert aliases(registry, name) == {1: ("champion",), second: ("refit",)}
     champion = registry.champion(name)
@@ -313,7 +319,7 @@ def test_a_refit_of_nothing_is_refused_and_leaves_nothing(
 def test_what_cannot_be_promoted_is_told_and_the_champion_stays(
     registry: Registry, name: str, register: Callable[[], int], which: int | None, message: str
 ) -> None:
-    registry.settle(name, register(), decision(GOOD))
+    registry.settle(name, register(), promotion())
     with pytest.raises(TrackingError, match=message):
         registry.promote(name, which, "please")
     assert aliases(registry, name) == {1: ("champion",)}
@@ -383,15 +389,15 @@ def test_a_store_that_goes_away_while_the_gate_decides_leaves_no_champion_withou
     method: str,
     reason_kept: bool,
 ) -> None:
-    registry.settle(name, register(), decision(GOOD))
+    registry.settle(name, register(), promotion())
     arrived = register()
     with monkeypatch.context() as patch:
         patch.setattr(registry._store, "_client", Failing(MlflowClient(registry.uri), method))
         with pytest.raises(TrackingError, match="the store is away"):
-            registry.settle(name, arrived, decision(GOOD))
+            registry.settle(name, arrived, promotion())
     assert number(registry.champion(name)) == 1
     assert ("reason" in registry.version(name, arrived).tags) is reason_kept
-    registry.settle(name, arrived, decision(GOOD))
+    registry.settle(name, arrived, promotion())
     assert number(registry.champion(name)) == 2
     assert number(registry.rollback(name, "bad")) == 1
 
@@ -405,7 +411,7 @@ def test_a_registry_that_cannot_be_reached_is_an_error_and_not_a_model_without_a
     for use in (
         lambda: away.champion("kronos-AAPL"),
         lambda: away.promote("kronos-AAPL", None, "please"),
-        lambda: away.settle("kronos-AAPL", 1, decision(GOOD)),
+        lambda: away.settle("kronos-AAPL", 1, promotion()),
     ):
         with pytest.raises(TrackingError, match=f"{address} cannot be used"):
             use()
@@ -417,7 +423,7 @@ def test_only_the_trackers_own_store_is_used(
 ) -> None:
     """MLflow looks up some addresses in a store of its own default, which it makes in the working directory."""
     monkeypatch.chdir(tmp_path)
-    registry.settle(name, register(), decision(GOOD))
+    registry.settle(name, register(), promotion())
     champion = registry.champion(name)
     assert champion is not None
     registry.evidence(champion)

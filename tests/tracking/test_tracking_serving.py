@@ -1,0 +1,277 @@
+"""A registered model as people use it: MLflow loads or serves it, bars go in, the forecast made here comes out."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlflow.pyfunc
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.pyfunc import PyFuncModel
+from registered import base_of, evidence, made_adapter, made_checkpoint
+from small import simulated_bars, simulated_windows, small_recipe
+from tiny import save_tiny_base
+
+from kronos_pipeline.config import Recipe
+from kronos_pipeline.data.bars import Bars, make_bars
+from kronos_pipeline.evaluation.ahead import forecast_ahead
+from kronos_pipeline.evaluation.predictions import LEVELS
+from kronos_pipeline.evaluation.sampling import plain_sampling, save_sampling
+from kronos_pipeline.model.lora import load_adapter
+from kronos_pipeline.tracking.packing import FORECAST
+from kronos_pipeline.tracking.registry import Registry, registered_name
+from kronos_pipeline.tracking.runs import Tracker
+
+START_SECONDS = 150.0
+BARS = simulated_bars(bars=60)
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("output")
+
+
+@pytest.fixture(scope="module")
+def tracker(made_mlflow_store: str, output: Path) -> Tracker:
+    return Tracker(made_mlflow_store, output)
+
+
+@pytest.fixture(scope="module")
+def register(tracker: Tracker) -> Callable[[Path, str], Path]:
+    """Registers a folder, makes it champion, and says where MLflow keeps it."""
+    with tracker.training_run("made", Recipe()) as run:
+        pass
+    registry = Registry(tracker)
+
+    def one(folder: Path, name: str) -> Path:
+        number = registry.register(folder, name, run.run_id, predictions=evidence({"naive": 1.0}), metrics={})
+        registry.promote(name, number, "for the test")
+        place = MlflowClient(tracker.uri).get_model_version_download_uri(name, str(number))
+        return Path(place.removeprefix("file://"))
+
+    return one
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_base: Path) -> Recipe:
+    return small_recipe(tiny_base)
+
+
+@pytest.fixture(scope="module")
+def adapter(recipe: Recipe, output: Path) -> Path:
+    return with_sampling(made_adapter(output / "adapter", recipe), recipe)
+
+
+@pytest.fixture(scope="module")
+def name() -> str:
+    return registered_name("^SERVED=X.B")
+
+
+@pytest.fixture(scope="module")
+def place(register: Callable[[Path, str], Path], adapter: Path, name: str) -> Path:
+    return register(adapter, name)
+
+
+@pytest.fixture(scope="module")
+def served(place: Path) -> PyFuncModel:
+    return mlflow.pyfunc.load_model(str(place))
+
+
+def with_sampling(folder: Path, recipe: Recipe) -> Path:
+    """The adapter with a sampling of its own: cooler than the recipe's, its intervals three times as wide."""
+    [windows] = simulated_windows(recipe)
+    weights = load_adapter(folder, base_of(recipe)).weights_hash
+    widths = dict.fromkeys(LEVELS, (3.0,) * recipe.horizon)
+    sampling = replace(plain_sampling(recipe), temperature=0.5, widths=widths, residuals=9, weights_hash=weights)
+    save_sampling(folder, windows, sampling, recipe)
+    return folder
+
+
+def here(folder: Path, bars: Bars, recipe: Recipe) -> pd.DataFrame:
+    """The forecast without MLflow and without the registry."""
+    widths = dict.fromkeys(LEVELS, (3.0,) * recipe.horizon)
+    sampling = replace(plain_sampling(recipe), temperature=0.5, widths=widths)
+    return forecast_ahead(bars, load_adapter(folder, base_of(recipe)), sampling, recipe)[["ds", *FORECAST]]
+
+
+def told(frame: pd.DataFrame, **changes: Any) -> pd.DataFrame:
+    """Bars as a request holds them: times as text."""
+    return frame.assign(timestamps=frame["timestamps"].astype(str)).assign(**changes)
+
+
+def test_mlflow_loads_a_model_that_forecasts_as_the_project_does(
+    served: PyFuncModel, adapter: Path, recipe: Recipe
+) -> None:
+    expected = here(adapter, BARS, recipe)
+    assert expected["hi_90"].gt(expected["lo_90"]).all()
+    for frame in (BARS.frame, told(BARS.frame)):
+        pd.testing.assert_frame_equal(served.predict(frame), expected, check_dtype=False, rtol=1e-12)
+
+
+def test_only_the_newest_lookback_shapes_the_forecast_and_two_bars_will_do(
+    served: PyFuncModel, adapter: Path, recipe: Recipe
+) -> None:
+    whole = served.predict(BARS.frame)
+    older = BARS.frame.copy()
+    older.loc[: len(older) - recipe.lookback - 1, ["open", "high", "low", "close"]] *= 2
+    pd.testing.assert_frame_equal(served.predict(older), whole)
+    two = make_bars("AAPL", BARS.frame.tail(2).reset_index(drop=True), source="two")
+    pd.testing.assert_frame_equal(served.predict(two.frame), here(adapter, two, recipe), check_dtype=False, rtol=1e-12)
+
+
+def test_bars_are_read_as_a_csvs_are(served: PyFuncModel) -> None:
+    """Newest first, a whole number for a volume, no amount, and a zone whose offset changes: local time stays."""
+    frame = BARS.frame.drop(columns="amount").assign(volume=7)
+    plain = served.predict(frame)
+    zones = ["-05:00" if stamp.month < 3 else "-04:00" for stamp in frame["timestamps"]]
+    stamps = [f"{stamp.isoformat()}{zone}" for stamp, zone in zip(frame["timestamps"], zones, strict=True)]
+    zoned = frame.assign(timestamps=stamps)[::-1].reset_index(drop=True)
+    pd.testing.assert_frame_equal(served.predict(zoned), plain)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda frame: frame.head(1), "a forecast needs 2 bars or more, and there is 1"),
+        (lambda frame: frame.head(0), "a forecast needs 2 bars or more, and there are 0"),
+        (lambda frame: frame.assign(close=frame["close"].where(frame.index != 3)), "bars:4: close: has no value"),
+        (lambda frame: frame.assign(high=1.0), "bars:1: high: is below the low, open or close of its bar"),
+        (lambda frame: frame.assign(timestamps="2024-01-02"), "bars:2: timestamps: is the same time as in line 1"),
+        (lambda frame: frame.assign(timestamps="soon"), "bars:1: timestamps: no time that can be read"),
+        (lambda frame: frame.assign(volume=-1.0), "bars:1: volume: must not be negative"),
+        (lambda frame: frame.assign(**dict.fromkeys(["open", "high", "low", "close"], 5.0)), "closes are all 5"),
+        (lambda frame: frame.assign(unique_id="../../x"), "unique_id '../../x' is no symbol"),
+        (lambda frame: frame.assign(unique_id=["A", "B"] * 30), "unique_id names 2 tickers; send the bars of one"),
+        (lambda frame: frame.drop(columns="close"), "close"),
+    ],
+)
+def test_bad_bars_are_the_callers_mistake_and_every_one_is_named(
+    served: PyFuncModel, spoil: Callable[[pd.DataFrame], pd.DataFrame], message: str
+) -> None:
+    with pytest.raises(MlflowException) as caught:
+        served.predict(spoil(told(BARS.frame)))
+    assert message in str(caught.value)
+    assert caught.value.get_http_status_code() == 400
+
+
+def test_a_model_of_several_tickers_asks_whose_bars_they_are(
+    register: Callable[[Path, str], Path], recipe: Recipe, output: Path
+) -> None:
+    folder = made_checkpoint(output / "checkpoint", recipe, ["AAPL", "MSFT"])
+    model = mlflow.pyfunc.load_model(str(register(folder, registered_name("SEVERAL"))))
+    with pytest.raises(MlflowException, match=r"say in unique_id whose bars they are; .* trained on AAPL, MSFT"):
+        model.predict(BARS.frame)
+    forecasts = [model.predict(BARS.frame.assign(unique_id=ticker)) for ticker in ("AAPL", "MSFT", "AAPL")]
+    pd.testing.assert_frame_equal(forecasts[0], forecasts[2])
+    assert not forecasts[0].equals(forecasts[1]), "each ticker's paths are drawn with a seed of its own"
+
+
+def test_a_base_model_that_is_gone_or_another_is_told_before_anything_is_served(
+    register: Callable[[Path, str], Path], tmp_path: Path
+) -> None:
+    base = save_tiny_base(tmp_path / "base")
+    place = register(made_adapter(tmp_path / "adapter", small_recipe(base)), registered_name("GONE"))
+    base.rename(tmp_path / "moved")
+    with pytest.raises(Exception, match="The base model that this model was trained on is not to be had"):
+        mlflow.pyfunc.load_model(str(place))
+    save_tiny_base(tmp_path / "base", seed=7)
+    with pytest.raises(Exception, match="was trained on another base model"):
+        mlflow.pyfunc.load_model(str(place))
+
+
+@contextmanager
+def serving(model_uri: str, store: str, folder: Path) -> Iterator[str]:
+    """Run `mlflow models serve` in a folder, and give its address once it answers; end it and its children."""
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    binaries = Path(sys.executable).parent
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": store, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
+    command = [str(binaries / "mlflow"), "models", "serve", "-m", model_uri, "--env-manager", "local"]
+    log = folder / "log"
+    with log.open("w") as lines:
+        process = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port)],
+            cwd=folder,
+            env=environment,
+            stdout=lines,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while not answers(f"http://127.0.0.1:{port}/ping"):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def post(url: str, body: Any) -> tuple[int, Any]:
+    request = urllib.request.Request(
+        f"{url}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_the_champion_is_served_over_http(
+    register: Callable[[Path, str], Path],
+    tracker: Tracker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It runs from another folder than the one where the base model's relative name made sense."""
+    monkeypatch.chdir(tmp_path)
+    save_tiny_base(tmp_path / "base")
+    recipe = small_recipe(Path("base"))
+    adapter = with_sampling(made_adapter(tmp_path / "adapter", recipe), recipe)
+    register(adapter, registered_name("^HTTP=X.B"))
+    (tmp_path / "elsewhere").mkdir()
+    with serving("models:/kronos-^HTTP=X.B@champion", tracker.uri, tmp_path / "elsewhere") as url:
+        rows = told(BARS.frame)
+        status, body = post(url, {"dataframe_split": rows.to_dict("split", index=False)})
+        assert status == 200, body
+        forecast = pd.DataFrame(body["predictions"])
+        expected = here(adapter, BARS, recipe)
+        assert list(forecast) == ["ds", *FORECAST]
+        assert list(pd.to_datetime(forecast["ds"])) == list(expected["ds"])
+        pd.testing.assert_frame_equal(forecast[[*FORECAST]], expected[[*FORECAST]], check_dtype=False, rtol=1e-9)
+
+        status, body = post(url, {"dataframe_records": rows.assign(low=1e9).head(5).to_dict("records")})
+        assert status == 400
+        assert "bars:3: low: is above the open or close of its bar" in body["message"]
+        assert post(url, {"dataframe_records": rows.head(1).to_dict("records")})[0] == 400
+        assert post(url, {"dataframe_records": rows.to_dict("records")})[0] == 200, "a bad request harms no later one"
