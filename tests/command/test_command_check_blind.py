@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from random_tickers import cases, tickers
 from small import small_flags
 
-from kronos_pipeline.command_line import run_command
-from kronos_pipeline.commands.check_blind import CheckBlind
+from kronos_pipeline import cli
 from kronos_pipeline.data import windows as windows_module
 from kronos_pipeline.data.bars import FEATURES, Bars
 from kronos_pipeline.data.schemas import BarFrame
@@ -46,7 +45,7 @@ def one_ticker(tmp_path: Path) -> Path:
 
 def check(base: Path, data: Path, *more: str, **changes: Any) -> int:
     settings = {"data_dir": data, "output_dir": data.parent / "out", "epochs": 1, **changes}
-    return run_command(CheckBlind, [*small_flags(base, **settings), *more])
+    return cli.main(["check-blind", *small_flags(base, **settings), *more])
 
 
 @pytest.mark.parametrize(
