@@ -79,7 +79,7 @@ def describe(folder: Path) -> dict[str, str]:
     base = manifest["base_model"]
     tags = {
         "kind": "adapter" if (folder / _ADAPTER_CONFIG).is_file() else "checkpoint",
-        "tickers": ",".join(sorted(manifest["data"])),
+        "trained_on": ",".join(sorted(manifest["data"])),
         "base_model": base["label"],
         "base_revision": base["revision"],
         "base_hash": base["weights_hash"],

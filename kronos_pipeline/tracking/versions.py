@@ -45,7 +45,7 @@ class Version:
         number: counted from 1.
         run_id: the MLflow run that trained it.
         aliases: those that point to it.
-        tags: what is known of it and was decided: `kind`, `tickers`, `base_model`, `base_hash`, `measured`, `promoted`,
+        tags: what is known of it and was decided: `kind`, `trained_on`, `base_model`, `base_hash`, `measured`, `promoted`,
             `reason`, `verdict.naive` and the like.
     """
 
@@ -65,7 +65,7 @@ class Version:
 
     def covers(self, ticker: str) -> bool:
         """Whether it was trained on that ticker."""
-        return ticker in self.tags.get("tickers", "").split(",")
+        return ticker in self.tags.get("trained_on", "").split(",")
 
 
 class VersionStore:

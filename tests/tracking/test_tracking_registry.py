@@ -108,9 +108,9 @@ def test_a_version_says_what_it_is_and_arrives_as_challenger(
 
     version = registry.version(name, arrived)
     assert (version.number, version.run_id, version.aliases, version.measured) == (1, run_id, ("challenger",), True)
-    told = {key: version.tags[key] for key in ("kind", "tickers", "base_hash", "dagster.partition")}
+    told = {key: version.tags[key] for key in ("kind", "trained_on", "base_hash", "dagster.partition")}
     base_hash = base_of(recipe).weights_hash
-    assert told == {"kind": "adapter", "tickers": "AAPL", "base_hash": base_hash, "dagster.partition": "AAPL"}
+    assert told == {"kind": "adapter", "trained_on": "AAPL", "base_hash": base_hash, "dagster.partition": "AAPL"}
     assert (version.covers("AAPL"), version.covers("AAP")) == (True, False)
     assert registry.champion(name) is None
 
