@@ -18,7 +18,7 @@ from kronos_pipeline.evaluation.baselines import random_walk_paths
 from kronos_pipeline.evaluation.distributions import describe
 from kronos_pipeline.evaluation.predictions import LEVELS, NAIVE
 from kronos_pipeline.evaluation.rolls import Sampler, sample_bars, sampling_seed
-from kronos_pipeline.evaluation.sheets import Sheet, price
+from kronos_pipeline.evaluation.sheets import Sheet, count, price
 
 if TYPE_CHECKING:
     from kronos_pipeline.config import Recipe
@@ -30,6 +30,8 @@ CANDLE = ("open", "high", "low", "volume")
 COLUMNS = ("unique_id", "cutoff", "ds", "step", "model", "mean", "median", *BOUNDS, *CANDLE)
 _NAIVE_PATHS = 1_000
 """A random walk costs nothing, so its intervals need not be as rough as those of a model's few paths."""
+_DIGITS = 5
+"""Of a printed price: those of currencies change in the fifth."""
 _CLOSE, _VOLUME = FEATURES.index("close"), FEATURES.index("volume")
 
 
@@ -160,15 +162,14 @@ def forecast_sheet(forecast: pd.DataFrame, reason: str, notes: Sequence[str] = (
         reason: why this model.
         notes: what must be said with it.
     """
-    stamps = pd.DatetimeIndex(forecast["ds"])
-    form = "%Y-%m-%d" if (stamps == stamps.normalize()).all() else "%Y-%m-%d %H:%M"
+    form = _time_form(forecast)
     bounds = [f"lo_{level}" for level in LEVELS[::-1]] + ["median"] + [f"hi_{level}" for level in LEVELS]
     names = {"median": "median"} | {name: f"{name[:2]}\n{name[3:]} %" for name in BOUNDS}
     return Sheet(
         title=_title(forecast),
         headers=["Bar", "mean", *(names[name] for name in bounds)],
         rows=[
-            [row["ds"].strftime(form), price(row["mean"]), *(price(row[name]) for name in bounds)]
+            [row["ds"].strftime(form), *(price(row[name], _DIGITS) for name in ("mean", *bounds))]
             for _, row in forecast.iterrows()
         ],
         notes=[f"By {forecast['model'].iloc[0]}: {reason}", *notes],
@@ -177,7 +178,13 @@ def forecast_sheet(forecast: pd.DataFrame, reason: str, notes: Sequence[str] = (
 
 def _title(forecast: pd.DataFrame) -> str:
     first = forecast.iloc[0]
-    return f"{first['unique_id']}: close of the next {len(forecast)} bars after {first['cutoff']}"
+    last_known = first["cutoff"].strftime(_time_form(forecast))
+    return f"{first['unique_id']}: close (price) of the next {count(len(forecast), 'bar')} after {last_known}"
+
+
+def _time_form(forecast: pd.DataFrame) -> str:
+    stamps = pd.DatetimeIndex(forecast["ds"])
+    return "%Y-%m-%d" if (stamps == stamps.normalize()).all() else "%Y-%m-%d %H:%M"
 
 
 def _naive(bars: Bars, recipe: Recipe) -> tuple[FloatArray, FloatArray]:

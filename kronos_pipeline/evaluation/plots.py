@@ -26,8 +26,11 @@ from kronos_pipeline.evaluation.canvas import (
 )
 from kronos_pipeline.evaluation.metrics import score
 from kronos_pipeline.evaluation.predictions import LEVELS, RANDOM_WALK, models_of
+from kronos_pipeline.evaluation.sheets import count, price
 
 CONTEXT_BARS = 100
+"""Known bars that are drawn before a forecast, at most; a fan chart has no more than some times the forecast's."""
+_CONTEXT_TIMES, _LEAST_CONTEXT = 3, 30
 _FAN_BARS = 150
 """Forecast bars in a fan chart, at most; of many cutoffs the newest are shown."""
 _FEW_STEPS = 20
@@ -86,7 +89,7 @@ def forecast_plot(bars: pd.DataFrame, predictions: pd.DataFrame, title: str, not
     axes.plot(shown, close[shown], color=INK, linewidth=1.6, label="real close", zorder=2)
     for model in models_of(predictions):
         x, y = _broken_line(predictions[predictions["model"] == model], "mean", position, close)
-        axes.plot(x, y, label=f"{model} (MAE {_short(scores[model]['mae'])})", zorder=3, **STYLES[model])
+        axes.plot(x, y, label=f"{model} (MAE {price(scores[model]['mae'])})", zorder=3, **STYLES[model])
     axes.plot([], [], color=FAINT, linewidth=1.5, label="cutoff")
     bar_axis(axes, stamps, shown[0], shown[-1])
     axes.set_ylabel("close (price)")
@@ -110,7 +113,8 @@ def fan_plot(bars: pd.DataFrame, forecast: pd.DataFrame, title: str, notes: Sequ
     stamps = known.union(pd.DatetimeIndex(kept["ds"]))
     position, close = numbered(stamps), bars["close"].to_numpy(np.float64)
     first, last = int(position[kept["cutoff"].min()]), int(position[kept["ds"].max()])
-    shown = np.arange(max(0, first - CONTEXT_BARS), min(last + 1, len(known)))
+    before = min(CONTEXT_BARS, max(_CONTEXT_TIMES * (last - first), _LEAST_CONTEXT))
+    shown = np.arange(max(0, first - before), min(last + 1, len(known)))
 
     figure, (axes,) = new_figure(title, notes)
     for cutoff in kept["cutoff"].unique():
@@ -151,7 +155,7 @@ def steps_plot(predictions: pd.DataFrame, title: str, notes: Sequence[str] = ())
         axes.plot(steps.index, steps, marker=dots, markersize=4, label=model, **STYLES[model])
     axes.set_ylim(bottom=0)
     few, many = int(cutoffs.min()), int(cutoffs.max())
-    number = _count(many, "cutoff") if few == many else f"{few:,} to {_count(many, 'cutoff')}"
+    number = count(many, "cutoff") if few == many else f"{few:,} to {count(many, 'cutoff')}"
     step_axis(axes, f"bars ahead of the cutoff (each point: mean over {number})")
     axes.set_ylabel("scaled error (1: mean change from close to close)" if scaled else "mean absolute error (price)")
     return to_png(figure, columns=7)
@@ -192,7 +196,7 @@ def reliability_plot(forecast: pd.DataFrame, title: str, notes: Sequence[str] = 
         right.axhline(height, color=INK, linewidth=1, linestyle=(0, dashes))
     right.set_xlim(0, 1)
     right.set_xlabel("rank of the close among the sampled paths (0 to 1)")
-    right.set_ylabel(f"share of {_count(bars, 'bar')} from {_count(cutoffs, 'cutoff')} (percent)")
+    right.set_ylabel(f"share of {count(bars, 'bar')} from {count(cutoffs, 'cutoff')} (percent)")
     return to_png(figure, columns=4)
 
 
@@ -239,11 +243,3 @@ def _coverage(forecast: pd.DataFrame, low: str, high: str) -> float:
     """The share of real closes within an interval, in percent; NaN, which is not drawn, where there is none."""
     there = forecast.dropna(subset=[low, high])
     return 100 * float(there["y"].between(there[low], there[high]).mean()) if len(there) else float("nan")
-
-
-def _short(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.4g}"
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number:,} {word}{'' if number == 1 else 's'}"

@@ -64,11 +64,11 @@ class Sheet:
         return "\n\n".join([self.title, table, *self.notes])
 
 
-def price(value: float | None) -> str:
-    """Four significant digits, with as many decimals as that takes."""
+def price(value: float | None, digits: int = 4) -> str:
+    """So many significant digits, with as many decimals as that takes."""
     if value is None:
         return UNDEFINED
-    decimals = 3 if value == 0 else min(10, max(0, 3 - math.floor(math.log10(abs(value)))))
+    decimals = digits - 1 if value == 0 else min(10, max(0, digits - 1 - math.floor(math.log10(abs(value)))))
     return f"{value:,.{decimals}f}"
 
 

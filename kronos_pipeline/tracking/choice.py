@@ -11,6 +11,7 @@ from kronos_pipeline.artifacts import ArtifactLayout, read_json
 from kronos_pipeline.errors import ModelError
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, CHECKPOINT, NAIVE
 from kronos_pipeline.evaluation.sampling import Sampling, load_sampling, plain_sampling
+from kronos_pipeline.tracking.packing import training_manifest_of
 from kronos_pipeline.tracking.registry import Registry, Version, registered_name
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class Choice:
     Attributes:
         model: the model; None is the naive forecast.
         sampling: how it is sampled for the ticker.
+        recipe: the settings to forecast with: those given, and the lookback that a champion was trained with.
         label: what tables and plots call it.
         reason: why it was chosen, in a sentence.
         notes: what has to stand on every picture: that it is not itself measured, say.
@@ -34,6 +36,7 @@ class Choice:
 
     model: KronosModel | None
     sampling: Sampling
+    recipe: Recipe
     label: str
     reason: str
     notes: tuple[str, ...] = ()
@@ -63,9 +66,9 @@ def choose(registry: Registry, layout: ArtifactLayout, ticker: str, base: Kronos
     better, reason = _verdict_on_base(layout, ticker, base)
     why = f"{'; '.join(reasons)}; {reason}"
     if not better:
-        return Choice(None, plain_sampling(recipe), NAIVE, f"{why}, so the last close is repeated.")
+        return Choice(None, plain_sampling(recipe), recipe, NAIVE, f"{why}, so the last close is repeated.")
     sampling = load_sampling(layout.base, ticker, base, recipe) or plain_sampling(recipe)
-    return Choice(base, sampling, f"base {base.source.label}", f"{why}.", _demo(base))
+    return Choice(base, sampling, recipe, f"base {base.source.label}", f"{why}.", _demo(base))
 
 
 def load_trained(folder: Path, base: KronosModel) -> KronosModel:
@@ -88,6 +91,7 @@ def _champion(registry: Registry, champion: Version, ticker: str, base: KronosMo
             model = load_trained(folder, base)
         except ModelError as error:
             raise ModelError(f"The champion {used} cannot forecast. {error}") from error
+        recipe = recipe.model_copy(update={"lookback": training_manifest_of(folder)["config"]["lookback"]})
         sampling = load_sampling(folder, ticker, model, recipe)
     notes = [*_demo(base), *filter(None, [used.tags.get("contamination")])]
     label, reason = str(used), f"{champion} is the champion: {champion.tags.get('reason', 'no reason is on record')}"
@@ -95,7 +99,7 @@ def _champion(registry: Registry, champion: Version, ticker: str, base: KronosMo
         label = f"{used}, a refit of version {champion.number}, {NOT_MEASURED}"
         reason = f"{reason} The refit of it has seen all bars and is {NOT_MEASURED}."
         notes.insert(0, NOT_MEASURED)
-    return Choice(model, sampling or plain_sampling(recipe), label, reason, tuple(notes))
+    return Choice(model, sampling or plain_sampling(recipe), recipe, label, reason, tuple(notes))
 
 
 def _verdict_on_base(layout: ArtifactLayout, ticker: str, base: KronosModel) -> tuple[bool, str]:

@@ -1,0 +1,78 @@
+"""The forecast of a ticker's next bars by whoever has earned it: what `kronos forecast` and the asset share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from kronos_pipeline.artifacts import ArtifactLayout
+from kronos_pipeline.evaluation.ahead import forecast_ahead, forecast_manifest, forecast_sheet, save_forecast
+from kronos_pipeline.evaluation.sheets import Sheet
+from kronos_pipeline.tracking.choice import choose
+
+if TYPE_CHECKING:
+    from kronos_pipeline.config import Recipe
+    from kronos_pipeline.data.bars import Bars
+    from kronos_pipeline.model.loading import KronosModel
+    from kronos_pipeline.tracking.registry import Registry
+
+NOT_RECALIBRATED = "intervals as sampled, not recalibrated"
+
+
+@dataclass(frozen=True)
+class TickerForecast:
+    """A forecast and its files.
+
+    Attributes:
+        table: see `forecast_ahead`.
+        reason: why this model.
+        notes: what must be said with it.
+        file: `forecasts/<T>.parquet`.
+        plot: the fan chart.
+    """
+
+    table: pd.DataFrame
+    reason: str
+    notes: tuple[str, ...]
+    file: Path
+    plot: Path
+
+    @property
+    def label(self) -> str:
+        """What the model is called."""
+        return str(self.table["model"].iloc[0])
+
+    def sheet(self) -> Sheet:
+        """The forecast as people read it."""
+        return forecast_sheet(self.table, self.reason, self.notes)
+
+
+def forecast_ticker(
+    registry: Registry, layout: ArtifactLayout, bars: Bars, base: KronosModel, recipe: Recipe
+) -> TickerForecast:
+    """Forecast a ticker's next bars by its champion, else by base or naive, and write the table and the fan chart.
+
+    Args:
+        registry: where champions are.
+        layout: where artifacts lie.
+        bars: the ticker's bars, the newest last.
+        base: the untouched base model.
+        recipe: horizon, paths per forecast, seed and calendars; lookback, where no champion has its own.
+
+    Raises:
+        TrackingError: the registry cannot be reached, or a champion's files are gone.
+        ModelError: the champion was trained on another base model, is damaged, or forecasts no number.
+        DataError, SettingsError: these bars cannot be forecast, or a calendar does not fit.
+        ArtifactError: a file cannot be written.
+    """
+    choice = choose(registry, layout, bars.ticker, base, recipe)
+    model, sampling = choice.model, choice.sampling
+    table = forecast_ahead(bars, model, sampling, choice.recipe, label=choice.label)
+    notes = choice.notes
+    if model is not None and not sampling.residuals:
+        notes = (*notes, NOT_RECALIBRATED)
+    manifest = forecast_manifest(bars, table, model, sampling, choice.recipe, choice.reason, notes)
+    return TickerForecast(table, choice.reason, notes, *save_forecast(layout, bars, table, manifest))
