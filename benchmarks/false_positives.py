@@ -5,9 +5,9 @@
 
 The log price of every ticker is a random walk with stochastic volatility, and no forecast of its close is better than
 the last one. Each ticker has a holdout of 8, 12, 24 or 40 cutoffs in turn. It is forecast by the baselines and by the
-base model, and the first tickers by an adapter of the project's own trainer too. The project's own verdict, uncorrected,
-compares each with the naive forecast, and its own gate decides on the adapters. A verdict's nominal rate is 5 percent;
-the bound is the exact one-sided 95 percent bound of a binomial share.
+base model, and the first tickers by an adapter of the project's own trainer too. The project's own verdict, corrected
+for nothing, compares each with the naive forecast, and its own gate decides on the adapters. A verdict's nominal rate
+is 5 percent; the bound is the exact one-sided 95 percent bound of a binomial share.
 """
 
 from __future__ import annotations
