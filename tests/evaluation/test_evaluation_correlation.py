@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_predictions import made_predictions
+from scipy import stats
+
+from kronos_pipeline.errors import ArtifactError
+from kronos_pipeline.evaluation.correlation import information_coefficient
+
+HORIZON = 3
+
+
+def tables(
+    tickers: int = 10, cutoffs: int = 6, *, skill: float = 0.0, seed: int = 0, price: float = 1.0
+) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    """Predictions, and the predicted and the real return over the last step (cutoffs, tickers) that they come to.
+
+    The tickers' prices differ a thousandfold; at the steps before the last, the forecast is wrong on purpose.
+    """
+    rng = np.random.default_rng(seed)
+    real = 0.02 * rng.normal(size=(cutoffs, tickers))
+    predicted = skill * real + 0.02 * rng.normal(size=(cutoffs, tickers))
+    found = []
+    for number in range(tickers):
+        last = price * 10.0 ** (number % 4)
+        y, forecast = (np.repeat(last * (1 + values[:, number]), HORIZON) for values in (real, predicted))
+        step = np.arange(len(y)) % HORIZON
+        forecast = np.where(step < HORIZON - 1, 2 * last - y, forecast)
+        found.append(made_predictions(y, {"base": forecast}, symbol=f"T{number}", horizon=HORIZON, last=last))
+    return pd.concat(found, ignore_index=True), predicted, real
+
+
+@pytest.mark.parametrize("skill", [-1.0, 0.0, 2.0])
+def test_it_is_the_mean_over_cutoffs_of_the_correlation_over_tickers(skill: float) -> None:
+    table, predicted, real = tables(skill=skill)
+    found = information_coefficient(table, "base")
+    plain = [stats.pearsonr(*pair).statistic for pair in zip(predicted, real, strict=True)]
+    ranked = [stats.spearmanr(*pair).statistic for pair in zip(predicted, real, strict=True)]
+    assert (found.cutoffs, found.tickers, found.reason) == (6, 10, "")
+    assert (found.ic, found.rank_ic) == pytest.approx((np.mean(plain), np.mean(ranked)))
+    expected = [stats.ttest_1samp(values, 0).statistic for values in (plain, ranked)]
+    assert (found.ic_t, found.rank_ic_t) == pytest.approx(tuple(expected))
+
+
+def test_the_unit_of_the_prices_does_not_matter() -> None:
+    one, other = (information_coefficient(tables(skill=1.0, price=price)[0], "base") for price in (1.0, 1000.0))
+    assert one.ic == pytest.approx(other.ic)
+
+
+def test_fewer_than_eight_tickers_are_said_to_be_too_few() -> None:
+    found = information_coefficient(tables(tickers=7)[0], "base")
+    assert (found.ic, found.rank_ic, found.cutoffs) == (None, None, 0)
+    assert found.reason == "no cutoff is shared by 8 tickers"
+    assert information_coefficient(tables(tickers=8)[0], "base").ic is not None
+
+
+def test_one_cutoff_has_no_t_statistic() -> None:
+    found = information_coefficient(tables(cutoffs=1)[0], "base")
+    assert found.ic is not None
+    assert (found.ic_t, found.rank_ic_t) == (None, None)
+    assert found.reason == "a t statistic needs two cutoffs that differ"
+
+
+def test_a_cutoff_that_too_few_tickers_share_does_not_count() -> None:
+    table, *_ = tables(tickers=8)
+    first = table["cutoff"] == table["cutoff"].min()
+    found = information_coefficient(table[~(first & (table["unique_id"] == "T0"))], "base")
+    assert (found.cutoffs, found.tickers) == (5, 8)
+
+
+def test_a_ticker_whose_file_ends_early_is_left_out_where_its_roll_is_cut() -> None:
+    table, *_ = tables(tickers=9)
+    cut = (table["cutoff"] == table["cutoff"].max()) & (table["unique_id"] == "T0") & (table["step"] == HORIZON)
+    found = information_coefficient(table[~cut], "base")
+    assert (found.cutoffs, found.tickers) == (6, 8)
+
+
+def test_a_forecast_that_ranks_nothing_has_no_coefficient() -> None:
+    table, *_ = tables()
+    found = information_coefficient(table.assign(model="naive", mean=table["last"]), "naive")
+    assert (found.ic, found.ic_t) == (None, None)
+    assert found.reason == "the returns are the same for all tickers, so nothing is ranked"
+
+
+@pytest.mark.parametrize("column", ["mean", "y", "last"])
+def test_a_return_that_is_not_finite_leaves_no_coefficient(column: str) -> None:
+    table, *_ = tables()
+    table.loc[table["step"] == HORIZON, column] = np.nan
+    found = information_coefficient(table, "base")
+    assert (found.ic, found.rank_ic) == (None, None)
+    assert found.reason == "a return is not finite"
+    zero = information_coefficient(tables()[0].assign(last=0.0), "base")
+    assert zero.reason == "a return is not finite"
+
+
+def test_a_model_that_is_not_there_has_none() -> None:
+    assert information_coefficient(tables()[0], "adapter").reason == "no cutoff is shared by 8 tickers"
+
+
+def test_a_table_that_is_none_is_refused() -> None:
+    with pytest.raises(ArtifactError, match="no column last"):
+        information_coefficient(tables()[0].drop(columns="last"), "base")

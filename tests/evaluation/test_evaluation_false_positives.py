@@ -1,0 +1,147 @@
+"""The promise behind a verdict: where nothing is better, at most 5 in 100 verdicts say "better".
+
+Simulated loss series whose expected losses are equal are the hardest such case, as on a random walk any forecast but
+the last close is truly worse. `benchmarks/false_positives.py` is the long form, on whole simulated tickers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import binomtest
+
+from kronos_pipeline.base_models import find_base_model
+from kronos_pipeline.config import Recipe
+from kronos_pipeline.data.bars import make_bars
+from kronos_pipeline.data.simulate import Dynamics, simulate_ticker
+from kronos_pipeline.data.windows import WindowSet, build_windows
+from kronos_pipeline.evaluation.forecasts import predict
+from kronos_pipeline.evaluation.sampling import plain_sampling
+from kronos_pipeline.evaluation.significance import diebold_mariano
+from kronos_pipeline.evaluation.verdicts import ALPHA, BETTER, NO_BETTER, WORSE, compare, correct, judge
+
+SERIES = 400
+CUTOFFS = (8, 12, 16, 24, 40)
+
+Draw = Callable[[np.random.Generator, int], np.ndarray]
+
+
+def _follow(values: np.ndarray, decay: float) -> np.ndarray:
+    """A stationary autoregression of order one with the variance of its shocks."""
+    found = values.copy()
+    for number in range(1, len(values)):
+        found[number] = decay * found[number - 1] + (1 - decay**2) ** 0.5 * values[number]
+    return found
+
+
+# Differences of two losses, whose expected value is 0.
+KINDS: dict[str, Draw] = {
+    "normal": lambda rng, n: rng.normal(size=n),
+    "heavy tails": lambda rng, n: rng.standard_t(3, size=n),
+    "calm and stormy weeks": lambda rng, n: rng.normal(size=n) * np.exp(_follow(rng.normal(size=n), 0.8)),
+    "rare large losses of the model": lambda rng, n: rng.exponential(size=n) - 1,
+    "rare large losses of the rival": lambda rng, n: 1 - rng.exponential(size=n),
+    "neighbours alike": lambda rng, n: _follow(rng.normal(size=n), 0.3),
+}
+
+
+def _bound(count: int, total: int, side: str) -> float:
+    """The exact one-sided 95 percent bound of a share: "less" from above, "greater" from below."""
+    interval = binomtest(count, total, alternative=side).proportion_ci(0.95)
+    return float(interval.high if side == "less" else interval.low)
+
+
+@pytest.fixture(scope="module")
+def verdicts() -> dict[str, list[str]]:
+    """By kind, the verdicts on 400 pairs of loss series with equal expected losses."""
+    found: dict[str, list[str]] = {}
+    for seed, (kind, draw) in enumerate(KINDS.items()):
+        rng = np.random.default_rng(seed)
+        found[kind] = []
+        for number in range(SERIES):
+            cutoffs = CUTOFFS[number % len(CUTOFFS)]
+            rival = 10 + np.abs(rng.normal(size=cutoffs))
+            pair = (pd.Series(values) for values in (rival + draw(rng, cutoffs), rival))
+            found[kind] += [one.verdict for one in correct([compare(*pair, model="a", rival="b")], 1)]
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("verdict", [BETTER, WORSE])
+def test_no_kind_of_loss_makes_false_verdicts_above_the_nominal_rate(
+    verdicts: dict[str, list[str]], kind: str, verdict: str
+) -> None:
+    assert _bound(verdicts[kind].count(verdict), SERIES, "greater") <= ALPHA
+
+
+def test_over_all_kinds_false_verdicts_are_shown_to_stay_below_the_nominal_rate(
+    verdicts: dict[str, list[str]],
+) -> None:
+    every = [verdict for found in verdicts.values() for verdict in found]
+    assert _bound(every.count(BETTER), len(every), "less") <= ALPHA
+    assert _bound(every.count(WORSE), len(every), "less") <= ALPHA
+    assert every.count(NO_BETTER) + every.count(BETTER) + every.count(WORSE) == len(every)
+
+
+@pytest.mark.parametrize("kind", ["rare large losses of the model", "neighbours alike"])
+def test_one_test_alone_would_say_better_too_often(kind: str, verdicts: dict[str, list[str]]) -> None:
+    rng = np.random.default_rng(99)
+    alone = 0
+    for number in range(SERIES):
+        statistic, p_value = diebold_mariano(KINDS[kind](rng, CUTOFFS[number % len(CUTOFFS)]))
+        alone += statistic < 0 and p_value <= ALPHA
+    assert _bound(alone, SERIES, "greater") > verdicts[kind].count(BETTER) / SERIES
+
+
+def test_over_many_tickers_hardly_any_family_holds_one_false_better() -> None:
+    rng = np.random.default_rng(7)
+    families = 0
+    for _ in range(40):
+        pairs = [(10 + rng.exponential(size=16), 10 + rng.exponential(size=16)) for _ in range(25)]
+        compared = [
+            compare(pd.Series(own), pd.Series(rival), model="a", rival="b", tickers_tested=25) for own, rival in pairs
+        ]
+        families += any(one.verdict == BETTER for one in correct(compared, 25))
+    assert _bound(families, 40, "greater") <= ALPHA
+
+
+def _random_walk(seed: int, recipe: Recipe) -> WindowSet:
+    dynamics = Dynamics(walk=0.012, deviation=0.0, month_drift=0.0, day_drift=0.0)
+    simulated = simulate_ticker(seed, 260, dynamics=dynamics)
+    return build_windows(make_bars(f"WALK{seed}", simulated.frame(), source="simulated"), recipe)
+
+
+def _oracle(windows: WindowSet) -> Callable[..., np.ndarray]:
+    """A sampler that knows three quarters of what is to come, and is told which roll it is by its last bar."""
+    values = windows.bars.values
+
+    def sample(_: Any, history: np.ndarray, *stamps: np.ndarray, paths: int, **__: Any) -> np.ndarray:
+        steps = np.arange(1, stamps[-1].shape[1] + 1)
+        origins = [int(np.flatnonzero((values == bars[-1]).all(axis=1))[0]) for bars in history]
+        truth = [
+            0.75 * values[np.minimum(origin + steps, len(values) - 1)] + 0.25 * values[origin] for origin in origins
+        ]
+        return np.repeat(np.stack(truth)[:, None], paths, axis=1)
+
+    return sample
+
+
+def test_end_to_end_no_model_is_better_on_random_walks_and_one_that_knows_is() -> None:
+    from kronos_pipeline.model.loading import load_base, pick_device
+
+    base = load_base(find_base_model("kronos-nano", None), pick_device("cpu"))
+    recipe = Recipe(
+        model_name="kronos-nano", lookback=32, horizon=5, validation_bars=50, selection_bars=40, eval_samples=8
+    )
+    for seed in range(4):
+        windows = _random_walk(700 + seed, recipe)
+        samplings = {"base": plain_sampling(recipe)}
+        predictions = predict(windows, {"base": base}, samplings, recipe).predictions
+        for model in ("base", "drift", "random_walk"):
+            assert judge(predictions, model, ("naive",)).overall["naive"].verdict in (NO_BETTER, WORSE)
+        told = predict(windows, {"base": None}, samplings, recipe, sampler=_oracle(windows)).predictions
+        assert judge(told, "base", ("naive",)).overall["naive"].verdict == BETTER
