@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binom
+from scipy.special import bdtr
 
 from kronos_pipeline.artifacts import ArtifactLayout, write_file
 from kronos_pipeline.evaluation.canvas import (
@@ -157,7 +157,7 @@ def steps_plot(predictions: pd.DataFrame, title: str, notes: Sequence[str] = ())
     few, many = int(cutoffs.min()), int(cutoffs.max())
     number = count(many, "cutoff") if few == many else f"{few:,} to {count(many, 'cutoff')}"
     step_axis(axes, f"bars ahead of the cutoff (each point: mean over {number})")
-    axes.set_ylabel("scaled error (1: mean change from close to close)" if scaled else "mean absolute error (price)")
+    axes.set_ylabel("scaled error (1: mean move of a close)" if scaled else "mean absolute error (price)")
     return to_png(figure, columns=7)
 
 
@@ -188,7 +188,8 @@ def reliability_plot(forecast: pd.DataFrame, title: str, notes: Sequence[str] = 
     edges = np.linspace(0, 1, _PIT_BINS + 1)
     counts, _ = np.histogram(forecast["pit"].dropna(), edges)
     total = int(counts.sum())
-    low, high = (100 * binom.ppf(q, total, 1 / _PIT_BINS) / max(total, 1) for q in (0.025, 0.975))
+    chance = bdtr(np.arange(total + 1), total, 1 / _PIT_BINS)  # the binomial distribution of a bin's count
+    low, high = 100 * np.searchsorted(chance, (0.025, 0.975)) / max(total, 1)
     right.axhspan(low, high, color="#e6e6e6", linewidth=0, zorder=0, label="95 % of chance, were bars independent")
     width = 1 / _PIT_BINS
     right.bar(edges[:-1], 100 * counts / max(total, 1), width, align="edge", color=BANDS[80], edgecolor=PAPER)

@@ -3,26 +3,50 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from holdouts import HandMadeWindows, RecordingSampler
+from holdouts import HandMadeWindows, forecast
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.config import Recipe
-from kronos_pipeline.evaluation.forecasts import forecast_holdout
-from kronos_pipeline.evaluation.plots import forecast_plot, loss_plot, save_forecast_plot
+from kronos_pipeline.evaluation import plots
+from kronos_pipeline.evaluation.canvas import WARNING
+from kronos_pipeline.evaluation.plots import (
+    fan_plot,
+    forecast_plot,
+    loss_plot,
+    reliability_plot,
+    save_plots,
+    steps_plot,
+)
+from kronos_pipeline.evaluation.predictions import models_of
 
-CONFIG = Recipe(horizon=4, lookback=8, eval_samples=3)
+RECIPE = Recipe(horizon=4, lookback=8, eval_samples=30)
 COLOURS = {"base": "#0072b2", "checkpoint": "#009e73", "adapter": "#d55e00", "naive": "#7a7a7a"}
+SEEN = "AAPL: the base model learned from bars up to May 2024, so these may have been seen in pre-training"
 
 
-def windows(bars: int = 60, holdout: int = 10, ticker: str = "AAPL", freq: str = "B") -> HandMadeWindows:
-    close = 100 + np.cumsum(np.random.default_rng(0).normal(size=bars))
+def windows(
+    bars: int = 60, holdout: int = 10, ticker: str = "AAPL", freq: str = "B", price: float = 100
+) -> HandMadeWindows:
+    close = price * np.exp(0.01 * np.cumsum(np.random.default_rng(0).normal(size=bars)))
     return HandMadeWindows(close, holdout=holdout, horizon=4, ticker=ticker, freq=freq)
+
+
+def table(some: HandMadeWindows, *models: str) -> pd.DataFrame:
+    shifts = {"base": 1.0, "checkpoint": -4.0, "adapter": -8.0}
+    return forecast(some, {model: shifts[model] for model in models}, RECIPE).predictions
+
+
+def of(predictions: pd.DataFrame, model: str) -> pd.DataFrame:
+    return predictions[predictions["model"] == model]
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -36,34 +60,194 @@ def has_colour(image: np.ndarray, colour: str) -> bool:
     return bool((np.abs(image[..., :3] - wanted).max(axis=-1) < 0.01).sum() > 50)
 
 
-@pytest.mark.parametrize("ticker", ["AAPL", "^GSPC", "EURUSD=X", "BRK.B"])
-def test_a_plot_is_an_opaque_light_picture_with_every_model_in_its_colour(tmp_path: Path, ticker: str) -> None:
-    holdout = windows(ticker=ticker)
-    table = forecast_holdout(
-        holdout, {"base": 1.0, "checkpoint": -4.0, "adapter": -8.0}, CONFIG, sampler=RecordingSampler()
-    )
-    path = save_forecast_plot(ArtifactLayout(tmp_path), holdout, table, "a $label$ (embedded demo model)")
-    assert path == tmp_path / "plots" / f"{ticker}.png"
-    image = pixels(path.read_bytes())
-    assert (image[..., 3] == 1).all()
-    assert (image[0, 0, :3] == 1).all()
-    for colour in COLOURS.values():
-        assert has_colour(image, colour)
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Figure]:
+    """Calls a plot, and returns the figure that it was about to write."""
+    write = plots.to_png
+
+    def draw(plot: Callable[..., bytes], *arguments: Any) -> Figure:
+        kept: list[Figure] = []
+        monkeypatch.setattr(plots, "to_png", lambda figure, *a, **k: kept.append(figure) or write(figure, *a, **k))
+        plot(*arguments)
+        return kept[0]
+
+    return draw
+
+
+def lines(figure: Figure, panel: int = 0) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    return {str(line.get_label()): (line.get_xdata(), line.get_ydata()) for line in figure.axes[panel].lines}  # type: ignore[misc]
+
+
+# What a person sees
+
+
+@pytest.mark.parametrize("ticker", ["^GSPC", "EURUSD=X"])
+def test_a_holdout_is_four_opaque_light_pictures_with_the_notes_on_each(tmp_path: Path, ticker: str) -> None:
+    some = windows(ticker=ticker)
+    predictions = table(some, "base", "checkpoint", "adapter")
+    paths = save_plots(ArtifactLayout(tmp_path), some.bars.frame, predictions, "adapter", ["costs $1, or $2", SEEN])
+    assert paths == {
+        "holdout": tmp_path / "plots" / f"{ticker}.png",
+        **{kind: tmp_path / "plots" / ticker / f"{kind}.png" for kind in ("fan", "steps", "reliability")},
+    }
+    for path in paths.values():
+        image = pixels(path.read_bytes())
+        assert (image[..., 3] == 1).all()
+        assert (image[0, 0, :3] == 1).all()
+        assert has_colour(image, WARNING)
+    for kind in ("holdout", "steps"):
+        image = pixels(paths[kind].read_bytes())
+        assert all(has_colour(image, colour) for colour in COLOURS.values())
+
+
+def test_a_picture_without_notes_warns_of_nothing() -> None:
+    some = windows()
+    assert not has_colour(pixels(fan_plot(some.bars.frame, of(table(some, "base"), "base"), "title")), WARNING)
+
+
+@pytest.mark.parametrize("price", [0.0001, 95_000_000])
+@pytest.mark.parametrize("notes", [[], [SEEN, "embedded demo model", "not itself measured", "x" * 60 + " " + SEEN * 3]])
+@pytest.mark.parametrize("kind", ["forecast", "fan", "steps", "reliability"])
+def test_no_word_is_cut_off(drawn: Callable[..., Figure], kind: str, price: float, notes: list[str]) -> None:
+    some = windows(ticker="A-LONG.SYMBOL=X", price=price, freq="5min")
+    predictions = table(some, "base", "checkpoint", "adapter")
+    bars, own, title = some.bars.frame, of(predictions, "adapter"), "a/long/path/to/a/folder " * 6
+    calls: dict[str, tuple[Any, ...]] = {
+        "forecast": (forecast_plot, bars, predictions, title, notes),
+        "fan": (fan_plot, bars, own, title, notes),
+        "steps": (steps_plot, predictions, title, notes),
+        "reliability": (reliability_plot, own, title, notes),
+    }
+    figure = drawn(*calls[kind])
+    image = pixels(calls[kind][0](*calls[kind][1:]))[..., :3]
+    for edge in (image[:3], image[-3:], image[:, :3], image[:, -3:]):
+        assert (edge == 1).all()
+    heading, labels = figure.texts, [label for axes in figure.axes for label in (axes.xaxis.label, axes.yaxis.label)]
+    assert len(heading) > len(notes)
+    for label in labels:
+        assert not any(label.get_window_extent().overlaps(one.get_window_extent()) for one in heading)
+    assert all(axes.get_window_extent().height > 250 for axes in figure.axes)
 
 
 @pytest.mark.parametrize(("bars", "holdout", "freq"), [(13, 1, "B"), (3000, 1900, "5min"), (30, 20, "h")])
-def test_few_bars_and_many_are_drawn(bars: int, holdout: int, freq: str) -> None:
+def test_few_bars_and_many_are_drawn(tmp_path: Path, bars: int, holdout: int, freq: str) -> None:
     some = windows(bars, holdout, freq=freq)
-    table = forecast_holdout(some, {"adapter": 1.0}, CONFIG, sampler=RecordingSampler())
-    image = pixels(forecast_plot(some.bars.frame, table, "title"))
+    paths = save_plots(ArtifactLayout(tmp_path), some.bars.frame, table(some, "adapter"), "adapter", [])
+    image = pixels(paths["holdout"].read_bytes())
     assert has_colour(image, COLOURS["adapter"])
     assert not has_colour(image, COLOURS["base"])
+    assert has_colour(pixels(paths["fan"].read_bytes()), "#d3e6f2")
 
 
-def test_the_same_forecasts_give_the_same_bytes() -> None:
+def test_where_the_trained_model_has_no_forecast_the_random_walk_shows_its_intervals(tmp_path: Path) -> None:
     some = windows()
-    table = forecast_holdout(some, {"adapter": 1.0}, CONFIG, sampler=RecordingSampler())
-    assert forecast_plot(some.bars.frame, table, "title") == forecast_plot(some.bars.frame, table, "title")
+    paths = save_plots(ArtifactLayout(tmp_path), some.bars.frame, table(some), "adapter", [])
+    assert has_colour(pixels(paths["fan"].read_bytes()), "#d3e6f2")
+
+
+def test_the_same_forecasts_give_the_same_bytes(tmp_path: Path) -> None:
+    some = windows()
+    predictions = table(some, "adapter")
+    one, two = (
+        save_plots(ArtifactLayout(tmp_path / name), some.bars.frame, predictions, "adapter", [SEEN])
+        for name in ("one", "two")
+    )
+    assert [path.read_bytes() for path in one.values()] == [path.read_bytes() for path in two.values()]
+
+
+# Whether what is drawn is right
+
+
+def test_each_forecast_starts_at_the_real_close_of_its_cutoff(drawn: Callable[..., Figure]) -> None:
+    some = windows()
+    predictions = table(some, "adapter")
+    found = lines(drawn(forecast_plot, some.bars.frame, predictions, "title"))
+    label = next(name for name in found if name.startswith("adapter (MAE "))
+    x, y = found[label]
+    own = of(predictions, "adapter")
+    assert list(np.flatnonzero(np.isnan(y))) == [5, 11, 15]  # forecasts of 4, 4 and 2 bars, each after its cutoff
+    np.testing.assert_array_equal(x[:5], np.arange(49, 54))
+    np.testing.assert_allclose(y[:5], [some.close[49], *own["mean"][:4]])
+    assert {str(name).split()[0] for name in found} >= set(models_of(predictions))
+
+
+def test_a_fan_holds_the_intervals_of_the_newest_cutoffs(drawn: Callable[..., Figure]) -> None:
+    some = windows(400, 300)
+    own = of(table(some, "adapter"), "adapter")
+    figure = drawn(fan_plot, some.bars.frame, own, "title")
+    x, median = lines(figure)["median forecast"]
+    newest = own.iloc[-int((~np.isnan(median)).sum() - np.isnan(median).sum()) :]
+    assert 100 < len(newest) <= 150
+    np.testing.assert_allclose(median[~np.isnan(median)][-4:], newest["median"][-4:])
+    bands = {str(band.get_label()): band for band in figure.axes[0].collections}
+    for level in (50, 80, 90):
+        corners = np.concatenate([path.vertices for path in bands[f"{level} % interval"].get_paths()])
+        last = corners[corners[:, 0] == x[~np.isnan(x)][-1]][:, 1]
+        assert last.min() == pytest.approx(newest[f"lo_{level}"].iloc[-1])
+        assert last.max() == pytest.approx(newest[f"hi_{level}"].iloc[-1])
+
+
+def test_a_fan_of_bars_to_come_goes_on_where_the_known_bars_end(drawn: Callable[..., Figure]) -> None:
+    some = windows()
+    own = of(table(some, "adapter"), "adapter").iloc[-2:]  # the last forecast: two bars
+    known = some.bars.frame.iloc[:-2]
+    found = lines(drawn(fan_plot, known, own, "title"))
+    assert found["real close"][0][-1] == len(known) - 1
+    np.testing.assert_array_equal(found["median forecast"][0][:3], len(known) - 1 + np.arange(3))
+
+
+def test_errors_by_step_are_means_over_cutoffs_in_multiples_of_the_mean_change(drawn: Callable[..., Figure]) -> None:
+    some = windows()
+    predictions = table(some, "base", "adapter")
+    figure = drawn(steps_plot, predictions, "title")
+    own = of(predictions, "adapter")
+    scale = np.abs(np.diff(some.close[:50])).mean()
+    by_hand = [np.abs(rows["mean"] - rows["y"]).mean() / scale for _, rows in own.groupby("step")]
+    steps, errors = lines(figure)["adapter"]
+    np.testing.assert_array_equal(steps, [1, 2, 3, 4])
+    np.testing.assert_allclose(errors, by_hand)
+    assert "scaled" in figure.axes[0].get_ylabel()
+    assert "mean over 2 to 3 cutoffs" in figure.axes[0].get_xlabel()
+    assert figure.axes[0].get_ylim()[0] == 0
+
+
+def test_errors_of_a_ticker_without_a_scale_are_in_price_units(drawn: Callable[..., Figure]) -> None:
+    predictions = table(windows(), "adapter").assign(scale=0.0)
+    figure = drawn(steps_plot, predictions, "title")
+    own = of(predictions, "adapter")
+    np.testing.assert_allclose(
+        lines(figure)["adapter"][1], [np.abs(rows["mean"] - rows["y"]).mean() for _, rows in own.groupby("step")]
+    )
+    assert "price" in figure.axes[0].get_ylabel()
+
+
+def test_reliability_counts_the_closes_within_each_interval_and_where_they_lie(drawn: Callable[..., Figure]) -> None:
+    bars = 100
+    y = np.arange(bars, dtype=float)
+    own = pd.DataFrame(
+        {"unique_id": "A", "cutoff": pd.Timestamp("2024-01-01"), "y": y, "pit": (y + 0.5) ** 2 / bars**2}
+    )
+    for level, share in ((50, 0.3), (80, 0.7), (90, 0.85)):
+        own[f"raw_lo_{level}"], own[f"raw_hi_{level}"] = 0.0, share * bars - 0.5
+        own[f"lo_{level}"], own[f"hi_{level}"] = 0.0, level - 0.5
+    figure = drawn(reliability_plot, own, "title")
+    np.testing.assert_allclose(lines(figure)["as sampled"][1], [30, 70, 85])
+    np.testing.assert_allclose(lines(figure)["recalibrated"][1], [50, 80, 90])
+    heights = [patch.get_height() for patch in figure.axes[1].patches if patch.get_width() == pytest.approx(0.2)]  # type: ignore[attr-defined]
+    np.testing.assert_allclose(heights, [45, 18, 14, 12, 11])
+    assert "100 bars from 1 cutoff " in figure.axes[1].get_ylabel()
+
+
+def test_the_band_of_a_flat_histogram_is_that_of_chance(drawn: Callable[..., Figure]) -> None:
+    """Of many histograms of independent, uniform bars, 95 percent of the columns lie within the band."""
+    some = windows()
+    own = of(table(some, "adapter"), "adapter").sample(200, replace=True, random_state=0)
+    figure = drawn(reliability_plot, own, "title")
+    marks = sorted(float(line.get_ydata()[0]) for line in figure.axes[1].lines)  # type: ignore[index]
+    low, expected, high = marks
+    assert expected == pytest.approx(20)
+    shares = np.random.default_rng(0).multinomial(200, [0.2] * 5, size=4000) / 2
+    assert np.mean((shares >= low) & (shares <= high)) == pytest.approx(0.955, abs=0.015)
 
 
 @pytest.mark.parametrize("steps", [1, 5, 200])
