@@ -1,0 +1,111 @@
+"""Rolls: any cutoffs of a ticker, sampled in one batch, as valid candles, by a seed of the ticker's own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from holdouts import CLOSE, HandMadeWindows, RecordingSampler
+from small import simulated_windows, small_recipe
+
+from kronos_pipeline.base_models import find_base_model
+from kronos_pipeline.config import Recipe
+from kronos_pipeline.errors import ModelError
+from kronos_pipeline.evaluation.rolls import SampledRolls, sample_rolls, sampling_seed
+from kronos_pipeline.evaluation.sampling import plain_sampling
+from kronos_pipeline.model.decoding import sample_paths
+from kronos_pipeline.model.loading import load_base
+
+RECIPE = Recipe(horizon=4, lookback=8, eval_samples=3, seed=7)
+ORIGINS, ENDS = np.array([20, 22, 37]), np.array([25, 27, 40])
+
+
+def sample(sampler: Any, **changes: Any) -> SampledRolls:
+    windows: Any = HandMadeWindows(100 + np.arange(40.0), holdout=10, horizon=4)
+    sampling = replace(plain_sampling(RECIPE), **changes)
+    return sample_rolls(windows, ORIGINS, ENDS, 0.0, RECIPE, sampling, sampler=sampler)  # type: ignore[arg-type]
+
+
+def test_each_roll_knows_its_lookback_and_the_times_up_to_its_end() -> None:
+    sampler = RecordingSampler()
+    rolls = sample(sampler)
+    (call,) = sampler.calls
+    close = 100 + np.arange(40.0)
+    stamps = HandMadeWindows(close, holdout=10, horizon=4).stamps
+    for roll, origin in enumerate(ORIGINS):
+        np.testing.assert_array_equal(call["history"][roll, :, CLOSE], close[origin - 7 : origin + 1])
+        np.testing.assert_array_equal(call["past"][roll], stamps[origin - 7 : origin + 1])
+    np.testing.assert_array_equal(call["ahead"][0], stamps[21:25])
+    np.testing.assert_array_equal(call["ahead"][2], stamps[[38, 39, 39, 39]])
+    assert rolls.closes.shape == (3, 3, 4)
+    assert rolls.closes[1, 2, 3] == close[22] + 2 + 4
+
+
+def test_it_draws_as_the_sampling_says_and_with_the_tickers_seed() -> None:
+    sampler = RecordingSampler()
+    sample(sampler, temperature=0.7, top_p=0.6, s2_position="first")
+    (call,) = sampler.calls
+    assert (call["temperature"], call["top_p"], call["s2_position"]) == (0.7, 0.6, "first")
+    assert (call["paths"], call["seed"]) == (3, sampling_seed(7, "AAPL"))
+
+
+def test_candles_come_out_valid_and_those_that_were_not_are_counted() -> None:
+    def crooked(model: float, history: np.ndarray, past: np.ndarray, ahead: np.ndarray, **settings: Any) -> np.ndarray:
+        paths = RecordingSampler()(model, history, past, ahead, **settings)
+        paths[1, 0, 2, 1] -= 5  # a high below the close
+        paths[2, 1, :, 4] = -1  # volumes below zero
+        return paths
+
+    rolls = sample(crooked)
+    assert (rolls.mended, rolls.bars) == (1 + 4, 3 * 3 * 4)
+    expected = sample(RecordingSampler()).values
+    expected[2, 1, :, 4] = 0
+    np.testing.assert_array_equal(rolls.values, expected)
+
+
+def test_a_number_that_is_not_finite_is_an_error_that_counts_the_bars() -> None:
+    def broken(*given: Any, **settings: Any) -> np.ndarray:
+        paths = RecordingSampler()(*given, **settings)
+        paths[0, 0, 0, 4], paths[1, 1, 1] = np.nan, np.inf
+        return paths
+
+    with pytest.raises(ModelError, match="AAPL are not finite numbers in 2 of 36 sampled bars; train it again"):
+        sample(broken)
+
+
+def test_a_real_model_is_sampled_unless_told_otherwise(tiny_base: Path) -> None:
+    recipe = small_recipe(tiny_base, s2_position="first")
+    (windows,) = simulated_windows(recipe)
+    model = load_base(find_base_model(str(tiny_base)), torch.device("cpu"))
+    origins = np.array([60, 70])
+    rolls = sample_rolls(windows, origins, origins + 6, model, recipe, plain_sampling(recipe))
+    values, at = windows.bars.values, origins[:, None]
+    past, ahead = at + np.arange(-15, 1), at + np.arange(1, 6)
+    seed = sampling_seed(recipe.seed, "AAPL")
+    drawn = sample_paths(
+        model,
+        values[past],
+        windows.stamps[past],
+        windows.stamps[ahead],
+        paths=3,
+        temperature=1.0,
+        top_p=0.9,
+        seed=seed,
+        s2_position="first",
+    )
+    np.testing.assert_array_equal(rolls.closes, drawn[..., CLOSE])
+
+
+def test_the_seed_is_the_tickers_own_and_the_same_in_every_process() -> None:
+    seeds = {sampling_seed(seed, ticker) for seed in range(5) for ticker in ("AAPL", "MSFT", "BRK.B", "BRK-B")}
+    assert len(seeds) == 20
+    assert all(0 <= seed < 2**32 for seed in seeds)
+    code = "from kronos_pipeline.evaluation.rolls import sampling_seed; print(sampling_seed(7, 'AAPL'))"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(other.stdout) == sampling_seed(7, "AAPL")
