@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,13 +23,25 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def made_mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The URI of an MLflow store: making one takes seconds, so those who do not test that share it."""
+def empty_mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow store with nothing in it, to be copied: making one takes seconds."""
     from kronos_pipeline.tracking.store import open_store
 
-    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
-    open_store(uri)
-    return uri
+    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
+    open_store(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def made_mlflow_store(empty_mlflow_store: Path) -> str:
+    """The URI of a store that those share who do not look at what else is in it."""
+    return f"sqlite:///{shutil.copy(empty_mlflow_store, empty_mlflow_store.with_name('mlflow.db'))}"
+
+
+@pytest.fixture(scope="module")
+def own_mlflow_store(empty_mlflow_store: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URI of a store of the test file's own."""
+    return f"sqlite:///{shutil.copy(empty_mlflow_store, tmp_path_factory.mktemp('mlflow') / 'mlflow.db')}"
 
 
 @pytest.fixture

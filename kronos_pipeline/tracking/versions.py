@@ -45,8 +45,8 @@ class Version:
         number: counted from 1.
         run_id: the MLflow run that trained it.
         aliases: those that point to it.
-        tags: what is known of it and was decided: `kind`, `trained_on`, `base_model`, `base_hash`, `measured`, `promoted`,
-            `reason`, `verdict.naive` and the like.
+        tags: what is known of it and was decided: `kind`, `trained_on`, `base_model`, `base_hash`, `measured`,
+            `promoted`, `reason`, `verdict.naive` and the like.
     """
 
     name: str

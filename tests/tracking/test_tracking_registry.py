@@ -47,8 +47,8 @@ def adapter(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tracker(made_mlflow_store: str, tmp_path_factory: pytest.TempPathFactory) -> Tracker:
-    return Tracker(made_mlflow_store, tmp_path_factory.mktemp("output"))
+def tracker(own_mlflow_store: str, tmp_path_factory: pytest.TempPathFactory) -> Tracker:
+    return Tracker(own_mlflow_store, tmp_path_factory.mktemp("output"))
 
 
 @pytest.fixture(scope="module")

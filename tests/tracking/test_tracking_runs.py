@@ -148,7 +148,7 @@ def test_holdout_metrics_go_to_the_run_of_the_training(tracker: Tracker, client:
         {"symbol": ["AAPL", "AAPL", "BRK.B"], "model": ["naive", "adapter", "naive"], "mae": [1.0, 0.5, 2.0]}
     )
     before = len(client.search_runs([stored(client, run.run_id).info.experiment_id]))
-    tracker.log_evaluation(run.run_id, {"holdout/mae": 0.5, "holdout/mape": float("nan")}, plot, table)
+    tracker.log_evaluation(run.run_id, {"holdout/mae": 0.5, "holdout/mape": float("nan")}, [plot], table)
 
     record = stored(client, run.run_id)
     assert record.data.metrics == {"train_loss": 2.0, "holdout/mae": 0.5}
@@ -163,7 +163,7 @@ def test_holdout_metrics_go_to_the_run_of_the_training(tracker: Tracker, client:
 def test_artifacts_lie_in_the_output_folder(tracker: Tracker, tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(b"x")
     with tracker.training_run("adapter", CONFIG) as run:
-        tracker.log_evaluation(run.run_id, {}, tmp_path / "x.png")
+        tracker.log_evaluation(run.run_id, {}, [tmp_path / "x.png"])
     output = Path(tracker.uri.removeprefix("sqlite:///")).parent
     assert [file.read_bytes() for file in (output / "mlruns").rglob(f"{run.run_id}/**/x.png")] == [b"x"]
 

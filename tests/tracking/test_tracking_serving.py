@@ -47,8 +47,8 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tracker(made_mlflow_store: str, output: Path) -> Tracker:
-    return Tracker(made_mlflow_store, output)
+def tracker(own_mlflow_store: str, output: Path) -> Tracker:
+    return Tracker(own_mlflow_store, output)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,104 @@
+"""`kronos promote` and `kronos rollback`: a person's word on who is champion."""
+
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+
+import pytest
+from registered import evidence, made_adapter
+from small import small_recipe
+
+from kronos_pipeline import cli
+from kronos_pipeline.config import Recipe
+from kronos_pipeline.tracking.registry import Registry, registered_name
+from kronos_pipeline.tracking.runs import Tracker
+
+_numbers = count()
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_adapter(tmp_path_factory.mktemp("adapter") / "AAPL", small_recipe(tiny_base))
+
+
+@pytest.fixture(autouse=True)
+def store(own_mlflow_store: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", own_mlflow_store)
+    return own_mlflow_store
+
+
+@pytest.fixture
+def registry(store: str, tmp_path: Path) -> Registry:
+    return Registry(Tracker(store, tmp_path))
+
+
+@pytest.fixture
+def adapter(registry: Registry, folder: Path, store: str, tmp_path: Path) -> str:
+    """An adapter with two versions, and no champion."""
+    name = f"P{next(_numbers)}=X"
+    with Tracker(store, tmp_path).training_run("made", Recipe()) as run:
+        pass
+    for _ in range(2):
+        registry.register(folder, registered_name(name), run.run_id, predictions=evidence({"naive": 1.0}), metrics={})
+    return name
+
+
+def champion(registry: Registry, adapter: str) -> int | None:
+    found = registry.champion(registered_name(adapter))
+    return None if found is None else found.number
+
+
+def test_a_person_promotes_and_rolls_back(
+    registry: Registry, adapter: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = ["--output-dir", str(tmp_path)]
+    assert cli.main(["promote", adapter, *output]) == 0
+    assert champion(registry, adapter) == 2
+    assert f"kronos-{adapter} version 2 is the champion" in capsys.readouterr().out
+    assert cli.main(["promote", adapter, "--version", "1", "--reason", "it is calmer", *output]) == 0
+    assert champion(registry, adapter) == 1
+    assert registry.version(registered_name(adapter), 1).tags["reason"] == "it is calmer"
+    capsys.readouterr()
+    assert cli.main(["rollback", adapter, "--reason", "too calm", *output]) == 0
+    assert champion(registry, adapter) == 2
+    assert capsys.readouterr().out == f"kronos-{adapter} version 2 is the champion again\n"
+    assert registry.version(registered_name(adapter), 1).tags["reason"] == "too calm"
+    assert cli.main(["rollback", adapter, *output]) == 0
+    assert champion(registry, adapter) is None
+    assert capsys.readouterr().out == f"kronos-{adapter} has no champion now\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["promote"], "ADAPTER"),
+        (["promote", "../x"], "No adapter is called '../x': a name has letters, digits and .-_^= only"),
+        (["promote", "x' or '1'='1"], "No adapter is called"),
+        (["promote", "NOBODY"], "kronos-NOBODY has no challenger to promote."),
+        (["promote", "NOBODY", "--version", "3"], "kronos-NOBODY has no version 3."),
+        (["promote", "NOBODY", "--version", "0"], "--version: Input should be greater than or equal to 1"),
+        (["rollback", "NOBODY"], "kronos-NOBODY has no champion to roll back."),
+        (["rollback", "all"], "kronos-all has no champion to roll back."),
+    ],
+)
+def test_what_cannot_be_done_is_told(
+    flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*flags, *(["--output-dir", str(tmp_path)] if len(flags) > 1 else [])]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert message in told
+
+
+def test_a_registry_that_cannot_be_reached_promotes_nobody(
+    registry: Registry,
+    adapter: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://somewhere")
+    assert cli.main(["promote", adapter, "--output-dir", str(tmp_path)]) == 2
+    assert "The MLflow store nonsense://somewhere cannot be used" in capsys.readouterr().err
+    assert champion(registry, adapter) is None

@@ -1,0 +1,285 @@
+"""Who forecasts a ticker, why, and what has to be said with it."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from registered import base_of, evidence, made_adapter, made_checkpoint
+from small import simulated_windows, small_recipe
+from tiny import save_tiny_base
+
+from kronos_pipeline.artifacts import ArtifactLayout, write_json
+from kronos_pipeline.config import Recipe
+from kronos_pipeline.errors import ModelError
+from kronos_pipeline.evaluation.predictions import LEVELS
+from kronos_pipeline.evaluation.sampling import Sampling, load_sampling, plain_sampling, save_sampling
+from kronos_pipeline.model.loading import KronosModel
+from kronos_pipeline.tracking.choice import Choice, choose, load_trained
+from kronos_pipeline.tracking.refits import pass_on_sampling
+from kronos_pipeline.tracking.registry import Registry, registered_name
+from kronos_pipeline.tracking.runs import Tracker
+from kronos_pipeline.tracking.store import TrackingError
+
+_numbers = count()
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_base: Path) -> Recipe:
+    return small_recipe(tiny_base)
+
+
+@pytest.fixture(scope="module")
+def base(recipe: Recipe) -> KronosModel:
+    return base_of(recipe)
+
+
+@pytest.fixture(scope="module")
+def made(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Path]:
+    """An adapter of a ticker, with weights of its own by seed."""
+
+    def one(ticker: str, seed: int) -> Path:
+        return made_adapter(tmp_path_factory.mktemp("adapter") / ticker, recipe, [ticker], seed)
+
+    return one
+
+
+@pytest.fixture(scope="module")
+def tracker(own_mlflow_store: str, tmp_path_factory: pytest.TempPathFactory) -> Tracker:
+    return Tracker(own_mlflow_store, tmp_path_factory.mktemp("output"))
+
+
+@pytest.fixture(scope="module")
+def run_id(tracker: Tracker) -> str:
+    with tracker.training_run("made", Recipe()) as run:
+        pass
+    return run.run_id
+
+
+@pytest.fixture(scope="module")
+def registry(tracker: Tracker) -> Registry:
+    return Registry(tracker)
+
+
+@pytest.fixture
+def ticker() -> str:
+    """A symbol of the test's own."""
+    return f"C{next(_numbers)}"
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> ArtifactLayout:
+    return ArtifactLayout(tmp_path / "out")
+
+
+@pytest.fixture
+def chosen(
+    registry: Registry, layout: ArtifactLayout, ticker: str, base: KronosModel, recipe: Recipe
+) -> Callable[..., Choice]:
+    def choice(**changes: Any) -> Choice:
+        return choose(registry, layout, ticker, base, recipe.model_copy(update=changes))
+
+    return choice
+
+
+@pytest.fixture
+def crown(registry: Registry, run_id: str) -> Callable[[Path, str], int]:
+    """Registers a folder and makes it champion."""
+
+    def one(folder: Path, name: str) -> int:
+        number = registry.register(folder, name, run_id, predictions=evidence({"naive": 1.0}), metrics={})
+        registry.promote(name, number, "it was the best.")
+        return number
+
+    return one
+
+
+def fitted(folder: Path, ticker: str, base: KronosModel, recipe: Recipe) -> Sampling:
+    """Gives a model a sampling of its own, beside its weights."""
+    [windows] = simulated_windows(recipe, [ticker])
+    model = load_trained(folder, base)
+    widths = dict.fromkeys(LEVELS, (2.0,) * recipe.horizon)
+    sampling = replace(plain_sampling(recipe), temperature=0.7, widths=widths, weights_hash=model.weights_hash)
+    save_sampling(folder, windows, sampling, recipe)
+    return sampling
+
+
+def verdict(path: Path, ticker: str, base_name: str, word: str) -> None:
+    found = {"base": {"naive": {"verdict": word, "reason": f"{word} by 12 cutoffs"}}}
+    write_json(
+        path,
+        {"per_symbol": [{"symbol": ticker, "verdicts": found}], "manifest": {"base_model": {"name": base_name}}},
+    )
+
+
+def test_the_tickers_champion_forecasts_as_it_was_fitted(
+    chosen: Callable[..., Choice],
+    crown: Callable[[Path, str], int],
+    made: Callable[[str, int], Path],
+    ticker: str,
+    base: KronosModel,
+    recipe: Recipe,
+) -> None:
+    first, second = made(ticker, 1), made(ticker, 2)
+    crown(first, registered_name(ticker))
+    sampling = fitted(second, ticker, base, recipe)
+    crown(second, registered_name(ticker))
+
+    choice = chosen()
+    assert choice.model is not None
+    assert choice.model.weights_hash == load_trained(second, base).weights_hash
+    assert choice.sampling == sampling
+    assert choice.label == f"kronos-{ticker} version 2"
+    assert choice.reason == f"kronos-{ticker} version 2 is the champion: it was the best."
+
+
+def test_the_checkpoints_champion_serves_the_tickers_that_it_was_trained_on_and_no_other(
+    chosen: Callable[..., Choice],
+    crown: Callable[[Path, str], int],
+    made: Callable[[str, int], Path],
+    ticker: str,
+    recipe: Recipe,
+    tmp_path: Path,
+) -> None:
+    crown(made_checkpoint(tmp_path / "other", recipe, ["SOMEBODY"]), registered_name(None))
+    choice = chosen()
+    assert choice.model is None
+    assert "the champion kronos-all version 1 was not trained on" in choice.reason
+
+    crown(made_checkpoint(tmp_path / "both", recipe, ["SOMEBODY", ticker]), registered_name(None))
+    assert chosen().label == "kronos-all version 2"
+    crown(made(ticker, 1), registered_name("group"))
+    assert chosen().label == "kronos-all version 2"
+    assert chosen(adapter_name="group").label == "kronos-group version 1"
+    crown(made(ticker, 1), registered_name(ticker))
+    assert chosen(adapter_name="group").label == f"kronos-{ticker} version 1"
+
+
+def test_a_refit_of_the_champion_forecasts_as_the_champion_is_sampled_and_is_labelled(
+    chosen: Callable[..., Choice],
+    crown: Callable[[Path, str], int],
+    made: Callable[[str, int], Path],
+    registry: Registry,
+    run_id: str,
+    ticker: str,
+    base: KronosModel,
+    recipe: Recipe,
+) -> None:
+    name, measured, refit = registered_name(ticker), made(ticker, 1), made(ticker, 2)
+    sampling = fitted(measured, ticker, base, recipe)
+    number = crown(measured, name)
+    pass_on_sampling(measured, refit, simulated_windows(recipe, [ticker]), base, recipe)
+    registry.register_refit(refit, name, run_id, refit_of=number)
+
+    choice = chosen()
+    assert choice.model is not None
+    assert choice.model.weights_hash == load_trained(refit, base).weights_hash
+    assert replace(choice.sampling, weights_hash=sampling.weights_hash) == sampling
+    assert choice.label == f"kronos-{ticker} version 2, a refit of version 1, not itself measured"
+    assert choice.notes[0] == "not itself measured"
+    assert f"kronos-{ticker} version 1 is the champion: it was the best." in choice.reason
+
+    crown(made(ticker, 3), name)
+    assert chosen().label == f"kronos-{ticker} version 3", "the refit is not one of the new champion"
+
+
+def test_a_refit_takes_nothing_over_where_nothing_was_fitted(
+    made: Callable[[str, int], Path], base: KronosModel, recipe: Recipe
+) -> None:
+    measured, refit = made("AAPL", 1), made("AAPL", 2)
+    pass_on_sampling(measured, refit, simulated_windows(recipe), base, recipe)
+    assert load_sampling(refit, "AAPL", load_trained(refit, base), recipe) is None
+
+
+@pytest.mark.parametrize("place", ["backtest of the adapter", "backtest of the checkpoint", "holdout"])
+def test_without_a_champion_the_base_model_forecasts_where_it_was_better_than_naive(
+    chosen: Callable[..., Choice], layout: ArtifactLayout, ticker: str, base: KronosModel, recipe: Recipe, place: str
+) -> None:
+    path = {
+        "backtest of the adapter": layout.backtest_report("adapter", ticker),
+        "backtest of the checkpoint": layout.backtest_report("checkpoint", ticker),
+        "holdout": layout.ticker_metrics(ticker),
+    }[place]
+    [windows] = simulated_windows(recipe, [ticker])
+    sampling = replace(plain_sampling(recipe), temperature=0.6, weights_hash=base.weights_hash)
+    save_sampling(layout.base, windows, sampling, recipe)
+    verdict(path, ticker, base.source.name, "better")
+
+    choice = chosen()
+    assert choice.model is base
+    assert choice.sampling == sampling
+    assert choice.label == f"base {base.source.label}"
+    assert f"kronos-{ticker} has no champion" in choice.reason
+    assert "better by 12 cutoffs" in choice.reason
+
+
+def test_a_backtests_verdict_counts_before_the_holdouts(
+    chosen: Callable[..., Choice], layout: ArtifactLayout, ticker: str, base: KronosModel
+) -> None:
+    verdict(layout.ticker_metrics(ticker), ticker, base.source.name, "better")
+    verdict(layout.backtest_report("adapter", ticker), ticker, base.source.name, "no better")
+    assert chosen().model is None
+
+
+@pytest.mark.parametrize("word", ["no better", "worse", "too little evidence"])
+def test_otherwise_the_last_close_is_repeated_and_the_reason_says_why(
+    chosen: Callable[..., Choice], layout: ArtifactLayout, ticker: str, base: KronosModel, word: str
+) -> None:
+    verdict(layout.ticker_metrics(ticker), ticker, base.source.name, word)
+    choice = chosen()
+    assert (choice.model, choice.label, choice.notes) == (None, "naive", ())
+    assert f"against naive: {word} ({word} by 12 cutoffs), so the last close is repeated" in choice.reason
+
+
+def test_a_verdict_on_another_base_model_or_ticker_counts_for_nothing(
+    chosen: Callable[..., Choice], layout: ArtifactLayout, ticker: str, base: KronosModel
+) -> None:
+    assert "no verdict on the base model" in chosen().reason
+    verdict(layout.ticker_metrics(ticker), ticker, "another", "better")
+    assert chosen().model is None
+    verdict(layout.ticker_metrics(ticker), "OTHER", base.source.name, "better")
+    assert chosen().model is None
+
+
+def test_a_champion_of_another_base_model_is_an_error_that_names_both_and_no_silent_fallback(
+    chosen: Callable[..., Choice], crown: Callable[[Path, str], int], ticker: str, tmp_path: Path
+) -> None:
+    other = small_recipe(save_tiny_base(tmp_path / "other", seed=5))
+    crown(made_adapter(tmp_path / "adapter", other, [ticker]), registered_name(ticker))
+    with pytest.raises(ModelError, match=f"The champion kronos-{ticker} version 1 cannot forecast.*other"):
+        chosen()
+
+
+def test_a_champion_whose_files_are_gone_or_damaged_is_an_error(
+    chosen: Callable[..., Choice],
+    crown: Callable[[Path, str], int],
+    made: Callable[[str, int], Path],
+    tracker: Tracker,
+    ticker: str,
+) -> None:
+    crown(made(ticker, 1), registered_name(ticker))
+    uri = MlflowClient(tracker.uri).get_model_version_download_uri(registered_name(ticker), "1")
+    place = Path(uri.removeprefix("file://"))
+    (place / "artifacts/model/adapter_model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ModelError, match=f"The champion kronos-{ticker} version 1 cannot forecast.*damaged"):
+        chosen()
+    shutil.rmtree(place)
+    with pytest.raises(TrackingError, match=f"The files of kronos-{ticker} version 1 cannot be fetched"):
+        chosen()
+
+
+def test_a_registry_that_cannot_be_reached_is_an_error_and_no_naive_forecast(
+    layout: ArtifactLayout, base: KronosModel, recipe: Recipe, tmp_path: Path
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        away = Tracker(f"http://127.0.0.1:{free.getsockname()[1]}", tmp_path)
+    with pytest.raises(TrackingError, match="cannot be used"):
+        choose(Registry(away), layout, "AAPL", base, recipe)
