@@ -106,13 +106,6 @@ def undefined_scores(reason: str) -> Scores:
     return _scores({}, dict.fromkeys(METRICS, reason))
 
 
-def better(scores: Scores | None, rival: Scores | None) -> bool | None:
-    """Whether `scores` has the lower MAE; None where either has none. It says nothing of chance, a verdict does."""
-    if scores is None or rival is None or scores["mae"] is None or rival["mae"] is None:
-        return None
-    return scores["mae"] < rival["mae"]
-
-
 def mean_scores(scores: list[Scores]) -> Scores:
     """The mean over symbols of each metric, every symbol weighing the same; None where it is None for any of them."""
     means, reasons = {}, {}

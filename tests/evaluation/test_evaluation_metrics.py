@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as arrays
 from made_predictions import made_predictions
 
 from kronos_pipeline.errors import ArtifactError
-from kronos_pipeline.evaluation.metrics import METRICS, UNITS, Scores, better, mean_scores, score, undefined_scores
+from kronos_pipeline.evaluation.metrics import METRICS, UNITS, Scores, mean_scores, score, undefined_scores
 from kronos_pipeline.evaluation.predictions import INTERVALS
 
 PRICES = st.floats(1e-3, 1e6)
@@ -183,16 +183,6 @@ def test_a_missing_column_is_named() -> None:
 
 def scores_of(**values: float) -> Scores:
     return {**dict.fromkeys(METRICS, 1.0), **values}
-
-
-def test_the_lower_mae_is_better_a_tie_is_not_and_nothing_beats_the_undefined() -> None:
-    low, high = scores_of(mae=1.0), scores_of(mae=2.0)
-    assert better(low, high) is True
-    assert better(high, low) is False
-    assert better(low, low) is False
-    assert better(low, undefined_scores("why")) is None
-    assert better(undefined_scores("why"), low) is None
-    assert better(low, None) is None
 
 
 def test_the_mean_over_symbols_is_undefined_where_one_of_them_is() -> None:
