@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from holdouts import NANO, RecordingSampler
+from registered import base_of
+from small import simulated_bars, simulated_windows, small_recipe
+
+from kronos_pipeline.artifacts import ArtifactLayout, read_parquet
+from kronos_pipeline.config import Recipe
+from kronos_pipeline.data.bars import FEATURES, Bars, make_bars
+from kronos_pipeline.errors import DataError, SettingsError
+from kronos_pipeline.evaluation.ahead import (
+    BOUNDS,
+    COLUMNS,
+    forecast_ahead,
+    forecast_manifest,
+    forecast_sheet,
+    save_forecast,
+)
+from kronos_pipeline.evaluation.forecasts import predict
+from kronos_pipeline.evaluation.predictions import LEVELS
+from kronos_pipeline.evaluation.sampling import plain_sampling
+from kronos_pipeline.model.loading import KronosModel
+
+RECIPE = Recipe(model_name="kronos-nano", lookback=20, horizon=6, eval_samples=40)
+PLAIN = plain_sampling(RECIPE)
+
+
+class ShiftModel(float):
+    """What `RecordingSampler` takes for a model, as far as a forecast reads one."""
+
+    source, context, weights_hash, device = NANO, NANO.context, "hash", "cpu"
+
+
+def ahead(bars: Bars, recipe: Recipe = RECIPE, **options: Any) -> pd.DataFrame:
+    options = {"sampler": RecordingSampler(), "sampling": plain_sampling(recipe), **options}
+    return forecast_ahead(bars, ShiftModel(0.5), options.pop("sampling"), recipe, **options)  # type: ignore[arg-type]
+
+
+def until(bars: Bars, count: int) -> Bars:
+    return make_bars(bars.ticker, bars.frame.iloc[:count], source=bars.source, time_zone=bars.time_zone)
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_base: Path) -> tuple[KronosModel, Recipe]:
+    recipe = small_recipe(tiny_base, eval_samples=25)
+    return base_of(recipe), recipe
+
+
+def test_a_forecast_of_the_bars_to_come_is_the_one_that_was_evaluated(tiny: tuple[KronosModel, Recipe]) -> None:
+    """At a cutoff of the holdout, whose bars come at their usual times, it gives the very numbers of the evaluation."""
+    model, recipe = tiny
+    (windows,) = simulated_windows(recipe)
+    widths = dict(zip(LEVELS, [(0.5, 0.6, 0.7, 0.8, 0.9), (1.1,) * 5, (2.0,) * 5], strict=True))
+    sampling = replace(plain_sampling(recipe), temperature=1.3, widths=widths)
+    evaluated = predict(windows, {"base": model}, {"base": sampling}, recipe).predictions
+    origin = int(windows.of_split("holdout")["origin"].iloc[0])
+    cutoff = windows.bars.frame["timestamps"].iloc[origin]
+    expected = evaluated[(evaluated["model"] == "base") & (evaluated["cutoff"] == cutoff)].reset_index(drop=True)
+    forecast = forecast_ahead(until(windows.bars, origin + 1), model, sampling, recipe)
+    assert len(forecast) == recipe.horizon
+    for column in ("unique_id", "cutoff", "ds", "step"):
+        assert (forecast[column] == expected[column]).all()
+    for column in ("mean", "median", *BOUNDS):
+        np.testing.assert_allclose(forecast[column], expected[column], rtol=1e-6, err_msg=column)
+
+
+def test_the_mean_candle_of_real_paths_is_a_candle(tiny: tuple[KronosModel, Recipe]) -> None:
+    model, recipe = tiny
+    forecast = forecast_ahead(simulated_bars(), model, plain_sampling(recipe), recipe)
+    assert tuple(forecast.columns) == COLUMNS
+    assert np.isfinite(forecast.drop(columns=["unique_id", "cutoff", "ds", "model"]).to_numpy(np.float64)).all()
+    assert (forecast["low"] <= forecast[["open", "mean"]].min(axis=1)).all()
+    assert (forecast["high"] >= forecast[["open", "mean"]].max(axis=1)).all()
+    assert (forecast["volume"] >= 0).all()
+
+
+def test_the_model_sees_the_newest_bars_and_the_times_that_are_due() -> None:
+    bars, sampler = simulated_bars(), RecordingSampler()
+    forecast = ahead(bars, RECIPE.model_copy(update={"seed": 5}), sampler=sampler)
+    (call,) = sampler.calls
+    np.testing.assert_array_equal(call["history"], bars.values[None, -20:])
+    due = pd.bdate_range(bars.frame["timestamps"].iloc[-1], periods=7)[1:]
+    assert list(forecast["ds"]) == list(due)
+    np.testing.assert_array_equal(call["ahead"][0, :, 2:], np.stack([due.weekday, due.day, due.month], axis=1))
+    past = pd.DatetimeIndex(bars.frame["timestamps"].iloc[-20:])
+    np.testing.assert_array_equal(call["past"][0, :, 2:], np.stack([past.weekday, past.day, past.month], axis=1))
+    assert (call["paths"], call["temperature"], call["top_p"]) == (40, 1.0, 0.9)
+    assert list(forecast["step"]) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_lookback_beyond_the_bars_or_the_context_is_cut() -> None:
+    bars, sampler = simulated_bars(), RecordingSampler()
+    ahead(until(bars, 7), sampler=sampler)
+    ahead(simulated_bars(bars=700), RECIPE.model_copy(update={"lookback": 512}), sampler=sampler)
+    assert [call["history"].shape[1] for call in sampler.calls] == [7, 512 - 6 - 1]
+
+
+def test_intervals_are_stretched_around_the_median() -> None:
+    plain = ahead(simulated_bars())
+    wide = ahead(simulated_bars(), sampling=replace(PLAIN, widths=dict.fromkeys(LEVELS, (2.0,) * 6)))
+    for level in LEVELS:
+        for side in ("lo", "hi"):
+            stretched = (wide[f"{side}_{level}"] - wide["median"]) / (plain[f"{side}_{level}"] - plain["median"])
+            np.testing.assert_allclose(stretched, 2)
+    pd.testing.assert_series_equal(plain["mean"], wide["mean"])
+
+
+def test_a_calendar_that_is_set_gives_the_times() -> None:
+    frame = simulated_bars().frame.assign(timestamps=pd.bdate_range(end="2024-12-23", periods=130))
+    frame = frame[~frame["timestamps"].isin(pd.to_datetime(["2024-07-04", "2024-09-02", "2024-11-28"]))]
+    bars = make_bars("AAPL", frame, source="AAPL.csv")
+    days = [f"{stamp:%m-%d}" for stamp in ahead(bars, RECIPE.model_copy(update={"calendars": ["XNYS"]}))["ds"]]
+    assert days == ["12-24", "12-26", "12-27", "12-30", "12-31", "01-02"]
+    with pytest.raises(SettingsError, match="no exchange calendar"):
+        ahead(bars, RECIPE.model_copy(update={"calendars": ["MSFT=NONE"]}))
+
+
+def test_naive_repeats_the_last_close_with_the_intervals_of_a_random_walk() -> None:
+    bars = simulated_bars()
+    forecast = forecast_ahead(bars, None, PLAIN, RECIPE)
+    close = bars.values[:, FEATURES.index("close")]
+    for column in ("mean", "median", "open", "high", "low"):
+        assert (forecast[column] == close[-1]).all()
+    assert (forecast["volume"] == bars.values[-1, FEATURES.index("volume")]).all()
+    assert set(forecast["model"]) == {"naive"}
+    deviation = np.sqrt(np.mean(np.diff(np.log(close[-20:])) ** 2))  # the lookback has 20 bars
+    for level, z in ((50, 0.674), (80, 1.282), (90, 1.645)):
+        expected = close[-1] * np.exp(z * deviation * np.sqrt(np.arange(1, 7)))
+        np.testing.assert_allclose(forecast[f"hi_{level}"], expected, rtol=0.02)
+    assert (forecast["lo_90"] < forecast["lo_50"]).all()
+
+
+def test_the_same_bars_give_the_same_forecast_and_those_before_the_lookback_change_nothing() -> None:
+    bars = simulated_bars()
+    pd.testing.assert_frame_equal(forecast_ahead(bars, None, PLAIN, RECIPE), forecast_ahead(bars, None, PLAIN, RECIPE))
+    other = bars.frame.copy()
+    other.loc[: len(other) - 41, list(FEATURES)] *= 3  # older than any lookback
+    changed = make_bars("AAPL", other, source="AAPL.csv")
+    pd.testing.assert_frame_equal(
+        forecast_ahead(bars, None, PLAIN, RECIPE), forecast_ahead(changed, None, PLAIN, RECIPE)
+    )
+
+
+def test_one_bar_or_closes_that_never_moved_give_no_forecast_but_a_reason() -> None:
+    bars = simulated_bars()
+    with pytest.raises(DataError, match="two bars or more, and there are 1"):
+        ahead(until(bars, 1))
+    flat = make_bars("AAPL", bars.frame.assign(**dict.fromkeys(FEATURES[:4], 7.0)), source="AAPL.csv")
+    with pytest.raises(DataError, match="the last 20 closes are all 7"):
+        ahead(flat)
+    assert (forecast_ahead(flat, None, PLAIN, RECIPE)["hi_90"] == 7).all()
+
+
+def test_a_saved_forecast_is_a_table_with_what_made_it_and_a_picture(tmp_path: Path) -> None:
+    bars, layout = simulated_bars("EURUSD=X"), ArtifactLayout(tmp_path)
+    forecast = ahead(bars, label="kronos-EURUSD=X version 3")
+    model: Any = ShiftModel(0.5)
+    manifest = forecast_manifest(bars, forecast, model, PLAIN, RECIPE, "it is the champion", ["embedded demo model"])
+    table, picture = save_forecast(layout, bars, forecast, manifest)
+    assert (table, picture) == (
+        tmp_path / "forecasts" / "EURUSD=X.parquet",
+        tmp_path / "plots" / "EURUSD=X" / "forecast.png",
+    )
+    kept, note = read_parquet(table)
+    pd.testing.assert_frame_equal(kept, forecast, check_dtype=False)
+    assert note["model"] == "kronos-EURUSD=X version 3"
+    assert note["reason"] == "it is the champion"
+    assert note["data"] == bars.content_hash
+    assert note["cutoff"] == bars.frame["timestamps"].iloc[-1].isoformat()
+    assert note["sampled"]["weights_hash"] == "hash"
+    unmarked = {**manifest, "notes": []}
+    marked = picture.read_bytes()
+    assert marked.startswith(b"\x89PNG")
+    assert save_forecast(layout, bars, forecast, unmarked)[1].read_bytes() != marked
+    assert forecast_manifest(bars, forecast, None, PLAIN, RECIPE, "no champion")["sampled"] is None
+
+
+def test_a_forecast_as_people_read_it() -> None:
+    bars = simulated_bars()
+    forecast = forecast_ahead(bars, None, PLAIN, RECIPE.model_copy(update={"horizon": 2}))
+    sheet = forecast_sheet(forecast, "there is no champion.", ["embedded demo model"])
+    last = bars.frame["timestamps"].iloc[-1]
+    assert sheet.title == f"AAPL: close (price) of the next 2 bars after {last:%Y-%m-%d}"
+    assert [header.replace("\n", " ") for header in sheet.headers] == [
+        *("Bar", "mean", "lo 90 %", "lo 80 %", "lo 50 %", "median", "hi 50 %", "hi 80 %", "hi 90 %")
+    ]
+    assert sheet.rows[0][0] == f"{forecast['ds'][0]:%Y-%m-%d}"
+    prices = [[float(cell.replace(",", "")) for cell in row[2:]] for row in sheet.rows]
+    assert all(row == sorted(row) for row in prices)
+    assert prices[0][0] == pytest.approx(forecast["lo_90"][0], rel=1e-4)
+    assert sheet.notes == ["By naive: there is no champion.", "embedded demo model"]
+    hourly = bars.frame.assign(timestamps=pd.date_range("2024-01-01", periods=len(bars), freq="h"))
+    hours = forecast_ahead(make_bars("AAPL", hourly, source="AAPL.csv"), None, PLAIN, RECIPE)
+    assert forecast_sheet(hours, "").rows[0][0] == "2024-01-06 10:00"
