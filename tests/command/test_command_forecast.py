@@ -1,0 +1,168 @@
+"""`kronos forecast`: the next bars, whose forecast it is and why."""
+
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from market_files import daily_frame, write_frame
+from registered import base_of, evidence, made_adapter
+from small import small_recipe
+
+from kronos_pipeline import cli
+from kronos_pipeline.artifacts import ArtifactLayout, read_parquet, write_json
+from kronos_pipeline.config import Recipe
+from kronos_pipeline.data.csv_files import find_csv_files
+from kronos_pipeline.data.ingest import read_bars
+from kronos_pipeline.evaluation.ahead import BOUNDS, forecast_ahead
+from kronos_pipeline.evaluation.sampling import plain_sampling
+from kronos_pipeline.model.lora import load_adapter
+from kronos_pipeline.tracking.registry import Registry, registered_name
+from kronos_pipeline.tracking.runs import Tracker
+
+_numbers = count()
+BARS = daily_frame(90)
+
+
+@pytest.fixture(autouse=True)
+def store(own_mlflow_store: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", own_mlflow_store)
+    return own_mlflow_store
+
+
+@pytest.fixture
+def ticker(tmp_path: Path) -> str:
+    """A symbol of the test's own, with its CSV."""
+    name = f"F{next(_numbers)}=X"
+    write_frame(tmp_path / "data", name, BARS)
+    return name
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> ArtifactLayout:
+    return ArtifactLayout(tmp_path / "out")
+
+
+def forecast(tmp_path: Path, ticker: str, *flags: str) -> int:
+    folders = ["--data-dir", str(tmp_path / "data"), "--output-dir", str(tmp_path / "out"), "--device", "cpu"]
+    return cli.main(["forecast", ticker, *folders, *flags])
+
+
+def measured(layout: ArtifactLayout, ticker: str, recipe: Recipe, verdict: str) -> None:
+    """What an evaluation leaves behind, as far as a forecast reads it."""
+    base = {"name": recipe.model_name}
+    entry = {"symbol": ticker, "verdicts": {"base": {"naive": {"verdict": verdict, "reason": "skill 4 %"}}}}
+    manifest = {"base_model": base, "config": recipe.model_dump(mode="json")}
+    write_json(layout.ticker_metrics(ticker), {"per_symbol": [entry], "manifest": manifest})
+
+
+def words(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_without_a_champion_the_last_close_is_repeated_and_the_reason_said(
+    tmp_path: Path, ticker: str, layout: ArtifactLayout, tiny_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert forecast(tmp_path, ticker.lower(), "--model-name", str(tiny_base), "--horizon", "4") == 0
+    told = words(capsys.readouterr().out)
+    assert f"{ticker}: close (price) of the next 4 bars after {BARS['Date'].iloc[-1]:%Y-%m-%d}" in told
+    assert f"By naive: kronos-{ticker} has no champion; kronos-all has no champion; no verdict on the base" in told
+    assert f"picture {layout.picture(ticker, 'forecast')}" in told
+    table, manifest = read_parquet(layout.forecast(ticker))
+    assert list(table["ds"]) == list(pd.bdate_range(BARS["Date"].iloc[-1], periods=5)[1:])
+    assert (table["mean"] == BARS["Close"].iloc[-1]).all()
+    assert manifest["sampled"] is None
+    assert layout.picture(ticker, "forecast").read_bytes().startswith(b"\x89PNG")
+
+
+def test_settings_are_those_of_the_last_evaluation_and_flags_come_before_them(
+    tmp_path: Path, ticker: str, layout: ArtifactLayout, tiny_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = small_recipe(tiny_base, horizon=3, calendars=["24/5"], seed=8)
+    measured(layout, ticker, recipe, "better")
+    assert forecast(tmp_path, ticker) == 0
+    told = words(capsys.readouterr().out)
+    assert f"By base {tiny_base}:" in told
+    assert "against naive: better (skill 4 %)" in told
+    assert "intervals as sampled, not recalibrated" in told
+    table, manifest = read_parquet(layout.forecast(ticker))
+    assert len(table) == 3
+    assert manifest["config"] == {**recipe.model_dump(mode="json"), "device": "cpu"}
+    assert forecast(tmp_path, ticker, "--horizon", "2", "--seed", "9", "--calendars", f"{ticker}=XNYS") == 0
+    again, manifest = read_parquet(layout.forecast(ticker))
+    assert len(again) == 2
+    assert manifest["config"]["calendars"] == [f"{ticker}=XNYS"]
+    assert not np.allclose(again["mean"], table["mean"][:2])
+
+
+def test_base_that_was_not_better_than_naive_does_not_forecast(
+    tmp_path: Path, ticker: str, layout: ArtifactLayout, tiny_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured(layout, ticker, small_recipe(tiny_base), "no better")
+    assert forecast(tmp_path, ticker) == 0
+    assert "against naive: no better (skill 4 %), so the last close is repeated." in words(capsys.readouterr().out)
+
+
+def test_a_champion_forecasts_with_the_lookback_that_it_was_trained_with(
+    tmp_path: Path,
+    ticker: str,
+    layout: ArtifactLayout,
+    store: str,
+    tiny_base: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = small_recipe(tiny_base, lookback=12)
+    folder = made_adapter(tmp_path / "adapter", recipe, [ticker])
+    tracker = Tracker(store, tmp_path)
+    with tracker.training_run("made", Recipe()) as run:
+        pass
+    registry, name = Registry(tracker), registered_name(ticker)
+    number = registry.register(folder, name, run.run_id, predictions=evidence({"naive": 1.0}), metrics={})
+    registry.promote(name, number, "it looked good.")
+    measured(layout, ticker, small_recipe(tiny_base, lookback=20), "better")
+
+    assert forecast(tmp_path, ticker) == 0
+    told = words(capsys.readouterr().out)
+    assert f"By {name} version 1: {name} version 1 is the champion: it looked good." in told
+    table, manifest = read_parquet(layout.forecast(ticker))
+    bars = read_bars(find_csv_files(tmp_path / "data").file(ticker))
+    expected = forecast_ahead(bars, load_adapter(folder, base_of(recipe)), plain_sampling(recipe), recipe)
+    for column in ("mean", "median", *BOUNDS):
+        np.testing.assert_allclose(table[column], expected[column], rtol=1e-6)
+    assert manifest["config"]["lookback"] == 12
+    assert set(table["model"]) == {f"{name} version 1"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--calendars", "NOWHERE"], "no exchange calendar is called 'NOWHERE'"),
+        (["--horizon", "0"], "--horizon: Input should be greater than or equal to 1 (found 0)"),
+        (["--data-dir", "nowhere"], "nowhere"),
+        (["--device", "cuda:99"], "--device cuda:99"),
+    ],
+)
+def test_what_cannot_be_forecast_is_said_and_leaves_no_file(
+    tmp_path: Path,
+    ticker: str,
+    layout: ArtifactLayout,
+    tiny_base: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    message: str,
+) -> None:
+    assert forecast(tmp_path, ticker, "--model-name", str(tiny_base), *flags) == 2
+    told: Any = capsys.readouterr()
+    assert message in told.err
+    assert not layout.forecast(ticker).exists()
+
+
+def test_a_ticker_without_a_csv_is_told_which_there_are(
+    tmp_path: Path, ticker: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert forecast(tmp_path, "NVDA") == 2
+    assert f"no CSV for the ticker 'NVDA' here; there are: {ticker}" in capsys.readouterr().err
