@@ -30,7 +30,9 @@ from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import make_bars
 from kronos_pipeline.data.simulate import simulate_ticker
 from kronos_pipeline.data.windows import build_windows
-from kronos_pipeline.evaluation.forecasts import NAIVE, forecast_holdout
+from kronos_pipeline.evaluation.forecasts import predict
+from kronos_pipeline.evaluation.predictions import NAIVE, point_table
+from kronos_pipeline.evaluation.sampling import plain_sampling
 from kronos_pipeline.model.loading import KronosModel, load_base, pick_device
 from kronos_pipeline.model.lora import load_adapter
 from kronos_pipeline.training.trainer import KronosTrainer
@@ -103,7 +105,8 @@ def adapt_one(seed: int, recipe: Recipe, base: KronosModel) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         result = KronosTrainer(recipe, folder, base=base, say=lambda _: None).train_adapter([windows], bars.ticker)
         models = {"base": base, "adapter": load_adapter(result.folder, base)}
-        forecasts = forecast_holdout(windows, models, recipe)
+        samplings = dict.fromkeys(models, plain_sampling(recipe))
+        forecasts = point_table(predict(windows, models, samplings, recipe).predictions)
     origins = pd.Index(bars.frame["timestamps"]).get_indexer(pd.Index(forecasts["cutoff"].unique()))
     lengths = forecasts.groupby("cutoff")["ds"].size()
     forecasts["oracle"] = np.concatenate(

@@ -181,7 +181,8 @@ def test_kronos_has_each_subcommand(
     assert cli.main(doctor) == 2
     assert "EMPTY.csv" in capsys.readouterr().out
     assert cli.main([]) == 2
-    assert "{train, pretrain, simulate, doctor}" in capsys.readouterr().err
+    commands = "{train, backtest, forecast, promote, rollback, check_blind, pretrain, simulate, doctor}"
+    assert commands in capsys.readouterr().err
     shutil.rmtree(tmp_path / "out")
 
 

@@ -18,6 +18,7 @@ from kronos_pipeline import run_training
 from kronos_pipeline.data.simulate import write_simulated
 from kronos_pipeline.evaluation.metrics import METRICS
 
+BASELINES = {"naive", "drift", "seasonal_naive", "random_walk"}
 pytestmark = pytest.mark.usefixtures("one_mlflow_store")
 
 
@@ -43,10 +44,11 @@ def check_numbers(output: Path) -> dict[str, Any]:
             assert scores["mae"] == pytest.approx(error.abs().mean())
             assert scores["rmse"] == pytest.approx(np.sqrt((error**2).mean()))
             assert scores["mape"] == pytest.approx(100 * (error / rows["y"]).abs().mean())
+            assert scores["bias"] == pytest.approx(error.mean())
         assert {name: entry[name] for name in METRICS} == {
             name: entry["models"][evaluation["model"]][name] for name in METRICS
         }
-    for name in METRICS:
+    for name in ("mae", "rmse", "mape", "mase", "crps", "coverage_80"):
         mean = np.mean([entry[name] for entry in evaluation["per_symbol"]])
         assert evaluation["aggregate"][name] == pytest.approx(mean)
     assert evaluation["aggregate"]["symbols_evaluated"] == len(evaluation["per_symbol"])
@@ -89,7 +91,7 @@ def test_an_adapter_per_ticker_beside_the_checkpoint(
     evaluation = check_numbers(output)
     assert evaluation["model"] == "adapter"
     for entry in evaluation["per_symbol"]:
-        assert set(entry["models"]) == {"naive", "base", "checkpoint", "adapter"}
+        assert set(entry["models"]) == {*BASELINES, "base", "checkpoint", "adapter"}
         folder = output / "adapters" / entry["symbol"]
         for file in ("adapter_config.json", "adapter_model.safetensors", "adapter.pt", "manifest.json", "history.csv"):
             assert (folder / file).is_file()
@@ -137,7 +139,7 @@ def test_a_model_that_has_seen_the_holdout_is_left_out_and_named(
     output = tmp_path / "out"
     assert train(tiny_base, data, output, validation_days=5, epochs=1) == 0
     assert train(tiny_base, data, output, "--adapter", "lora", epochs=1) == 0
-    assert set(check_numbers(output)["per_symbol"][0]["models"]) == {"naive", "base", "adapter"}
+    assert set(check_numbers(output)["per_symbol"][0]["models"]) == {*BASELINES, "base", "adapter"}
     assert re.search(r"AAPL: the checkpoint is left out: it has seen bars up to 2021", capsys.readouterr().out)
 
 

@@ -142,19 +142,22 @@ def test_a_finished_training_leaves_summary_history_curve_and_manifest(
 def test_holdout_metrics_go_to_the_run_of_the_training(tracker: Tracker, client: MlflowClient, tmp_path: Path) -> None:
     with tracker.training_run("adapter", CONFIG) as run:
         run.on_log(1, {"train_loss": 2.0})
-    plot = tmp_path / "AAPL.png"
-    plot.write_bytes(b"a plot")
+    plots = [tmp_path / "plots/AAPL.png", tmp_path / "plots/AAPL/fan.png"]
+    plots[1].parent.mkdir(parents=True)
+    for plot in plots:
+        plot.write_bytes(f"the plot {plot.name}".encode())
     table = pd.DataFrame(
         {"symbol": ["AAPL", "AAPL", "BRK.B"], "model": ["naive", "adapter", "naive"], "mae": [1.0, 0.5, 2.0]}
     )
     before = len(client.search_runs([stored(client, run.run_id).info.experiment_id]))
-    tracker.log_evaluation(run.run_id, {"holdout/mae": 0.5, "holdout/mape": float("nan")}, [plot], table)
+    tracker.log_evaluation(run.run_id, {"holdout/mae": 0.5, "holdout/mape": float("nan")}, plots, table)
 
     record = stored(client, run.run_id)
     assert record.data.metrics == {"train_loss": 2.0, "holdout/mae": 0.5}
     assert record.info.status == "FINISHED"
     assert len(client.search_runs([record.info.experiment_id])) == before
-    assert artifact(client, run.run_id, "plots/AAPL.png", tmp_path).read_bytes() == b"a plot"
+    assert artifact(client, run.run_id, "plots/AAPL.png", tmp_path).read_bytes() == b"the plot AAPL.png"
+    assert artifact(client, run.run_id, "plots/AAPL/fan.png", tmp_path).read_bytes() == b"the plot fan.png"
     own = pd.read_csv(artifact(client, run.run_id, "evaluation/AAPL.csv", tmp_path))
     assert own.to_dict("list") == {"symbol": ["AAPL", "AAPL"], "model": ["naive", "adapter"], "mae": [1.0, 0.5]}
     assert len(client.list_artifacts(run.run_id, "evaluation")) == 2

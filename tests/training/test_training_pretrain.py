@@ -15,7 +15,9 @@ from kronos_pipeline.data.bars import make_bars
 from kronos_pipeline.data.simulate import SHIPPED_TICKERS, Dynamics, simulate_ticker
 from kronos_pipeline.data.windows import build_windows
 from kronos_pipeline.errors import SettingsError
-from kronos_pipeline.evaluation.forecasts import forecast_holdout
+from kronos_pipeline.evaluation.forecasts import predict
+from kronos_pipeline.evaluation.predictions import point_table
+from kronos_pipeline.evaluation.sampling import plain_sampling
 from kronos_pipeline.model.decoding import sample_paths
 from kronos_pipeline.model.loading import load_base
 from kronos_pipeline.model.lora import load_adapter
@@ -180,7 +182,8 @@ def test_adapting_to_a_ticker_beats_the_untouched_base_and_naive_on_its_holdout(
     base = load_base(find_base_model("kronos-nano"), CPU)
     result = KronosTrainer(recipe, tmp_path, base=base, say=lambda _: None).train_adapter([windows], "SIM")
     models = {"base": base, "adapter": load_adapter(result.folder, base)}
-    forecasts = forecast_holdout(windows, models, recipe)
+    samplings = dict.fromkeys(models, plain_sampling(recipe))
+    forecasts = point_table(predict(windows, models, samplings, recipe).predictions)
     errors = {name: (forecasts[name] - forecasts["y"]).abs().mean() for name in ("naive", *models)}
     assert errors["adapter"] < 0.85 * errors["base"]
     assert errors["adapter"] < 0.85 * errors["naive"]
