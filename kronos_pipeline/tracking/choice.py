@@ -95,9 +95,9 @@ def _champion(registry: Registry, champion: Version, ticker: str, base: KronosMo
         sampling = load_sampling(folder, ticker, model, recipe)
     notes = [*_demo(base), *filter(None, [used.tags.get("contamination")])]
     label, reason = str(used), f"{champion} is the champion: {champion.tags.get('reason', 'no reason is on record')}"
-    if used is not champion:
-        label = f"{used}, a refit of version {champion.number}, {NOT_MEASURED}"
-        reason = f"{reason} The refit of it has seen all bars and is {NOT_MEASURED}."
+    if not used.measured:  # also where someone made a refit champion in MLflow itself
+        label = f"{used}, a refit of version {used.tags.get('refit_of')}, {NOT_MEASURED}"
+        reason = f"{reason} {used} is a refit on all bars and {NOT_MEASURED}."
         notes.insert(0, NOT_MEASURED)
     return Choice(model, sampling or plain_sampling(recipe), recipe, label, reason, tuple(notes))
 

@@ -99,9 +99,9 @@ class Registry:
         The words are written first, so that there is no champion without a reason.
 
         Raises:
-            TrackingError: there is no such version.
+            TrackingError: there is no such version, or it is a refit.
         """
-        version = self.version(name, number)
+        version = _measured(self.version(name, number))
         compared = decision.comparisons
         tags = {
             "gate": decision.gate,
@@ -130,12 +130,7 @@ class Registry:
         version = self._store.pointed(name, CHALLENGER) if number is None else self.version(name, number)
         if version is None:
             raise TrackingError(f"{name} has no challenger to promote. {self._store.known(name)}")
-        if not version.measured:
-            raise TrackingError(
-                f"{version} is a refit of version {version.tags.get('refit_of')} and not itself measured; promote that "
-                "one, and the refit is used with it."
-            )
-        if CHAMPION in version.aliases:
+        if CHAMPION in _measured(version).aliases:
             raise TrackingError(f"{version} is the champion already.")
         self._decide(version, "person", "yes", reason)
         self._crown(version)
@@ -200,11 +195,9 @@ class Registry:
         Raises:
             TrackingError: they are gone or damaged, or it is a refit, which nothing judged.
         """
-        if not version.measured:
-            raise TrackingError(f"{version} is not itself measured, so there is no evidence of it.")
         with TemporaryDirectory() as temporary:
             try:
-                return read_parquet(self._store.fetch(version, EVIDENCE, Path(temporary)))[0]
+                return read_parquet(self._store.fetch(_measured(version), EVIDENCE, Path(temporary)))[0]
             except ArtifactError as error:
                 raise TrackingError(f"The evidence of {version} is damaged: {error}") from error
 
@@ -235,3 +228,18 @@ class Registry:
 
     def _set_former(self, name: str, numbers: list[int]) -> None:
         self._store.remember(name, _FORMER, ",".join(map(str, numbers[-_KEPT_FORMER:])))
+
+
+def _measured(version: Version) -> Version:
+    """The version itself, which no refit may pass for.
+
+    Raises:
+        TrackingError: it was not measured.
+    """
+    if not version.measured:
+        of = version.tags.get("refit_of", "none that is known")
+        raise TrackingError(
+            f"{version} was not itself measured, so it can be no champion. It is a refit of version {of}: promote that "
+            "one, and the refit is used with it."
+        )
+    return version

@@ -97,14 +97,17 @@ class VersionStore:
         from mlflow.models import Model
         from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
-        with for_people(self._uri), TemporaryDirectory() as temporary:
+        with TemporaryDirectory() as temporary:
             packed = Path(temporary) / "packed"
-            experiment = client.get_run(run_id).info.experiment_id
-            logged = client.create_logged_model(experiment, described["kind"], source_run_id=run_id)
+            with for_people(self._uri):
+                experiment = client.get_run(run_id).info.experiment_id
+                logged = client.create_logged_model(experiment, described["kind"], source_run_id=run_id)
             ids: dict[str, Any] = {"run_id": run_id, "model_id": logged.model_id}
             record = Model(artifact_path=logged.artifact_location, model_uuid=logged.model_id, **ids)
             pack(folder, packed, record, predictions)
-            client.log_model_artifacts(logged.model_id, str(packed))
+            with for_people(self._uri):
+                client.log_model_artifacts(logged.model_id, str(packed))
+        with for_people(self._uri):
             client.finalize_logged_model(logged.model_id, "READY")
             client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
             now = int(time.time() * 1000)

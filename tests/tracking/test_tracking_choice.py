@@ -188,6 +188,8 @@ def test_a_refit_of_the_champion_forecasts_as_the_champion_is_sampled_and_is_lab
 
     crown(made(ticker, 3), name)
     assert chosen().label == f"kronos-{ticker} version 3", "the refit is not one of the new champion"
+    MlflowClient(registry.uri).set_registered_model_alias(name, "champion", "2")
+    assert chosen().notes[0] == "not itself measured", "whoever made it champion"
 
 
 def test_a_refit_takes_nothing_over_where_nothing_was_fitted(
