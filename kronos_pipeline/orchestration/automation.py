@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import dagster as dg
+from dagster._utils.schedules import is_valid_cron_schedule
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -46,6 +47,13 @@ class AutomationSettings(BaseSettings):
         except (ValueError, OSError, zoneinfo.ZoneInfoNotFoundError) as error:
             raise ValueError(f"{name!r} is no time zone; use a name such as America/New_York") from error
         return name
+
+    @field_validator("watch_cron", "adapter_cron", "checkpoint_cron", "promote_cron")
+    @classmethod
+    def _check_cron(cls, cron: str) -> str:
+        if not is_valid_cron_schedule(cron):
+            raise ValueError(f"{cron!r} is no cron schedule; use five fields such as 0 20 * * 1-5")
+        return cron
 
     @classmethod
     def from_environment(cls) -> AutomationSettings:

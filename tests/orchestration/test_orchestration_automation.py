@@ -60,22 +60,44 @@ class Folder:
         )
 
 
-def test_adapters_are_retrained_on_weekday_nights_in_chunks_of_the_sorted_tickers() -> None:
+def schedules_of(tickers: list[str], settings: AutomationSettings) -> dict[str, dg.ScheduleDefinition]:
+    return {schedule.job_name: schedule for schedule in make_schedules(tickers, settings)}
+
+
+@pytest.mark.parametrize("job", ["watch", "retrain_adapter", "promote_adapter"])
+def test_scheduled_jobs_cover_the_sorted_tickers_in_chunks(job: str) -> None:
     tickers = [f"T{number:02}" for number in range(7)]
-    adapters, checkpoint = make_schedules(tickers, AutomationSettings(tickers_per_run=3))
-    requests = evaluate(adapters)
+    requests = evaluate(schedules_of(tickers, AutomationSettings(tickers_per_run=3))[job])
     assert [one[1:] for one in ranges(requests)] == [("T00", "T02"), ("T03", "T05"), ("T06", "T06")]
     assert len({request.run_key for request in requests}) == 3
-    assert [one[1:] for one in ranges(evaluate(checkpoint))] == [("T00", "T06")]
-    assert (adapters.job_name, checkpoint.job_name) == ("retrain_adapter", "retrain_checkpoint")
 
 
-def test_schedules_run_in_the_markets_time_zone() -> None:
-    adapters, checkpoint = make_schedules(["AAPL"], AutomationSettings(market_time_zone="Asia/Tokyo"))
-    assert {adapters.execution_timezone, checkpoint.execution_timezone} == {"Asia/Tokyo"}
-    assert make_schedules(["AAPL"], AutomationSettings())[0].execution_timezone == "America/New_York"
-    assert adapters.cron_schedule == "0 20 * * 1-5"
-    assert checkpoint.cron_schedule == "0 8 * * 6"
+def test_the_checkpoint_is_retrained_over_all_tickers_in_one_run() -> None:
+    tickers = [f"T{number:02}" for number in range(7)]
+    schedule = schedules_of(tickers, AutomationSettings(tickers_per_run=3))["retrain_checkpoint"]
+    assert [one[1:] for one in ranges(evaluate(schedule))] == [("T00", "T06")]
+
+
+def test_schedules_run_in_the_markets_time_zone_when_the_settings_say() -> None:
+    for schedule in make_schedules(["AAPL"], AutomationSettings(market_time_zone="Asia/Tokyo")):
+        assert schedule.execution_timezone == "Asia/Tokyo"
+    by_default = schedules_of(["AAPL"], AutomationSettings())
+    assert {schedule.execution_timezone for schedule in by_default.values()} == {"America/New_York"}
+    # Forecasts come before the night's training, and what trains at every cutoff is for the weekend.
+    assert {job: schedule.cron_schedule for job, schedule in by_default.items()} == {
+        "watch": "0 18 * * 1-5",
+        "retrain_adapter": "0 20 * * 1-5",
+        "retrain_checkpoint": "0 8 * * 6",
+        "promote_adapter": "0 8 * * 0",
+    }
+
+
+def test_the_environment_sets_when_the_gate_opens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KRONOS_PROMOTE_CRON", "0 9 1 * *")
+    monkeypatch.setenv("KRONOS_WATCH_CRON", "30 17 * * 1-5")
+    found = schedules_of(["AAPL"], AutomationSettings.from_environment())
+    assert found["promote_adapter"].cron_schedule == "0 9 1 * *"
+    assert found["watch"].cron_schedule == "30 17 * * 1-5"
 
 
 def test_a_schedule_without_tickers_says_so_and_requests_nothing() -> None:
@@ -104,6 +126,7 @@ def test_a_scheduled_request_runs_as_it_is(location: Location) -> None:
         ("KRONOS_MARKET_TIME_ZONE", "Mars/Olympus"),
         ("KRONOS_TICKERS_PER_RUN", "0"),
         ("KRONOS_RETRAIN_AFTER_BARS", "many"),
+        ("KRONOS_WATCH_CRON", "at six"),
     ],
 )
 def test_a_setting_that_cannot_be_names_its_variable(

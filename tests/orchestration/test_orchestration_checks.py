@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+from typing import Any
 
 import dagster as dg
+import numpy as np
 import pytest
+from evaluation.made_predictions import predictions_of_losses
 from locations import Location, checks, failed_steps
 
+from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.data.bars import load_bars, make_bars, save_bars
 from kronos_pipeline.data.windows import load_windows, save_windows
+from kronos_pipeline.evaluation.report import save_ticker_evaluation
 from kronos_pipeline.orchestration.checks import (
     bars_are_sound,
-    beats_naive_and_base,
+    better_than,
+    holdout_report,
     ticker_check,
     windows_do_not_leak,
 )
@@ -61,20 +66,56 @@ def test_windows_that_look_ahead_are_found(ingested: Location, change: dict[str,
     assert found in text
 
 
-def test_the_verdict_names_the_rival_that_was_not_beaten(ingested: Location) -> None:
-    path = ingested.layout.ticker_metrics("AAPL")
-    path.parent.mkdir()
-    entry = {
-        "beats_naive": True,
-        "beats_base": False,
-        "bars": 30,
-        "models": {name: {"mae": mae} for name, mae in (("naive", 3.0), ("base", 1.0), ("adapter", 2.0))},
-    }
-    path.write_text(json.dumps({"model": "adapter", "per_symbol": [entry]}))
-    expected = "The adapter does not beat base. MAE on 30 holdout bars: naive 3, base 1, adapter 2"
-    assert beats_naive_and_base(ingested.layout, "AAPL") == (False, expected)
-    path.write_text(json.dumps({"model": "adapter", "per_symbol": [{**entry, "beats_base": True}]}))
-    assert beats_naive_and_base(ingested.layout, "AAPL")[0]
+def report_of(layout: ArtifactLayout, losses: dict[str, np.ndarray], tickers_tested: int = 1, **manifest: Any) -> None:
+    """Keep AAPL's metrics, with the scaled error given by model and cutoff."""
+    base = {"label": "a base", "name": "a base", "demo": False}
+    predictions = predictions_of_losses(losses)
+    save_ticker_evaluation(layout, predictions, "adapter", {"base_model": base, **manifest}, tickers_tested)
+
+
+def verdict_on(layout: ArtifactLayout, rival: str) -> tuple[bool, str]:
+    return better_than(rival, holdout_report)(layout, "AAPL")
+
+
+def test_a_check_passes_on_better_alone_and_gives_the_figures(location: Location) -> None:
+    noise = np.random.default_rng(0).uniform(0.9, 1.1, (3, 20))
+    losses = {"naive": 2 * noise[0], "base": noise[1], "adapter": noise[2]}
+    report_of(location.layout, losses)
+    passed, text = verdict_on(location.layout, "naive")
+    assert passed
+    assert text.startswith("The adapter against naive: better; skill ")
+    assert "20 cutoffs" in text
+    passed, text = verdict_on(location.layout, "base")
+    assert not passed
+    assert text.startswith("The adapter against base: no better; skill ")
+
+
+def test_a_check_says_where_there_is_too_little_evidence(location: Location) -> None:
+    report_of(location.layout, {"naive": np.full(7, 2.0), "base": np.full(7, 2.0), "adapter": np.full(7, 1.0)})
+    passed, text = verdict_on(location.layout, "naive")
+    assert not passed
+    assert "too little evidence; 7 shared cutoffs, and a verdict needs 8" in text
+
+
+def test_a_check_is_corrected_for_all_tickers_and_says_what_may_have_been_seen(location: Location) -> None:
+    noise = np.random.default_rng(1).uniform(0.5, 1.5, (2, 10))
+    losses = {"naive": 1.4 * noise[0], "base": noise[0], "adapter": noise[1]}
+    report_of(location.layout, losses)
+    alone = verdict_on(location.layout, "naive")
+    report_of(location.layout, losses, 1000, contamination={"AAPL": "may have been seen in pre-training"})
+    among_many = verdict_on(location.layout, "naive")
+    assert (alone[0], among_many[0]) == (True, False)
+    assert "may have been seen in pre-training" in among_many[1]
+
+
+def test_a_checks_description_says_what_the_verdict_rests_on(location: Location) -> None:
+    location.write("AAPL")
+    graph = location.definitions.resolve_asset_graph()
+    for asset in ("holdout_metrics", "backtest"):
+        for rival, words in (("naive", "repeating the last close"), ("base", "the untouched base model")):
+            spec = graph.get_check_spec(dg.AssetCheckKey(dg.AssetKey(asset), f"better_than_{rival}"))
+            assert words in (spec.description or "")
+            assert "Diebold and Mariano" in (spec.description or "")
 
 
 @pytest.mark.parametrize("blocking", [True, False])

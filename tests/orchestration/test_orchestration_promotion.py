@@ -1,0 +1,196 @@
+"""From a training to a champion, its forecasts and the watch over it: one ticker whose pattern an adapter can learn.
+
+The levels of the days of the week are the pattern: strong, the same all along, and nothing that the last close or the
+embedded base model knows. When they change, what was learned is out of date.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pandas as pd
+import pytest
+from locations import Location, checks, failed_steps
+
+from kronos_pipeline.artifacts import read_json, read_parquet
+from kronos_pipeline.data.simulate import Calendar, Dynamics, simulate_ticker
+from kronos_pipeline.orchestration.automation import AutomationSettings, make_jobs
+from kronos_pipeline.orchestration.drift_sensor import make_drift_sensor
+from kronos_pipeline.orchestration.partitions import ticker_partitions
+
+TICKER = "WEEKLY"  # a name that no other test promotes: the MLflow store is one for all of them
+KNOWN, HORIZON = 500, 5
+LEARNS = {
+    "lookback": 20,
+    "horizon": HORIZON,
+    "validation_days": 10,
+    "selection_days": 20,
+    "stride": 1,
+    "epochs": 2,
+    "learning_rate": 5e-3,
+    "eval_samples": 4,
+    "backtest_origins": 10,
+    "backtest_refit_every": 10,
+    "recalibrate": False,
+}
+
+
+def bars(count: int, *, changed: bool) -> pd.DataFrame:
+    """So many bars; with `changed`, the days of the week have other levels after the known bars."""
+    rng = np.random.default_rng(5)
+    pattern = Calendar(np.zeros((13, 32)), 0.06 * rng.standard_normal(7), np.zeros(24))
+    dynamics = Dynamics(walk=0.002, deviation=0.0)
+    simulated = simulate_ticker(77, count, dynamics=dynamics, calendar=pattern)
+    frame = simulated.frame()
+    if changed:
+        opposite = np.exp(-4 * pattern.levels(pd.DatetimeIndex(frame["timestamps"])))
+        late = np.arange(count) >= KNOWN
+        prices = ["open", "high", "low", "close"]
+        frame[prices] = frame[prices].mul(np.where(late, opposite, 1.0), axis=0)
+        frame["high"], frame["low"] = frame[prices].max(axis=1), frame[prices].min(axis=1)
+    return frame
+
+
+@dataclass
+class Champion:
+    """A location in which the gate has decided on an adapter, and the sensor that watches over it."""
+
+    location: Location
+    promoted: dg.ExecuteInProcessResult
+    cursor: str | None = None
+    asked: list[dg.RunRequest] = field(default_factory=list)
+
+    def write(self, frame: pd.DataFrame) -> None:
+        path = self.location.data / TICKER / f"{TICKER}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        frame.to_csv(path, index=False)
+
+    def watch(self) -> dict[str, Any]:
+        """Run the job `watch` with the newest bars, and say what `drift` found."""
+        result = self.location.run("watch", TICKER, settings=LEARNS)
+        assert result.success, failed_steps(result)
+        return self.location.metadata("drift", TICKER)
+
+    def tick(self) -> list[str | None]:
+        """The jobs that the sensor asks for now."""
+        jobs = make_jobs(ticker_partitions([TICKER]))
+        sensor = make_drift_sensor([TICKER], jobs, AutomationSettings())
+        with dg.build_sensor_context(
+            instance=self.location.instance, cursor=self.cursor, definitions=self.location.definitions
+        ) as context:
+            tick = sensor.evaluate_tick(context)
+        self.cursor = tick.cursor
+        self.asked = list(tick.run_requests or [])
+        return [request.job_name for request in self.asked]
+
+
+@pytest.fixture(scope="module")
+def champion(tmp_path_factory: pytest.TempPathFactory) -> Champion:
+    location = Location(tmp_path_factory.mktemp("location"), Path("kronos-nano"))
+    story = Champion(location, None)  # type: ignore[arg-type]
+    story.write(bars(KNOWN, changed=False))
+    story.promoted = location.run("promote_adapter", TICKER, settings=LEARNS)
+    return story
+
+
+def test_an_adapter_that_learned_a_strong_pattern_becomes_champion_with_the_reason(champion: Champion) -> None:
+    assert champion.promoted.success, failed_steps(champion.promoted)
+    found = champion.location.metadata("champion", TICKER)
+    assert found["promoted"] is True
+    assert found["evidence"] == "backtest"
+    assert "Promoted by the strict gate: better than naive (skill " in found["decision"]
+    assert "better than base" in found["decision"]
+    assert found["version"] == 1
+
+
+def test_the_version_holds_the_verdicts_the_reason_and_its_evidence(champion: Champion) -> None:
+    from kronos_pipeline.tracking.registry import Registry
+    from kronos_pipeline.tracking.runs import Tracker
+
+    registry = Registry(Tracker(None, champion.location.layout.root))
+    version = registry.champion(f"kronos-{TICKER}")
+    assert version is not None
+    found = champion.location.metadata("champion", TICKER)
+    assert version.tags["verdict.naive"] == version.tags["verdict.base"] == "better"
+    assert version.tags["reason"] in found["decision"]
+    assert version.run_id == found["MLflow run"] == champion.location.metadata("adapter", TICKER)["MLflow run"]
+    kept, _ = read_parquet(champion.location.layout.backtest("adapter", TICKER))
+    assert len(registry.evidence(version)) == len(kept)
+
+
+def test_the_checks_of_holdout_and_backtest_show_each_verdict(champion: Champion) -> None:
+    found = checks(champion.promoted)
+    assert found["backtest", "better_than_naive"] == {TICKER: True}
+    assert found["backtest", "better_than_base"] == {TICKER: True}
+    texts = {
+        (one.asset_key.to_user_string(), one.check_name): str(one.description)
+        for one in champion.promoted.get_asset_check_evaluations()
+    }
+    assert "The adapter against naive: better; skill " in texts["backtest", "better_than_naive"]
+    # Ten days are two cutoffs of five bars: on the holdout alone nothing can be said.
+    assert found["holdout_metrics", "better_than_naive"] == {TICKER: False}
+    assert "too little evidence; 2 shared cutoffs" in texts["holdout_metrics", "better_than_naive"]
+
+
+def test_the_leaderboard_shows_and_keeps_holdout_and_backtest(champion: Champion) -> None:
+    board = read_json(champion.location.layout.leaderboard)
+    models = {what: [row["model"] for row in board[what]["models"]] for what in ("holdout", "backtest")}
+    assert {"naive", "drift", "random_walk", "base", "adapter"} <= set(models["backtest"])
+    assert models["backtest"].index("adapter") < models["backtest"].index("naive")
+    assert board["backtest"]["cutoffs"] == 10
+    event = champion.location.instance.get_latest_materialization_event(dg.AssetKey("leaderboard"))
+    assert event is not None
+    assert event.asset_materialization is not None
+    shown = {name: value.value for name, value in event.asset_materialization.metadata.items()}
+    assert str(shown["leaderboard"]).startswith("Holdout")
+    assert str(shown["backtest leaderboard"]).startswith("Backtest")
+
+    from mlflow import MlflowClient
+
+    logged = MlflowClient().get_run(str(shown["MLflow run"])).data.metrics
+    assert logged["backtest/adapter/mase"] == next(
+        row["mase"] for row in board["backtest"]["models"] if row["model"] == "adapter"
+    )
+
+
+def test_the_champion_forecasts_the_bars_to_come(champion: Champion) -> None:
+    shown = champion.location.metadata("forecast", TICKER)
+    assert shown["forecast by"] == f"kronos-{TICKER} version 1"
+    assert "Promoted by the strict gate" in shown["why"]
+    assert shown["fan chart"].startswith("![the bars to come, with intervals](data:image/png;base64,")
+    ahead, manifest = read_parquet(champion.location.layout.forecast(TICKER))
+    days = bars(KNOWN + HORIZON, changed=False)["timestamps"].iloc[-HORIZON:]
+    assert ahead["ds"].tolist() == days.tolist()
+    assert (ahead["lo_80"] <= ahead["hi_80"]).all()
+    assert manifest["reason"] == shown["why"]
+
+
+def test_a_champion_is_watched_on_the_bars_that_came_since_it_was_measured(champion: Champion) -> None:
+    assert "not yet a whole horizon of 5" in champion.watch()["result"]
+    champion.write(bars(KNOWN + 2 * HORIZON, changed=False))
+    found = champion.watch()
+    assert found["drifted"] is False, found
+    assert found["cutoffs"] == 2
+    assert found["scaled error"] <= found["bound"]
+    assert champion.tick() == []
+
+
+def test_drift_asks_once_for_a_training_up_to_the_gate(champion: Champion) -> None:
+    champion.write(bars(KNOWN + 2 * HORIZON, changed=True))
+    found = champion.watch()
+    assert found["drifted"] is True, found
+    assert found["scaled error"] > found["bound"] > found["usual error"]
+    assert champion.tick() == ["promote_adapter"]
+    (request,) = champion.asked
+    assert request.tags["dagster/asset_partition_range_start"] == TICKER
+    assert champion.tick() == []
+    champion.watch()  # a new materialisation of the same finding
+    assert champion.tick() == []
+    champion.write(bars(KNOWN + 3 * HORIZON, changed=True))
+    assert champion.watch()["drifted"] is True
+    assert champion.tick() == ["promote_adapter"]
