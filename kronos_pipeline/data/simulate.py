@@ -55,6 +55,7 @@ class Dynamics:
         return float(np.hypot(self.walk, self.deviation))
 
 
+FIRST_DAY = "2021-01-04"
 _BURN_IN = 100
 
 
@@ -142,7 +143,7 @@ def simulate_ticker(
     seed: int | Sequence[int],
     bars: int,
     *,
-    start: str | pd.Timestamp = "2021-01-04",
+    start: str | pd.Timestamp = FIRST_DAY,
     frequency: str = "B",
     dynamics: Dynamics | None = None,
     calendar: Calendar | None = None,
@@ -197,6 +198,8 @@ def write_simulated(
 ) -> list[Path]:
     """Write `<data_dir>/<TICKER>/<TICKER>.csv` for each ticker: the same arguments give the same bytes.
 
+    All end on one day, whatever their weeks: a model over several tickers would else know one's later days.
+
     Raises:
         SettingsError: fewer than two bars, or no ticker.
         ArtifactError: the folder cannot be written.
@@ -204,10 +207,12 @@ def write_simulated(
     if bars < 2 or not tickers:
         raise SettingsError("A simulation needs at least one ticker and two bars.")
     paths = []
+    last = pd.date_range(FIRST_DAY, periods=bars, freq="B")[-1]
     for ticker in tickers:
         # The name seeds the ticker, so that a file does not change with its neighbours.
         frequency = "D" if ticker == "BTCUSD" else "B"
-        simulated = simulate_ticker([seed, *ticker.encode()], bars, frequency=frequency)
+        start = pd.date_range(end=last, periods=bars, freq=frequency)[0]
+        simulated = simulate_ticker([seed, *ticker.encode()], bars, start=start, frequency=frequency)
         path = data_dir / ticker / f"{ticker}.csv"
         _write(path, _csv(simulated, volume=ticker != "EURUSD"))
         paths.append(path)

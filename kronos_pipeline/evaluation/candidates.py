@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json
+from kronos_pipeline.data.together import first_held_out
 from kronos_pipeline.evaluation.forecasts import Forecasts
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, CHECKPOINT
 from kronos_pipeline.evaluation.sampling import Sampling, fit_sampling, load_sampling, save_sampling
@@ -25,10 +26,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that can be compared, and the folder where what belongs to it lies: how it is sampled, by ticker."""
+    """A model that can be compared.
+
+    Attributes:
+        model: the model.
+        folder: where what belongs to it lies: how it is sampled, by ticker.
+        doubt: what must be said of its scores on this ticker, or None.
+    """
 
     model: KronosModel
     folder: Path
+    doubt: str | None = None
 
 
 def load_candidates(
@@ -59,10 +67,11 @@ def load_candidates(
     for name, folder, load in places:
         if not folder.is_dir():
             continue
-        if reason := _unfit(folder, base, windows):
+        manifest: dict[str, Any] = read_json(folder / MANIFEST)
+        if reason := _unfit(manifest, base, windows):
             notes.append(f"{windows.ticker}: the {name} is left out: {reason}.")
         else:
-            found[name] = Candidate(load(folder, base), folder)
+            found[name] = Candidate(load(folder, base), folder, _doubt(name, manifest, windows))
     return found, notes
 
 
@@ -76,6 +85,12 @@ def sampling_of(candidate: Candidate, windows: WindowSet, recipe: Recipe) -> Sam
     return fitted
 
 
+def doubts(ticker: str, candidates: Mapping[str, Candidate]) -> dict[str, Any]:
+    """The entry of a manifest that says what must be said of the models' scores, by ticker; empty without doubts."""
+    found = [one.doubt for one in candidates.values() if one.doubt]
+    return {"doubts": {ticker: "; ".join(found)} if found else {}}
+
+
 def how_sampled(ticker: str, samplings: Mapping[str, Sampling], forecasts: Forecasts) -> dict[str, Any]:
     """Entries of a manifest: how each model was sampled, and the share of its bars that were mended, by ticker."""
     return {
@@ -84,14 +99,22 @@ def how_sampled(ticker: str, samplings: Mapping[str, Sampling], forecasts: Forec
     }
 
 
-def _unfit(folder: Path, base: KronosModel, windows: WindowSet) -> str | None:
+def _unfit(manifest: Mapping[str, Any], base: KronosModel, windows: WindowSet) -> str | None:
     """Why a trained model cannot be compared on this holdout, or None where it can."""
-    manifest: dict[str, Any] = read_json(folder / MANIFEST)
     made_on = manifest.get("base_model", {})
     if made_on.get("weights_hash") != base.weights_hash:
         return f"it was trained on another base model, {made_on.get('name')}"
-    seen_until = manifest.get("seen_until", {}).get(windows.ticker)
-    first = windows.bars.frame["timestamps"].iloc[windows.holdout_start]
-    if seen_until is not None and pd.Timestamp(seen_until) >= first:
+    seen_until, first = manifest.get("seen_until", {}).get(windows.ticker), first_held_out(windows)
+    if seen_until is not None and first is not None and pd.Timestamp(seen_until) >= first:
         return f"it has seen bars up to {seen_until}, and the holdout begins at {first.isoformat()}"
     return None
+
+
+def _doubt(name: str, manifest: Mapping[str, Any], windows: WindowSet) -> str | None:
+    """Whether a model over several tickers knows others' bars of the holdout's time, which tell of the market's."""
+    others = {ticker: until for ticker, until in manifest.get("seen_until", {}).items() if until is not None}
+    latest = max(others, key=lambda ticker: pd.Timestamp(others[ticker]), default=None)
+    first = first_held_out(windows)
+    if latest is None or first is None or pd.Timestamp(others[latest]) < first:
+        return None
+    return f"the {name} was trained on bars of {latest} up to {others[latest][:10]}, later than this holdout's first"

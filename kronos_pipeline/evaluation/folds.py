@@ -14,12 +14,13 @@ ticker share cutoffs, so that a new model can be compared with the champion, and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pandas as pd
 
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import Bars, make_bars
+from kronos_pipeline.data.together import known_together
 from kronos_pipeline.data.windows import WindowSet, build_windows
 from kronos_pipeline.errors import DataError, KronosError, Problem
 
@@ -32,7 +33,7 @@ class Fold:
         group: the tickers that are trained together, those that this fold leaves out included.
         recipe: the recipe, with a holdout that holds the fold's cutoffs.
         windows: the tickers' windows on bars that end with the fold.
-        known: the same for training: no bar that is newer than the earliest cutoff of any of the tickers.
+        known: the same for training: no target bar that is newer than the earliest cutoff of any of the tickers.
     """
 
     group: tuple[str, ...]
@@ -77,7 +78,8 @@ def _folds_of(
     """
     horizon, every = recipe.horizon, recipe.backtest_refit_every
     folds: list[Fold] = []
-    errors: dict[str, KronosError] = {}
+    group = tuple(bars)
+    bars, errors = _aligned(bars, recipe)
     for first in range(0, recipe.backtest_origins, every):
         cutoffs = min(every, recipe.backtest_origins - first)
         changes = {"validation_bars": cutoffs * horizon, "max_cutoffs": cutoffs, "backtest_origins": 0}
@@ -91,9 +93,26 @@ def _folds_of(
             except DataError as error:
                 errors[ticker] = error
         if windows:
-            folds.append(Fold(tuple(bars), own, tuple(windows), _known_together(windows)))
+            folds.append(Fold(group, own, tuple(windows), tuple(known_together(windows))))
     scored = {one.ticker for fold in folds for one in fold.windows}
     return folds, {ticker: error for ticker, error in errors.items() if ticker not in scored}
+
+
+def _aligned(bars: Mapping[str, Bars], recipe: Recipe) -> tuple[dict[str, Bars], dict[str, KronosError]]:
+    """The tickers' bars up to the earliest of their ends, and why a ticker that ended long before is left out."""
+    last = {ticker: one.frame["timestamps"].iloc[-1] for ticker, one in bars.items()}
+    newest = bars[max(last, key=lambda ticker: last[ticker])]
+    first_cutoff = newest.frame["timestamps"].iloc[max(len(newest) - recipe.backtest_origins * recipe.horizon - 1, 0)]
+    rule = f"its bars end before {first_cutoff}, where the others' cutoffs begin; backtest it alone"
+    errors: dict[str, KronosError] = {
+        ticker: DataError(Problem(one.source, rule), ticker)
+        for ticker, one in bars.items()
+        if last[ticker] < first_cutoff
+    }
+    end = min(stamp for ticker, stamp in last.items() if ticker not in errors)
+    kept = {ticker: one for ticker, one in bars.items() if ticker not in errors}
+    ends = {ticker: int(one.frame["timestamps"].searchsorted(end, side="right")) for ticker, one in kept.items()}
+    return {ticker: _until(one, ends[ticker]) for ticker, one in kept.items()}, errors
 
 
 def _end(bars: Bars, horizon: int, anchor: pd.Timestamp | None) -> int:
@@ -109,20 +128,7 @@ def _until(bars: Bars, end: int) -> Bars:
     if end < 1:
         rule = "there are too few bars for so many cutoffs; lower --backtest-origins or --horizon"
         raise DataError(Problem(bars.source, rule), bars.ticker)
+    if end == len(bars):
+        return bars
     frame = bars.frame.iloc[:end]
     return make_bars(bars.ticker, frame, source=bars.source, time_zone=bars.time_zone, notes=bars.notes)
-
-
-def _known_together(windows: Sequence[WindowSet]) -> tuple[WindowSet, ...]:
-    """The windows for training, without what is newer than the earliest cutoff among the tickers.
-
-    Their files may end on different days, and another ticker's later bars would tell of the market's.
-    """
-    until = min(one.bars.frame["timestamps"].iloc[one.holdout_start - 1] for one in windows)
-    known = []
-    for one in windows:
-        stamps = one.bars.frame["timestamps"].to_numpy()
-        late = stamps[one.rows["end"].to_numpy() - 1] > until.to_datetime64()
-        kept = one.rows[(one.rows["split"] == "holdout") | ~late].reset_index(drop=True)
-        known.append(one if len(kept) == len(one.rows) else replace(one, rows=kept))
-    return tuple(known)

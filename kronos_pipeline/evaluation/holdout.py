@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from kronos_pipeline.artifacts import ArtifactLayout
-from kronos_pipeline.evaluation.candidates import how_sampled, load_candidates, sampling_of
+from kronos_pipeline.evaluation.candidates import doubts, how_sampled, load_candidates, sampling_of
 from kronos_pipeline.evaluation.forecasts import predict
 from kronos_pipeline.evaluation.plots import save_plots
 from kronos_pipeline.evaluation.predictions import ADAPTER, CHECKPOINT
@@ -76,8 +76,10 @@ def evaluate_ticker(
     models = {name: one.model for name, one in candidates.items()}
     forecasts = predict(windows, models, samplings, recipe)
     runs = {windows.ticker: mlflow_run} if mlflow_run else {}
-    manifest = evaluation_manifest([windows], recipe, base.source, str(base.device), runs) | how_sampled(
-        windows.ticker, samplings, forecasts
+    manifest = (
+        evaluation_manifest([windows], recipe, base.source, str(base.device), runs)
+        | how_sampled(windows.ticker, samplings, forecasts)
+        | doubts(windows.ticker, candidates)
     )
     evaluation = save_ticker_evaluation(layout, forecasts.predictions, trained, manifest, tickers_tested)
     said = [f"base model {base.source.label}", *evaluation["warnings"]]

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 RIVALS = (NAIVE, BASE)
 """What a model is judged against."""
-_PER_TICKER = ("data", "cutoffs_left_out", "contamination", "mlflow_runs", "sampling", "mended", "folds")
+_PER_TICKER = ("data", "cutoffs_left_out", "contamination", "doubts", "mlflow_runs", "sampling", "mended", "folds")
 
 
 def evaluation_manifest(
@@ -148,7 +148,7 @@ def build_evaluation(
         "model": trained,
         "base_model": " / ".join(base["label"] for base in bases),
         "demo": any(base["demo"] for base in bases),
-        "warnings": _warnings(manifest.get("contamination", {})),
+        "warnings": [*_warnings(manifest.get("contamination", {})), *_warnings(manifest.get("doubts", {}))],
         "units": UNITS,
         "aggregate": _aggregate(predictions, per_symbol, trained, judged),
         "per_symbol": per_symbol,
@@ -234,6 +234,7 @@ def _symbol_entry(
         "cutoffs_left_out": int(manifest.get("cutoffs_left_out", {}).get(symbol, 0)),
         "holdout": _span(rows),
         "contamination": manifest.get("contamination", {}).get(symbol),
+        "doubts": manifest.get("doubts", {}).get(symbol),
         "models": {**models, trained: own},
         "verdicts": {model: _as_dicts(found) for model, found in verdicts.items() if found},
         "sampling": manifest.get("sampling", {}).get(symbol, {}),

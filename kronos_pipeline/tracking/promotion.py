@@ -8,7 +8,7 @@ The command and the Dagster assets go through `submit`, so there is one way to b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -120,6 +120,10 @@ def submit(
         gate=recipe.gate,
         tickers_tested=tickers_tested,
     )
+    if decision.promote and (doubt := next(iter(evidence.manifest.get("doubts", {}).values()), None)):
+        decision = replace(
+            decision, promote=False, reason=f"Not promoted: {doubt}; a backtest would not have that flaw."
+        )
     evaluation = build_evaluation(evidence.predictions, trained, [], evidence.manifest, tickers_tested)
     tags = {"evidence": evidence.source, "tickers": str(len(tickers))}
     if evaluation["warnings"]:

@@ -15,6 +15,7 @@ from accelerate.utils import set_seed
 from kronos_pipeline.artifacts import ArtifactLayout, code_version, package_versions
 from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.config import Recipe
+from kronos_pipeline.data.together import known_together, outdated
 from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.model.loading import KronosModel, load_base, pick_device
 from kronos_pipeline.model.lora import add_lora
@@ -153,6 +154,7 @@ class KronosTrainer:
         listener: Listener | None,
         mlflow_run: str | None,
     ) -> TrainingResult:
+        windows = known_together(windows, outdated(windows))
         plan.check_windows(windows)
         state = TrainingState(self.layout, artifact, self._parts(windows))
         accelerator = new_accelerator(self.recipe, self.device, self.precision)

@@ -9,6 +9,7 @@ from small import simulated_bars
 
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import Bars, make_bars
+from kronos_pipeline.data.simulate import simulate_ticker
 from kronos_pipeline.errors import DataError
 from kronos_pipeline.evaluation.folds import Fold, plan_folds
 
@@ -26,6 +27,16 @@ def cut(bars: Bars, end: int) -> Bars:
 def cutoffs(fold: Fold, ticker: str) -> list[pd.Timestamp]:
     (one,) = [one for one in fold.windows if one.ticker == ticker]
     return [one.bars.frame["timestamps"].iloc[origin] for origin in one.of_split("holdout")["origin"]]
+
+
+def newest_target(fold: Fold) -> pd.Timestamp:
+    """Time of the newest bar that the fold's training may have read."""
+    found = []
+    for known in fold.known:
+        rows = known.rows[known.rows["split"] != "holdout"]
+        assert known.counts()["train"] > 0
+        found.append(known.bars.frame["timestamps"].iloc[rows["end"].max() - 1])
+    return max(found)
 
 
 @settings(deadline=None, max_examples=40)
@@ -63,17 +74,34 @@ def test_every_cutoff_lies_after_all_that_its_weights_are_trained_on(
     assert len(stamps) == bars
 
 
-def test_tickers_that_train_together_know_no_bar_that_is_newer_than_the_earliest_cutoff() -> None:
+def test_tickers_that_train_together_share_cutoffs_and_know_no_bar_that_is_newer() -> None:
     long, short = simulated_bars("AAPL", 150), cut(simulated_bars("MSFT", 150), 143)
     folds, _ = plan_folds([{"AAPL": long, "MSFT": short}], recipe_of())
     assert len(folds) == 5
     for fold in folds:
-        first = min(cutoffs(fold, ticker)[0] for ticker in ("AAPL", "MSFT"))
-        assert cutoffs(fold, "AAPL")[0] > cutoffs(fold, "MSFT")[0] == first
-        for known in fold.known:
-            rows = pd.concat([known.of_split("train"), known.of_split("selection")])
-            assert known.bars.frame["timestamps"].iloc[rows["end"].max() - 1] <= first
-            assert known.counts()["train"] > 0
+        assert cutoffs(fold, "AAPL") == cutoffs(fold, "MSFT")
+        assert newest_target(fold) <= cutoffs(fold, "AAPL")[0]
+
+
+def test_tickers_of_different_weeks_know_no_bar_that_is_newer_than_the_earliest_cutoff_among_them() -> None:
+    stock = simulated_bars("AAPL", 200)
+    start = stock.frame["timestamps"].iloc[-1] - pd.Timedelta(days=199)
+    frame = simulate_ticker(3, 200, start=start, frequency="D").frame()
+    folds, _ = plan_folds([{"AAPL": stock, "BTCUSD": make_bars("BTCUSD", frame, source="x.csv")}], recipe_of())
+    apart = 0
+    for fold in folds:
+        first = [cutoffs(fold, ticker)[0] for ticker in ("AAPL", "BTCUSD")]
+        assert newest_target(fold) <= min(first)
+        apart += first[0] != first[1]
+    assert apart
+
+
+def test_a_ticker_that_ended_long_ago_is_named_and_left_out() -> None:
+    folds, skipped = plan_folds(
+        [{"AAPL": simulated_bars("AAPL", 150), "GONE": simulated_bars("GONE", 120)}], recipe_of()
+    )
+    assert "GONE.csv: its bars end before" in str(skipped["GONE"])
+    assert all(one.ticker == "AAPL" for fold in folds for one in fold.windows)
 
 
 def test_old_folds_without_bars_enough_before_them_are_left_out() -> None:
