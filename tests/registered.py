@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pandas as pd
 import torch
 from small import simulated_windows
 
-from kronos_pipeline.artifacts import write_manifest
+from kronos_pipeline.artifacts import MANIFEST, read_json, write_manifest
 from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.evaluation.predictions import COLUMNS
@@ -43,6 +44,14 @@ def made_checkpoint(folder: Path, recipe: Recipe, tickers: Sequence[str] = ("AAP
     _shake(predictor, seed)
     save_checkpoint(folder, predictor)
     return _described(folder, "checkpoints/best_model", recipe, base, tickers)
+
+
+def for_tickers(folder: Path, target: Path, tickers: Sequence[str]) -> Path:
+    """A copy whose manifest says that it was trained on other tickers."""
+    shutil.copytree(folder, target)
+    manifest = read_json(target / MANIFEST)
+    write_manifest(target, {**manifest, "data": dict.fromkeys(tickers, "hash")})
+    return target
 
 
 def evidence(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from registered import base_of, evidence, made_adapter, made_checkpoint
+from registered import base_of, evidence, for_tickers, made_adapter, made_checkpoint
 from small import simulated_windows, small_recipe
 from tiny import save_tiny_base
 
@@ -44,9 +44,12 @@ def base(recipe: Recipe) -> KronosModel:
 @pytest.fixture(scope="module")
 def made(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Path]:
     """An adapter of a ticker, with weights of its own by seed."""
+    known: dict[int, Path] = {}
 
     def one(ticker: str, seed: int) -> Path:
-        return made_adapter(tmp_path_factory.mktemp("adapter") / ticker, recipe, [ticker], seed)
+        if seed not in known:
+            known[seed] = made_adapter(tmp_path_factory.mktemp("weights") / str(seed), recipe, seed=seed)
+        return for_tickers(known[seed], tmp_path_factory.mktemp("adapter") / ticker, [ticker])
 
     return one
 
@@ -148,12 +151,13 @@ def test_the_checkpoints_champion_serves_the_tickers_that_it_was_trained_on_and_
     recipe: Recipe,
     tmp_path: Path,
 ) -> None:
-    crown(made_checkpoint(tmp_path / "other", recipe, ["SOMEBODY"]), registered_name(None))
+    checkpoint = made_checkpoint(tmp_path / "checkpoint", recipe)
+    crown(for_tickers(checkpoint, tmp_path / "other", ["SOMEBODY"]), registered_name(None))
     choice = chosen()
     assert choice.model is None
     assert "the champion kronos-all version 1 was not trained on" in choice.reason
 
-    crown(made_checkpoint(tmp_path / "both", recipe, ["SOMEBODY", ticker]), registered_name(None))
+    crown(for_tickers(checkpoint, tmp_path / "both", ["SOMEBODY", ticker]), registered_name(None))
     assert chosen().label == "kronos-all version 2"
     crown(made(ticker, 1), registered_name("group"))
     assert chosen().label == "kronos-all version 2"

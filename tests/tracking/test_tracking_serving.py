@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -216,8 +216,10 @@ def serving(model_uri: str, store: str, folder: Path) -> Iterator[str]:
     try:
         deadline = time.monotonic() + START_SECONDS
         while not answers(f"http://127.0.0.1:{port}/ping"):
-            assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.1)
+                pytest.fail(log.read_text())
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(process.pid, signal.SIGTERM)
