@@ -14,8 +14,6 @@ from kronos_pipeline.config import KronosTrainingConfig, Recipe
 if TYPE_CHECKING:
     from kronos_pipeline.artifacts import ArtifactLayout
 
-if TYPE_CHECKING:
-    from kronos_pipeline.artifacts import ArtifactLayout
 
 _OF_THE_RECIPE = ("model_name", "tokenizer_name", "horizon", "eval_samples", "seed", "calendars", "adapter_name")
 
@@ -70,7 +68,6 @@ class Forecast(Command):
     def _recipe(self, layout: ArtifactLayout, ticker: str) -> Recipe:
         """The settings of the ticker's last evaluation, where there was one, and the flags in their place."""
         from kronos_pipeline.artifacts import read_json
-
 
         evaluation = layout.ticker_metrics(ticker)
         measured = read_json(evaluation)["manifest"]["config"] if evaluation.is_file() else {}
