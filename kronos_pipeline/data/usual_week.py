@@ -1,8 +1,8 @@
 """The week as a ticker's newest bars have it, and so when its next bars are due.
 
 `rhythm` asks whether a bar is missing, and is lenient: a slot that a fifth of the days have may be due. Here a slot is
-due where at least half of the newest weeks have it, so that a session's edge that moved with daylight saving is not
-forecast at both hours.
+due where most of the newest weeks have it, so that a session's edge that moved with daylight saving is not forecast at
+both hours.
 """
 
 from __future__ import annotations
@@ -82,16 +82,13 @@ def usual_week(times: IntArray) -> UsualWeek:
     offsets = np.zeros(slots, np.int64)
     offsets[remainders[0, order]] = remainders[1, order]  # the most frequent comes last, and stays
 
-    # Of each slot how often it came and how often it could, from the first bar to the last in weeks that have bars.
-    places = times // DAY * slots + slot_of
-    could = np.arange(places[0], places[-1] + 1)
-    could = could[np.isin(_week(could // slots), _week(times // DAY))]
-    came, could = (_count(one, slots) for one in (np.unique(places), could))
-    due = (came > 0) & (2 * came >= could)
+    places = np.unique(times // DAY * slots + slot_of)
+    span = np.arange(places[0], places[-1] + 1)
+    due = _often(places, span, slots) & _regular_weekdays(times // DAY)[:, None]
     if not due.any():
-        due = came > 0
+        due = _count(places, slots) > 0
     # A file of some days does not reach every slot of a week: those are as on the days that it has.
-    unseen = (could == 0) & ((np.arange(7) < 5) | due[5:].any())[:, None]
+    unseen = (_count(span, slots) == 0) & ((np.arange(7) < 5) | due[5:].any())[:, None]
     due |= unseen & due.any(axis=0)
     return UsualWeek(interval, due, offsets, rhythm.daily, rhythm.interval > _SLOWER)
 
@@ -130,7 +127,28 @@ def _week(days: IntArray) -> IntArray:
     return (days + _THURSDAY) // 7
 
 
+def _regular_weekdays(days: IntArray) -> BoolArray:
+    """Weekdays that have bars in at least half of the weeks that have any, from the first bar to the last, `(7,)`."""
+    span = np.arange(days[0], days[-1] + 1)
+    could = span[np.isin(_week(span), _week(days))]
+    came, could = (np.bincount((one + _THURSDAY) % 7, minlength=7) for one in (np.unique(days), could))
+    return (came > 0) & (2 * came >= could)
+
+
+def _often(places: IntArray, span: IntArray, slots: int) -> BoolArray:
+    """Slots that most of their weekday's dates have, or half of them and the newest one, `(7, slots)`."""
+    could = span[np.isin(span // slots, places // slots)]
+    there = np.isin(could, places)
+    newest = np.zeros(7 * slots, np.bool_)
+    newest[_cells(could, slots)] = there  # by time, so that the newest stays
+    return 2 * _count(places, slots) + newest.reshape(7, slots) > _count(could, slots)
+
+
+def _cells(places: IntArray, slots: int) -> IntArray:
+    """Of places, days times slots, the number of the slot in the week."""
+    return (places // slots + _THURSDAY) % 7 * slots + places % slots
+
+
 def _count(places: IntArray, slots: int) -> IntArray:
-    """How many of these places, days times slots, fall on each slot of each weekday, `(7, slots)`."""
-    numbers = (places // slots + _THURSDAY) % 7 * slots + places % slots
-    return np.bincount(numbers, minlength=7 * slots).reshape(7, slots)
+    """How many places fall on each slot of each weekday, `(7, slots)`."""
+    return np.bincount(_cells(places, slots), minlength=7 * slots).reshape(7, slots)

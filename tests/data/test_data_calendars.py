@@ -138,11 +138,17 @@ def test_hourly_fx_rests_from_friday_afternoon_to_sunday_afternoon(tmp_path: Pat
     assert (next_stamps(euro, len(hours) + 1, []) == hours.append(pd.DatetimeIndex(["2024-05-05 17:00"]))).all()
 
 
-def test_a_session_s_edge_that_moves_with_the_clocks_is_followed_and_never_doubled() -> None:
+@pytest.mark.parametrize("weeks", range(1, 7))
+def test_a_session_s_edge_that_moves_with_the_clocks_is_followed_and_never_doubled(weeks: int) -> None:
+    """However long ago the clocks went forward, a day has seven bars; after three weeks, all at the new hours."""
     times = trading_times("XNYS", "2024-01-02", "2024-05-31", "60min", "UTC")
-    stamps = next_stamps(bars_at(times[times < "2024-05-01"], zone="UTC"), 14, [])
-    assert [f"{stamp:%H:%M}" for stamp in stamps[:7]] == [f"{hour}:30" for hour in range(13, 20)]
-    assert (stamps[7:] - stamps[:7] == pd.Timedelta(days=1)).all()
+    now = pd.Timestamp("2024-03-12 18:00") + pd.Timedelta(weeks=weeks - 1)  # on a Tuesday
+    stamps = next_stamps(bars_at(times[times < now], zone="UTC"), 40, [])
+    whole_days = stamps.normalize().value_counts(sort=False).iloc[1:-1]
+    assert len(whole_days) >= 4
+    assert (whole_days == 7).all()
+    if weeks > 3:
+        assert {f"{stamp:%H:%M}" for stamp in stamps[7:]} == {f"{hour}:30" for hour in range(13, 20)}
 
 
 def test_holidays_and_half_days_of_the_newest_weeks_are_not_repeated() -> None:
