@@ -137,11 +137,19 @@ def _regular_weekdays(days: IntArray) -> BoolArray:
 
 def _often(places: IntArray, span: IntArray, slots: int) -> BoolArray:
     """Slots that most of their weekday's dates have, or half of them and the newest one, `(7, slots)`."""
-    could = span[np.isin(span // slots, places // slots)]
-    there = np.isin(could, places)
+    whole = _whole_dates(places, slots)
+    came, could = (one[np.isin(one // slots, whole)] for one in (places, span))
     newest = np.zeros(7 * slots, np.bool_)
-    newest[_cells(could, slots)] = there  # by time, so that the newest stays
-    return 2 * _count(places, slots) + newest.reshape(7, slots) > _count(could, slots)
+    newest[_cells(could, slots)] = np.isin(could, came)  # by time, so that the newest stays
+    return 2 * _count(came, slots) + newest.reshape(7, slots) > _count(could, slots)
+
+
+def _whole_dates(places: IntArray, slots: int) -> IntArray:
+    """The dates that have bars, without the first and the last, which may be cut, where their weekday has others."""
+    dates = np.unique(places // slots)
+    whole = (dates != dates[0]) & (dates != dates[-1]) | (slots == 1)
+    weekdays = (dates + _THURSDAY) % 7
+    return dates[whole | ~np.isin(weekdays, weekdays[whole])]
 
 
 def _cells(places: IntArray, slots: int) -> IntArray:
