@@ -34,7 +34,7 @@ class TickerBatch:
     """The tickers of a step, what was made of them, and what went wrong.
 
     Attributes:
-        tickers: those of the run that no earlier step of it has failed.
+        tickers: those of the run that nothing upstream in it has failed.
         done: what was made, by ticker.
         errors: what was wrong, by ticker.
     """
@@ -42,7 +42,7 @@ class TickerBatch:
     def __init__(self, context: dg.AssetExecutionContext) -> None:
         self._context = context
         self._metadata: dict[str, Mapping[str, Any]] = {}
-        left_out = failed_in_run(context)
+        left_out = failed_in_run(context, context.asset_key)
         self.tickers = [ticker for ticker in sorted(context.partition_keys) if ticker not in left_out]
         self.done: dict[str, Any] = {}
         self.errors: dict[str, KronosError] = {}
@@ -89,8 +89,11 @@ class TickerBatch:
             raise make_failure(asset, self.errors)
 
 
-def failed_in_run(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> dict[str, str]:
-    """Tickers that a step of this run has failed, and the asset that it was making."""
+def failed_in_run(
+    context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext, asset: dg.AssetKey
+) -> dict[str, str]:
+    """Tickers that this run has failed on the way to an asset or in making it, and the asset that failed."""
+    way = context.job_def.asset_layer.asset_graph.get_ancestor_asset_keys(asset, include_self=True)
     records = context.instance.get_records_for_run(
         context.run.run_id, of_type=dg.DagsterEventType.ASSET_OBSERVATION
     ).records
@@ -98,7 +101,7 @@ def failed_in_run(context: dg.AssetExecutionContext | dg.AssetCheckExecutionCont
     return {
         one.partition: one.asset_key.to_user_string()
         for one in observations
-        if one and one.partition and _PROBLEMS in one.metadata
+        if one and one.partition and one.asset_key in way and _PROBLEMS in one.metadata
     }
 
 

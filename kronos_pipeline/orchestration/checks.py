@@ -40,7 +40,7 @@ def complete_check(asset: str, partitions: dg.PartitionsDefinition) -> dg.AssetC
 
     def complete(context: dg.AssetCheckExecutionContext) -> Events:
         key = dg.AssetKey(asset)
-        elsewhere = {ticker for ticker, failed in failed_in_run(context).items() if failed != asset}
+        elsewhere = {ticker for ticker, failed in failed_in_run(context, key).items() if failed != asset}
         tickers = [ticker for ticker in sorted(context.partition_keys) if ticker not in elsewhere]
         failed = failed_tickers(context.instance, key, tickers)
         for ticker in tickers:
@@ -75,7 +75,7 @@ def ticker_check(
 
     def run(context: dg.AssetCheckExecutionContext, pipeline: PipelineSettings) -> Events:
         key = dg.AssetKey(asset)
-        failed = failed_in_run(context)
+        failed = failed_in_run(context, key)
         for ticker in sorted(context.partition_keys):
             if ticker in failed:
                 continue

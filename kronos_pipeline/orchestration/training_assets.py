@@ -64,7 +64,7 @@ def checkpoint(
 def _load_all(context: dg.AssetExecutionContext, windows: TickerArtifacts) -> tuple[list[WindowSet], dict[str, str]]:
     """The windows of every ticker that has them, and why each other one is left out."""
     good: list[WindowSet] = []
-    left_out = dict.fromkeys(sorted(failed_in_run(context)), "failed earlier in this run")
+    left_out = dict.fromkeys(sorted(failed_in_run(context, context.asset_key)), "failed earlier in this run")
     errors: dict[str, KronosError] = {}
     for ticker in windows:
         if ticker in left_out:

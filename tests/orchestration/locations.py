@@ -87,9 +87,10 @@ class Location:
         """The tickers that Dagster knows as materialised."""
         return self.instance.get_materialized_partitions(dg.AssetKey(asset))
 
-    def metadata(self, asset: str, ticker: str) -> dict[str, Any]:
-        """The metadata of a ticker's latest materialisation."""
-        wanted = dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[ticker])
+    def metadata(self, asset: str, ticker: str | None = None) -> dict[str, Any]:
+        """The metadata of the latest materialisation, of a ticker's where the asset has one for each."""
+        partitions = None if ticker is None else [ticker]
+        wanted = dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=partitions)
         event = self.instance.fetch_materializations(wanted, limit=1).records[0].asset_materialization
         assert event is not None
         return {name: value.value for name, value in event.metadata.items() if hasattr(value, "value")}

@@ -71,9 +71,7 @@ def test_a_failure_shows_file_line_column_rule_and_value_of_every_problem(story:
 
 def test_a_bad_ticker_is_not_recorded_as_made_and_its_check_says_why(story: Story) -> None:
     found = checks(story.together)
-    assert found["raw_bars", "complete"] == dict.fromkeys(["AAPL", "BRK-B", "BRK.B", "^GSPC"], True) | {
-        "BRK.A": False
-    }
+    assert found["raw_bars", "complete"] == dict.fromkeys(["AAPL", "BRK-B", "BRK.B", "^GSPC"], True) | {"BRK.A": False}
     assert "BRK.A" not in found["windows", "complete"]
     assert not story.location.layout.bars("BRK.A").exists()
 
@@ -135,6 +133,42 @@ def test_a_checkpoint_is_trained_over_the_good_tickers_and_gets_a_column(story: 
     assert sorted(manifest["data"]) == ["AAPL", "BRK-B", "BRK.B", "^GSPC"]
     forecasts = pd.read_parquet(story.location.layout.forecasts)
     assert {"naive", "base", "checkpoint", "adapter"} <= set(forecasts)
+    decided = story.location.metadata("checkpoint_champion")
+    assert decided["registered model"] == "kronos-all"
+    assert decided["promoted"] is False
+    assert f"kronos-all version {decided['version']}, by its holdout: Not promoted" in decided["decision"]
+    assert decided["not measured since"] == "none"
+
+
+def test_a_checkpoint_is_not_judged_by_metrics_that_are_older_than_it(story: Story) -> None:
+    story.location.instance.report_runless_asset_event(dg.AssetMaterialization("checkpoint"))
+    failed = failed_steps(story.location.select(["checkpoint_champion"], "AAPL"))
+    assert set(failed) == {"checkpoint_champion"}
+
+
+def test_an_adapter_is_not_judged_by_the_metrics_of_another_one(story: Story) -> None:
+    assert story.location.select(["adapter"], "BRK.B").success
+    failed = failed_steps(story.location.select(["champion"], "BRK.B"))["champion"]
+    assert "The holdout metrics of BRK.B are of another adapter" in failed
+
+
+def test_a_ticker_too_short_for_a_backtest_fails_by_name_and_the_others_are_promoted_or_not(location: Location) -> None:
+    location.write("AAPL")
+    location.write("SHORT", bars=50)
+    settings = {"backtest_origins": 12, "backtest_refit_every": 12}
+    result = location.run("promote_adapter", "AAPL", "SHORT", settings=settings)
+    failed = failed_steps(result)
+    assert set(failed) == {"backtest_complete"}
+    assert "SHORT" in failed["backtest_complete"]
+    assert location.made("holdout_metrics") == {"AAPL", "SHORT"}
+    assert location.made("champion") == location.made("forecast") == {"AAPL"}
+    shown = location.metadata("forecast", "AAPL")
+    assert shown["forecast by"] == "naive"
+    assert "kronos-AAPL has no champion" in shown["why"]
+    # On the next day's watch it is forecast all the same, and there is no champion to watch.
+    assert location.run("watch", "AAPL", "SHORT").success
+    assert location.made("forecast") == {"AAPL", "SHORT"}
+    assert location.metadata("drift", "SHORT")["result"] == "SHORT has no champion, so there is nothing to watch"
 
 
 def test_the_launchpad_changes_a_setting_for_one_run_and_every_asset_of_it(location: Location) -> None:

@@ -6,7 +6,6 @@ embedded base model knows. When they change, what was learned is out of date.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ LEARNS = {
     "backtest_origins": 10,
     "backtest_refit_every": 10,
     "recalibrate": False,
+    "refit_all": True,
 }
 
 
@@ -56,6 +56,12 @@ def bars(count: int, *, changed: bool) -> pd.DataFrame:
     return frame
 
 
+def write(location: Location, frame: pd.DataFrame) -> None:
+    path = location.data / TICKER / f"{TICKER}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(path, index=False)
+
+
 @dataclass
 class Champion:
     """A location in which the gate has decided on an adapter, and the sensor that watches over it."""
@@ -65,13 +71,9 @@ class Champion:
     cursor: str | None = None
     asked: list[dg.RunRequest] = field(default_factory=list)
 
-    def write(self, frame: pd.DataFrame) -> None:
-        path = self.location.data / TICKER / f"{TICKER}.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        frame.to_csv(path, index=False)
-
-    def watch(self) -> dict[str, Any]:
-        """Run the job `watch` with the newest bars, and say what `drift` found."""
+    def watch(self, count: int, *, changed: bool = False) -> dict[str, Any]:
+        """Run the job `watch` when so many bars have come, and say what `drift` found."""
+        write(self.location, bars(count, changed=changed))
         result = self.location.run("watch", TICKER, settings=LEARNS)
         assert result.success, failed_steps(result)
         return self.location.metadata("drift", TICKER)
@@ -92,10 +94,8 @@ class Champion:
 @pytest.fixture(scope="module")
 def champion(tmp_path_factory: pytest.TempPathFactory) -> Champion:
     location = Location(tmp_path_factory.mktemp("location"), Path("kronos-nano"))
-    story = Champion(location, None)  # type: ignore[arg-type]
-    story.write(bars(KNOWN, changed=False))
-    story.promoted = location.run("promote_adapter", TICKER, settings=LEARNS)
-    return story
+    write(location, bars(KNOWN, changed=False))
+    return Champion(location, location.run("promote_adapter", TICKER, settings=LEARNS))
 
 
 def test_an_adapter_that_learned_a_strong_pattern_becomes_champion_with_the_reason(champion: Champion) -> None:
@@ -143,37 +143,37 @@ def test_the_leaderboard_shows_and_keeps_holdout_and_backtest(champion: Champion
     assert {"naive", "drift", "random_walk", "base", "adapter"} <= set(models["backtest"])
     assert models["backtest"].index("adapter") < models["backtest"].index("naive")
     assert board["backtest"]["cutoffs"] == 10
-    event = champion.location.instance.get_latest_materialization_event(dg.AssetKey("leaderboard"))
-    assert event is not None
-    assert event.asset_materialization is not None
-    shown = {name: value.value for name, value in event.asset_materialization.metadata.items()}
-    assert str(shown["leaderboard"]).startswith("Holdout")
-    assert str(shown["backtest leaderboard"]).startswith("Backtest")
+    shown = champion.location.metadata("leaderboard")
+    assert shown["leaderboard"].startswith("Holdout")
+    assert shown["backtest leaderboard"].startswith("Backtest")
 
     from mlflow import MlflowClient
 
-    logged = MlflowClient().get_run(str(shown["MLflow run"])).data.metrics
+    logged = MlflowClient().get_run(shown["MLflow run"]).data.metrics
     assert logged["backtest/adapter/mase"] == next(
         row["mase"] for row in board["backtest"]["models"] if row["model"] == "adapter"
     )
 
 
-def test_the_champion_forecasts_the_bars_to_come(champion: Champion) -> None:
+def test_the_champion_forecasts_the_bars_to_come_by_its_refit_which_says_so(champion: Champion) -> None:
+    champion.watch(KNOWN)
     shown = champion.location.metadata("forecast", TICKER)
-    assert shown["forecast by"] == f"kronos-{TICKER} version 1"
+    assert shown["forecast by"] == f"kronos-{TICKER} version 2, a refit of version 1, not itself measured"
     assert "Promoted by the strict gate" in shown["why"]
+    assert "not itself measured" in shown["close"]
     assert shown["fan chart"].startswith("![the bars to come, with intervals](data:image/png;base64,")
     ahead, manifest = read_parquet(champion.location.layout.forecast(TICKER))
     days = bars(KNOWN + HORIZON, changed=False)["timestamps"].iloc[-HORIZON:]
     assert ahead["ds"].tolist() == days.tolist()
     assert (ahead["lo_80"] <= ahead["hi_80"]).all()
     assert manifest["reason"] == shown["why"]
+    assert champion.location.metadata("champion", TICKER)["refit"].startswith("version 2, trained on all bars")
 
 
 def test_a_champion_is_watched_on_the_bars_that_came_since_it_was_measured(champion: Champion) -> None:
-    assert "not yet a whole horizon of 5" in champion.watch()["result"]
-    champion.write(bars(KNOWN + 2 * HORIZON, changed=False))
-    found = champion.watch()
+    assert "not yet a whole horizon of 5" in champion.watch(KNOWN + HORIZON - 1)["result"]
+    found = champion.watch(KNOWN + 2 * HORIZON)
+    assert found["champion"] == f"kronos-{TICKER} version 1"
     assert found["drifted"] is False, found
     assert found["cutoffs"] == 2
     assert found["scaled error"] <= found["bound"]
@@ -181,16 +181,35 @@ def test_a_champion_is_watched_on_the_bars_that_came_since_it_was_measured(champ
 
 
 def test_drift_asks_once_for_a_training_up_to_the_gate(champion: Champion) -> None:
-    champion.write(bars(KNOWN + 2 * HORIZON, changed=True))
-    found = champion.watch()
+    found = champion.watch(KNOWN + 2 * HORIZON, changed=True)
     assert found["drifted"] is True, found
     assert found["scaled error"] > found["bound"] > found["usual error"]
     assert champion.tick() == ["promote_adapter"]
     (request,) = champion.asked
     assert request.tags["dagster/asset_partition_range_start"] == TICKER
     assert champion.tick() == []
-    champion.watch()  # a new materialisation of the same finding
+    champion.watch(KNOWN + 2 * HORIZON, changed=True)  # a new materialisation, and the same finding
     assert champion.tick() == []
-    champion.write(bars(KNOWN + 3 * HORIZON, changed=True))
-    assert champion.watch()["drifted"] is True
+    assert champion.watch(KNOWN + 3 * HORIZON, changed=True)["drifted"] is True
     assert champion.tick() == ["promote_adapter"]
+
+
+def test_a_checkpoint_that_drifted_is_trained_anew_over_all_tickers() -> None:
+    tickers = ["AAPL", "MSFT", "NVDA"]
+    jobs = make_jobs(ticker_partitions(tickers))
+    sensor = make_drift_sensor(tickers, jobs, AutomationSettings(tickers_per_run=1))
+    with dg.DagsterInstance.ephemeral() as instance:
+        for ticker, kind, drifted in (
+            ("AAPL", "adapter", True),
+            ("MSFT", "checkpoint", True),
+            ("NVDA", "adapter", False),
+        ):
+            metadata = {"drifted": drifted, "finding": f"{ticker} 1", "kind of champion": kind}
+            instance.report_runless_asset_event(dg.AssetMaterialization("drift", partition=ticker, metadata=metadata))
+        with dg.build_sensor_context(instance=instance) as context:
+            requests = list(sensor.evaluate_tick(context).run_requests or [])
+    starts_and_ends = [
+        (one.job_name, *(one.tags[f"dagster/asset_partition_range_{end}"] for end in ("start", "end")))
+        for one in requests
+    ]
+    assert starts_and_ends == [("promote_adapter", "AAPL", "AAPL"), ("retrain_checkpoint", "AAPL", "NVDA")]
