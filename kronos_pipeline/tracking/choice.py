@@ -94,7 +94,8 @@ def _champion(registry: Registry, champion: Version, ticker: str, base: KronosMo
         recipe = recipe.model_copy(update={"lookback": training_manifest_of(folder)["config"]["lookback"]})
         sampling = load_sampling(folder, ticker, model, recipe)
     notes = [*_demo(base), *filter(None, [used.tags.get("contamination")])]
-    label, reason = str(used), f"{champion} is the champion: {champion.tags.get('reason', 'no reason is on record')}"
+    said = champion.tags.get("reason", "no reason is on record").removesuffix(".")
+    label, reason = str(used), f"{champion} is the champion: {said}."
     if not used.measured:  # also where someone made a refit champion in MLflow itself
         label = f"{used}, a refit of version {used.tags.get('refit_of')}, {NOT_MEASURED}"
         reason = f"{reason} {used} is a refit on all bars and {NOT_MEASURED}."
