@@ -14,7 +14,6 @@ from kronos_pipeline.config import KronosTrainingConfig, Recipe
 if TYPE_CHECKING:
     from kronos_pipeline.artifacts import ArtifactLayout
 
-
 _OF_THE_RECIPE = ("model_name", "tokenizer_name", "horizon", "eval_samples", "seed", "calendars", "adapter_name")
 
 
