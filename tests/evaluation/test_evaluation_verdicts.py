@@ -180,6 +180,10 @@ def _no_scale(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(scale=0.0)
 
 
+def _negative_scale(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(scale=-1.0)
+
+
 def _no_number(table: pd.DataFrame) -> pd.DataFrame:
     table.loc[(table["model"] == "adapter") & (table["step"] == 2), "mean"] = np.nan
     return table
@@ -190,7 +194,7 @@ def _infinite(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-@pytest.mark.parametrize("spoil", [_no_scale, _no_number, _infinite])
+@pytest.mark.parametrize("spoil", [_no_scale, _negative_scale, _no_number, _infinite])
 def test_an_undefined_loss_is_too_little_evidence_and_never_a_verdict(
     spoil: Callable[[pd.DataFrame], pd.DataFrame],
 ) -> None:
