@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -17,6 +18,7 @@ from kronos_pipeline.artifacts import (
     ArtifactLayout,
     file_hash,
     read_parquet,
+    write_file,
     write_json,
 )
 from kronos_pipeline.config import Recipe
@@ -51,11 +53,13 @@ class Backtest:
         predictions: of all tickers and cutoffs; see `evaluation.predictions`.
         evaluation: as `build_evaluation` makes it, over all tickers.
         skipped: tickers that have no cutoff, and why.
+        plots: each ticker's pictures by kind, "steps" and "reliability".
     """
 
     predictions: pd.DataFrame
     evaluation: dict[str, Any]
     skipped: dict[str, KronosError]
+    plots: dict[str, dict[str, Path]]
 
 
 def run_backtest(
@@ -112,7 +116,12 @@ def run_backtest(
     }
     evaluation = _save(layout, predictions, trained, manifest, skipped, tickers_tested)
     prune_folds({one.layout.root for one in trainers})
-    return Backtest(predictions, evaluation, skipped)
+    said = [f"base model {base.source.label}"]
+    plots = {
+        str(ticker): _draw(layout, str(ticker), rows, trained, said + _warnings_of(evaluation, str(ticker)))
+        for ticker, rows in predictions.groupby("unique_id", sort=True)
+    }
+    return Backtest(predictions, evaluation, skipped, plots)
 
 
 def _anchors(layout: ArtifactLayout, trained: str, tickers: Sequence[str]) -> dict[str, pd.Timestamp]:
@@ -160,6 +169,28 @@ def _save(
     evaluation["files"] = {path.name: file_hash(path) for path in files}
     write_json(layout.backtest_evaluation(trained), evaluation)
     return evaluation
+
+
+def _warnings_of(evaluation: Mapping[str, Any], ticker: str) -> list[str]:
+    entry = next(one for one in evaluation["per_symbol"] if one["symbol"] == ticker)
+    return [entry["contamination"]] if entry["contamination"] else []
+
+
+def _draw(
+    layout: ArtifactLayout, ticker: str, rows: pd.DataFrame, trained: str, notes: Sequence[str]
+) -> dict[str, Path]:
+    """Draw what one forecast is too little for: the error by bars ahead, and whether the intervals hold."""
+    from kronos_pipeline.evaluation.plots import reliability_plot, steps_plot
+
+    title = f"Do the intervals of {trained} hold? {ticker}, backtest"
+    pictures = {
+        "steps": steps_plot(rows, f"{ticker}: error by bars ahead, backtest", notes),
+        "reliability": reliability_plot(rows[rows["model"] == trained], title, notes),
+    }
+    paths = {kind: layout.picture(ticker, f"backtest-{kind}") for kind in pictures}
+    for kind, path in paths.items():
+        write_file(path, lambda handle, png=pictures[kind]: handle.write(png))  # type: ignore[misc]
+    return paths
 
 
 def _expected_seconds(new: Sequence[tuple[Fold, KronosTrainer]], *, lora: bool) -> float:

@@ -130,6 +130,8 @@ def _notes(evaluation: Mapping[str, Any]) -> list[str]:
         notes.append(f"{_FEW.capitalize()}: {why}.")
     if left_out := total["cutoffs_left_out"]:
         notes.append(f"Left out: {count(left_out, 'older cutoff')} (--max-cutoffs).")
+    if mended := _mended(evaluation):
+        notes.append(mended)
     notes += [
         f"{entry['symbol']}: {metric.upper()} is undefined: {reason}."
         for entry in evaluation["per_symbol"]
@@ -144,3 +146,16 @@ def _verdict_cells(evaluation: Mapping[str, Any]) -> list[list[str]]:
     return [
         [_short(one["verdict"]) for one in entry["verdicts"].get(evaluation["model"], {}).values()] for entry in entries
     ]
+
+
+def _mended(evaluation: Mapping[str, Any]) -> str | None:
+    """The share of sampled bars that were no valid candles, over the symbols, where there were any."""
+    shares: dict[str, list[float]] = {}
+    for entry in evaluation["per_symbol"]:
+        for name, share in entry["mended"].items():
+            shares.setdefault(name, []).append(share)
+    means = {name: sum(some) / len(some) for name, some in shares.items()}
+    if not any(means.values()):
+        return None
+    said = ", ".join(f"{name} {share:.1%}" for name, share in means.items())
+    return f"Sampled bars that were no valid candles, and were mended: {said}."

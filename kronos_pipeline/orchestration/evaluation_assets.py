@@ -72,7 +72,8 @@ def backtest(
                 found = run_backtest(
                     layout, bars, recipe, base, trained=ADAPTER, tickers_tested=tested, say=context.log.info
                 )
-                batch.add(ticker, layout.backtest(ADAPTER, ticker), evaluation_metadata(found.evaluation, "Backtest"))
+                metadata = evaluation_metadata(found.evaluation, "Backtest", plots=found.plots[ticker])
+                batch.add(ticker, layout.backtest(ADAPTER, ticker), metadata)
         yield from batch.events()
 
 

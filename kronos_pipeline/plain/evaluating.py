@@ -85,6 +85,18 @@ def backtest_all(config: KronosTrainingConfig, trainer: KronosTrainer, tickers: 
     return found
 
 
+def log_leaderboard(
+    config: KronosTrainingConfig, tracker: Tracker, holdout: dict[str, Any], backtest: Backtest | None
+) -> None:
+    """Record the scores over all tickers as an MLflow run of their own, with the backtest's pictures."""
+    from kronos_pipeline.evaluation.tables import evaluation_frame, flat_metrics
+
+    numbers = flat_metrics(holdout) | (flat_metrics(backtest.evaluation, "backtest") if backtest else {})
+    plots = [path for some in (backtest.plots if backtest else {}).values() for path in some.values()]
+    with tracker.training_run("leaderboard", config) as run:
+        tracker.log_evaluation(run.run_id, numbers, plots, evaluation_frame(holdout))
+
+
 def print_sheets(*sheets: Sheet) -> None:
     """Print sheets to the terminal, or plainly where the output is piped."""
     from rich.console import Console

@@ -62,6 +62,9 @@ def test_each_cutoff_is_scored_once_for_every_model_and_what_is_written_can_be_r
         folds = report["manifest"]["folds"][ticker]
         assert [fold["cutoffs"] for fold in folds] == [[stamps.iloc[at].isoformat()] for at in (94, 99, 104)]
         assert report["manifest"]["data"] == {ticker: one.content_hash}
+        for kind, path in found.plots[ticker].items():
+            assert path == layout.picture(ticker, f"backtest-{kind}")
+            assert path.read_bytes().startswith(b"\x89PNG")
     total = read_json(layout.backtest_evaluation("adapter"))
     assert total == found.evaluation
     assert total["aggregate"]["cutoffs"] == 6

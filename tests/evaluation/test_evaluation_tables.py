@@ -87,6 +87,13 @@ def test_the_title_names_the_demo_model_and_the_notes_say_what_was_left_out_and_
         assert unit in text
 
 
+def test_bars_that_had_to_be_mended_are_told(evaluation: dict[str, Any]) -> None:
+    assert "mended" not in " ".join(evaluation_sheet(evaluation).notes)
+    for entry, share in zip(evaluation["per_symbol"], (0.02, 0.04), strict=True):
+        entry["mended"] = {"base": 0.0, "adapter": share}
+    assert "were mended: base 0.0%, adapter 3.0%." in " ".join(evaluation_sheet(evaluation).notes)
+
+
 def test_brackets_in_a_reason_are_text_and_no_markup(evaluation: dict[str, Any]) -> None:
     evaluation["skipped"] = [{"symbol": "X", "reason": "[red]odd[/red] [/]"}]
     assert "Skipped X: [red]odd[/red] [/]" in " ".join(rendered(evaluation_sheet(evaluation)))
