@@ -1,0 +1,148 @@
+"""Drift is told from chance, on whole horizons that came after the evidence, and is never claimed on too little."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_predictions import predictions_of_losses
+from scipy import stats
+from small import simulated_bars, small_recipe
+
+from kronos_pipeline.evaluation.drift import RECENT, Drift, find_drift, windows_since
+
+HORIZON = 3
+DAY = pd.Timedelta(days=1)
+
+
+def table(losses: list[float] | np.ndarray, naive: list[float] | np.ndarray | None = None) -> pd.DataFrame:
+    """An adapter's predictions with the scaled error given by cutoff, and the naive forecast's."""
+    own = np.asarray(losses, np.float64)
+    return predictions_of_losses(
+        {"adapter": own, "naive": own if naive is None else np.asarray(naive)}, horizon=HORIZON
+    )
+
+
+def later(predictions: pd.DataFrame, than: pd.DataFrame) -> pd.DataFrame:
+    """The same predictions, of bars that come right after another table's."""
+    by = than["ds"].max() + DAY - predictions["ds"].min()
+    return predictions.assign(ds=predictions["ds"] + by, cutoff=predictions["cutoff"] + by)
+
+
+def found(before: list[float] | np.ndarray, now: list[float] | np.ndarray, **naive: list[float]) -> Drift:
+    evidence = table(before, naive.get("naive_before"))
+    return find_drift(evidence, later(table(now, naive.get("naive_now")), evidence), "adapter", HORIZON)
+
+
+USUAL = [0.8, 1.0, 1.2, 0.9, 1.1, 1.0, 0.95, 1.05, 1.0, 0.9]
+
+
+def test_an_error_far_above_what_was_usual_is_drift_and_a_usual_one_is_not() -> None:
+    usual, high = found(USUAL, [1.0, 1.1]), found(USUAL, [2.0, 2.2])
+    assert (usual.drifted, high.drifted) == (False, True)
+    assert usual.bound == high.bound
+    assert high.error == pytest.approx(np.sqrt(2.0 * 2.2))
+    assert high.expected == pytest.approx(stats.gmean(USUAL))
+    assert high.error > high.bound > high.expected
+    for figure in ("2.1 over 2 cutoffs", "0.984 was usual"):
+        assert figure in high.reason
+
+
+def test_the_bound_is_the_prediction_interval_that_scipy_gives_for_one_more_loss() -> None:
+    logs = np.log(USUAL)
+    spread = logs.std(ddof=1) * np.sqrt(1 + 1 / len(logs))
+    expected = np.exp(stats.t(df=len(logs) - 1, loc=logs.mean(), scale=spread).ppf(0.95))
+    assert found(USUAL, [1.0]).bound == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("cutoffs", [1, RECENT])
+def test_on_random_walks_that_did_not_change_drift_comes_up_no_more_often_than_it_should(cutoffs: int) -> None:
+    rng = np.random.default_rng(3)
+    runs = 300
+    walks = np.abs(rng.standard_normal((runs, 12 + cutoffs, 20)).cumsum(axis=2)).mean(axis=2)
+    alarms = sum(found(losses[:12], losses[12:]).drifted for losses in walks)
+    low, high = stats.binom.interval(0.99, runs, 0.05)
+    assert low <= alarms <= high
+
+
+def test_it_is_said_whether_the_naive_forecast_errs_more_too() -> None:
+    wild = found(USUAL, [3.0, 3.0], naive_before=USUAL, naive_now=[3.0, 3.0])
+    stale = found(USUAL, [3.0, 3.0], naive_before=USUAL, naive_now=[1.0, 1.0])
+    assert wild.drifted
+    assert stale.drifted
+    assert wild.naive_ratio == pytest.approx(3 / stats.gmean(USUAL))
+    assert "naive forecast is 3.05 times" in wild.reason
+    assert "naive forecast is 1.02 times" in stale.reason
+
+
+def test_a_forecast_that_is_cut_short_does_not_count() -> None:
+    evidence = table(USUAL)
+    whole = later(table([1.0, 1.0]), evidence)
+    cut = later(table([90.0]), whole)
+    cut = cut[cut["step"] < HORIZON]
+    together = find_drift(evidence, pd.concat([whole, cut]), "adapter", HORIZON)
+    assert together == find_drift(evidence, whole, "adapter", HORIZON)
+    assert together.cutoffs == 2
+
+
+def test_the_newest_cutoffs_count_alone() -> None:
+    assert not found(USUAL, [9.0, *[1.0] * RECENT]).drifted
+    assert found(USUAL, [*[1.0] * RECENT, *[9.0] * RECENT]).drifted
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        (USUAL[:7], [99.0], "its evidence has 7 cutoffs, and 8 are needed"),
+        ([0.0, *USUAL], [99.0], "0 or undefined"),
+        (USUAL, [0.0], "0 or undefined"),
+        (USUAL, [np.nan], "0 or undefined"),
+    ],
+)
+def test_too_little_or_undefined_evidence_is_said_and_is_no_drift(
+    before: list[float], now: list[float], said: str
+) -> None:
+    drift = found(before, now)
+    assert not drift.drifted
+    assert said in drift.reason
+    assert (drift.error, drift.bound) == (None, None)
+    assert drift.cutoffs == len(now)
+
+
+def test_without_a_whole_horizon_or_a_cutoff_nothing_is_said() -> None:
+    evidence = table(USUAL)
+    assert "not yet a whole horizon of 3" in find_drift(evidence, None, "adapter", HORIZON).reason
+    cut = later(table([90.0]), evidence)
+    drift = find_drift(evidence, cut[cut["step"] < HORIZON], "adapter", HORIZON)
+    assert (drift.drifted, drift.cutoffs) == (False, 0)
+    assert "no cutoff since it was measured" in drift.reason
+
+
+def test_windows_begin_with_the_first_bar_that_the_evidence_did_not_measure(tiny_base: Path) -> None:
+    recipe = small_recipe(tiny_base)
+    bars = simulated_bars(bars=150)
+    stamps = bars.frame["timestamps"]
+    evidence = pd.DataFrame({"unique_id": ["AAPL", "MSFT"], "ds": [stamps.iloc[137], stamps.iloc[149]]})
+    windows = windows_since(bars, evidence, recipe)  # 12 bars since, so two whole horizons of 5 and a cut one
+    assert windows is not None
+    assert windows.holdout_start == 138
+    assert windows.of_split("holdout")["origin"].tolist() == [137, 142, 147]
+    assert windows.of_split("selection")["end"].max() <= 138
+
+
+@pytest.mark.parametrize(("since", "whole"), [(4, 0), (5, 1), (9, 1), (34, 6)])
+def test_windows_hold_the_newest_whole_horizons(tiny_base: Path, since: int, whole: int) -> None:
+    recipe = small_recipe(tiny_base)
+    bars = simulated_bars(bars=150)
+    evidence = pd.DataFrame({"unique_id": ["AAPL"], "ds": [bars.frame["timestamps"].iloc[149 - since]]})
+    windows = windows_since(bars, evidence, recipe)
+    if not whole:
+        assert windows is None
+        return
+    assert windows is not None
+    rolls = windows.of_split("holdout")
+    lengths = rolls["end"] - rolls["origin"] - 1
+    assert (lengths == recipe.horizon).sum() == min(whole, RECENT)
+    assert (rolls["origin"] - (149 - since)).mod(recipe.horizon).eq(0).all()
