@@ -46,8 +46,10 @@ SETTINGS: dict[str, Any] = {
     "model_name": "kronos-nano",
     "adapter": "lora",
     "horizon": 5,
+    "eval_samples": 16,
     "selection_bars": SELECTION_BARS,
     "epochs": 1,
+    "evaluations_per_epoch": 1,
     "learning_rate": 1e-3,
     "device": "cpu",
 }
