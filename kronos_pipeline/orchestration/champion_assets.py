@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json
-from kronos_pipeline.data.windows import WindowSet, build_windows
+from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.orchestration.batch import Event, TickerBatch
 from kronos_pipeline.orchestration.failures import failures_of
@@ -65,7 +65,7 @@ def checkpoint_champion(
         run = mlflow_run_of(layout.best_checkpoint)
         if run is None:
             raise ArtifactError("There is no checkpoint with an MLflow run; materialise checkpoint first.")
-        tickers = sorted(read_json(layout.best_checkpoint / MANIFEST)["data"])
+        tickers = sorted(set(read_json(layout.best_checkpoint / MANIFEST)["data"]) & set(windows))
         measured = _measured_since_checkpoint(context, tickers)
         if not measured:
             raise ArtifactError("No holdout metrics are newer than the checkpoint; materialise holdout_metrics first.")
@@ -126,16 +126,10 @@ def _refit(
     tracking: Tracking,
 ) -> dict[str, Any]:
     """Train the recipe of a submitted model once more, on all bars, and register it as its refit."""
-    from kronos_pipeline.tracking.registry import Registry
+    from kronos_pipeline.tracking.refits import refit
     from kronos_pipeline.training.trainer import KronosTrainer  # imports torch
 
-    recipe = pipeline.recipe("none" if adapter is None else "lora")
-    tracker = tracking.tracker(pipeline.layout)
+    recipe, tracker = pipeline.recipe("none" if adapter is None else "lora"), tracking.tracker(pipeline.layout)
     trainer = KronosTrainer(recipe, pipeline.layout.root, say=context.log.info)
-    everything = [build_windows(one.bars, recipe, hold_out=False) for one in windows]
-    tags = {**run_tags(context, adapter), "measured": "no"}
-    with tracker.training_run(f"{measured.name} on all bars", recipe, tags) as run:
-        result = trainer.refit(everything, adapter, listener=run, mlflow_run=run.run_id)
-        run.finish(result.summary, result.history, result.folder)
-    number = Registry(tracker).register_refit(result.folder, measured.name, run.run_id, refit_of=measured.version)
-    return {"refit": f"version {number}, trained on all bars, not itself measured"}
+    bars = [one.bars for one in windows]
+    return {"refit": refit(tracker, trainer, measured, adapter, bars, run_tags(context, adapter)).sentence()}

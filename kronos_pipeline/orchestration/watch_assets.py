@@ -7,9 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
-import pandas as pd
 
-from kronos_pipeline.artifacts import MANIFEST, read_json
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import Bars
 from kronos_pipeline.orchestration.batch import Event, TickerBatch
@@ -22,7 +20,7 @@ from kronos_pipeline.orchestration.stored_models import load_base_model
 if TYPE_CHECKING:
     from kronos_pipeline.evaluation.drift import Drift
     from kronos_pipeline.model.loading import KronosModel
-    from kronos_pipeline.tracking.choice import Choice
+    from kronos_pipeline.tracking.forecasting import TickerForecast
     from kronos_pipeline.tracking.registry import Registry, Version
 
 DRIFTED, FINDING, KIND = "drifted", "finding", "kind of champion"
@@ -37,8 +35,7 @@ def forecast(
     Base forecasts only where the ticker's own verdict has it better than naive. Stored as `forecasts/<T>.parquet` and
     `plots/<T>/forecast.png`.
     """
-    from kronos_pipeline.evaluation.ahead import forecast_ahead, forecast_manifest, save_forecast
-    from kronos_pipeline.tracking.choice import choose
+    from kronos_pipeline.tracking.forecasting import forecast_ticker
     from kronos_pipeline.tracking.registry import Registry
 
     with failures_of("forecast"):
@@ -48,12 +45,8 @@ def forecast(
         batch = TickerBatch(context)
         for ticker in batch.tickers:
             with batch.ticker(ticker):
-                choice = choose(registry, layout, ticker, base, recipe)
-                bars, used = raw_bars[ticker], (choice.model, choice.sampling, recipe)
-                ahead = forecast_ahead(bars, *used, label=choice.label)
-                manifest = forecast_manifest(bars, ahead, *used, choice.reason, choice.notes)
-                table, picture = save_forecast(layout, bars, ahead, manifest)
-                batch.add(ticker, table, _forecast_metadata(choice, ahead, picture))
+                made = forecast_ticker(registry, layout, raw_bars[ticker], base, recipe)
+                batch.add(ticker, made.file, _forecast_metadata(made))
         yield from batch.events()
 
 
@@ -77,16 +70,14 @@ def drift(
         yield from batch.events()
 
 
-def _forecast_metadata(choice: "Choice", ahead: pd.DataFrame, picture: Path) -> dict[str, Any]:
-    from kronos_pipeline.evaluation.ahead import forecast_sheet
-
+def _forecast_metadata(made: "TickerForecast") -> dict[str, Any]:
     return {
-        "forecast by": choice.label,
-        "why": choice.reason,
-        "bars": len(ahead),
-        "first bar": ahead["ds"].iloc[0].isoformat(),
-        "close": dg.MetadataValue.md(forecast_sheet(ahead, choice.reason, choice.notes).markdown()),
-        **picture_metadata({"forecast": picture}),
+        "forecast by": made.label,
+        "why": made.reason,
+        "bars": len(made.table),
+        "first bar": made.table["ds"].iloc[0].isoformat(),
+        "close": dg.MetadataValue.md(made.sheet().markdown()),
+        **picture_metadata({"forecast": made.plot}),
     }
 
 
@@ -130,13 +121,15 @@ def _drift_of(registry: "Registry", champion: "Version", bars: Bars, base: "Kron
     from kronos_pipeline.evaluation.forecasts import predict
     from kronos_pipeline.evaluation.sampling import load_sampling, plain_sampling
     from kronos_pipeline.tracking.choice import load_trained
+    from kronos_pipeline.tracking.packing import training_manifest_of
 
     model = champion.tags["kind"]
     evidence = registry.evidence(champion)
     evidence = evidence[evidence["unique_id"] == bars.ticker]
     with TemporaryDirectory() as temporary:
         folder = registry.fetch(champion, Path(temporary))
-        recipe = Recipe.model_validate(read_json(folder / MANIFEST)["config"])
+        settings = training_manifest_of(folder)["config"]
+        recipe = Recipe.model_validate({name: one for name, one in settings.items() if name in Recipe.model_fields})
         windows = windows_since(bars, evidence, recipe)
         if windows is None:
             return find_drift(evidence, None, model, recipe.horizon)

@@ -58,19 +58,16 @@ def train_one(
     tracker: Tracker,
     adapter: str | None,
     windows: Sequence[WindowSet],
-    *,
-    refit: bool = False,
 ) -> Trained:
-    """Train one artifact inside one MLflow run; `refit` for one on all bars, which nothing measures."""
-    name = ("checkpoint" if adapter is None else f"adapter {adapter}") + (" on all bars" if refit else "")
-    with tracker.training_run(name, config, {"measured": "no"} if refit else None) as run:
+    """Train one artifact inside one MLflow run."""
+    name = "checkpoint" if adapter is None else f"adapter {adapter}"
+    with tracker.training_run(name, config) as run:
         options: dict[str, Any] = {"listener": run, "mlflow_run": run.run_id}
-        if refit:
-            result = trainer.refit(windows, adapter, **options)
-        elif adapter is None:
-            result = trainer.train_checkpoint(windows, **options)
-        else:
-            result = trainer.train_adapter(windows, adapter, **options)
+        result = (
+            trainer.train_checkpoint(windows, **options)
+            if adapter is None
+            else trainer.train_adapter(windows, adapter, **options)
+        )
         run.finish(result.summary, result.history, result.folder)
     summary = result.summary
     print(

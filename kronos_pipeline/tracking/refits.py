@@ -1,39 +1,65 @@
-"""What a refit takes over from the model that was measured in its place."""
+"""The refit of a model that was measured: the same recipe on all bars, for today's forecasts. Nothing measures it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kronos_pipeline.evaluation.sampling import load_sampling, save_sampling
-from kronos_pipeline.tracking.choice import load_trained
+from kronos_pipeline.data.windows import build_windows
+from kronos_pipeline.evaluation.candidates import Candidate, sampling_of
+from kronos_pipeline.tracking.choice import NOT_MEASURED, load_trained
+from kronos_pipeline.tracking.promotion import Submission
+from kronos_pipeline.tracking.registry import Registry
+from kronos_pipeline.tracking.runs import Tracker
 
 if TYPE_CHECKING:
-    from kronos_pipeline.config import Recipe
-    from kronos_pipeline.data.windows import WindowSet
-    from kronos_pipeline.model.loading import KronosModel
+    from kronos_pipeline.data.bars import Bars
+    from kronos_pipeline.training.trainer import KronosTrainer
 
 
-def pass_on_sampling(
-    measured: Path, refit: Path, windows: Sequence[WindowSet], base: KronosModel, recipe: Recipe
-) -> None:
-    """Let a refit be sampled as the model that was measured: it has no bars left to fit temperature and widths on.
+@dataclass(frozen=True)
+class Refit:
+    """A refit that is registered: its version, that of the model measured in its place, and its MLflow run."""
+
+    name: str
+    version: int
+    refit_of: int
+    run_id: str
+
+    def sentence(self) -> str:
+        """One line for people."""
+        return f"{self.name} version {self.version}: version {self.refit_of} on all bars, {NOT_MEASURED}"
+
+
+def refit(
+    tracker: Tracker,
+    trainer: KronosTrainer,
+    measured: Submission,
+    adapter: str | None,
+    bars: Sequence[Bars],
+    tags: Mapping[str, str] | None = None,
+) -> Refit:
+    """Train a recipe once more with nothing held out, fit its sampling on its own selection block, and register it.
 
     Args:
-        measured: the measured adapter or checkpoint.
-        refit: the same recipe's on all bars; it gets `sampling/<T>.json` for each ticker that the measured one has it
-            for.
-        windows: the windows that the refit was trained on.
-        base: the base model of both.
-        recipe: the recipe of both.
+        tracker: where the training is recorded, and whose registry it goes to.
+        trainer: with the recipe of the model that was measured.
+        measured: that model.
+        adapter: its adapter's name; None for the checkpoint.
+        bars: of the tickers that it serves.
+        tags: of the MLflow run.
 
     Raises:
-        ModelError, ArtifactError: one of the two is of another base model, or damaged.
+        DataError, SettingsError, ModelError, ArtifactError, TrackingError: see their messages.
     """
-    before, after = load_trained(measured, base), load_trained(refit, base)
+    recipe = trainer.recipe
+    windows = [build_windows(one, recipe, hold_out=False) for one in bars]
+    with tracker.training_run(f"{measured.name} on all bars", recipe, {**(tags or {}), "measured": "no"}) as run:
+        result = trainer.refit(windows, adapter, listener=run, mlflow_run=run.run_id)
+        run.finish(result.summary, result.history, result.folder)
+    candidate = Candidate(load_trained(result.folder, trainer.base), result.folder)
     for one in windows:
-        sampling = load_sampling(measured, one.ticker, before, recipe)
-        if sampling is not None:
-            save_sampling(refit, one, replace(sampling, weights_hash=after.weights_hash), recipe)
+        sampling_of(candidate, one, recipe)
+    number = Registry(tracker).register_refit(result.folder, measured.name, run.run_id, refit_of=measured.version)
+    return Refit(measured.name, number, measured.version, run.run_id)

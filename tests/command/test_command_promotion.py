@@ -16,10 +16,42 @@ from kronos_pipeline.tracking.registry import Registry
 from kronos_pipeline.tracking.runs import Tracker
 
 BARS, HOLDOUT = 400, 60
-SETTINGS = (
-    "--model-name kronos-nano --lookback 32 --horizon 5 --validation-bars 60 --selection-bars 40 --adapter lora "
-    "--eval-samples 16 --device cpu --epochs 4 --learning-rate 1e-2 --average-decay 0.9"
-).split()
+SETTINGS: dict[str, object] = {
+    "model_name": "kronos-nano",
+    "lookback": 32,
+    "horizon": 5,
+    "validation_bars": HOLDOUT,
+    "selection_bars": 40,
+    "adapter": "lora",
+    "eval_samples": 16,
+    "device": "cpu",
+    "epochs": 4,
+    "learning_rate": 1e-2,
+    "average_decay": 0.9,
+}
+    "--model-name",
+    "kronos-nano",
+    "--lookback",
+    "32",
+    "--horizon",
+    "5",
+    "--validation-bars",
+    "60",
+    "--selection-bars",
+    "40",
+    "--adapter",
+    "lora",
+    "--eval-samples",
+    "16",
+    "--device",
+    "cpu",
+    "--epochs",
+    "4",
+    "--learning-rate",
+    "1e-2",
+    "--average-decay",
+    "0.9",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +72,8 @@ def train(folder: Path, frame: pd.DataFrame, *more: str) -> Path:
     data, output = folder / "data", folder / "out"
     data.mkdir(exist_ok=True)
     frame.to_csv(data / "AAPL.csv", index=False)
-    assert run_training.main([*SETTINGS, "--data-dir", str(data), "--output-dir", str(output), *more]) == 0
+    flags = [word for name, value in SETTINGS.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    assert run_training.main([*flags, "--data-dir", str(data), "--output-dir", str(output), *more]) == 0
     return output
 
 

@@ -20,10 +20,9 @@ from kronos_pipeline.artifacts import ArtifactLayout, write_json
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import ModelError
 from kronos_pipeline.evaluation.predictions import LEVELS
-from kronos_pipeline.evaluation.sampling import Sampling, load_sampling, plain_sampling, save_sampling
+from kronos_pipeline.evaluation.sampling import Sampling, plain_sampling, save_sampling
 from kronos_pipeline.model.loading import KronosModel
 from kronos_pipeline.tracking.choice import Choice, choose, load_trained
-from kronos_pipeline.tracking.refits import pass_on_sampling
 from kronos_pipeline.tracking.registry import Registry, registered_name
 from kronos_pipeline.tracking.runs import Tracker
 from kronos_pipeline.tracking.store import TrackingError
@@ -166,7 +165,7 @@ def test_the_checkpoints_champion_serves_the_tickers_that_it_was_trained_on_and_
     assert chosen(adapter_name="group").label == f"kronos-{ticker} version 1"
 
 
-def test_a_refit_of_the_champion_forecasts_as_the_champion_is_sampled_and_is_labelled(
+def test_a_refit_of_the_champion_forecasts_as_it_is_sampled_itself_and_is_labelled(
     chosen: Callable[..., Choice],
     crown: Callable[[Path, str], int],
     made: Callable[[str, int], Path],
@@ -177,15 +176,15 @@ def test_a_refit_of_the_champion_forecasts_as_the_champion_is_sampled_and_is_lab
     recipe: Recipe,
 ) -> None:
     name, measured, refit = registered_name(ticker), made(ticker, 1), made(ticker, 2)
-    sampling = fitted(measured, ticker, base, recipe)
+    fitted(measured, ticker, base, recipe)
+    sampling = fitted(refit, ticker, base, recipe)
     number = crown(measured, name)
-    pass_on_sampling(measured, refit, simulated_windows(recipe, [ticker]), base, recipe)
     registry.register_refit(refit, name, run_id, refit_of=number)
 
     choice = chosen()
     assert choice.model is not None
     assert choice.model.weights_hash == load_trained(refit, base).weights_hash
-    assert replace(choice.sampling, weights_hash=sampling.weights_hash) == sampling
+    assert choice.sampling == sampling
     assert choice.label == f"kronos-{ticker} version 2, a refit of version 1, not itself measured"
     assert choice.notes[0] == "not itself measured"
     assert f"kronos-{ticker} version 1 is the champion: it was the best." in choice.reason
@@ -194,14 +193,6 @@ def test_a_refit_of_the_champion_forecasts_as_the_champion_is_sampled_and_is_lab
     assert chosen().label == f"kronos-{ticker} version 3", "the refit is not one of the new champion"
     MlflowClient(registry.uri).set_registered_model_alias(name, "champion", "2")
     assert chosen().notes[0] == "not itself measured", "whoever made it champion"
-
-
-def test_a_refit_takes_nothing_over_where_nothing_was_fitted(
-    made: Callable[[str, int], Path], base: KronosModel, recipe: Recipe
-) -> None:
-    measured, refit = made("AAPL", 1), made("AAPL", 2)
-    pass_on_sampling(measured, refit, simulated_windows(recipe), base, recipe)
-    assert load_sampling(refit, "AAPL", load_trained(refit, base), recipe) is None
 
 
 @pytest.mark.parametrize("place", ["backtest of the adapter", "backtest of the checkpoint", "holdout"])
