@@ -127,7 +127,7 @@ def test_an_mlflow_run_holds_the_training_its_holdout_metrics_and_where_it_came_
 
 
 def test_a_checkpoint_is_trained_over_the_good_tickers_and_gets_a_column(story: Story) -> None:
-    result = story.location.run("retrain_checkpoint", "AAPL", "^GSPC")
+    result = story.location.run("retrain_checkpoint", "AAPL", "^GSPC", settings={"refit_all": True})
     assert set(failed_steps(result)) == {"raw_bars_complete"}
     manifest = read_json(story.location.layout.best_checkpoint / MANIFEST)
     assert sorted(manifest["data"]) == ["AAPL", "BRK-B", "BRK.B", "^GSPC"]
@@ -138,6 +138,8 @@ def test_a_checkpoint_is_trained_over_the_good_tickers_and_gets_a_column(story: 
     assert decided["promoted"] is False
     assert f"kronos-all version {decided['version']}, by its holdout: Not promoted" in decided["decision"]
     assert decided["not measured since"] == "none"
+    assert decided["refit"].startswith(f"version {decided['version'] + 1}, trained on all bars")
+    assert (story.location.layout.refit_checkpoint / MANIFEST).is_file()
 
 
 def test_a_checkpoint_is_not_judged_by_metrics_that_are_older_than_it(story: Story) -> None:
