@@ -29,29 +29,6 @@ SETTINGS: dict[str, object] = {
     "learning_rate": 1e-2,
     "average_decay": 0.9,
 }
-    "--model-name",
-    "kronos-nano",
-    "--lookback",
-    "32",
-    "--horizon",
-    "5",
-    "--validation-bars",
-    "60",
-    "--selection-bars",
-    "40",
-    "--adapter",
-    "lora",
-    "--eval-samples",
-    "16",
-    "--device",
-    "cpu",
-    "--epochs",
-    "4",
-    "--learning-rate",
-    "1e-2",
-    "--average-decay",
-    "0.9",
-]
 
 
 @pytest.fixture(autouse=True)
