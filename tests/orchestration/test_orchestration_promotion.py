@@ -23,7 +23,7 @@ from kronos_pipeline.orchestration.drift_sensor import make_drift_sensor
 from kronos_pipeline.orchestration.partitions import ticker_partitions
 
 TICKER = "WEEKLY"  # a name that no other test promotes: the MLflow store is one for all of them
-KNOWN, HORIZON = 500, 5
+KNOWN, HORIZON = 400, 5
 LEARNS = {
     "lookback": 20,
     "horizon": HORIZON,
