@@ -77,8 +77,9 @@ def section(name: str, root: Path) -> str:
         flags = [*flags_of(COMMON | settings), "--data-dir", str(data), "--output-dir", str(layout.root)]
         began = time.monotonic()
         with told_on_stderr():
-            if code := run_training.main(flags):
-                raise SystemExit(code)
+            code = run_training.main(flags)
+        if not layout.backtest_evaluation(kind).is_file():
+            raise SystemExit(code)  # else a ticker that was too short for a backtest is named below the table
         shown = " ".join(flags_of(COMMON | settings))
         minutes = (time.monotonic() - began) / 60
         lines += [
@@ -87,7 +88,7 @@ def section(name: str, root: Path) -> str:
             *figures_of(read_json(layout.backtest_evaluation(kind)), "Backtest"),
             *figures_of(read_json(layout.evaluation), "Holdout"),
         ]
-    return "\n\n".join(lines)
+    return "\n\n".join(lines).replace(f"{data}/", "")
 
 
 def figures_of(evaluation: dict[str, Any], what: str) -> list[str]:
