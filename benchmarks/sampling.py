@@ -9,6 +9,9 @@ ways: with s2 asked for at its true position, with s2 asked for at the first one
 position, with temperature and top-p tuned on the selection block. Intervals are scored before and after their
 recalibration on the newer half of the selection block.
 
+The two positions are compared by their likelihood too, which no draw blurs: the mean cross-entropy of the holdout's
+true fine tokens, in nats, with all before them known.
+
 CRPS and MASE are scaled: divided by the mean absolute change from one close to the next before the holdout. So is the
 interval score, the mean over the three levels (Gneiting and Raftery, 2007). Intervals of the means are Student's t over
 tickers, 95 percent.
@@ -25,6 +28,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import scoringrules
+import torch
 from adaptation import ADAPTATION, BARS
 from scipy import stats
 
@@ -32,6 +36,7 @@ from kronos_pipeline.artifacts import write_json
 from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import make_bars
+from kronos_pipeline.data.normalisation import lookback_statistics, normalise
 from kronos_pipeline.data.simulate import simulate_ticker
 from kronos_pipeline.data.windows import WindowSet, build_windows
 from kronos_pipeline.evaluation.forecasts import predict
@@ -40,6 +45,8 @@ from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, LEVELS, RANDOM
 from kronos_pipeline.evaluation.sampling import fit_sampling
 from kronos_pipeline.model.loading import KronosModel, load_base, pick_device
 from kronos_pipeline.model.lora import load_adapter
+from kronos_pipeline.model.losses import teacher_forced_logits
+from kronos_pipeline.model.modules import inner
 from kronos_pipeline.training.trainer import KronosTrainer
 
 SETTINGS: dict[str, Any] = {
@@ -91,8 +98,8 @@ def measure(seed: int, recipe: Recipe, base: KronosModel, *, adapt: bool) -> dic
     """Simulate a ticker and forecast its holdout in each way.
 
     Returns:
-        `FIGURES` by way, as "true scaled_crps"; those of the random walk; the share of bars that were mended; the tuned
-        temperature and top-p.
+        `FIGURES` by way, as "true scaled_crps", and the fine loss; those of the random walk; the share of bars that
+        were mended; the tuned temperature and top-p.
     """
     bars = make_bars(f"SIM{seed}", simulate_ticker(seed, BARS).frame(), source=f"simulated, seed {seed}")
     windows = build_windows(bars, recipe)
@@ -107,6 +114,7 @@ def measure(seed: int, recipe: Recipe, base: KronosModel, *, adapt: bool) -> dic
             row |= {f"{label} {figure}": value for figure, value in figures(forecasts.predictions, of).items()}
         if way == "true":
             row["mended"] = forecasts.mended[name]
+        row[f"{way} fine loss"] = fine_loss(windows, model, how.s2_position)
         row |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
     return row
 
@@ -116,6 +124,26 @@ def trained(windows: WindowSet, recipe: Recipe, base: KronosModel) -> KronosMode
     with tempfile.TemporaryDirectory() as folder:
         result = KronosTrainer(recipe, folder, base=base, say=lambda _: None).train_adapter([windows], windows.ticker)
         return load_adapter(result.folder, base)
+
+
+def fine_loss(windows: WindowSet, model: KronosModel, s2_position: str) -> float:
+    """Mean cross-entropy of the fine tokens of all whole rolls of the holdout, in nats, at one of the positions."""
+    rows = windows.of_split("holdout")
+    rows = rows[rows["end"] - rows["origin"] == windows.horizon + 1]
+    bars = rows["start"].to_numpy()[:, None] + np.arange(windows.lookback + windows.horizon)
+    values = windows.bars.values[bars]
+    statistics = lookback_statistics(values[:, : windows.lookback])
+    rotary = inner(model.predictor).dep_layer.cross_attn.rotary
+    with torch.no_grad():
+        s1, s2 = model.tokenizer.encode(torch.from_numpy(normalise(values, *statistics)), half=True)
+        if s2_position == "first":
+            rotary.forward = lambda query, key: (query, key)
+        try:
+            _, logits = teacher_forced_logits(model.predictor, s1, s2, torch.from_numpy(windows.stamps[bars]))
+        finally:
+            vars(rotary).pop("forward", None)
+    ahead = slice(windows.lookback - 1, None)
+    return float(torch.nn.functional.cross_entropy(logits[:, ahead].flatten(0, 1), s2[:, 1:][:, ahead].flatten()))
 
 
 def figures(predictions: pd.DataFrame, model: str) -> dict[str, float]:
@@ -140,7 +168,7 @@ def summarise(rows: pd.DataFrame) -> dict[str, tuple[float, float, float]]:
     """Mean and 95 percent interval over tickers: of each figure in each way, and of the paired differences."""
     columns = {f"{RANDOM_WALK} {figure}": rows[f"{RANDOM_WALK} {figure}"] for figure in FIGURES if "raw" not in figure}
     for way in WAYS:
-        columns |= {f"{way} {figure}": rows[f"{way} {figure}"] for figure in FIGURES}
+        columns |= {f"{way} {figure}": rows[f"{way} {figure}"] for figure in (*FIGURES, "fine loss")}
         errors = [
             pd.concat([(rows[f"{way} {raw}coverage_{at}"] - at).abs() for at in LEVELS], axis=1).mean(axis=1)
             for raw in ("", "raw_")
@@ -150,7 +178,7 @@ def summarise(rows: pd.DataFrame) -> dict[str, tuple[float, float, float]]:
         change = rows[f"{way} interval_score"] - rows[f"{way} raw_interval_score"]
         columns[f"{way} recalibrated - raw interval_score"] = change
     for way in ("first", "tuned"):
-        for figure in ("scaled_crps", "mase", "raw_interval_score", "interval_score"):
+        for figure in ("fine loss", "scaled_crps", "mase", "raw_interval_score", "interval_score"):
             columns[f"{way} - true {figure}"] = rows[f"{way} {figure}"] - rows[f"true {figure}"]
     columns["mended, percent"] = 100 * rows["mended"]
     return {name: _interval(values.to_numpy(np.float64)) for name, values in columns.items()}
