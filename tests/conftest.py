@@ -49,3 +49,11 @@ def one_mlflow_store(made_mlflow_store: str, monkeypatch: pytest.MonkeyPatch) ->
     """What MLFLOW_TRACKING_URI names during the test."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", made_mlflow_store)
     return made_mlflow_store
+
+
+@pytest.fixture
+def clean_mlflow_store(empty_mlflow_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What MLFLOW_TRACKING_URI names during the test: a store of its own with nothing in it yet."""
+    uri = f"sqlite:///{shutil.copy(empty_mlflow_store, tmp_path / 'mlflow.db')}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    return uri

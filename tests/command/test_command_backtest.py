@@ -15,7 +15,7 @@ from kronos_pipeline.tracking.runs import Tracker
 
 QUICK = {"epochs": 1, "evaluations_per_epoch": 1, "stride": 4, "adapter": "lora"}
 
-pytestmark = pytest.mark.usefixtures("own_mlflow_store")
+pytestmark = pytest.mark.usefixtures("clean_mlflow_store")
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from kronos_pipeline.data.simulate import Calendar, Dynamics, simulate_ticker
 from kronos_pipeline.tracking.registry import Registry
 from kronos_pipeline.tracking.runs import Tracker
 
+pytestmark = pytest.mark.usefixtures("clean_mlflow_store")
+
 BARS, HOLDOUT = 400, 60
 SETTINGS: dict[str, object] = {
     "model_name": "kronos-nano",
@@ -29,14 +31,6 @@ SETTINGS: dict[str, object] = {
     "learning_rate": 1e-2,
     "average_decay": 0.9,
 }
-
-
-@pytest.fixture(autouse=True)
-def _own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_mlflow_store: str) -> None:
-    """A copy of a store that is made, so that its champions are this test's own."""
-    path = tmp_path / "mlflow.db"
-    path.write_bytes(Path(made_mlflow_store.removeprefix("sqlite:///")).read_bytes())
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
 
 
 def strong_pattern() -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +11,11 @@ from locations import Location
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> object:
+def _one_mlflow_store(empty_mlflow_store: Path, tmp_path_factory: pytest.TempPathFactory) -> object:
     """One MLflow store for all of these tests: making one takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db")
+        store = shutil.copy(empty_mlflow_store, tmp_path_factory.mktemp("mlflow") / "mlflow.db")
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
         yield
 
 
