@@ -25,7 +25,7 @@ from kronos_pipeline.data.rhythm import find_rhythm
 from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.evaluation.distributions import FEWEST_PATHS, crps
 from kronos_pipeline.evaluation.predictions import LEVELS
-from kronos_pipeline.evaluation.recalibration import fit_widths
+from kronos_pipeline.evaluation.recalibration import fit_widths, shrink
 from kronos_pipeline.evaluation.rolls import Sampler, sample_rolls
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def fit_sampling(windows: WindowSet, model: KronosModel, recipe: Recipe, *, samp
     newer = _Half(windows, middle, end, recipe)
     if recipe.recalibrate and len(newer.origins):
         closes, y, steps = newer.forecast(model, sampling, sampler)
-        widths = fit_widths(closes, y, steps, recipe.horizon)
+        widths = shrink(fit_widths(closes, y, steps, recipe.horizon), newer.disjoint)
         sampling = replace(sampling, widths=widths, residuals=len(y))
         blocks.append(newer)
     if blocks:
@@ -226,6 +226,11 @@ class _Half:
         usable = origins[np.array(moves, np.bool_) & (holes[starts] == holes[lasts])]
         spread = np.linspace(0, len(usable) - 1, min(ORIGINS, len(usable)))
         self.origins = usable[np.rint(spread).astype(np.int64)]
+
+    @property
+    def disjoint(self) -> int:
+        """How many forecasts that share no bar the cutoffs have room for."""
+        return min(1 + int(self.origins[-1] - self.origins[0]) // self._recipe.horizon, len(self.origins))
 
     def forecast(
         self, model: KronosModel, sampling: Sampling, sampler: Sampler | None

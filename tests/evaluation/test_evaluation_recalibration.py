@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from kronos_pipeline.evaluation import recalibration
 from kronos_pipeline.evaluation.distributions import describe
 from kronos_pipeline.evaluation.predictions import LEVELS
-from kronos_pipeline.evaluation.recalibration import fit_widths
+from kronos_pipeline.evaluation.recalibration import fit_widths, shrink
 
 PATHS = 39
 
@@ -109,3 +109,11 @@ def test_a_bar_that_no_width_reaches_counts_as_missed() -> None:
     closes[:4], y[:4] = 50.0, 51.0
     widths = fit_widths(closes, y, np.ones(20, int), 1)
     assert coverage(closes, y, np.tile([widths[level][0] * (1 + 1e-9) for level in LEVELS], (20, 1)))[1] == 0.8
+
+
+def test_the_fewer_forecasts_a_factor_rests_on_the_nearer_to_1_it_is() -> None:
+    widths = {50: (4.0, 1.0), 80: (0.25, 0.0)}
+    assert shrink(widths, 1) == {50: (2.0, 1.0), 80: (0.5, 0.0)}
+    nearness = [abs(np.log(shrink(widths, forecasts)[50][0])) for forecasts in (1, 2, 5, 50, 10**9)]
+    assert nearness == sorted(nearness)
+    assert nearness[-1] == pytest.approx(np.log(4.0))
