@@ -138,7 +138,9 @@ def test_a_checkpoint_is_trained_over_the_good_tickers_and_gets_a_column(story: 
     assert decided["promoted"] is False
     assert f"kronos-all version {decided['version']}, by its holdout: Not promoted" in decided["decision"]
     assert decided["not measured since"] == "none"
-    assert decided["refit"].startswith(f"version {decided['version'] + 1}, trained on all bars")
+    assert decided["refit"].startswith(
+        f"kronos-all version {decided['version'] + 1}: version {decided['version']} on all"
+    )
     assert (story.location.layout.refit_checkpoint / MANIFEST).is_file()
 
 

@@ -167,7 +167,9 @@ def test_the_champion_forecasts_the_bars_to_come_by_its_refit_which_says_so(cham
     assert ahead["ds"].tolist() == days.tolist()
     assert (ahead["lo_80"] <= ahead["hi_80"]).all()
     assert manifest["reason"] == shown["why"]
-    assert champion.location.metadata("champion", TICKER)["refit"].startswith("version 2, trained on all bars")
+    assert champion.location.metadata("champion", TICKER)["refit"] == (
+        f"kronos-{TICKER} version 2: version 1 on all bars, not itself measured"
+    )
 
 
 def test_a_champion_is_watched_on_the_bars_that_came_since_it_was_measured(champion: Champion) -> None:
