@@ -137,6 +137,17 @@ def test_widths_depend_on_the_closes_of_the_newer_half_alone() -> None:
     assert fitted.span == (stamps[half].isoformat(), stamps[end - 1].isoformat())
 
 
+def test_what_rests_on_two_forecasts_worth_of_bars_is_trusted_less_than_what_rests_on_sixteen() -> None:
+    factors = []
+    for horizon in (30, 1):  # a newer half of 30 bars: room for 2 such forecasts that share no bar, or for 16
+        recipe = Recipe(lookback=16, horizon=horizon, validation_days=30, selection_days=60, eval_samples=39)
+        fits = [fit_sampling(walk(recipe, 300, seed), MODEL, recipe, sampler=WalkSampler(0.1)) for seed in range(6)]
+        factors.append(np.median([fit.widths[80][0] for fit in fits]))
+    # The intervals are a tenth as wide as they should be: 10 to the power of 2 / 3, and of 16 / 17.
+    assert factors[0] == pytest.approx(10 ** (2 / 3), rel=0.3)
+    assert factors[1] == pytest.approx(10 ** (16 / 17), rel=0.3)
+
+
 def test_temperature_and_top_p_depend_on_the_closes_of_the_older_half_alone() -> None:
     recipe = WALK.model_copy(update={"tune_sampling": True, "recalibrate": False})
     windows = walk(recipe)
