@@ -109,6 +109,7 @@ def test_materialisations_show_what_people_look_for(story: Story) -> None:
     assert {"fan chart", "error by step", "reliability"} <= set(metrics)
     assert "too little evidence" in metrics["verdicts"]
     assert "not known to be unseen in pre-training" in metrics["notes"]
+    assert sum(len(str(value)) for value in metrics.values()) < 250_000  # Dagster's event log keeps it for ever
     assert metrics["adapter/mae"] == pytest.approx(
         read_json(story.location.layout.ticker_metrics("^GSPC"))["per_symbol"][0]["models"]["adapter"]["mae"]
     )
