@@ -26,13 +26,9 @@ from kronos_pipeline.data.bars import Bars
 from kronos_pipeline.errors import KronosError
 from kronos_pipeline.evaluation.fold_runs import fold_key, kept_predictions, prune_folds, run_fold
 from kronos_pipeline.evaluation.folds import Fold, plan_folds
+from kronos_pipeline.evaluation.manifests import manifest_of_ticker, merge_manifests
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE
-from kronos_pipeline.evaluation.report import (
-    build_evaluation,
-    manifest_of_ticker,
-    merge_manifests,
-    save_report,
-)
+from kronos_pipeline.evaluation.report import build_evaluation, save_report
 from kronos_pipeline.evaluation.sheets import count
 from kronos_pipeline.evaluation.verdicts import MIN_CUTOFFS
 from kronos_pipeline.training.progress import Say, duration

@@ -14,8 +14,8 @@ from kronos_pipeline.artifacts import code_version, package_versions, read_parqu
 from kronos_pipeline.evaluation.candidates import Candidate, how_sampled, sampling_of
 from kronos_pipeline.evaluation.folds import Fold
 from kronos_pipeline.evaluation.forecasts import predict
+from kronos_pipeline.evaluation.manifests import evaluation_manifest, merge_manifests
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE
-from kronos_pipeline.evaluation.report import evaluation_manifest, merge_manifests
 
 if TYPE_CHECKING:
     from kronos_pipeline.model.loading import KronosModel

@@ -10,9 +10,10 @@ import pandas as pd
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.evaluation.candidates import doubts, how_sampled, load_candidates, sampling_of
 from kronos_pipeline.evaluation.forecasts import predict
+from kronos_pipeline.evaluation.manifests import evaluation_manifest
 from kronos_pipeline.evaluation.plots import save_plots
 from kronos_pipeline.evaluation.predictions import ADAPTER, CHECKPOINT
-from kronos_pipeline.evaluation.report import evaluation_manifest, save_ticker_evaluation
+from kronos_pipeline.evaluation.report import save_ticker_evaluation
 
 if TYPE_CHECKING:
     from pathlib import Path

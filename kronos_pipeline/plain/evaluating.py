@@ -37,7 +37,8 @@ def evaluate_all(
     import pandas as pd
 
     from kronos_pipeline.evaluation.holdout import evaluate_ticker
-    from kronos_pipeline.evaluation.report import merge_manifests, save_evaluation
+    from kronos_pipeline.evaluation.manifests import merge_manifests
+    from kronos_pipeline.evaluation.report import save_evaluation
     from kronos_pipeline.evaluation.tables import evaluation_frame, evaluation_sheet, flat_metrics
 
     runs = {ticker: one.run_id for one in trained for ticker in one.tickers}

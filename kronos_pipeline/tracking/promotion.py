@@ -7,6 +7,7 @@ The command and the Dagster assets go through `submit`, so there is one way to b
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ import pandas as pd
 
 from kronos_pipeline.artifacts import ArtifactLayout, read_json, read_parquet
 from kronos_pipeline.evaluation.gate import Decision, decide
-from kronos_pipeline.evaluation.predictions import ADAPTER, CHECKPOINT
+from kronos_pipeline.evaluation.predictions import ADAPTER, CHECKPOINT, COLUMNS
 from kronos_pipeline.evaluation.report import build_evaluation, load_predictions
 from kronos_pipeline.evaluation.tables import flat_metrics
 from kronos_pipeline.tracking.registry import Registry, registered_name
@@ -28,6 +29,7 @@ _SAME_RECIPE_WITHOUT = {
     "refit_all", "calendars", "device", "num_workers", "save_steps",
 }  # fmt: skip
 """Settings in which a backtest may differ from the training whose recipe it measured."""
+_FINGERPRINT = "evidence_hash"
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ def submit(
 ) -> Submission:
     """Let the gate decide on a trained model, and record it as a version with the decision and its reason.
 
-    The decision is made before anything is written: what fails on the way leaves no champion.
+    The decision is made before anything is written: what fails on the way leaves no champion. A training that stood
+    before the gate with this very evidence keeps its version.
 
     Args:
         registry: the registry.
@@ -125,7 +128,14 @@ def submit(
             decision, promote=False, reason=f"Not promoted: {doubt}; a backtest would not have that flaw."
         )
     evaluation = build_evaluation(evidence.predictions, trained, [], evidence.manifest, tickers_tested)
-    tags = {"evidence": evidence.source, "tickers": str(len(tickers))}
+    fingerprint = _fingerprint(evidence.predictions)
+    known = [
+        one for one in registry.versions(name) if one.run_id == run_id and one.tags.get(_FINGERPRINT) == fingerprint
+    ]
+    if known:
+        registry.settle(name, known[-1].number, decision)
+        return Submission(name, known[-1].number, evidence.source, decision)
+    tags = {"evidence": evidence.source, _FINGERPRINT: fingerprint, "tickers": str(len(tickers))}
     if evaluation["warnings"]:
         tags["contamination"] = "; ".join(evaluation["warnings"])
     number = registry.register(
@@ -138,6 +148,12 @@ def submit(
     )
     registry.settle(name, number, decision)
     return Submission(name, number, evidence.source, decision)
+
+
+def _fingerprint(predictions: pd.DataFrame) -> str:
+    """A hash of what was predicted and of what came."""
+    rows = pd.util.hash_pandas_object(predictions[list(COLUMNS)], index=False)
+    return hashlib.sha256(rows.to_numpy("<u8").tobytes()).hexdigest()
 
 
 def _measures(backtest: dict[str, Any], holdout: dict[str, Any], ticker: str, recipe: Recipe) -> bool:

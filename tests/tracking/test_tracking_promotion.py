@@ -1,0 +1,126 @@
+"""What stands before the gate: which evidence counts, and what is recorded of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from registered import base_of, evidence, made_adapter
+from small import simulated_bars, small_recipe
+
+from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json, write_json, write_manifest, write_parquet
+from kronos_pipeline.config import Recipe
+from kronos_pipeline.data.windows import build_windows
+from kronos_pipeline.evaluation.candidates import doubts, load_candidates
+from kronos_pipeline.evaluation.report import build_evaluation
+from kronos_pipeline.tracking.promotion import Submission, find_evidence, submit
+from kronos_pipeline.tracking.registry import Registry
+from kronos_pipeline.tracking.runs import Tracker
+
+GOOD = {"naive": 2.0, "base": 2.0, "adapter": 1.0}
+BAD = {"naive": 1.0, "base": 1.0, "adapter": 2.0}
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> ArtifactLayout:
+    return ArtifactLayout(tmp_path / "out")
+
+
+@pytest.fixture
+def recipe(tiny_base: Path) -> Recipe:
+    return small_recipe(tiny_base, adapter="lora")
+
+
+def manifest_of(recipe: Recipe, data: str = "hash", **more: object) -> dict[str, object]:
+    base = {"label": "tiny", "demo": False}
+    return {"config": recipe.model_dump(mode="json"), "data": {"AAPL": data}, "base_model": base, **more}
+
+
+def save_holdout(layout: ArtifactLayout, table: pd.DataFrame, recipe: Recipe, **more: object) -> None:
+    manifest = manifest_of(recipe, **more)  # type: ignore[arg-type]
+    write_parquet(layout.ticker_forecasts("AAPL"), table, manifest)
+    write_json(layout.ticker_metrics("AAPL"), build_evaluation(table, "adapter", [], manifest))
+
+
+def save_backtest(layout: ArtifactLayout, table: pd.DataFrame, recipe: Recipe, **more: object) -> None:
+    write_parquet(layout.backtest("adapter", "AAPL"), table, manifest_of(recipe, **more))  # type: ignore[arg-type]
+
+
+def test_a_backtest_counts_where_it_is_of_this_recipe_and_these_bars(layout: ArtifactLayout, recipe: Recipe) -> None:
+    save_holdout(layout, evidence(BAD, cutoffs=1), recipe)
+
+    def source(of: Recipe) -> str:
+        return find_evidence(layout, "adapter", ["AAPL"], of).source
+
+    assert source(recipe) == "holdout"
+    # What the backtest itself changes of the recipe, and what shapes no forecast, is no other recipe.
+    own = recipe.model_copy(update={"validation_bars": 5, "max_cutoffs": 1, "backtest_origins": 0, "gate": "lenient"})
+    save_backtest(layout, evidence(GOOD), own)
+    assert source(recipe) == "backtest"
+    assert source(recipe.model_copy(update={"learning_rate": 0.5})) == "holdout"
+    assert source(recipe.model_copy(update={"tune_sampling": True})) == "holdout"
+    save_backtest(layout, evidence(GOOD), own, data="other bars")
+    assert source(recipe) == "holdout"
+
+
+@pytest.fixture
+def standing(layout: ArtifactLayout, recipe: Recipe, clean_mlflow_store: str) -> tuple[Registry, str]:
+    """A registry and the MLflow run of an adapter that was trained."""
+    made_adapter(layout.adapter("AAPL"), recipe)
+    tracker = Tracker(clean_mlflow_store, layout.root)
+    with tracker.training_run("adapter AAPL", recipe) as run:
+        pass
+    return Registry(tracker), run.run_id
+
+
+def test_one_training_is_one_version_however_often_it_stands_before_the_gate(
+    layout: ArtifactLayout, recipe: Recipe, standing: tuple[Registry, str]
+) -> None:
+    registry, run = standing
+
+    def stand() -> Submission:
+        return submit(registry, layout, "AAPL", ["AAPL"], run, recipe, tickers_tested=1)
+
+    save_holdout(layout, evidence(GOOD), recipe)
+    first, again = stand(), stand()
+    assert (first.version, again.version) == (1, 1)
+    assert first.decision.promote
+    assert len(registry.versions("kronos-AAPL")) == 1
+    champion = registry.champion("kronos-AAPL")
+    assert champion is not None
+    assert champion.number == 1
+    # Other evidence is another measurement, and the champion before is kept where it says worse.
+    save_holdout(layout, evidence(BAD, seed=1), recipe)
+    worse = stand()
+    assert (worse.version, worse.decision.promote) == (2, False)
+    assert registry.champion("kronos-AAPL") == champion
+
+
+def test_a_model_that_knows_other_tickers_later_bars_is_no_champion(
+    layout: ArtifactLayout, recipe: Recipe, standing: tuple[Registry, str]
+) -> None:
+    registry, run = standing
+    save_holdout(layout, evidence(GOOD), recipe, doubts={"AAPL": "it was trained on later bars of MSFT"})
+    found = submit(registry, layout, "AAPL", ["AAPL"], run, recipe, tickers_tested=1)
+    assert not found.decision.promote
+    assert "it was trained on later bars of MSFT" in found.sentence()
+    assert registry.champion("kronos-AAPL") is None
+    assert "later bars of MSFT" in registry.versions("kronos-AAPL")[0].tags["contamination"]
+
+
+def test_a_candidate_over_several_tickers_is_doubted_where_its_others_go_on_longer(
+    tmp_path: Path, recipe: Recipe
+) -> None:
+
+    layout = ArtifactLayout(tmp_path)
+    folder = made_adapter(layout.adapter("pair"), recipe, ["AAPL", "MSFT"])
+    windows = build_windows(simulated_bars("AAPL", 130), recipe)
+    for until, doubted in (("2020-01-01T00:00:00", False), ("2031-01-01T00:00:00", True)):
+        manifest = read_json(folder / MANIFEST)
+        write_manifest(folder, {**manifest, "seen_until": {"AAPL": None, "MSFT": until}})
+        found, _ = load_candidates(layout, base_of(recipe), windows, "pair")
+        said = doubts("AAPL", found)["doubts"]
+        assert bool(said) == doubted
+        if doubted:
+            assert "bars of MSFT up to 2031-01-01, later than this holdout's first" in said["AAPL"]
