@@ -2,6 +2,7 @@
 
     python benchmarks/sampling.py --seeds 320-339          # the figures in docs/sampling.md
     python benchmarks/sampling.py --seeds 320-339 --adapt  # the same of adapters that are trained first
+    python benchmarks/sampling.py --seeds 320-339 --selection-days 240
     python benchmarks/sampling.py --quick                  # two tickers, a smoke test
 
 Each seed is one ticker of the generator; its last 240 trading days are forecast by the project's own code, in three
@@ -67,13 +68,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0-9", help="generator seeds, first-last (0-9 are for development)")
     parser.add_argument("--adapt", action="store_true", help="train an adapter per ticker, and sample that")
+    parser.add_argument("--selection-days", type=int, default=SETTINGS["selection_days"], help="as of the command")
     parser.add_argument("--quick", action="store_true", help="two seeds, few paths, one epoch")
     parser.add_argument("--output", type=Path, help="file for the figures, JSON")
     options = parser.parse_args()
 
     first, last = (int(part) for part in f"{options.seeds}-{options.seeds}".split("-")[:2])
     seeds = list(range(first, last + 1))[: 2 if options.quick else None]
-    recipe = Recipe.model_validate(SETTINGS | (QUICK if options.quick else {}))
+    changed = {"selection_days": options.selection_days} | (QUICK if options.quick else {})
+    recipe = Recipe.model_validate(SETTINGS | changed)
     base = load_base(find_base_model(recipe.model_name, recipe.tokenizer_name), pick_device(recipe.device))
 
     what = "one adapter per ticker" if options.adapt else "untouched"
