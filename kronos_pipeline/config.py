@@ -107,7 +107,9 @@ class Recipe(BaseModel):
         False, description="choose temperature and top-p per ticker and model on the selection block"
     )
     recalibrate: bool = Field(
-        True, description="widen or narrow forecast intervals by what the newer half of the selection block shows"
+        True,
+        description="widen or narrow forecast intervals by what the newer half of the selection block shows; "
+        "the longer that is, the better",
     )
     calendars: list[str] = Field(
         [],
