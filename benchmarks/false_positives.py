@@ -1,6 +1,6 @@
 """How often does a verdict say "better" where nothing can be better? Verdicts on simulated random walks.
 
-    python benchmarks/false_positives.py --tickers 400 --adapters 60     # the report in docs/false-positives.md
+    python benchmarks/false_positives.py --tickers 400 --adapters 400    # the report in docs/false-positives.md
     python benchmarks/false_positives.py --tickers 4 --adapters 1        # a smoke test
 
 The log price of every ticker is a random walk with stochastic volatility, and no forecast of its close is better than
