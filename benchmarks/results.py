@@ -14,7 +14,6 @@ import contextlib
 import io
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,7 +58,8 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         root = options.output_dir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         parts = [section(name, root) for name in SETS if options.only in (None, name)]
-    figures = "\n\n".join(parts)
+    versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
+    figures = "\n\n".join([*parts, f"Made with {versions}, on a CPU."])
     if options.only:
         print(figures)
         return
@@ -75,16 +75,14 @@ def section(name: str, root: Path) -> str:
     for kind, settings in KINDS.items():
         layout = ArtifactLayout(root / name / kind)
         flags = [*flags_of(COMMON | settings), "--data-dir", str(data), "--output-dir", str(layout.root)]
-        began = time.monotonic()
         with told_on_stderr():
             code = run_training.main(flags)
         if not layout.backtest_evaluation(kind).is_file():
             raise SystemExit(code)  # else a ticker that was too short for a backtest is named below the table
         shown = " ".join(flags_of(COMMON | settings))
-        minutes = (time.monotonic() - began) / 60
         lines += [
             f"### One {kind} {'over all tickers' if kind == 'checkpoint' else 'per ticker'}",
-            f"`kronos train {shown}`, {minutes:.0f} minutes.",
+            f"`kronos train {shown}`",
             *figures_of(read_json(layout.backtest_evaluation(kind)), "Backtest"),
             *figures_of(read_json(layout.evaluation), "Holdout"),
         ]
@@ -94,15 +92,12 @@ def section(name: str, root: Path) -> str:
 def figures_of(evaluation: dict[str, Any], what: str) -> list[str]:
     """The leaderboard, the table per symbol and the verdict over all."""
     kind = evaluation["model"]
-    manifest = evaluation["manifest"]
-    versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
     span = evaluation["holdout"]
     return [
         leaderboard_sheet(evaluation, what).markdown(),
         evaluation_sheet(evaluation, what).markdown(),
         "\n".join(f"- {kind} {sentence}" for sentence in verdict_sentences(evaluation["aggregate"], kind)),
-        f"{span['first'][:10]} to {span['last'][:10]}, {evaluation['samples']} paths, seed {evaluation['seed']}, "
-        f"code {manifest['code_version']}, {versions}.",
+        f"{span['first'][:10]} to {span['last'][:10]}, {evaluation['samples']} paths, seed {evaluation['seed']}.",
     ]
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from kronos_pipeline.evaluation.predictions import BASE, NAIVE, check_predictions
+from kronos_pipeline.evaluation.sheets import count
 from kronos_pipeline.evaluation.significance import bootstrap_skill, diebold_mariano, holm
 
 Verdict = Literal["better", "no better", "worse", "too little evidence"]
@@ -187,7 +188,7 @@ def compare(
         why = "a forecast that is not finite, or a close that never changed before the evaluation"
         return replace(nothing, reason=f"the loss is undefined at {undefined} of {cutoffs} cutoffs: {why}")
     if cutoffs < MIN_CUTOFFS:
-        return replace(nothing, reason=f"{cutoffs} shared cutoffs, and a verdict needs {MIN_CUTOFFS}")
+        return replace(nothing, reason=f"{count(cutoffs, 'shared cutoff')}, and a verdict needs {MIN_CUTOFFS}")
     if cutoffs < MIN_CUTOFFS * (overlap + 1):
         apart = f"{cutoffs // (overlap + 1)} of {cutoffs} cutoffs"
         return replace(nothing, reason=f"only {apart} have forecasts that do not overlap, and it needs {MIN_CUTOFFS}")
