@@ -65,6 +65,13 @@ def parse_times(cells: Sequence[str]) -> Times:
     return _zoned(local, offsets, problems)
 
 
+def fixed_offset(zone: str | None) -> pd.Timedelta | None:
+    """How far east of UTC a zone lies, as `Times` states it; None where it states none, or one that changes."""
+    if zone is None or "/" in zone:
+        return None
+    return pd.Timedelta(minutes=_minutes(zone.removeprefix("UTC") or zone))
+
+
 def _epoch_unit(texts: pd.Series) -> EpochUnit | None:
     """The unit of a count since 1970 that more than half of the first cells are, or None."""
     units = [_count_unit(text) for text in texts.iloc[:_SAMPLE]]

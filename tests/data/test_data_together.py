@@ -24,6 +24,15 @@ def every_day(ticker: str, last: pd.Timestamp, bars: int = 200) -> Bars:
     return make_bars(ticker, frame, source=f"{ticker}.csv")
 
 
+def windows_from(
+    ticker: str, start: str, bars: int, frequency: str, zone: str | None = None, *, opens: int = 0
+) -> WindowSet:
+    """Windows on bars that are as many and as long as asked, those before an hour of the day left out."""
+    frame = simulate_ticker(3, bars, start=start, frequency=frequency).frame()
+    frame = frame[frame["timestamps"].dt.hour >= opens]
+    return windows_of(make_bars(ticker, frame, source=f"{ticker}.csv", time_zone=zone))
+
+
 def last_target(windows: WindowSet) -> pd.Timestamp:
     rows = windows.rows[windows.rows["split"] != "holdout"]
     return windows.bars.frame["timestamps"].iloc[rows["end"].max() - 1]
@@ -68,3 +77,64 @@ def test_windows_that_hold_nothing_out_use_the_last_bar_and_have_no_holdout() ->
     assert first_held_out(windows) is None
     assert windows.rows["end"].max() == len(bars)
     assert windows.selection_start == len(bars) - 30
+
+
+DAY, HOUR = pd.Timedelta(days=1), pd.Timedelta(hours=1)
+
+
+@pytest.mark.parametrize(
+    ("zone", "other_zone", "hours"),
+    [
+        ("UTC+09:00", "UTC", -9),  # midnight there is three in the afternoon of the day before in UTC
+        ("UTC", "UTC-05:00", -5),
+        ("UTC", "UTC+09:00", 9),
+        (None, "UTC", None),
+        (None, None, 0),
+        ("UTC", "UTC-05:00/UTC-04:00", None),
+        ("UTC-05:00/UTC-04:00", "UTC-05:00/UTC-04:00", 0),
+    ],
+)
+def test_holdouts_of_other_zones_are_compared_in_utc_or_with_a_day_between(
+    zone: str | None, other_zone: str | None, hours: int | None
+) -> None:
+    first = windows_from("FIRST", "2024-01-01", 24 * 60, "h", zone)
+    cut = first_held_out(first)
+    assert cut is not None
+    # The other holds out later days, so that its own holdout cuts nothing.
+    other = windows_from("OTHER", "2024-01-04", 24 * 60, "h", other_zone)
+    known, beside = known_together([first, other])
+    assert known is first
+    ends = last_target(beside) + HOUR
+    if hours is None:
+        assert ends == cut - DAY
+    else:
+        # No target ends after the cut in UTC, nor has the cut's time or a later one by its own clock.
+        assert ends == min(cut, cut + pd.Timedelta(hours=hours))
+
+
+def test_a_daily_bar_is_known_a_day_after_its_time_and_an_hourly_one_an_hour_after() -> None:
+    hourly = windows_from("HOURLY", "2024-05-01", 24 * 60, "h", opens=10)
+    daily = windows_from("DAILY", "2023-11-01", 300, "D")
+    cut = first_held_out(hourly)
+    assert cut is not None
+    assert cut.hour == 10
+    assert cut < first_held_out(daily)  # type: ignore[operator]
+    assert last_target(daily) >= cut
+    # That day's bar begins before the cut and closes after it.
+    assert last_target(known_together([hourly, daily])[1]) == cut.normalize() - DAY
+
+    earlier = windows_from("DAILY", "2023-11-01", 230, "D")
+    cut = first_held_out(earlier)
+    assert cut is not None
+    hourly = windows_from("HOURLY", "2024-05-01", 24 * 60, "h")
+    assert last_target(hourly) >= cut
+    assert last_target(known_together([earlier, hourly])[1]) == cut - HOUR
+
+
+@pytest.mark.parametrize("hour", [0, 16])
+def test_a_daily_bar_of_the_date_before_is_kept_whatever_the_hour(hour: int) -> None:
+    stock = windows_of(simulated_bars("AAPL", 200))
+    crypto = windows_of(every_day("BTCUSD", stock.bars.frame["timestamps"].iloc[-1] + pd.Timedelta(hours=hour)))
+    cut = first_held_out(stock)
+    assert cut is not None
+    assert last_target(known_together([stock, crypto])[1]) == cut - DAY + pd.Timedelta(hours=hour)
