@@ -1,7 +1,7 @@
 """Drift: whether a model errs more on the bars that came since it was measured than its evidence lets expect.
 
-    bars   ...x = evidence = |x = evidence = ||x = horizon = |x = horizon = |....
-                                              measured until                 not yet a whole horizon
+    bars   ...x = evidence = |x = evidence = |..|x = horizon = |x = horizon = |....
+                               measured until    seen until                     not yet a whole horizon
 
 The evidence has one loss per cutoff, and so have the bars that came since, in whole horizons: the scaled error that
 verdicts rest on too. Drift is a mean above the one-sided prediction bound of 95 percent, by Student's t, for the mean
@@ -61,19 +61,22 @@ class Drift:
         return asdict(self)
 
 
-def windows_since(bars: Bars, evidence: pd.DataFrame, recipe: Recipe) -> WindowSet | None:
-    """Windows whose holdout is the bars that came since some evidence; None where they are no whole horizon.
+def windows_since(bars: Bars, evidence: pd.DataFrame, recipe: Recipe, seen_until: str | None) -> WindowSet | None:
+    """Windows whose holdout is the bars that a model neither was measured on nor saw; None without a whole horizon.
 
     Args:
         bars: the ticker's bars as they are now.
         evidence: predictions, of this ticker at least, whose newest bar is the last that was measured.
         recipe: what the evidence was made with.
+        seen_until: time of the ticker's newest bar that the model's training may have read, ISO 8601; None where it
+            read none. It may be newer than the evidence: a backtest ends with its last whole horizon.
 
     Raises:
         DataError: the bars up to there are too few for this recipe.
     """
     measured_until = evidence.loc[evidence["unique_id"] == bars.ticker, "ds"].max()
-    since = int((bars.frame["timestamps"] > measured_until).sum())
+    known_until = measured_until if seen_until is None else max(measured_until, pd.Timestamp(seen_until))
+    since = int((bars.frame["timestamps"] > known_until).sum())
     if since < recipe.horizon:
         return None
     # The last roll may be cut short; it is not complete, and one more is kept in its place.

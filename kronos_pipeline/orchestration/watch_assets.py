@@ -128,9 +128,10 @@ def _drift_of(registry: "Registry", champion: "Version", bars: Bars, base: "Kron
     evidence = evidence[evidence["unique_id"] == bars.ticker]
     with TemporaryDirectory() as temporary:
         folder = registry.fetch(champion, Path(temporary))
-        settings = training_manifest_of(folder)["config"]
+        manifest = training_manifest_of(folder)
+        settings = manifest["config"]
         recipe = Recipe.model_validate({name: one for name, one in settings.items() if name in Recipe.model_fields})
-        windows = windows_since(bars, evidence, recipe)
+        windows = windows_since(bars, evidence, recipe, manifest.get("seen_until", {}).get(bars.ticker))
         if windows is None:
             return find_drift(evidence, None, model, recipe.horizon)
         trained = load_trained(folder, base)

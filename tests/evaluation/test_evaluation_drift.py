@@ -125,7 +125,7 @@ def test_windows_begin_with_the_first_bar_that_the_evidence_did_not_measure(tiny
     bars = simulated_bars(bars=150)
     stamps = bars.frame["timestamps"]
     evidence = pd.DataFrame({"unique_id": ["AAPL", "MSFT"], "ds": [stamps.iloc[137], stamps.iloc[149]]})
-    windows = windows_since(bars, evidence, recipe)  # 12 bars since, so two whole horizons of 5 and a cut one
+    windows = windows_since(bars, evidence, recipe, None)  # 12 bars since, so two whole horizons of 5 and a cut one
     assert windows is not None
     assert windows.holdout_start == 138
     assert windows.of_split("holdout")["origin"].tolist() == [137, 142, 147]
@@ -137,7 +137,7 @@ def test_windows_hold_the_newest_whole_horizons(tiny_base: Path, since: int, who
     recipe = small_recipe(tiny_base)
     bars = simulated_bars(bars=150)
     evidence = pd.DataFrame({"unique_id": ["AAPL"], "ds": [bars.frame["timestamps"].iloc[149 - since]]})
-    windows = windows_since(bars, evidence, recipe)
+    windows = windows_since(bars, evidence, recipe, None)
     if not whole:
         assert windows is None
         return
@@ -146,3 +146,15 @@ def test_windows_hold_the_newest_whole_horizons(tiny_base: Path, since: int, who
     lengths = rolls["end"] - rolls["origin"] - 1
     assert (lengths == recipe.horizon).sum() == min(whole, RECENT)
     assert (rolls["origin"] - (149 - since)).mod(recipe.horizon).eq(0).all()
+
+
+@pytest.mark.parametrize(("seen", "start"), [(None, 130), (120, 130), (129, 130), (133, 134), (145, None), (149, None)])
+def test_no_bar_that_the_weights_may_have_seen_is_among_those_that_came_since(
+    tiny_base: Path, seen: int | None, start: int | None
+) -> None:
+    bars = simulated_bars(bars=150)
+    stamps = bars.frame["timestamps"]
+    evidence = pd.DataFrame({"unique_id": ["AAPL"], "ds": [stamps.iloc[129]]})
+    seen_until = None if seen is None else stamps.iloc[seen].isoformat()
+    windows = windows_since(bars, evidence, small_recipe(tiny_base), seen_until)
+    assert (windows and windows.holdout_start) == start
