@@ -55,7 +55,7 @@ def train(config: KronosTrainingConfig) -> int:
 
     from kronos_pipeline.evaluation.leaderboard import save_leaderboard
     from kronos_pipeline.evaluation.tables import leaderboard_sheet
-    from kronos_pipeline.plain.evaluating import backtest_all, evaluate_all, log_leaderboard, print_sheets
+    from kronos_pipeline.plain.evaluating import backtest_beside, evaluate_all, log_leaderboard, print_sheets
     from kronos_pipeline.plain.promoting import promote_all
     from kronos_pipeline.plain.training import train_all
     from kronos_pipeline.tracking.runs import Tracker
@@ -67,7 +67,7 @@ def train(config: KronosTrainingConfig) -> int:
     with trainer.one_run():
         trained = train_all(config, trainer, tracker, tickers.windows)
         holdout = evaluate_all(config, trainer, tracker, tickers, trained)
-        found = backtest_all(config, trainer, tickers) if config.backtest_origins else None
+        found = backtest_beside(config, trainer, tickers)
         backtest = found.evaluation if found else None
         save_leaderboard(layout, holdout, backtest)
         log_leaderboard(config, tracker, holdout, found)

@@ -137,10 +137,20 @@ def _merge(manifests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for manifest in manifests:
         for ticker, some in manifest["folds"].items():
             folds.setdefault(ticker, []).extend(some)
-    # The newest fold's entries stay where a ticker has several, but for what may have been seen in pre-training.
+    # The newest fold's entries stay where a ticker has several, but for what may have been seen in pre-training, which
+    # the oldest says, and for the share of mended bars, which is the mean over them.
     merged = merge_manifests(manifests)
     suspicions = merge_manifests([{"contamination": one["contamination"]} for one in reversed(manifests)])
-    return {**merged, **suspicions, "folds": folds}
+    shares: dict[str, dict[str, list[float]]] = {}
+    for manifest in manifests:
+        for ticker, of_models in manifest["mended"].items():
+            for name, share in of_models.items():
+                shares.setdefault(ticker, {}).setdefault(name, []).append(share)
+    mended = {
+        ticker: {name: sum(some) / len(some) for name, some in of_models.items()}
+        for ticker, of_models in shares.items()
+    }
+    return {**merged, **suspicions, "mended": mended, "folds": folds}
 
 
 def _save(

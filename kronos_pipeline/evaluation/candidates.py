@@ -86,9 +86,14 @@ def sampling_of(candidate: Candidate, windows: WindowSet, recipe: Recipe) -> Sam
 
 
 def doubts(ticker: str, candidates: Mapping[str, Candidate]) -> dict[str, Any]:
-    """The entry of a manifest that says what must be said of the models' scores, by ticker; empty without doubts."""
-    found = [one.doubt for one in candidates.values() if one.doubt]
-    return {"doubts": {ticker: "; ".join(found)} if found else {}}
+    """The entry of a manifest that says what must be said of each model's scores, by ticker; empty without doubts."""
+    found = {name: one.doubt for name, one in candidates.items() if one.doubt}
+    return {"doubts": {ticker: found} if found else {}}
+
+
+def weights_of(ticker: str, candidates: Mapping[str, Candidate]) -> dict[str, Any]:
+    """The entry of a manifest that says which weights were evaluated: the hash of each model's, by ticker."""
+    return {"weights": {ticker: {name: one.model.weights_hash for name, one in candidates.items()}}}
 
 
 def how_sampled(ticker: str, samplings: Mapping[str, Sampling], forecasts: Forecasts) -> dict[str, Any]:

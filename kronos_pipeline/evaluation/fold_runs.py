@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from kronos_pipeline.artifacts import code_version, package_versions, read_parquet, text_hash, write_parquet
-from kronos_pipeline.evaluation.candidates import Candidate, how_sampled, sampling_of
+from kronos_pipeline.evaluation.candidates import Candidate, how_sampled, sampling_of, weights_of
 from kronos_pipeline.evaluation.folds import Fold
 from kronos_pipeline.evaluation.forecasts import predict
 from kronos_pipeline.evaluation.manifests import evaluation_manifest, merge_manifests
@@ -67,7 +67,8 @@ def run_fold(fold: Fold, trainer: KronosTrainer, trained: str) -> tuple[pd.DataF
         manifests.append(
             evaluation_manifest([one], recipe, base.source, str(base.device))
             | how_sampled(one.ticker, samplings, forecasts)
-            | {"folds": {one.ticker: [{"cutoffs": cutoffs, **seen}]}}
+            | weights_of(one.ticker, candidates)
+            | {"folds": {one.ticker: [{"cutoffs": cutoffs, **seen}]}, "group": {one.ticker: list(fold.group)}}
         )
     predictions, manifest = pd.concat(tables, ignore_index=True), merge_manifests(manifests)
     write_parquet(path, predictions, manifest)

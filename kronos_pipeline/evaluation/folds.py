@@ -14,7 +14,7 @@ ticker share cutoffs, so that a new model can be compared with the champion, and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -91,11 +91,18 @@ def _folds_of(
                 end = _end(one, horizon, anchors.get(ticker)) - later * horizon
                 windows.append(build_windows(_until(one, end), own))
             except DataError as error:
-                errors[ticker] = error
+                errors[ticker] = _of_the_fold(error, cutoffs * horizon, cutoffs)
         if windows:
             folds.append(Fold(group, own, tuple(windows), tuple(known_together(windows))))
     scored = {one.ticker for fold in folds for one in fold.windows}
     return folds, {ticker: error for ticker, error in errors.items() if ticker not in scored}
+
+
+def _of_the_fold(error: DataError, held_out: int, cutoffs: int) -> DataError:
+    """The error in the words of a backtest: nobody set the bars that a fold holds out."""
+    fold = "the one cutoff of a fold" if cutoffs == 1 else f"the {cutoffs} cutoffs of a fold (--backtest-refit-every)"
+    problems = [replace(one, rule=one.rule.replace(f"--validation-bars {held_out}", fold)) for one in error.problems]
+    return DataError(problems, error.ticker)
 
 
 def _aligned(bars: Mapping[str, Bars], recipe: Recipe) -> tuple[dict[str, Bars], dict[str, KronosError]]:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from kronos_pipeline.errors import SettingsError
 from kronos_pipeline.evaluation.predictions import BASE, NAIVE, check_predictions
-from kronos_pipeline.evaluation.verdicts import BETTER, TOO_LITTLE, WORSE, Comparison, judge
+from kronos_pipeline.evaluation.verdicts import BETTER, MIN_CUTOFFS, TOO_LITTLE, WORSE, Comparison, judge
 
 CHAMPION = "champion"
 _KEYS = ["unique_id", "cutoff", "ds"]
@@ -54,10 +54,11 @@ def decide(
 ) -> Decision:
     """Decide on a model's promotion.
 
-    The strict gate wants "better" than the naive forecast and than the base model, and not "worse" than the champion.
-    The lenient gate wants not "worse" than each. Where the table holds one ticker "better" is corrected for the number
-    of tickers tested; over several it rests on the one overall verdict. "Worse" is never corrected: to test many
-    tickers must not hide that a model does harm.
+    The strict gate wants "better" than the naive forecast and than the base model, and not "worse" than the
+    champion. A champion whose evidence has expired, as too few cutoffs are as old, does not stand in the way, or
+    nothing could ever take its place. The lenient gate wants not "worse" than each. Where the table holds one
+    ticker "better" is corrected for the number of tickers tested; over several it rests on the one overall verdict.
+    "Worse" is never corrected: to test many tickers must not hide that a model does harm.
 
     Args:
         predictions: the new model's table, with the naive forecast and the base model beside it.
@@ -77,14 +78,19 @@ def decide(
     comparisons = _against(predictions, trained, (NAIVE, BASE), tickers_tested if strict else 1)
     if champion is not None:
         comparisons[CHAMPION] = against_champion(predictions, champion, trained)
+    expired = champion is not None and _expired(predictions, champion, trained)
     against = [
         one
         for rival, one in comparisons.items()
-        if one.verdict in (WORSE, TOO_LITTLE) or (strict and rival != CHAMPION and one.verdict != BETTER)
+        if one.verdict == WORSE
+        or (one.verdict == TOO_LITTLE and not (rival == CHAMPION and expired))
+        or (strict and rival != CHAMPION and one.verdict != BETTER)
     ]
     said = "; ".join(map(_sentence, against or comparisons.values()))
     start = "Not promoted" if against else "Promoted"
-    alone = "" if champion is not None else "; there is no champion yet"
+    alone = (
+        "; there is no champion yet" if champion is None else "; the champion's evidence has expired" if expired else ""
+    )
     return Decision(not against, f"{start} by the {gate} gate: {said}{alone}.", gate, comparisons)
 
 
@@ -109,6 +115,13 @@ def against_champion(predictions: pd.DataFrame, champion: pd.DataFrame, trained:
         return Comparison(trained, CHAMPION, cutoffs, reason=f"the champion was measured on other closes of {tickers}")
     rows = pd.concat([both, both.assign(model=CHAMPION, mean=both["mean_then"] * factor)], ignore_index=True)
     return _against(rows, trained, (CHAMPION,), 1)[CHAMPION]
+
+
+def _expired(predictions: pd.DataFrame, champion: pd.DataFrame, trained: str) -> bool:
+    """Whether time has left the champion too few cutoffs to be compared on: fewer of the new ones are as old as its."""
+    cutoffs = predictions.loc[predictions["model"] == trained, "cutoff"].drop_duplicates()
+    newest = champion.loc[champion["model"] == trained, "cutoff"].max()
+    return len(cutoffs) >= MIN_CUTOFFS and int((cutoffs <= newest).sum()) < MIN_CUTOFFS
 
 
 def _against(

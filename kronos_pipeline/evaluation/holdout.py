@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from kronos_pipeline.artifacts import ArtifactLayout
-from kronos_pipeline.evaluation.candidates import doubts, how_sampled, load_candidates, sampling_of
+from kronos_pipeline.evaluation.candidates import doubts, how_sampled, load_candidates, sampling_of, weights_of
 from kronos_pipeline.evaluation.forecasts import predict
 from kronos_pipeline.evaluation.manifests import evaluation_manifest
 from kronos_pipeline.evaluation.plots import save_plots
@@ -81,6 +81,7 @@ def evaluate_ticker(
         evaluation_manifest([windows], recipe, base.source, str(base.device), runs)
         | how_sampled(windows.ticker, samplings, forecasts)
         | doubts(windows.ticker, candidates)
+        | weights_of(windows.ticker, candidates)
     )
     evaluation = save_ticker_evaluation(layout, forecasts.predictions, trained, manifest, tickers_tested)
     said = [f"base model {base.source.label}", *evaluation["warnings"]]

@@ -10,7 +10,9 @@ from kronos_pipeline.evaluation.metrics import UNITS
 
 
 def leaderboard_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row per model over all symbols, the smallest scaled error first: its mean scores, and its verdicts.
+    """A row per model: its mean scores over its symbols, and its verdicts; the smallest scaled error first.
+
+    Models that not every symbol has come last, as their means are over other symbols.
 
     Args:
         evaluation: as `build_evaluation` returns it.
@@ -24,7 +26,8 @@ def leaderboard_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
         }
         for name, scores in total["models"].items()
     ]
-    return sorted(rows, key=lambda row: (row["mase"] is None, row["mase"]))
+    symbols = total["symbols_evaluated"]
+    return sorted(rows, key=lambda row: (row["symbols"] < symbols, row["mase"] is None, row["mase"]))
 
 
 def save_leaderboard(

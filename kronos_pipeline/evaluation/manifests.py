@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from kronos_pipeline.config import Recipe
     from kronos_pipeline.data.windows import WindowSet
 
-_PER_TICKER = ("data", "cutoffs_left_out", "contamination", "doubts", "mlflow_runs", "sampling", "mended", "folds")
+_PER_TICKER = (
+    "data", "cutoffs_left_out", "contamination", "doubts", "mlflow_runs", "sampling", "mended", "weights", "folds",
+    "group",
+)  # fmt: skip
 """Entries that hold something of each ticker, by symbol."""
 
 

@@ -75,7 +75,7 @@ def build_evaluation(
         "model": trained,
         "base_model": " / ".join(base["label"] for base in bases),
         "demo": any(base["demo"] for base in bases),
-        "warnings": [*_warnings(manifest.get("contamination", {})), *_warnings(manifest.get("doubts", {}))],
+        "warnings": [*_warnings(manifest.get("contamination", {})), *_warnings(_sentences(manifest.get("doubts", {})))],
         "units": UNITS,
         "aggregate": _aggregate(predictions, per_symbol, trained, judged),
         "per_symbol": per_symbol,
@@ -161,7 +161,7 @@ def _symbol_entry(
         "cutoffs_left_out": int(manifest.get("cutoffs_left_out", {}).get(symbol, 0)),
         "holdout": _span(rows),
         "contamination": manifest.get("contamination", {}).get(symbol),
-        "doubts": manifest.get("doubts", {}).get(symbol),
+        "doubts": manifest.get("doubts", {}).get(symbol, {}),
         "models": {**models, trained: own},
         "verdicts": {model: _as_dicts(found) for model, found in verdicts.items() if found},
         "sampling": manifest.get("sampling", {}).get(symbol, {}),
@@ -194,6 +194,10 @@ def _aggregate(
 
 def _as_dicts(comparisons: Mapping[str, Any]) -> dict[str, Any]:
     return {rival: one.as_dict() for rival, one in comparisons.items()}
+
+
+def _sentences(doubts: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    return {ticker: "; ".join(of_models.values()) for ticker, of_models in doubts.items()}
 
 
 def _warnings(suspicions: Mapping[str, str]) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from kronos_pipeline.evaluation.distributions import FEWEST_PATHS
 from kronos_pipeline.evaluation.leaderboard import leaderboard_rows
 from kronos_pipeline.evaluation.metrics import METRICS
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, CHECKPOINT, NAIVE
@@ -62,9 +63,11 @@ def leaderboard_sheet(evaluation: Mapping[str, Any], what: str = "Holdout") -> S
     ]
     rows = leaderboard_rows(evaluation)
     return Sheet(
-        title=f"{what}, mean over {count(evaluation['aggregate']['symbols_evaluated'], 'symbol')}",
+        title=f"{what} on base model {evaluation['base_model']}, mean over "
+        f"{count(evaluation['aggregate']['symbols_evaluated'], 'symbol')}",
         headers=["Model", *(header for header, _ in columns)],
         rows=[[row["model"], *(cell(row) for _, cell in columns)] for row in rows],
+        notes=[*evaluation["warnings"], *_partial(evaluation)],
     )
 
 
@@ -125,9 +128,11 @@ def _notes(evaluation: Mapping[str, Any]) -> list[str]:
         for key, word in (("bars", "bar"), ("symbols_evaluated", "symbol"), ("cutoffs", "cutoff"))
     ]
     notes = [*evaluation["warnings"], "{} of {} forecast from {}.".format(*counts)]
-    if any(_FEW in row for row in _verdict_cells(evaluation)):
-        why = f"too little evidence; a verdict needs {MIN_CUTOFFS} cutoffs, and --backtest-origins gives more"
-        notes.append(f"{_FEW.capitalize()}: {why}.")
+    if why := _little_evidence(evaluation):
+        notes.append(f"{_FEW.capitalize()}: too little evidence: {why}.")
+    notes += _partial(evaluation)
+    if evaluation["samples"] is not None and evaluation["samples"] < FEWEST_PATHS:
+        notes.append(f"Intervals end at the outermost of {count(evaluation['samples'], 'path')} and are too narrow.")
     if left_out := total["cutoffs_left_out"]:
         notes.append(f"Left out: {count(left_out, 'older cutoff')} (--max-cutoffs).")
     if mended := _mended(evaluation):
@@ -141,11 +146,23 @@ def _notes(evaluation: Mapping[str, Any]) -> list[str]:
     return notes + [f"Skipped {one['symbol']}: {one['reason']}" for one in evaluation["skipped"]]
 
 
-def _verdict_cells(evaluation: Mapping[str, Any]) -> list[list[str]]:
+def _little_evidence(evaluation: Mapping[str, Any]) -> str | None:
+    """The reason that most verdicts of too little evidence give, or None where there is no such verdict."""
     entries = (evaluation["aggregate"], *evaluation["per_symbol"])
-    return [
-        [_short(one["verdict"]) for one in entry["verdicts"].get(evaluation["model"], {}).values()] for entry in entries
-    ]
+    verdicts = [one for entry in entries for one in entry["verdicts"].get(evaluation["model"], {}).values()]
+    reasons = [one["reason"] for one in verdicts if one["verdict"] == TOO_LITTLE]
+    if not reasons:
+        return None
+    usual = max(reasons, key=reasons.count)
+    return f"{usual} (--backtest-origins gives more)" if f"needs {MIN_CUTOFFS}" in usual else usual
+
+
+def _partial(evaluation: Mapping[str, Any]) -> list[str]:
+    """What must be said of models that not every symbol has: their means are over others than those beside them."""
+    total = evaluation["aggregate"]
+    symbols = total["symbols_evaluated"]
+    few = [f"{name} {one['symbols']}" for name, one in total["models"].items() if one["symbols"] < symbols]
+    return [f"Means over fewer than the {symbols} symbols, not to be compared: {', '.join(few)}."] if few else []
 
 
 def _mended(evaluation: Mapping[str, Any]) -> str | None:

@@ -207,7 +207,7 @@ def compare(
         nothing,
         skill=float(1 - own.sum() / other.sum()),
         skill_low=_finite(low),
-        skill_high=_finite(high),
+        skill_high=_finite(min(high, 1.0)),
         statistic=_finite(statistic),
         p_value=p_value,
         bootstrap_p=bootstrap_p,

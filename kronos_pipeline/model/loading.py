@@ -150,10 +150,15 @@ def load_checkpoint(folder: Path, base: KronosModel) -> KronosModel:
     model = replace(
         base,
         predictor=load_predictor(folder, base.device),
-        weights_hash=text_hash(base.weights_hash, weights_hash(folder)),
+        weights_hash=checkpoint_hash(folder, base.weights_hash),
     )
     _check_vocabularies(model, f"{folder} and {base.source.tokenizer.name}")
     return model
+
+
+def checkpoint_hash(folder: Path, base_hash: str) -> str:
+    """What `load_checkpoint` gives as the weights' hash, for a base model of that hash."""
+    return text_hash(base_hash, weights_hash(folder))
 
 
 def _check_vocabularies(model: KronosModel, names: str) -> None:

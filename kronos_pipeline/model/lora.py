@@ -113,11 +113,14 @@ def load_adapter(folder: Path, base: KronosModel) -> KronosModel:
             f"{folder}: no {MANIFEST} says which base model the adapter was trained on, so it may give nonsense on "
             f"{base.source.name}; train it again."
         )
-    hashes = [base.weights_hash, file_hash(folder / WEIGHTS)] if (folder / WEIGHTS).is_file() else []
     predictor = _assemble(folder, base).requires_grad_(False)
-    if (folder / BASE).is_dir():
-        hashes.append(weights_hash(folder / BASE))
-    return replace(base, predictor=predictor, weights_hash=text_hash(*hashes))
+    return replace(base, predictor=predictor, weights_hash=adapter_hash(folder, base.weights_hash))
+
+
+def adapter_hash(folder: Path, base_hash: str) -> str:
+    """What `load_adapter` gives as the weights' hash, for a base model of that hash."""
+    own_base = [weights_hash(folder / BASE)] if (folder / BASE).is_dir() else []
+    return text_hash(base_hash, file_hash(folder / WEIGHTS), *own_base)
 
 
 def _assemble(folder: Path, base: KronosModel) -> PeftModel:

@@ -99,7 +99,9 @@ def leaderboard(
         backtest = _backtest_over(layout, trained, good)
         save_leaderboard(layout, holdout, backtest)
         numbers = flat_metrics(holdout) | (flat_metrics(backtest, "backtest") if backtest else {})
-        with tracker.training_run("leaderboard", pipeline.recipe("lora"), run_tags(context)) as run:
+        marks = {"contamination": "; ".join(holdout["warnings"])} if holdout["warnings"] else {}
+        tags = {**run_tags(context), **marks}
+        with tracker.training_run("leaderboard", pipeline.recipe("lora"), tags) as run:
             tracker.log_evaluation(run.run_id, numbers, table=evaluation_frame(holdout))
         metadata = evaluation_metadata(holdout) | mlflow_metadata(run.run_id, run.link)
         if backtest:

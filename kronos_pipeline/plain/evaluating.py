@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from kronos_pipeline.errors import DataError
 from kronos_pipeline.plain.reading import Tickers
 
 if TYPE_CHECKING:
@@ -73,8 +74,25 @@ def evaluate_all(
     return evaluation
 
 
+def backtest_beside(config: KronosTrainingConfig, trainer: KronosTrainer, tickers: Tickers) -> Backtest | None:
+    """A backtest after a training, where one was asked for; none where no ticker has bars enough, which is told."""
+    if not config.backtest_origins:
+        return None
+    try:
+        return backtest_all(config, trainer, tickers)
+    except DataError as error:
+        for ticker in tickers.windows:
+            own = [problem for problem in error.problems if problem.file == tickers.windows[ticker].bars.source]
+            tickers.skip(ticker, DataError(own, ticker) if own else error)
+        return None
+
+
 def backtest_all(config: KronosTrainingConfig, trainer: KronosTrainer, tickers: Tickers) -> Backtest:
-    """Backtest the recipe over all tickers, and print the table."""
+    """Backtest the recipe over all tickers, and print the table.
+
+    Raises:
+        DataError: no ticker has bars enough for one cutoff.
+    """
     from kronos_pipeline.evaluation.backtest import run_backtest
     from kronos_pipeline.evaluation.tables import evaluation_sheet
 
@@ -94,7 +112,8 @@ def log_leaderboard(
 
     numbers = flat_metrics(holdout) | (flat_metrics(backtest.evaluation, "backtest") if backtest else {})
     plots = [path for some in (backtest.plots if backtest else {}).values() for path in some.values()]
-    with tracker.training_run("leaderboard", config) as run:
+    tags = {"contamination": "; ".join(holdout["warnings"])} if holdout["warnings"] else None
+    with tracker.training_run("leaderboard", config, tags) as run:
         tracker.log_evaluation(run.run_id, numbers, plots, evaluation_frame(holdout))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from kronos_pipeline.errors import KronosError
 from kronos_pipeline.plain.reading import Tickers
 
 if TYPE_CHECKING:
@@ -21,23 +22,41 @@ def promote_all(
     tickers: Tickers,
     trained: Sequence[Trained],
 ) -> None:
-    """Register what was trained, let the gate decide, say what it decided, and refit where that is asked for."""
+    """Register what was trained, let the gate decide, say what it decided, and refit where that is asked for.
+
+    One that fails is named, and the others stand before the gate all the same.
+
+    Raises:
+        TrackingError: the registry cannot be used, for any of them.
+    """
+    from kronos_pipeline.tracking.store import TrackingError
+
+    for one in trained:
+        try:
+            _promote(config, trainer, tracker, len(tickers.windows), one)
+        except TrackingError:
+            raise
+        except KronosError as error:
+            tickers.skip(one.adapter or "checkpoint", error)
+
+
+def _promote(
+    config: KronosTrainingConfig, trainer: KronosTrainer, tracker: Tracker, tickers_tested: int, trained: Trained
+) -> None:
     from kronos_pipeline.tracking.promotion import submit
     from kronos_pipeline.tracking.refits import refit
     from kronos_pipeline.tracking.registry import Registry
 
-    registry = Registry(tracker)
-    for one in trained:
-        found = submit(
-            registry,
-            trainer.layout,
-            one.adapter,
-            one.tickers,
-            one.run_id,
-            config.recipe,
-            tickers_tested=len(tickers.windows),
-        )
-        print(found.sentence())
-        if config.refit_all:
-            bars = [windows.bars for windows in one.windows]
-            print(refit(tracker, trainer, found, one.adapter, bars).sentence())
+    found = submit(
+        Registry(tracker),
+        trainer.layout,
+        trained.adapter,
+        trained.tickers,
+        trained.run_id,
+        config.recipe,
+        tickers_tested=tickers_tested,
+    )
+    print(found.sentence())
+    if config.refit_all:
+        bars = [windows.bars for windows in trained.windows]
+        print(refit(tracker, trainer, found, trained.adapter, bars).sentence())

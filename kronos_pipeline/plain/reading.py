@@ -46,10 +46,14 @@ def read_tickers(config: KronosTrainingConfig, layout: ArtifactLayout) -> Ticker
         SettingsError: the settings cannot work for any data.
     """
     from kronos_pipeline.data.bars import save_bars
+    from kronos_pipeline.data.calendars import find_calendar
+    from kronos_pipeline.data.csv_files import find_csv_files
     from kronos_pipeline.data.doctor import examine
     from kronos_pipeline.data.ingest import read_folder
     from kronos_pipeline.data.windows import save_windows
 
+    for ticker in find_csv_files(Path(config.data_dir)).files if config.calendars else ():
+        find_calendar(ticker, config.calendars)
     config.recipe.used_lookback  # noqa: B018  (settings that cannot work are told before files are read)
     bars, bad = read_folder(Path(config.data_dir))
     tickers = Tickers({}, dict(bad))

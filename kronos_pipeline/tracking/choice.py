@@ -63,12 +63,12 @@ def choose(registry: Registry, layout: ArtifactLayout, ticker: str, base: Kronos
             reasons.append(f"the champion {champion} was not trained on {ticker}")
         else:
             return _champion(registry, champion, ticker, base, recipe)
-    better, reason = _verdict_on_base(layout, ticker, base)
+    better, reason, marks = _verdict_on_base(layout, ticker, base)
     why = f"{'; '.join(reasons)}; {reason}"
     if not better:
         return Choice(None, plain_sampling(recipe), recipe, NAIVE, f"{why}, so the last close is repeated.")
     sampling = load_sampling(layout.base, ticker, base, recipe) or plain_sampling(recipe)
-    return Choice(base, sampling, recipe, f"base {base.source.label}", f"{why}.", _demo(base))
+    return Choice(base, sampling, recipe, f"base {base.source.label}", f"{why}.", (*_demo(base), *marks))
 
 
 def load_trained(folder: Path, base: KronosModel) -> KronosModel:
@@ -90,10 +90,13 @@ def _champion(registry: Registry, champion: Version, ticker: str, base: KronosMo
         try:
             model = load_trained(folder, base)
         except ModelError as error:
-            raise ModelError(f"The champion {used} cannot forecast. {error}") from error
+            said = str(error).replace(str(folder), "it")
+            raise ModelError(
+                f"The champion {used} cannot forecast: {said} Or take it back: kronos rollback."
+            ) from error
         recipe = recipe.model_copy(update={"lookback": training_manifest_of(folder)["config"]["lookback"]})
         sampling = load_sampling(folder, ticker, model, recipe)
-    notes = [*_demo(base), *filter(None, [used.tags.get("contamination")])]
+    notes = [*_demo(base), *filter(None, [champion.tags.get("contamination")])]
     said = champion.tags.get("reason", "no reason is on record").removesuffix(".")
     label, reason = str(used), f"{champion} is the champion: {said}."
     if not used.measured:  # also where someone made a refit champion in MLflow itself
@@ -103,8 +106,8 @@ def _champion(registry: Registry, champion: Version, ticker: str, base: KronosMo
     return Choice(model, sampling or plain_sampling(recipe), recipe, label, reason, tuple(notes))
 
 
-def _verdict_on_base(layout: ArtifactLayout, ticker: str, base: KronosModel) -> tuple[bool, str]:
-    """Whether the ticker's own reports have this base model better than naive, and what they say."""
+def _verdict_on_base(layout: ArtifactLayout, ticker: str, base: KronosModel) -> tuple[bool, str, list[str]]:
+    """Whether the ticker's own reports have this base model better than naive, what they say, and with what mark."""
     backtests = [layout.backtest_report(trained, ticker) for trained in (ADAPTER, CHECKPOINT)]
     for path in (*backtests, layout.ticker_metrics(ticker)):
         if not path.is_file():
@@ -116,8 +119,9 @@ def _verdict_on_base(layout: ArtifactLayout, ticker: str, base: KronosModel) -> 
         if measured != base.source.name or verdict is None:
             continue
         what = f"the base model {base.source.name} against naive: {verdict['verdict']}"
-        return verdict["verdict"] == "better", f"{what} ({verdict['reason']})" if verdict.get("reason") else what
-    return False, f"no verdict on the base model {base.source.name} against naive for {ticker}"
+        marks = [entries[0]["contamination"]] if entries[0].get("contamination") else []
+        return verdict["verdict"] == "better", f"{what} ({verdict['reason']})" if verdict.get("reason") else what, marks
+    return False, f"no verdict on the base model {base.source.name} against naive for {ticker}", []
 
 
 def _demo(base: KronosModel) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.evaluation.ahead import forecast_ahead, forecast_manifest, forecast_sheet, save_forecast
+from kronos_pipeline.evaluation.distributions import FEWEST_PATHS
 from kronos_pipeline.evaluation.sheets import Sheet
 from kronos_pipeline.tracking.choice import choose
 
@@ -74,5 +75,7 @@ def forecast_ticker(
     notes = choice.notes
     if model is not None and not sampling.residuals:
         notes = (*notes, NOT_RECALIBRATED)
+    if model is not None and recipe.eval_samples < FEWEST_PATHS:
+        notes = (*notes, f"intervals end at the outermost of {recipe.eval_samples} paths, too narrow for their level")
     manifest = forecast_manifest(bars, table, model, sampling, choice.recipe, choice.reason, notes)
     return TickerForecast(table, choice.reason, notes, *save_forecast(layout, bars, table, manifest))

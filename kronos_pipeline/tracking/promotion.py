@@ -8,13 +8,15 @@ The command and the Dagster assets go through `submit`, so there is one way to b
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from kronos_pipeline.artifacts import ArtifactLayout, read_json, read_parquet
+from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json, read_parquet
+from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.evaluation.gate import Decision, decide
 from kronos_pipeline.evaluation.predictions import ADAPTER, CHECKPOINT, COLUMNS
 from kronos_pipeline.evaluation.report import build_evaluation, load_predictions
@@ -61,26 +63,36 @@ class Submission:
         return f"{self.name} version {self.version}, by its {self.source}: {self.decision.reason}"
 
 
-def find_evidence(layout: ArtifactLayout, trained: str, tickers: Sequence[str], recipe: Recipe) -> Evidence:
-    """The backtest of some tickers, where it is of this recipe and these bars, else their holdout metrics.
+def find_evidence(layout: ArtifactLayout, trained: str, tickers: Sequence[str], folder: Path) -> Evidence:
+    """What was measured of a trained model: by the backtest of its recipe on its bars, else by the holdout.
 
     Args:
         layout: where artifacts lie.
         trained: "adapter" or "checkpoint".
-        tickers: those that the model serves.
-        recipe: what it was trained with.
+        tickers: those that the model serves and that were evaluated.
+        folder: where it lies.
 
     Raises:
-        ArtifactError: a ticker has not been evaluated, or what is stored is damaged.
+        ArtifactError: a ticker has not been evaluated, or with other weights than these; or what is stored is damaged.
     """
-    holdout = {ticker: layout.ticker_forecasts(ticker) for ticker in tickers}
+    training = read_json(folder / MANIFEST)
+    weights = _weights_hash(folder, training)
+    holdouts = [layout.ticker_forecasts(ticker) for ticker in tickers]
+    predictions, manifest = load_predictions(holdouts)
+    for ticker in tickers:
+        if manifest.get("weights", {}).get(ticker, {}).get(trained) != weights:
+            raise ArtifactError(
+                f"The holdout metrics of {ticker} are not of the {trained} in {folder}; evaluate it again."
+            )
     backtests = [layout.backtest(trained, ticker) for ticker in tickers]
-    fit = all(
-        path.is_file() and _measures(read_parquet(path)[1], read_json(layout.ticker_metrics(ticker)), ticker, recipe)
-        for ticker, path in zip(tickers, backtests, strict=True)
-    )
-    predictions, manifest = load_predictions(backtests if fit else list(holdout.values()))
-    return Evidence("backtest" if fit else "holdout", predictions, manifest)
+    if all(path.is_file() for path in backtests):
+        measured, made = load_predictions(backtests)
+        if all(
+            _measures(read_parquet(path)[1], training, manifest, ticker)
+            for path, ticker in zip(backtests, tickers, strict=True)
+        ):
+            return Evidence("backtest", measured, made)
+    return Evidence("holdout", predictions, manifest)
 
 
 def submit(
@@ -104,7 +116,7 @@ def submit(
         adapter: the adapter's name, or None for the checkpoint.
         tickers: those that it serves.
         run_id: the MLflow run that trained it.
-        recipe: what it was trained with; its `gate` decides.
+        recipe: whose `gate` decides.
         tickers_tested: tickers whose models stand before the gate together, for which the verdict is corrected.
 
     Raises:
@@ -113,7 +125,7 @@ def submit(
     """
     trained = CHECKPOINT if adapter is None else ADAPTER
     folder = layout.best_checkpoint if adapter is None else layout.adapter(adapter)
-    evidence = find_evidence(layout, trained, tickers, recipe)
+    evidence = find_evidence(layout, trained, tickers, folder)
     name = registered_name(adapter)
     champion = registry.champion(name)
     decision = decide(
@@ -123,18 +135,19 @@ def submit(
         gate=recipe.gate,
         tickers_tested=tickers_tested,
     )
-    if decision.promote and (doubt := next(iter(evidence.manifest.get("doubts", {}).values()), None)):
-        decision = replace(
-            decision, promote=False, reason=f"Not promoted: {doubt}; a backtest would not have that flaw."
-        )
-    evaluation = build_evaluation(evidence.predictions, trained, [], evidence.manifest, tickers_tested)
     fingerprint = _fingerprint(evidence.predictions)
-    known = [
-        one for one in registry.versions(name) if one.run_id == run_id and one.tags.get(_FINGERPRINT) == fingerprint
-    ]
-    if known:
-        registry.settle(name, known[-1].number, decision)
-        return Submission(name, known[-1].number, evidence.source, decision)
+    doubted = [of_models[trained] for of_models in evidence.manifest.get("doubts", {}).values() if trained in of_models]
+    if decision.promote and doubted:
+        reason = f"Not promoted: {doubted[0]}; a backtest would not have that flaw."
+        decision = replace(decision, promote=False, reason=reason)
+    if decision.promote and (why := _taken_back(registry, name, fingerprint)):
+        decision = replace(decision, promote=False, reason=f"Not promoted: {why}")
+    for known in registry.versions(name):
+        if known.run_id == run_id and known.tags.get(_FINGERPRINT) == fingerprint:
+            if known.tags.get("decided_by") != "person":  # whose word stands
+                registry.settle(name, known.number, decision)
+            return Submission(name, known.number, evidence.source, decision)
+    evaluation = build_evaluation(evidence.predictions, trained, [], evidence.manifest, tickers_tested)
     tags = {"evidence": evidence.source, _FINGERPRINT: fingerprint, "tickers": str(len(tickers))}
     if evaluation["warnings"]:
         tags["contamination"] = "; ".join(evaluation["warnings"])
@@ -156,9 +169,33 @@ def _fingerprint(predictions: pd.DataFrame) -> str:
     return hashlib.sha256(rows.to_numpy("<u8").tobytes()).hexdigest()
 
 
-def _measures(backtest: dict[str, Any], holdout: dict[str, Any], ticker: str, recipe: Recipe) -> bool:
-    """Whether a backtest is one of this recipe, on the bars that the holdout metrics are of."""
+def _weights_hash(folder: Path, training: Mapping[str, Any]) -> str:
+    from kronos_pipeline.model.loading import checkpoint_hash  # imports torch
+    from kronos_pipeline.model.lora import CONFIG, adapter_hash
+
+    base_hash = training["base_model"]["weights_hash"]
+    return adapter_hash(folder, base_hash) if (folder / CONFIG).is_file() else checkpoint_hash(folder, base_hash)
+
+
+def _measures(
+    backtest: Mapping[str, Any], training: Mapping[str, Any], holdout: Mapping[str, Any], ticker: str
+) -> bool:
+    """Whether a backtest is one of a training's recipe, base model and tickers, on the bars that were evaluated."""
     settings = backtest.get("config") or backtest["differing"]["config"][0]
-    asked = recipe.model_dump(mode="json")
-    same = all(settings.get(key) == value for key, value in asked.items() if key not in _SAME_RECIPE_WITHOUT)
-    return same and backtest["data"].get(ticker) == holdout["manifest"]["data"].get(ticker)
+    same = all(
+        settings.get(key) == value for key, value in training["config"].items() if key not in _SAME_RECIPE_WITHOUT
+    )
+    return (
+        same
+        and backtest["weights"][ticker]["base"] == training["base_model"]["weights_hash"]
+        and set(backtest["group"][ticker]) == set(training["data"])
+        and backtest["data"][ticker] == holdout["data"][ticker]
+    )
+
+
+def _taken_back(registry: Registry, name: str, fingerprint: str) -> str | None:
+    """Why a person took back a champion that had this very evidence, or None where nobody did."""
+    for version in registry.versions(name):
+        if version.tags.get(_FINGERPRINT) == fingerprint and version.tags.get("promoted") == "rolled back":
+            return f"version {version.number}, with this very evidence, was rolled back: {version.tags.get('reason')}"
+    return None

@@ -62,6 +62,20 @@ def test_a_training_with_a_backtest_is_judged_by_it(
     assert "kronos-pair version 2, by its holdout" in capsys.readouterr().out
 
 
+def test_a_training_is_registered_even_where_no_ticker_has_bars_for_the_backtest(
+    tiny_base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    settings = {**QUICK, "backtest_origins": 20, "backtest_refit_every": 20}
+    assert run_training.main(small_flags(tiny_base, **settings, data_dir=data, output_dir=output)) == 2
+    printed = capsys.readouterr()
+    assert "AAPL.csv: 110 bars" in printed.err
+    assert "cutoffs of a fold" in printed.err
+    assert "validation-bars" not in printed.err
+    assert "kronos-MSFT version 1, by its holdout: Not promoted" in printed.out
+    assert (output / "metrics/leaderboard.json").is_file()
+
+
 @pytest.mark.parametrize("flag", [["--backtest-origins", "2"], ["--refit-all"]])
 def test_several_processes_are_told_to_leave_the_backtest_to_one(
     tiny_base: Path, data: Path, flag: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -159,5 +159,6 @@ def test_too_few_cutoffs_are_said_before_it_starts_and_in_the_verdict(
     found = run_backtest(ArtifactLayout(tmp_path), bars, recipe, base, trained="adapter", say=lines.append)
     assert set(found.skipped) == {"TINY", "MSFT"}
     assert "TINY: no backtest: TINY.csv: 30 bars" in lines[0]
+    assert "for the 8 cutoffs of a fold (--backtest-refit-every)" in lines[0]
     assert found.evaluation["skipped"][0]["symbol"] in found.skipped
     assert found.evaluation["per_symbol"][0]["cutoffs"] == 8

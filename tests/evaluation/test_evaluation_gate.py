@@ -190,3 +190,21 @@ def test_a_gate_that_does_not_exist_is_refused() -> None:
 def test_a_champion_table_that_is_none_is_refused() -> None:
     with pytest.raises(ArtifactError, match="no column crps"):
         strict(table(0.5), champion=table(0.5).drop(columns="crps"))
+
+
+def test_a_champion_whose_evidence_has_expired_does_not_stand_in_the_way_for_ever() -> None:
+    new = table(0.5)
+    cutoffs = sorted(new["cutoff"].unique())
+    old = table(0.4)
+    # Its newest cutoffs are the oldest of the new ones: fewer than eight can ever be shared again.
+    shift = cutoffs[6] - cutoffs[-1]
+    old[["cutoff", "ds"]] += shift
+    decision = strict(new, old)
+    assert decision.promote
+    assert "the champion's evidence has expired" in decision.reason
+    # One that was measured lately, on other cutoffs, is not out of date: nothing is known, so nothing is promoted.
+    lately = table(0.4)
+    lately[["cutoff", "ds"]] += pd.Timedelta(hours=1)
+    decision = strict(new, lately)
+    assert not decision.promote
+    assert "expired" not in decision.reason

@@ -80,7 +80,7 @@ def test_the_title_names_the_demo_model_and_the_notes_say_what_was_left_out_and_
     assert "adapter on base model kronos-nano (embedded demo model)" in text
     assert "may have been seen in pre-training" in text
     assert "20 bars of 2 symbols forecast from 6 cutoffs." in text
-    assert "Few: too little evidence; a verdict needs 8 cutoffs" in text
+    assert "Few: too little evidence: 3 shared cutoffs, and a verdict needs 8 (--backtest-origins gives more)." in text
     assert "Left out: 5 older cutoffs (--max-cutoffs)." in text
     assert "Skipped ACME: ACME.csv:3: Close: a price must be above 0 (found '-1')" in text
     for unit in ("(price)", "(%)"):
@@ -92,6 +92,18 @@ def test_bars_that_had_to_be_mended_are_told(evaluation: dict[str, Any]) -> None
     for entry, share in zip(evaluation["per_symbol"], (0.02, 0.04), strict=True):
         entry["mended"] = {"base": 0.0, "adapter": share}
     assert "were mended: base 0.0%, adapter 3.0%." in " ".join(evaluation_sheet(evaluation).notes)
+
+
+def test_models_that_not_every_symbol_has_come_last_and_are_said_not_to_compare() -> None:
+    windows = [windows_of("AAPL"), windows_of("MSFT")]
+    predictions = predictions_of(windows, {"base": 0.5, "checkpoint": 0.5, "adapter": -1.0})
+    predictions = predictions[(predictions["model"] != "adapter") | (predictions["unique_id"] == "AAPL")]
+    evaluation = build_evaluation(predictions, "checkpoint", [], manifest_of(windows))
+    sheet = leaderboard_sheet(evaluation)
+    assert sheet.rows[-1][0] == "adapter"
+    said = "Means over fewer than the 2 symbols, not to be compared: adapter 1."
+    assert said in sheet.notes
+    assert said in evaluation_sheet(evaluation).notes
 
 
 def test_brackets_in_a_reason_are_text_and_no_markup(evaluation: dict[str, Any]) -> None:

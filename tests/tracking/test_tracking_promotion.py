@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -12,8 +13,10 @@ from small import simulated_bars, small_recipe
 from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json, write_json, write_manifest, write_parquet
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.windows import build_windows
+from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.evaluation.candidates import doubts, load_candidates
 from kronos_pipeline.evaluation.report import build_evaluation
+from kronos_pipeline.model.lora import adapter_hash
 from kronos_pipeline.tracking.promotion import Submission, find_evidence, submit
 from kronos_pipeline.tracking.registry import Registry
 from kronos_pipeline.tracking.runs import Tracker
@@ -32,36 +35,63 @@ def recipe(tiny_base: Path) -> Recipe:
     return small_recipe(tiny_base, adapter="lora")
 
 
-def manifest_of(recipe: Recipe, data: str = "hash", **more: object) -> dict[str, object]:
-    base = {"label": "tiny", "demo": False}
-    return {"config": recipe.model_dump(mode="json"), "data": {"AAPL": data}, "base_model": base, **more}
+def manifest_of(
+    layout: ArtifactLayout, recipe: Recipe, data: str = "hash", base: str | None = None, **more: object
+) -> dict[str, object]:
+    """What an evaluation of the adapter in the layout says of itself."""
+    folder = layout.adapter("AAPL")
+    own_base = read_json(folder / MANIFEST)["base_model"]["weights_hash"]
+    weights = {"base": base or own_base, "adapter": adapter_hash(folder, own_base)}
+    return {
+        "config": recipe.model_dump(mode="json"),
+        "data": {"AAPL": data},
+        "base_model": {"label": "tiny", "demo": False},
+        "weights": {"AAPL": weights},
+        "group": {"AAPL": ["AAPL"]},
+        **more,
+    }
 
 
 def save_holdout(layout: ArtifactLayout, table: pd.DataFrame, recipe: Recipe, **more: object) -> None:
-    manifest = manifest_of(recipe, **more)  # type: ignore[arg-type]
+    manifest = manifest_of(layout, recipe, **more)  # type: ignore[arg-type]
     write_parquet(layout.ticker_forecasts("AAPL"), table, manifest)
     write_json(layout.ticker_metrics("AAPL"), build_evaluation(table, "adapter", [], manifest))
 
 
 def save_backtest(layout: ArtifactLayout, table: pd.DataFrame, recipe: Recipe, **more: object) -> None:
-    write_parquet(layout.backtest("adapter", "AAPL"), table, manifest_of(recipe, **more))  # type: ignore[arg-type]
+    write_parquet(layout.backtest("adapter", "AAPL"), table, manifest_of(layout, recipe, **more))  # type: ignore[arg-type]
 
 
-def test_a_backtest_counts_where_it_is_of_this_recipe_and_these_bars(layout: ArtifactLayout, recipe: Recipe) -> None:
+def test_a_backtest_counts_where_it_is_of_this_training_and_these_bars(layout: ArtifactLayout, recipe: Recipe) -> None:
+    folder = made_adapter(layout.adapter("AAPL"), recipe)
     save_holdout(layout, evidence(BAD, cutoffs=1), recipe)
 
-    def source(of: Recipe) -> str:
-        return find_evidence(layout, "adapter", ["AAPL"], of).source
+    def source() -> str:
+        return find_evidence(layout, "adapter", ["AAPL"], folder).source
 
-    assert source(recipe) == "holdout"
+    assert source() == "holdout"
     # What the backtest itself changes of the recipe, and what shapes no forecast, is no other recipe.
     own = recipe.model_copy(update={"validation_bars": 5, "max_cutoffs": 1, "backtest_origins": 0, "gate": "lenient"})
     save_backtest(layout, evidence(GOOD), own)
-    assert source(recipe) == "backtest"
-    assert source(recipe.model_copy(update={"learning_rate": 0.5})) == "holdout"
-    assert source(recipe.model_copy(update={"tune_sampling": True})) == "holdout"
-    save_backtest(layout, evidence(GOOD), own, data="other bars")
-    assert source(recipe) == "holdout"
+    assert source() == "backtest"
+    for other in (
+        {"of": own.model_copy(update={"learning_rate": 0.5})},
+        {"of": own.model_copy(update={"tune_sampling": True})},
+        {"data": "other bars"},
+        {"base": "another base model's weights"},
+        {"group": {"AAPL": ["AAPL", "MSFT"]}},
+    ):
+        save_backtest(layout, evidence(GOOD), other.pop("of", own), **other)  # type: ignore[arg-type]
+        assert source() == "holdout", other
+
+
+def test_holdout_metrics_of_other_weights_are_no_evidence(layout: ArtifactLayout, recipe: Recipe) -> None:
+    folder = made_adapter(layout.adapter("AAPL"), recipe)
+    save_holdout(layout, evidence(GOOD), recipe)
+    shutil.rmtree(folder)
+    made_adapter(folder, recipe, seed=2)
+    with pytest.raises(ArtifactError, match="The holdout metrics of AAPL are not of the adapter in"):
+        find_evidence(layout, "adapter", ["AAPL"], folder)
 
 
 @pytest.fixture
@@ -97,11 +127,46 @@ def test_one_training_is_one_version_however_often_it_stands_before_the_gate(
     assert registry.champion("kronos-AAPL") == champion
 
 
+def test_a_doubt_of_another_model_is_none_of_this_one(
+    layout: ArtifactLayout, recipe: Recipe, standing: tuple[Registry, str]
+) -> None:
+    registry, run = standing
+    save_holdout(layout, evidence(GOOD), recipe, doubts={"AAPL": {"checkpoint": "it knows later bars"}})
+    assert submit(registry, layout, "AAPL", ["AAPL"], run, recipe, tickers_tested=1).decision.promote
+
+
+def test_a_persons_word_stands_against_the_gate_and_the_same_evidence(
+    layout: ArtifactLayout, recipe: Recipe, standing: tuple[Registry, str]
+) -> None:
+    registry, run = standing
+
+    def stand(run_id: str = run) -> Submission:
+        return submit(registry, layout, "AAPL", ["AAPL"], run_id, recipe, tickers_tested=1)
+
+    save_holdout(layout, evidence(BAD), recipe)
+    assert not stand().decision.promote
+    registry.promote("kronos-AAPL", 1, "I know better")
+    stand()
+    champion = registry.champion("kronos-AAPL")
+    assert champion is not None
+    assert (champion.tags["decided_by"], champion.tags["reason"]) == ("person", "I know better")
+
+    save_holdout(layout, evidence(GOOD), recipe)
+    assert stand().decision.promote
+    registry.rollback("kronos-AAPL", "it went wrong")
+    again = stand()
+    assert not again.decision.promote
+    assert "version 2, with this very evidence, was rolled back: it went wrong" in again.sentence()
+    champion = registry.champion("kronos-AAPL")
+    assert champion is not None
+    assert champion.number == 1
+
+
 def test_a_model_that_knows_other_tickers_later_bars_is_no_champion(
     layout: ArtifactLayout, recipe: Recipe, standing: tuple[Registry, str]
 ) -> None:
     registry, run = standing
-    save_holdout(layout, evidence(GOOD), recipe, doubts={"AAPL": "it was trained on later bars of MSFT"})
+    save_holdout(layout, evidence(GOOD), recipe, doubts={"AAPL": {"adapter": "it was trained on later bars of MSFT"}})
     found = submit(registry, layout, "AAPL", ["AAPL"], run, recipe, tickers_tested=1)
     assert not found.decision.promote
     assert "it was trained on later bars of MSFT" in found.sentence()
@@ -123,4 +188,4 @@ def test_a_candidate_over_several_tickers_is_doubted_where_its_others_go_on_long
         said = doubts("AAPL", found)["doubts"]
         assert bool(said) == doubted
         if doubted:
-            assert "bars of MSFT up to 2031-01-01, later than this holdout's first" in said["AAPL"]
+            assert "bars of MSFT up to 2031-01-01, later than this holdout's first" in said["AAPL"]["adapter"]
