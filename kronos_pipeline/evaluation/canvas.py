@@ -71,6 +71,7 @@ def new_figure(title: str, notes: Sequence[str] = (), panels: int = 1) -> tuple[
     axes = [figure.add_subplot(1, panels, number + 1, facecolor=PAPER) for number in range(panels)]
     for panel in axes:
         panel.grid(axis="y", color=FAINT, linewidth=0.6, alpha=0.7)
+        panel.ticklabel_format(axis="y", useOffset=False)  # a price is read off the axis, without a sum
         panel.set_axisbelow(True)
         panel.spines[["top", "right"]].set_visible(False)
         panel.tick_params(labelsize=11)
