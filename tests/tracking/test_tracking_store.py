@@ -100,7 +100,7 @@ def test_an_output_folder_that_was_moved_keeps_new_artifacts_where_it_is(output:
     for name in ("three", "four"):
         with tracker.training_run(name, Recipe()) as run:
             pass
-        tracker.log_evaluation(run.run_id, {}, output / "plot.png")
+        tracker.log_evaluation(run.run_id, {}, [output / "plot.png"])
     assert len(list((output / "mlruns").rglob("plot.png"))) == 2
     assert list(made_by_two.rglob("plot.png")) == []
 
@@ -172,7 +172,7 @@ def test_an_output_folder_may_be_called_anything(name: str, made_by_two: Path, t
     tracker = Tracker(None, folder)
     with tracker.training_run("three", Recipe()) as run:
         pass
-    tracker.log_evaluation(run.run_id, {}, folder / "plot.png")
+    tracker.log_evaluation(run.run_id, {}, [folder / "plot.png"])
     with sqlite3.connect(folder / "mlflow.db") as database:
         names = {row[0] for row in database.execute("SELECT name FROM runs")}
     assert names == {"one", "two", "three"}
