@@ -32,6 +32,7 @@ _SAME_RECIPE_WITHOUT = {
 }  # fmt: skip
 """Settings in which a backtest may differ from the training whose recipe it measured."""
 _FINGERPRINT = "evidence_hash"
+BACKTEST, HOLDOUT = "backtest", "holdout"
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Evidence:
     """What a decision rests on.
 
     Attributes:
-        source: "backtest", or "holdout" where there is no backtest of this recipe and data.
+        source: "backtest", or "holdout" where there is no backtest of this training's recipe and bars; it says so where
+            there is one of others.
         predictions: see `evaluation.predictions`.
         manifest: what made them.
     """
@@ -84,15 +86,16 @@ def find_evidence(layout: ArtifactLayout, trained: str, tickers: Sequence[str], 
             raise ArtifactError(
                 f"The holdout metrics of {ticker} are not of the {trained} in {folder}; evaluate it again."
             )
-    backtests = [layout.backtest(trained, ticker) for ticker in tickers]
+    backtests, source = [layout.backtest(trained, ticker) for ticker in tickers], HOLDOUT
     if all(path.is_file() for path in backtests):
         measured, made = load_predictions(backtests)
         if all(
             _measures(read_parquet(path)[1], training, manifest, ticker)
             for path, ticker in zip(backtests, tickers, strict=True)
         ):
-            return Evidence("backtest", measured, made)
-    return Evidence("holdout", predictions, manifest)
+            return Evidence(BACKTEST, measured, made)
+        source = f"{HOLDOUT} (the backtest is of other settings, tickers or bars)"
+    return Evidence(source, predictions, manifest)
 
 
 def submit(
@@ -156,7 +159,7 @@ def submit(
         name,
         run_id,
         predictions=evidence.predictions,
-        metrics=flat_metrics(evaluation, evidence.source),
+        metrics=flat_metrics(evaluation, BACKTEST if evidence.source == BACKTEST else HOLDOUT),
         tags=tags,
     )
     registry.settle(name, number, decision)

@@ -59,7 +59,10 @@ def test_a_training_with_a_backtest_is_judged_by_it(
     # Without it, the next training is judged by its holdout: the backtest is of the same bars, but of another recipe.
     changed = small_flags(tiny_base, **{**settings, "learning_rate": 1e-3, "backtest_origins": 0}, data_dir=data)
     assert run_training.main([*changed, "--output-dir", str(output)]) == 0
-    assert "kronos-pair version 2, by its holdout" in capsys.readouterr().out
+    assert (
+        "kronos-pair version 2, by its holdout (the backtest is of other settings, tickers or bars): Not"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_training_is_registered_even_where_no_ticker_has_bars_for_the_backtest(

@@ -82,7 +82,7 @@ def test_a_backtest_counts_where_it_is_of_this_training_and_these_bars(layout: A
         {"group": {"AAPL": ["AAPL", "MSFT"]}},
     ):
         save_backtest(layout, evidence(GOOD), other.pop("of", own), **other)  # type: ignore[arg-type]
-        assert source() == "holdout", other
+        assert source() == "holdout (the backtest is of other settings, tickers or bars)", other
 
 
 def test_holdout_metrics_of_other_weights_are_no_evidence(layout: ArtifactLayout, recipe: Recipe) -> None:
