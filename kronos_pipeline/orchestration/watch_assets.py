@@ -82,7 +82,9 @@ def _forecast_metadata(made: "TickerForecast") -> dict[str, Any]:
 
 
 def _watch(registry: "Registry", bars: Bars, base: "KronosModel") -> dict[str, Any]:
-    champion = _champion(registry, bars.ticker)
+    from kronos_pipeline.tracking.choice import find_champion
+
+    champion, _ = find_champion(registry, bars.ticker)
     if champion is None:
         return {DRIFTED: False, "result": f"{bars.ticker} has no champion, so there is nothing to watch"}
     found = _drift_of(registry, champion, bars, base)
@@ -102,17 +104,6 @@ def _watch(registry: "Registry", bars: Bars, base: "KronosModel") -> dict[str, A
         FINDING: f"{champion} up to {found.newest}",
         **{name: dg.MetadataValue.float(value) for name, value in figures.items() if value is not None},
     }
-
-
-def _champion(registry: "Registry", ticker: str) -> "Version | None":
-    """The champion that forecasts a ticker: its own adapter's, else the checkpoint over all."""
-    from kronos_pipeline.tracking.registry import registered_name
-
-    for name in (registered_name(ticker), registered_name(None)):
-        found = registry.champion(name)
-        if found is not None and found.covers(ticker):
-            return found
-    return None
 
 
 def _drift_of(registry: "Registry", champion: "Version", bars: Bars, base: "KronosModel") -> "Drift":

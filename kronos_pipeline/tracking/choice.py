@@ -53,7 +53,29 @@ def choose(registry: Registry, layout: ArtifactLayout, ticker: str, base: Kronos
         TrackingError: the registry cannot be reached, or a champion's files are gone.
         ModelError: the champion was trained on another base model than `base`, or is damaged.
     """
-    adapters = [ticker, *([recipe.adapter_name] if recipe.adapter_name else []), None]
+    champion, reasons = find_champion(registry, ticker, recipe.adapter_name)
+    if champion is not None:
+        return _champion(registry, champion, ticker, base, recipe)
+    better, reason, marks = _verdict_on_base(layout, ticker, base)
+    why = f"{'; '.join(reasons)}; {reason}"
+    if not better:
+        return Choice(None, plain_sampling(recipe), recipe, NAIVE, f"{why}, so the last close is repeated.")
+    sampling = load_sampling(layout.base, ticker, base, recipe) or plain_sampling(recipe)
+    return Choice(base, sampling, recipe, f"base {base.source.label}", f"{why}.", (*_demo(base), *marks))
+
+
+def find_champion(registry: Registry, ticker: str, adapter_name: str | None = None) -> tuple[Version | None, list[str]]:
+    """The champion that forecasts a ticker, or None; and why those that come before it do not.
+
+    Args:
+        registry: the registry.
+        ticker: the symbol.
+        adapter_name: an adapter over several tickers that may serve this one.
+
+    Raises:
+        TrackingError: the registry cannot be reached.
+    """
+    adapters = [ticker, *([adapter_name] if adapter_name else []), None]
     reasons = []
     for name in dict.fromkeys(registered_name(adapter) for adapter in adapters):
         champion = registry.champion(name)
@@ -62,13 +84,8 @@ def choose(registry: Registry, layout: ArtifactLayout, ticker: str, base: Kronos
         elif not champion.covers(ticker):
             reasons.append(f"the champion {champion} was not trained on {ticker}")
         else:
-            return _champion(registry, champion, ticker, base, recipe)
-    better, reason, marks = _verdict_on_base(layout, ticker, base)
-    why = f"{'; '.join(reasons)}; {reason}"
-    if not better:
-        return Choice(None, plain_sampling(recipe), recipe, NAIVE, f"{why}, so the last close is repeated.")
-    sampling = load_sampling(layout.base, ticker, base, recipe) or plain_sampling(recipe)
-    return Choice(base, sampling, recipe, f"base {base.source.label}", f"{why}.", (*_demo(base), *marks))
+            return champion, reasons
+    return None, reasons
 
 
 def load_trained(folder: Path, base: KronosModel) -> KronosModel:

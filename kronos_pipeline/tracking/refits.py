@@ -20,12 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Refit:
-    """A refit that is registered: its version, that of the model measured in its place, and its MLflow run."""
+    """A refit that is registered: its version, and that of the model measured in its place."""
 
     name: str
     version: int
     refit_of: int
-    run_id: str
 
     def sentence(self) -> str:
         """One line for people."""
@@ -62,4 +61,4 @@ def refit(
     for one in windows:
         sampling_of(candidate, one, recipe)
     number = Registry(tracker).register_refit(result.folder, measured.name, run.run_id, refit_of=measured.version)
-    return Refit(measured.name, number, measured.version, run.run_id)
+    return Refit(measured.name, number, measured.version)
