@@ -94,6 +94,9 @@ class Recipe(BaseModel):
         min_length=1,
         description="module names that get LoRA matrices (comma-separated)",
     )
+    adapters_together: int = Field(
+        0, ge=0, description="adapters of one training, at most; 0: as many as the device's memory holds; 1: each alone"
+    )
     freeze_backbone: bool = Field(True, description="train the LoRA matrices alone, not the base model with them")
 
     eval_samples: int = Field(32, ge=1, description="paths sampled per forecast")
