@@ -32,7 +32,7 @@ from kronos_pipeline.artifacts import MANIFEST, file_hash, text_hash, write_file
 from kronos_pipeline.errors import ModelError, SettingsError
 from kronos_pipeline.model.loading import KronosModel, check_base
 from kronos_pipeline.model.losses import teacher_forced_logits
-from kronos_pipeline.model.modules import evaluating, inner
+from kronos_pipeline.model.modules import copy_around_weights, evaluating, inner
 from kronos_pipeline.model.weights import (
     check_tensors,
     load_predictor,
@@ -100,7 +100,7 @@ def save_adapter(folder: Path, peft_model: PeftModel, base: KronosModel, *, with
 
 
 def load_adapter(folder: Path, base: KronosModel) -> KronosModel:
-    """Load an adapter on a copy of its base model's predictor.
+    """Load an adapter beside its base model's predictor: the tensors of the base are shared, those of LoRA its own.
 
     Raises:
         ModelError: a file is missing or damaged, the tensors do not fit the base, the adapter was trained on another
@@ -124,9 +124,9 @@ def adapter_hash(folder: Path, base_hash: str) -> str:
 
 
 def _assemble(folder: Path, base: KronosModel) -> PeftModel:
-    """The adapter in a folder on its base: the trained one in the folder, or a copy of `base`'s predictor."""
+    """The adapter in a folder on its base: the trained one in the folder, or the tensors of `base`'s predictor."""
     own_base = folder / BASE
-    predictor = load_predictor(own_base, base.device) if own_base.is_dir() else copy.deepcopy(base.predictor)
+    predictor = load_predictor(own_base, base.device) if own_base.is_dir() else copy_around_weights(base.predictor)
     tensors = read_tensors(folder / WEIGHTS)
     try:
         config = PeftConfig.from_pretrained(str(folder))

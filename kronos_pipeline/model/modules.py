@@ -6,6 +6,7 @@ device nor that the cache was made in inference mode and so cannot take part in 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,15 @@ def inner(predictor: nn.Module) -> Any:
     """The module with upstream's submodules: the predictor itself, or what a PEFT model wraps."""
     unwrap = getattr(predictor, "get_base_model", None)
     return predictor if unwrap is None else unwrap()
+
+
+def copy_around_weights(module: Any) -> Any:
+    """A frozen copy of a module, in the same memory: what is put into it, LoRA matrices say, leaves the module as is.
+
+    A thousand adapters on one base so take the memory of one base.
+    """
+    shared: dict[int, Any] = {id(one): nn.Parameter(one.detach(), requires_grad=False) for one in module.parameters()}
+    return copy.deepcopy(module, shared | {id(one): one for one in module.buffers()})
 
 
 def move(module: nn.Module, device: torch.device) -> nn.Module:

@@ -158,6 +158,17 @@ def test_saving_and_loading_leave_the_base_and_the_random_generator_alone(base: 
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
+def test_many_adapters_take_the_memory_of_one_base(base: KronosModel, tmp_path: Path) -> None:
+    saved(tmp_path, base)
+    first, second = (load_adapter(tmp_path, base).predictor for _ in range(2))
+    own = {tensor.data_ptr() for tensor in base.predictor.parameters()}
+    for loaded in (first, second):
+        apart = [name for name, tensor in loaded.named_parameters() if tensor.data_ptr() not in own]
+        assert apart
+        assert all("lora_" in name for name in apart)
+    assert all(tensor.requires_grad for tensor in base.predictor.parameters()), "the base can still be trained"
+
+
 def test_a_model_still_in_training_is_saved_and_stays_so(base: KronosModel, tmp_path: Path) -> None:
     model = adapted(base).train()
     save_adapter(tmp_path, model, base, with_base=False)
