@@ -133,12 +133,19 @@ def find_base_model(model_name: str, tokenizer_name: str | None = None) -> BaseM
         tokenizer_name: the same for the tokenizer; by default the one that belongs to the predictor.
 
     Raises:
-        ModelError: the name is none of these.
+        ModelError: the name is none of these, or the folder holds one of `predictor/` and `tokenizer/` alone.
     """
     demo = model_name.lower() == NANO
     folder = NANO_FOLDER if demo else _folder(model_name)
     tokenizer, context = "NeoQuasar/Kronos-Tokenizer-base", DEFAULT_CONTEXT
-    if demo or ((folder / "predictor").is_dir() and (folder / "tokenizer").is_dir()):
+    parts = {part for part in ("predictor", "tokenizer") if (folder / part).is_dir()}
+    if len(parts) == 1 and not (folder / "config.json").is_file():
+        (missing,) = {"predictor", "tokenizer"} - parts
+        raise ModelError(
+            f"{model_name} holds {parts.pop()}/ and no {missing}/: put that beside it, or name the predictor's own "
+            "folder as --model-name and the tokenizer's as --tokenizer-name."
+        )
+    if demo or len(parts) == 2:
         predictor = WeightsSource(NANO if demo else model_name, folder=folder / "predictor")
         tokenizer, context = NANO if demo else model_name, _local_context(folder / "predictor")
     elif folder.is_dir():

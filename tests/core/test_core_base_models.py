@@ -75,6 +75,13 @@ def test_a_local_folder_may_hold_both_parts(in_folder: Path) -> None:
     assert (source.name, source.context, source.demo) == ("mine", 96, False)
 
 
+@pytest.mark.parametrize(("part", "missing"), [("predictor", "tokenizer"), ("tokenizer", "predictor")])
+def test_a_folder_with_one_part_of_two_says_which_is_missing(part: str, missing: str, in_folder: Path) -> None:
+    (in_folder / "mine" / part).mkdir(parents=True)
+    with pytest.raises(ModelError, match=rf"mine holds {part}/ and no {missing}/"):
+        find_base_model("mine")
+
+
 def test_a_local_folder_may_hold_the_predictor_alone(in_folder: Path) -> None:
     (in_folder / "mine").mkdir()
     source = find_base_model("mine")
