@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
-import pandas as pd
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
@@ -20,51 +18,21 @@ from torch.utils.data import DataLoader
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import ModelError
 from kronos_pipeline.model.losses import token_loss, token_losses
+from kronos_pipeline.training.course import (
+    LOG_STEPS,
+    Listener,
+    Outcome,
+    Position,
+    Tensors,
+    average_decay,
+    epoch_order,
+    finite,
+    look_points,
+    warmup_then_cosine,
+)
 from kronos_pipeline.training.dataset import Batch, KronosMultiTickerDataset, as_batch
 from kronos_pipeline.training.progress import Say, TrainingProgress
 from kronos_pipeline.training.randomness import random_state, restore_random_state
-
-HISTORY = ("step", "epoch", "train_loss", "selection_loss", "learning_rate", "windows_per_second")
-_LOG_STEPS = 10
-"""Steps between two readings of the training loss: reading it waits for the device."""
-
-Tensors = dict[str, torch.Tensor]
-
-
-class Listener(Protocol):
-    """Told the numbers of a step; MLflow's tracker is one."""
-
-    def on_log(self, step: int, values: Mapping[str, float]) -> None: ...
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What an optimisation found.
-
-    Attributes:
-        best: the trained tensors by name, at the best look at the selection block.
-        last: the same at the last step.
-        history: a row per look or reading, see `HISTORY`; losses in nats per token, NaN where not measured.
-        summary: numbers of the whole: steps, best_step, selection_loss, seconds and so on.
-    """
-
-    best: Tensors
-    last: Tensors
-    history: pd.DataFrame
-    summary: dict[str, Any]
-
-
-@dataclass
-class _Position:
-    """Where a training is; plain data, saved with the state."""
-
-    step: int = 0
-    stopped: bool = False
-    best_step: int = 0
-    best_loss: float = math.inf
-    looks_since_best: int = 0
-    seconds: float = 0.0
-    rows: list[list[float]] = field(default_factory=list)
 
 
 class Objective(torch.nn.Module):
@@ -106,15 +74,14 @@ class Optimisation:
         self._steps_per_epoch = math.ceil(len(train) / windows_per_step)
         self._windows_per_step = windows_per_step
         self.steps = recipe.epochs * self._steps_per_epoch
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warmup_then_cosine(recipe, self.steps))
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_then_cosine(recipe, self.steps))
         if recipe.torch_compile:
             self._objective.compile()
         self._module, self._optimizer = accelerator.prepare(self._objective, optimizer)
         self._average = {name: tensor.detach().clone() for name, tensor in self._trained.items()}
         self._best: Tensors = {}
-        self._position = _Position()
-        looks = recipe.evaluations_per_epoch
-        self._look_at = {math.ceil(self._steps_per_epoch * look / looks) for look in range(1, looks + 1)}
+        self._position = Position()
+        self._look_at = look_points(recipe, self._steps_per_epoch)
 
     def state(self) -> dict[str, Any]:
         """All that `restore` needs to go on from here, as tensors and plain values."""
@@ -147,7 +114,7 @@ class Optimisation:
             self._schedule.load_state_dict(state["schedule"])
             if self._accelerator.scaler is not None:
                 self._accelerator.scaler.load_state_dict(state["scaler"])
-            self._position = _Position(**state["position"])
+            self._position = Position(**state["position"])
             restore_random_state(state["random"], device)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ModelError(
@@ -172,21 +139,12 @@ class Optimisation:
             while self._position.step < self.steps and not self._position.stopped:
                 self._run_epoch(save, listener, progress, began - before)
         self._position.seconds = before + time.monotonic() - began
-        history = pd.DataFrame(self._position.rows, columns=list(HISTORY))
-        position = self._position
-        return Outcome(
-            best={name: tensor.detach().cpu().clone() for name, tensor in self._best.items()},
-            last={name: tensor.detach().cpu().clone() for name, tensor in self._current().items()},
-            history=history.astype({"step": "int64", "epoch": "int64"}),
-            summary={
-                "steps": position.step,
-                "best_step": position.best_step,
-                "selection_loss": position.best_loss,
-                "stopped_early": position.stopped and position.step < self.steps,
-                "seconds": round(position.seconds, 3),
-                "windows_per_second": round(position.step * self._windows_per_step / max(position.seconds, 1e-9), 1),
-                "resumed_from_step": resumed_from,
-            },
+        return self._position.outcome(
+            self._best,
+            self._current(),
+            steps=self.steps,
+            windows_per_step=self._windows_per_step,
+            resumed_from=resumed_from,
         )
 
     def _run_epoch(
@@ -223,10 +181,10 @@ class Optimisation:
                 self._schedule.step()
             self._update_average()
             look = done in self._look_at
-            if look or position.step % _LOG_STEPS == 0:
+            if look or position.step % LOG_STEPS == 0:
                 seconds = max(time.monotonic() - read_at, 1e-9)
                 self._log(
-                    train_loss=_finite(total.item() / count, position.step),
+                    train_loss=finite(total.item() / count, position.step),
                     selection_loss=self._look() if look else math.nan,
                     windows_per_second=(position.step - read_step) * self._windows_per_step / seconds,
                     learning_rate=learning_rate,
@@ -243,8 +201,7 @@ class Optimisation:
 
     def _batches(self, epoch: int, done: int) -> DataLoader[Batch]:
         """The batches of an epoch from its step `done` on."""
-        generator = torch.Generator().manual_seed((self._recipe.seed << 20) + epoch)
-        order = torch.randperm(len(self._train), generator=generator)[done * self._windows_per_step :].tolist()
+        order = epoch_order(self._recipe.seed, epoch, len(self._train))[done * self._windows_per_step :].tolist()
         loader = DataLoader(
             self._train,
             batch_size=self._recipe.batch_size,
@@ -252,20 +209,15 @@ class Optimisation:
             num_workers=self._recipe.num_workers,
             collate_fn=as_batch,
             pin_memory=self._accelerator.device.type == "cuda",
-            generator=generator,  # else the loader would draw from the generator that dropout uses
+            generator=torch.Generator(),  # else the loader would draw from the generator that dropout uses
         )
         return self._accelerator.prepare_data_loader(loader)
 
     def _look(self) -> float:
         """The loss on the selection block; keeps the weights if they are the best so far, stops if none were lately."""
-        position = self._position
-        loss = _finite(self._selection_loss(), position.step)
-        if loss < position.best_loss:
-            position.best_loss, position.best_step, position.looks_since_best = loss, position.step, 0
+        loss = self._selection_loss()
+        if self._position.look(loss, self._recipe.patience):
             self._best = {name: tensor.detach().clone() for name, tensor in self._current().items()}
-        else:
-            position.looks_since_best += 1
-            position.stopped = position.looks_since_best >= self._recipe.patience
         return loss
 
     @torch.no_grad()
@@ -306,8 +258,7 @@ class Optimisation:
     @torch.no_grad()
     def _update_average(self) -> None:
         if self._averaging:
-            # A young average would lean on the untouched weights, so its decay grows with the steps.
-            decay = min(self._recipe.average_decay, (1 + self._position.step) / (10 + self._position.step))
+            decay = average_decay(self._recipe, self._position.step)
             trained = [tensor.detach() for tensor in self._trained.values()]
             torch._foreach_lerp_(list(self._average.values()), trained, 1 - decay)
 
@@ -323,25 +274,13 @@ class Optimisation:
         progress: TrainingProgress,
     ) -> None:
         step = self._position.step
-        self._position.rows.append([step, epoch, train_loss, selection_loss, learning_rate, windows_per_second])
+        values = self._position.record(
+            epoch=epoch,
+            train_loss=train_loss,
+            selection_loss=selection_loss,
+            learning_rate=learning_rate,
+            windows_per_second=windows_per_second,
+        )
         if listener is not None and self._accelerator.is_main_process:
-            listener.on_log(step, dict(zip(HISTORY[1:], self._position.rows[-1][1:], strict=True)))
+            listener.on_log(step, values)
         progress.update(step, loss=train_loss, learning_rate=learning_rate, windows_per_second=windows_per_second)
-
-
-def _warmup_then_cosine(recipe: Recipe, steps: int) -> Callable[[int], float]:
-    """The factor on the learning rate: up in a line over the warm-up, then down half a cosine to 0 at the last step."""
-    warmup = max(1, round(recipe.warmup_fraction * steps))
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-    return factor
-
-
-def _finite(loss: float, step: int) -> float:
-    if not math.isfinite(loss):
-        raise ModelError(f"The loss is {loss} at step {step}; lower --learning-rate, or use --precision fp32.")
-    return loss
