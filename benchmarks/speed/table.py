@@ -1,0 +1,66 @@
+"""Tables that read alike in a terminal and in Markdown, and their places in a document."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+NOT_MEASURED = "not measured"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text; the first column names the row. `notes` follow below, a sentence or two each."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+
+    def text(self) -> str:
+        """The table in Markdown, its columns padded to line up."""
+        widths = [max(len(cell) for cell in column) for column in zip(self.columns, *self.rows, strict=True)]
+        rule = ["-" * max(3, width) for width in widths]
+        lines = [
+            "| " + " | ".join(cell.ljust(max(3, width)) for cell, width in zip(row, widths, strict=True)) + " |"
+            for row in (self.columns, rule, *self.rows)
+        ]
+        return "\n".join([f"**{self.title}**", "", *lines, *(f"\n{note}" for note in self.notes)]) + "\n"
+
+
+def put(path: Path, section: str, content: str) -> None:
+    """Replace what stands between `<!-- section -->` and `<!-- /section -->` in a Markdown file.
+
+    Raises:
+        ValueError: the file has no such place.
+    """
+    text = path.read_text(encoding="utf-8")
+    first, last = f"<!-- {section} -->", f"<!-- /{section} -->"
+    place = re.compile(f"{re.escape(first)}.*?{re.escape(last)}", re.DOTALL)
+    if not place.search(text):
+        raise ValueError(f"{path} has no place for the section {section}: the lines {first} and {last}.")
+    path.write_text(place.sub(lambda _: f"{first}\n\n{content.strip()}\n\n{last}", text), encoding="utf-8")
+
+
+def seconds(value: float) -> str:
+    """A time in the unit that suits it."""
+    if value >= 100:
+        return f"{value:.0f} s"
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.3g} ms"
+
+
+def number(value: float) -> str:
+    """Three digits that count, thousands with commas."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def percent(value: float) -> str:
+    """A share as a percentage."""
+    return f"{100 * value:.0f} %"
+
+
+def megabytes(value: float | None) -> str:
+    """Bytes in MB of 10^6, or that they were not measured."""
+    return NOT_MEASURED if value is None else f"{value / 1e6:,.0f} MB"

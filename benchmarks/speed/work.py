@@ -1,0 +1,149 @@
+"""How much arithmetic and memory traffic a task needs at least, by formula, and how long that takes at the limits.
+
+**A row through a stack of blocks.** A linear map of `in` to `out` multiplies each of its in x out weights once per row.
+With width d, feed-forward width f and L blocks, a block has four maps d x d (query, key, value, output) and three of
+d x f, so L (4 d^2 + 3 d f) weights. Around the predictor's blocks there are the fusion of the two token halves (2 d^2),
+the cross-attention of the s2 head (4 d^2) and the two heads (d V each, V = 2^bits). A multiply-add counts as two
+operations, so a row costs twice the weights it meets. Norms, softmax, rotary turns and the drawing of tokens are left
+out: they are a few operations per number.
+
+**Attention.** A query against n keys of width d takes n d multiply-adds for the scores and n d for the mixture: 4 n d
+operations. A causal context of C bars attends to (C + 1) / 2 keys on average.
+
+**Traffic.** However many rows there are, each weight has to be read once per step, and so have the cached keys and
+values: 2 d numbers per bar and block, of a context once for all the paths that share it. Activations stay in the
+processor's cache and are left out. A model whose weights fit into that cache as a whole can beat this floor.
+
+**The floor.** No program is faster than its bytes at the memory's speed, nor than its operations at the processor's.
+A sampling has phases that cannot overlap (each bar needs the one before), so its floor is the sum of theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from speed.machine import Machine
+from speed.models import Pair, Size
+
+_FEATURES = 6
+_BYTES = {"fp32": 4, "bf16": 2}
+
+
+@dataclass(frozen=True)
+class Work:
+    """Floating-point operations and bytes read, at least, of one phase."""
+
+    flop: float
+    bytes: float
+
+    def seconds(self, machine: Machine, precision: str) -> float:
+        """The least time that a machine can take."""
+        return max(self.flop / machine.flops[precision], self.bytes / machine.bandwidth)
+
+
+def floor(phases: Sequence[Work], machine: Machine, precision: str) -> float:
+    """Seconds of phases that follow each other."""
+    return sum(phase.seconds(machine, precision) for phase in phases)
+
+
+def total(phases: Sequence[Work]) -> Work:
+    """All phases in one."""
+    return Work(sum(phase.flop for phase in phases), sum(phase.bytes for phase in phases))
+
+
+def block_weights(size: Size) -> int:
+    """Weights of the linear maps of all blocks: L (4 d^2 + 3 d f)."""
+    return size.layers * (4 * size.width**2 + 3 * size.width * size.feed_forward)
+
+
+def cached_sampling(
+    pair: Pair, series: int, paths: int, bars: int, horizon: int, precision: str = "fp32"
+) -> list[Work]:
+    """Phases of a sampling that reads the context once: encode, context, each step, decode.
+
+    The heads are asked at the last bar alone; the s2 head's keys and values are made for every bar of the context.
+    """
+    predictor, element = pair.predictor, _BYTES[precision]
+    width, rows = predictor.width, series * paths
+    heads = 2 * 2**predictor.bits * width
+    # The fusion (2 d^2) and the cross-attention's keys and values (2 d^2) of each bar; its query and output per draw.
+    per_bar, per_draw = block_weights(predictor) + 4 * width**2, 2 * width**2 + heads
+    kept = 2 * width * (predictor.layers + 1)  # keys and values of a bar, the cross-attention's included
+    attended = 4 * width * predictor.layers
+    context = Work(
+        series * bars * (2 * per_bar + attended * (bars + 1) / 2) + rows * (2 * per_draw + 4 * width * bars),
+        element * (per_bar + per_draw),
+    )
+    steps = [
+        Work(
+            rows * (2 * (per_bar + per_draw) + (attended + 4 * width) * (bars + step)),
+            element * (per_bar + per_draw + series * kept * (bars + paths * step)),
+        )
+        for step in range(1, horizon)
+    ]
+    return [*_encode(pair, series, bars), context, *steps, _decode(pair, series, bars, rows, horizon)]
+
+
+def repeated_sampling(pair: Pair, series: int, paths: int, bars: int, horizon: int) -> list[Work]:
+    """Phases of upstream's sampling: every path is encoded, every step reads its whole context and asks both heads for
+    every bar of it; the s2 head's query is one row."""
+    predictor = pair.predictor
+    width, rows = predictor.width, series * paths
+    head = 2**predictor.bits * width
+    per_bar = block_weights(predictor) + 4 * width**2 + head
+    per_row = 2 * width**2
+    steps = []
+    for known in range(bars, bars + horizon):
+        attended = 4 * width * (predictor.layers * (known + 1) / 2 + 1)
+        # s2: the norm's input is every bar plus the one mixture, so its head meets every bar as well.
+        flop = rows * (known * (2 * (per_bar + head) + attended) + 2 * per_row)
+        steps.append(Work(flop, 4 * (per_bar + head + per_row)))
+    return [*_encode(pair, rows, bars), *steps, _decode(pair, rows, bars, 0, horizon, repeated=True)]
+
+
+def training(pair: Pair, windows: int, bars: int, targets: int) -> Work:
+    """A full training step: forward, and twice that backward, for the inputs and for the weights (Kaplan et al., 2020,
+    arXiv 2001.08361, section 2.1).
+
+    Args:
+        pair: the sizes.
+        windows: in the batch.
+        bars: that are read of each.
+        targets: bars of each whose tokens both heads predict.
+    """
+    predictor = pair.predictor
+    width = predictor.width
+    blocks = block_weights(predictor) + 4 * width**2  # fusion, and the cross-attention's keys and values
+    heads = 2 * width**2 + 2 * 2**predictor.bits * width
+    attended = 4 * width * (predictor.layers + 1) * (bars + 1) / 2
+    forward = windows * (bars * (2 * blocks + attended) + targets * 2 * heads)
+    return Work(3 * forward, 4 * 3 * (blocks + heads))
+
+
+def _encode(pair: Pair, series: int, bars: int) -> list[Work]:
+    size = _coder(pair)
+    weights = block_weights(size) + size.width * (_FEATURES + 2 * size.bits)
+    return [Work(series * bars * (2 * weights + _attended(size, bars)), 4 * weights)]
+
+
+def _decode(pair: Pair, series: int, bars: int, rows: int, horizon: int, *, repeated: bool = False) -> Work:
+    """Of a context once per series and of each path's steps; or, `repeated`, of both for every path."""
+    size = _coder(pair)
+    weights = block_weights(size) + size.width * (_FEATURES + 2 * size.bits)
+    length = bars + horizon
+    if repeated:
+        return Work(series * length * (2 * weights + _attended(size, length)), 4 * weights)
+    context = series * bars * (2 * weights + _attended(size, bars))
+    ahead = rows * horizon * (2 * weights + 4 * size.width * size.layers * (bars + (horizon + 1) / 2))
+    return Work(context + ahead, 4 * weights)
+
+
+def _coder(pair: Pair) -> Size:
+    """The tokenizer's encoder or decoder: upstream builds one block fewer than its settings say."""
+    size = pair.tokenizer
+    return Size(size.layers - 1, size.width, size.heads, size.feed_forward, size.bits)
+
+
+def _attended(size: Size, bars: int) -> float:
+    return 4 * size.width * size.layers * (bars + 1) / 2
