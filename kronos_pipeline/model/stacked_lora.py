@@ -83,9 +83,7 @@ class StackedLora:
             even: whether each adapter has the same number of rows. Then its rows are one product, else each is its own.
         """
         parts = adapters.split([shape.numel() for shape in self._shapes.values()], dim=1)
-        stacks = {
-            name: part.view(-1, *shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)
-        }
+        stacks = {name: part.view(-1, *shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
         self._rows.fill(stacks, which, even)
         try:
             yield

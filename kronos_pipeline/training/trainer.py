@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.together import known_together, outdated
 from kronos_pipeline.data.windows import WindowSet
+from kronos_pipeline.errors import KronosError
 from kronos_pipeline.model.loading import KronosModel, load_base, pick_device
 from kronos_pipeline.model.lora import add_lora
 from kronos_pipeline.model.modules import fitting_threads, move
 from kronos_pipeline.training import plan
+from kronos_pipeline.training.adapters import AdapterJob
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
 from kronos_pipeline.training.devices import (
     device_name,
@@ -108,7 +110,37 @@ class KronosTrainer:
             DataError: the train or the selection split is empty.
             SettingsError, ModelError, ArtifactError: see their messages.
         """
-        return self._train(f"adapters/{name}", self.layout.adapter(name), True, windows, listener, mlflow_run)
+        return self._train_adapter(AdapterJob(name, windows, listener=listener, mlflow_run=mlflow_run))
+
+    def train_adapters(
+        self,
+        jobs: Sequence[AdapterJob],
+        *,
+        done: Callable[[AdapterJob, TrainingResult | KronosError], None] | None = None,
+    ) -> list[TrainingResult | KronosError]:
+        """Train LoRA adapters and publish each; one that fails leaves the others as they are.
+
+        Args:
+            jobs: what to train.
+            done: told of each adapter as it ends.
+
+        Returns:
+            What became of each job, in their order.
+        """
+        results: list[TrainingResult | KronosError] = []
+        for job in jobs:
+            try:
+                results.append(self._train_adapter(job))
+            except KronosError as error:
+                results.append(error)
+            if done is not None:
+                done(job, results[-1])
+        return results
+
+    def _train_adapter(self, job: AdapterJob) -> TrainingResult:
+        layout = self.layout if job.root is None else ArtifactLayout(job.root)
+        target = layout.adapter(job.name)
+        return self._train(f"adapters/{job.name}", target, True, job.windows, job.listener, job.mlflow_run, layout)
 
     def train_checkpoint(
         self, windows: Sequence[WindowSet], *, listener: Listener | None = None, mlflow_run: str | None = None
@@ -153,10 +185,11 @@ class KronosTrainer:
         windows: Sequence[WindowSet],
         listener: Listener | None,
         mlflow_run: str | None,
+        layout: ArtifactLayout | None = None,
     ) -> TrainingResult:
         windows = known_together(windows, outdated(windows))
         plan.check_windows(windows)
-        state = TrainingState(self.layout, artifact, self._parts(windows))
+        state = TrainingState(layout or self.layout, artifact, self._parts(windows))
         accelerator = new_accelerator(self.recipe, self.device, self.precision)
         with state.locked(self.device, self._say) if process() == 0 else nullcontext():
             if self._one_run is not None:
