@@ -17,10 +17,11 @@ from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.errors import KronosError
 from kronos_pipeline.model.loading import KronosModel
-from kronos_pipeline.training.trainer import AdapterJob, KronosTrainer
+from kronos_pipeline.training.adapters import AdapterJob
+from kronos_pipeline.training.trainer import KronosTrainer
 from speed.machine import Machine
 from speed.models import random_model, random_windows
-from speed.table import Table, megabytes, number, seconds
+from speed.table import Goal, Report, Table, megabytes, number, seconds
 from speed.timing import Spread, alternate, peak_of, ratio, time_of, timed
 from speed.training import batches, recipe, upstream_step
 
@@ -29,8 +30,16 @@ _IMPORTS = "import kronos_pipeline.training.trainer"
 
 
 def beside_peft(
-    machine: Machine, *, size: str, adapters: int, batch: int, steps: int, rounds: int, within: float, goal: str
-) -> Table:
+    machine: Machine,
+    *,
+    size: str,
+    adapters: int,
+    batch: int,
+    steps: int,
+    rounds: int,
+    within: float,
+    goal: float | None,
+) -> Report:
     """Adapters per minute, each trained, chosen by one look, and written.
 
     Args:
@@ -41,7 +50,7 @@ def beside_peft(
         steps: of each.
         rounds: repeats, at most.
         within: seconds after which no further round begins.
-        goal: how many times as fast as the plain loop it is meant to be.
+        goal: how many times as fast as the plain loop it is meant to be; None where nothing is promised.
     """
     model = random_model(size, machine.device)
     settings = recipe(size, machine.device, batch, adapter="lora")
@@ -60,7 +69,6 @@ def beside_peft(
             time_of(taken).text(seconds),
             Spread.of([60 * adapters / sample.seconds for sample in taken]).text(number),
             ratio(samples[_PEFT], taken).text(lambda value: f"{value:.2f}"),
-            goal if name == _TOGETHER else "",
             megabytes(peak_of(taken)),
         ]
         for name, taken in samples.items()
@@ -75,8 +83,12 @@ def beside_peft(
         f"{adapters} times: {seconds(apart)} by plain loops, {seconds(in_one)} in one training, "
         f"{apart / in_one:.1f} times.",
     ]
-    columns = ("way", "seconds", "adapters/min", "times", "goal", "peak memory")
-    return Table(f"{adapters} adapters of Kronos-{size}, {machine.device.type}", columns, rows, notes)
+    columns = ("way", "seconds", "adapters/min", "times", "peak memory")
+    what = f"{adapters} adapters of Kronos-{size}, {machine.device.type}"
+    times = ratio(samples[_PEFT], samples[_TOGETHER])
+    found = f"{times.text(lambda value: f'{value:.2f}')} times"
+    goals = [] if goal is None else [Goal(what, f"{goal:g} times", found, times.median >= goal)]
+    return Report([Table(what, columns, rows, notes)], goals)
 
 
 def plain_peft(model: KronosModel, windows: list[WindowSet], settings: Recipe, steps: int) -> None:

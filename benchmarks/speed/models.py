@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,13 @@ import pandas as pd
 import torch
 
 from kronos_pipeline.base_models import BaseModelSource, WeightsSource, find_base_model
+from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import FEATURES, make_bars
 from kronos_pipeline.data.simulate import simulate_ticker
 from kronos_pipeline.data.windows import WindowSet, build_windows, stamp_features
 from kronos_pipeline.model.loading import KronosModel
+from kronos_pipeline.model.lora import add_lora
+from kronos_pipeline.model.modules import copy_around_weights
 from kronos_pipeline.model.upstream import Kronos, KronosTokenizer
 
 
@@ -86,6 +89,26 @@ def random_model(size: str, device: torch.device, *, seed: int = 0) -> KronosMod
     return KronosModel(*parts, source=source, device=device, weights_hash=f"random-{size}-{seed}")
 
 
+def adapted(base: KronosModel, adapters: int) -> list[KronosModel]:
+    """The base with so many adapters, one on each copy of it, their matrices random so that they count."""
+    defaults = Recipe()
+    models = []
+    for number in range(adapters):
+        predictor = add_lora(
+            copy_around_weights(base.predictor),
+            defaults.adapter_r,
+            defaults.adapter_alpha,
+            0.0,
+            defaults.adapter_targets,
+        )
+        for name, tensor in predictor.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(tensor, std=0.01)
+        predictor.eval().requires_grad_(False)
+        models.append(replace(base, predictor=predictor, weights_hash=f"{base.weights_hash}-adapter-{number}"))
+    return models
+
+
 def _shared(size: Size) -> dict[str, Any]:
     return {
         "d_model": size.width,
@@ -124,7 +147,7 @@ def random_series(series: int, bars: int, horizon: int, *, seed: int = 0) -> Ser
     return Series(np.stack([ticker.values[:bars] for ticker in tickers]), tickers[0].timestamps, horizon)
 
 
-def random_windows(recipe: Any, tickers: Sequence[str], windows: int) -> list[WindowSet]:
+def random_windows(recipe: Recipe, tickers: Sequence[str], windows: int) -> list[WindowSet]:
     """Windows of simulated tickers, each with that many for training and few to choose by.
 
     Args:

@@ -30,6 +30,35 @@ class Table:
         return "\n".join([f"**{self.title}**", "", *lines, *(f"\n{note}" for note in self.notes)]) + "\n"
 
 
+@dataclass(frozen=True)
+class Goal:
+    """What is promised, and what came of it; `reached` is None where it was not measured."""
+
+    what: str
+    wanted: str
+    found: str = NOT_MEASURED
+    reached: bool | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one part of a benchmark found."""
+
+    tables: Sequence[Table]
+    goals: Sequence[Goal] = ()
+
+    def text(self) -> str:
+        """All of its tables."""
+        return "\n".join(table.text() for table in self.tables)
+
+
+def goal_table(goals: Sequence[Goal]) -> Table:
+    """A row per goal."""
+    words = {True: "yes", False: "no", None: NOT_MEASURED}
+    rows = [[goal.what, goal.wanted, goal.found, words[goal.reached]] for goal in goals]
+    return Table("Goals", ("goal", "wanted", "found", "reached"), rows)
+
+
 def put(path: Path, section: str, content: str) -> None:
     """Replace what stands between `<!-- section -->` and `<!-- /section -->` in a Markdown file.
 

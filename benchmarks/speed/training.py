@@ -18,7 +18,7 @@ from kronos_pipeline.training.dataset import KronosMultiTickerDataset
 from kronos_pipeline.training.trainer import KronosTrainer
 from speed.machine import Machine
 from speed.models import PAIRS, random_model, random_windows
-from speed.table import Table, megabytes, number, percent
+from speed.table import Goal, Report, Table, megabytes, number, percent
 from speed.timing import Run, Sample, Spread, alternate, peak_of, ratio, timed
 from speed.work import training
 
@@ -94,8 +94,8 @@ def trainer_run(model: KronosModel, windows: list[WindowSet], settings: Recipe) 
 
 
 def beside_upstream(
-    machine: Machine, *, size: str, batch: int, steps: int, rounds: int, within: float, goal: str
-) -> Table:
+    machine: Machine, *, size: str, batch: int, steps: int, rounds: int, within: float, goal: float
+) -> Report:
     """Windows per second of a full fine-tune.
 
     Args:
@@ -105,7 +105,7 @@ def beside_upstream(
         steps: of one training of ours; upstream's loop takes a third of them.
         rounds: repeats, at most.
         within: seconds after which no further round begins.
-        goal: how many times as fast it is meant to be, for the table.
+        goal: how many times as fast it is meant to be.
     """
     model = random_model(size, machine.device)
     settings = recipe(size, machine.device, batch)
@@ -136,18 +136,20 @@ def beside_upstream(
                 name + (f" ({precisions[name]})" if name == _AUTO else ""),
                 rate.text(number),
                 ratio(samples[_UPSTREAM], taken).text(lambda value: f"{value:.2f}") if name != _UPSTREAM else "1",
-                goal if name == _AUTO else "",
                 number(flops / 1e9),
                 percent(flops / machine.flops[precisions[name]]),
                 megabytes(peak_of(taken)),
             ]
         )
-    columns = ("way", "windows/s", "times", "goal", "GFLOP/s", "of the products' peak", "peak memory")
+    columns = ("way", "windows/s", "times", "GFLOP/s", "of the products' peak", "peak memory")
     notes = [
         "windows/s while training, without start, looks and writing. Upstream's loop is given its tokens; its own "
         "script encodes every batch anew. GFLOP/s: what is needed by formula, both heads over the horizon alone, in "
-        "the time taken, so a way that computes more than that has a lower share. Peak memory of ours holds the copies that a "
+        "the time taken, so a way that computes more has a lower share. Peak memory of ours holds the copies that a "
         "resumable training keeps: best weights, state, result."
     ]
     title = f"Full fine-tune of Kronos-{size}, {batch} windows of 95 bars, {machine.device.type}"
-    return Table(title, columns, rows, notes)
+    times = ratio(samples[_UPSTREAM], samples[_AUTO])
+    what = f"full fine-tune of Kronos-{size}, {machine.device.type}"
+    found = f"{times.text(lambda value: f'{value:.2f}')} times"
+    return Report([Table(title, columns, rows, notes)], [Goal(what, f"{goal:g} times", found, times.median >= goal)])

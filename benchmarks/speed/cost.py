@@ -1,0 +1,98 @@
+"""What many tickers take on a machine: what one of each task takes when many are done at once, times their number."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from kronos_pipeline.model.decoding import sample_paths
+from kronos_pipeline.training.adapters import AdapterJob
+from kronos_pipeline.training.trainer import KronosTrainer
+from speed.decoding import SAMPLING
+from speed.machine import Machine
+from speed.models import random_model, random_series, random_windows
+from speed.table import NOT_MEASURED, Table, number, seconds
+from speed.timing import timed
+from speed.training import recipe
+
+_HOUR = 3600.0
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """A user and the settings that cost: the pipeline's defaults for daily bars of ten years.
+
+    Attributes:
+        tickers: how many.
+        windows: training windows of each.
+        epochs: passes over them.
+        rolls: forecasts that cover a holdout.
+        models: that are sampled on it: base and adapter.
+        paths: of a forecast.
+    """
+
+    tickers: int = 5000
+    windows: int = 2300
+    epochs: int = 3
+    rolls: int = 1
+    models: int = 2
+    paths: int = 32
+
+
+def table(
+    machine: Machine, *, size: str, adapters: int, batch: int, steps: int, series: int, csv: float | None
+) -> Table:
+    """Hours per task.
+
+    Args:
+        machine: where.
+        size: of the base model.
+        adapters: that are trained together to see what a window takes.
+        batch: windows per step of each.
+        steps: of each.
+        series: that are sampled at once to see what a path takes.
+        csv: seconds from a CSV to stored windows; None where not measured.
+    """
+    user = Assumed()
+    window = _window(machine, size, adapters, batch, steps)
+    path = _path(machine, size, series, user.paths)
+    trained = user.tickers * user.windows * user.epochs
+    sampled = user.tickers * user.rolls * user.models * user.paths
+    rows = [
+        ["read and cut CSVs", f"{user.tickers:,} tickers", csv, user.tickers],
+        ["train adapters", f"{trained:,} windows", window, trained],
+        ["sample a holdout", f"{sampled:,} paths", path, sampled],
+        ["forecast once", f"{user.tickers * user.paths:,} paths", path, user.tickers * user.paths],
+    ]
+    cells = [
+        [task, count, NOT_MEASURED, NOT_MEASURED]
+        if each is None
+        else [task, count, seconds(each), f"{number(each * many / _HOUR)} h"]
+        for task, count, each, many in rows
+    ]
+    notes = [
+        f"{user.tickers:,} tickers of 2,500 daily bars; {user.windows:,} training windows of 95 bars each, stride 1, "
+        f"{user.epochs} epochs, LoRA on attention and feed-forward; {user.rolls} roll of 30 bars, {user.paths} paths, "
+        f"base and adapter. A window's time includes looks, states and writing, from {adapters} adapters of {steps} "
+        f"steps; a path's is from {series} tickers at once. Costs are proportional to each factor."
+    ]
+    title = f"What {user.tickers:,} tickers take with Kronos-{size} on {machine.name}"
+    return Table(title, ("task", "how many", "each", "all"), cells, notes)
+
+
+def _window(machine: Machine, size: str, adapters: int, batch: int, steps: int) -> float:
+    settings = recipe(size, machine.device, batch, adapter="lora")
+    windows = random_windows(settings, [f"SIM{number}" for number in range(adapters)], batch * steps)
+    jobs = [AdapterJob(name=one.ticker, windows=[one]) for one in windows]
+    model = random_model(size, machine.device)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = KronosTrainer(settings, Path(folder), base=model, say=lambda _: None)
+        return timed(lambda: trainer.train_adapters(jobs), machine.device)().seconds / (adapters * batch * steps)
+
+
+def _path(machine: Machine, size: str, series: int, paths: int) -> float:
+    model, some = random_model(size, machine.device), random_series(series, 64, 30)
+    past, ahead = some.stamps
+    run = timed(lambda: sample_paths(model, some.history, past, ahead, paths=paths, **SAMPLING), machine.device)
+    return run().seconds / (series * paths)

@@ -1,0 +1,167 @@
+"""How cost grows: sampling with paths, tickers, lookback and model size; training with model size; CSVs with bars."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from math import log
+from pathlib import Path
+
+import torch
+
+from kronos_pipeline.artifacts import ArtifactLayout
+from kronos_pipeline.config import KronosTrainingConfig
+from kronos_pipeline.data.simulate import write_simulated
+from kronos_pipeline.model.decoding import sample_paths
+from kronos_pipeline.plain.reading import read_tickers
+from speed.decoding import SAMPLING
+from speed.models import random_model, random_series, random_windows
+from speed.table import Table, number, seconds
+from speed.timing import Spread, timed
+from speed.training import recipe, trainer_run
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Seconds over what grows, all else alike.
+
+    Attributes:
+        what: is done.
+        grows: the name of what grows.
+        at: its values.
+        taken: seconds at each, median and range.
+        labels: names of the values, where they have one.
+    """
+
+    what: str
+    grows: str
+    at: Sequence[float]
+    taken: Sequence[Spread]
+    labels: Sequence[str] = ()
+
+
+def growths(device: torch.device, *, size: str, quick: bool, rounds: int) -> list[Growth]:
+    """Measure all of them.
+
+    Args:
+        device: where the models are.
+        size: of the model where it is not what grows.
+        quick: few and small.
+        rounds: repeats of each point.
+    """
+    few = (lambda values: values[:2]) if quick else (lambda values: values)
+    horizon = 3 if quick else 30
+    sizes = few(("nano", "mini", "small", "base"))
+    parameters = [sum(one.numel() for one in random_model(name, device).predictor.parameters()) / 1e6 for name in sizes]
+
+    def sampled(what: str, grows: str, values: Sequence[int], shape: Callable[[int], tuple[int, int, int]]) -> Growth:
+        taken = [_sampling(device, size, *shape(value), horizon, rounds) for value in values]
+        return Growth(what, grows, values, taken)
+
+    return [
+        sampled(f"1 ticker, 64 + {horizon} bars", "paths", few((1, 4, 16, 64, 256)), lambda paths: (1, paths, 64)),
+        sampled(f"4 paths, 64 + {horizon} bars", "tickers", few((1, 4, 16, 64, 256)), lambda series: (series, 4, 64)),
+        sampled(
+            f"4 tickers, 4 paths, {horizon} ahead", "lookback", few((30, 60, 120, 240, 480)), lambda bars: (4, 4, bars)
+        ),
+        Growth(
+            f"4 tickers, 4 paths, 64 + {horizon} bars",
+            "million parameters",
+            parameters,
+            [_sampling(device, name, 4, 4, 64, horizon, rounds) for name in sizes],
+            sizes,
+        ),
+        Growth(
+            "a training step, 16 windows of 95 bars",
+            "million parameters",
+            parameters,
+            [_step(name, device, 2 if quick else 16, 2 if quick else 6) for name in sizes],
+            sizes,
+        ),
+        *_reading(few((500, 1000, 2500, 5000, 10000)), few((10, 50, 250)), rounds),
+    ]
+
+
+def table(found: Sequence[Growth]) -> Table:
+    """A row per point; the last column is the exponent of growth since the point before: 1 is proportional."""
+    rows = []
+    for growth in found:
+        for place, (at, taken) in enumerate(zip(growth.at, growth.taken, strict=True)):
+            label = f" ({growth.labels[place]})" if growth.labels else ""
+            rows.append(
+                [growth.what, f"{number(at)} {growth.grows}{label}", taken.text(seconds), _exponent(growth, place)]
+            )
+    return Table("How cost grows", ("what", "of", "seconds", "exponent since the row above"), rows)
+
+
+def plot(found: Sequence[Growth], path: Path) -> None:
+    """A panel for each, both axes logarithmic, and a line of proportional growth to compare with."""
+    from matplotlib.figure import Figure
+
+    columns = 4
+    figure = Figure(figsize=(13, 6.2), layout="constrained")
+    axes = list(figure.subplots(2, columns).flat)
+    for growth, axis in zip(found, axes, strict=False):
+        middle = [spread.median for spread in growth.taken]
+        reach = [[one.median - one.low for one in growth.taken], [one.high - one.median for one in growth.taken]]
+        axis.errorbar(growth.at, middle, yerr=reach, marker="o", color="#1f5fa8", capsize=3)
+        axis.plot(growth.at, [middle[0] * at / growth.at[0] for at in growth.at], ":", color="#888888")
+        axis.set(xscale="log", yscale="log", xlabel=growth.grows, ylabel="seconds", title=growth.what)
+        axis.set_xticks(growth.at, growth.labels or [f"{at:g}" for at in growth.at])
+        axis.minorticks_off()
+        axis.title.set_fontsize(9)
+        axis.grid(alpha=0.3)
+    for axis in axes[len(found) :]:
+        axis.set_axis_off()
+    figure.savefig(path, dpi=110)
+
+
+def _exponent(growth: Growth, place: int) -> str:
+    if not place:
+        return ""
+    more = growth.at[place] / growth.at[place - 1]
+    return f"{log(growth.taken[place].median / growth.taken[place - 1].median) / log(more):.2f}"
+
+
+def _sampling(device: torch.device, size: str, series: int, paths: int, bars: int, horizon: int, rounds: int) -> Spread:
+    model, some = random_model(size, device), random_series(series, bars, horizon)
+    past, ahead = some.stamps
+    run = timed(lambda: sample_paths(model, some.history, past, ahead, paths=paths, **SAMPLING), device)
+    run()
+    return Spread.of([run().seconds for _ in range(rounds)])
+
+
+def _step(size: str, device: torch.device, batch: int, steps: int) -> Spread:
+    settings = recipe(size, device, batch)
+    windows = random_windows(settings, ["SIM"], batch * steps)
+    return Spread.of([trainer_run(random_model(size, device), windows, settings)().seconds])
+
+
+def _reading(bars: Sequence[int], tickers: Sequence[int], rounds: int) -> list[Growth]:
+    count, length = tickers[0], bars[min(2, len(bars) - 1)]
+    return [
+        Growth(f"{count} CSVs to bars and windows", "bars", bars, [read(count, each, rounds) for each in bars]),
+        Growth(f"CSVs of {length:,} bars", "tickers", tickers, [read(each, length, rounds) for each in tickers]),
+    ]
+
+
+def read(tickers: int, bars: int, rounds: int) -> Spread:
+    """Seconds from a folder of simulated CSVs to stored bars and windows, each time into a new folder."""
+    taken = []
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data"
+        write_simulated(data, tickers=[f"T{number}" for number in range(tickers)], bars=bars)
+        for place in range(rounds):
+            output = Path(folder) / f"out-{place}"
+            settings = {"model_name": "kronos-nano", "data_dir": str(data), "output_dir": str(output)}
+            config = KronosTrainingConfig.model_validate(settings)
+            with redirect_stdout(StringIO()):
+                run = timed(lambda config=config, output=output: read_tickers(config, ArtifactLayout(output)), _CPU)
+                taken.append(run().seconds)
+    return Spread.of(taken)
+
+
+_CPU = torch.device("cpu")

@@ -1,0 +1,58 @@
+"""Where the time of a sampling and of a training step goes, operation by operation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from kronos_pipeline.model.decoding import sample_paths
+from kronos_pipeline.training.loop import Objective
+from speed.decoding import SAMPLING, Case
+from speed.models import random_model, random_series, random_windows
+from speed.table import Table, percent, seconds
+from speed.training import batches, recipe
+
+_ROWS = 10
+
+
+def of_sampling(device: torch.device, *, size: str, case: Case) -> Table:
+    """Operations of `sample_paths` by the time that they take themselves, without those that they call."""
+    model, series = random_model(size, device), random_series(case.series, case.bars, case.horizon)
+    past, ahead = series.stamps
+    return _table(
+        f"Where a sampling goes: Kronos-{size}, {case.name}, {device.type}",
+        lambda: sample_paths(model, series.history, past, ahead, paths=case.paths, **SAMPLING),
+        device,
+    )
+
+
+def of_training(device: torch.device, *, size: str, batch: int) -> Table:
+    """The same of a forward and backward pass of the trainer's loss, in float32."""
+    model = random_model(size, device)
+    settings = recipe(size, device, batch)
+    tokens = next(batches(random_windows(settings, ["SIM"], batch), model, batch))
+    objective = Objective(model.predictor.train(), settings.lookback)
+    return _table(
+        f"Where a training step goes: Kronos-{size}, {batch} windows of 95 bars, {device.type}, float32",
+        lambda: objective(**tokens).backward(),
+        device,
+    )
+
+
+def _table(title: str, run: Callable[[], object], device: torch.device) -> Table:
+    run()
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        kinds.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=kinds) as profile:
+        run()
+
+    def own(event: torch.autograd.profiler_util.FunctionEventAvg) -> float:
+        return 1e-6 * (event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total)
+
+    events = sorted(profile.key_averages(), key=own, reverse=True)
+    whole = sum(own(event) for event in events)
+    rows = [[event.key[:60], f"{event.count:,}", seconds(own(event)), percent(own(event) / whole)] for event in events]
+    notes = [f"{seconds(whole)} under the profiler, which slows short operations; {len(events) - _ROWS} kinds more."]
+    return Table(title, ("operation", "calls", "own time", "share"), rows[:_ROWS], notes)
