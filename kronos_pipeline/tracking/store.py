@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -138,12 +139,40 @@ def _make_sqlite(path: Path) -> None:
             unfinished = path.with_name(f".{path.name}.unfinished")
             for leftover in (unfinished, unfinished.with_name(f"{unfinished.name}-journal")):
                 leftover.unlink(missing_ok=True)
-            MlflowClient(_sqlite_uri(unfinished))
+            with _written_at_once(unfinished):
+                MlflowClient(_sqlite_uri(unfinished))
             unfinished.rename(path)
     except Timeout as error:
         raise TrackingError(
             f"A process that makes the MLflow store has held {path}.lock for {_LOCK_SECONDS} seconds; end it."
         ) from error
+
+
+@contextmanager
+def _written_at_once(path: Path) -> Iterator[None]:
+    """Have one SQLite file reach the disk at the block's end, and not after each of MLflow's migrations on the way.
+
+    There are dozens, and on a busy disk each waits for its turn. What a crash leaves of the file is of no use.
+    """
+    import sqlalchemy
+
+    def relax(connection: object, _: object) -> None:
+        # Other databases may be opened meanwhile, by other threads: theirs to keep as they are.
+        if isinstance(connection, sqlite3.Connection) and _file_of(connection) == path.resolve():
+            connection.execute("PRAGMA synchronous = OFF")
+            connection.execute("PRAGMA journal_mode = MEMORY")
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", relax)
+    try:
+        yield
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.Engine, "connect", relax)
+    with path.open("r+b") as database:
+        os.fsync(database.fileno())
+
+
+def _file_of(connection: sqlite3.Connection) -> Path:
+    return Path(connection.execute("PRAGMA database_list").fetchone()[2]).resolve()
 
 
 def _check_server(uri: str) -> None:

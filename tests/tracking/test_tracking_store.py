@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 from mlflow import MlflowClient
 
 from kronos_pipeline.config import Recipe
@@ -87,6 +88,25 @@ def test_two_processes_make_one_store_together(made_by_two: Path) -> None:
     experiments = [one.name for one in MlflowClient(find_store(None, made_by_two)).search_experiments()]
     assert sorted(experiments) == ["Default", EXPERIMENT]
     assert not (made_by_two / ".mlflow.db.unfinished").exists()
+
+
+def test_only_a_store_in_the_making_is_written_without_waiting_for_the_disk(tmp_path: Path) -> None:
+    waits: dict[str, set[int]] = {}
+
+    def note(connection: sqlite3.Connection, _: object) -> None:
+        file = Path(connection.execute("PRAGMA database_list").fetchone()[2]).name
+        waits.setdefault(file, set()).add(connection.execute("PRAGMA synchronous").fetchone()[0])
+        if file.endswith(".unfinished"):  # what another thread may open meanwhile
+            sqlalchemy.create_engine(f"sqlite:///{tmp_path / 'another.db'}").connect().close()
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "checkin", note)
+    try:
+        client = open_store(find_store(None, tmp_path))
+        assert [one.name for one in client.search_experiments()] == ["Default"]
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.Engine, "checkin", note)
+    off, full = 0, 2
+    assert waits == {".mlflow.db.unfinished": {off}, "another.db": {full}, "mlflow.db": {full}}
 
 
 def test_a_store_that_exists_is_added_to(output: Path) -> None:
