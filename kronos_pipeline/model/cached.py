@@ -1,19 +1,19 @@
-"""Upstream's attention and transformer blocks over one context that many paths continue, with cached keys and values.
+"""Attention over one context that many paths continue, with cached keys and values.
 
-A forecast reads its lookback once. Each sampled path then adds one bar at a time, and attends to the keys and values
-of the lookback, which all paths share, and to its own bars so far:
+A forecast reads its lookback once. Each sampled path then adds one bar at a time, and attends to the keys and values of
+the lookback, which all paths share, and to its own bars so far. The keys lie in one row per series and head, the paths
+side by side within each step, and a mask lets a path see its own:
 
-    context    k v k v k v k v          (series, heads, lookback, width)
-    path 1                     k v k v  (series, heads, paths, steps, width)
-    path 2                     k v k v
+    context          step 0      step 1
+    k k k k k k k k  k0 k1 k2    k0 k1 k2          (series, heads, context + steps * paths, width)
+    x x x x x x x x  x  .  .     x  .  .           what path 0 sees
+    x x x x x x x x  .  x  .     .  x  .           what path 1 sees
 
-Upstream's modules do all the arithmetic with weights, so LoRA matrices inside of them take part. Rotary position
-embeddings are computed here, for the bars' true positions, which upstream's cache of one length cannot give.
+Contexts of unequal length end together; the places before a short one's first bar are seen by nobody else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,105 +21,122 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
+HIDDEN = float("-inf")
+
 
 @dataclass(frozen=True)
-class Shape:
-    """How much one run has to hold: bars of context, and paths and steps that continue it."""
+class Span:
+    """What one run attends to, the same for all layers.
+
+    Attributes:
+        context: bars of the context.
+        paths: how many continue it.
+        steps: how many bars each path adds, at most.
+        lengths: bars of each series that are there, (series,), the last ones of the context; None: all.
+    """
 
     context: int
     paths: int
     steps: int
+    lengths: Tensor | None = None
+
+    def context_mask(self, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+        """(series, 1, context, context) to add to scores; None where plain causality says it all."""
+        if self.lengths is None:
+            return None
+        place = torch.arange(self.context, device=device)
+        there = place >= self.context - self.lengths[:, None]
+        seen = (place[:, None] >= place) & there[:, None] | (place[:, None] == place)
+        return _to_add(seen[:, None], dtype)
+
+    def paths_mask(self, asked: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """(series or 1, 1, asked * paths, context + steps * paths) to add to the scores of the last `asked` steps.
+
+        What one step sees is the beginning of what a later one sees, so the last step's mask serves all.
+        """
+        number = torch.arange(self.steps * self.paths, device=device)
+        step, path = number // self.paths, number % self.paths
+        last = number >= (self.steps - asked) * self.paths
+        own = (path[last, None] == path) & (step[last, None] >= step)
+        context = own.new_ones(1, self.context)
+        if self.lengths is not None:
+            context = torch.arange(self.context, device=device) >= self.context - self.lengths[:, None]
+        parts = [context[:, None].expand(-1, len(own), -1), own.expand(len(context), -1, -1)]
+        return _to_add(torch.cat(parts, dim=-1)[:, None], dtype)
 
 
-class CachedAttention:
-    """One of upstream's attention modules, self or cross, with what it has seen.
+def _to_add(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, HIDDEN)
 
-    Where it is not `in_place`, all bars count as the first: the position embeddings turn nothing.
-    """
 
-    def __init__(self, module: Any, shape: Shape, *, in_place: bool = True) -> None:
-        self._module, self._shape = module, shape
-        positions = in_place * torch.arange(shape.context + shape.steps, device=module.rotary.inv_freq.device)
-        angles = torch.outer(positions.float(), module.rotary.inv_freq.float()).repeat(1, 2)
-        self._cos, self._sin = angles.cos(), angles.sin()  # (positions, width)
+class Cache:
+    """The keys and values of one attention: (series, heads, context + steps * paths, width)."""
 
-    def read_context(self, hidden: Tensor) -> None:
-        """Keep the keys and values of the context, (series, context, model width)."""
-        module = self._module
-        self._context_keys = self._rotate(self._heads(module.k_proj(hidden)), 0)
-        self._context_values = self._heads(module.v_proj(hidden))
-        series, heads, _, width = self._context_keys.shape
-        own = (2, series, heads, self._shape.paths, self._shape.steps, width)
-        self._keys, self._values = self._context_keys.new_empty(own)
+    def __init__(self, span: Span) -> None:
+        self._span = span
 
-    def over_context(self, query: Tensor) -> Tensor:
-        """Causal attention of the context to itself, (series, context, model width)."""
-        query = self._rotate(self._heads(self._module.q_proj(query)), 0)
-        mixed = F.scaled_dot_product_attention(query, self._context_keys, self._context_values, is_causal=True)
-        return self._module.out_proj(mixed.transpose(1, 2).flatten(2))
+    def read_context(self, keys: Tensor, values: Tensor) -> None:
+        """Keep those of the context, (series, context, heads, width)."""
+        span = self._span
+        series, _, heads, width = keys.shape
+        size = (series, heads, span.context + span.steps * span.paths, width)
+        self._keys, self._values = keys.new_empty(size), values.new_empty(size)
+        self._keys[:, :, : span.context] = keys.transpose(1, 2)
+        self._values[:, :, : span.context] = values.transpose(1, 2)
 
-    def read_paths(self, hidden: Tensor, first: int) -> None:
-        """Keep the keys and values of the paths' steps from `first` on, (series, paths, steps, model width)."""
-        steps = slice(first, first + hidden.shape[2])
-        self._keys[..., steps, :] = self._rotate(self._heads(self._module.k_proj(hidden)), self._shape.context + first)
-        self._values[..., steps, :] = self._heads(self._module.v_proj(hidden))
+    def read_paths(self, keys: Tensor, values: Tensor, first: int) -> None:
+        """Keep those of the paths' steps from `first` on, (series, steps * paths, heads, width)."""
+        start = self._span.context + first * self._span.paths
+        place = slice(start, start + keys.shape[1])
+        self._keys[:, :, place] = keys.transpose(1, 2)
+        self._values[:, :, place] = values.transpose(1, 2)
 
-    def over_paths(self, query: Tensor, first: int) -> Tensor:
-        """Causal attention of the paths' steps from `first` on to all before them and to themselves.
+    def over_context(self, queries: Tensor, mask: Tensor | None) -> Tensor:
+        """Causal attention of the context to itself, (series, context, heads, width) -> (series, context, model)."""
+        keys, values = (part[:, :, : self._span.context] for part in (self._keys, self._values))
+        mixed = F.scaled_dot_product_attention(
+            queries.transpose(1, 2), keys, values, attn_mask=mask, is_causal=mask is None
+        )
+        return mixed.transpose(1, 2).flatten(2)
+
+    def over_paths(self, queries: Tensor, seen: int, mask: Tensor) -> Tensor:
+        """Attention of the paths' steps to what each sees.
 
         Args:
-            query: (series, paths, steps, model width).
-            first: index of the first of these steps; -1 is the context's last bar.
+            queries: (series, steps * paths, heads, width).
+            seen: steps of the paths that are kept and seen by the last of these.
+            mask: from `Span.paths_mask`.
         """
-        asked = query.shape[2]
-        seen = first + asked
-        query = self._rotate(self._heads(self._module.q_proj(query)), self._shape.context + first)
-        series, heads, paths, _, width = query.shape
-        query = query * width**-0.5
-        keys, values = self._keys[..., :seen, :], self._values[..., :seen, :]
-        shared = query.reshape(series, heads, paths * asked, width) @ self._context_keys.transpose(-1, -2)
-        own = query @ keys.transpose(-1, -2)  # (series, heads, paths, asked, seen)
-        if asked > 1:
-            later = torch.ones(asked, seen, dtype=torch.bool, device=own.device).triu(first + 1)
-            own = own.masked_fill(later, float("-inf"))
-        scores = torch.cat([shared.view(series, heads, paths, asked, -1), own], dim=-1)
-        weights = scores.float().softmax(dim=-1).type_as(scores)
-        to_context, to_own = weights.split([self._shape.context, seen], dim=-1)
-        mixed = (to_context.reshape(series, heads, paths * asked, -1) @ self._context_values).view_as(query)
-        mixed = mixed + to_own @ values
-        return self._module.out_proj(mixed.permute(0, 2, 3, 1, 4).flatten(3))
-
-    def _heads(self, hidden: Tensor) -> Tensor:
-        """(series, ..., model width) -> (series, heads, ..., width)."""
-        return hidden.unflatten(-1, (self._module.n_heads, -1)).movedim(-2, 1)
-
-    def _rotate(self, vectors: Tensor, first: int) -> Tensor:
-        """Rotate (..., steps, width) by the angles of the positions from `first` on."""
-        cos, sin = (table[first : first + vectors.shape[-2]] for table in (self._cos, self._sin))
-        front, back = vectors.chunk(2, dim=-1)
-        return (vectors * cos + torch.cat([-back, front], dim=-1) * sin).type_as(vectors)
+        seen = self._span.context + seen * self._span.paths
+        keys, values = self._keys[:, :, :seen], self._values[:, :, :seen]
+        mixed = F.scaled_dot_product_attention(queries.transpose(1, 2), keys, values, attn_mask=mask[..., :seen])
+        return mixed.transpose(1, 2).flatten(2)
 
 
-class CachedBlocks:
-    """A stack of upstream's transformer blocks over a context and its paths."""
+class Turning:
+    """Rotary position embeddings (Su et al., 2021, arXiv 2104.09864) as products of complex numbers.
 
-    def __init__(self, blocks: Iterable[Any], shape: Shape) -> None:
-        self._blocks = [(block, CachedAttention(block.self_attn, shape)) for block in blocks]
+    Upstream turns entry i of a head together with entry i + width / 2. Here such a pair lies side by side, which
+    `paired` brings the rows of a projection to; scores are the same, as queries and keys are reordered alike.
+    """
 
-    def over_context(self, hidden: Tensor) -> Tensor:
-        """(series, context, model width) through all blocks; what they saw is kept."""
-        for block, attention in self._blocks:
-            normed = block.norm1(hidden)
-            attention.read_context(normed)
-            hidden = hidden + attention.over_context(normed)
-            hidden = hidden + block.ffn(block.norm2(hidden))
-        return hidden
+    def __init__(self, frequencies: Tensor, positions: int) -> None:
+        places = torch.arange(positions, device=frequencies.device).float()
+        angles = torch.outer(places, frequencies.float())
+        self._turns = torch.polar(torch.ones_like(angles), angles)  # (positions, width / 2)
 
-    def over_paths(self, hidden: Tensor, first: int) -> Tensor:
-        """The paths' steps from `first` on, (series, paths, steps, model width), through all blocks."""
-        for block, attention in self._blocks:
-            normed = block.norm1(hidden)
-            attention.read_paths(normed, first)
-            hidden = hidden + attention.over_paths(normed, first)
-            hidden = hidden + block.ffn(block.norm2(hidden))
-        return hidden
+    def at(self, first: int, steps: int, paths: int) -> Tensor:
+        """The turns of some steps from a position on, each for all paths, (steps * paths, 1, width / 2)."""
+        return self._turns[first : first + steps, None].repeat_interleave(paths, dim=0)
+
+    @staticmethod
+    def turn(heads: Tensor, turns: Tensor) -> Tensor:
+        """Turn (series, tokens, heads, width)."""
+        pairs = torch.view_as_complex(heads.float().unflatten(-1, (-1, 2)))
+        return torch.view_as_real(pairs * turns).flatten(-2).type_as(heads)
+
+
+def paired(module: Any) -> Tensor:
+    """The order of a projection's rows in which entries that turn together are neighbours."""
+    rows = torch.arange(module.n_heads * module.head_dim, device=module.rotary.inv_freq.device)
+    return rows.view(module.n_heads, 2, -1).transpose(1, 2).flatten()

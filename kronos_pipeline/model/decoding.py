@@ -1,10 +1,6 @@
-"""Sampling: many possible futures of some series, bar by bar, from a predictor and its tokenizer.
+"""Sampling: many possible futures of some series, from a model or from one model per series.
 
-For each next bar the predictor gives the coarse token s1 from the bars before, then the fine token s2 from these and
-s1 by a cross-attention. It is asked at the bar's true position, as in training; or, as upstream's decoding does, with
-itself and every bar before it at the first position, so that it cannot tell a recent bar from an old one.
-
-Random numbers are drawn before anything else, for each series from the seed and the series itself. So what is sampled
+Random numbers are drawn before anything else, for each series from its seed and the series itself. So what is sampled
 for a series depends neither on the other series of a call nor on how the work is divided, and two models that forecast
 the same bars are compared on the same draws.
 """
@@ -12,144 +8,131 @@ the same bars are compared on the same draws.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from kronos_pipeline.data.normalisation import denormalise, lookback_statistics, normalise
 from kronos_pipeline.errors import ModelError, SettingsError
-from kronos_pipeline.model.cached import CachedAttention, CachedBlocks, Shape
+from kronos_pipeline.model.decoder import Choose, Decoder
 from kronos_pipeline.model.loading import KronosModel
-from kronos_pipeline.model.modules import evaluating, fitting_threads, inner, prepare_rotary
+from kronos_pipeline.model.modules import inner
 
 _FLOATS = 2**26
 """Numbers that the caches and scores of one chunk may take, about; 256 MB."""
 
-S2_POSITIONS = ("true", "first")
-
 
 def sample_paths(
-    model: KronosModel,
+    model: KronosModel | Sequence[KronosModel],
     history: NDArray[np.float64],
     past: NDArray[np.uint8],
     ahead: NDArray[np.uint8],
     *,
     paths: int,
-    temperature: float,
-    top_p: float,
-    seed: int,
+    temperature: ArrayLike,
+    top_p: ArrayLike,
+    seed: int | Sequence[int],
     s2_position: str = "true",
+    precision: str = "fp32",
 ) -> NDArray[np.float64]:
     """Sample futures.
 
     Args:
-        model: a base model, a checkpoint or an adapter.
+        model: a base model, a checkpoint or an adapter; or one of them per series. Those that share the tensors of a
+            base are decoded together, each series through its own adapter.
         history: the lookback bars in the file's units, (series, lookback, 6).
         past: their minute, hour, weekday, day and month, (series, lookback, 5).
         ahead: the same of the bars to come, (series, horizon, 5).
         paths: how many futures per series.
-        temperature: above 0; below 1 sharpens the distributions, above it flattens them.
+        temperature: above 0; below 1 sharpens the distributions, above it flattens them. One, or one per series.
         top_p: above 0, at most 1; each token is drawn from the likeliest ones that together have this probability.
-        seed: of the draws.
-        s2_position: "true" or "first"; where a bar's fine token is asked for.
+            One, or one per series.
+        seed: of the draws; one, or one per series.
+        s2_position: "true" or "first"; where a bar's fine token is asked for, see `Decoder.generate`.
+        precision: "fp32" or "bf16", see `Decoder`.
 
     Returns:
         Bars in the file's units, (series, paths, horizon, 6), as the model gives them: see `model.candles`.
 
     Raises:
-        SettingsError: a setting is out of its range, or lookback and horizon do not fit the model's context.
-        ModelError: the model gives numbers that are not finite.
+        SettingsError: a setting is out of its range, or lookback and horizon do not fit a model's context.
+        ModelError: a model gives numbers that are not finite.
     """
-    _check(model, history, ahead, paths, temperature, top_p)
-    if s2_position not in S2_POSITIONS:
-        raise SettingsError(f"--s2-position must be true or first, not {s2_position}.")
     series, horizon = len(history), ahead.shape[1]
+    models = [model] * series if isinstance(model, KronosModel) else list(model)
+    heat, share = (np.broadcast_to(np.asarray(one, np.float32), series) for one in (temperature, top_p))
+    seeds = [seed] * series if isinstance(seed, int) else list(seed)
+    _check(models, history, ahead, paths, heat, share)
     mean, std = lookback_statistics(history)
     normalised = normalise(history, mean, std)
-    draws = [_draws(seed, paths, *one) for one in zip(history, past, ahead, strict=True)]
+    draws = [_draws(*one, paths, *parts) for one, *parts in zip(zip(seeds), history, past, ahead, strict=True)]
     sampled = np.empty((series, paths, horizon, history.shape[-1]), np.float32)
-    predictor, tokenizer = model.predictor, model.tokenizer
-    with torch.no_grad(), evaluating(predictor), evaluating(tokenizer), fitting_threads(predictor):
-        for rows, some in _chunks(model, history.shape[1], horizon, series, paths):
-            bars, *stamps = (torch.from_numpy(np.array(part[rows])) for part in (normalised, past, ahead))
-            numbers = torch.from_numpy(np.stack(draws[rows])[:, some])
-            run = _Run(model, numbers.to(model.device), temperature, top_p, s2_position)
-            values = run.sample(bars.to(model.device), *(part.to(model.device) for part in stamps))
-            sampled[rows, some] = values.float().cpu().numpy()
-    if not np.isfinite(sampled).all():
-        raise ModelError(f"{model.source.label} gives forecasts that are not finite; its weights are of no use.")
+    for members in _together(models):
+        distinct = list({id(models[row].predictor): models[row] for row in members}.values())
+        decoder = Decoder([one.predictor for one in distinct], distinct[0].tokenizer, precision=precision)
+        place = {id(one.predictor): number for number, one in enumerate(distinct)}
+        for rows, some in _chunks(distinct[0], history.shape[1], horizon, members, paths):
+            bars, before, after = (torch.from_numpy(np.array(part[rows])) for part in (normalised, past, ahead))
+            numbers = torch.from_numpy(np.stack([draws[row] for row in rows])[:, some])
+            pick = _picker(numbers.to(decoder.device), heat[rows], share[rows])
+            known, context = decoder.encode(bars), distinct[0].context
+            drawn = decoder.generate(
+                known,
+                before,
+                after,
+                pick,
+                paths=numbers.shape[1],
+                context=context,
+                which=torch.tensor([place[id(models[row].predictor)] for row in rows]),
+                s2_position=s2_position,
+            )
+            values = decoder.decode(known, drawn, context=context)
+            sampled[rows, some] = values.cpu().numpy()
+    for row, one in enumerate(models):
+        if not np.isfinite(sampled[row]).all():
+            raise ModelError(f"{one.source.label} gives forecasts that are not finite; its weights are of no use.")
     return denormalise(sampled, mean[:, None], std[:, None])
 
 
-class _Run:
-    """One chunk: some series, each with as many paths as there are draws, (series, paths, horizon, s1 and s2)."""
-
-    def __init__(self, model: KronosModel, draws: Tensor, temperature: float, top_p: float, s2_position: str) -> None:
-        self._predictor, self._tokenizer = inner(model.predictor), model.tokenizer
-        self._draws, self._temperature, self._top_p = draws, temperature, top_p
-        self._in_place = s2_position == "true"
-
-    def sample(self, bars: Tensor, past: Tensor, ahead: Tensor) -> Tensor:
-        """Normalised bars of the futures, (series, paths, horizon, 6)."""
-        predictor, paths, horizon = self._predictor, self._draws.shape[1], ahead.shape[1]
-        shape = Shape(bars.shape[1], paths, horizon)
-        blocks = CachedBlocks(predictor.transformer, shape)
-        self._cross = CachedAttention(predictor.dep_layer.cross_attn, shape, in_place=self._in_place)
-
-        prepare_rotary(self._tokenizer, shape.context)
-        known: tuple[Tensor, Tensor] = tuple(self._tokenizer.encode(bars, half=True))
-        hidden = predictor.norm(blocks.over_context(self._embed(known, past)))
-        self._cross.read_context(hidden)
-        last = hidden[:, -1, None, None].expand(-1, paths, -1, -1)  # (series, paths, 1, model width)
-        tokens = [self._next_tokens(last, 0)]
-        for step in range(1, horizon):
-            stamps = ahead[:, step - 1, None].expand(-1, paths, -1)
-            last = predictor.norm(blocks.over_paths(self._embed(tokens[-1], stamps)[:, :, None], step - 1))
-            self._cross.read_paths(last, step - 1)
-            tokens.append(self._next_tokens(last, step))
-        s1, s2 = (torch.stack(level, dim=-1) for level in zip(*tokens, strict=True))
-        return self._values(known, (s1, s2), shape)
-
-    def _embed(self, tokens: tuple[Tensor, Tensor], stamps: Tensor) -> Tensor:
-        return self._predictor.embedding(tokens) + self._predictor.time_emb(stamps)
-
-    def _next_tokens(self, last: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Draw one bar's s1 and s2, (series, paths) each, from the hidden states of the bars before it."""
-        predictor = self._predictor
-        s1 = self._draw(predictor.head(last[:, :, 0]), step, 0)
-        mixed = self._cross.over_paths(predictor.embedding.emb_s1(s1)[:, :, None], step - 1)
-        fine = predictor.head.cond_forward(predictor.dep_layer.norm(last + mixed))
-        return s1, self._draw(fine[:, :, 0], step, 1)
-
-    def _draw(self, logits: Tensor, step: int, level: int) -> Tensor:
-        return choose(logits, self._draws[:, :, step, level], self._temperature, self._top_p)
-
-    def _values(self, known: tuple[Tensor, Tensor], drawn: tuple[Tensor, Tensor], shape: Shape) -> Tensor:
-        """The tokenizer's decoder over the context's tokens once, then over each path's."""
-        tokenizer = self._tokenizer
-        blocks = CachedBlocks(tokenizer.decoder, shape)
-        blocks.over_context(tokenizer.post_quant_embed(tokenizer.indices_to_bits(known, half=True)))
-        hidden = tokenizer.post_quant_embed(tokenizer.indices_to_bits(drawn, half=True))
-        return tokenizer.head(blocks.over_paths(hidden, 0))
+def _together(models: Sequence[KronosModel]) -> list[list[int]]:
+    """The series whose models share their base's tensors and tokenizer."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    keys: dict[int, tuple[int, ...]] = {}
+    for row, model in enumerate(models):
+        if id(model.predictor) not in keys:
+            shared = (value for name, value in model.predictor.named_parameters() if "lora_" not in name)
+            keys[id(model.predictor)] = (id(model.tokenizer), model.context, *sorted(map(Tensor.data_ptr, shared)))
+        groups.setdefault(keys[id(model.predictor)], []).append(row)
+    return list(groups.values())
 
 
-def choose(logits: Tensor, draws: Tensor, temperature: float, top_p: float) -> Tensor:
+def _picker(draws: Tensor, temperature: NDArray[np.float32], top_p: NDArray[np.float32]) -> Choose:
+    """`choose` for a decoder: draws (series, paths, horizon, s1 and s2), the rest (series,)."""
+    heat, share = (torch.from_numpy(part.copy()).to(draws.device)[:, None, None] for part in (temperature, top_p))
+
+    def pick(logits: Tensor, step: int, level: int) -> Tensor:
+        return choose(logits, draws[:, :, step, level], heat, share)
+
+    return pick
+
+
+def choose(logits: Tensor, draws: Tensor, temperature: Tensor | float, top_p: Tensor | float) -> Tensor:
     """Draw tokens by the inverse of their cumulative distribution, the likeliest tokens first.
 
     Args:
         logits: (..., vocabulary).
         draws: uniform on [0, 1), (...).
-        temperature: divides the logits.
-        top_p: the likeliest tokens are kept up to the first at which their probability exceeds this, as upstream does.
+        temperature: divides the logits; one, or (..., 1).
+        top_p: one, or (..., 1); the likeliest tokens are kept up to the first at which their probability exceeds this,
+            as upstream does.
     """
     likelihood, order = (logits.float() / temperature).softmax(dim=-1).sort(dim=-1, descending=True)
     cumulative = likelihood.cumsum(dim=-1)
-    last = torch.full_like(draws, logits.shape[-1] - 1, dtype=torch.long)[..., None]
-    if top_p < 1:
-        last = torch.minimum(last, (cumulative <= top_p).sum(dim=-1, keepdim=True))
+    kept = (cumulative <= top_p) | (torch.as_tensor(top_p, device=logits.device) >= 1)
+    last = kept.sum(dim=-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
     aim = draws[..., None] * cumulative.gather(-1, last)
     place = torch.minimum((cumulative <= aim).sum(dim=-1, keepdim=True), last)
     return order.gather(-1, place)[..., 0]
@@ -164,7 +147,9 @@ def _draws(seed: int, paths: int, history: np.ndarray, past: np.ndarray, ahead: 
     return generator.random((paths, len(ahead), 2), dtype=np.float32)
 
 
-def _chunks(model: KronosModel, context: int, horizon: int, series: int, paths: int) -> Iterator[tuple[slice, slice]]:
+def _chunks(
+    model: KronosModel, context: int, horizon: int, series: Sequence[int], paths: int
+) -> Iterator[tuple[list[int], slice]]:
     """The series, and of each the paths, that are sampled at once."""
     predictor, tokenizer = inner(model.predictor), model.tokenizer
     kept = 2 * (len(predictor.transformer) + 1) * predictor.d_model + 2 * len(tokenizer.decoder) * tokenizer.d_model
@@ -173,23 +158,31 @@ def _chunks(model: KronosModel, context: int, horizon: int, series: int, paths: 
     per_series = context * kept
     some_paths = max(1, min(paths, (_FLOATS - per_series) // per_path))
     some_series = max(1, _FLOATS // (per_series + some_paths * per_path))
-    for first in range(0, series, some_series):
+    for first in range(0, len(series), some_series):
         for first_path in range(0, paths, some_paths):
-            yield slice(first, first + some_series), slice(first_path, first_path + some_paths)
+            yield list(series[first : first + some_series]), slice(first_path, first_path + some_paths)
 
 
 def _check(
-    model: KronosModel, history: np.ndarray, ahead: np.ndarray, paths: int, temperature: float, top_p: float
+    models: Sequence[KronosModel],
+    history: np.ndarray,
+    ahead: np.ndarray,
+    paths: int,
+    heat: np.ndarray,
+    share: np.ndarray,
 ) -> None:
+    if len(models) != len(history):
+        raise SettingsError(f"{len(models)} models for {len(history)} series; give one for all, or one per series.")
     if paths < 1:
         raise SettingsError(f"--eval-samples must be 1 or more, not {paths}.")
-    if not temperature > 0:
-        raise SettingsError(f"--temperature must be above 0, not {temperature}.")
-    if not 0 < top_p <= 1:
-        raise SettingsError(f"--top-p must be above 0 and at most 1, not {top_p}.")
+    if (cold := heat[~(heat > 0)]).size:
+        raise SettingsError(f"--temperature must be above 0, not {cold[0]}.")
+    if (wrong := share[~((share > 0) & (share <= 1))]).size:
+        raise SettingsError(f"--top-p must be above 0 and at most 1, not {wrong[0]}.")
     used = history.shape[1] + ahead.shape[1]
-    if used > model.context:
-        raise SettingsError(
-            f"{history.shape[1]} bars of lookback and {ahead.shape[1]} of horizon exceed the context of "
-            f"{model.source.name}, {model.context} bars; lower one of them."
-        )
+    for model in models:
+        if used > model.context:
+            raise SettingsError(
+                f"{history.shape[1]} bars of lookback and {ahead.shape[1]} of horizon exceed the context of "
+                f"{model.source.name}, {model.context} bars; lower one of them."
+            )

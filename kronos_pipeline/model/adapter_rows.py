@@ -1,0 +1,180 @@
+"""Upstream's linear modules and embeddings as plain matrices, with the LoRA detours of predictors that share them.
+
+Decoding runs no module: it multiplies by the matrices that are read here. One predictor's LoRA matrices are added to
+the weight. Those of several predictors stay beside the one weight that they share, and each row of a batch takes the
+detour of its own predictor, by one pair of batched products:
+
+    rows of predictor 0   x --+------------- W -------------+--> W x + B0 A0 x
+                              +--- A0 --- B0 ---------------+
+    rows of predictor 1   x --+------------- W -------------+--> W x + B1 A1 x
+                              +--- A1 --- B1 ---------------+
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kronos_pipeline.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Detours:
+    """Low-rank matrices of several predictors: `down` (predictors, rank, in) and `up` (predictors, out, rank)."""
+
+    down: Tensor
+    up: Tensor
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """What a linear module does, x -> W x + b, with the detours of the predictors that share W."""
+
+    weight: Tensor  # (out, in)
+    bias: Tensor | None
+    detours: Detours | None = None
+
+
+def read(modules: Sequence[Any]) -> Matrix:
+    """The matrix of one module of a predictor, or of the same module of several predictors.
+
+    Args:
+        modules: linear modules or embeddings, plain or with LoRA, one of each predictor. An embedding counts as the
+            linear map of a one-hot token, so its weight is (width, tokens).
+
+    Raises:
+        ModelError: the modules of several predictors do not share their weight, or change it by more than plain LoRA.
+    """
+    if len(modules) == 1:
+        return _merged(modules[0])
+    bases = [_base(module) for module in modules]
+    weight = bases[0].weight
+    if any(base.weight is not weight and not torch.equal(base.weight, weight) for base in bases[1:]):
+        raise ModelError("Predictors of different weights cannot be decoded in one batch; give each a decoder.")
+    parts = [_low_rank(module) for module in modules]
+    if any(part is None for part in parts):
+        raise ModelError("An adapter that is not plain LoRA cannot share a batch with others; give it a decoder.")
+    upright = weight.mT if isinstance(bases[0], nn.Embedding) else weight
+    return Matrix(upright.detach(), _bias(bases[0]), _stack([part for part in parts if part is not None], upright))
+
+
+def join(matrices: Sequence[Matrix]) -> Matrix:
+    """Several maps of the same input as one, their outputs one after the other."""
+    weight = torch.cat([matrix.weight for matrix in matrices])
+    bias = None
+    if any(matrix.bias is not None for matrix in matrices):
+        bias = torch.cat([weight.new_zeros(len(m.weight)) if m.bias is None else m.bias for m in matrices])
+    if all(matrix.detours is None for matrix in matrices):
+        return Matrix(weight, bias)
+    return Matrix(weight, bias, _join_detours(matrices))
+
+
+def reorder(matrix: Matrix, order: Tensor) -> Matrix:
+    """The same map with its outputs in another order."""
+    bias = None if matrix.bias is None else matrix.bias[order]
+    detours = matrix.detours and Detours(matrix.detours.down, matrix.detours.up[:, order])
+    return Matrix(matrix.weight[order], bias, detours)
+
+
+def scale(matrix: Matrix, factor: float) -> Matrix:
+    """The same map of an input that is multiplied by a factor first."""
+    detours = matrix.detours and Detours(matrix.detours.down * factor, matrix.detours.up)
+    return Matrix(matrix.weight * factor, matrix.bias, detours)
+
+
+def _base(module: Any) -> Any:
+    unwrap = getattr(module, "get_base_layer", None)
+    return module if unwrap is None else unwrap()
+
+
+def _bias(base: Any) -> Tensor | None:
+    bias = getattr(base, "bias", None)
+    return None if bias is None else bias.detach()
+
+
+def _merged(module: Any) -> Matrix:
+    """One module's own matrix; what PEFT put around it is added to its weight."""
+    base = _base(module)
+    embedding = isinstance(base, nn.Embedding)
+    weight, bias = base.weight.detach(), _bias(base)
+    if module is not base:
+        part = _low_rank(module)
+        if part is None:
+            return _measured(module, base)
+        down, up = part
+        change = (up @ down).to(weight.dtype)
+        weight = weight + (change.mT if embedding else change)
+    return Matrix(weight.mT if embedding else weight, bias)
+
+
+def _measured(module: Any, base: Any) -> Matrix:
+    """The matrix of any module that is linear in what it does, by asking it for every unit vector."""
+    if isinstance(base, nn.Embedding):
+        tokens = torch.arange(base.num_embeddings, device=base.weight.device)
+        return Matrix(module(tokens).detach().mT, None)
+    with torch.no_grad():
+        units = torch.eye(base.in_features, dtype=base.weight.dtype, device=base.weight.device)
+        bias = module(units[:1] * 0)[0]
+        return Matrix((module(units) - bias).mT, bias)
+
+
+def _low_rank(module: Any) -> tuple[Tensor, Tensor] | None:
+    """The detour of one module as (rank, in) and (out, rank), of rank 0 if it has none; None if it is no plain LoRA."""
+    base = _base(module)
+    wide, tall = base.weight.shape[::-1]
+    if isinstance(base, nn.Embedding):
+        wide, tall = tall, wide
+    none = base.weight.new_zeros(0, wide), base.weight.new_zeros(tall, 0)
+    if module is base or getattr(module, "merged", False) or getattr(module, "disable_adapters", False):
+        return none
+    names = getattr(module, "active_adapters", None)
+    if names is None or not hasattr(module, "lora_A"):
+        return None
+    downs, ups = [none[0]], [none[1]]
+    for name in names:
+        if name in module.lora_A:
+            pair = module.lora_A[name], module.lora_B[name]
+            if any(type(part) is not nn.Linear or part.bias is not None for part in pair):
+                return None
+            down, up = (part.weight for part in pair)
+        elif name in module.lora_embedding_A:
+            down, up = module.lora_embedding_A[name], module.lora_embedding_B[name]
+        else:
+            continue
+        if getattr(module, "use_dora", {}).get(name) or getattr(module, "lora_variant", {}).get(name):
+            return None
+        downs.append(down.detach())
+        ups.append(up.detach() * module.scaling[name])
+    return torch.cat(downs), torch.cat(ups, dim=1)
+
+
+def _stack(parts: Sequence[tuple[Tensor, Tensor]], weight: Tensor) -> Detours | None:
+    """Detours of unequal rank as one tensor; what a lower rank lacks is zero."""
+    rank = max(len(down) for down, _ in parts)
+    if rank == 0:
+        return None
+    down = weight.new_zeros(len(parts), rank, weight.shape[1])
+    up = weight.new_zeros(len(parts), len(weight), rank)
+    for place, (one_down, one_up) in enumerate(parts):
+        down[place, : len(one_down)] = one_down
+        up[place, :, : one_up.shape[1]] = one_up
+    return Detours(down, up)
+
+
+def _join_detours(matrices: Sequence[Matrix]) -> Detours:
+    """One detour into the joint output; each map's own fills its rows, so `up` is a block-diagonal matrix."""
+    known = next(matrix.detours for matrix in matrices if matrix.detours is not None)
+    downs = [matrix.detours.down for matrix in matrices if matrix.detours is not None]
+    up = known.up.new_zeros(len(known.up), sum(len(m.weight) for m in matrices), sum(down.shape[1] for down in downs))
+    row = column = 0
+    for matrix in matrices:
+        if matrix.detours is not None:
+            own = matrix.detours.up
+            up[:, row : row + own.shape[1], column : column + own.shape[2]] = own
+            column += own.shape[2]
+        row += len(matrix.weight)
+    return Detours(torch.cat(downs, dim=1), up)

@@ -1,0 +1,187 @@
+"""Upstream's transformer blocks as packed products over cached attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - its usual name
+
+from kronos_pipeline.model.adapter_rows import join, read, reorder
+from kronos_pipeline.model.cached import Cache, Span, Turning, paired
+from kronos_pipeline.model.packed import Product, RowProduct
+
+
+class Norm:
+    """Upstream's RMSNorm: in float32, then in the precision of what is normed."""
+
+    def __init__(self, module: Any, dtype: torch.dtype) -> None:
+        self._weight, self._epsilon = module.weight.detach().to(dtype), module.eps
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return F.rms_norm(hidden, self._weight.shape, self._weight, self._epsilon)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    first_norm: Norm
+    queries_keys_values: Any
+    out: Any
+    second_norm: Norm
+    gate_and_up: Any
+    down: Any
+
+
+class Blocks:
+    """A stack of upstream's blocks, of one predictor or of several that share its weights."""
+
+    def __init__(self, stacks: Sequence[Any], dtype: torch.dtype) -> None:
+        """`stacks`: the blocks of each predictor."""
+        self._layers = [_layer(blocks, dtype) for blocks in zip(*stacks, strict=True)]
+        attention = next(iter(stacks[0])).self_attn
+        self.heads, self.frequencies, self.dtype = attention.n_heads, attention.rotary.inv_freq, dtype
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def over(self, span: Span, which: Tensor | None = None, *, asked: int = 1) -> CachedBlocks:
+        """Ready for one run, whose series belong to the predictors `which`; its paths go on `asked` steps at once."""
+        layers = [
+            _Layer(
+                layer.first_norm,
+                layer.queries_keys_values.chosen(which),
+                layer.out.chosen(which),
+                layer.second_norm,
+                layer.gate_and_up.chosen(which),
+                layer.down.chosen(which),
+            )
+            for layer in self._layers
+        ]
+        return CachedBlocks(self, layers, span, asked)
+
+
+class CachedBlocks:
+    """The blocks over a context and its paths; what they saw is kept."""
+
+    def __init__(self, blocks: Blocks, layers: Sequence[_Layer], span: Span, asked: int) -> None:
+        self._span, self._heads, device = span, blocks.heads, blocks.frequencies.device
+        self._layers = [(layer, Cache(span)) for layer in layers]
+        self._turning = Turning(blocks.frequencies, span.context + span.steps)
+        self._context_mask = span.context_mask(blocks.dtype, device)
+        self._paths_mask = span.paths_mask(asked, blocks.dtype, device)
+
+    def over_context(self, hidden: Tensor) -> Tensor:
+        """(series, context, model width) through all blocks."""
+        turns = self._turning.at(0, self._span.context, 1)
+        for layer, cache in self._layers:
+            queries, keys, values = self._project(layer, hidden, turns)
+            cache.read_context(keys, values)
+            hidden = self._rest(layer, hidden, cache.over_context(queries, self._context_mask))
+        return hidden
+
+    def over_paths(self, hidden: Tensor, first: int) -> Tensor:
+        """The paths' steps from `first` on, (series, steps * paths, model width), through all blocks."""
+        paths = self._span.paths
+        steps = hidden.shape[1] // paths
+        turns = self._turning.at(self._span.context + first, steps, paths)
+        for layer, cache in self._layers:
+            queries, keys, values = self._project(layer, hidden, turns)
+            cache.read_paths(keys, values, first)
+            hidden = self._rest(layer, hidden, cache.over_paths(queries, first + steps, self._paths_mask))
+        return hidden
+
+    def _project(self, layer: _Layer, hidden: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys, turned, and values, (series, tokens, heads, width) each."""
+        projected = layer.queries_keys_values(layer.first_norm(hidden)).unflatten(-1, (3 * self._heads, -1))
+        turned = Turning.turn(projected[:, :, : 2 * self._heads], turns)
+        return (*turned.split(self._heads, dim=2), projected[:, :, 2 * self._heads :])
+
+    @staticmethod
+    def _rest(layer: _Layer, hidden: Tensor, mixed: Tensor) -> Tensor:
+        hidden = hidden + layer.out(mixed)
+        gate, up = layer.gate_and_up(layer.second_norm(hidden)).chunk(2, dim=-1)
+        return hidden + layer.down(F.silu(gate) * up)
+
+
+class Cross:
+    """Upstream's dependency-aware layer: a bar's fine token is asked for with its coarse one."""
+
+    def __init__(self, layers: Sequence[Any], dtype: torch.dtype) -> None:
+        attention = layers[0].cross_attn
+        order, each = paired(attention), [layer.cross_attn for layer in layers]
+        self._query = Product(reorder(read([one.q_proj for one in each]), order), dtype)
+        keys = reorder(read([one.k_proj for one in each]), order)
+        self._keys_values = Product(join([keys, read([one.v_proj for one in each])]), dtype)
+        self._out = Product(read([one.out_proj for one in each]), dtype)
+        self._norm = Norm(layers[0].norm, dtype)
+        self.heads, self.frequencies, self.dtype = attention.n_heads, attention.rotary.inv_freq, dtype
+
+    def over(self, span: Span, which: Tensor | None, *, in_place: bool) -> CachedCross:
+        """Ready for one run. Where it is not `in_place`, all bars count as the first: nothing is turned."""
+        return CachedCross(self, span, which, in_place=in_place)
+
+
+class CachedCross:
+    """That layer over a context and its paths."""
+
+    def __init__(self, cross: Cross, span: Span, which: Tensor | None, *, in_place: bool) -> None:
+        self._query, self._keys_values, self._out = (
+            product.chosen(which) for product in (cross._query, cross._keys_values, cross._out)
+        )
+        self._norm, self._heads, self._span = cross._norm, cross.heads, span
+        self._cache = Cache(span)
+        self._turning = Turning(cross.frequencies, span.context + span.steps) if in_place else None
+        self._mask = span.paths_mask(1, cross.dtype, cross.frequencies.device)
+
+    def read_context(self, hidden: Tensor) -> None:
+        """Keep what the context's bars, (series, context, model width), say."""
+        self._cache.read_context(*self._project(hidden, 0, 1))
+
+    def read_paths(self, hidden: Tensor, first: int) -> None:
+        """Keep what the paths' steps from `first` on, (series, steps * paths, model width), say."""
+        self._cache.read_paths(*self._project(hidden, self._span.context + first, self._span.paths), first)
+
+    def over_paths(self, sibling: Tensor, hidden: Tensor, step: int) -> Tensor:
+        """What the fine token is read from, (series, paths, model width).
+
+        Args:
+            sibling: the embedded coarse token of each path's next bar, (series, paths, model width).
+            hidden: the hidden state of the bar before, the same shape.
+            step: of the bar before; -1 is the context's last.
+        """
+        queries = self._query(sibling).unflatten(-1, (self._heads, -1))
+        queries = self._turn(queries, self._span.context + step, self._span.paths)
+        mixed = self._out(self._cache.over_paths(queries, step + 1, self._mask))
+        return self._norm(hidden + mixed)
+
+    def _project(self, hidden: Tensor, first: int, paths: int) -> tuple[Tensor, Tensor]:
+        keys, values = self._keys_values(hidden).unflatten(-1, (2, self._heads, -1)).unbind(dim=2)
+        return self._turn(keys, first, paths), values
+
+    def _turn(self, heads: Tensor, first: int, paths: int) -> Tensor:
+        if self._turning is None:
+            return heads
+        return Turning.turn(heads, self._turning.at(first, heads.shape[1] // paths, paths))
+
+
+def _layer(blocks: Sequence[Any], dtype: torch.dtype) -> _Layer:
+    """The same block of each predictor."""
+    attention, feed = [block.self_attn for block in blocks], [block.ffn for block in blocks]
+    order = paired(attention[0])
+    queries = reorder(read([one.q_proj for one in attention]), order)
+    keys = reorder(read([one.k_proj for one in attention]), order)
+    values = read([one.v_proj for one in attention])
+    return _Layer(
+        Norm(blocks[0].norm1, dtype),
+        Product(join([queries, keys, values]), dtype),
+        Product(read([one.out_proj for one in attention]), dtype),
+        Norm(blocks[0].norm2, dtype),
+        Product(join([read([one.w1 for one in feed]), read([one.w3 for one in feed])]), dtype),
+        Product(read([one.w2 for one in feed]), dtype),
+    )
+
+
+__all__ = ["Blocks", "CachedBlocks", "CachedCross", "Cross", "Norm", "Product", "RowProduct"]
