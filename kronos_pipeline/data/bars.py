@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from kronos_pipeline.artifacts import code_version, read_parquet, write_parquet
+from kronos_pipeline.artifacts import code_version, read_parquet, text_hash, write_parquet
+from kronos_pipeline.data.rhythm import StampArray
 from kronos_pipeline.errors import ArtifactError
 
 FEATURES = ("open", "high", "low", "close", "volume", "amount")
@@ -32,6 +35,9 @@ class Bars:
         source: the file, as the user knows it.
         time_zone: what the file says of its zone, such as "UTC-05:00/-04:00"; None where it says nothing.
         notes: what is odd but no error, one sentence each.
+        csv_key: tells the CSV and the code that read it, see `csv_key`; None where reading it again may give other
+            notes, or where there is no CSV.
+        stored: the artifact that holds these bars already, or None.
     """
 
     ticker: str
@@ -40,6 +46,8 @@ class Bars:
     source: str
     time_zone: str | None = None
     notes: tuple[str, ...] = ()
+    csv_key: str | None = None
+    stored: Path | None = None
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -51,30 +59,46 @@ class Bars:
 
 
 def make_bars(
-    ticker: str, frame: pd.DataFrame, *, source: str, time_zone: str | None = None, notes: tuple[str, ...] = ()
+    ticker: str,
+    frame: Mapping[str, Any] | pd.DataFrame,
+    *,
+    source: str,
+    time_zone: str | None = None,
+    notes: tuple[str, ...] = (),
+    csv_key: str | None = None,
 ) -> Bars:
-    """Put bars together from a frame that is already right: `timestamps` and the six features, oldest first."""
-    columns = {name: frame[name].to_numpy(np.float64) + 0.0 for name in FEATURES}  # + 0.0 makes -0.0 the 0.0 it means
-    stamps = frame["timestamps"].to_numpy("datetime64[ns]")
-    clean = pd.DataFrame({"timestamps": stamps, **columns})
-    return Bars(ticker, clean, bars_hash(clean), source, time_zone, notes)
+    """Put bars together from columns that are already right: `timestamps` and the six features, oldest first."""
+    values = np.stack([np.asarray(frame[name], np.float64) for name in FEATURES], axis=1)
+    values += 0.0  # makes -0.0 the 0.0 it means
+    stamps = np.array(frame["timestamps"], "datetime64[ns]")
+    clean = pd.DataFrame(values, columns=list(FEATURES))
+    clean.insert(0, "timestamps", stamps)
+    return Bars(ticker, clean, bars_hash(stamps, values), source, time_zone, notes, csv_key)
 
 
-def bars_hash(frame: pd.DataFrame) -> str:
-    """SHA-256 of a bars frame's times and features, in hex."""
-    digest = hashlib.sha256(frame["timestamps"].to_numpy("datetime64[ns]").astype("<i8").tobytes())
-    digest.update(np.ascontiguousarray(frame[list(FEATURES)].to_numpy(np.float64), dtype="<f8").tobytes())
+def bars_hash(stamps: StampArray, values: FloatArray) -> str:
+    """SHA-256 of bars' times, `(bars,)`, and features, `(bars, 6)`, in hex."""
+    digest = hashlib.sha256(stamps.astype("datetime64[ns]").astype("<i8").tobytes())
+    digest.update(values.astype("<f8").tobytes())
     return digest.hexdigest()
 
 
+def csv_key(source: str, content: bytes) -> str:
+    """A hash of a CSV's name and bytes and of the code that reads it: where it is equal, so are the bars."""
+    return text_hash(source, hashlib.sha256(content).hexdigest(), code_version())
+
+
 def save_bars(path: Path, bars: Bars) -> None:
-    """Write `bars/<T>.parquet`, what is known of the bars in its schema's metadata."""
+    """Write `bars/<T>.parquet`, what is known of the bars in its schema's metadata; not where it holds them already."""
+    if bars.stored == path and path.exists():
+        return
     manifest = {
         "ticker": bars.ticker,
         "content_hash": bars.content_hash,
         "source": bars.source,
         "time_zone": bars.time_zone,
         "notes": list(bars.notes),
+        "csv_key": bars.csv_key,
         "code_version": code_version(),
     }
     write_parquet(path, bars.frame, manifest)
@@ -94,10 +118,11 @@ def load_bars(path: Path) -> Bars:
             source=manifest["source"],
             time_zone=manifest["time_zone"],
             notes=tuple(manifest["notes"]),
+            csv_key=manifest.get("csv_key"),
         )
         damaged = bars.content_hash != manifest["content_hash"]
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path} holds no bars ({error}); materialise them again.") from error
     if damaged:
         raise ArtifactError(f"{path} is damaged: its bars are not those that were written; materialise them again.")
-    return bars
+    return replace(bars, stored=path)

@@ -20,46 +20,40 @@ _DAILY_HOLE = 5
 _SHOWN = 3
 
 
-def find_flags(frame: pd.DataFrame, zone: str | None, now: pd.Timestamp) -> list[str]:
+def find_flags(frame: pd.DataFrame, zone: str | None, now: pd.Timestamp) -> tuple[list[str], list[str]]:
     """Notes on jumps like unadjusted splits, bars without volume, holes, tiny prices, and a last bar still forming.
 
     Args:
         frame: validated bars.
         zone: what the file says of its time zone, or None.
         now: the moment of reading, with a zone.
+
+    Returns:
+        The notes that the bars alone give, then that on a last bar, which a later moment of reading may take back.
     """
     if len(frame) < 3:
-        return []
+        return [], []
     stamps = frame["timestamps"].to_numpy()
     rhythm = find_rhythm(stamps)
-    return [
-        *_splits(frame),
-        *_without_volume(frame),
-        *_holes(stamps, rhythm),
-        *_tiny(frame),
-        *_forming(frame, zone, rhythm, now),
-    ]
+    lasting = [*_splits(frame), *_without_volume(frame), *_holes(stamps, rhythm), *_tiny(frame)]
+    return lasting, _forming(frame, zone, rhythm, now)
 
 
 def _splits(frame: pd.DataFrame) -> list[str]:
-    previous = np.log(frame["close"].to_numpy()[:-1])
-    open_move = np.log(frame["open"].to_numpy()[1:]) - previous
-    close_move = np.log(frame["close"].to_numpy()[1:]) - previous
-    usual = 1.4826 * np.median(np.abs(open_move - np.median(open_move)))
+    log_close = np.log(frame["close"].to_numpy())
+    moves = np.log(frame["open"].to_numpy()[1:]) - log_close[:-1]
+    usual = 1.4826 * np.median(np.abs(moves - np.median(moves)))
+    odd = np.flatnonzero(np.abs(moves) > _ODD_MOVE * usual)
+    open_move, close_move = moves[odd], log_close[odd + 1] - log_close[odd]
     factors = np.log(_SPLIT_FACTORS)
     nearest = np.abs(np.abs(open_move)[:, None] - factors).argmin(axis=1)
     expected = np.sign(open_move) * factors[nearest]
-    like = (
-        (np.abs(open_move) > _ODD_MOVE * usual)
-        & (np.abs(open_move - expected) < _NEAR_OPEN)
-        & (np.abs(close_move - expected) < _NEAR_CLOSE)
-    )
-    found = np.flatnonzero(like)
+    like = (np.abs(open_move - expected) < _NEAR_OPEN) & (np.abs(close_move - expected) < _NEAR_CLOSE)
     texts = []
-    for index in found:
+    for index in np.flatnonzero(like):
         factor = f"{_SPLIT_FACTORS[nearest[index]]:g}"
         ratio = f"1:{factor}" if open_move[index] > 0 else f"{factor}:1"
-        texts.append(f"{frame['timestamps'].iloc[index + 1]:%Y-%m-%d} (about {ratio})")
+        texts.append(f"{frame['timestamps'].iloc[odd[index] + 1]:%Y-%m-%d} (about {ratio})")
     return [f"jumps like unadjusted splits: {_list(texts)}; adjust the prices if they are"] if texts else []
 
 

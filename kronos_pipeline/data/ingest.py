@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from kronos_pipeline.data.bars import FEATURES, PRICES, Bars, FloatArray, make_b
 from kronos_pipeline.data.csv_files import CsvFile, find_csv_files
 from kronos_pipeline.data.csv_table import CsvTable, read_csv_table
 from kronos_pipeline.data.flags import find_flags
+from kronos_pipeline.data.rhythm import StampArray
 from kronos_pipeline.data.schemas import ORDER_RULES, RULES, BarFrame
 from kronos_pipeline.data.times import parse_times
 from kronos_pipeline.errors import DataError, Problem
@@ -25,10 +27,11 @@ _VALIDATED_TOGETHER = 200
 
 @dataclass
 class _Draft:
-    """A file on its way to bars: its frame oldest first, the table's row of each bar, and what is known to be wrong."""
+    """A file on its way to bars: columns oldest first, the table's row of each bar, and what is known to be wrong."""
 
     table: CsvTable
-    frame: pd.DataFrame
+    times: StampArray
+    columns: dict[str, FloatArray]
     rows: np.ndarray
     zone: str | None
     problems: list[Problem]
@@ -46,7 +49,7 @@ def read_bars(file: CsvFile, *, now: pd.Timestamp | None = None) -> Bars:
     Raises:
         DataError: with every problem of the file.
     """
-    good, bad = _read_all([file], now)
+    good, bad = read_files([file], now=now)
     if bad:
         raise bad[file.ticker]
     return good[file.ticker]
@@ -66,11 +69,14 @@ def read_folder(data_dir: Path, *, now: pd.Timestamp | None = None) -> tuple[dic
         DataError: there is no such folder, or no CSV in it.
     """
     folder = find_csv_files(data_dir)
-    good, bad = _read_all(list(folder.files.values()), now)
+    good, bad = read_files(list(folder.files.values()), now=now)
     return good, dict(sorted({**folder.problems, **bad}.items()))
 
 
-def _read_all(files: list[CsvFile], now: pd.Timestamp | None) -> tuple[dict[str, Bars], dict[str, DataError]]:
+def read_files(
+    files: Sequence[CsvFile], *, now: pd.Timestamp | None = None
+) -> tuple[dict[str, Bars], dict[str, DataError]]:
+    """Read and validate some tickers' CSVs: the good tickers' bars, and what is wrong with each bad one."""
     now = pd.Timestamp.now("UTC") if now is None else now
     good: dict[str, Bars] = {}
     bad: dict[str, DataError] = {}
@@ -94,47 +100,51 @@ def _finish(draft: _Draft, now: pd.Timestamp) -> Bars:
     file = draft.table.file
     if draft.problems:
         raise DataError(sorted(draft.problems, key=lambda one: one.line or 0), file.ticker)
-    notes = (*draft.notes, *find_flags(draft.frame, draft.zone, now))
-    return make_bars(file.ticker, draft.frame, source=file.name, time_zone=draft.zone, notes=notes)
+    columns = {"timestamps": draft.times, **draft.columns}
+    bars = make_bars(file.ticker, columns, source=file.name, time_zone=draft.zone)
+    lasting, passing = find_flags(bars.frame, draft.zone, now)
+    # What is said of a bar that is not over yet is not said for ever, so such a file is read again.
+    key = None if passing else draft.table.key
+    return replace(bars, notes=(*draft.notes, *lasting, *passing), csv_key=key)
 
 
 def _draft(table: CsvTable) -> _Draft:
     """Read a table's numbers and times; what cannot be read is NaN or NaT, and a problem."""
-    times = parse_times(table.cells["timestamps"])
-    problems = [_problem(table, "timestamps", row, rule) for row, rule in times.problems]
-    columns: dict[str, FloatArray] = {}
+    parsed = parse_times(table.cells["timestamps"])
+    problems = [_problem(table, "timestamps", row, rule) for row, rule in parsed.problems]
+    found: dict[str, FloatArray] = {}
     for name in FEATURES:
         if name in table.cells:
-            columns[name], found = _numbers(table, name)
-            problems += found
-    notes = list(times.notes)
+            found[name], unreadable = _numbers(table, name)
+            problems += unreadable
+    notes = list(parsed.notes)
     if table.ignored:
         notes.append(f"columns that are ignored: {', '.join(name or 'one without a name' for name in table.ignored)}")
-    if "volume" not in columns:
-        columns["volume"] = np.zeros(len(table.lines))
+    if "volume" not in found:
+        found["volume"] = np.zeros(len(table.lines))
         notes.append("no volume: taken as 0")
-    if "amount" not in columns:
+    if "amount" not in found:
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found with the rest
-            columns["amount"] = columns["volume"] * np.mean([columns[name] for name in PRICES], axis=0)
-    frame = pd.DataFrame({"timestamps": times.local, **{name: columns[name] for name in FEATURES}})
-    rows = np.arange(len(frame))
-    steps = np.sign(np.diff(times.local.dropna().astype("int64"))).sum()
-    if steps < 0:
-        frame, rows = frame[::-1].reset_index(drop=True), rows[::-1]
+            found["amount"] = found["volume"] * np.mean([found[name] for name in PRICES], axis=0)
+    times, rows = parsed.local.to_numpy(), np.arange(len(table.lines))
+    order = slice(None)
+    if np.sign(np.diff(times[~np.isnat(times)].astype(np.int64))).sum() < 0:
+        order = slice(None, None, -1)
         notes.append("the file is newest first: reversed")
-    return _Draft(table, frame, rows, times.zone, problems, notes)
+    columns = {name: found[name][order] for name in FEATURES}
+    return _Draft(table, times[order], columns, rows[order], parsed.zone, problems, notes)
 
 
 def _numbers(table: CsvTable, name: str) -> tuple[FloatArray, list[Problem]]:
     """A column's numbers, NaN where a cell holds none, and the problems of those cells."""
-    cells = [cell.strip() for cell in table.cells[name]]
+    cells = pc.utf8_trim_whitespace(pa.array(table.cells[name], pa.string()))
     try:
-        return pc.cast(pa.array(cells, pa.string()), pa.float64()).to_numpy(), []
+        return pc.cast(cells, pa.float64()).to_numpy(), []
     except pa.ArrowInvalid:
         pass
     numbers = np.full(len(cells), np.nan)
     problems = []
-    for row, cell in enumerate(cells):
+    for row, cell in enumerate(cells.to_pylist()):
         try:
             # float() would take 1_000 for a thousand.
             numbers[row] = float(cell if "_" not in cell else "")
@@ -144,7 +154,7 @@ def _numbers(table: CsvTable, name: str) -> tuple[FloatArray, list[Problem]]:
 
 
 def _problem(table: CsvTable, column: str, row: int, rule: str) -> Problem:
-    value = table.cells[column][row] or None
+    value = str(table.cells[column][row]) or None
     return Problem(table.file.name, rule, table.lines[row], table.names[column], value)
 
 
@@ -152,8 +162,13 @@ def _validate(drafts: list[_Draft]) -> None:
     """Check many tickers' frames in one call, and add to each draft the problems that it has."""
     if not drafts:
         return
-    frames = [draft.frame.assign(ticker=number) for number, draft in enumerate(drafts)]
-    joined = pd.concat(frames, ignore_index=True)
+    joined = pd.DataFrame(
+        {
+            "ticker": np.repeat(np.arange(len(drafts)), [len(draft.rows) for draft in drafts]),
+            "timestamps": np.concatenate([draft.times for draft in drafts]),
+            **{name: np.concatenate([draft.columns[name] for draft in drafts]) for name in FEATURES},
+        }
+    )
     try:
         BarFrame.validate(joined, lazy=True)
     except pandera.errors.SchemaErrors as error:
@@ -199,7 +214,7 @@ def _explain(draft: _Draft, failures: pd.DataFrame) -> None:
 
 
 def _order_rule(draft: _Draft, bar: int) -> str:
-    times = draft.frame["timestamps"].to_numpy()
+    times = draft.times
     lines = np.array(draft.table.lines)[draft.rows]
     same = np.flatnonzero(times[:bar] == times[bar])
     if len(same):

@@ -58,12 +58,12 @@ class BarFrame(pa.DataFrameModel):
 
     @pa.dataframe_check(name="high_is_highest")
     def _high_is_highest(cls, frame: pd.DataFrame) -> pd.Series:  # noqa: N805
-        others = frame[["open", "low", "close"]]
-        return ~others.gt(frame["high"], axis=0).any(axis=1)
+        high = frame["high"]
+        return ~((high < frame["open"]) | (high < frame["low"]) | (high < frame["close"]))
 
     @pa.dataframe_check(name="low_is_lowest")
     def _low_is_lowest(cls, frame: pd.DataFrame) -> pd.Series:  # noqa: N805
-        return ~frame[["open", "close"]].lt(frame["low"], axis=0).any(axis=1)
+        return ~((frame["open"] < frame["low"]) | (frame["close"] < frame["low"]))
 
     @pa.dataframe_check(name="later_than_before")
     def _later_than_before(cls, frame: pd.DataFrame) -> pd.Series:  # noqa: N805

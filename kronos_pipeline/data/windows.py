@@ -228,5 +228,6 @@ def _training_hash(windows: WindowSet) -> str:
     digest = hashlib.sha256(np.ascontiguousarray(rows[["start", "origin", "end"]].to_numpy("<i4")).tobytes())
     digest.update(rows["split"].cat.codes.to_numpy(np.int8).tobytes())
     digest.update(np.ascontiguousarray(rows[list(STATISTICS)].to_numpy("<f8")).tobytes())
-    before = bars_hash(windows.bars.frame.iloc[: windows.holdout_start])
+    stamps = windows.bars.frame["timestamps"].to_numpy()
+    before = bars_hash(stamps[: windows.holdout_start], windows.bars.values[: windows.holdout_start])
     return text_hash(windows.ticker, before, f"{windows.lookback} {windows.horizon}", digest.hexdigest())
