@@ -6,16 +6,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["KronosMultiTickerDataset", "KronosTrainer", "KronosTrainingConfig"]
+__all__ = ["KronosMultiTickerDataset", "KronosPredictor", "KronosTrainer", "KronosTrainingConfig"]
 
 if TYPE_CHECKING:
     from kronos_pipeline.config import KronosTrainingConfig
+    from kronos_pipeline.model.predictor import KronosPredictor
     from kronos_pipeline.training.dataset import KronosMultiTickerDataset
     from kronos_pipeline.training.trainer import KronosTrainer
 
 _HOMES = {
     "KronosTrainingConfig": "kronos_pipeline.config",
     "KronosMultiTickerDataset": "kronos_pipeline.training.dataset",
+    "KronosPredictor": "kronos_pipeline.model.predictor",
     "KronosTrainer": "kronos_pipeline.training.trainer",
 }
 

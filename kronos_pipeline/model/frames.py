@@ -1,0 +1,146 @@
+"""Series as DataFrames, the way upstream's `KronosPredictor` takes and gives them.
+
+The arithmetic is upstream's, in float32 and on arrays that lie in memory as there, so that a sum is rounded alike: mean
+and standard deviation are those of all bars given, also of those that the model's context then cuts off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from kronos_pipeline.data.bars import FEATURES, PRICES
+from kronos_pipeline.data.normalisation import EPSILON
+from kronos_pipeline.errors import KronosError
+
+TIME_FIELDS = ("minute", "hour", "weekday", "day", "month")
+_VOLUME, _AMOUNT = FEATURES[4:]
+_READABLE = ("datetime", "datetime64", "date", "string")
+_SHOWN = 5
+
+
+class InputError(KronosError, ValueError):
+    """A DataFrame, timestamps or an argument that cannot be forecast from; a ValueError too, as upstream raises."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One series, ready to be forecast.
+
+    Attributes:
+        bars: normalised and clipped, (bars, 6), float32.
+        past: minute, hour, weekday, day and month of the bars, (bars, 5).
+        ahead: the same of the bars to come, (horizon, 5).
+        mean: of the bars, (6,), float32.
+        std: of the bars, (6,), float32.
+        index: the times of the bars to come, as they were given.
+    """
+
+    bars: NDArray[np.float32]
+    past: NDArray[np.uint8]
+    ahead: NDArray[np.uint8]
+    mean: NDArray[np.float32]
+    std: NDArray[np.float32]
+    index: pd.Index
+
+
+def read_series(df: Any, x_timestamp: Any, y_timestamp: Any, horizon: int, clip: float, name: str) -> Series:
+    """Read one series.
+
+    Args:
+        df: bars, oldest first, with columns open, high, low and close. Without a volume, volume and amount are 0;
+            without an amount, it is the volume times the mean price.
+        x_timestamp: times of the bars: a Series, an index, an array or a list.
+        y_timestamp: times of the bars to come.
+        horizon: how many these are.
+        clip: the largest size of a normalised value.
+        name: what an error calls the series.
+
+    Raises:
+        InputError: something is missing, of the wrong length, or no finite number or time.
+    """
+    values = _values(df, name)
+    if not len(values):
+        raise InputError(f"{name} holds no bars; give the history to forecast from.")
+    past, ahead = _times(x_timestamp, f"{name}: x_timestamp"), _times(y_timestamp, f"{name}: y_timestamp")
+    if len(past) != len(values):
+        raise InputError(f"{name} has {len(values)} bars and {len(past)} times in x_timestamp; give one for each bar.")
+    if len(ahead) != horizon:
+        raise InputError(f"{name}: y_timestamp has {len(ahead)} times; give pred_len of them, {horizon}.")
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, std = np.mean(values, axis=0), np.std(values, axis=0)
+    if too_large := [str(column) for column, size in zip(FEATURES, std, strict=True) if not np.isfinite(size)]:
+        raise InputError(f"{name}: {_listed(too_large)} holds infinity or numbers too large for float32; rescale it.")
+    bars = np.clip((values - mean) / (std + EPSILON), -clip, clip)
+    return Series(bars, _stamps(past), _stamps(ahead), mean, std, ahead)
+
+
+def in_units(normalised: NDArray[np.float32], series: Series) -> NDArray[np.float32]:
+    """Take normalised bars to come, (..., horizon, 6), back to the units of their series."""
+    return normalised * (series.std + EPSILON) + series.mean
+
+
+def frame(values: NDArray[np.float32], series: Series) -> pd.DataFrame:
+    """Bars to come, (horizon, 6), at their times."""
+    return pd.DataFrame(values, columns=list(FEATURES), index=series.index)
+
+
+def frame_of_paths(values: NDArray[np.float32], series: Series) -> pd.DataFrame:
+    """The bars to come of each path, (paths, horizon, 6), by path and time."""
+    index = pd.MultiIndex.from_product([range(len(values)), series.index], names=["path", series.index.name])
+    return pd.DataFrame(values.reshape(-1, len(FEATURES)), columns=list(FEATURES), index=index)
+
+
+def _values(df: Any, name: str) -> NDArray[np.float32]:
+    """The six features, (bars, 6)."""
+    if not isinstance(df, pd.DataFrame):
+        raise InputError(f"{name} must be a pandas DataFrame, not {type(df).__name__}.")
+    if missing := [price for price in PRICES if price not in df.columns]:
+        have = _listed([str(column) for column in df.columns]) or "none"
+        raise InputError(f"{name}: price columns {_listed(missing)} are missing among {have}; names are lower case.")
+    found = df[[column for column in FEATURES if column in df.columns]].copy()
+    if found.shape[1] > len(set(found.columns)) or found.columns.nlevels > 1:
+        raise InputError(f"{name}: the columns are not one each of {_listed(FEATURES)}; give each once.")
+    try:
+        if _VOLUME not in found:
+            found[_VOLUME] = found[_AMOUNT] = 0.0
+        elif _AMOUNT not in found:
+            found[_AMOUNT] = found[_VOLUME] * found[list(PRICES)].mean(axis=1)
+        found = found[list(FEATURES)]
+        if (missing_values := found.columns[found.isna().any()]).size:
+            raise InputError(f"{name} contains NaN values in {_listed(missing_values)}; fill or drop those bars.")
+        return found.to_numpy().astype(np.float32)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{name} holds something that is no number: {error}.") from error
+
+
+def _times(given: Any, name: str) -> pd.Index:
+    """Times as an index of datetimes or periods, the given one where it is one."""
+    try:
+        index = pd.Index(given)
+        if not isinstance(index, pd.DatetimeIndex | pd.PeriodIndex):
+            if (kind := pd.api.types.infer_dtype(index)) not in _READABLE:
+                raise TypeError(f"{kind} values are no times")
+            index = pd.DatetimeIndex(index)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{name} must be timestamps, as a Series or a DatetimeIndex ({error}).") from error
+    if index.hasnans:
+        raise InputError(f"{name} holds a time that is missing (NaT).")
+    return index
+
+
+def _stamps(times: Any) -> NDArray[np.uint8]:
+    """(bars, 5)."""
+    return np.stack([np.asarray(getattr(times, field)) for field in TIME_FIELDS], axis=1).astype(np.uint8)
+
+
+def _listed(names: Sequence[Hashable] | pd.Index) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(map(str, names[:_SHOWN])) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,66 @@
+"""Work in parts that fit into the memory: halved beforehand by an estimate, and again where the device runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+Part = TypeVar("Part")
+
+_ON_CPU = 2**28
+_SHARE = 0.5
+
+
+def room(device: torch.device) -> int:
+    """Bytes that a part may take, about: half of what a GPU has free; 256 MB on a CPU, where more is no faster."""
+    if device.type != "cuda":
+        return _ON_CPU
+    free, _ = torch.cuda.mem_get_info(device)
+    kept_back = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(_SHARE * (free + kept_back))
+
+
+def work_in_parts(
+    whole: Part,
+    run: Callable[[Part], None],
+    halves: Callable[[Part], list[Part]],
+    size: Callable[[Part], int],
+    limit: int,
+) -> None:
+    """Run some work, as a whole or in parts, one after the other and in order.
+
+    Args:
+        whole: what is to be done.
+        run: does a part; where the device runs out of memory it is called again for each half.
+        halves: two parts in place of one, none where it cannot be divided.
+        size: what a part takes of the memory, about.
+        limit: the size of the largest part to try.
+    """
+    waiting = [whole]
+    while waiting:
+        part = waiting.pop()
+        smaller = halves(part)
+        if smaller and size(part) > limit:
+            waiting += reversed(smaller)
+            continue
+        try:
+            run(part)
+            continue
+        except (MemoryError, RuntimeError) as error:
+            if not smaller or not out_of_memory(error):
+                raise
+        # The error is gone here, and with it what its traceback held of the device's memory.
+        limit = max(map(size, smaller))
+        waiting += reversed(smaller)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or the machine, has no memory left."""
+    told = str(error).lower()
+    return (
+        isinstance(error, MemoryError | torch.OutOfMemoryError) or "out of memory" in told or "allocate memory" in told
+    )

@@ -1,0 +1,199 @@
+"""`KronosPredictor` gives what upstream's class gives: the same numbers, DataFrames and state of the generator."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from price_frames import assert_forecast, candles, sharp_predictor, sharp_tokenizer, times, with_lora
+from sktime.libs.kronos import KronosPredictor as Upstream
+
+from kronos_pipeline import KronosPredictor
+from kronos_pipeline.errors import ModelError
+from kronos_pipeline.model.losses import teacher_forced_logits
+
+HORIZON = 7
+
+
+def seeded(forecast: Callable[..., Any], *given: Any, seed: int = 3, **settings: Any) -> tuple[Any, torch.Tensor]:
+    """What a seeded call gives, and the global generator's state after it."""
+    torch.manual_seed(seed)
+    return forecast(*given, **{"verbose": False, **settings}), torch.get_rng_state()
+
+
+def assert_same_single(model: Any, bars: int, horizon: int = HORIZON, context: int = 512, **settings: Any) -> None:
+    tokenizer, df = sharp_tokenizer(), candles(bars)
+    given = (df, *times(bars, horizon), horizon)
+    expected, after = seeded(Upstream(model, tokenizer, "cpu", context).predict, *given, **settings)
+    forecast, state = seeded(KronosPredictor(model, tokenizer, "cpu", context).predict, *given, **settings)
+    assert_forecast(forecast, expected, df)
+    assert torch.equal(state, after)
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "greedy": {"top_k": 1},
+    "no filter": {"top_p": 1.0, "sample_count": 3},
+    "nucleus of one": {"top_p": 0.0},
+    "cold": {"T": 0.3, "top_p": 0.8, "sample_count": 5},
+    "hot": {"T": 1.7, "top_p": 0.99, "sample_count": 4},
+    "top k": {"top_k": 9, "sample_count": 3},
+    "top k has the say": {"top_k": 30, "top_p": 0.1, "sample_count": 2},
+    "top k of all": {"top_k": 5000, "top_p": 0.1},
+    "top k off": {"top_k": -1, "top_p": 0.7, "sample_count": 3},
+    "top p of more than all": {"top_p": 1.5},
+    "both none": {"top_k": None, "top_p": None, "sample_count": 2},
+    "numpy numbers": {"T": np.float32(0.9), "top_k": np.int64(5), "sample_count": np.int64(2)},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_every_setting_gives_upstreams_forecast_and_leaves_the_generator_where_it_does(settings: dict) -> None:
+    assert_same_single(sharp_predictor(), 40, **settings)
+
+
+MODELS: dict[str, Callable[[], Any]] = {
+    "plain": sharp_predictor,
+    "wide": lambda: sharp_predictor(d_model=48, n_heads=6, n_layers=3, learn_te=False),
+    "lora": lambda: with_lora(sharp_predictor()),
+    "lora merged": lambda: with_lora(sharp_predictor()).merge_and_unload(),
+    "lora of rank 5": lambda: with_lora(sharp_predictor(), r=5, lora_alpha=20, use_rslora=True),
+    "dora": lambda: with_lora(sharp_predictor(), use_dora=True, target_modules=["q_proj", "w1"]),
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("bars", "context"), [(30, 512), (30, 37), (30, 36), (30, 33), (30, 30), (60, 30), (9, 8), (1, 512)]
+)
+def test_every_model_and_length_gives_upstreams_forecast(model: str, bars: int, context: int) -> None:
+    assert_same_single(MODELS[model](), bars, context=context, sample_count=3)
+
+
+@pytest.mark.parametrize("horizon", [1, 2, 12])
+def test_a_horizon_up_to_the_whole_context(horizon: int) -> None:
+    assert_same_single(sharp_predictor(), 20, horizon, context=12, sample_count=2)
+
+
+@pytest.mark.parametrize(("bars", "context"), [(25, 512), (40, 30)])
+@pytest.mark.parametrize("settings", [{}, {"sample_count": 4, "T": 0.8}, {"top_k": 1}, {"top_k": 6, "sample_count": 2}])
+def test_a_batch_gives_upstreams_forecasts(bars: int, context: int, settings: dict[str, Any]) -> None:
+    model, tokenizer = sharp_predictor(), sharp_tokenizer()
+    dfs = [candles(bars, seed, price) for seed, price in enumerate((0.004, 60.0, 41_000.0))]
+    past, ahead = zip(*(times(bars, HORIZON) for _ in dfs), strict=True)
+    given = (dfs, list(past), list(ahead), HORIZON)
+    expected, after = seeded(Upstream(model, tokenizer, "cpu", context).predict_batch, *given, **settings)
+    forecasts, state = seeded(KronosPredictor(model, tokenizer, "cpu", context).predict_batch, *given, **settings)
+    assert isinstance(forecasts, list)
+    assert torch.equal(state, after)
+    for forecast, wanted, df in zip(forecasts, expected, dfs, strict=True):
+        assert_forecast(forecast, wanted, df)
+
+
+def test_another_clip_and_what_is_set_later_count() -> None:
+    model, tokenizer, df = sharp_predictor(), sharp_tokenizer(), candles(40)
+    df.loc[20, "close"] *= 3
+    given = (df, *times(40, HORIZON), HORIZON)
+    theirs, ours = (kind(model, tokenizer, "cpu", clip=1) for kind in (Upstream, KronosPredictor))
+    assert_forecast(seeded(ours.predict, *given)[0], seeded(theirs.predict, *given)[0], df)
+    for predictor in (theirs, ours):
+        predictor.clip, predictor.max_context, predictor.model = 3, 20, sharp_predictor(seed=9)
+    assert_forecast(seeded(ours.predict, *given)[0], seeded(theirs.predict, *given)[0], df)
+
+
+def test_what_is_there_to_be_read_is_upstreams() -> None:
+    model, tokenizer = sharp_predictor(), sharp_tokenizer()
+    theirs, ours = Upstream(model, tokenizer), KronosPredictor(model, tokenizer)
+    own = {"precision", "adapters"}
+    assert {name: value for name, value in vars(ours).items() if name not in own} == vars(theirs)
+    assert KronosPredictor(model, tokenizer, torch.device("cpu")).device == torch.device("cpu")
+
+
+def test_a_model_in_training_mode_forecasts_as_in_eval_mode_and_stays_in_it() -> None:
+    tokenizer, df = sharp_tokenizer(), candles(30)
+    given = (df, *times(30, HORIZON), HORIZON)
+    expected, after = seeded(Upstream(with_lora(sharp_predictor()), tokenizer).predict, *given)
+    model = with_lora(sharp_predictor(dropout=True)).train()
+    model.base_model.model.transformer[1].eval()
+    modes = [part.training for part in (*model.modules(), *tokenizer.train().modules())]
+    forecast, state = seeded(KronosPredictor(model, tokenizer).predict, *given)
+    assert_forecast(forecast, expected, df)
+    assert torch.equal(state, after)
+    assert [part.training for part in (*model.modules(), *tokenizer.modules())] == modes
+
+
+def test_the_model_trains_on_and_its_new_weights_count() -> None:
+    model, tokenizer, df = sharp_predictor(dropout=False), sharp_tokenizer(), candles(30)
+    given = (df, *times(30, HORIZON), HORIZON)
+    predictor = KronosPredictor(model, tokenizer)
+    with torch.inference_mode():
+        before, _ = seeded(predictor.predict, *given)
+    tokens = torch.zeros(2, 30, dtype=torch.long)
+    sum(part.square().sum() for part in teacher_forced_logits(model, tokens, tokens, torch.zeros(2, 30, 5))).backward()
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    torch.optim.SGD(model.parameters(), 0.05).step()
+    forecast, _ = seeded(predictor.predict, *given)
+    assert not np.allclose(forecast, before, rtol=1e-4)
+    assert_forecast(forecast, seeded(Upstream(model, tokenizer).predict, *given)[0], df)
+    model.load_state_dict(sharp_predictor().state_dict())
+    assert_forecast(seeded(predictor.predict, *given)[0], before, df)
+
+
+def test_switching_adapters_off_and_over_counts() -> None:
+    model, tokenizer, df = with_lora(sharp_predictor()), sharp_tokenizer(), candles(30)
+    model.add_adapter("other", copy.deepcopy(model.peft_config["default"]))
+    model.eval()
+    given = (df, *times(30, HORIZON), HORIZON)
+    ours, theirs = KronosPredictor(model, tokenizer), Upstream(model, tokenizer)
+    first, _ = seeded(ours.predict, *given)
+    model.set_adapter("other")
+    second, _ = seeded(ours.predict, *given)
+    assert_forecast(second, seeded(theirs.predict, *given)[0], df)
+    with model.disable_adapter():
+        off, _ = seeded(ours.predict, *given)
+        assert_forecast(off, seeded(theirs.predict, *given)[0], df)
+    assert not np.allclose(first, second, rtol=1e-4)
+    assert not np.allclose(second, off, rtol=1e-4)
+
+
+@pytest.mark.parametrize("verbose", [True, False])
+def test_progress_is_shown_as_upstream_shows_it(verbose: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    model, tokenizer = sharp_predictor(), sharp_tokenizer()
+    given = (candles(30), *times(30, HORIZON), HORIZON)
+    shown = []
+    for kind in (Upstream, KronosPredictor):
+        kind(model, tokenizer).predict(*given, verbose=verbose)
+        output = capsys.readouterr()
+        assert output.out == ""
+        shown.append(output.err.rpartition("\r")[2].split("[")[0])
+    assert shown[0] == shown[1]
+    assert (f"{HORIZON}/{HORIZON}" in shown[1]) is verbose
+
+
+def test_progress_is_shown_unless_told_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
+    predictor = KronosPredictor(sharp_predictor(), sharp_tokenizer())
+    for forecast in (predictor.predict, predictor.sample):
+        forecast(candles(30), *times(30, HORIZON), HORIZON)
+        assert f"{HORIZON}/{HORIZON}" in capsys.readouterr().err
+
+
+def test_the_data_given_is_left_as_it_is() -> None:
+    df = candles(30)[["open", "high", "low", "close", "amount"]]
+    before = df.copy(deep=True)
+    KronosPredictor(sharp_predictor(), sharp_tokenizer()).predict(df, *times(30, HORIZON), HORIZON, verbose=False)
+    pd.testing.assert_frame_equal(df, before)
+
+
+def test_weights_of_no_use_are_told_and_the_generator_stays() -> None:
+    model = sharp_predictor()
+    torch.nn.init.constant_(model.norm.weight, np.nan)
+    predictor = KronosPredictor(model, sharp_tokenizer())
+    before = torch.get_rng_state()
+    with pytest.raises(ModelError, match="not finite"):
+        predictor.predict(candles(30), *times(30, HORIZON), HORIZON, verbose=False)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -1,0 +1,64 @@
+"""Bars as the DataFrames that upstream's `KronosPredictor` takes, and what its forecasts are compared with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny import tiny_predictor, tiny_tokenizer
+
+COLUMNS = ["open", "high", "low", "close", "volume", "amount"]
+CLOCK = pd.Series(pd.date_range("2024-02-26 09:30", periods=400, freq="45min"), name="timestamps")
+
+
+def candles(bars: int, seed: int = 0, price: float = 60.0) -> pd.DataFrame:
+    drawn = np.random.default_rng(seed)
+    close = price * np.exp(drawn.normal(0, 0.02, bars).cumsum())
+    start, spread = np.roll(close, 1), np.abs(drawn.normal(0, 0.01, (2, bars)))
+    volume = drawn.lognormal(10, 1, bars)
+    return pd.DataFrame(
+        {
+            "open": start,
+            "high": np.maximum(start, close) * (1 + spread[0]),
+            "low": np.minimum(start, close) * (1 - spread[1]),
+            "close": close,
+            "volume": volume,
+            "amount": volume * close,
+        }
+    )
+
+
+def times(bars: int, horizon: int) -> tuple[pd.Series, pd.Series]:
+    """Those of the bars and of the bars to come."""
+    return CLOCK[:bars], CLOCK[bars : bars + horizon]
+
+
+def sharp_predictor(**changes: Any) -> Any:
+    """A predictor of random weights whose attention is as sharp as training makes it, so that positions matter."""
+    predictor = tiny_predictor(**{"bits": 6, **changes})
+    with torch.no_grad():
+        for projection in ("q_proj", "k_proj", "out_proj"):
+            getattr(predictor.dep_layer.cross_attn, projection).weight.mul_(10)
+    return predictor
+
+
+def sharp_tokenizer() -> Any:
+    return tiny_tokenizer(bits=6)
+
+
+def with_lora(predictor: Any, seed: int = 1, **changes: Any) -> Any:
+    torch.manual_seed(seed)
+    targets = ["q_proj", "k_proj", "v_proj", "out_proj", "w2", "emb_s1", "proj_s2"]
+    settings = {"r": 2, "lora_dropout": 0.2, "target_modules": targets, "init_lora_weights": False, **changes}
+    return get_peft_model(predictor, LoraConfig(**settings)).eval()
+
+
+def assert_forecast(given: pd.DataFrame, expected: pd.DataFrame, df: pd.DataFrame) -> None:
+    """The same forecast to 1e-5 of the history's deviation, and in all else the same DataFrame exactly."""
+    scale = df.reindex(columns=COLUMNS, fill_value=0.0).astype(float)
+    off = (given - expected).abs()
+    assert (off <= 1e-5 * scale.std(ddof=0) + 3e-7 * scale.mean().abs() + 1e-9).all(axis=None), off
+    pd.testing.assert_frame_equal(given, expected, rtol=np.inf, atol=np.inf, check_freq=True)
