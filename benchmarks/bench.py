@@ -75,14 +75,14 @@ def _training(machine: Machine, quick: bool, _: Path | None) -> Report:
 def _adapters(machine: Machine, quick: bool, _: Path | None) -> Report:
     if quick:
         return adapters.beside_peft(machine, size="nano", adapters=3, batch=4, steps=2, rounds=2, within=5, goal=None)
-    few = {"batch": 16, "rounds": 3, "goal": None}
+    few = {"batch": 16, "rounds": 3, "goal": None, "start": adapters.start_up()}
     nano = adapters.beside_peft(machine, size="nano", adapters=16, steps=12, within=40, **few)
     small = adapters.beside_peft(machine, size="small", adapters=4, steps=4, within=70, **few)
     return Report([*nano.tables, *small.tables])
 
 
 def _growth(machine: Machine, quick: bool, document: Path | None) -> Report:
-    found = growth.growths(machine.device, size="nano" if quick else "small", quick=quick, rounds=2)
+    found = growth.growths(machine.device, size="nano" if quick else "small", quick=quick, rounds=1 if quick else 3)
     if document is not None:
         path = document.parent / PLOT
         path.parent.mkdir(exist_ok=True)

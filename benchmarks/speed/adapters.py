@@ -22,7 +22,7 @@ from kronos_pipeline.training.trainer import KronosTrainer
 from speed.machine import Machine
 from speed.models import random_model, random_windows
 from speed.table import Goal, Report, Table, megabytes, number, seconds
-from speed.timing import Spread, alternate, peak_of, ratio, time_of, timed
+from speed.timing import Spread, alternate, peak_of, ratio, time_of, timed, times
 from speed.training import batches, recipe, upstream_step
 
 _PEFT, _ALONE, _TOGETHER = "plain PEFT loop, one by one", "train_adapter, one by one", "train_adapters, together"
@@ -39,6 +39,7 @@ def beside_peft(
     rounds: int,
     within: float,
     goal: float | None,
+    start: float | None = None,
 ) -> Report:
     """Adapters per minute, each trained, chosen by one look, and written.
 
@@ -51,6 +52,7 @@ def beside_peft(
         rounds: repeats, at most.
         within: seconds after which no further round begins.
         goal: how many times as fast as the plain loop it is meant to be; None where nothing is promised.
+        start: seconds that a process takes to start, from `start_up`; None where that is not looked at.
     """
     model = random_model(size, machine.device)
     settings = recipe(size, machine.device, batch, adapter="lora")
@@ -68,26 +70,28 @@ def beside_peft(
             name,
             time_of(taken).text(seconds),
             Spread.of([60 * adapters / sample.seconds for sample in taken]).text(number),
-            ratio(samples[_PEFT], taken).text(lambda value: f"{value:.2f}"),
+            times(samples[_PEFT], taken, 2),
             megabytes(peak_of(taken)),
         ]
         for name, taken in samples.items()
     ]
-    start = start_up()
-    apart = adapters * start + time_of(samples[_PEFT]).median
-    in_one = start + time_of(samples[_TOGETHER]).median
     notes = [
         f"{steps} steps of {batch} windows of 95 bars each, LoRA of rank {settings.adapter_r} on the attention and "
         f"feed-forward maps. The plain loop takes no looks, keeps no state and checks nothing.",
-        f"A process that imports the trainer takes {seconds(start)} to start. A command per ticker would wait for that "
-        f"{adapters} times: {seconds(apart)} by plain loops, {seconds(in_one)} in one training, "
-        f"{apart / in_one:.1f} times.",
     ]
+    if start is not None:
+        apart = adapters * start + time_of(samples[_PEFT]).median
+        in_one = start + time_of(samples[_TOGETHER]).median
+        notes.append(
+            f"A process that imports the trainer takes {seconds(start)} to start. A command per ticker waits for that "
+            f"{adapters} times: {seconds(apart)} with plain loops, {seconds(in_one)} in one training, "
+            f"{apart / in_one:.1f} times."
+        )
     columns = ("way", "seconds", "adapters/min", "times", "peak memory")
     what = f"{adapters} adapters of Kronos-{size}, {machine.device.type}"
-    times = ratio(samples[_PEFT], samples[_TOGETHER])
-    found = f"{times.text(lambda value: f'{value:.2f}')} times"
-    goals = [] if goal is None else [Goal(what, f"{goal:g} times", found, times.median >= goal)]
+    rivals = samples[_PEFT], samples[_TOGETHER]
+    found = f"{times(*rivals, 2)} times"
+    goals = [] if goal is None else [Goal(what, f"{goal:g} times", found, ratio(*rivals).median >= goal)]
     return Report([Table(what, columns, rows, notes)], goals)
 
 
@@ -127,14 +131,11 @@ def together(model: KronosModel, windows: list[WindowSet], settings: Recipe) -> 
     _in_folder(train)
 
 
-def start_up(tries: int = 2) -> float:
-    """Seconds until a new process has imported the trainer, the best of some."""
-    times = []
-    for _ in range(tries):
-        began = time.perf_counter()
-        subprocess.run([sys.executable, "-c", _IMPORTS], check=True)
-        times.append(time.perf_counter() - began)
-    return min(times)
+def start_up() -> float:
+    """Seconds until a new process has imported the trainer."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", _IMPORTS], check=True)
+    return time.perf_counter() - began
 
 
 def _trainer(model: KronosModel, settings: Recipe, folder: Path) -> KronosTrainer:

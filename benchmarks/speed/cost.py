@@ -55,13 +55,14 @@ def table(
         csv: seconds from a CSV to stored windows; None where not measured.
     """
     user = Assumed()
-    window = _window(machine, size, adapters, batch, steps)
+    adapter, window = _training(machine, size, adapters, batch, steps)
     path = _path(machine, size, series, user.paths)
     trained = user.tickers * user.windows * user.epochs
     sampled = user.tickers * user.rolls * user.models * user.paths
     rows = [
         ["read and cut CSVs", f"{user.tickers:,} tickers", csv, user.tickers],
-        ["train adapters", f"{trained:,} windows", window, trained],
+        ["train on windows", f"{trained:,} windows", window, trained],
+        ["begin and publish adapters", f"{user.tickers:,} adapters", adapter, user.tickers],
         ["sample a holdout", f"{sampled:,} paths", path, sampled],
         ["forecast once", f"{user.tickers * user.paths:,} paths", path, user.tickers * user.paths],
     ]
@@ -74,21 +75,29 @@ def table(
     notes = [
         f"{user.tickers:,} tickers of 2,500 daily bars; {user.windows:,} training windows of 95 bars each, stride 1, "
         f"{user.epochs} epochs, LoRA on attention and feed-forward; {user.rolls} roll of 30 bars, {user.paths} paths, "
-        f"base and adapter. A window's time includes looks, states and writing, from {adapters} adapters of {steps} "
-        f"steps; a path's is from {series} tickers at once. Costs are proportional to each factor."
+        f"base and adapter. Times of a window and of an adapter are from {adapters} adapters trained together, {steps} "
+        f"and {2 * steps} steps of {batch} windows each; a path's is from {series} tickers at once. Every line is "
+        "proportional to how many."
     ]
     title = f"What {user.tickers:,} tickers take with Kronos-{size} on {machine.name}"
     return Table(title, ("task", "how many", "each", "all"), cells, notes)
 
 
-def _window(machine: Machine, size: str, adapters: int, batch: int, steps: int) -> float:
-    settings = recipe(size, machine.device, batch, adapter="lora")
-    windows = random_windows(settings, [f"SIM{number}" for number in range(adapters)], batch * steps)
-    jobs = [AdapterJob(name=one.ticker, windows=[one]) for one in windows]
+def _training(machine: Machine, size: str, adapters: int, batch: int, steps: int) -> tuple[float, float]:
+    """Seconds of an adapter whatever its windows, and of a window: from so many steps and twice as many."""
     model = random_model(size, machine.device)
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = KronosTrainer(settings, Path(folder), base=model, say=lambda _: None)
-        return timed(lambda: trainer.train_adapters(jobs), machine.device)().seconds / (adapters * batch * steps)
+    settings = recipe(size, machine.device, batch, adapter="lora")
+
+    def train(windows: int) -> float:
+        tickers = random_windows(settings, [f"SIM{number}" for number in range(adapters)], windows)
+        jobs = [AdapterJob(name=one.ticker, windows=[one]) for one in tickers]
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = KronosTrainer(settings, Path(folder), base=model, say=lambda _: None)
+            return timed(lambda: trainer.train_adapters(jobs), machine.device)().seconds
+
+    train(batch)
+    once, twice = train(batch * steps), train(2 * batch * steps)
+    return max(0.0, (2 * once - twice) / adapters), (twice - once) / (adapters * batch * steps)
 
 
 def _path(machine: Machine, size: str, series: int, paths: int) -> float:

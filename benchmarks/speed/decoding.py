@@ -13,7 +13,7 @@ from kronos_pipeline.model.loading import KronosModel
 from speed.machine import Machine
 from speed.models import PAIRS, Series, adapted, random_model, random_series
 from speed.table import Goal, Report, Table, megabytes, number, percent, seconds
-from speed.timing import Sample, alternate, peak_of, ratio, time_of, timed
+from speed.timing import Sample, alternate, peak_of, ratio, time_of, timed, times
 from speed.work import cached_sampling, floor, repeated_sampling, total
 
 SAMPLING = {"temperature": 1.0, "top_p": 0.9, "seed": 0}
@@ -103,7 +103,7 @@ def _row(machine: Machine, size: str, case: Case, name: str, samples: dict[str, 
         case.name,
         name,
         time_of(taken).text(seconds),
-        ratio(samples[_UPSTREAM], taken).text(lambda value: f"{value:.1f}"),
+        times(samples[_UPSTREAM], taken),
         number(work.flop / time / 1e9),
         number(work.bytes / time / 1e9),
         percent(floor(cached, machine, precision) / time),
@@ -115,13 +115,13 @@ def _goal(machine: Machine, size: str, case: Case, samples: dict[str, list[Sampl
     """By the drop-in's default on a CPU, and by what `auto` samples in on CUDA."""
     cuda = machine.device.type == "cuda"
     taken = samples[_HALF if cuda else _SWITCHED]
-    times = ratio(samples[_UPSTREAM], taken)
+    faster = ratio(samples[_UPSTREAM], taken)
     read = total(cached_sampling(PAIRS[size], case.series, case.paths, case.bars, case.horizon)).bytes
     share = read / time_of(taken).median / machine.bandwidth
-    wanted, found = f"{case.goal:g} times", f"{times.text(lambda value: f'{value:.1f}')} times"
+    wanted, found = f"{case.goal:g} times", f"{times(samples[_UPSTREAM], taken)} times"
     if not cuda:
         wanted, found = f"{wanted}, or {percent(_BOUND)} of the bandwidth", f"{found}, {percent(share)}"
-    reached = times.median >= case.goal or (not cuda and share >= _BOUND)
+    reached = faster.median >= case.goal or (not cuda and share >= _BOUND)
     return Goal(f"sampling {case.name}, Kronos-{size}, {machine.device.type}", wanted, found, reached)
 
 
@@ -150,7 +150,7 @@ def many_tickers(
             name,
             time_of(taken).text(seconds),
             number(tickers / time_of(taken).median),
-            ratio(samples["one by one"], taken).text(lambda value: f"{value:.1f}"),
+            times(samples["one by one"], taken),
             megabytes(peak_of(taken)),
         ]
         for name, taken in samples.items()

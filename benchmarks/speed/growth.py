@@ -53,7 +53,7 @@ def growths(device: torch.device, *, size: str, quick: bool, rounds: int) -> lis
         rounds: repeats of each point.
     """
     few = (lambda values: values[:2]) if quick else (lambda values: values)
-    horizon = 3 if quick else 30
+    horizon, batch, steps = (3, 2, 2) if quick else (30, 16, 6)
     sizes = few(("nano", "mini", "small", "base"))
     parameters = [sum(one.numel() for one in random_model(name, device).predictor.parameters()) / 1e6 for name in sizes]
 
@@ -65,7 +65,7 @@ def growths(device: torch.device, *, size: str, quick: bool, rounds: int) -> lis
         sampled(f"1 ticker, 64 + {horizon} bars", "paths", few((1, 4, 16, 64, 256)), lambda paths: (1, paths, 64)),
         sampled(f"4 paths, 64 + {horizon} bars", "tickers", few((1, 4, 16, 64, 256)), lambda series: (series, 4, 64)),
         sampled(
-            f"4 tickers, 4 paths, {horizon} ahead", "lookback", few((30, 60, 120, 240, 480)), lambda bars: (4, 4, bars)
+            f"4 tickers, 4 paths, + {horizon} bars", "lookback", few((30, 60, 120, 240, 480)), lambda bars: (4, 4, bars)
         ),
         Growth(
             f"4 tickers, 4 paths, 64 + {horizon} bars",
@@ -75,13 +75,17 @@ def growths(device: torch.device, *, size: str, quick: bool, rounds: int) -> lis
             sizes,
         ),
         Growth(
-            "a training step, 16 windows of 95 bars",
+            f"a training step, {batch} windows of 95 bars",
             "million parameters",
             parameters,
-            [_step(name, device, 2 if quick else 16, 2 if quick else 6) for name in sizes],
+            [_step(name, device, batch, steps) for name in sizes],
             sizes,
         ),
-        *_reading(few((500, 1000, 2500, 5000, 10000)), few((10, 50, 250)), rounds),
+        *(
+            _reading((300, 600), (2, 4), rounds)
+            if quick
+            else _reading((500, 1000, 2500, 5000, 10000), (10, 50, 250), rounds)
+        ),
     ]
 
 

@@ -95,6 +95,11 @@ def ratio(slow: Sequence[Sample], fast: Sequence[Sample]) -> Spread:
     return Spread.of([one.seconds / other.seconds for one, other in zip(slow, fast, strict=True)])
 
 
+def times(slow: Sequence[Sample], fast: Sequence[Sample], digits: int = 1) -> str:
+    """The ratio as text, 1 of a thing and itself."""
+    return "1" if slow is fast else ratio(slow, fast).text(lambda value: f"{value:.{digits}f}")
+
+
 def peak_of(samples: Sequence[Sample]) -> int | None:
     """The most bytes of any round, None where not measured."""
     peaks = [sample.peak for sample in samples if sample.peak is not None]

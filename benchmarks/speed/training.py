@@ -19,7 +19,7 @@ from kronos_pipeline.training.trainer import KronosTrainer
 from speed.machine import Machine
 from speed.models import PAIRS, random_model, random_windows
 from speed.table import Goal, Report, Table, megabytes, number, percent
-from speed.timing import Run, Sample, Spread, alternate, peak_of, ratio, timed
+from speed.timing import Run, Sample, Spread, alternate, peak_of, ratio, timed, times
 from speed.work import training
 
 Tokens = dict[str, torch.Tensor]
@@ -135,7 +135,7 @@ def beside_upstream(
             [
                 name + (f" ({precisions[name]})" if name == _AUTO else ""),
                 rate.text(number),
-                ratio(samples[_UPSTREAM], taken).text(lambda value: f"{value:.2f}") if name != _UPSTREAM else "1",
+                times(samples[_UPSTREAM], taken, 2),
                 number(flops / 1e9),
                 percent(flops / machine.flops[precisions[name]]),
                 megabytes(peak_of(taken)),
@@ -149,7 +149,7 @@ def beside_upstream(
         "resumable training keeps: best weights, state, result."
     ]
     title = f"Full fine-tune of Kronos-{size}, {batch} windows of 95 bars, {machine.device.type}"
-    times = ratio(samples[_UPSTREAM], samples[_AUTO])
+    rivals = samples[_UPSTREAM], samples[_AUTO]
     what = f"full fine-tune of Kronos-{size}, {machine.device.type}"
-    found = f"{times.text(lambda value: f'{value:.2f}')} times"
-    return Report([Table(title, columns, rows, notes)], [Goal(what, f"{goal:g} times", found, times.median >= goal)])
+    met = Goal(what, f"{goal:g} times", f"{times(*rivals, 2)} times", ratio(*rivals).median >= goal)
+    return Report([Table(title, columns, rows, notes)], [met])
