@@ -3,42 +3,54 @@
 A bar is two tokens. s1, the coarse one, is predicted from the bars before; s2, the fine one, from these and from the
 bar's true s1 by a cross-attention. Upstream makes that attention causal in training mode only, so a loss taken in eval
 mode would see the bars that it predicts. Here it is causal in both.
+
+Upstream's modules do all the arithmetic with weights, so LoRA matrices inside of them take part. The way through them
+is written out here, because a loss over the horizon needs no logit of the lookback, and because most of what a step
+takes beside its matrix products is in how attention and rotary embeddings are computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from kronos_pipeline.model.modules import prepare_rotary
+from kronos_pipeline.model.modules import inner, rotary_tables
 
-_CROSS_ATTENTION = "dep_layer.cross_attn"
+_SCORES = 2**23
+"""Attention scores above which they are not kept for the backward pass; PyTorch's fused attention is slower there."""
 
 
-def teacher_forced_logits(predictor: nn.Module, s1: Tensor, s2: Tensor, stamps: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits of every bar of some windows but the first, each from the bars before it.
+def teacher_forced_logits(
+    predictor: nn.Module, s1: Tensor, s2: Tensor, stamps: Tensor, first_target: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Logits of the target bars of some windows, each from the bars before it.
 
     Args:
-        predictor: upstream's predictor or one with the same submodules; PEFT's, DDP's and torch.compile's wrappers are
-            called, not unwrapped.
+        predictor: upstream's predictor or one with the same submodules, or a PEFT model of one.
         s1: coarse tokens, (windows, bars), integers.
         s2: fine tokens, (windows, bars), integers.
         stamps: minute, hour, weekday, day, month, (windows, bars, 5).
+        first_target: index in the window of the first target bar, 1 or more; by default all bars but the first.
 
     Returns:
-        The logits of s1, (windows, bars - 1, s1 vocabulary), and of s2, (windows, bars - 1, s2 vocabulary); those at
-        index t are of bar t + 1. The s2 logits know that bar's true s1.
+        The logits of s1, (windows, targets, s1 vocabulary), and of s2, (windows, targets, s2 vocabulary). The s2 logits
+        know their bar's true s1.
     """
-    s1, s2, stamps = s1.long(), s2.long(), stamps.long()
-    prepare_rotary(predictor, s1.shape[1] - 1)
-    with _causal_cross_attention(predictor):
-        return predictor(
-            s1[:, :-1], s2[:, :-1], stamps[:, :-1], use_teacher_forcing=True, s1_targets=s1[:, 1:].contiguous()
-        )
+    core: Any = inner(predictor)
+    tokens = [s1[:, :-1].long(), s2[:, :-1].long()]
+    hidden = core.token_drop(core.embedding(tokens) + core.time_emb(stamps[:, :-1].long()))
+    for block in core.transformer:
+        normed = _in_working_type(block.norm1(hidden))
+        hidden = hidden + _causal_attention(block.self_attn, normed, normed)
+        hidden = hidden + block.ffn(_in_working_type(block.norm2(hidden)))
+    hidden = _in_working_type(core.norm(hidden))
+    asked = hidden[:, first_target - 1 :]
+    siblings = core.embedding.emb_s1(s1[:, first_target:].long())
+    fine = core.dep_layer.norm(asked + _causal_attention(core.dep_layer.cross_attn, siblings, hidden))
+    return core.head(asked), core.head.cond_forward(fine)
 
 
 def token_losses(predictor: nn.Module, s1: Tensor, s2: Tensor, stamps: Tensor, first_target: int) -> Tensor:
@@ -51,14 +63,11 @@ def token_losses(predictor: nn.Module, s1: Tensor, s2: Tensor, stamps: Tensor, f
     """
     if not 1 <= first_target < s1.shape[1]:
         raise ValueError(f"first_target must be from 1 to {s1.shape[1] - 1}, not {first_target}")
-    s1_logits, s2_logits = teacher_forced_logits(predictor, s1, s2, stamps)
     s1_loss, s2_loss = (
-        F.cross_entropy(
-            logits[:, first_target - 1 :].float().transpose(1, 2), tokens[:, first_target:].long(), reduction="none"
-        )
-        for logits, tokens in ((s1_logits, s1), (s2_logits, s2))
+        F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, first_target:].flatten().long(), reduction="none")
+        for logits, tokens in zip(teacher_forced_logits(predictor, s1, s2, stamps, first_target), (s1, s2), strict=True)
     )
-    return ((s1_loss + s2_loss) / 2).mean(dim=1)
+    return ((s1_loss + s2_loss) / 2).view(len(s1), -1).mean(dim=1)
 
 
 def token_loss(predictor: nn.Module, s1: Tensor, s2: Tensor, stamps: Tensor, first_target: int) -> Tensor:
@@ -66,17 +75,49 @@ def token_loss(predictor: nn.Module, s1: Tensor, s2: Tensor, stamps: Tensor, fir
     return token_losses(predictor, s1, s2, stamps, first_target).mean()
 
 
-@contextmanager
-def _causal_cross_attention(predictor: nn.Module) -> Iterator[None]:
-    """Training mode for the cross-attention module itself, whose `training` flag alone makes it causal.
+def _causal_attention(module: Any, query: Tensor, hidden: Tensor) -> Tensor:
+    """One of upstream's attention modules, self or cross, made causal whatever its mode.
 
-    Its submodules keep their mode. Its attention dropout follows the flag too, so it is set to 0 in eval mode.
+    Args:
+        module: the module.
+        query: (windows, asked, model width), for the last `asked` of the bars.
+        hidden: (windows, bars, model width), what keys and values are made of.
     """
-    attention: Any = next(part for name, part in predictor.named_modules() if name.endswith(_CROSS_ATTENTION))
-    training, dropout = attention.training, attention.attn_dropout_p
-    attention.training = True
-    attention.attn_dropout_p = dropout if training else 0.0
-    try:
-        yield
-    finally:
-        attention.training, attention.attn_dropout_p = training, dropout
+    asked, bars = query.shape[1], hidden.shape[1]
+    cos, sin = rotary_tables(module.rotary, bars)
+    queries = _rotate(_heads(module, module.q_proj(query)), cos[bars - asked :], sin[bars - asked :])
+    keys, values = _rotate(_heads(module, module.k_proj(hidden)), cos, sin), _heads(module, module.v_proj(hidden))
+    mixed = _attend(queries, keys, values, dropout=module.attn_dropout_p if module.training else 0.0)
+    return module.resid_dropout(module.out_proj(mixed.transpose(1, 2).flatten(2)))
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+    """Causal attention of the last bars asked, (windows, heads, asked, width), to those up to each."""
+    asked, bars = query.shape[-2], key.shape[-2]
+    seen = torch.ones(asked, bars, dtype=torch.bool, device=query.device).tril(bars - asked)
+    # PyTorch's fused attention takes three times as long on a CPU in bfloat16, most of it in the backward pass.
+    plain = query.device.type == "cpu" and query.dtype == torch.bfloat16
+    if not plain or query[..., 0].numel() * bars > _SCORES:
+        whole = asked == bars
+        mask = None if whole else seen
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=whole)
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    weights = scores.float().masked_fill(~seen, float("-inf")).softmax(dim=-1).type_as(scores)
+    return F.dropout(weights, dropout) @ value
+
+
+def _heads(module: Any, hidden: Tensor) -> Tensor:
+    """(windows, bars, model width) -> (windows, heads, bars, width)."""
+    return hidden.unflatten(-1, (module.n_heads, -1)).transpose(1, 2)
+
+
+def _rotate(vectors: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate (windows, heads, bars, width) by each bar's angles, with the tables of `rotary_tables`."""
+    other = vectors.roll(vectors.shape[-1] // 2, dims=-1)
+    return (vectors * cos + other * sin).type_as(vectors)
+
+
+def _in_working_type(values: Tensor) -> Tensor:
+    """Values in the type of autocast's products, so that the three that read them do not convert them each."""
+    kind = values.device.type
+    return values.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else values

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 _SMALL = 4_000_000
 """Parameters; the smallest published predictor has about this many."""
@@ -55,6 +55,24 @@ def prepare_rotary(module: nn.Module, length: int) -> None:
             with torch.inference_mode(False), torch.no_grad():
                 positions = frequencies.new_zeros(1, 1, length, 2 * len(frequencies))
                 rotary(positions, positions)
+
+
+def rotary_tables(rotary: Any, length: int) -> tuple[Tensor, Tensor]:
+    """What rotates queries and keys at the positions from 0 on, exact whatever autocast does.
+
+    The two halves of a vector x are the two coordinates of its pairs, so x * cos + (its halves exchanged) * sin is x
+    rotated.
+
+    Args:
+        rotary: upstream's rotary module.
+        length: how many positions.
+
+    Returns:
+        cos and sin, (length, width) float32, the first half of sin with its sign turned.
+    """
+    frequencies = rotary.inv_freq.float()
+    angles = torch.arange(length, device=frequencies.device)[:, None] * frequencies
+    return torch.cat([angles, angles], dim=-1).cos(), torch.cat([-angles, angles], dim=-1).sin()
 
 
 @contextmanager

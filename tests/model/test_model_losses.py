@@ -10,8 +10,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny import tiny_predictor
 
+from kronos_pipeline.model import losses
 from kronos_pipeline.model.losses import teacher_forced_logits, token_loss, token_losses
-from kronos_pipeline.model.modules import evaluating, move, prepare_rotary
+from kronos_pipeline.model.modules import evaluating, move, prepare_rotary, rotary_tables
 
 WINDOWS, BARS = 3, 14
 
@@ -62,13 +63,35 @@ def test_the_fine_logits_know_the_true_coarse_token_of_their_bar(batch) -> None:
     assert not torch.allclose(s2_after[:, -1], s2_before[:, -1], atol=1e-3)
 
 
-def test_in_training_mode_it_is_upstreams_own_loss(batch) -> None:
+@pytest.mark.parametrize("wrap", [lambda predictor: predictor, with_lora], ids=["plain", "lora"])
+@pytest.mark.parametrize("first_target", [1, 8])
+def test_in_training_mode_it_is_upstreams_own_loss(batch, wrap, first_target: int) -> None:
     s1, s2, stamps = batch
-    predictor = tiny_predictor(dropout=False).train()
+    predictor = wrap(tiny_predictor(dropout=False)).train()
+    asked = slice(first_target - 1, None)
     logits = predictor(s1[:, :-1], s2[:, :-1], stamps[:, :-1], use_teacher_forcing=True, s1_targets=s1[:, 1:])
-    upstreams, _, _ = predictor.head.compute_loss(*logits, s1[:, 1:], s2[:, 1:])
-    ours = token_loss(predictor, s1, s2, stamps, first_target=1)
+    targets = [tokens[:, first_target:] for tokens in (s1, s2)]
+    upstreams, _, _ = predictor.head.compute_loss(*(part[:, asked] for part in logits), *targets)
+    ours = token_loss(predictor, s1, s2, stamps, first_target)
     torch.testing.assert_close(ours, upstreams, rtol=0, atol=1e-6)
+    for own, expected in zip(teacher_forced_logits(predictor, s1, s2, stamps, first_target), logits, strict=True):
+        torch.testing.assert_close(own, expected[:, asked], rtol=0, atol=2e-6)
+    trained = [parameter for parameter in predictor.parameters() if parameter.requires_grad]
+    gradients = (torch.autograd.grad(loss, trained) for loss in (ours, upstreams))
+    for own, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kept", [2**23, 0], ids=["scores kept", "scores made again"])
+def test_both_ways_of_attention_give_upstreams_logits_in_bfloat16(batch, kept: int, monkeypatch) -> None:
+    monkeypatch.setattr(losses, "_SCORES", kept)
+    predictor = tiny_predictor(dropout=False).train()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        ours = teacher_forced_logits(predictor, *batch, first_target=8)
+        s1, s2, stamps = (part[:, :-1] for part in batch)
+        upstreams = predictor(s1, s2, stamps, use_teacher_forcing=True, s1_targets=batch[0][:, 1:])
+    for own, expected in zip(ours, upstreams, strict=True):
+        torch.testing.assert_close(own, expected[:, 7:], rtol=0.02, atol=0.03)
 
 
 @pytest.mark.parametrize("changes", [{}, {"attention": 0.5}], ids=["as published", "dropout in the cross-attention"])
@@ -137,16 +160,14 @@ def test_low_precision_changes_little_and_trains(batch, kind: torch.dtype) -> No
     assert all(torch.isfinite(parameter.grad).all() for parameter in predictor.parameters())
 
 
-def test_positions_are_exact_inside_autocast() -> None:
+def test_rotations_are_upstreams_and_exact_inside_autocast() -> None:
     # 300 bars: bfloat16 does not tell all whole numbers above 256 apart.
-    tokens, stamps = torch.arange(602).reshape(2, 301) % 16, torch.zeros(2, 301, 5, dtype=torch.long)
-    rough, exact = tiny_predictor(), tiny_predictor()
-    token_loss(exact, tokens, tokens, stamps, first_target=1)
+    rotary, drawn = tiny_predictor().transformer[0].self_attn.rotary, torch.Generator().manual_seed(0)
+    vectors = torch.randn(2, 2, 300, 8, generator=drawn)
+    expected, _ = rotary(vectors, vectors)
     with torch.autocast("cpu", torch.bfloat16):
-        token_loss(rough, tokens, tokens, stamps, first_target=1)
-    for ours, expected in zip(rough.modules(), exact.modules(), strict=True):
-        if hasattr(ours, "cos_cached"):
-            assert torch.equal(ours.cos_cached, expected.cos_cached)
+        cos, sin = rotary_tables(rotary, 300)
+    torch.testing.assert_close(vectors * cos + vectors.roll(4, dims=-1) * sin, expected, rtol=0, atol=1e-6)
 
 
 def test_a_cache_made_in_inference_mode_does_not_stop_training(batch) -> None:
