@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint dev plain
+.PHONY: help venv demo test lint dev plain bench bench-gpu
 SHELL := bash
 
 VENV := .venv
@@ -51,3 +51,9 @@ plain: $(INSTALLED)  ## train with external/kronos/requirements.txt alone, in an
 	$(LINKS); $(BIN)/uv pip install --quiet --python "$$python" -r external/kronos/requirements.txt; \
 	"$$python" $(TRAIN) --adapter lora --data-dir trainingdata/AAPL --output-dir "$$plain/out" --stride 16 --eval-samples 4; \
 	ls "$$plain/out/adapters/AAPL/adapter_model.safetensors" "$$plain/out/metrics/evaluation.json"
+
+bench: $(INSTALLED)  ## measure everything beside its alternative, ten minutes, into docs/performance.md
+	$(BIN)/python benchmarks/bench.py --write docs/performance.md
+
+bench-gpu: $(INSTALLED)  ## measure sampling and training on a CUDA GPU, into docs/performance.md
+	$(BIN)/python benchmarks/gpu.py --write docs/performance.md

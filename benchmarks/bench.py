@@ -103,7 +103,7 @@ def _cost(machine: Machine, quick: bool, _: Path | None) -> Report:
         few = {"size": "nano", "adapters": 2, "batch": 4, "steps": 2, "series": 2}
     else:
         few = {"size": "small", "adapters": 4, "batch": 16, "steps": 4, "series": 32}
-    return Report([cost.table(machine, csv=csv, **few)])
+    return Report([cost.table(machine, csv=csv, **few), cost.on_paper("small")])
 
 
 PARTS: dict[str, Callable[[Machine, bool, Path | None], Report]] = {

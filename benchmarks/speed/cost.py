@@ -6,17 +6,22 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from kronos_pipeline.model.decoding import sample_paths
 from kronos_pipeline.training.adapters import AdapterJob
 from kronos_pipeline.training.trainer import KronosTrainer
 from speed.decoding import SAMPLING
 from speed.machine import Machine
-from speed.models import random_model, random_series, random_windows
-from speed.table import NOT_MEASURED, Table, number, seconds
+from speed.models import PAIRS, random_model, random_series, random_windows
+from speed.table import NOT_MEASURED, Table, number, percent, seconds
 from speed.timing import timed
 from speed.training import recipe
+from speed.work import cached_sampling, floor, total, training
 
-_HOUR = 3600.0
+_HOUR, _LOOKBACK, _HORIZON = 3600.0, 64, 30
+_H100 = Machine(torch.device("cuda"), "NVIDIA H100 SXM", bandwidth=3.35e12, flops={"bf16": 989e12})
+"""Of its data sheet: dense products, without sparsity."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,45 @@ def table(
     return Table(title, ("task", "how many", "each", "all"), cells, notes)
 
 
+def on_paper(size: str, *, share: float = 0.2) -> Table:
+    """The same tasks on a GPU that nobody ran: operations and bytes by formula, at the limits of its data sheet.
+
+    Args:
+        size: of the base model.
+        share: of those limits that is assumed to be reached.
+    """
+    user, pair, rows, together = Assumed(), PAIRS[size], [], 128
+    windows, batch = user.tickers * user.windows * user.epochs, 512
+    lora = training(pair, batch, _LOOKBACK + _HORIZON, _HORIZON, frozen=True)
+    sampling = cached_sampling(pair, together, user.paths, _LOOKBACK, _HORIZON, "bf16")
+    for task, phases, repeats in (
+        ("train on windows", [lora], windows / batch),
+        ("sample a holdout", sampling, user.tickers * user.rolls * user.models / together),
+        ("forecast once", sampling, user.tickers / together),
+    ):
+        whole, least = total(phases), repeats * floor(phases, _H100, "bf16")
+        rows.append(
+            [
+                task,
+                f"{repeats * whole.flop:.2g}",
+                f"{repeats * whole.bytes:.2g}",
+                seconds(least),
+                seconds(least / share),
+                f"{least / share / _HOUR:.3f} p",
+            ]
+        )
+    columns = ("task", "operations", "bytes", "at the limits", f"at {percent(share)} of them", "price")
+    notes = [
+        f"Not measured. The limits are a data sheet's: {_H100.flops['bf16'] / 1e12:.0f} TFLOP/s in bf16, "
+        f"{_H100.bandwidth / 1e12:.2f} TB/s. That {percent(share)} of them is reached is an assumption; so are "
+        f"{batch} windows to a step of all adapters together, and {together} tickers to a sampling. p is the price of "
+        "an hour."
+    ]
+    return Table(
+        f"What {user.tickers:,} tickers would take with Kronos-{size} on an H100, by formula", columns, rows, notes
+    )
+
+
 def _training(machine: Machine, size: str, adapters: int, batch: int, steps: int) -> tuple[float, float]:
     """Seconds of an adapter whatever its windows, and of a window: from so many steps and twice as many."""
     model = random_model(size, machine.device)
@@ -101,7 +145,7 @@ def _training(machine: Machine, size: str, adapters: int, batch: int, steps: int
 
 
 def _path(machine: Machine, size: str, series: int, paths: int) -> float:
-    model, some = random_model(size, machine.device), random_series(series, 64, 30)
+    model, some = random_model(size, machine.device), random_series(series, _LOOKBACK, _HORIZON)
     past, ahead = some.stamps
     run = timed(lambda: sample_paths(model, some.history, past, ahead, paths=paths, **SAMPLING), machine.device)
     return run().seconds / (series * paths)
