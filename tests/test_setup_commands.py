@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TARGETS = ["venv", "demo", "test", "lint", "dev", "plain"]
+TARGETS = ["venv", "demo", "test", "lint", "dev", "plain", "bench", "bench-gpu"]
 
 
 def make(*arguments: str, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
