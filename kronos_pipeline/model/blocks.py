@@ -101,9 +101,9 @@ class CachedBlocks:
 
     @staticmethod
     def _rest(layer: _Layer, hidden: Tensor, mixed: Tensor) -> Tensor:
-        hidden = hidden + layer.out(mixed)
+        hidden = layer.out(mixed, hidden)
         gate, up = layer.gate_and_up(layer.second_norm(hidden)).chunk(2, dim=-1)
-        return hidden + layer.down(F.silu(gate) * up)
+        return layer.down(F.silu(gate) * up, hidden)
 
 
 class Cross:
@@ -154,8 +154,7 @@ class CachedCross:
         """
         queries = self._query(sibling).unflatten(-1, (self._heads, -1))
         queries = self._turn(queries, self._span.context + step, self._span.paths)
-        mixed = self._out(self._cache.over_paths(queries, step + 1, self._mask))
-        return self._norm(hidden + mixed)
+        return self._norm(self._out(self._cache.over_paths(queries, step + 1, self._mask), hidden))
 
     def _project(self, hidden: Tensor, first: int, paths: int) -> tuple[Tensor, Tensor]:
         keys, values = self._keys_values(hidden).unflatten(-1, (2, self._heads, -1)).unbind(dim=2)

@@ -6,7 +6,6 @@ s1 by a cross-attention. Upstream runs the whole context again for every bar and
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,11 +13,11 @@ import torch
 from torch import Tensor
 
 from kronos_pipeline.errors import SettingsError
-from kronos_pipeline.model.adapter_rows import read, scale
-from kronos_pipeline.model.blocks import Blocks, CachedBlocks, CachedCross, Cross, Norm
+from kronos_pipeline.model.blocks import CachedBlocks, CachedCross
 from kronos_pipeline.model.cached import Span
-from kronos_pipeline.model.modules import evaluating, fitting_threads, inner, prepare_rotary
-from kronos_pipeline.model.packed import Product, Table
+from kronos_pipeline.model.kept import kept
+from kronos_pipeline.model.modules import evaluating, fitting_threads, prepare_rotary
+from kronos_pipeline.model.network import Bars, Network
 
 Tokens = tuple[Tensor, Tensor]
 """Coarse and fine tokens, s1 and s2, of equal shape."""
@@ -51,27 +50,9 @@ class Decoder:
         if precision not in PRECISIONS:
             raise SettingsError(f"Decoding is done in {' or '.join(PRECISIONS)}, not in {precision}; choose one.")
         several: list[Any] = list(predictors) if isinstance(predictors, list | tuple) else [predictors]
-        cores, dtype = [inner(predictor) for predictor in several], PRECISIONS[precision]
-        core = cores[0]
-        self.device = core.head.proj_s1.weight.device
-        self._several, self._dtype, self._width = len(several) > 1, dtype, core.d_model
-        self._threads_for = several[0]
-        self._stamps = [one.time_emb for one in cores]
-        embeddings = [one.embedding for one in cores]
-        self._coarse = Table(read([one.emb_s1 for one in embeddings]), dtype)
-        self._fine = Table(read([one.emb_s2 for one in embeddings]), dtype)
-        fusion = read([one.fusion_proj for one in embeddings])
-        self._fusion = Product(scale(fusion, math.sqrt(core.d_model)), dtype)
-        self._blocks = Blocks([one.transformer for one in cores], dtype)
-        self._norm = Norm(core.norm, dtype)
-        self._cross = Cross([one.dep_layer for one in cores], dtype)
-        heads = [one.head for one in cores]
-        self._coarse_head = Product(read([head.proj_s1 for head in heads]), torch.float32)
-        self._fine_head = Product(read([head.proj_s2 for head in heads]), torch.float32)
-        self._tokenizer = tokenizer
-        self._bits = Product(read([tokenizer.post_quant_embed]), torch.float32)
-        self._decoder = Blocks([tokenizer.decoder], torch.float32)
-        self._values = Product(read([tokenizer.head]), torch.float32)
+        self._network = kept(Network, several, PRECISIONS[precision])
+        self._bars = kept(Bars, [tokenizer])
+        self._tokenizer, self._threads_for, self.device = tokenizer, several[0], self._network.device
 
     def encode(self, bars: Tensor, lengths: Tensor | None = None) -> Tokens:
         """Tokens of normalised bars, as upstream's tokenizer gives them.
@@ -166,11 +147,11 @@ class Decoder:
         start = max(0, known[0].shape[1] + horizon - context)
         known = known[0][:, start:], known[1][:, start:]
         span = _span(known, paths, horizon, lengths)
-        blocks = self._decoder.over(span, asked=horizon)
-        blocks.over_context(self._bits(self._tokenizer.indices_to_bits(known, half=True)))
+        blocks = self._bars.blocks.over(span, asked=horizon)
+        blocks.over_context(self._bars.embed(self._tokenizer.indices_to_bits(known, half=True)))
         steps = [level.transpose(1, 2).flatten(1) for level in drawn]  # (series, steps * paths)
-        hidden = blocks.over_paths(self._bits(self._tokenizer.indices_to_bits(steps, half=True)), 0)
-        return self._values(hidden).view(series, horizon, paths, -1).transpose(1, 2)
+        hidden = blocks.over_paths(self._bars.embed(self._tokenizer.indices_to_bits(steps, half=True)), 0)
+        return self._bars.values(hidden).view(series, horizon, paths, -1).transpose(1, 2)
 
 
 class _Run:
@@ -188,16 +169,12 @@ class _Run:
         which: Tensor | None,
         in_place: bool,
     ) -> None:
-        device = decoder.device
-        self._decoder, self._paths, self._context, self._in_place = decoder, paths, context, in_place
+        self._network, device = decoder._network, decoder.device
+        self._paths, self._context, self._in_place = paths, context, in_place
         self._known = known[0].to(device), known[1].to(device)
         self._lengths = None if lengths is None else lengths.to(device)
-        self._which = _places(decoder, which, len(self._known[0]))
-        self._past, self._ahead = (self._stamps(part.to(device)) for part in (past, ahead))
-        self._coarse, self._fine = decoder._coarse.chosen(self._which), decoder._fine.chosen(self._which)
-        self._fusion, self._coarse_head, self._fine_head = (
-            part.chosen(self._which) for part in (decoder._fusion, decoder._coarse_head, decoder._fine_head)
-        )
+        self._rows = self._network.rows(None if which is None else which.to(device), len(known[0]))
+        self._past, self._ahead = (self._rows.stamps(part.to(device)) for part in (past, ahead))
 
     def sample(self, choose: Choose) -> Tokens:
         """s1 and s2, (series, paths, horizon)."""
@@ -210,21 +187,21 @@ class _Run:
                 last = self._begin(drawn, start, steps)
             else:
                 last = self._go_on(drawn[-1:], step - 1)
-            s1 = choose(self._logits(self._coarse_head, last), step, 0)
-            mixed = self._cross.over_paths(self._coarse(s1), last, self._last_step)
-            drawn.append((s1, choose(self._logits(self._fine_head, mixed), step, 1)))
+            s1 = choose(self._rows.coarse_head(last.float()), step, 0)
+            mixed = self._cross.over_paths(self._rows.coarse(s1), last, self._last_step)
+            drawn.append((s1, choose(self._rows.fine_head(mixed.float()), step, 1)))
         s1, s2 = (torch.stack(level, dim=-1) for level in zip(*drawn, strict=True))
         return s1, s2
 
     def _begin(self, drawn: list[Tokens], start: int, steps: int) -> Tensor:
         """Read all bars from `start` on; the hidden states of the last one, (series, paths, model width)."""
-        decoder = self._decoder
+        network, which = self._network, self._rows.which
         self._first = max(0, start - self._known[0].shape[1])
         known, drawn = (self._known[0][:, start:], self._known[1][:, start:]), drawn[self._first :]
         span = _span(known, self._paths, max(1, steps - self._first), self._lengths)
-        self._blocks: CachedBlocks = decoder._blocks.over(span, self._which, asked=max(1, len(drawn)))
-        self._cross: CachedCross = decoder._cross.over(span, self._which, in_place=self._in_place)
-        hidden = decoder._norm(self._blocks.over_context(self._embed(known) + self._past[:, start:]))
+        self._blocks: CachedBlocks = network.blocks.over(span, which, asked=max(1, len(drawn)))
+        self._cross: CachedCross = network.cross.over(span, which, in_place=self._in_place)
+        hidden = network.norm(self._blocks.over_context(self._rows.embed(known) + self._past[:, start:]))
         self._cross.read_context(hidden)
         self._last_step = -1
         return self._go_on(drawn, 0) if drawn else hidden[:, -1:].expand(-1, self._paths, -1)
@@ -234,34 +211,10 @@ class _Run:
         steps, paths = len(drawn), self._paths
         tokens = tuple(torch.cat(level, dim=1) for level in zip(*drawn, strict=True))  # (series, steps * paths)
         ahead = self._ahead[:, self._first + first : self._first + first + steps].repeat_interleave(paths, dim=1)
-        hidden = self._decoder._norm(self._blocks.over_paths(self._embed(tokens) + ahead, first))
+        hidden = self._network.norm(self._blocks.over_paths(self._rows.embed(tokens) + ahead, first))
         self._cross.read_paths(hidden, first)
         self._last_step = first + steps - 1
         return hidden[:, -paths:]
-
-    def _embed(self, tokens: Sequence[Tensor]) -> Tensor:
-        return self._fusion(torch.cat([self._coarse(tokens[0]), self._fine(tokens[1])], dim=-1))
-
-    def _stamps(self, stamps: Tensor) -> Tensor:
-        """(series, bars, 5) -> (series, bars, model width)."""
-        decoder = self._decoder
-        if self._which is None:
-            return decoder._stamps[0](stamps).to(decoder._dtype)
-        result = stamps.new_empty(*stamps.shape[:2], decoder._width, dtype=decoder._dtype)
-        for place in self._which.unique().tolist():
-            rows = self._which == place
-            result[rows] = decoder._stamps[place](stamps[rows]).to(decoder._dtype)
-        return result
-
-    @staticmethod
-    def _logits(head: Any, hidden: Tensor) -> Tensor:
-        return head(hidden.float())
-
-
-def _places(decoder: Decoder, which: Tensor | None, series: int) -> Tensor | None:
-    if not decoder._several:
-        return None
-    return torch.zeros(series, dtype=torch.long, device=decoder.device) if which is None else which.to(decoder.device)
 
 
 def _span(known: Tokens, paths: int, steps: int, lengths: Tensor | None) -> Span:
