@@ -1,0 +1,230 @@
+"""The benchmarks: their arithmetic, their way of measuring, and that the commands run and say what they promise."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "benchmarks"))
+
+import bench  # noqa: E402 - a folder of scripts, on the path since the line above
+import gpu  # noqa: E402
+from speed.machine import Machine  # noqa: E402
+from speed.models import PAIRS, random_model  # noqa: E402
+from speed.table import Goal, Table, goal_table, put  # noqa: E402
+from speed.timing import Sample, Spread, alternate, peak_of, ratio, timed  # noqa: E402
+from speed.work import Work, cached_sampling, floor, repeated_sampling, total, training  # noqa: E402
+
+CPU = torch.device("cpu")
+STAMPS = torch.zeros(1, 1, 5, dtype=torch.long)
+
+
+def counted(run: Any) -> int:
+    """Operations of the matrix products in a call, those of attention included, by torch's own count."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        run()
+    return counter.get_total_flops()
+
+
+def upstream_bar(size: str) -> int:
+    """What upstream computes to sample one bar after one bar of one series, by torch's count."""
+    model = random_model(size, CPU)
+    predictor, tokenizer = model.predictor, model.tokenizer
+
+    def run() -> None:
+        s1, s2 = tokenizer.encode(torch.zeros(1, 1, 6), half=True)
+        _, hidden = predictor.decode_s1(s1, s2, STAMPS)
+        predictor.decode_s2(hidden, s1)
+        tokenizer.decode([s1.repeat(1, 2), s2.repeat(1, 2)], half=True)
+
+    return counted(run)
+
+
+@pytest.mark.parametrize("size", ["nano", "mini", "small"])
+def test_the_formulas_count_what_upstream_computes(size: str) -> None:
+    """For one bar, where a causal attention leaves nothing out that the count includes, but one key in the decoder."""
+    tokenizer = PAIRS[size].tokenizer
+    beyond_causal = 4 * tokenizer.width * (tokenizer.layers - 1)
+    found = total(repeated_sampling(PAIRS[size], 1, 1, 1, 1)).flop
+    assert found == upstream_bar(size) - beyond_causal
+    assert total(cached_sampling(PAIRS[size], 1, 1, 1, 1)).flop == found, "with one bar there is nothing to repeat"
+
+
+@pytest.mark.parametrize("size", ["nano", "mini", "small"])
+def test_a_step_reads_each_weight_of_its_products_once(size: str) -> None:
+    predictor = random_model(size, CPU).predictor
+    products = {name: part for name, part in predictor.named_modules() if isinstance(part, torch.nn.Linear)}
+    weights = sum(part.weight.numel() for part in products.values())
+    kept = 2 * predictor.d_model * (predictor.n_layers + 1)
+    step = cached_sampling(PAIRS[size], 3, 2, 5, 2)[2]
+    assert step.bytes == 4 * (weights + kept * (3 * 5 + 3 * 2))
+    assert cached_sampling(PAIRS[size], 3, 2, 5, 2, "bf16")[2].bytes == step.bytes / 2
+
+
+def test_a_cache_saves_more_the_longer_the_context_and_the_more_the_paths() -> None:
+    def saved(series: int, paths: int, bars: int) -> float:
+        shape = (PAIRS["small"], series, paths, bars, 30)
+        return total(repeated_sampling(*shape)).flop / total(cached_sampling(*shape)).flop
+
+    assert saved(1, 4, 64) > 30
+    assert saved(1, 8, 64) > saved(1, 4, 64)
+    assert saved(1, 4, 400) > saved(1, 4, 64)
+    assert saved(8, 4, 64) == pytest.approx(saved(1, 4, 64))
+
+
+def test_a_training_step_is_a_forward_pass_and_two_backward() -> None:
+    predictor = random_model("nano", CPU).predictor
+    tokens = torch.zeros(1, 1, dtype=torch.long)
+    forward = counted(lambda: predictor(tokens, tokens, STAMPS, use_teacher_forcing=True, s1_targets=tokens))
+    assert training(PAIRS["nano"], 1, 1, 1).flop == 3 * forward
+    assert training(PAIRS["nano"], 7, 1, 1).flop == 21 * forward
+    weights = sum(part.weight.numel() for part in predictor.modules() if isinstance(part, torch.nn.Linear))
+    assert training(PAIRS["nano"], 1, 1, 1, frozen=True).flop == 3 * forward - 2 * weights
+
+
+def test_no_phase_is_faster_than_its_bytes_nor_than_its_operations() -> None:
+    machine = Machine(CPU, "of a test", bandwidth=10.0, flops={"fp32": 100.0})
+    assert floor([Work(flop=200.0, bytes=1.0), Work(flop=1.0, bytes=30.0)], machine, "fp32") == pytest.approx(2 + 3)
+
+
+def test_rivals_take_turns_and_each_round_has_a_ratio() -> None:
+    turns: list[str] = []
+    clock = itertools.count(1)
+
+    def rival(name: str) -> Any:
+        def run() -> Sample:
+            turns.append(name)
+            return Sample(seconds=float(next(clock)))
+
+        return run
+
+    samples = alternate({"slow": rival("slow"), "fast": rival("fast")}, rounds=3)
+    assert turns == ["slow", "fast"] * 3
+    assert ratio(samples["slow"], samples["fast"]) == Spread(median=3 / 4, low=1 / 2, high=5 / 6, count=3)
+
+
+def test_no_round_begins_that_would_end_too_late_but_the_first_is_run() -> None:
+    samples = alternate({"one": timed(lambda: None, CPU)}, rounds=50, within=0.0)
+    assert len(samples["one"]) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not tell the peak")
+def test_the_peak_is_what_a_run_takes_at_most_beyond_what_was_held() -> None:
+    held = torch.ones(10_000_000)
+    samples = [timed(lambda count=count: torch.ones(count).sum(), CPU)() for count in (25_000_000, 2_500_000)]
+    peaks = [peak_of([sample]) for sample in samples]
+    assert peaks[0] == pytest.approx(4 * 25_000_000, rel=0.2)
+    assert peaks[1] == pytest.approx(4 * 2_500_000, rel=0.5), "an earlier run's peak does not count"
+    assert held.sum() == len(held)
+
+
+def test_a_place_in_a_document_is_filled_and_filled_again(tmp_path: Path) -> None:
+    path = tmp_path / "document.md"
+    path.write_text("before\n<!-- one -->\nold\n<!-- /one -->\nafter\n")
+    for cell in ("first", r"second \1"):
+        put(path, "one", Table("Title", ("a", "b"), [[cell, "2"]], ["A note."]).text())
+        text = path.read_text()
+        assert text.startswith("before\n")
+        assert text.endswith("after\n")
+        assert f"| {cell} | 2" in text
+        assert "A note." in text
+    assert "old" not in text
+    assert "first" not in text
+    with pytest.raises(ValueError, match="<!-- two -->"):
+        put(path, "two", "")
+
+
+def test_a_goal_that_nobody_measured_says_so() -> None:
+    rows = goal_table([Goal("a", "2 times"), Goal("b", "2 times", "3 times", True), Goal("c", "2", "1", False)]).rows
+    assert [row[-1] for row in rows] == ["not measured", "yes", "no"]
+
+
+def gpu_script(*arguments: str) -> str:
+    """What the script prints where neither Dagster, MLflow nor a network is to be had."""
+    program = (
+        "import runpy, socket, sys\n"
+        "sys.modules.update(dagster=None, mlflow=None)\n"  # an import of them fails
+        "def refuse(*_): raise OSError('the benchmarks need no network')\n"
+        "socket.socket.connect = refuse\n"
+        f"sys.argv = {['gpu.py', *arguments]}\n"
+        f"sys.path.insert(0, {str(ROOT / 'benchmarks')!r})\n"
+        f"runpy.run_path({str(ROOT / 'benchmarks' / 'gpu.py')!r}, run_name='__main__')\n"
+    )
+    one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | one_thread, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def document(path: Path) -> dict[str, str]:
+    """The marked places of a document and what they hold."""
+    found = re.findall(r"<!-- ([a-z-]+) -->\n(.*?)<!-- /\1 -->", path.read_text(), re.DOTALL)
+    return dict(found)
+
+
+def rows(text: str, title: str) -> list[dict[str, str]]:
+    """The rows of the table of that title, by column."""
+    lines = text.split(f"**{title}", 1)[1].split("\n\n")[1].strip().splitlines()
+    names, _, *cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [dict(zip(names, row, strict=True)) for row in cells]
+
+
+def test_the_bench_command_puts_each_rival_beside_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "performance.md"
+    path.write_text((ROOT / "docs" / "performance.md").read_text())
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--quick", "--write", str(path)])
+    bench.main()
+    parts = document(path)
+    sampled = rows(parts["decoding"], "Sampling")
+    assert [row["way"] for row in sampled] == 2 * ["upstream", "KronosPredictor", "sample_paths", "sample_paths, bf16"]
+    assert [row["way"] for row in rows(parts["tickers"], "Forecasts of")] == ["one by one", "in one call"]
+    trained = rows(parts["training"], "Full fine-tune")
+    assert [row["way"].split(",")[0] for row in trained] == ["upstream's loop", "KronosTrainer", "KronosTrainer"]
+    together = rows(parts["adapters"], "3 adapters")
+    assert [row["way"].split(",")[0] for row in together] == ["plain PEFT loop", "train_adapter", "train_adapters"]
+    for row in (*sampled, *trained, *together):
+        assert re.match(r"\d", row["times"]), row
+        assert re.fullmatch(r"[\d,]+ MB|not measured", row["peak memory"]), row
+    goals = rows(parts["goals"], "Goals")
+    assert {row["reached"] for row in goals} <= {"yes", "no"}
+    assert len(goals) >= 3
+    assert (tmp_path / "images" / "performance.png").stat().st_size > 10_000
+    assert all("not filled" not in text for name, text in parts.items() if name != "gpu")
+
+
+def test_the_gpu_script_runs_on_a_cpu_without_dagster_and_mlflow_and_says_what_it_could_not_measure(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "performance.md"
+    path.write_text("<!-- gpu -->\n<!-- /gpu -->\n")
+    printed = gpu_script("--device", "cpu", "--quick", "--write", str(path))
+    written = document(path)["gpu"]
+    assert all(table.strip() in written for table in printed.split("\n\n\n"))
+    assert [row["way"] for row in rows(written, "Sampling")][:2] == ["upstream", "KronosPredictor"]
+    goals = rows(written, "Goals")
+    assert [row["wanted"] for row in goals] == ["15 times"] * 4 + ["8 times", "20 times"]
+    assert {row["found"] for row in goals} == {row["reached"] for row in goals} == {"not measured"}
+    assert "| read and cut CSVs " in written
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_gpu_script_says_at_once_that_there_is_no_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    with pytest.raises(SystemExit, match="2"):
+        gpu.main()
+    assert "--device cpu --quick" in capsys.readouterr().err
