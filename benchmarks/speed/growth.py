@@ -62,13 +62,23 @@ def growths(device: torch.device, *, size: str, quick: bool, rounds: int) -> lis
         return Growth(what, grows, values, taken)
 
     return [
-        sampled(f"1 ticker, 64 + {horizon} bars", "paths", few((1, 4, 16, 64, 256)), lambda paths: (1, paths, 64)),
-        sampled(f"4 paths, 64 + {horizon} bars", "tickers", few((1, 4, 16, 64, 256)), lambda series: (series, 4, 64)),
         sampled(
-            f"4 tickers, 4 paths, + {horizon} bars", "lookback", few((30, 60, 120, 240, 480)), lambda bars: (4, 4, bars)
+            f"sampling 1 ticker, 64 + {horizon} bars", "paths", few((1, 4, 16, 64, 256)), lambda paths: (1, paths, 64)
+        ),
+        sampled(
+            f"sampling 4 paths, 64 + {horizon} bars",
+            "tickers",
+            few((1, 4, 16, 64, 256)),
+            lambda series: (series, 4, 64),
+        ),
+        sampled(
+            f"sampling 4 tickers x 4 paths, + {horizon} bars",
+            "lookback",
+            few((30, 60, 120, 240, 480)),
+            lambda bars: (4, 4, bars),
         ),
         Growth(
-            f"4 tickers, 4 paths, 64 + {horizon} bars",
+            f"sampling 4 tickers x 4 paths, 64 + {horizon} bars",
             "million parameters",
             parameters,
             [_sampling(device, name, 4, 4, 64, horizon, rounds) for name in sizes],
@@ -104,6 +114,7 @@ def table(found: Sequence[Growth]) -> Table:
 def plot(found: Sequence[Growth], path: Path) -> None:
     """A panel for each, both axes logarithmic, and a line of proportional growth to compare with."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     columns = 4
     figure = Figure(figsize=(13, 6.2), layout="constrained")
@@ -114,7 +125,10 @@ def plot(found: Sequence[Growth], path: Path) -> None:
         axis.errorbar(growth.at, middle, yerr=reach, marker="o", color="#1f5fa8", capsize=3)
         axis.plot(growth.at, [middle[0] * at / growth.at[0] for at in growth.at], ":", color="#888888")
         axis.set(xscale="log", yscale="log", xlabel=growth.grows, ylabel="seconds", title=growth.what)
-        axis.set_xticks(growth.at, growth.labels or [f"{at:g}" for at in growth.at])
+        names = [f"{name}\n{number(at)}" for name, at in zip(growth.labels, growth.at, strict=False)]
+        axis.set_xticks(growth.at, names or [f"{at:g}" for at in growth.at])
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.minorticks_off()
         axis.title.set_fontsize(9)
         axis.grid(alpha=0.3)
