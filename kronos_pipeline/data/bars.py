@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,8 @@ class Bars:
         source: the file, as the user knows it.
         time_zone: what the file says of its zone, such as "UTC-05:00/-04:00"; None where it says nothing.
         notes: what is odd but no error, one sentence each.
-        csv_key: tells the CSV and the code that read it, see `csv_key`; None where reading it again may give other
-            notes, or where there is no CSV.
-        stored: the artifact that holds these bars already, or None.
+        csv_key: tells the CSV and the code that read it, see `csv_key`; None where there is none, or where reading it
+            again later may give other notes.
     """
 
     ticker: str
@@ -47,7 +46,6 @@ class Bars:
     time_zone: str | None = None
     notes: tuple[str, ...] = ()
     csv_key: str | None = None
-    stored: Path | None = None
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -55,7 +53,7 @@ class Bars:
     @property
     def values(self) -> FloatArray:
         """The features, `(bars, 6)`, in the file's units."""
-        return self.frame[list(FEATURES)].to_numpy(np.float64)
+        return matrix(self.frame, FEATURES)
 
 
 def make_bars(
@@ -68,12 +66,17 @@ def make_bars(
     csv_key: str | None = None,
 ) -> Bars:
     """Put bars together from columns that are already right: `timestamps` and the six features, oldest first."""
-    values = np.stack([np.asarray(frame[name], np.float64) for name in FEATURES], axis=1)
+    values = matrix(frame, FEATURES)
     values += 0.0  # makes -0.0 the 0.0 it means
     stamps = np.array(frame["timestamps"], "datetime64[ns]")
     clean = pd.DataFrame(values, columns=list(FEATURES))
     clean.insert(0, "timestamps", stamps)
     return Bars(ticker, clean, bars_hash(stamps, values), source, time_zone, notes, csv_key)
+
+
+def matrix(frame: Mapping[str, Any] | pd.DataFrame, names: Sequence[str]) -> FloatArray:
+    """Some columns, `(rows, names)`; to select them from a frame first would take three times as long."""
+    return np.stack([np.asarray(frame[name], np.float64) for name in names], axis=1)
 
 
 def bars_hash(stamps: StampArray, values: FloatArray) -> str:
@@ -89,9 +92,7 @@ def csv_key(source: str, content: bytes) -> str:
 
 
 def save_bars(path: Path, bars: Bars) -> None:
-    """Write `bars/<T>.parquet`, what is known of the bars in its schema's metadata; not where it holds them already."""
-    if bars.stored == path and path.exists():
-        return
+    """Write `bars/<T>.parquet`, what is known of the bars in its schema's metadata."""
     manifest = {
         "ticker": bars.ticker,
         "content_hash": bars.content_hash,
@@ -125,4 +126,4 @@ def load_bars(path: Path) -> Bars:
         raise ArtifactError(f"{path} holds no bars ({error}); materialise them again.") from error
     if damaged:
         raise ArtifactError(f"{path} is damaged: its bars are not those that were written; materialise them again.")
-    return replace(bars, stored=path)
+    return bars

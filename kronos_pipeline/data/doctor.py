@@ -8,7 +8,8 @@ should cover a year of training besides, or the model never sees some months, an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,8 @@ from rich.table import Table
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import Bars
 from kronos_pipeline.data.ingest import read_folder
-from kronos_pipeline.data.rhythm import find_rhythm
-from kronos_pipeline.data.windows import STRADDLING, WindowSet, build_windows
+from kronos_pipeline.data.rhythm import Rhythm, find_rhythm
+from kronos_pipeline.data.windows import STRADDLING, WindowSet, build_all_windows
 from kronos_pipeline.errors import DataError, Problem
 
 HORIZONS_PER_TICKER = 20
@@ -63,11 +64,11 @@ class TickerReport:
         """How many stretches of `horizon` bars the training targets hold, end to end."""
         if self.windows is None:
             return 0
-        rows = self.windows.of_split("train")
-        edges = np.zeros(len(self.windows.bars) + 1, np.int64)
-        np.add.at(edges, rows["origin"].to_numpy() + 1, 1)
-        np.add.at(edges, rows["end"].to_numpy(), -1)
-        return int((edges.cumsum() > 0).sum()) // self.windows.horizon
+        rows, bars = self.windows.rows, len(self.windows.bars)
+        train = (rows["split"] == "train").to_numpy()
+        begun = np.bincount(rows["origin"].to_numpy()[train] + 1, minlength=bars + 1)
+        ended = np.bincount(rows["end"].to_numpy()[train], minlength=bars + 1)
+        return int((np.cumsum(begun - ended) > 0).sum()) // self.windows.horizon
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def examine_folder(data_dir: Path, recipe: Recipe) -> FolderReport:
     """
     good, bad = read_folder(data_dir)
     reports = {name: TickerReport(name, None, None, None, error.problems, ()) for name, error in bad.items()}
-    reports |= {ticker: examine(bars, recipe) for ticker, bars in good.items()}
+    reports |= examine_all(list(good.values()), recipe)
     return FolderReport(tuple(reports[name] for name in sorted(reports)))
 
 
@@ -141,40 +142,42 @@ def doctor_table(report: FolderReport) -> Table:
     return table
 
 
-def examine(bars: Bars, recipe: Recipe) -> TickerReport:
-    """Cut a ticker's windows, and say whether they are enough.
+def examine_all(bars: Sequence[Bars], recipe: Recipe) -> dict[str, TickerReport]:
+    """Cut the tickers' windows, and say of each, by symbol, whether they are enough.
 
     Raises:
         SettingsError: the settings cannot work for any data.
         ModelError: the base model is unknown.
     """
-    interval = _interval(bars)
-    try:
-        windows = build_windows(bars, recipe)
-    except DataError as error:
-        return TickerReport(bars.ticker, bars, interval, None, error.problems, ())
-    report = TickerReport(bars.ticker, bars, interval, windows, (), ())
-    return TickerReport(bars.ticker, bars, interval, windows, (), _doubts(report, bars, windows))
+    windows, problems = build_all_windows(bars, recipe)
+    return {one.ticker: _report(one, windows.get(one.ticker), problems.get(one.ticker)) for one in bars}
 
 
-def _doubts(report: TickerReport, bars: Bars, windows: WindowSet) -> tuple[str, ...]:
+def _report(bars: Bars, windows: WindowSet | None, error: DataError | None) -> TickerReport:
+    rhythm = find_rhythm(bars.frame["timestamps"].to_numpy()) if len(bars) > 1 else None
+    interval = _interval(rhythm) if rhythm else None
+    report = TickerReport(bars.ticker, bars, interval, windows, error.problems if error else (), ())
+    if windows is None or rhythm is None:
+        return report
+    return replace(report, doubts=_doubts(report, windows, rhythm))
+
+
+def _doubts(report: TickerReport, windows: WindowSet, rhythm: Rhythm) -> tuple[str, ...]:
     doubts = []
     if report.horizons < HORIZONS_PER_TICKER:
         doubts.append(
             f"training targets hold {report.horizons} horizons end to end, and {HORIZONS_PER_TICKER} are the least to "
             "learn from"
         )
-    stamps = bars.frame["timestamps"]
+    stamps = windows.bars.frame["timestamps"]
     trained = (stamps.iloc[windows.selection_start - 1] - stamps.iloc[windows.lookback]).days
-    if find_rhythm(stamps.to_numpy()).daily and trained < _YEAR:
+    if rhythm.daily and trained < _YEAR:
         doubts.append(f"training covers {trained} days, less than a year: some months are never seen")
     return tuple(doubts)
 
 
-def _interval(bars: Bars) -> str | None:
-    if len(bars) < 2:
-        return None
-    interval = pd.Timedelta(find_rhythm(bars.frame["timestamps"].to_numpy()).interval, "ns")
+def _interval(rhythm: Rhythm) -> str:
+    interval = pd.Timedelta(rhythm.interval, "ns")
     for unit, name in ((pd.Timedelta(days=1), "day"), (pd.Timedelta(hours=1), "h"), (pd.Timedelta(minutes=1), "min")):
         if interval % unit == pd.Timedelta(0):
             return f"{interval // unit} {name}"

@@ -17,12 +17,9 @@ from kronos_pipeline.data.csv_files import CsvFile, find_csv_files
 from kronos_pipeline.data.csv_table import CsvTable, read_csv_table
 from kronos_pipeline.data.flags import find_flags
 from kronos_pipeline.data.rhythm import StampArray
-from kronos_pipeline.data.schemas import ORDER_RULES, RULES, BarFrame
+from kronos_pipeline.data.schemas import ORDER_RULES, RULES, VALIDATED_TOGETHER, BarFrame
 from kronos_pipeline.data.times import parse_times
 from kronos_pipeline.errors import DataError, Problem
-
-_VALIDATED_TOGETHER = 200
-"""Tickers in one call of pandera, which costs milliseconds whatever its size; more would only cost memory."""
 
 
 @dataclass
@@ -80,9 +77,9 @@ def read_files(
     now = pd.Timestamp.now("UTC") if now is None else now
     good: dict[str, Bars] = {}
     bad: dict[str, DataError] = {}
-    for first in range(0, len(files), _VALIDATED_TOGETHER):
+    for first in range(0, len(files), VALIDATED_TOGETHER):
         drafts: list[_Draft] = []
-        for file in files[first : first + _VALIDATED_TOGETHER]:
+        for file in files[first : first + VALIDATED_TOGETHER]:
             try:
                 drafts.append(_draft(read_csv_table(file)))
             except DataError as error:

@@ -79,7 +79,7 @@ def find_rhythm(stamps: StampArray) -> Rhythm:
     differences, counts = np.unique(np.diff(times), return_counts=True)
     interval = int(differences[counts.argmax()])
     days = times // _DAY
-    dates = np.unique(days)
+    dates = _distinct(days)
     days_per_weekday = np.bincount((dates + 3) % 7, minlength=7)  # 1970-01-01 was a Thursday
     # Of each weekday the dates between the first bar and the last: a short file's weeks are not whole.
     chances = np.bincount((np.arange(dates[0], dates[-1] + 1) + 3) % 7, minlength=7)
@@ -87,7 +87,7 @@ def find_rhythm(stamps: StampArray) -> Rhythm:
     slots = int(max(-(-_DAY // interval), 1))
     slot_of = (times % _DAY) // interval if slots > 1 else np.zeros(len(times), np.int64)
     # A bar per slot and date, as bars may be denser than the interval here and there.
-    occupied = np.unique(days * slots + slot_of)
+    occupied = _distinct(days * slots + slot_of)
     per_slot = np.bincount(occupied % slots, minlength=slots)
     regular = per_slot >= _REGULAR_DAYS * len(dates)
     few = len(dates) < _FEW_DATES
@@ -108,6 +108,11 @@ def find_rhythm(stamps: StampArray) -> Rhythm:
 
 def _nanoseconds(stamps: StampArray) -> IntArray:
     return np.asarray(stamps).astype("datetime64[ns]").astype(np.int64)
+
+
+def _distinct(values: IntArray) -> IntArray:
+    """The distinct values of a sorted array."""
+    return values[np.concatenate([[True], values[1:] != values[:-1]])]
 
 
 def _between_first_and_last(slots: BoolArray) -> BoolArray:

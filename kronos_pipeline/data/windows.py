@@ -10,17 +10,16 @@ times lookback.
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from kronos_pipeline.artifacts import code_version, read_parquet, text_hash, write_parquet
+from kronos_pipeline.artifacts import code_version, read_parquet, write_parquet
 from kronos_pipeline.config import Recipe
-from kronos_pipeline.data.bars import FEATURES, Bars, FloatArray, bars_hash
+from kronos_pipeline.data.bars import FEATURES, Bars
 from kronos_pipeline.data.normalisation import (
     denormalise,
     lookback_statistics,
@@ -28,13 +27,15 @@ from kronos_pipeline.data.normalisation import (
     rolling_statistics,
 )
 from kronos_pipeline.data.rhythm import find_rhythm
-from kronos_pipeline.data.schemas import STATISTICS, WindowRows
+from kronos_pipeline.data.schemas import STATISTICS, VALIDATED_TOGETHER, WindowRows
 from kronos_pipeline.data.splits import SPLITS, Blocks, find_blocks, need_windows
-from kronos_pipeline.errors import ArtifactError
+from kronos_pipeline.data.window_set import OFFSETS, WindowSet, row_statistics, stamp_features
+from kronos_pipeline.errors import ArtifactError, DataError
 
 __all__ = [
     "SPLITS",
     "WindowSet",
+    "build_all_windows",
     "build_windows",
     "denormalise",
     "load_windows",
@@ -57,53 +58,6 @@ _REASONS = {
     "holdout": (HOLDOUT_ACROSS_A_HOLE, HOLDOUT_FLAT),
 }
 
-StampFeatures = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
-
-
-@dataclass(frozen=True)
-class WindowSet:
-    """One ticker's windows.
-
-    Attributes:
-        bars: the bars that the windows look at.
-        lookback: bars that a forecast sees, after the cut to the model's context.
-        horizon: bars that a forecast predicts.
-        rows: a row per window: `start`, `origin`, `end`, int32: it spans the bars [start, end) and knows those up to
-            `origin`; `split`; `mean_<feature>` and `std_<feature>`, float64, of the lookback bars.
-        stamps: `(bars, 5)`: minute, hour, weekday (Monday is 0), day, month of each bar.
-        excluded: how many windows were left out, by reason.
-        selection_start: index of the selection block's first bar.
-        holdout_start: index of the holdout's first bar.
-        training_hash: SHA-256 of all that training can depend on: the bars before the holdout, and the rows cut from
-            them; no holdout bar changes it.
-    """
-
-    bars: Bars
-    lookback: int
-    horizon: int
-    rows: pd.DataFrame
-    stamps: StampFeatures
-    excluded: dict[str, int]
-    selection_start: int
-    holdout_start: int
-    training_hash: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "training_hash", _training_hash(self))
-
-    @property
-    def ticker(self) -> str:
-        return self.bars.ticker
-
-    def of_split(self, split: str) -> pd.DataFrame:
-        """The rows of one split, oldest first, with an index of their own."""
-        return self.rows[self.rows["split"] == split].reset_index(drop=True)
-
-    def counts(self) -> dict[str, int]:
-        """Windows per split."""
-        found = self.rows["split"].value_counts()
-        return {split: int(found.get(split, 0)) for split in SPLITS}
-
 
 def build_windows(bars: Bars, recipe: Recipe, *, hold_out: bool = True) -> WindowSet:
     """Cut a ticker's bars into windows.
@@ -122,10 +76,38 @@ def build_windows(bars: Bars, recipe: Recipe, *, hold_out: bool = True) -> Windo
         SettingsError: lookback and horizon do not fit the base model's context.
         ModelError: the base model is unknown.
     """
-    lookback, horizon = recipe.used_lookback, recipe.horizon
+    windows = _cut(bars, recipe, recipe.used_lookback, hold_out)
+    WindowRows.validate(windows.rows)
+    return windows
+
+
+def build_all_windows(bars: Sequence[Bars], recipe: Recipe) -> tuple[dict[str, WindowSet], dict[str, DataError]]:
+    """`build_windows` of some tickers: the windows of those that are fit, and what is wrong with each of the others.
+
+    Raises:
+        SettingsError: lookback and horizon do not fit the base model's context.
+        ModelError: the base model is unknown.
+    """
+    lookback = recipe.used_lookback
+    fit: dict[str, WindowSet] = {}
+    unfit: dict[str, DataError] = {}
+    for first in range(0, len(bars), VALIDATED_TOGETHER):
+        cut = []
+        for one in bars[first : first + VALIDATED_TOGETHER]:
+            try:
+                cut.append(_cut(one, recipe, lookback, hold_out=True))
+            except DataError as error:
+                unfit[one.ticker] = error
+        if cut:
+            WindowRows.validate(pd.concat([one.rows for one in cut], ignore_index=True))
+        fit |= {one.ticker: one for one in cut}
+    return fit, unfit
+
+
+def _cut(bars: Bars, recipe: Recipe, lookback: int, hold_out: bool) -> WindowSet:
+    horizon = recipe.horizon
     blocks = find_blocks(bars, recipe, lookback, hold_out=hold_out)
-    values = bars.values
-    mean, std = rolling_statistics(values, lookback)
+    mean, std = rolling_statistics(bars.values, lookback)
     stamps = bars.frame["timestamps"].to_numpy()
     # The rhythm is observed before the holdout alone, so that no training window depends on a holdout bar.
     missing = find_rhythm(stamps[: blocks.holdout]).missing(stamps)
@@ -148,20 +130,16 @@ def build_windows(bars: Bars, recipe: Recipe, *, hold_out: bool = True) -> Windo
     excluded[TOO_MANY_CUTOFFS] = max(len(kept[-1]) - recipe.max_cutoffs, 0)
     kept[-1] = kept[-1][-recipe.max_cutoffs :]
     offsets = np.concatenate(kept).astype(np.int32)
-    rows = pd.DataFrame(offsets, columns=["start", "origin", "end"])
-    split_of = [split for split, rows_of in zip(SPLITS, kept, strict=True) for _ in rows_of]
-    rows["split"] = pd.Categorical(split_of, SPLITS)
+    codes: Any = np.repeat(np.arange(len(SPLITS), dtype=np.int8), [len(rows_of) for rows_of in kept])
     numbers = np.concatenate([mean[offsets[:, 0]], std[offsets[:, 0]]], axis=1)
-    rows = WindowRows.validate(pd.concat([rows, pd.DataFrame(numbers, columns=list(STATISTICS))], axis=1))
+    rows = pd.DataFrame(
+        dict(zip(OFFSETS, offsets.T, strict=True))
+        | {"split": pd.Categorical.from_codes(codes, pd.Index(SPLITS))}
+        | dict(zip(STATISTICS, numbers.T, strict=True))
+    )
     excluded = {reason: count for reason, count in excluded.items() if count}
     features = stamp_features(pd.DatetimeIndex(stamps))
     return WindowSet(bars, lookback, horizon, rows, features, excluded, blocks.selection, blocks.holdout)
-
-
-def row_statistics(rows: pd.DataFrame) -> tuple[FloatArray, FloatArray]:
-    """The mean and the standard deviation that window rows hold, two of `(rows, 6)`, for `normalise`."""
-    numbers = rows[list(STATISTICS)].to_numpy(np.float64)
-    return numbers[:, : len(FEATURES)], numbers[:, len(FEATURES) :]
 
 
 def save_windows(path: Path, windows: WindowSet, recipe: Recipe) -> None:
@@ -215,19 +193,3 @@ def _starts(blocks: Blocks, lookback: int, horizon: int, stride: int) -> tuple[n
     train = np.arange(blocks.selection - span, -1, -stride)[::-1]
     selection = np.arange(blocks.selection - lookback, blocks.holdout - span + 1)
     return train, selection, np.arange(blocks.holdout - lookback, blocks.bars - lookback, horizon)
-
-
-def stamp_features(stamps: pd.DatetimeIndex) -> StampFeatures:
-    """What a model knows of bars' times, `(bars, 5)`: minute, hour, weekday (Monday is 0), day, month."""
-    fields = (stamps.minute, stamps.hour, stamps.weekday, stamps.day, stamps.month)
-    return np.stack(fields, axis=1).astype(np.uint8)
-
-
-def _training_hash(windows: WindowSet) -> str:
-    rows = windows.rows[windows.rows["split"] != "holdout"]
-    digest = hashlib.sha256(np.ascontiguousarray(rows[["start", "origin", "end"]].to_numpy("<i4")).tobytes())
-    digest.update(rows["split"].cat.codes.to_numpy(np.int8).tobytes())
-    digest.update(np.ascontiguousarray(rows[list(STATISTICS)].to_numpy("<f8")).tobytes())
-    stamps = windows.bars.frame["timestamps"].to_numpy()
-    before = bars_hash(stamps[: windows.holdout_start], windows.bars.values[: windows.holdout_start])
-    return text_hash(windows.ticker, before, f"{windows.lookback} {windows.horizon}", digest.hexdigest())

@@ -39,7 +39,7 @@ class Tickers:
 
 
 def read_tickers(config: KronosTrainingConfig, layout: ArtifactLayout) -> Tickers:
-    """Read the CSVs and cut windows, keep both, and say what each ticker has.
+    """Read the CSVs that have changed and cut windows, keep both, and say what each ticker has.
 
     Raises:
         DataError: no ticker is fit.
@@ -48,24 +48,28 @@ def read_tickers(config: KronosTrainingConfig, layout: ArtifactLayout) -> Ticker
     from kronos_pipeline.data.bars import save_bars
     from kronos_pipeline.data.calendars import find_calendar
     from kronos_pipeline.data.csv_files import find_csv_files
-    from kronos_pipeline.data.doctor import examine
-    from kronos_pipeline.data.ingest import read_folder
+    from kronos_pipeline.data.doctor import examine_all
+    from kronos_pipeline.data.stored import read_changed
     from kronos_pipeline.data.windows import save_windows
 
-    for ticker in find_csv_files(Path(config.data_dir)).files if config.calendars else ():
+    recipe = config.recipe
+    recipe.used_lookback  # noqa: B018  (settings that cannot work are told before files are read)
+    folder = find_csv_files(Path(config.data_dir))
+    for ticker in folder.files if config.calendars else ():
         find_calendar(ticker, config.calendars)
-    config.recipe.used_lookback  # noqa: B018  (settings that cannot work are told before files are read)
-    bars, bad = read_folder(Path(config.data_dir))
-    tickers = Tickers({}, dict(bad))
-    for ticker, one in bars.items():
-        report = examine(one, config.recipe)
+    bars, bad, unchanged = read_changed(list(folder.files.values()), layout.bars)
+    if unchanged:
+        print(f"{len(unchanged)} of {len(folder.files)} CSVs have not changed since they were last read")
+    tickers = Tickers({}, dict(sorted({**folder.problems, **bad}.items())))
+    for ticker, report in examine_all(list(bars.values()), recipe).items():
         if report.windows is None:
             tickers.skipped[ticker] = DataError(report.problems, ticker)
             continue
         tickers.windows[ticker] = report.windows
-        save_bars(layout.bars(ticker), one)
-        save_windows(layout.windows(ticker), report.windows, config.recipe)
-        _describe(one, report.windows)
+        if ticker not in unchanged:
+            save_bars(layout.bars(ticker), bars[ticker])
+        save_windows(layout.windows(ticker), report.windows, recipe)
+        _describe(bars[ticker], report.windows)
         for doubt in report.doubts:
             print(f"{ticker}: this is little data: {doubt}")
     if not tickers.windows:
