@@ -7,7 +7,7 @@ what the job did.
 
 # Annotations are not postponed here: Dagster takes that of `context` as it stands, and refuses a text.
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -15,6 +15,7 @@ import dagster as dg
 from kronos_pipeline.artifacts import text_hash
 from kronos_pipeline.orchestration.automation import RETRAIN_ADAPTER
 
+_ADAPTER = dg.AssetKey("adapter")
 _BACKFILL = "dagster/backfill"
 _NOT_FOR_NAMES = re.compile(r"[^A-Za-z0-9]+")
 
@@ -24,46 +25,56 @@ def adapter_doors(tickers: Sequence[str], **options: Any) -> list[dg.AssetsDefin
 
     Args:
         tickers: the symbols.
-        options: what all doors share, such as group and owners; see `dagster.AssetOut`.
+        options: what all doors share, such as group and owners; see `dagster.AssetSpec`.
     """
     return [_door(ticker, options) for ticker in tickers]
 
 
 def _door(ticker: str, options: dict[str, Any]) -> dg.AssetsDefinition:
-    out = dg.AssetOut(
-        key=["adapter", ticker],
-        dagster_type=dg.Nothing,
+    # Put together by hand: the decorator would examine the one function anew for each ticker, half a second in all for
+    # a thousand.
+    spec = dg.AssetSpec(
+        ["adapter", ticker],
+        deps=[dg.AssetDep(_ADAPTER, partition_mapping=dg.SpecificPartitionsPartitionMapping([ticker]))],
         description=f"Retrains the adapter of {ticker}: the job `{RETRAIN_ADAPTER}` for its partition, as one step.",
         **options,
     )
-    dependency = dg.AssetDep("adapter", partition_mapping=dg.SpecificPartitionsPartitionMapping([ticker]))
-
-    @dg.multi_asset(
+    step = dg.OpDefinition(
+        _go_through,
         name=door_name(ticker),
-        outs={"door": out},
-        deps=[dependency],
+        ins={"adapter": dg.In(dg.Nothing)},
+        outs={"door": dg.Out(dg.Nothing)},
         required_resource_keys={"pipeline", "tracking", "io_manager"},
+        config_schema={},
     )
-    def door(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-        return dg.MaterializeResult(
-            asset_key=["adapter", ticker],
-            metadata={"run": dg.MetadataValue.dagster_run(_made_together(context, ticker) or retrain(context))},
-        )
+    return dg.AssetsDefinition(
+        node_def=step,
+        specs=[spec],
+        keys_by_input_name={"adapter": _ADAPTER},
+        keys_by_output_name={"door": spec.key},
+    )
 
-    def retrain(context: dg.AssetExecutionContext) -> str:
-        result = context.repository_def.get_job(RETRAIN_ADAPTER).execute_in_process(
-            # What the launchpad says of resources for this run holds for the job, whose steps are others.
-            run_config={"resources": context.run.run_config.get("resources", {})},
-            instance=context.instance,
-            partition_key=ticker,
-            tags={"kronos/door": context.run.run_id},
-            raise_on_error=False,
-        )
-        if not result.success:
-            raise _failure_of(result)
-        return result.run_id
 
-    return door
+def _go_through(context: dg.AssetExecutionContext, _: Mapping[str, Any]) -> Iterator[dg.MaterializeResult]:
+    """What every door does; the asset's key says for which ticker."""
+    ticker = context.asset_key.path[-1]
+    run_id = _made_together(context, ticker) or _retrain(context, ticker)
+    yield dg.MaterializeResult(metadata={"run": dg.MetadataValue.dagster_run(run_id)})
+
+
+def _retrain(context: dg.AssetExecutionContext, ticker: str) -> str:
+    """Run the partitioned job for the ticker, and return the run's id."""
+    result = context.repository_def.get_job(RETRAIN_ADAPTER).execute_in_process(
+        # What the launchpad says of resources for this run holds for the job, whose steps are others.
+        run_config={"resources": context.run.run_config.get("resources", {})},
+        instance=context.instance,
+        partition_key=ticker,
+        tags={"kronos/door": context.run.run_id},
+        raise_on_error=False,
+    )
+    if not result.success:
+        raise _failure_of(result)
+    return result.run_id
 
 
 def door_name(ticker: str) -> str:
@@ -76,7 +87,7 @@ def _made_together(context: dg.AssetExecutionContext, ticker: str) -> str | None
 
     Who materialises all assets selects the doors with the rest, and would train everything twice.
     """
-    wanted = dg.AssetRecordsFilter(asset_key=dg.AssetKey("adapter"), asset_partitions=[ticker])
+    wanted = dg.AssetRecordsFilter(asset_key=_ADAPTER, asset_partitions=[ticker])
     records = context.instance.fetch_materializations(wanted, limit=1).records
     run = context.instance.get_run_by_id(records[0].run_id) if records else None
     if run is None:
