@@ -36,7 +36,15 @@ class StackedLora:
         width: numbers of one adapter.
     """
 
-    def __init__(self, predictor: nn.Module, adapted: nn.Module, scaling: float, dropout: float) -> None:
+    def __init__(
+        self,
+        predictor: nn.Module,
+        adapted: nn.Module,
+        scaling: float,
+        dropout: float,
+        *,
+        products: torch.dtype = torch.float32,
+    ) -> None:
         """Put the detours in.
 
         Args:
@@ -44,6 +52,8 @@ class StackedLora:
             adapted: PEFT's model of such a predictor, as `add_lora` makes it: names the tensors of an adapter.
             scaling: alpha / r, by which a detour is multiplied.
             dropout: dropout on the input of linear detours, while training; PEFT has none on embeddings.
+            products: number format of matrix products. Below float32 the predictor is to be called under autocast,
+                which rounds frozen weights at every call: they are rounded here, once.
         """
         tensors = {name: tensor for name, tensor in adapted.named_parameters() if tensor.requires_grad}
         self._shapes = {name: tensor.shape for name, tensor in tensors.items()}
@@ -63,6 +73,11 @@ class StackedLora:
                 else _LinearDetour(base, self._rows, (a, b), scaling, dropout)
             )
             setattr(parent, own, detour)
+        self._products = products
+        if products != torch.float32:
+            for part in self.predictor.modules():
+                if isinstance(part, nn.Linear):
+                    part.to(products)
 
     def pack(self, tensors: dict[str, Tensor]) -> Tensor:
         """An adapter's tensors, by PEFT's names, as one row: (width,)."""
@@ -78,11 +93,11 @@ class StackedLora:
         """Inside the block, a batch's rows take the detours of these adapters.
 
         Args:
-            adapters: (adapters, width), in the number format of the products.
+            adapters: (adapters, width).
             which: the adapter of each row of the batches, (rows,) int64, ascending.
             even: whether each adapter has the same number of rows. Then its rows are one product, else each is its own.
         """
-        parts = adapters.split([shape.numel() for shape in self._shapes.values()], dim=1)
+        parts = adapters.to(self._products).split([shape.numel() for shape in self._shapes.values()], dim=1)
         stacks = {name: part.view(-1, *shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
         self._rows.fill(stacks, which, even)
         try:

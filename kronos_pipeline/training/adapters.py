@@ -1,4 +1,4 @@
-"""Adapters that are asked for at once: what each is to be trained on."""
+"""Adapters that are asked for at once, and what the trainer makes of each before it begins."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.training.course import Listener
+from kronos_pipeline.training.state import TrainingState
 
 
 @dataclass(frozen=True)
@@ -27,3 +28,29 @@ class AdapterJob:
     root: Path | None = None
     listener: Listener | None = None
     mlflow_run: str | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One training whose windows are fit.
+
+    Attributes:
+        target: the folder that it publishes.
+        state: what is resumed of it.
+        windows: those that it may read.
+        listener, mlflow_run: as in `AdapterJob`.
+    """
+
+    target: Path
+    state: TrainingState
+    windows: Sequence[WindowSet]
+    listener: Listener | None = None
+    mlflow_run: str | None = None
+
+    def count(self, split: str) -> int:
+        """Windows of a split."""
+        return sum(one.counts()[split] for one in self.windows)
+
+    def size(self) -> tuple[int, int, int]:
+        """Lookback, horizon, and the windows to train on."""
+        return self.windows[0].lookback, self.windows[0].horizon, self.count("train")

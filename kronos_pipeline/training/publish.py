@@ -22,7 +22,8 @@ from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.model.loading import KronosModel, base_identity, save_checkpoint
 from kronos_pipeline.model.lora import save_adapter
-from kronos_pipeline.training.loop import Tensors
+from kronos_pipeline.training.course import Outcome, Tensors
+from kronos_pipeline.training.devices import device_name
 
 HISTORY_FILE = "history.csv"
 
@@ -99,11 +100,14 @@ def training_manifest(
     base: KronosModel,
     device: torch.device,
     mlflow_run: str | None,
+    *,
+    together: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What made an artifact, the training's own numbers aside.
 
     `seen_until` is the time of the last bar of each ticker that training may have read: an evaluation on bars before it
-    would not be one on unseen days. `contamination` says so where the base model may have met the holdouts before.
+    would not be one on unseen days. `together` names the adapters that were trained in the same batches, which share no
+    weight with this one. `contamination` says so where the base model may have met the holdouts before.
     """
     return {
         "artifact": artifact,
@@ -120,6 +124,22 @@ def training_manifest(
         "packages": package_versions(),
         "device": str(device),
         "mlflow_run": mlflow_run,
+        "together": list(together),
+    }
+
+
+def training_summary(
+    outcome: Outcome, predictor: Any, windows: Sequence[WindowSet], device: torch.device, precision: str
+) -> dict[str, Any]:
+    """The numbers of a training that `TrainingResult.summary` holds."""
+    return {
+        **outcome.summary,
+        "device": device_name(device),
+        "precision": precision,
+        "trained_parameters": sum(p.numel() for p in predictor.parameters() if p.requires_grad),
+        "total_parameters": sum(p.numel() for p in predictor.parameters()),
+        "windows_train": sum(one.counts()["train"] for one in windows),
+        "windows_selection": sum(one.counts()["selection"] for one in windows),
     }
 
 

@@ -5,6 +5,8 @@
     state/<key>/tokens-*    the windows' tokens, where they are too many for memory
 
 The parts are the data before the holdout, the settings that training reads, the base model, the code and the device.
+Adapters that train together have a `state.pt` in common, in a folder whose parts are their keys; what each of them has
+of its own is its `run.json`.
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ import os
 import pickle
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.training.progress import Say
 
+_RUN, _TOGETHER = "run.json", "together "
 _EVALUATION_SETTINGS = {
     "validation_days", "validation_bars", "max_cutoffs", "eval_samples", "temperature", "top_p",
     "s2_position", "tune_sampling", "recalibrate", "calendars",
@@ -108,32 +112,9 @@ class TrainingState:
             if folder != self.folder or not keep_mark:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def forget(self) -> None:
-        """Remove all that is left of trainings of this artifact."""
-        for folder in self._folders():
-            shutil.rmtree(folder, ignore_errors=True)
-
-    @contextmanager
-    def locked(self, device: torch.device, say: Say) -> Iterator[None]:
-        """Hold the artifact, and the GPU where there is one, for one training; the system frees both if we die."""
-        check_writable(self.folder.parent)
-        locks = [self.folder.parent / f".{self.artifact.replace('/', '-')}.lock"]
-        if device.type != "cpu":
-            name = f"kronos-pipeline-{os.getuid()}-{device.type}-{device.index or 0}.lock"
-            locks.append(Path(tempfile.gettempdir()) / name)
-        with ExitStack() as stack:
-            for path in locks:
-                lock = FileLock(path)
-                try:
-                    stack.enter_context(lock.acquire(timeout=0))
-                except Timeout:
-                    say(f"{self.artifact}: waiting for another training that holds {path.name}")
-                    stack.enter_context(lock.acquire())
-            yield
-
     @property
     def _run_file(self) -> Path:
-        return self.folder / "run.json"
+        return self.folder / _RUN
 
     @property
     def _state_file(self) -> Path:
@@ -141,17 +122,73 @@ class TrainingState:
 
     def _folders(self) -> list[Path]:
         """The folders of every training of this artifact, this one's included."""
-        runs = sorted(self.folder.parent.glob("*/run.json"))
-        return [run.parent for run in runs if read_json(run).get("artifact") == self.artifact]
+        return [run.parent for run in _runs(self.layout) if _artifact_of(run) == self.artifact]
 
     def _unfinished_others(self) -> list[dict[str, Any]]:
-        others = [read_json(folder / "run.json") for folder in self._folders() if folder != self.folder]
+        others = [read_json(folder / _RUN) for folder in self._folders() if folder != self.folder]
         return [other for other in others if not other.get("finished")]
+
+
+def group_state(layout: ArtifactLayout, members: Sequence[TrainingState]) -> TrainingState:
+    """The state in common of adapters that train together; their locks are to be held.
+
+    States of other groups with one of them in it are dropped: it is trained anew.
+    """
+    keys = sorted(one.key for one in members)
+    group = TrainingState(layout, f"{_TOGETHER}{text_hash(*keys)}", {"members": keys})
+    artifacts = {str((one.layout.root / one.artifact).absolute()) for one in members}
+    for run in _runs(layout):
+        of_a_group = run.parent != group.folder and _artifact_of(run).startswith(_TOGETHER)
+        if of_a_group and artifacts & set(read_json(run)["artifacts"]):
+            shutil.rmtree(run.parent, ignore_errors=True)
+    write_json(group.folder / _RUN, {"artifact": group.artifact, "parts": group.parts, "artifacts": sorted(artifacts)})
+    return group
+
+
+def forget(states: Sequence[TrainingState]) -> None:
+    """Remove all that is left of trainings of these artifacts."""
+    artifacts = {(one.layout, one.artifact) for one in states}
+    for layout in {one.layout for one in states}:
+        for run in _runs(layout):
+            if (layout, _artifact_of(run)) in artifacts:
+                shutil.rmtree(run.parent, ignore_errors=True)
+
+
+@contextmanager
+def locked(states: Sequence[TrainingState], device: torch.device, say: Say) -> Iterator[None]:
+    """Hold the artifacts, and the GPU where there is one, for one training; the system frees all if we die."""
+    locks = {}
+    for state in states:
+        check_writable(state.folder.parent)
+        locks[state.folder.parent / f".{state.artifact.replace('/', '-')}.lock"] = state.artifact
+    ordered = sorted(locks.items())  # two processes that want the same ones must not each hold half
+    if device.type != "cpu":
+        name = f"kronos-pipeline-{os.getuid()}-{device.type}-{device.index or 0}.lock"
+        ordered.append((Path(tempfile.gettempdir()) / name, states[0].artifact))
+    with ExitStack() as stack:
+        for path, artifact in ordered:
+            lock = FileLock(path)
+            try:
+                stack.enter_context(lock.acquire(timeout=0))
+            except Timeout:
+                say(f"{artifact}: waiting for another training that holds {path.name}")
+                stack.enter_context(lock.acquire())
+        yield
 
 
 def training_settings(recipe: Recipe) -> dict[str, Any]:
     """The settings of a recipe that shape weights, as plain data."""
     return recipe.model_dump(mode="json", exclude=_EVALUATION_SETTINGS)
+
+
+def _runs(layout: ArtifactLayout) -> list[Path]:
+    return sorted((layout.root / "state").glob(f"*/{_RUN}"))
+
+
+@lru_cache(maxsize=65536)
+def _artifact_of(run: Path) -> str:
+    """What a training makes; its folder is named by a hash of that, so it is read once."""
+    return str(read_json(run).get("artifact"))
 
 
 def _changes(before: dict[str, Any], after: dict[str, Any]) -> str:

@@ -4,51 +4,47 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import torch
-from accelerate import Accelerator
-from accelerate.utils import set_seed
 
 from kronos_pipeline.artifacts import ArtifactLayout, code_version, package_versions
 from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.together import known_together, outdated
 from kronos_pipeline.data.windows import WindowSet
-from kronos_pipeline.errors import KronosError
+from kronos_pipeline.errors import KronosError, SettingsError
 from kronos_pipeline.model.loading import KronosModel, load_base, pick_device
 from kronos_pipeline.model.lora import add_lora
-from kronos_pipeline.model.modules import fitting_threads, move
+from kronos_pipeline.model.modules import copy_around_weights, fitting_threads, move
 from kronos_pipeline.training import plan
-from kronos_pipeline.training.adapters import AdapterJob
+from kronos_pipeline.training.adapters import AdapterJob, Prepared
+from kronos_pipeline.training.alone import expected_seconds, train_alone
+from kronos_pipeline.training.course import Listener
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
-from kronos_pipeline.training.devices import (
-    device_name,
-    new_accelerator,
-    own_device,
-    pick_precision,
-    process,
-    processes,
-)
-from kronos_pipeline.training.loop import Listener, Optimisation, Outcome
+from kronos_pipeline.training.devices import own_device, pick_precision, process, processes
+from kronos_pipeline.training.group import train_group
+from kronos_pipeline.training.grouping import adapters_per_pass, adapters_together, groups_of
 from kronos_pipeline.training.progress import Say
-from kronos_pipeline.training.publish import (
-    TrainingResult,
-    load_result,
-    publish_adapter,
-    publish_checkpoint,
-    training_manifest,
-)
-from kronos_pipeline.training.state import TrainingState, training_settings
+from kronos_pipeline.training.publish import TrainingResult, load_result
+from kronos_pipeline.training.state import TrainingState, forget, training_settings
+
+Ended = TrainingResult | KronosError
+"""What became of a training."""
 
 
 class KronosTrainer:
-    """Fine-tunes a base model on windows: fully, to one checkpoint over all tickers, or by LoRA, to an adapter.
+    """Fine-tunes a base model on windows: fully, to one checkpoint over all tickers, or by LoRA, to adapters.
 
     Weights are chosen on the selection block; the holdout is never read. A training that was killed goes on where it
     was when it is asked for again with the same data, settings and code, and ends with the same bytes on a CPU.
+
+    Attributes:
+        recipe: the settings.
+        layout: where artifacts go.
+        device, precision: where and in which number format it trains.
+        say: takes lines for the person who runs the pipeline.
     """
 
     def __init__(
@@ -69,8 +65,8 @@ class KronosTrainer:
         self.layout = ArtifactLayout(Path(output_dir))
         self.device = own_device(pick_device(recipe.device))
         self.precision = pick_precision(recipe.precision, self.device)
+        self.say = say
         self._base = base
-        self._say = say
         self._one_run: list[TrainingState] | None = None
 
     @property
@@ -85,9 +81,8 @@ class KronosTrainer:
         """Trainings inside the block are one run: killed and started again, it keeps those that had ended."""
         self._one_run = []
         yield
-        for state in self._one_run:
-            if process() == 0:
-                state.forget()
+        if process() == 0:
+            forget(self._one_run)
         self._one_run = None
 
     def train_adapter(
@@ -110,37 +105,59 @@ class KronosTrainer:
             DataError: the train or the selection split is empty.
             SettingsError, ModelError, ArtifactError: see their messages.
         """
-        return self._train_adapter(AdapterJob(name, windows, listener=listener, mlflow_run=mlflow_run))
+        job = AdapterJob(name, windows, listener=listener, mlflow_run=mlflow_run)
+        return train_alone(self, self._prepare_adapter(job), lora=True)
 
     def train_adapters(
         self,
         jobs: Sequence[AdapterJob],
         *,
-        done: Callable[[AdapterJob, TrainingResult | KronosError], None] | None = None,
-    ) -> list[TrainingResult | KronosError]:
-        """Train LoRA adapters and publish each; one that fails leaves the others as they are.
+        begin: Callable[[AdapterJob], AdapterJob] | None = None,
+        done: Callable[[AdapterJob, Ended], None] | None = None,
+    ) -> list[Ended]:
+        """Train LoRA adapters, many at once, and publish each; one that fails leaves the others as they are.
+
+        Each ends with the weights that it has when it is trained alone, to rounding, but for what dropout draws.
 
         Args:
-            jobs: what to train.
-            done: told of each adapter as it ends.
+            jobs: what to train; no two may publish the same folder.
+            begin: gets each job as its training begins, and gives it back with a listener and an MLflow run, say.
+            done: told of each job as it ends; of one whose windows are not fit before any begins.
 
         Returns:
             What became of each job, in their order.
-        """
-        results: list[TrainingResult | KronosError] = []
-        for job in jobs:
-            try:
-                results.append(self._train_adapter(job))
-            except KronosError as error:
-                results.append(error)
-            if done is not None:
-                done(job, results[-1])
-        return results
 
-    def _train_adapter(self, job: AdapterJob) -> TrainingResult:
-        layout = self.layout if job.root is None else ArtifactLayout(job.root)
-        target = layout.adapter(job.name)
-        return self._train(f"adapters/{job.name}", target, True, job.windows, job.listener, job.mlflow_run, layout)
+        Raises:
+            SettingsError: two jobs would publish the same folder.
+        """
+        ended: dict[int, Ended] = {}
+        places: dict[Path, tuple[int, AdapterJob]] = {}
+        fit: list[Prepared] = []
+
+        def end(number: int, job: AdapterJob, result: Ended) -> None:
+            ended[number] = result
+            if done is not None:
+                done(job, result)
+
+        for number, job in enumerate(jobs):
+            try:
+                fit.append(self._prepare_adapter(job))
+            except KronosError as error:
+                end(number, job, error)
+            else:
+                if fit[-1].target in places:
+                    raise SettingsError(f"Two adapters would be {fit[-1].target}; give each a name of its own.")
+                places[fit[-1].target] = number, job
+        for group in groups_of(fit, self._together() if len(fit) > 1 else 1, Prepared.size):
+            begun = []
+            for one in group:
+                number, job = places[one.target]
+                job = job if begin is None else begin(job)
+                places[one.target] = number, job
+                begun.append(replace(one, listener=job.listener, mlflow_run=job.mlflow_run))
+            for one, result in train_group(self, begun) if len(begun) > 1 else self._alone(begun[0]):
+                end(*places[one.target], result)
+        return [ended[number] for number in range(len(jobs))]
 
     def train_checkpoint(
         self, windows: Sequence[WindowSet], *, listener: Listener | None = None, mlflow_run: str | None = None
@@ -149,7 +166,8 @@ class KronosTrainer:
 
         Arguments and errors are those of `train_adapter`.
         """
-        return self._train("checkpoints/best_model", self.layout.best_checkpoint, False, windows, listener, mlflow_run)
+        one = self._prepare("checkpoints/best_model", self.layout.best_checkpoint, self.layout, windows)
+        return train_alone(self, replace(one, listener=listener, mlflow_run=mlflow_run), lora=False)
 
     def refit(
         self,
@@ -166,53 +184,71 @@ class KronosTrainer:
             name: the adapter's name, published as `refits/<name>`; None for `checkpoints/refit_model`.
             listener, mlflow_run: as in `train_adapter`, as are the errors.
         """
-        if name is None:
-            target = self.layout.refit_checkpoint
-            return self._train("checkpoints/refit_model", target, False, windows, listener, mlflow_run)
-        return self._train(f"refits/{name}", self.layout.refit(name), True, windows, listener, mlflow_run)
+        artifact, target = (
+            ("checkpoints/refit_model", self.layout.refit_checkpoint)
+            if name is None
+            else (f"refits/{name}", self.layout.refit(name))
+        )
+        one = self._prepare(artifact, target, self.layout, windows)
+        return train_alone(self, replace(one, listener=listener, mlflow_run=mlflow_run), lora=name is not None)
 
     def expected_seconds(self, windows: Sequence[WindowSet], *, lora: bool) -> float:
         """Seconds that a training on these windows takes at most, by a batch that is timed; nothing is kept."""
-        predictor = move(self._trainable(lora), self.device)
+        predictor = move(self.trainable(lora=lora), self.device)
         with fitting_threads(predictor):
-            return self._expected_seconds(predictor, *self._datasets(windows, None))
+            return expected_seconds(self, predictor, *self.datasets(windows, None))
 
-    def _train(
-        self,
-        artifact: str,
-        target: Path,
-        lora: bool,
-        windows: Sequence[WindowSet],
-        listener: Listener | None,
-        mlflow_run: str | None,
-        layout: ArtifactLayout | None = None,
-    ) -> TrainingResult:
-        windows = known_together(windows, outdated(windows))
-        plan.check_windows(windows)
-        state = TrainingState(layout or self.layout, artifact, self._parts(windows))
-        accelerator = new_accelerator(self.recipe, self.device, self.precision)
-        with state.locked(self.device, self._say) if process() == 0 else nullcontext():
-            if self._one_run is not None:
-                self._one_run.append(state)
-                if state.finished and (kept := load_result(target, state.key)):
-                    self._say(f"{artifact}: finished before the interruption, kept")
-                    return kept
-            if process() == 0:
-                state.begin(self._say)
-            saved = state.load()
-            set_seed(self.recipe.seed)
-            predictor = self._trainable(lora)
-            with fitting_threads(predictor):
-                outcome = self._optimise(artifact, predictor, windows, state, saved, accelerator, listener)
-            result = TrainingResult(target, outcome.history, self._summary(outcome, predictor, windows))
-            if accelerator.is_main_process:
-                manifest = training_manifest(
-                    artifact, state.key, windows, self.recipe, self.base, self.device, mlflow_run
-                )
-                self._publish(result, predictor, outcome, manifest, lora)
-                state.finish(keep_mark=self._one_run is not None)
-            accelerator.wait_for_everyone()
+    def kept(self, one: Prepared) -> TrainingResult | None:
+        """What this very training made, where it had ended before the run that it is part of was interrupted."""
+        if self._one_run is None:
+            return None
+        self._one_run.append(one.state)
+        result = load_result(one.target, one.state.key) if one.state.finished else None
+        if result is not None:
+            self.say(f"{one.state.artifact}: finished before the interruption, kept")
         return result
+
+    def finish(self, one: Prepared) -> None:
+        """Drop what a training that has ended leaves for its resumption."""
+        one.state.finish(keep_mark=self._one_run is not None)
+
+    def trainable(self, *, lora: bool) -> Any:
+        """A copy of the base's predictor whose parameters that are to be trained ask for gradients."""
+        recipe, predictor = self.recipe, self.base.predictor
+        if not lora:
+            return copy.deepcopy(predictor)
+        predictor = copy_around_weights(predictor) if recipe.freeze_backbone else copy.deepcopy(predictor)
+        thawed = [parameter for parameter in predictor.parameters() if parameter.requires_grad]
+        adapted = add_lora(
+            predictor,
+            r=recipe.adapter_r,
+            alpha=recipe.adapter_alpha,
+            dropout=recipe.adapter_dropout,
+            targets=recipe.adapter_targets,
+        )
+        for parameter in thawed:
+            parameter.requires_grad_(True)
+        return adapted
+
+    def datasets(
+        self, windows: Sequence[WindowSet], folder: Path | None
+    ) -> tuple[KronosMultiTickerDataset, KronosMultiTickerDataset]:
+        """The windows to train on and those of the selection blocks; their tokens go to the folder where many."""
+        train, selection = (
+            KronosMultiTickerDataset(windows, split, self.base.tokenizer, device=self.device, folder=folder)
+            for split in ("train", "selection")
+        )
+        return train, selection
+
+    def _prepare_adapter(self, job: AdapterJob) -> Prepared:
+        layout = self.layout if job.root is None else ArtifactLayout(job.root)
+        one = self._prepare(f"adapters/{job.name}", layout.adapter(job.name), layout, job.windows)
+        return replace(one, listener=job.listener, mlflow_run=job.mlflow_run)
+
+    def _prepare(self, artifact: str, target: Path, layout: ArtifactLayout, windows: Sequence[WindowSet]) -> Prepared:
+        known = known_together(windows, outdated(windows))
+        plan.check_windows(known)
+        return Prepared(target, TrainingState(layout, artifact, self._parts(known)), known)
 
     def _parts(self, windows: Sequence[WindowSet]) -> dict[str, Any]:
         return {
@@ -226,98 +262,15 @@ class KronosTrainer:
             "processes": processes(),
         }
 
-    def _trainable(self, lora: bool) -> Any:
-        """A copy of the base's predictor whose parameters that are to be trained ask for gradients."""
-        recipe = self.recipe
-        predictor = copy.deepcopy(self.base.predictor)
-        if not lora:
-            return predictor
-        thawed = {} if recipe.freeze_backbone else {id(p): p for p in predictor.parameters() if p.requires_grad}
-        adapted = add_lora(
-            predictor,
-            r=recipe.adapter_r,
-            alpha=recipe.adapter_alpha,
-            dropout=recipe.adapter_dropout,
-            targets=recipe.adapter_targets,
-        )
-        for parameter in thawed.values():
-            parameter.requires_grad_(True)
-        return adapted
+    def _together(self) -> int:
+        """Adapters of one training."""
+        width = sum(p.numel() for p in self.trainable(lora=True).parameters() if p.requires_grad)
+        per_pass = adapters_per_pass(self.base.predictor, width, self.recipe, self.precision, self.device)
+        return adapters_together(self.recipe, self.precision, processes(), per_pass, self.device)
 
-    def _optimise(
-        self,
-        artifact: str,
-        predictor: torch.nn.Module,
-        windows: Sequence[WindowSet],
-        state: TrainingState,
-        saved: dict[str, Any] | None,
-        accelerator: Accelerator,
-        listener: Listener | None,
-    ) -> Outcome:
-        recipe = self.recipe
-        train, selection = self._datasets(windows, state.folder / f"process-{process()}")
-        move(predictor, self.device)
-        seconds = self._expected_seconds(predictor, train, selection)
-        disk = plan.needed_bytes(predictor)
-        plan.check_disk(self.layout.root, disk)
-        set_seed(recipe.seed, device_specific=True)
-        optimisation = Optimisation(predictor, train, selection, recipe, accelerator)
-        described = plan.describe(
-            len(train), len(selection), optimisation.steps, seconds, disk, self.base.source.name, self.device
-        )
-        self._say(f"{artifact}: {described}")
-        if saved is not None:
-            optimisation.restore(saved)
-            self._say(f"{artifact}: resuming from step {saved['position']['step']}")
-
-        def save(current: dict[str, Any]) -> None:
-            if accelerator.is_main_process:
-                state.save(current)
-
-        return optimisation.run(artifact, save, listener, self._say)
-
-    def _datasets(
-        self, windows: Sequence[WindowSet], folder: Path | None
-    ) -> tuple[KronosMultiTickerDataset, KronosMultiTickerDataset]:
-        train, selection = (
-            KronosMultiTickerDataset(windows, split, self.base.tokenizer, device=self.device, folder=folder)
-            for split in ("train", "selection")
-        )
-        return train, selection
-
-    def _expected_seconds(
-        self, predictor: torch.nn.Module, train: KronosMultiTickerDataset, selection: KronosMultiTickerDataset
-    ) -> float:
-        return plan.expected_seconds(
-            predictor,
-            train,
-            selection,
-            batch_size=self.recipe.batch_size,
-            epochs=self.recipe.epochs,
-            looks_per_epoch=self.recipe.evaluations_per_epoch,
-            device=self.device,
-        )
-
-    def _publish(
-        self, result: TrainingResult, predictor: Any, outcome: Outcome, manifest: dict[str, Any], lora: bool
-    ) -> None:
-        move(predictor, torch.device("cpu")).eval()
-        if lora:
-            with_base = not self.recipe.freeze_backbone
-            publish_adapter(result, predictor, outcome.best, self.base, manifest, with_base=with_base)
-            return
-        if result.folder == self.layout.best_checkpoint:
-            last = TrainingResult(self.layout.last_checkpoint, result.history, result.summary)
-            publish_checkpoint(last, predictor, outcome.last, manifest)
-        publish_checkpoint(result, predictor, outcome.best, manifest)
-
-    def _summary(self, outcome: Outcome, predictor: Any, windows: Sequence[WindowSet]) -> dict[str, Any]:
-        return {
-            **outcome.summary,
-            "device": device_name(self.device),
-            "precision": self.precision,
-            "trained_parameters": sum(p.numel() for p in predictor.parameters() if p.requires_grad),
-            "total_parameters": sum(p.numel() for p in predictor.parameters()),
-            "windows_train": sum(one.counts()["train"] for one in windows),
-            "windows_selection": sum(one.counts()["selection"] for one in windows),
-        }
+    def _alone(self, one: Prepared) -> Iterator[tuple[Prepared, Ended]]:
+        try:
+            result: Ended = train_alone(self, one, lora=True)
+        except KronosError as error:
+            result = error
+        yield one, result

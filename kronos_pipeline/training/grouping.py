@@ -1,0 +1,78 @@
+"""How many adapters train together, and which.
+
+What a device can hold is reckoned from its whole memory, never from what happens to be free, so that the same tickers
+are grouped in the same way each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from kronos_pipeline.config import Recipe
+from kronos_pipeline.model.modules import inner
+
+_MEMORY_SHARE = 0.6
+"""Of the device's memory, what activations may take; the rest is for weights, logits, the allocator and others."""
+_LAYER_WIDTHS, _LAYER_INNER, _LOGITS = 20, 6, 8
+"""Numbers kept for the backward pass per bar: of each layer in units of its width and of its feed-forward width, and of
+the logits in units of the vocabulary. Measured for targets in every layer, with dropout: up to 0.9 of that sum."""
+_BYTES = {"fp32": 4, "bf16": 3}
+"""Bytes of such a number, on average: norms and losses stay in float32."""
+_COPIES = 9
+"""Float32 copies of an adapter: weights, gradients, two moments, average, best, and what a step needs beside them."""
+_CPU_BARS = 6000
+"""Bars per pass on a CPU. Measured on two cores: more make an adapter's share of a pass slower, as caches overflow."""
+_CPU_GROUP, _MOST = 16, 256
+
+T = TypeVar("T")
+
+
+def adapters_per_pass(predictor: Any, width: int, recipe: Recipe, precision: str, device: torch.device) -> int:
+    """Adapters whose batches the device can take through the predictor at once, at least one.
+
+    Args:
+        predictor: the base's.
+        width: numbers of one adapter.
+        recipe: the settings.
+        precision: "fp32" or "bf16".
+        device: where they are to train.
+    """
+    bars = recipe.batch_size * (recipe.used_lookback + recipe.horizon)
+    if device.type != "cuda":
+        return max(1, _CPU_BARS // bars)
+    core = inner(predictor)
+    per_bar = core.n_layers * (_LAYER_WIDTHS * core.d_model + _LAYER_INNER * core.ff_dim)
+    per_bar += _LOGITS * (2**core.s1_bits + 2**core.s2_bits)
+    needed = bars * per_bar * _BYTES[precision] + 4 * _COPIES * width
+    return max(1, int(_MEMORY_SHARE * torch.cuda.get_device_properties(device).total_memory / needed))
+
+
+def adapters_together(recipe: Recipe, precision: str, processes: int, per_pass: int, device: torch.device) -> int:
+    """Adapters of one training; 1 where each trains alone.
+
+    Float16, whose loss is scaled by one number for all, a compiled model, several processes, and a base that is trained
+    with the adapter are for one alone.
+    """
+    if precision == "fp16" or recipe.torch_compile or processes > 1 or not recipe.freeze_backbone:
+        return 1
+    by_memory = min(per_pass, _MOST) if device.type == "cuda" else _CPU_GROUP
+    return recipe.adapters_together or by_memory
+
+
+def groups_of(jobs: Sequence[T], size: int, windows: Callable[[T], tuple[int, ...]]) -> list[list[T]]:
+    """Jobs in groups of at most `size`: those of like length together, for one that ends early leaves the others alone.
+
+    Args:
+        jobs: what to group.
+        size: the most in one group.
+        windows: of a job: what has to be equal within a group, and last its training windows.
+    """
+    if size == 1:
+        return [[job] for job in jobs]
+    alike: dict[tuple[int, ...], list[T]] = {}
+    for job in sorted(jobs, key=windows):
+        alike.setdefault(windows(job)[:-1], []).append(job)
+    return [some[first : first + size] for some in alike.values() for first in range(0, len(some), size)]

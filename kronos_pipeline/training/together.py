@@ -1,0 +1,286 @@
+"""The optimisation of many adapters at once: the course of each is that of a lone training.
+
+An optimiser step of all is one pass, or a few, over the next batch of each adapter, and then an operation on the rows
+of one matrix. One that has ended leaves the batch; what becomes of another's rows does not touch its own.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kronos_pipeline.config import Recipe
+from kronos_pipeline.errors import ModelError
+from kronos_pipeline.training.course import LOG_STEPS, Outcome, Position, average_decay, finite
+from kronos_pipeline.training.dataset import KronosMultiTickerDataset
+from kronos_pipeline.training.members import Course, Member
+from kronos_pipeline.training.passes import Passes
+from kronos_pipeline.training.progress import Say, TrainingProgress
+from kronos_pipeline.training.randomness import random_state, restore_random_state
+
+Save = Callable[[dict[str, Any]], None]
+
+
+class JointOptimisation:
+    """One training of several adapters on one frozen predictor."""
+
+    def __init__(
+        self,
+        passes: Passes,
+        start: Tensor,
+        members: Sequence[Member],
+        train: KronosMultiTickerDataset,
+        selection: KronosMultiTickerDataset,
+        recipe: Recipe,
+        say: Say,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            passes: through the predictor that all share.
+            start: the numbers that each adapter starts with, (width,).
+            members: the adapters.
+            train: the training windows of all.
+            selection: the windows of all selection blocks.
+            recipe: the settings.
+            say: takes plain lines for people.
+        """
+        self._passes, self._train, self._selection = passes, train, selection
+        self._recipe, self._device, self._say = recipe, passes.device, say
+        self._courses = [Course(member, recipe) for member in members]
+        self._open = list(range(len(members)))
+        self._weights = torch.nn.Parameter(start.to(self._device).repeat(len(members), 1))
+        self._weights.grad = torch.zeros_like(self._weights)
+        # Each adapter has a rate of its own: AdamW steps at rate 1, and each then goes its own share of that way.
+        self._optimizer = torch.optim.AdamW([self._weights], lr=1.0, weight_decay=recipe.weight_decay)
+        self._average = self._weights.detach().clone() if recipe.average_decay else self._weights.detach()
+        self._best = torch.zeros_like(self._average)
+        self._losses = torch.zeros(len(members), device=self._device)
+
+    @property
+    def steps(self) -> int:
+        """The optimiser steps of the longest training."""
+        return max(course.steps for course in self._courses)
+
+    def state(self) -> dict[str, Any]:
+        """All that `restore` needs to go on from here, of the members whose outcome has not been given."""
+        moments = self._optimizer.state[self._weights]
+        rows = {
+            "weights": self._weights.detach(),
+            "average": self._average,
+            "best": self._best,
+            "losses": self._losses,
+            "exp_avg": moments["exp_avg"],
+            "exp_avg_sq": moments["exp_avg_sq"],
+        }
+        courses = [self._courses[number] for number in self._open]
+        return {
+            "members": [course.member.key for course in courses],
+            "courses": [(vars(course.position), course.error, course.batches_read) for course in courses],
+            "rows": {name: tensor[self._open] for name, tensor in rows.items()},
+            "steps": moments["step"],
+            "random": random_state(self._device),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state of the same members, or of those of them whose outcome had not been given.
+
+        Raises:
+            ModelError: the state is of another model.
+        """
+        try:
+            numbers = {course.member.key: number for number, course in enumerate(self._courses)}
+            self._open = [numbers[key] for key in state["members"]]
+            for number, (position, error, read) in zip(self._open, state["courses"], strict=True):
+                course = self._courses[number]
+                course.position, course.error, course.batches_read = Position(**position), error, read
+            moments = {
+                "step": state["steps"],
+                "exp_avg": torch.zeros_like(self._weights),
+                "exp_avg_sq": torch.zeros_like(self._weights),
+            }
+            rows = {"weights": self._weights.data, "best": self._best, "losses": self._losses, **moments}
+            if self._recipe.average_decay:
+                rows["average"] = self._average
+            for name, tensor in rows.items():
+                if name != "step":
+                    tensor[self._open] = state["rows"][name].to(self._device)
+            self._optimizer.state[self._weights] = moments
+            restore_random_state(state["random"], self._device)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ModelError(
+                f"The saved state of the interrupted trainings does not fit ({error}); remove it to start anew."
+            ) from error
+
+    def run(self, what: str, save: Save) -> Iterator[tuple[int, Outcome | ModelError]]:
+        """Train until the last member has ended, and give what became of each as it ends.
+
+        Args:
+            what: the training's name, for the progress.
+            save: gets the state every `save_steps` steps, at each epoch's end, and before an outcome is given.
+
+        Yields:
+            A member's number, and its outcome or the error that ended it.
+
+        Raises:
+            torch.OutOfMemoryError: the device lacks the memory for a batch of one adapter.
+        """
+        resumed_from = max(self._courses[number].position.step for number in self._open)
+        self._began, self._resumed_from = time.monotonic(), resumed_from
+        self._before = max(self._courses[number].position.seconds for number in self._open)
+        self._read = dict.fromkeys(self._open, (resumed_from, self._began))
+        epochs = {course.steps_per_epoch for course in self._courses}
+        yield from self._given()
+        with TrainingProgress(what, self.steps, resumed_from, self._say) as progress:
+            while self._open:
+                self._step(progress)
+                courses = [self._courses[number] for number in self._open]
+                step = max(course.position.step for course in courses)
+                ended = any(course.ended for course in courses)
+                if ended or step % self._recipe.save_steps == 0 or step % max(epochs) == 0:
+                    save(self.state())
+                yield from self._given()
+
+    def _given(self) -> Iterator[tuple[int, Outcome | ModelError]]:
+        """The outcomes of those that have ended and are still open."""
+        for number in [number for number in self._open if self._courses[number].ended]:
+            self._open.remove(number)
+            course = self._courses[number]
+            if course.error is not None:
+                yield number, ModelError(course.error)
+                continue
+            yield (
+                number,
+                course.position.outcome(
+                    self._passes.stacked.unpack(self._best[number]),
+                    self._passes.stacked.unpack(self._average[number]),
+                    steps=course.steps,
+                    windows_per_step=course.windows_per_step,
+                    resumed_from=self._resumed_from,
+                ),
+            )
+
+    def _step(self, progress: TrainingProgress) -> None:
+        """One optimiser step of each open member, and the looks and readings that are due after it."""
+        gradient = self._weights.grad
+        assert gradient is not None
+        gradient.zero_()
+        self._passes.stacked.predictor.train()
+        batches = {number: self._courses[number].batches() for number in self._open}
+        for turn in range(self._recipe.grad_accum_steps):
+            have = {number: some[turn] for number, some in batches.items() if turn < len(some)}
+            self._passes.each(list(have), partial(self._backward, have))
+        rates = [self._courses[number].learning_rate() for number in self._open]
+        self._update(rates)
+        for number in self._open:
+            course = self._courses[number]
+            course.position.step += 1
+            course.position.seconds = self._before + time.monotonic() - self._began
+            course.batches_read += len(batches[number])
+        self._update_average()
+        self._read_losses(dict(zip(self._open, rates, strict=True)), progress)
+
+    def _backward(self, windows: dict[int, Tensor], numbers: Sequence[int]) -> None:
+        """Add the gradients of a batch of each of some members."""
+        rows, batches = self._rows(numbers), [windows[number] for number in numbers]
+        counts = [len(batch) for batch in batches]
+        part = self._weights.detach()[rows].requires_grad_()
+        which, losses = self._passes.losses(part, batches, self._train)
+        shares = torch.tensor(counts, device=self._device)[which].reciprocal()
+        (gradient,) = torch.autograd.grad((losses * shares).sum() / self._recipe.grad_accum_steps, part)
+        assert self._weights.grad is not None
+        self._weights.grad.index_add_(0, rows, gradient)
+        self._losses.index_add_(0, rows[which], losses.detach() * shares)
+
+    @torch.no_grad()
+    def _update(self, rates: Sequence[float]) -> None:
+        """Clip each member's gradient by its own norm and step by its own rate; those that have ended stay."""
+        gradient = self._weights.grad
+        assert gradient is not None
+        norms = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
+        gradient.mul_((self._recipe.max_grad_norm / (norms + 1e-6)).clamp(max=1.0))
+        before = self._weights.detach().clone()
+        self._optimizer.step()
+        torch.lerp(before, self._weights, self._column(rates), out=self._weights.data)
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        if self._recipe.average_decay:
+            step = self._courses[self._open[0]].position.step
+            shares = [1 - average_decay(self._recipe, step)] * len(self._open)
+            self._average.lerp_(self._weights, self._column(shares))
+
+    def _read_losses(self, rates: dict[int, float], progress: TrainingProgress) -> None:
+        """Read the losses of the members for which that is due, and look at their selection blocks."""
+        courses = {number: self._courses[number] for number in self._open}
+        looking = [number for number, course in courses.items() if course.looks]
+        due = [number for number, course in courses.items() if course.looks or course.position.step % LOG_STEPS == 0]
+        if not due:
+            return
+        totals = self._losses.tolist()
+        self._losses[self._rows(due)] = 0.0
+        seen = self._selection_losses(looking)
+        now, shown = time.monotonic(), []
+        for number in due:
+            course = courses[number]
+            step, (read_step, read_at) = course.position.step, self._read[number]
+            try:
+                train_loss = finite(totals[number] / course.batches_read, step)
+                if number in seen and course.position.look(seen[number], self._recipe.patience):
+                    self._best[number] = self._average[number]
+            except ModelError as error:
+                course.error = str(error)
+                continue
+            values = course.position.record(
+                epoch=course.epoch,
+                train_loss=train_loss,
+                selection_loss=seen.get(number, math.nan),
+                learning_rate=rates[number],
+                windows_per_second=(step - read_step) * course.windows_per_step / max(now - read_at, 1e-9),
+            )
+            course.batches_read, self._read[number] = 0, (step, now)
+            if course.member.listener is not None:
+                course.member.listener.on_log(step, values)
+            shown.append(values)
+        if shown:
+            progress.update(
+                max(course.position.step for course in courses.values()),
+                loss=float(np.mean([values["train_loss"] for values in shown])),
+                learning_rate=shown[0]["learning_rate"],
+                windows_per_second=float(np.mean([values["windows_per_second"] for values in shown])) * len(courses),
+            )
+
+    @torch.no_grad()
+    def _selection_losses(self, numbers: Sequence[int]) -> dict[int, float]:
+        """The mean loss of some members on their selection blocks, in nats per token."""
+        totals = dict.fromkeys(numbers, 0.0)
+        size = 2 * self._recipe.batch_size
+        blocks = {number: torch.tensor(self._courses[number].member.selection).split(size) for number in numbers}
+
+        def look(turn: int, block: Sequence[int]) -> None:
+            windows = [blocks[number][turn] for number in block]
+            which, losses = self._passes.losses(self._average[self._rows(block)], windows, self._selection)
+            sums = np.bincount(which.cpu().numpy(), losses.float().cpu().numpy(), len(block))
+            totals.update({number: totals[number] + total for number, total in zip(block, sums, strict=True)})
+
+        self._passes.stacked.predictor.eval()
+        for turn in range(max((len(some) for some in blocks.values()), default=0)):
+            have = [number for number, some in blocks.items() if turn < len(some)]
+            self._passes.each(have, partial(look, turn))
+        return {number: total / len(self._courses[number].member.selection) for number, total in totals.items()}
+
+    def _rows(self, numbers: Sequence[int]) -> Tensor:
+        return torch.tensor(list(numbers), device=self._device)
+
+    def _column(self, of_open: Sequence[float]) -> Tensor:
+        """A number for each member, (members, 1): those given for the open ones, 0 for the others."""
+        column = torch.zeros(len(self._courses), 1)
+        column[self._open, 0] = torch.tensor(of_open)
+        return column.to(self._device)
