@@ -74,10 +74,12 @@ def _training(machine: Machine, quick: bool, _: Path | None) -> Report:
 
 def _adapters(machine: Machine, quick: bool, _: Path | None) -> Report:
     if quick:
-        return adapters.beside_peft(machine, size="nano", adapters=3, batch=4, steps=2, rounds=2, within=5, goal=None)
+        return adapters.beside_peft(
+            machine, size="nano", adapters=3, alone=2, batch=4, steps=2, rounds=2, within=5, goal=None
+        )
     few = {"batch": 16, "rounds": 3, "goal": None, "start": adapters.start_up()}
-    nano = adapters.beside_peft(machine, size="nano", adapters=16, steps=12, within=40, **few)
-    small = adapters.beside_peft(machine, size="small", adapters=4, steps=4, within=70, **few)
+    nano = adapters.beside_peft(machine, size="nano", adapters=16, alone=8, steps=12, within=40, **few)
+    small = adapters.beside_peft(machine, size="small", adapters=4, alone=2, steps=6, within=70, **few)
     return Report([*nano.tables, *small.tables])
 
 

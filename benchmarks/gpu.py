@@ -88,8 +88,12 @@ def _training(machine: Machine, quick: bool) -> Report:
 
 def _adapters(machine: Machine, quick: bool) -> Report:
     if quick:
-        return adapters.beside_peft(machine, size="nano", adapters=3, batch=4, steps=2, rounds=2, within=5, goal=20)
-    return adapters.beside_peft(machine, size="small", adapters=32, batch=16, steps=40, rounds=2, within=80, goal=20)
+        return adapters.beside_peft(
+            machine, size="nano", adapters=3, alone=2, batch=4, steps=2, rounds=2, within=5, goal=20
+        )
+    return adapters.beside_peft(
+        machine, size="small", adapters=32, alone=2, batch=16, steps=200, rounds=2, within=100, goal=20
+    )
 
 
 def _profile(machine: Machine, quick: bool) -> Report:
@@ -106,7 +110,7 @@ def _cost(machine: Machine, quick: bool) -> Report:
     if quick:
         few = {"size": "nano", "adapters": 2, "batch": 4, "steps": 2, "series": 2}
     else:
-        few = {"size": "small", "adapters": 32, "batch": 16, "steps": 40, "series": 128}
+        few = {"size": "small", "adapters": 32, "batch": 16, "steps": 50, "series": 128}
     return Report([cost.table(machine, csv=None, **few)])
 
 

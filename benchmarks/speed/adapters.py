@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from kronos_pipeline.training.trainer import KronosTrainer
 from speed.machine import Machine
 from speed.models import random_model, random_windows
 from speed.table import Goal, Report, Table, megabytes, number, seconds
-from speed.timing import Spread, alternate, peak_of, ratio, time_of, timed, times
+from speed.timing import Run, Sample, Spread, alternate, peak_of, ratio, time_of, timed, times
 from speed.training import batches, recipe, upstream_step
 
 _PEFT, _ALONE, _TOGETHER = "plain PEFT loop, one by one", "train_adapter, one by one", "train_adapters, together"
@@ -34,6 +35,7 @@ def beside_peft(
     *,
     size: str,
     adapters: int,
+    alone: int,
     batch: int,
     steps: int,
     rounds: int,
@@ -46,7 +48,8 @@ def beside_peft(
     Args:
         machine: where.
         size: of the base model.
-        adapters: how many.
+        adapters: how many are trained together.
+        alone: how many of them are trained one by one, which tells as much.
         batch: windows per step of one adapter.
         steps: of each.
         rounds: repeats, at most.
@@ -57,19 +60,29 @@ def beside_peft(
     model = random_model(size, machine.device)
     settings = recipe(size, machine.device, batch, adapter="lora")
     windows = random_windows(settings, [f"SIM{number}" for number in range(adapters)], batch * steps)
+    few = windows[:alone]
+
+    def each(train: Callable[[], None], count: int) -> Run:
+        def run() -> Sample:
+            taken = timed(train, machine.device)()
+            return replace(taken, seconds=taken.seconds / count)
+
+        return run
+
     ways = {
-        _PEFT: lambda: plain_peft(model, windows, settings, steps),
-        _ALONE: lambda: one_by_one(model, windows, settings),
-        _TOGETHER: lambda: together(model, windows, settings),
+        _PEFT: each(lambda: plain_peft(model, few, settings, steps), alone),
+        _ALONE: each(lambda: one_by_one(model, few, settings), alone),
+        _TOGETHER: each(lambda: together(model, windows, settings), adapters),
     }
-    plain_peft(model, windows[:1], settings, 1)
-    together(model, windows[:2], settings)
-    samples = alternate({name: timed(way, machine.device) for name, way in ways.items()}, rounds, within)
+    short = random_windows(settings, ["WARM", "UP"], batch)
+    plain_peft(model, short, settings, 1)
+    together(model, short, settings)
+    samples = alternate(ways, rounds, within)
     rows = [
         [
             name,
             time_of(taken).text(seconds),
-            Spread.of([60 * adapters / sample.seconds for sample in taken]).text(number),
+            Spread.of([60 / sample.seconds for sample in taken]).text(number),
             times(samples[_PEFT], taken, 2),
             megabytes(peak_of(taken)),
         ]
@@ -80,14 +93,14 @@ def beside_peft(
         f"feed-forward maps. The plain loop takes no looks, keeps no state and checks nothing.",
     ]
     if start is not None:
-        apart = adapters * start + time_of(samples[_PEFT]).median
-        in_one = start + time_of(samples[_TOGETHER]).median
+        apart = adapters * (start + time_of(samples[_PEFT]).median)
+        in_one = start + adapters * time_of(samples[_TOGETHER]).median
         notes.append(
             f"A process that imports the trainer takes {seconds(start)} to start. A command per ticker waits for that "
             f"{adapters} times: {seconds(apart)} with plain loops, {seconds(in_one)} in one training, "
             f"{apart / in_one:.1f} times."
         )
-    columns = ("way", "seconds", "adapters/min", "times", "peak memory")
+    columns = ("way", "each", "adapters/min", "times", "peak memory")
     what = f"{adapters} adapters of Kronos-{size}, {machine.device.type}"
     rivals = samples[_PEFT], samples[_TOGETHER]
     found = f"{times(*rivals, 2)} times"
