@@ -67,7 +67,7 @@ def token_losses(predictor: nn.Module, s1: Tensor, s2: Tensor, stamps: Tensor, f
         F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, first_target:].flatten().long(), reduction="none")
         for logits, tokens in zip(teacher_forced_logits(predictor, s1, s2, stamps, first_target), (s1, s2), strict=True)
     )
-    return ((s1_loss + s2_loss) / 2).view(len(s1), -1).mean(dim=1)
+    return ((s1_loss + s2_loss) / 2).view(len(s1), s1.shape[1] - first_target).mean(dim=1)
 
 
 def token_loss(predictor: nn.Module, s1: Tensor, s2: Tensor, stamps: Tensor, first_target: int) -> Tensor:

@@ -4,36 +4,38 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from kronos_pipeline.model.modules import prepare_rotary
 
+_BARS_ON_A_CPU, _BARS = 2**12, 2**16
+"""Bars per call of the tokenizer; on a CPU more take longer, as they leave its caches."""
 
-def encode(
-    tokenizer: nn.Module, normalised: NDArray[np.float32], device: torch.device, batch: int = 256
-) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
+
+def windows_per_call(bars: int, device: torch.device) -> int:
+    """How many windows of so many bars a device encodes best at once."""
+    return max(1, (_BARS_ON_A_CPU if device.type == "cpu" else _BARS) // max(bars, 1))
+
+
+def encode(tokenizer: nn.Module, normalised: Tensor, device: torch.device) -> Tensor:
     """Encode windows of bars.
 
     Args:
         tokenizer: in eval mode, on `device`.
-        normalised: (windows, bars, 6), normalised and clipped.
+        normalised: (windows, bars, 6) float32, normalised and clipped, anywhere.
         device: where the tokenizer is.
-        batch: windows per call of the tokenizer, 256 by default.
 
     Returns:
-        The coarse tokens s1 and the fine tokens s2, (windows, bars) each, two bytes a token.
+        The tokens, (windows, 2, bars) int16 on `device`: the coarse s1 and the fine s2. On a GPU they may
+        still be in the making.
     """
-    windows, bars, _ = normalised.shape
-    s1, s2 = np.empty((windows, bars), np.uint16), np.empty((windows, bars), np.uint16)
     encoder: Any = tokenizer
-    prepare_rotary(tokenizer, bars)
-    for start in range(0, windows, batch):
-        values = torch.from_numpy(np.ascontiguousarray(normalised[start : start + batch], dtype=np.float32))
+    tokens = torch.empty(len(normalised), 2, normalised.shape[1], dtype=torch.int16, device=device)
+    prepare_rotary(tokenizer, normalised.shape[1])
+    size = windows_per_call(normalised.shape[1], device)
+    for some, made in zip(normalised.split(size), tokens.split(size), strict=True):
         with torch.no_grad():
-            coarse, fine = encoder.encode(values.to(device), half=True)
-        s1[start : start + batch] = coarse.cpu().numpy()
-        s2[start : start + batch] = fine.cpu().numpy()
-    return s1, s2
+            s1, s2 = encoder.encode(some.to(device, non_blocking=True), half=True)
+        made[:, 0], made[:, 1] = s1, s2
+    return tokens

@@ -1,41 +1,42 @@
 """Token windows of one split of many tickers: what a training reads.
 
 The tokenizer is frozen, so each window is encoded once, to two bytes for each half of each bar's token. Stamps are not
-stored per window at all: they are looked up beside the bars.
+stored per window at all: they are looked up beside the bars, a byte each. What is kept is on the training's device
+where it takes no large share of its memory; then a batch is an indexing there, and nothing but the windows' numbers
+goes to it. Else it is in the host's memory or in a file, and a batch is gathered there while the device is at work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from kronos_pipeline.data.normalisation import normalise
 from kronos_pipeline.data.windows import WindowSet, row_statistics
 from kronos_pipeline.errors import SettingsError
-from kronos_pipeline.model.tokens import encode
+from kronos_pipeline.model.tokens import encode, windows_per_call
 
 CPU = torch.device("cpu")
-_CHUNK = 1024
-"""Windows that are gathered and encoded together."""
+_DEVICE_SHARE = 0.25
+"""Of a GPU's whole memory, what tokens and stamps may take."""
 _ON_DISK_ABOVE = 256 * 2**20
-"""Bytes of tokens above which they are kept in a file, where a folder for it is given."""
+"""Bytes of tokens above which they are kept in a file, where a folder for it is given and the device has no room."""
 
-
-Batch = dict[str, torch.Tensor]
-"""Token windows. `s1` and `s2`: (windows, bars) int64, the coarse and the fine half of each bar's token; `stamps`:
-(windows, bars, 5) int64, minute, hour, weekday, day and month of each bar."""
+Batch = dict[str, Tensor]
+"""Token windows. `s1` and `s2`: (windows, bars) int16, the coarse and the fine half of each bar's token; `stamps`:
+(windows, bars, 5) uint8, minute, hour, weekday, day and month of each bar."""
 
 
 class KronosMultiTickerDataset(Dataset[Batch]):
     """The windows of one split of one or many tickers, as tokens; tickers in the order given, each by time.
 
     An item is one window: `s1` and `s2` of shape (lookback + horizon + 1,) and `stamps` of shape
-    (lookback + horizon + 1, 5). `batch` and PyTorch's own `__getitems__` assemble many at once by indexing.
+    (lookback + horizon + 1, 5). `batch` assembles many at once by indexing.
 
     Attributes:
         lookback: bars of a window that a forecast would know; the targets are the bars after them.
@@ -59,7 +60,7 @@ class KronosMultiTickerDataset(Dataset[Batch]):
             windows: one per ticker, all cut with the same lookback and horizon.
             split: "train" or "selection"; the holdout's rolls are for evaluation alone.
             tokenizer: the base model's tokenizer, in eval mode.
-            device: where the tokenizer is.
+            device: where the tokenizer is, and where batches are to be.
             folder: where tokens go when they are many; without it they stay in memory.
 
         Raises:
@@ -73,21 +74,19 @@ class KronosMultiTickerDataset(Dataset[Batch]):
         self.tickers = [one.ticker for one in windows]
         self.lookback = windows[0].lookback if windows else 0
         self.window = self.lookback + windows[0].horizon + 1 if windows else 0
-        counts = [len(one.of_split(split)) for one in windows]
+        self._device = device
         first_bar = np.cumsum([0, *(len(one.bars.frame) for one in windows)])
-        self._stamps = _joined([one.stamps for one in windows], (0, 5))
-        self._starts = _joined(
-            [
-                one.of_split(split)["start"].to_numpy(np.int64) + first
-                for one, first in zip(windows, first_bar, strict=False)
-            ],
-            (0,),
-        )
-        self._tokens = _token_store((2, sum(counts), self.window), split, folder)
-        filled = 0
-        for one, count in zip(windows, counts, strict=True):
-            _encode_split(one, split, tokenizer, device, self._tokens[:, filled : filled + count])
-            filled += count
+        rows = [
+            one.of_split(split)["start"].to_numpy(np.int64) + first
+            for one, first in zip(windows, first_bar, strict=False)
+        ]
+        stamps, starts = _joined([one.stamps for one in windows], (0, 5)), _joined(rows, (0,))
+        taken = 4 * len(starts) * self.window + stamps.nbytes + starts.nbytes
+        self._here = device if _has_room(device, taken) else CPU
+        self._stamps = torch.from_numpy(stamps).to(self._here)
+        self._starts = torch.from_numpy(starts).to(self._here)
+        self._tokens = self._store(folder)
+        self._encode(windows, tokenizer)
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -95,40 +94,67 @@ class KronosMultiTickerDataset(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         return {key: value[0] for key, value in self.batch([index]).items()}
 
-    def __getitems__(self, indices: list[int]) -> Batch:
-        return self.batch(indices)
+    def batch(self, indices: Sequence[int] | np.ndarray | Tensor) -> Batch:
+        """Windows by number, as one batch on the device; it does not wait for it."""
+        rows = _sent(torch.as_tensor(indices, dtype=torch.int64), self._here)
+        bars = self._starts[rows, None] + torch.arange(self.window, device=self._here)
+        tokens, stamps = (_sent(part, self._device) for part in (self._tokens[rows], self._stamps[bars]))
+        return {"s1": tokens[:, 0], "s2": tokens[:, 1], "stamps": stamps}
 
-    def batch(self, indices: Sequence[int]) -> Batch:
-        """Windows by number, as one batch."""
-        rows = np.asarray(indices, np.int64)
-        bars = self._starts[rows, None] + np.arange(self.window)
-        s1, s2 = torch.from_numpy(self._tokens[:, rows].astype(np.int64))
-        return {"s1": s1, "s2": s2, "stamps": torch.from_numpy(self._stamps[bars].astype(np.int64))}
+    def _store(self, folder: Path | None) -> Tensor:
+        """Room for the tokens, (windows, 2, bars) int16."""
+        shape = (len(self), 2, self.window)
+        if folder is None or self._here != CPU or 2 * int(np.prod(shape)) <= _ON_DISK_ABOVE:
+            return torch.empty(shape, dtype=torch.int16, device=self._here)
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"tokens-{self.split}.npy"
+        return torch.from_numpy(np.lib.format.open_memmap(file, mode="w+", dtype=np.int16, shape=shape))
 
-
-def as_batch(batch: Any) -> Batch:
-    """A DataLoader's collate function: `__getitems__` has made the batch already."""
-    return batch
-
-
-def _encode_split(
-    windows: WindowSet, split: str, tokenizer: torch.nn.Module, device: torch.device, tokens: np.ndarray
-) -> None:
-    rows = windows.of_split(split)
-    starts, bars = rows["start"].to_numpy(np.int64), windows.bars.values
-    mean, std = row_statistics(rows)
-    for first in range(0, len(rows), _CHUNK):
-        part = slice(first, first + _CHUNK)
-        values = bars[starts[part, None] + np.arange(tokens.shape[-1])]
-        normalised = normalise(values, mean[part], std[part])
-        tokens[0, part], tokens[1, part] = encode(tokenizer, normalised, device=device)
+    def _encode(self, windows: Sequence[WindowSet], tokenizer: torch.nn.Module) -> None:
+        """Fill the store, so many windows at a time as the device encodes best, whatever their ticker."""
+        filled, size = 0, windows_per_call(self.window, self._device)
+        for values in _regrouped(_normalised(windows, self.split, self.window, size), size):
+            tokens = encode(tokenizer, _sent(torch.from_numpy(values), self._device), self._device)
+            self._tokens[filled : filled + len(tokens)] = tokens
+            filled += len(tokens)
 
 
-def _token_store(shape: tuple[int, int, int], split: str, folder: Path | None) -> np.ndarray:
-    if folder is None or 2 * int(np.prod(shape)) <= _ON_DISK_ABOVE:
-        return np.empty(shape, np.uint16)
-    folder.mkdir(parents=True, exist_ok=True)
-    return np.lib.format.open_memmap(folder / f"tokens-{split}.npy", mode="w+", dtype=np.uint16, shape=shape)
+def _normalised(windows: Sequence[WindowSet], split: str, length: int, at_once: int) -> Iterator[np.ndarray]:
+    """The normalised windows of some tickers, up to `at_once` of one ticker together: (windows, bars, 6) float32."""
+    for one in windows:
+        rows = one.of_split(split)
+        starts, bars = rows["start"].to_numpy(np.int64), one.bars.values
+        mean, std = row_statistics(rows)
+        for first in range(0, len(rows), at_once):
+            part = slice(first, first + at_once)
+            yield normalise(bars[starts[part, None] + np.arange(length)], mean[part], std[part])
+
+
+def _regrouped(blocks: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """The same rows, `size` at a time; the last are what is left."""
+    kept: list[np.ndarray] = []
+    for block in blocks:
+        kept.append(block)
+        while sum(map(len, kept)) >= size:
+            joined = np.concatenate(kept)
+            yield joined[:size]
+            kept = [joined[size:]]
+    if any(map(len, kept)):
+        yield np.concatenate(kept)
+
+
+def _has_room(device: torch.device, needed: int) -> bool:
+    """Whether a device takes it beside a training: by its whole memory, so that the same data is kept in one way."""
+    if device.type != "cuda":
+        return device.type == "cpu"
+    return needed <= _DEVICE_SHARE * torch.cuda.get_device_properties(device).total_memory
+
+
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    """Values on a device; to a GPU from pages that it reads by itself, so that nobody waits for it."""
+    if values.device == device:
+        return values
+    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
 
 
 def _joined(arrays: list[np.ndarray], empty: tuple[int, ...]) -> np.ndarray:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import ModelError
+from kronos_pipeline.model.dropout import quicken_dropout
 from kronos_pipeline.model.losses import token_loss, token_losses
 from kronos_pipeline.training.course import (
     LOG_STEPS,
@@ -30,16 +32,20 @@ from kronos_pipeline.training.course import (
     look_points,
     warmup_then_cosine,
 )
-from kronos_pipeline.training.dataset import Batch, KronosMultiTickerDataset, as_batch
+from kronos_pipeline.training.dataset import KronosMultiTickerDataset
 from kronos_pipeline.training.progress import Say, TrainingProgress
 from kronos_pipeline.training.randomness import random_state, restore_random_state
 
 
 class Objective(torch.nn.Module):
-    """The loss as a module, so that what wraps modules (DistributedDataParallel, compilers) sees the forward pass."""
+    """The loss as a module, so that what wraps modules (DistributedDataParallel, compilers) sees the forward pass.
+
+    The predictor's dropouts are replaced by quick ones.
+    """
 
     def __init__(self, predictor: torch.nn.Module, first_target: int) -> None:
         super().__init__()
+        quicken_dropout(predictor)
         self.predictor = predictor
         self.first_target = first_target
 
@@ -69,6 +75,7 @@ class Optimisation:
         optimizer = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
             lr=recipe.learning_rate,
+            fused=accelerator.scaler is None,  # fused, it would not say which steps a float16 training leaves out
         )
         windows_per_step = recipe.batch_size * recipe.grad_accum_steps * accelerator.num_processes
         self._steps_per_epoch = math.ceil(len(train) / windows_per_step)
@@ -81,6 +88,7 @@ class Optimisation:
         self._average = {name: tensor.detach().clone() for name, tensor in self._trained.items()}
         self._best: Tensors = {}
         self._position = Position()
+        self._unread, self._unread_batches = torch.zeros((), device=accelerator.device), 0
         self._look_at = look_points(recipe, self._steps_per_epoch)
 
     def state(self) -> dict[str, Any]:
@@ -95,6 +103,7 @@ class Optimisation:
             "scaler": {} if scaler is None else scaler.state_dict(),
             "random": random_state(self._accelerator.device),
             "position": vars(self._position),
+            "unread": (self._unread, self._unread_batches),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -115,6 +124,8 @@ class Optimisation:
             if self._accelerator.scaler is not None:
                 self._accelerator.scaler.load_state_dict(state["scaler"])
             self._position = Position(**state["position"])
+            unread, self._unread_batches = state["unread"]
+            self._unread = unread.to(device)
             restore_random_state(state["random"], device)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ModelError(
@@ -157,23 +168,9 @@ class Optimisation:
         position, recipe = self._position, self._recipe
         epoch, done = divmod(position.step, self._steps_per_epoch)
         self._module.train()
-        total, count, read_at, read_step = (
-            torch.zeros((), device=self._accelerator.device),
-            0,
-            time.monotonic(),
-            position.step,
-        )
-        for batch in self._batches(epoch, done):
-            with self._accelerator.accumulate(self._module):
-                loss = self._module(**batch)
-                self._accelerator.backward(loss)
-                if self._accelerator.sync_gradients:
-                    self._accelerator.clip_grad_norm_(list(self._trained.values()), recipe.max_grad_norm)
-                self._optimizer.step()
-                self._optimizer.zero_grad()
-            total, count = total + loss.detach(), count + 1
-            if not self._accelerator.sync_gradients:
-                continue
+        read_at, read_step = time.monotonic(), position.step
+        for batches in self._steps_of(epoch, done):
+            self._step(batches)
             position.step += 1
             done += 1
             learning_rate = float(self._schedule.get_last_lr()[0])
@@ -182,9 +179,10 @@ class Optimisation:
             self._update_average()
             look = done in self._look_at
             if look or position.step % LOG_STEPS == 0:
+                train_loss = self._read_loss()
                 seconds = max(time.monotonic() - read_at, 1e-9)
                 self._log(
-                    train_loss=finite(total.item() / count, position.step),
+                    train_loss=train_loss,
                     selection_loss=self._look() if look else math.nan,
                     windows_per_second=(position.step - read_step) * self._windows_per_step / seconds,
                     learning_rate=learning_rate,
@@ -192,26 +190,40 @@ class Optimisation:
                     listener=listener,
                     progress=progress,
                 )
-                total, count, read_at, read_step = torch.zeros_like(total), 0, time.monotonic(), position.step
+                read_at, read_step = time.monotonic(), position.step
             if position.step % recipe.save_steps == 0 or done == self._steps_per_epoch or position.stopped:
                 position.seconds = time.monotonic() - began
                 save(self.state())
             if position.stopped:
                 return
 
-    def _batches(self, epoch: int, done: int) -> DataLoader[Batch]:
-        """The batches of an epoch from its step `done` on."""
-        order = epoch_order(self._recipe.seed, epoch, len(self._train))[done * self._windows_per_step :].tolist()
-        loader = DataLoader(
-            self._train,
-            batch_size=self._recipe.batch_size,
-            sampler=order,
-            num_workers=self._recipe.num_workers,
-            collate_fn=as_batch,
-            pin_memory=self._accelerator.device.type == "cuda",
-            generator=torch.Generator(),  # else the loader would draw from the generator that dropout uses
-        )
-        return self._accelerator.prepare_data_loader(loader)
+    def _steps_of(self, epoch: int, done: int) -> Iterator[list[torch.Tensor]]:
+        """This process's batches of each step of an epoch from its step `done` on: windows by number."""
+        count, place = self._accelerator.num_processes, self._accelerator.process_index
+        order = epoch_order(self._recipe.seed, epoch, len(self._train))[done * self._windows_per_step :]
+        for step in order.split(self._windows_per_step):
+            # Each process has as many batches as the others, or they would wait for each other for ever.
+            yield [some[place % len(some) :: count] for some in step.split(self._recipe.batch_size * count)]
+
+    def _step(self, batches: Sequence[torch.Tensor]) -> None:
+        """One optimiser step; nothing in it waits for the device."""
+        accelerator = self._accelerator
+        for number, windows in enumerate(batches, start=1):
+            alone = accelerator.no_sync(self._module) if number < len(batches) else nullcontext()
+            with alone:
+                loss = self._module(**self._train.batch(windows))
+                accelerator.backward(loss)
+            self._unread = self._unread + loss.detach()
+        self._unread_batches += len(batches)
+        accelerator.clip_grad_norm_(list(self._trained.values()), self._recipe.max_grad_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    def _read_loss(self) -> float:
+        """The mean training loss since it was last read; this waits for the device."""
+        loss = finite(self._unread.item() / self._unread_batches, self._position.step)
+        self._unread, self._unread_batches = torch.zeros_like(self._unread), 0
+        return loss
 
     def _look(self) -> float:
         """The loss on the selection block; keeps the weights if they are the best so far, stops if none were lately."""
@@ -226,20 +238,18 @@ class Optimisation:
         plain = {name: tensor.detach().clone() for name, tensor in self._trained.items()} if self._averaging else {}
         self._put(self._current())
         predictor.eval()
-        mine = range(accelerator.process_index, len(self._selection), accelerator.num_processes)
-        total = torch.zeros((), dtype=torch.float64)
-        for start in range(0, len(mine), 2 * self._recipe.batch_size):
-            batch = self._selection.batch(mine[start : start + 2 * self._recipe.batch_size])
-            tensors = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
-            with accelerator.autocast():
-                losses = token_losses(predictor, **tensors, first_target=self._selection.lookback)
-            total += losses.double().sum().cpu() if losses.device.type != "mps" else losses.sum().cpu().double()
+        mine = torch.arange(len(self._selection))[accelerator.process_index :: accelerator.num_processes]
+        found = []
+        with accelerator.autocast():
+            for windows in mine.split(2 * self._recipe.batch_size):
+                batch = self._selection.batch(windows)
+                found.append(token_losses(predictor, **batch, first_target=self._selection.lookback))
         predictor.train()
         self._put(plain)
-        shares = (
-            accelerator.gather(total.to(accelerator.device, torch.float32)) if accelerator.num_processes > 1 else total
-        )
-        return float(shares.sum()) / len(self._selection)
+        total = torch.cat(found).cpu().double().sum()  # Apple's GPUs have no float64
+        if accelerator.num_processes > 1:
+            total = accelerator.gather(total.to(accelerator.device, torch.float32)).sum()
+        return float(total) / len(self._selection)
 
     @property
     def _averaging(self) -> bool:
@@ -260,7 +270,7 @@ class Optimisation:
         if self._averaging:
             decay = average_decay(self._recipe, self._position.step)
             trained = [tensor.detach() for tensor in self._trained.values()]
-            torch._foreach_lerp_(list(self._average.values()), trained, 1 - decay)
+            get_ema_multi_avg_fn(decay)(list(self._average.values()), trained, None)
 
     def _log(
         self,

@@ -97,7 +97,6 @@ class PredictorLoss:
         self._lookback = settings.lookback
 
     def __call__(self, predictor: nn.Module, batch: Batch, done: float) -> Tensor:
-        ids = encode(self._tokenizer, batch.bars, torch.device("cpu"))
+        s1, s2 = encode(self._tokenizer, torch.from_numpy(batch.bars), torch.device("cpu")).unbind(1)
         first_target = 1 if done < 0.5 else self._lookback
-        s1, s2 = (torch.from_numpy(tokens.astype(np.int64)) for tokens in ids)
         return token_loss(predictor, s1, s2, torch.from_numpy(batch.stamps), first_target)
