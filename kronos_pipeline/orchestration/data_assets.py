@@ -7,8 +7,8 @@ import dagster as dg
 
 from kronos_pipeline.artifacts import text_hash
 from kronos_pipeline.data.csv_files import find_csv_files
-from kronos_pipeline.data.ingest import read_bars
-from kronos_pipeline.data.windows import build_windows
+from kronos_pipeline.data.stored import read_changed
+from kronos_pipeline.data.windows import build_all_windows
 from kronos_pipeline.orchestration.batch import Event, TickerBatch
 from kronos_pipeline.orchestration.failures import failures_of
 from kronos_pipeline.orchestration.io_manager import TickerArtifacts
@@ -19,15 +19,21 @@ from kronos_pipeline.orchestration.resources import PipelineSettings
 def raw_bars(context: dg.AssetExecutionContext, pipeline: PipelineSettings) -> Iterator[Event]:
     """A ticker's validated OHLCV bars, from its CSV in the data folder; stored as `bars/<T>.parquet`.
 
-    Every bad line of a file is shown at once: file, line, column, rule, value.
+    Every bad line of a file is shown at once: file, line, column, rule, value. A file that has not changed since it was
+    last read is not read again.
     """
     with failures_of("raw_bars"):
         folder = find_csv_files(pipeline.data_folder)
         batch = TickerBatch(context)
+        files = []
         for ticker in batch.tickers:
             with batch.ticker(ticker):
-                bars = read_bars(folder.file(ticker))
-                batch.add(ticker, bars, bars_metadata(bars))
+                files.append(folder.file(ticker))
+        good, bad, unchanged = read_changed(files, pipeline.layout.bars)
+        context.log.info(f"{len(unchanged)} of {len(files)} CSVs have not changed since they were last read.")
+        for ticker, bars in good.items():
+            batch.add(ticker, bars, bars_metadata(bars) | {"CSV unchanged": ticker in unchanged})
+        batch.errors |= bad
         yield from batch.events(text_hash(*(bars.content_hash for bars in batch.done.values())))
 
 
@@ -41,8 +47,12 @@ def windows(
     with failures_of("windows"):
         recipe = pipeline.recipe("lora")
         batch = TickerBatch(context)
+        bars = []
         for ticker in batch.tickers:
             with batch.ticker(ticker):
-                cut = build_windows(raw_bars[ticker], recipe)
-                batch.add(ticker, cut, windows_metadata(cut))
+                bars.append(raw_bars[ticker])
+        fit, unfit = build_all_windows(bars, recipe)
+        for ticker, cut in fit.items():
+            batch.add(ticker, cut, windows_metadata(cut))
+        batch.errors |= unfit
         yield from batch.events()

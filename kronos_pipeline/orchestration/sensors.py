@@ -3,13 +3,14 @@
     a file's size or time differs -> its hash differs -> ingest, or with enough bars after its adapter's last: retrain
 
 Most files are no more than looked at: only one whose size or time changed is hashed, and only one whose hash changed is
-read. A ticker without an adapter is ingested and not trained: the first training is for a person or a schedule to ask.
+read, if its bars are not stored already, as they are for a sensor that starts anew. A ticker without an adapter is
+ingested and not trained: the first training is for a person or a schedule to ask.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ import pandas as pd
 
 from kronos_pipeline.artifacts import file_hash
 from kronos_pipeline.data.csv_files import CsvFile, CsvFolder, find_csv_files
-from kronos_pipeline.data.ingest import read_bars
+from kronos_pipeline.data.stored import read_changed
 from kronos_pipeline.errors import DataError
 from kronos_pipeline.orchestration.automation import INGEST, RETRAIN_ADAPTER, AutomationSettings
 from kronos_pipeline.orchestration.metadata import LAST_BAR
@@ -53,6 +54,7 @@ def make_sensor(
         name="changed_csvs",
         jobs=[job for job in jobs if job.name in (INGEST, RETRAIN_ADAPTER)],
         minimum_interval_seconds=60,
+        required_resource_keys={"pipeline"},
         description=f"Ingests changed CSVs, and retrains an adapter after {settings.retrain_after_bars} new bars.",
     )
     def changed_csvs(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
@@ -65,7 +67,8 @@ def make_sensor(
             context.log.warning(note)
         seen: Seen = json.loads(context.cursor or "{}")
         changed = _changed([folder.files[ticker] for ticker in tickers if ticker in folder.files], seen)
-        retrained = [file.ticker for file in changed if _is_due(context.instance, file, settings.retrain_after_bars)]
+        layout = context.resources.pipeline.layout
+        retrained = _due(context.instance, changed, layout.bars, settings.retrain_after_bars)
         ingested = {file.ticker for file in changed} - set(retrained)
         requests = [
             dg.RunRequest(job_name=job, tags=tags)
@@ -114,15 +117,23 @@ def _changed(files: Sequence[CsvFile], seen: Seen) -> list[CsvFile]:
     return changed
 
 
-def _is_due(instance: dg.DagsterInstance, file: CsvFile, enough: int) -> bool:
-    """Whether the file holds enough bars that came after those of the ticker's last training."""
-    wanted = dg.AssetRecordsFilter(asset_key=dg.AssetKey("adapter"), asset_partitions=[file.ticker])
+def _due(
+    instance: dg.DagsterInstance, files: Sequence[CsvFile], stored_at: Callable[[str], Path], enough: int
+) -> list[str]:
+    """The tickers whose files hold enough bars that came after those of their last training.
+
+    Of a bad file nothing is said here: ingesting it tells what is wrong.
+    """
+    trained = {file.ticker: last for file in files if (last := _last_trained_bar(instance, file.ticker)) is not None}
+    good, _, _ = read_changed([file for file in files if file.ticker in trained], stored_at)
+    return [ticker for ticker, bars in good.items() if (bars.frame["timestamps"] > trained[ticker]).sum() >= enough]
+
+
+def _last_trained_bar(instance: dg.DagsterInstance, ticker: str) -> pd.Timestamp | None:
+    """The time of the last bar of the data of the ticker's last training, or None."""
+    wanted = dg.AssetRecordsFilter(asset_key=dg.AssetKey("adapter"), asset_partitions=[ticker])
     records = instance.fetch_materializations(wanted, limit=1).records
     trained = records[0].asset_materialization if records else None
     if trained is None or LAST_BAR not in trained.metadata:
-        return False
-    try:
-        stamps = read_bars(file).frame["timestamps"]
-    except DataError:
-        return False  # ingesting it tells what is wrong
-    return int((stamps > pd.Timestamp(str(trained.metadata[LAST_BAR].value))).sum()) >= enough
+        return None
+    return pd.Timestamp(str(trained.metadata[LAST_BAR].value))

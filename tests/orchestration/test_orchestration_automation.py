@@ -45,7 +45,10 @@ class Folder:
     def result(self) -> dg.SensorEvaluationContext:
         definitions = self.location.definitions
         with dg.build_sensor_context(
-            instance=self.location.instance, cursor=self.cursor, definitions=definitions
+            instance=self.location.instance,
+            cursor=self.cursor,
+            definitions=definitions,
+            resources={"pipeline": self.location.settings},
         ) as context:
             result = self.sensor.evaluate_tick(context)
         self.cursor = result.cursor
