@@ -124,7 +124,7 @@ def _values(df: Any, name: str) -> NDArray[np.float32]:
 def _times(given: Any, name: str) -> pd.Index:
     """Times as an index of datetimes or periods, the given one where it is one."""
     try:
-        index = pd.Index(given)
+        index = pd.Index(given.infer_objects() if isinstance(given, pd.Series) else given)
         if not isinstance(index, pd.DatetimeIndex | pd.PeriodIndex):
             if (kind := pd.api.types.infer_dtype(index)) not in _READABLE:
                 raise TypeError(f"{kind} values are no times")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from kronos_pipeline.data.bars import FEATURES, PRICES
 from kronos_pipeline.model.batches import sample_series
+from kronos_pipeline.model.decoder import PRECISIONS
 from kronos_pipeline.model.draws import Sampling, read_sampling
 from kronos_pipeline.model.frames import TIME_FIELDS, InputError, Series, frame, frame_of_paths, in_units, read_series
 from kronos_pipeline.model.modules import inner, move
@@ -64,12 +65,14 @@ class KronosPredictor:
                 `model`. Those that are plain LoRA on the same weights are decoded together.
 
         Raises:
-            InputError: there is no such device, or tokenizer and model do not belong together.
+            InputError: there is no such device or precision, or tokenizer and model do not belong together.
             ModelError: an adapter's folder is damaged, or its adapter was trained on another model.
         """
         self.device = _first_device() if device is None else device
         place = _checked_device(self.device)
         _check_vocabularies(model, tokenizer)
+        if precision not in PRECISIONS:
+            raise InputError(f"precision must be {' or '.join(PRECISIONS)}, not {precision!r}.")
         self.model, self.tokenizer = move(model, place), move(tokenizer, place)
         self.max_context, self.clip, self.precision = max_context, clip, precision
         self.price_cols, self.vol_col, self.amt_vol = list(PRICES), *FEATURES[4:]

@@ -1,0 +1,179 @@
+"""Many series in one call: of unequal length, of several adapters, in parts; and every path of each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from price_frames import COLUMNS, assert_forecast, candles, sharp_predictor, sharp_tokenizer, times
+from sktime.libs.kronos import KronosPredictor as Upstream
+
+from kronos_pipeline import KronosPredictor
+from kronos_pipeline.model import batches
+from kronos_pipeline.model.decoder import Decoder
+
+HORIZON, PATHS = 5, 3
+LENGTHS = (20, 31, 1, 12)
+DFS = [candles(bars, seed, price) for seed, (bars, price) in enumerate(zip(LENGTHS, (3.0, 60, 9, 2e4), strict=True))]
+CLOCKS = [times(bars, HORIZON) for bars in LENGTHS]
+BATCH = (DFS, [past for past, _ in CLOCKS], [ahead for _, ahead in CLOCKS], HORIZON)
+TOKENIZER = sharp_tokenizer()
+
+
+def predictor(**settings: Any) -> KronosPredictor:
+    return KronosPredictor(sharp_predictor(), TOKENIZER, **settings)
+
+
+def single(place: int) -> tuple[Any, ...]:
+    return (*(part[place] for part in BATCH[:3]), HORIZON)
+
+
+@pytest.mark.parametrize("context", [512, 31, 25, 14, 5])
+def test_series_of_unequal_length_are_forecast_as_each_alone(context: int) -> None:
+    together = predictor(max_context=context).predict_batch(*BATCH, top_k=1, verbose=False)
+    upstream = Upstream(sharp_predictor(), TOKENIZER, max_context=context)
+    for place, forecast in enumerate(together):
+        alone = upstream.predict(*single(place), top_k=1, verbose=False)
+        assert_forecast(forecast, alone, DFS[place])
+
+
+def test_no_series_give_no_forecasts() -> None:
+    ours = predictor()
+    before = torch.get_rng_state()
+    assert ours.predict_batch([], [], [], HORIZON) == []
+    assert ours.sample_batch((), (), (), HORIZON) == []
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_sample_gives_every_path_of_which_predict_gives_the_mean() -> None:
+    ours, settings = predictor(), {"sample_count": PATHS, "seed": 4, "verbose": False}
+    sampled, means = ours.sample_batch(*BATCH, **settings), ours.predict_batch(*BATCH, **settings)
+    for place, (paths, mean) in enumerate(zip(sampled, means, strict=True)):
+        assert list(paths.columns) == COLUMNS
+        assert list(paths.index.names) == ["path", "timestamps"]
+        assert len(paths) == PATHS * HORIZON
+        assert (paths.dtypes == np.float32).all()
+        for path in range(PATHS):
+            assert paths.loc[path].index.equals(mean.index)
+        assert_forecast(paths.groupby("timestamps").mean().astype(np.float32), mean, DFS[place])
+        assert place == 2 or paths["close"].groupby("timestamps").std().max() > 0  # the one of one bar never moves
+    alone = ours.sample(*single(0), **settings)
+    pd.testing.assert_frame_equal(
+        alone.groupby("timestamps").mean(), ours.predict(*single(0), **settings), rtol=1e-6, check_freq=False
+    )
+
+
+def test_a_path_is_what_upstream_samples_for_it() -> None:
+    torch.manual_seed(8)
+    sampled = predictor().sample(*single(1), sample_count=1, verbose=False)
+    torch.manual_seed(8)
+    assert_forecast(sampled.loc[0], Upstream(sharp_predictor(), TOKENIZER).predict(*single(1), verbose=False), DFS[1])
+
+
+@pytest.mark.parametrize("method", ["predict", "sample"])
+def test_a_seed_is_manual_seed_without_the_global_generator(method: str) -> None:
+    forecast = getattr(predictor(), method)
+    torch.manual_seed(21)
+    expected = forecast(*single(0), verbose=False)
+    before = torch.get_rng_state()
+    pd.testing.assert_frame_equal(forecast(*single(0), verbose=False, seed=21), expected)
+    generator = torch.Generator().manual_seed(21)
+    pd.testing.assert_frame_equal(forecast(*single(0), verbose=False, generator=generator), expected)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not np.allclose(forecast(*single(0), verbose=False, seed=22), expected)
+    assert not np.allclose(forecast(*single(0), verbose=False, generator=generator), expected)
+
+
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Series and paths of each batch that is decoded."""
+    seen: list[tuple[int, int]] = []
+    generate = Decoder.generate
+
+    def watched(self: Decoder, known: Any, *given: Any, paths: int, **settings: Any) -> Any:
+        seen.append((len(known[0]), paths))
+        return generate(self, known, *given, paths=paths, **settings)
+
+    monkeypatch.setattr(Decoder, "generate", watched)
+    return seen
+
+
+def assert_as_before(given: list[pd.DataFrame], expected: list[pd.DataFrame]) -> None:
+    for df, one, other in zip(DFS, given, expected, strict=True):
+        assert_forecast(one, other, df)
+
+
+@pytest.mark.parametrize(("room", "parts"), [(2**30, [(4, 3)]), (60_000, [(2, 3), (2, 3)]), (1, [(1, 1)] * 12)])
+def test_batches_are_as_large_as_the_memory_allows_and_change_nothing(
+    room: int, parts: list[tuple[int, int]], tried: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"sample_count": PATHS, "verbose": False}
+    torch.manual_seed(2)
+    expected = predictor().predict_batch(*BATCH, **settings)
+    after = torch.get_rng_state()
+    tried.clear()
+    monkeypatch.setattr(batches, "room", lambda _: room)
+    torch.manual_seed(2)
+    assert_as_before(predictor().predict_batch(*BATCH, **settings), expected)
+    assert tried == parts
+    assert torch.equal(torch.get_rng_state(), after)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+        RuntimeError("MPS backend out of memory (MPS allocated: 1.00 GB)"),
+        MemoryError(),
+    ],
+    ids=["cuda", "cpu", "mps", "python"],
+)
+def test_a_batch_that_runs_out_of_memory_is_halved_and_tried_again(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"sample_count": PATHS}
+    torch.manual_seed(2)
+    expected = predictor().predict_batch(*BATCH, **settings)
+    after, shown = torch.get_rng_state(), last_line(capsys)
+    decode, tried, done = Decoder.decode, [], []
+
+    def small(self: Decoder, known: Any, drawn: Any, **settings: Any) -> Any:
+        series, paths, _ = drawn[0].shape
+        tried.append((series, paths))
+        if series * paths > 2:
+            raise error
+        done.append(series * paths)
+        return decode(self, known, drawn, **settings)
+
+    monkeypatch.setattr(Decoder, "decode", small)
+    torch.manual_seed(2)
+    assert_as_before(predictor().predict_batch(*BATCH, **settings), expected)
+    assert tried[:3] == [(4, 3), (2, 3), (1, 3)]
+    assert max(done) == 2
+    assert sum(done) == len(DFS) * PATHS
+    assert torch.equal(torch.get_rng_state(), after)
+    assert last_line(capsys) == shown
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """Of the progress that was shown, without the time."""
+    return capsys.readouterr().err.rpartition("\r")[2].split("[")[0]
+
+
+@pytest.mark.parametrize(("error", "series"), [(RuntimeError("shapes differ"), 4), (MemoryError(), 1)])
+def test_an_error_that_smaller_batches_do_not_help_is_told(
+    error: Exception, series: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(Decoder, "generate", broken)
+    ours = predictor()
+    before = torch.get_rng_state()
+    with pytest.raises(type(error)):
+        ours.predict_batch(*(part[:series] for part in BATCH[:3]), HORIZON, verbose=False)
+    assert torch.equal(torch.get_rng_state(), before)
