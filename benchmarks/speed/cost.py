@@ -14,7 +14,7 @@ from kronos_pipeline.training.trainer import KronosTrainer
 from speed.decoding import SAMPLING
 from speed.machine import Machine
 from speed.models import PAIRS, random_model, random_series, random_windows
-from speed.table import NOT_MEASURED, Table, number, percent, seconds
+from speed.table import NOT_MEASURED, Table, duration, percent, seconds
 from speed.timing import timed
 from speed.training import recipe
 from speed.work import cached_sampling, floor, total, training
@@ -74,7 +74,7 @@ def table(
     cells = [
         [task, count, NOT_MEASURED, NOT_MEASURED]
         if each is None
-        else [task, count, seconds(each), f"{number(each * many / _HOUR)} h"]
+        else [task, count, seconds(each), duration(each * many)]
         for task, count, each, many in rows
     ]
     notes = [
@@ -110,8 +110,8 @@ def on_paper(size: str, *, share: float = 0.2) -> Table:
                 task,
                 f"{repeats * whole.flop:.2g}",
                 f"{repeats * whole.bytes:.2g}",
-                seconds(least),
-                seconds(least / share),
+                duration(least),
+                duration(least / share),
                 f"{least / share / _HOUR:.3f} p",
             ]
         )

@@ -80,6 +80,13 @@ def seconds(value: float) -> str:
     return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.3g} ms"
 
 
+def duration(value: float) -> str:
+    """Seconds in the unit that people plan by."""
+    if value < 60:
+        return f"{value:.2g} s"
+    return f"{value / 60:.0f} min" if value < 3600 else f"{number(value / 3600)} h"
+
+
 def number(value: float) -> str:
     """Three digits that count, thousands with commas."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
