@@ -20,6 +20,11 @@ from kronos_pipeline.model.frames import InputError, Series
 from kronos_pipeline.model.memory import room, work_in_parts
 from kronos_pipeline.model.modules import inner
 
+ROWS = 4096
+"""Paths, of all series together, whose tokens are drawn by one call of torch, as upstream draws them. More are drawn as
+upstream would in several calls, one after the other: what is drawn may not depend on how much memory there is, and each
+part of a call repeats the call's random numbers."""
+
 Part = tuple[NDArray[np.intp], range]
 """Some series, and of each some paths."""
 
@@ -59,19 +64,31 @@ def sample_series(
     if not len(series):
         return values
     device = inner(models[0]).head.proj_s1.weight.device
-    rows = torch.arange(len(series) * paths, device=device).view(len(series), paths)
-    with generator_for(sampling, device) as generator, _Progress(horizon, rows.numel(), sampling.verbose) as progress:
-        draws = Draws(rows.numel(), sampling, generator)
-        for batch in _batches(models, tokenizer, series, which, precision, context):
-
-            def run(part: Part, batch: _Batch = batch) -> None:
-                members, some = part
-                place = members[:, None], np.arange(some.start, some.stop)
-                with progress.of_part() as drawn:
-                    values[place] = batch.futures(members, len(some), draws.part(rows[place], drawn))
-
-            work_in_parts((batch.members, range(paths)), run, _halves, batch.bytes, room(device))
+    progress = _Progress(horizon, len(series) * paths, sampling.verbose)
+    with generator_for(sampling, device) as generator, progress:
+        at_once = max(1, ROWS // paths)
+        for first in range(0, len(series), at_once):
+            some = slice(first, first + at_once)
+            draws = Draws(len(series[some]) * paths, sampling, generator)
+            for batch in _batches(models, tokenizer, series[some], which[some], precision, context):
+                _sample_batch(batch, draws, values[some], progress, device)
     return values
+
+
+def _sample_batch(
+    batch: _Batch, draws: Draws, values: NDArray[np.float32], progress: _Progress, device: torch.device
+) -> None:
+    """Fill in `values`, (series, paths, horizon, 6), those of the batch's series."""
+    series, paths = values.shape[:2]
+    rows = torch.arange(series * paths, device=device).view(series, paths)
+
+    def run(part: Part) -> None:
+        members, some = part
+        place = members[:, None], np.arange(some.start, some.stop)
+        with progress.of_part() as drawn:
+            values[place] = batch.futures(members, len(some), draws.part(rows[place], drawn))
+
+    work_in_parts((batch.members, range(paths)), run, _halves, batch.bytes, room(device))
 
 
 class _Batch:

@@ -49,7 +49,7 @@ class Series:
     index: pd.Index
 
 
-def read_series(df: Any, x_timestamp: Any, y_timestamp: Any, horizon: int, clip: float, name: str) -> Series:
+def read_series(df: Any, x_timestamp: Any, y_timestamp: Any, horizon: int, clip: float, name: str = "df") -> Series:
     """Read one series.
 
     Args:
@@ -59,7 +59,7 @@ def read_series(df: Any, x_timestamp: Any, y_timestamp: Any, horizon: int, clip:
         y_timestamp: times of the bars to come.
         horizon: how many these are.
         clip: the largest size of a normalised value.
-        name: what an error calls the series.
+        name: what an error calls the series, "df" by default.
 
     Raises:
         InputError: something is missing, of the wrong length, or no finite number or time.
@@ -78,6 +78,19 @@ def read_series(df: Any, x_timestamp: Any, y_timestamp: Any, horizon: int, clip:
         raise InputError(f"{name}: {_listed(too_large)} holds infinity or numbers too large for float32; rescale it.")
     bars = np.clip((values - mean) / (std + EPSILON), -clip, clip)
     return Series(bars, _stamps(past), _stamps(ahead), mean, std, ahead)
+
+
+def read_batch(dfs: Any, x_timestamps: Any, y_timestamps: Any, horizon: int, clip: float) -> list[Series]:
+    """Read several series, given as lists or tuples; see `read_series`."""
+    given = {"df_list": dfs, "x_timestamp_list": x_timestamps, "y_timestamp_list": y_timestamps}
+    for name, one in given.items():
+        if not isinstance(one, list | tuple):
+            raise InputError(f"{name} must be a list or a tuple, not {type(one).__name__}.")
+    if len(set(map(len, given.values()))) > 1:
+        lengths = ", ".join(f"{name} has {len(one)}" for name, one in given.items())
+        raise InputError(f"The lists must be of one length, an entry for each series: {lengths}.")
+    entries = enumerate(zip(dfs, x_timestamps, y_timestamps, strict=True))
+    return [read_series(*entry, horizon, clip, f"df_list[{place}]") for place, entry in entries]
 
 
 def in_units(normalised: NDArray[np.float32], series: Series) -> NDArray[np.float32]:

@@ -9,12 +9,12 @@ import torch
 
 Part = TypeVar("Part")
 
-_ON_CPU = 2**28
+_ON_CPU = 2**30
 _SHARE = 0.5
 
 
 def room(device: torch.device) -> int:
-    """Bytes that a part may take, about: half of what a GPU has free; 256 MB on a CPU, where more is no faster."""
+    """Bytes that a part may take, about: half of what a GPU has free; 1 GB on a CPU, where more is no faster."""
     if device.type != "cuda":
         return _ON_CPU
     free, _ = torch.cuda.mem_get_info(device)

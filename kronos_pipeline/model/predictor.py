@@ -22,7 +22,16 @@ from kronos_pipeline.data.bars import FEATURES, PRICES
 from kronos_pipeline.model.batches import sample_series
 from kronos_pipeline.model.decoder import PRECISIONS
 from kronos_pipeline.model.draws import Sampling, read_sampling
-from kronos_pipeline.model.frames import TIME_FIELDS, InputError, Series, frame, frame_of_paths, in_units, read_series
+from kronos_pipeline.model.frames import (
+    TIME_FIELDS,
+    InputError,
+    Series,
+    frame,
+    frame_of_paths,
+    in_units,
+    read_batch,
+    read_series,
+)
 from kronos_pipeline.model.modules import inner, move
 from kronos_pipeline.model.named_adapters import named_adapters
 
@@ -70,7 +79,9 @@ class KronosPredictor:
         """
         self.device = _first_device() if device is None else device
         place = _checked_device(self.device)
-        _check_vocabularies(model, tokenizer)
+        sizes = [(part.s1_bits, part.s2_bits) for part in (inner(model), tokenizer)]
+        if sizes[0] != sizes[1]:
+            raise InputError(f"The model's tokens have {sizes[0]} bits, the tokenizer's {sizes[1]}; give its own one.")
         if precision not in PRECISIONS:
             raise InputError(f"precision must be {' or '.join(PRECISIONS)}, not {precision!r}.")
         self.model, self.tokenizer = move(model, place), move(tokenizer, place)
@@ -121,7 +132,7 @@ class KronosPredictor:
             ModelError: the model gives numbers that are not finite.
         """
         sampling = read_sampling(pred_len, T, top_k, top_p, sample_count, verbose, seed, generator)
-        series = [self._read("df", df, x_timestamp, y_timestamp, sampling)]
+        series = [read_series(df, x_timestamp, y_timestamp, sampling.horizon, self.clip)]
         return self._means(series, self._sample(series, [adapter], sampling))[0]
 
     def predict_batch(
@@ -143,9 +154,10 @@ class KronosPredictor:
         """Forecast several series at once, of equal or unequal length; what does not fit the memory at once, in parts.
 
         The arguments are lists of those of `predict`; `adapters` has a name for each series, or None for the model.
+        The draws are those of one call of upstream's for up to 4,096 paths in all; of several in turn, for more.
         """
         sampling = read_sampling(pred_len, T, top_k, top_p, sample_count, verbose, seed, generator)
-        series = self._read_batch(df_list, x_timestamp_list, y_timestamp_list, sampling)
+        series = read_batch(df_list, x_timestamp_list, y_timestamp_list, sampling.horizon, self.clip)
         return self._means(series, self._sample(series, adapters, sampling))
 
     def sample(
@@ -166,7 +178,7 @@ class KronosPredictor:
     ) -> pd.DataFrame:
         """Every path of which `predict` gives the mean, by path and time: `sample(...).loc[3]` is one of them."""
         sampling = read_sampling(pred_len, T, top_k, top_p, sample_count, verbose, seed, generator)
-        series = [self._read("df", df, x_timestamp, y_timestamp, sampling)]
+        series = [read_series(df, x_timestamp, y_timestamp, sampling.horizon, self.clip)]
         (values,) = self._sample(series, [adapter], sampling)
         return frame_of_paths(in_units(values, series[0]), series[0])
 
@@ -188,25 +200,9 @@ class KronosPredictor:
     ) -> list[pd.DataFrame]:
         """Every path of which `predict_batch` gives the mean; see `sample`."""
         sampling = read_sampling(pred_len, T, top_k, top_p, sample_count, verbose, seed, generator)
-        series = self._read_batch(df_list, x_timestamp_list, y_timestamp_list, sampling)
+        series = read_batch(df_list, x_timestamp_list, y_timestamp_list, sampling.horizon, self.clip)
         values = self._sample(series, adapters, sampling)
         return [frame_of_paths(in_units(paths, one), one) for paths, one in zip(values, series, strict=True)]
-
-    def _read(self, name: str, df: Any, past: Any, ahead: Any, sampling: Sampling) -> Series:
-        return read_series(df, past, ahead, sampling.horizon, self.clip, name)
-
-    def _read_batch(self, dfs: Any, pasts: Any, aheads: Any, sampling: Sampling) -> list[Series]:
-        given = {"df_list": dfs, "x_timestamp_list": pasts, "y_timestamp_list": aheads}
-        for name, one in given.items():
-            if not isinstance(one, list | tuple):
-                raise InputError(f"{name} must be a list or a tuple, not {type(one).__name__}.")
-        if len(set(map(len, given.values()))) > 1:
-            lengths = ", ".join(f"{name} has {len(one)}" for name, one in given.items())
-            raise InputError(f"The lists must be of one length, an entry for each series: {lengths}.")
-        return [
-            self._read(f"df_list[{place}]", *one, sampling)
-            for place, one in enumerate(zip(dfs, pasts, aheads, strict=True))
-        ]
 
     def _sample(
         self, series: Sequence[Series], adapters: Sequence[str | None] | None, sampling: Sampling
@@ -251,11 +247,3 @@ def _checked_device(given: Any) -> torch.device:
     if not there.get(device.type, True):
         raise InputError(f"device={given!r}: torch finds no such device here; give cpu, or leave it out.")
     return device
-
-
-def _check_vocabularies(model: Any, tokenizer: Any) -> None:
-    sizes = [(part.s1_bits, part.s2_bits) for part in (inner(model), tokenizer)]
-    if sizes[0] != sizes[1]:
-        raise InputError(
-            f"The model has tokens of {sizes[0]} bits and the tokenizer of {sizes[1]}; give the model's own."
-        )

@@ -101,6 +101,30 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     return seen
 
 
+def test_more_rows_than_torch_draws_at_once_are_drawn_as_by_several_calls(
+    monkeypatch: pytest.MonkeyPatch, tried: list
+) -> None:
+    dfs = [candles(20, seed) for seed in range(5)]
+    past, ahead = ([one] * 5 for one in times(20, HORIZON))
+    settings = {"sample_count": PATHS, "verbose": False}
+    upstream, ours = Upstream(sharp_predictor(), TOKENIZER), predictor()
+    torch.manual_seed(2)
+    expected = [
+        forecast
+        for some in (slice(0, 2), slice(2, 4), slice(4, 5))
+        for forecast in upstream.predict_batch(dfs[some], past[some], ahead[some], HORIZON, **settings)
+    ]
+    after = torch.get_rng_state()
+    monkeypatch.setattr(batches, "ROWS", 2 * PATHS + 1)
+    torch.manual_seed(2)
+    for df, forecast, wanted in zip(
+        dfs, ours.predict_batch(dfs, past, ahead, HORIZON, **settings), expected, strict=True
+    ):
+        assert_forecast(forecast, wanted, df)
+    assert torch.equal(torch.get_rng_state(), after)
+    assert tried == [(2, PATHS), (2, PATHS), (1, PATHS)]
+
+
 def assert_as_before(given: list[pd.DataFrame], expected: list[pd.DataFrame]) -> None:
     for df, one, other in zip(DFS, given, expected, strict=True):
         assert_forecast(one, other, df)

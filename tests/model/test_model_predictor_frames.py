@@ -195,6 +195,34 @@ def test_nonsense_is_told_as_such(changes: dict[str, Any], told: str) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+LISTS: dict[str, tuple[dict[str, Any], str]] = {
+    "a frame": ({"df_list": DF}, "df_list must be a list or a tuple, not DataFrame"),
+    "a series": ({"x_timestamp_list": PAST}, "x_timestamp_list must be a list or a tuple, not Series"),
+    "unequal": ({"y_timestamp_list": [AHEAD] * 3}, "one length.*df_list has 2, .*y_timestamp_list has 3"),
+    "no frame": ({"df_list": [DF, None]}, r"df_list\[1\] must be a pandas DataFrame"),
+    "no close": ({"df_list": [DF, DF.drop(columns="close")]}, r"df_list\[1\]: price columns close are missing"),
+    "nan": ({"df_list": [DF, without(DF, np.nan, "open")]}, r"df_list\[1\] contains NaN values in open"),
+    "too few times": ({"x_timestamp_list": [PAST[1:], PAST]}, r"df_list\[0\] has 24 bars and 23 times"),
+    "too few times ahead": ({"y_timestamp_list": [AHEAD, AHEAD[1:]]}, r"df_list\[1\]: y_timestamp has 3 times"),
+}
+
+
+@pytest.mark.parametrize(("changes", "told"), LISTS.values(), ids=LISTS)
+def test_a_batch_that_upstream_refuses_is_refused_by_place(changes: dict[str, Any], told: str) -> None:
+    given = {"df_list": [DF] * 2, "x_timestamp_list": [PAST] * 2, "y_timestamp_list": (AHEAD,) * 2, **changes}
+    with pytest.raises(ValueError):  # noqa: PT011
+        THEIRS.predict_batch(**given, pred_len=HORIZON, verbose=False)
+    for method in (OURS.predict_batch, OURS.sample_batch):
+        with pytest.raises(ValueError, match=told) as caught:
+            method(**given, pred_len=HORIZON, verbose=False)
+        assert isinstance(caught.value, KronosError)
+
+
+def test_a_precision_that_is_none_is_told() -> None:
+    with pytest.raises(ValueError, match="precision must be fp32 or bf16, not 'fp8'"):
+        KronosPredictor(MODEL, TOKENIZER, precision="fp8")
+
+
 @pytest.mark.parametrize("device", ["gpu", "cuda:97", "mps:", 3.5])
 def test_a_device_that_is_none_here_is_told(device: Any) -> None:
     with pytest.raises(ValueError, match=f"device={device!r}"):
@@ -202,5 +230,5 @@ def test_a_device_that_is_none_here_is_told(device: Any) -> None:
 
 
 def test_a_tokenizer_of_another_model_is_told() -> None:
-    with pytest.raises(ValueError, match=r"tokens of \(4, 4\) bits and the tokenizer of \(6, 6\)"):
+    with pytest.raises(ValueError, match=r"tokens have \(4, 4\) bits, the tokenizer's \(6, 6\)"):
         KronosPredictor(sharp_predictor(bits=4), TOKENIZER)
