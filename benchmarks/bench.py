@@ -57,7 +57,7 @@ def _tell(section: str, report: Report, document: Path | None) -> None:
 def _decoding(machine: Machine, quick: bool, _: Path | None) -> Report:
     if quick:
         return decoding.beside_upstream(machine, size="nano", cases=decoding.QUICK_CASES, rounds=2, within=5)
-    return decoding.beside_upstream(machine, size="small", cases=decoding.CPU_CASES, rounds=3, within=210)
+    return decoding.beside_upstream(machine, size="small", cases=decoding.CPU_CASES, rounds=3, within=330)
 
 
 def _tickers(machine: Machine, quick: bool, _: Path | None) -> Report:
@@ -79,12 +79,12 @@ def _adapters(machine: Machine, quick: bool, _: Path | None) -> Report:
         )
     few = {"batch": 16, "rounds": 3, "goal": None, "start": adapters.start_up()}
     nano = adapters.beside_peft(machine, size="nano", adapters=16, alone=8, steps=12, within=40, **few)
-    small = adapters.beside_peft(machine, size="small", adapters=4, alone=2, steps=6, within=70, **few)
+    small = adapters.beside_peft(machine, size="small", adapters=4, alone=2, steps=4, within=80, **few)
     return Report([*nano.tables, *small.tables])
 
 
 def _growth(machine: Machine, quick: bool, document: Path | None) -> Report:
-    found = growth.growths(machine.device, size="nano" if quick else "small", quick=quick, rounds=1 if quick else 3)
+    found = growth.growths(machine.device, size="nano" if quick else "small", quick=quick, rounds=1 if quick else 2)
     if document is not None:
         path = document.parent / PLOT
         path.parent.mkdir(exist_ok=True)
@@ -104,7 +104,7 @@ def _cost(machine: Machine, quick: bool, _: Path | None) -> Report:
     if quick:
         few = {"size": "nano", "adapters": 2, "batch": 4, "steps": 2, "series": 2}
     else:
-        few = {"size": "small", "adapters": 4, "batch": 16, "steps": 4, "series": 32}
+        few = {"size": "small", "adapters": 4, "batch": 16, "steps": 2, "series": 32}
     return Report([cost.table(machine, csv=csv, **few), cost.on_paper("small")])
 
 
