@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from kronos_pipeline.model.adapter_rows import join, read, reorder
-from kronos_pipeline.model.cached import Cache, Span, Turning, paired
+from kronos_pipeline.model.cached import Cache, Span, Turning, over_context, paired
 from kronos_pipeline.model.packed import Product, RowProduct
 
 
@@ -43,6 +43,7 @@ class Blocks:
         self._layers = [_layer(blocks, dtype) for blocks in zip(*stacks, strict=True)]
         attention = next(iter(stacks[0])).self_attn
         self.heads, self.frequencies, self.dtype = attention.n_heads, attention.rotary.inv_freq, dtype
+        self.width = attention.n_heads * attention.head_dim
 
     def __len__(self) -> int:
         return len(self._layers)
@@ -79,11 +80,11 @@ class CachedBlocks:
         for layer, cache in self._layers:
             queries, keys, values = self._project(layer, hidden, turns)
             cache.read_context(keys, values)
-            hidden = self._rest(layer, hidden, cache.over_context(queries, self._context_mask))
+            hidden = self._rest(layer, hidden, over_context(queries, keys, values, self._context_mask))
         return hidden
 
     def over_paths(self, hidden: Tensor, first: int) -> Tensor:
-        """The paths' steps from `first` on, (series, steps * paths, model width), through all blocks."""
+        """The paths' steps from `first` on, (series * groups, steps * paths, model width), through all blocks."""
         paths = self._span.paths
         steps = hidden.shape[1] // paths
         turns = self._turning.at(self._span.context + first, steps, paths)
@@ -103,7 +104,7 @@ class CachedBlocks:
     def _rest(layer: _Layer, hidden: Tensor, mixed: Tensor) -> Tensor:
         hidden = layer.out(mixed, hidden)
         gate, up = layer.gate_and_up(layer.second_norm(hidden)).chunk(2, dim=-1)
-        return layer.down(F.silu(gate) * up, hidden)
+        return layer.down(F.silu(gate).mul_(up), hidden)
 
 
 class Cross:
@@ -141,14 +142,14 @@ class CachedCross:
         self._cache.read_context(*self._project(hidden, 0, 1))
 
     def read_paths(self, hidden: Tensor, first: int) -> None:
-        """Keep what the paths' steps from `first` on, (series, steps * paths, model width), say."""
+        """Keep what the paths' steps from `first` on, (series * groups, steps * paths, model width), say."""
         self._cache.read_paths(*self._project(hidden, self._span.context + first, self._span.paths), first)
 
     def over_paths(self, sibling: Tensor, hidden: Tensor, step: int) -> Tensor:
-        """What the fine token is read from, (series, paths, model width).
+        """What the fine token is read from, (series * groups, paths, model width).
 
         Args:
-            sibling: the embedded coarse token of each path's next bar, (series, paths, model width).
+            sibling: the embedded coarse token of each path's next bar, (series * groups, paths, model width).
             hidden: the hidden state of the bar before, the same shape.
             step: of the bar before; -1 is the context's last.
         """

@@ -1,14 +1,15 @@
 """Attention over one context that many paths continue, with cached keys and values.
 
 A forecast reads its lookback once. Each sampled path then adds one bar at a time, and attends to the keys and values of
-the lookback, which all paths share, and to its own bars so far. The keys lie in one row per series and head, the paths
-side by side within each step, and a mask lets a path see its own:
+the lookback, which all paths share, and to its own bars so far. Some paths, a group, lie side by side within each step,
+so that one call serves them all, and a mask lets a path see its own bars:
 
     context          step 0      step 1
-    k k k k k k k k  k0 k1 k2    k0 k1 k2          (series, heads, context + steps * paths, width)
-    x x x x x x x x  x  .  .     x  .  .           what path 0 sees
-    x x x x x x x x  .  x  .     .  x  .           what path 1 sees
+    k k k k k k k k  k0 k1 k2    k0 k1 k2          (series * groups, heads, context + steps * paths, width)
+    x x x x x x x x  x  .  .     x  .  .           what path 0 of the group sees
+    x x x x x x x x  .  x  .     .  x  .           what path 1 of the group sees
 
+The larger a group, the more products with what a path does not see; the smaller, the more copies of the context.
 Contexts of unequal length end together; the places before a short one's first bar are seen by nobody else.
 """
 
@@ -22,6 +23,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 HIDDEN = float("-inf")
+SIDE_BY_SIDE = 16
+"""Paths of one group, at most."""
 
 
 @dataclass(frozen=True)
@@ -30,15 +33,37 @@ class Span:
 
     Attributes:
         context: bars of the context.
-        paths: how many continue it.
+        groups: of paths that continue it.
+        paths: of each group.
         steps: how many bars each path adds, at most.
         lengths: bars of each series that are there, (series,), the last ones of the context; None: all.
     """
 
     context: int
+    groups: int
     paths: int
     steps: int
     lengths: Tensor | None = None
+
+    @classmethod
+    def of(cls, context: int, paths: int, steps: int, lengths: Tensor | None) -> Span:
+        """With so many paths, or a few more, in groups of equal size."""
+        groups = -(-paths // SIDE_BY_SIDE)
+        if lengths is not None:
+            lengths = lengths.clamp(max=context)
+            lengths = None if bool((lengths == context).all()) else lengths
+        return cls(context, groups, -(-paths // groups), steps, lengths)
+
+    def group(self, by_path: Tensor) -> Tensor:
+        """(series, paths, ...) -> (series * groups, paths of a group, ...); the last path fills what is left over."""
+        spare = self.groups * self.paths - by_path.shape[1]
+        if spare:
+            by_path = torch.cat([by_path, by_path[:, -1:].expand(-1, spare, *by_path.shape[2:])], dim=1)
+        return by_path.reshape(-1, self.paths, *by_path.shape[2:])
+
+    def ungroup(self, grouped: Tensor, paths: int) -> Tensor:
+        """(series * groups, paths of a group, ...) -> (series, paths, ...)."""
+        return grouped.reshape(-1, self.groups * self.paths, *grouped.shape[2:])[:, :paths]
 
     def context_mask(self, dtype: torch.dtype, device: torch.device) -> Tensor | None:
         """(series, 1, context, context) to add to scores; None where plain causality says it all."""
@@ -50,7 +75,7 @@ class Span:
         return _to_add(seen[:, None], dtype)
 
     def paths_mask(self, asked: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """(series or 1, 1, asked * paths, context + steps * paths) to add to the scores of the last `asked` steps.
+        """(series * groups or 1, 1, asked * paths, context + steps * paths) to add to scores of the last `asked` steps.
 
         What one step sees is the beginning of what a later one sees, so the last step's mask serves all.
         """
@@ -60,7 +85,8 @@ class Span:
         own = (path[last, None] == path) & (step[last, None] >= step)
         context = own.new_ones(1, self.context)
         if self.lengths is not None:
-            context = torch.arange(self.context, device=device) >= self.context - self.lengths[:, None]
+            lengths = self.lengths.repeat_interleave(self.groups)
+            context = torch.arange(self.context, device=device) >= self.context - lengths[:, None]
         parts = [context[:, None].expand(-1, len(own), -1), own.expand(len(context), -1, -1)]
         return _to_add(torch.cat(parts, dim=-1)[:, None], dtype)
 
@@ -70,40 +96,35 @@ def _to_add(seen: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Cache:
-    """The keys and values of one attention: (series, heads, context + steps * paths, width)."""
+    """The keys and values of one attention: (series * groups, heads, context + steps * paths, width)."""
 
     def __init__(self, span: Span) -> None:
         self._span = span
 
     def read_context(self, keys: Tensor, values: Tensor) -> None:
-        """Keep those of the context, (series, context, heads, width)."""
+        """Keep those of the context, (series, context, heads, width), for each group."""
         span = self._span
         series, _, heads, width = keys.shape
-        size = (series, heads, span.context + span.steps * span.paths, width)
-        self._keys, self._values = keys.new_empty(size), values.new_empty(size)
-        self._keys[:, :, : span.context] = keys.transpose(1, 2)
-        self._values[:, :, : span.context] = values.transpose(1, 2)
+        size = (series, span.groups, heads, span.context + span.steps * span.paths, width)
+        self._keys, self._values = (self._begin(part, size) for part in (keys, values))
+
+    def _begin(self, part: Tensor, size: tuple[int, ...]) -> Tensor:
+        kept = part.new_empty(size)
+        kept[:, :, :, : self._span.context] = part.transpose(1, 2)[:, None]
+        return kept.flatten(0, 1)
 
     def read_paths(self, keys: Tensor, values: Tensor, first: int) -> None:
-        """Keep those of the paths' steps from `first` on, (series, steps * paths, heads, width)."""
+        """Keep those of the paths' steps from `first` on, (series * groups, steps * paths, heads, width)."""
         start = self._span.context + first * self._span.paths
         place = slice(start, start + keys.shape[1])
         self._keys[:, :, place] = keys.transpose(1, 2)
         self._values[:, :, place] = values.transpose(1, 2)
 
-    def over_context(self, queries: Tensor, mask: Tensor | None) -> Tensor:
-        """Causal attention of the context to itself, (series, context, heads, width) -> (series, context, model)."""
-        keys, values = (part[:, :, : self._span.context] for part in (self._keys, self._values))
-        mixed = F.scaled_dot_product_attention(
-            queries.transpose(1, 2), keys, values, attn_mask=mask, is_causal=mask is None
-        )
-        return mixed.transpose(1, 2).flatten(2)
-
     def over_paths(self, queries: Tensor, seen: int, mask: Tensor) -> Tensor:
         """Attention of the paths' steps to what each sees.
 
         Args:
-            queries: (series, steps * paths, heads, width).
+            queries: (series * groups, steps * paths, heads, width).
             seen: steps of the paths that are kept and seen by the last of these.
             mask: from `Span.paths_mask`.
         """
@@ -111,6 +132,13 @@ class Cache:
         keys, values = self._keys[:, :, :seen], self._values[:, :, :seen]
         mixed = F.scaled_dot_product_attention(queries.transpose(1, 2), keys, values, attn_mask=mask[..., :seen])
         return mixed.transpose(1, 2).flatten(2)
+
+
+def over_context(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Causal attention of a context to itself, (series, context, heads, width) -> (series, context, model width)."""
+    queries, keys, values = (part.transpose(1, 2) for part in (queries, keys, values))
+    mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=mask is None)
+    return mixed.transpose(1, 2).flatten(2)
 
 
 class Turning:
@@ -126,8 +154,9 @@ class Turning:
         self._turns = torch.polar(torch.ones_like(angles), angles)  # (positions, width / 2)
 
     def at(self, first: int, steps: int, paths: int) -> Tensor:
-        """The turns of some steps from a position on, each for all paths, (steps * paths, 1, width / 2)."""
-        return self._turns[first : first + steps, None].repeat_interleave(paths, dim=0)
+        """The turns of some steps from a position on, each for all paths, (steps * paths or 1, 1, width / 2)."""
+        turns = self._turns[first : first + steps, None]
+        return turns.repeat_interleave(paths, dim=0) if steps > 1 and paths > 1 else turns
 
     @staticmethod
     def turn(heads: Tensor, turns: Tensor) -> Tensor:

@@ -1,32 +1,28 @@
 """Decoding: from known bars to sampled tokens and back to bars, for many series, paths and adapters at once.
 
-For each next bar the predictor gives the coarse token s1 from the bars before, then the fine token s2 from these and
-s1 by a cross-attention. Upstream runs the whole context again for every bar and path; here it is run once per series.
+Upstream runs the whole context again for every bar and path; here it is run once per series, and by packed products.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kronos_pipeline.errors import SettingsError
-from kronos_pipeline.model.blocks import CachedBlocks, CachedCross
+from kronos_pipeline.errors import ModelError, SettingsError
 from kronos_pipeline.model.cached import Span
+from kronos_pipeline.model.generation import Choose, Run, Tokens
 from kronos_pipeline.model.kept import kept
 from kronos_pipeline.model.modules import evaluating, fitting_threads, prepare_rotary
 from kronos_pipeline.model.network import Bars, Network
 
-Tokens = tuple[Tensor, Tensor]
-"""Coarse and fine tokens, s1 and s2, of equal shape."""
-
-Choose = Callable[[Tensor, int, int], Tensor]
-"""Logits (series, paths, vocabulary) in float32, step, and level (0: s1, 1: s2) -> tokens (series, paths)."""
-
 S2_POSITIONS = ("true", "first")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+_TOGETHER = 64
+"""Predictors of one decoder, at most: the LoRA matrices of each are kept beside the base's weights."""
 
 
 class Decoder:
@@ -116,7 +112,7 @@ class Decoder:
         if s2_position not in S2_POSITIONS:
             raise SettingsError(f"--s2-position must be true or first, not {s2_position}.")
         with torch.inference_mode(), fitting_threads(self._threads_for):
-            run = _Run(self, known, past, ahead, paths, context, lengths, which, s2_position == "true")
+            run = Run(self._network, known, past, ahead, paths, context, lengths, which, s2_position == "true")
             s1, s2 = run.sample(choose)
         return s1.clone(), s2.clone()
 
@@ -143,83 +139,50 @@ class Decoder:
         return values.clone()
 
     def _decode(self, known: Tokens, drawn: Tokens, context: int, lengths: Tensor | None) -> Tensor:
-        series, paths, horizon = drawn[0].shape
+        _, paths, horizon = drawn[0].shape
         start = max(0, known[0].shape[1] + horizon - context)
         known = known[0][:, start:], known[1][:, start:]
-        span = _span(known, paths, horizon, lengths)
+        span = Span.of(known[0].shape[1], paths, horizon, None if lengths is None else lengths.to(self.device))
         blocks = self._bars.blocks.over(span, asked=horizon)
         blocks.over_context(self._bars.embed(self._tokenizer.indices_to_bits(known, half=True)))
-        steps = [level.transpose(1, 2).flatten(1) for level in drawn]  # (series, steps * paths)
+        steps = [span.group(level).transpose(1, 2).flatten(1) for level in drawn]  # (series * groups, steps * paths)
         hidden = blocks.over_paths(self._bars.embed(self._tokenizer.indices_to_bits(steps, half=True)), 0)
-        return self._bars.values(hidden).view(series, horizon, paths, -1).transpose(1, 2)
+        values = self._bars.values(hidden).unflatten(1, (horizon, -1)).transpose(1, 2)
+        return span.ungroup(values, paths)
+
+    def bytes(self, series: int, paths: int, bars: int, horizon: int) -> int:
+        """What sampling takes of the memory at once, about: caches, masks, logits, and what the layers pass on."""
+        network, decoder = self._network, self._bars.blocks
+        span = Span.of(bars, paths, horizon, None)
+        rows, keys = span.groups * span.paths * horizon, span.context + span.paths * horizon
+        cached = 2 * series * span.groups * keys * (len(network.blocks) + 1) * network.width
+        context = 12 * series * bars * max(network.width, decoder.width)
+        values = series * rows * (12 * decoder.width + 2 * len(decoder) * decoder.width) + span.paths * horizon * keys
+        detours = series * network.detoured
+        return 4 * (max(cached + 8 * series * paths * network.vocabulary, values) + context + detours)
 
 
-class _Run:
-    """One call of `generate`."""
+def decoders(
+    predictors: Sequence[Any], tokenizer: Any, *, precision: str = "fp32"
+) -> Iterator[tuple[Decoder, list[int]]]:
+    """As few decoders as there can be for some predictors, each with the places of its own among them.
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        known: Tokens,
-        past: Tensor,
-        ahead: Tensor,
-        paths: int,
-        context: int,
-        lengths: Tensor | None,
-        which: Tensor | None,
-        in_place: bool,
-    ) -> None:
-        self._network, device = decoder._network, decoder.device
-        self._paths, self._context, self._in_place = paths, context, in_place
-        self._known = known[0].to(device), known[1].to(device)
-        self._lengths = None if lengths is None else lengths.to(device)
-        self._rows = self._network.rows(None if which is None else which.to(device), len(known[0]))
-        self._past, self._ahead = (self._rows.stamps(part.to(device)) for part in (past, ahead))
+    Those that share their base's tensors are decoded together, but for an adapter that only itself can apply.
 
-    def sample(self, choose: Choose) -> Tokens:
-        """s1 and s2, (series, paths, horizon)."""
-        horizon, bars = self._ahead.shape[1], self._known[0].shape[1]
-        drawn: list[Tokens] = []
-        for step in range(horizon):
-            start = max(0, bars + step - self._context)
-            if start or not step:
-                steps = step if start else min(horizon - 1, self._context - bars)
-                last = self._begin(drawn, start, steps)
-            else:
-                last = self._go_on(drawn[-1:], step - 1)
-            s1 = choose(self._rows.coarse_head(last.float()), step, 0)
-            mixed = self._cross.over_paths(self._rows.coarse(s1), last, self._last_step)
-            drawn.append((s1, choose(self._rows.fine_head(mixed.float()), step, 1)))
-        s1, s2 = (torch.stack(level, dim=-1) for level in zip(*drawn, strict=True))
-        return s1, s2
-
-    def _begin(self, drawn: list[Tokens], start: int, steps: int) -> Tensor:
-        """Read all bars from `start` on; the hidden states of the last one, (series, paths, model width)."""
-        network, which = self._network, self._rows.which
-        self._first = max(0, start - self._known[0].shape[1])
-        known, drawn = (self._known[0][:, start:], self._known[1][:, start:]), drawn[self._first :]
-        span = _span(known, self._paths, max(1, steps - self._first), self._lengths)
-        self._blocks: CachedBlocks = network.blocks.over(span, which, asked=max(1, len(drawn)))
-        self._cross: CachedCross = network.cross.over(span, which, in_place=self._in_place)
-        hidden = network.norm(self._blocks.over_context(self._rows.embed(known) + self._past[:, start:]))
-        self._cross.read_context(hidden)
-        self._last_step = -1
-        return self._go_on(drawn, 0) if drawn else hidden[:, -1:].expand(-1, self._paths, -1)
-
-    def _go_on(self, drawn: list[Tokens], first: int) -> Tensor:
-        """Read the paths' steps from `first` of this window on; the hidden states of the last one."""
-        steps, paths = len(drawn), self._paths
-        tokens = tuple(torch.cat(level, dim=1) for level in zip(*drawn, strict=True))  # (series, steps * paths)
-        ahead = self._ahead[:, self._first + first : self._first + first + steps].repeat_interleave(paths, dim=1)
-        hidden = self._network.norm(self._blocks.over_paths(self._rows.embed(tokens) + ahead, first))
-        self._cross.read_paths(hidden, first)
-        self._last_step = first + steps - 1
-        return hidden[:, -paths:]
-
-
-def _span(known: Tokens, paths: int, steps: int, lengths: Tensor | None) -> Span:
-    bars = known[0].shape[1]
-    if lengths is not None:
-        lengths = lengths.to(known[0].device).clamp(max=bars)
-        lengths = None if bool((lengths == bars).all()) else lengths
-    return Span(bars, paths, steps, lengths)
+    Args:
+        predictors: upstream's predictors, or PEFT models around them.
+        tokenizer: upstream's tokenizer.
+        precision: see `Decoder`.
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for place, predictor in enumerate(predictors):
+        shared = (value for name, value in predictor.named_parameters() if "lora_" not in name)
+        groups.setdefault(tuple(sorted(map(Tensor.data_ptr, shared))), []).append(place)
+    for group in groups.values():
+        for first in range(0, len(group), _TOGETHER):
+            places = group[first : first + _TOGETHER]
+            try:
+                yield Decoder([predictors[place] for place in places], tokenizer, precision=precision), places
+            except ModelError:
+                for place in places:
+                    yield Decoder(predictors[place], tokenizer, precision=precision), [place]

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from kronos_pipeline.data.normalisation import denormalise, lookback_statistics, normalise
 from kronos_pipeline.errors import ModelError, SettingsError
-from kronos_pipeline.model.decoder import Choose, Decoder
+from kronos_pipeline.model.decoder import Choose, Decoder, decoders
 from kronos_pipeline.model.loading import KronosModel
-from kronos_pipeline.model.modules import inner
+from kronos_pipeline.model.memory import room, work_in_parts
 
-_FLOATS = 2**26
-"""Numbers that the caches and scores of one chunk may take, about; 256 MB."""
+Part = tuple[list[int], range]
+"""Some series, and of each some paths."""
 
 
 def sample_paths(
@@ -70,43 +70,49 @@ def sample_paths(
     normalised = normalise(history, mean, std)
     draws = [_draws(*one, paths, *parts) for one, *parts in zip(zip(seeds), history, past, ahead, strict=True)]
     sampled = np.empty((series, paths, horizon, history.shape[-1]), np.float32)
-    for members in _together(models):
-        distinct = list({id(models[row].predictor): models[row] for row in members}.values())
-        decoder = Decoder([one.predictor for one in distinct], distinct[0].tokenizer, precision=precision)
-        place = {id(one.predictor): number for number, one in enumerate(distinct)}
-        for rows, some in _chunks(distinct[0], history.shape[1], horizon, members, paths):
-            bars, before, after = (torch.from_numpy(np.array(part[rows])) for part in (normalised, past, ahead))
-            numbers = torch.from_numpy(np.stack([draws[row] for row in rows])[:, some])
+    for decoder, context, place in _decoders(models, precision):
+
+        def run(part: Part, decoder: Decoder = decoder, place: dict[int, int] = place, context: int = context) -> None:
+            rows, some = part
+            bars, before, after = (torch.from_numpy(np.array(one[rows])) for one in (normalised, past, ahead))
+            numbers = torch.from_numpy(np.stack([draws[row][some.start : some.stop] for row in rows]))
             pick = _picker(numbers.to(decoder.device), heat[rows], share[rows])
-            known, context = decoder.encode(bars), distinct[0].context
+            known = decoder.encode(bars)
             drawn = decoder.generate(
                 known,
                 before,
                 after,
                 pick,
-                paths=numbers.shape[1],
+                paths=len(some),
                 context=context,
-                which=torch.tensor([place[id(models[row].predictor)] for row in rows]),
+                which=torch.tensor([place[row] for row in rows]),
                 s2_position=s2_position,
             )
             values = decoder.decode(known, drawn, context=context)
-            sampled[rows, some] = values.cpu().numpy()
+            sampled[rows, some.start : some.stop] = values.cpu().numpy()
+
+        def size(part: Part, decoder: Decoder = decoder) -> int:
+            return decoder.bytes(len(part[0]), len(part[1]), history.shape[1], horizon)
+
+        work_in_parts((list(place), range(paths)), run, _halves, size, room(decoder.device))
     for row, one in enumerate(models):
         if not np.isfinite(sampled[row]).all():
             raise ModelError(f"{one.source.label} gives forecasts that are not finite; its weights are of no use.")
     return denormalise(sampled, mean[:, None], std[:, None])
 
 
-def _together(models: Sequence[KronosModel]) -> list[list[int]]:
-    """The series whose models share their base's tensors and tokenizer."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    keys: dict[int, tuple[int, ...]] = {}
+def _decoders(models: Sequence[KronosModel], precision: str) -> Iterator[tuple[Decoder, int, dict[int, int]]]:
+    """Decoders, their context, and the series that each is for, with the place of the series' predictor in it."""
+    alike: dict[tuple[int, int], dict[int, KronosModel]] = {}
+    rows: dict[int, list[int]] = {}
     for row, model in enumerate(models):
-        if id(model.predictor) not in keys:
-            shared = (value for name, value in model.predictor.named_parameters() if "lora_" not in name)
-            keys[id(model.predictor)] = (id(model.tokenizer), model.context, *sorted(map(Tensor.data_ptr, shared)))
-        groups.setdefault(keys[id(model.predictor)], []).append(row)
-    return list(groups.values())
+        alike.setdefault((id(model.tokenizer), model.context), {})[id(model.predictor)] = model
+        rows.setdefault(id(model.predictor), []).append(row)
+    for (_, context), distinct in alike.items():
+        several = list(distinct.values())
+        for decoder, places in decoders([one.predictor for one in several], several[0].tokenizer, precision=precision):
+            members = enumerate(rows[id(several[place].predictor)] for place in places)
+            yield decoder, context, {row: number for number, group in members for row in group}
 
 
 def _picker(draws: Tensor, temperature: NDArray[np.float32], top_p: NDArray[np.float32]) -> Choose:
@@ -129,13 +135,21 @@ def choose(logits: Tensor, draws: Tensor, temperature: Tensor | float, top_p: Te
         top_p: one, or (..., 1); the likeliest tokens are kept up to the first at which their probability exceeds this,
             as upstream does.
     """
-    likelihood, order = (logits.float() / temperature).softmax(dim=-1).sort(dim=-1, descending=True)
+    likelihood, order = _likeliest_first((logits.float() / temperature).softmax(dim=-1))
     cumulative = likelihood.cumsum(dim=-1)
     kept = (cumulative <= top_p) | (torch.as_tensor(top_p, device=logits.device) >= 1)
     last = kept.sum(dim=-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
     aim = draws[..., None] * cumulative.gather(-1, last)
     place = torch.minimum((cumulative <= aim).sum(dim=-1, keepdim=True), last)
     return order.gather(-1, place)[..., 0]
+
+
+def _likeliest_first(likelihood: Tensor) -> tuple[Tensor, Tensor]:
+    """Sorted, with the order; on a CPU by numpy, which sorts with vector instructions."""
+    if likelihood.device.type != "cpu":
+        return likelihood.sort(dim=-1, descending=True)
+    order = torch.from_numpy(np.argsort(likelihood.neg().numpy(), axis=-1))
+    return likelihood.gather(-1, order), order
 
 
 def _draws(seed: int, paths: int, history: np.ndarray, past: np.ndarray, ahead: np.ndarray) -> NDArray[np.float32]:
@@ -147,20 +161,12 @@ def _draws(seed: int, paths: int, history: np.ndarray, past: np.ndarray, ahead: 
     return generator.random((paths, len(ahead), 2), dtype=np.float32)
 
 
-def _chunks(
-    model: KronosModel, context: int, horizon: int, series: Sequence[int], paths: int
-) -> Iterator[tuple[list[int], slice]]:
-    """The series, and of each the paths, that are sampled at once."""
-    predictor, tokenizer = inner(model.predictor), model.tokenizer
-    kept = 2 * (len(predictor.transformer) + 1) * predictor.d_model + 2 * len(tokenizer.decoder) * tokenizer.d_model
-    scores = 3 * max(predictor.n_heads, horizon * tokenizer.n_heads) * (context + horizon)
-    per_path = horizon * kept + scores + 8 * 2 ** max(predictor.s1_bits, predictor.s2_bits)
-    per_series = context * kept
-    some_paths = max(1, min(paths, (_FLOATS - per_series) // per_path))
-    some_series = max(1, _FLOATS // (per_series + some_paths * per_path))
-    for first in range(0, len(series), some_series):
-        for first_path in range(0, paths, some_paths):
-            yield list(series[first : first + some_series]), slice(first_path, first_path + some_paths)
+def _halves(part: Part) -> list[Part]:
+    rows, paths = part
+    if (half := len(rows) // 2) > 0:
+        return [(rows[:half], paths), (rows[half:], paths)]
+    half = paths.start + len(paths) // 2
+    return [(rows, range(paths.start, half)), (rows, range(half, paths.stop))] if len(paths) > 1 else []
 
 
 def _check(

@@ -19,7 +19,7 @@ Made = TypeVar("Made")
 _KEPT = 4
 """What is kept at most; a predictor's packed weights take as much memory as the predictor."""
 
-_kept: OrderedDict[tuple[Any, ...], tuple[list[Any], Any, list[Any]]] = OrderedDict()
+_kept: OrderedDict[tuple[Any, ...], tuple[Any, Any, list[Any]]] = OrderedDict()
 _lock = threading.Lock()
 
 
@@ -29,34 +29,35 @@ def kept(make: Callable[..., Made], modules: Sequence[Any], *settings: Any) -> M
     It may hold parts of the modules, not the modules themselves, or they would live as long as it is kept.
     """
     key = make, *map(id, modules), *settings
-    states = [state(module) for module in modules]
+    now = state(modules)
     with _lock:
-        if key in _kept and _kept[key][0] == states:
+        if key in _kept and _kept[key][0] == now:
             _kept.move_to_end(key)
             found: Made = _kept[key][1]
             return found
     made = make(modules, *settings)
     watches = [weakref.ref(module, lambda _: _kept.pop(key, None)) for module in modules]
     with _lock:
-        _kept[key] = states, made, watches
+        _kept[key] = now, made, watches
         _kept.move_to_end(key)
         while len(_kept) > _KEPT:
             _kept.popitem(last=False)
     return made
 
 
-def state(module: Any) -> tuple[Any, ...]:
-    """What tells whether a module's weights, or PEFT's switches in it, have changed.
+def state(modules: Sequence[Any]) -> tuple[Any, ...]:
+    """What tells whether some modules' weights, or PEFT's switches in them, have changed.
 
     A tensor's version counts the changes in place but for those through `.data`, which PEFT's merging makes: so the
     sums of the weights take part as well. They cost a reading of the weights, as one sampled bar does.
     """
-    tensors = [*module.parameters(), *module.buffers()]
+    tensors = {id(tensor): tensor for module in modules for tensor in [*module.parameters(), *module.buffers()]}
     with torch.no_grad():
-        sums = torch.stack([tensor.detach().sum().float() for tensor in tensors]).cpu().numpy().tobytes()
-    places = [(tensor.data_ptr(), tensor.device, _version(tensor)) for tensor in tensors]
+        sums = torch.stack([tensor.detach().sum().float() for tensor in tensors.values()]).cpu().numpy().tobytes()
+    places = [(tensor.data_ptr(), tensor.device, _version(tensor)) for tensor in tensors.values()]
     switches = [
         (part.merged, part.disable_adapters, tuple(part.active_adapters), tuple(part.scaling.items()))
+        for module in modules
         for part in module.modules()
         if hasattr(part, "lora_A")
     ]

@@ -27,6 +27,8 @@ class Network:
         cores = [inner(predictor) for predictor in predictors]
         core, embeddings, heads = cores[0], [one.embedding for one in cores], [one.head for one in cores]
         self.device, self.dtype, self.width = core.head.proj_s1.weight.device, dtype, core.d_model
+        self.vocabulary = 2 ** max(core.s1_bits, core.s2_bits)
+        self.detoured = 2 * max(map(_detoured, predictors)) if len(predictors) > 1 else 0
         self.time_embeddings = [one.time_emb for one in cores]
         self.coarse = Table(read([one.emb_s1 for one in embeddings]), dtype)
         self.fine = Table(read([one.emb_s2 for one in embeddings]), dtype)
@@ -44,6 +46,11 @@ class Network:
         if several and which is None:
             which = torch.zeros(series, dtype=torch.long, device=self.device)
         return Rows(self, which if several else None)
+
+
+def _detoured(predictor: Any) -> int:
+    """Numbers in a predictor's LoRA matrices."""
+    return sum(value.numel() for name, value in predictor.named_parameters() if "lora_" in name)
 
 
 class Rows:

@@ -49,11 +49,9 @@ class RowProduct:
         self._product, self._detours = product, detours
 
     def __call__(self, rows: Tensor, add: Tensor | None = None) -> Tensor:
-        """(series, tokens, in) -> (series, tokens, out), added to what is given."""
+        """(series or series * groups, tokens, in) -> (the same, out), added to what is given."""
         result = self._product(rows, add)
-        if self._detours is None:
-            return result
-        return torch.baddbmm(result, torch.bmm(rows, self._detours.down), self._detours.up)
+        return result if self._detours is None else _detour(result, rows, self._detours)
 
 
 class Table:
@@ -74,13 +72,13 @@ class RowTable:
         self._rows, self._detours = rows, detours
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """(series, tokens) -> (series, tokens, width)."""
+        """(series or series * groups, tokens) -> (the same, width)."""
         result = F.embedding(tokens, self._rows)
         if self._detours is None:
             return result
-        down = self._detours.down  # (series, vocabulary, rank)
-        low = down.gather(1, tokens[..., None].expand(-1, -1, down.shape[-1]))
-        return torch.baddbmm(result, low, self._detours.up)
+        down, up = self._detours.down, self._detours.up
+        of_series = tokens.reshape(len(down), -1, 1).expand(-1, -1, down.shape[-1])
+        return torch.baddbmm(result.view(len(down), -1, up.shape[-1]), down.gather(1, of_series), up).view_as(result)
 
 
 @cache
@@ -110,6 +108,13 @@ def _multiply(rows: Tensor, packed: Tensor, bias: Tensor | None, add: Tensor | N
     else:
         result = torch.ops.mkldnn._linear_pointwise.binary(rows, add, packed, bias, "add")
     return result
+
+
+def _detour(result: Tensor, rows: Tensor, detours: Detours) -> Tensor:
+    """A result with what each series' detour adds; the groups of a series lie one after the other."""
+    series, out = len(detours.down), result.shape[-1]
+    low = torch.bmm(rows.reshape(series, -1, rows.shape[-1]), detours.down)
+    return torch.baddbmm(result.reshape(series, -1, out), low, detours.up).view_as(result)
 
 
 def _chosen(detours: Detours | None, which: Tensor | None, dtype: torch.dtype) -> Detours | None:
