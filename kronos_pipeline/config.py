@@ -69,14 +69,15 @@ class Recipe(BaseModel):
     patience: int = Field(6, ge=1, description="looks without improvement before training stops")
     save_steps: int = Field(200, ge=1, description="optimiser steps between two resumable states")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of weights, order, dropout and sampling")
-    num_workers: int = Field(0, ge=0, description="worker processes that load batches")
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
         description="auto, cpu, cuda, cuda:N or mps [environment: KRONOS_DEVICE]",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="number format of matrix products; auto takes bf16 on a GPU that has it, else fp32"
+        "auto",
+        description="number format of matrix products; auto takes bf16 on a GPU that has it, and to train a published "
+        "model on a CPU that has it, else fp32",
     )
     torch_compile: bool = Field(False, description="compile the model (worth its start-up on long GPU runs)")
 

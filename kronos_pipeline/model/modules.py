@@ -24,6 +24,11 @@ def inner(predictor: nn.Module) -> Any:
     return predictor if unwrap is None else unwrap()
 
 
+def is_small(module: nn.Module) -> bool:
+    """Whether a module has fewer parameters than the smallest published predictor."""
+    return sum(parameter.numel() for parameter in module.parameters()) < _SMALL
+
+
 def copy_around_weights(module: Any) -> Any:
     """A frozen copy of a module, in the same memory: what is put into it, LoRA matrices say, leaves the module as is.
 
@@ -95,9 +100,8 @@ def fitting_threads(module: nn.Module) -> Iterator[None]:
     system each time where the machine has other work: seconds become minutes.
     """
     before = torch.get_num_threads()
-    small = sum(parameter.numel() for parameter in module.parameters()) < _SMALL
     on_cpu = all(parameter.device.type == "cpu" for parameter in module.parameters())
-    torch.set_num_threads(1 if small and on_cpu else before)
+    torch.set_num_threads(1 if is_small(module) and on_cpu else before)
     try:
         yield
     finally:

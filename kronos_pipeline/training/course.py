@@ -127,6 +127,21 @@ def epoch_order(seed: int, epoch: int, windows: int) -> torch.Tensor:
     return torch.randperm(windows, generator=torch.Generator().manual_seed((seed << 20) + epoch))
 
 
+def batches_of(step: torch.Tensor, batch_size: int, place: int = 0, processes: int = 1) -> list[torch.Tensor]:
+    """One process's batches of an optimiser step, at most `batch_size` windows each.
+
+    Each process has as many batches as the others, or they would wait for each other for ever; where the windows do not
+    suffice, one is in the batches of two.
+
+    Args:
+        step: the windows of the step, by number.
+        batch_size: windows per batch and process.
+        place: the process, from 0.
+        processes: how many train together.
+    """
+    return [some[place % len(some) :: processes] for some in step.split(batch_size * processes)]
+
+
 def look_points(recipe: Recipe, steps_per_epoch: int) -> frozenset[int]:
     """The steps of an epoch, from 1, after which the selection block is looked at; its last is one."""
     looks = recipe.evaluations_per_epoch

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -10,6 +12,7 @@ from accelerate.state import AcceleratorState
 
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import SettingsError
+from kronos_pipeline.model.modules import is_small
 
 
 def process() -> int:
@@ -40,12 +43,43 @@ def new_accelerator(recipe: Recipe, device: torch.device, precision: str) -> Acc
     )
 
 
-def pick_precision(precision: str, device: torch.device) -> str:
-    if precision == "auto":
-        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+def check_precision(precision: str, device: torch.device) -> None:
+    """Check that a device trains in the number format that is asked for.
+
+    Raises:
+        SettingsError: it does not.
+    """
     if precision == "fp16" and device.type == "cpu":
         raise SettingsError("--precision fp16 needs a GPU; use bf16 or fp32 on a CPU.")
-    return precision
+
+
+def pick_precision(precision: str, device: torch.device, predictor: torch.nn.Module | None = None) -> str:
+    """The number format of a training's matrix products: "fp32", "bf16" or "fp16".
+
+    "auto" is bf16 where the device multiplies it natively: on a CPU that halves the time of Kronos-small, and more. A
+    small model is done in minutes on any CPU, and there stays fp32, so that its numbers are the same on all of them.
+
+    Args:
+        precision: "auto", or one of the others, which is what it says.
+        device: where it trains.
+        predictor: what is trained.
+
+    Raises:
+        SettingsError: the device does not train in that format.
+    """
+    check_precision(precision, device)
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    natively = device.type == "cpu" and cpu_has_bf16()
+    return "bf16" if natively and predictor is not None and not is_small(predictor) else "fp32"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this machine's CPU multiplies bfloat16 natively, as far as PyTorch knows."""
+    found: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # younger than the oldest torch allowed
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
 def device_name(device: torch.device) -> str:

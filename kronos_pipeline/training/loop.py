@@ -18,8 +18,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import ModelError
-from kronos_pipeline.model.dropout import quicken_dropout
-from kronos_pipeline.model.losses import token_loss, token_losses
+from kronos_pipeline.model.losses import token_losses
 from kronos_pipeline.training.course import (
     LOG_STEPS,
     Listener,
@@ -27,31 +26,16 @@ from kronos_pipeline.training.course import (
     Position,
     Tensors,
     average_decay,
+    batches_of,
     epoch_order,
     finite,
     look_points,
     warmup_then_cosine,
 )
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
+from kronos_pipeline.training.objective import Objective
 from kronos_pipeline.training.progress import Say, TrainingProgress
 from kronos_pipeline.training.randomness import random_state, restore_random_state
-
-
-class Objective(torch.nn.Module):
-    """The loss as a module, so that what wraps modules (DistributedDataParallel, compilers) sees the forward pass.
-
-    The predictor's dropouts are replaced by quick ones.
-    """
-
-    def __init__(self, predictor: torch.nn.Module, first_target: int) -> None:
-        super().__init__()
-        quicken_dropout(predictor)
-        self.predictor = predictor
-        self.first_target = first_target
-
-    def forward(self, s1: torch.Tensor, s2: torch.Tensor, stamps: torch.Tensor) -> torch.Tensor:
-        """The mean loss of a batch of token windows over the bars after the lookback, in nats per token."""
-        return token_loss(self.predictor, s1, s2, stamps, self.first_target)
 
 
 class Optimisation:
@@ -181,15 +165,17 @@ class Optimisation:
             if look or position.step % LOG_STEPS == 0:
                 train_loss = self._read_loss()
                 seconds = max(time.monotonic() - read_at, 1e-9)
-                self._log(
+                values = position.record(
+                    epoch=epoch + 1,
                     train_loss=train_loss,
                     selection_loss=self._look() if look else math.nan,
-                    windows_per_second=(position.step - read_step) * self._windows_per_step / seconds,
                     learning_rate=learning_rate,
-                    epoch=epoch + 1,
-                    listener=listener,
-                    progress=progress,
+                    windows_per_second=(position.step - read_step) * self._windows_per_step / seconds,
                 )
+                if listener is not None and self._accelerator.is_main_process:
+                    listener.on_log(position.step, values)
+                speed = values["windows_per_second"]
+                progress.update(position.step, loss=train_loss, learning_rate=learning_rate, windows_per_second=speed)
                 read_at, read_step = time.monotonic(), position.step
             if position.step % recipe.save_steps == 0 or done == self._steps_per_epoch or position.stopped:
                 position.seconds = time.monotonic() - began
@@ -199,11 +185,10 @@ class Optimisation:
 
     def _steps_of(self, epoch: int, done: int) -> Iterator[list[torch.Tensor]]:
         """This process's batches of each step of an epoch from its step `done` on: windows by number."""
-        count, place = self._accelerator.num_processes, self._accelerator.process_index
+        accelerator, size = self._accelerator, self._recipe.batch_size
         order = epoch_order(self._recipe.seed, epoch, len(self._train))[done * self._windows_per_step :]
         for step in order.split(self._windows_per_step):
-            # Each process has as many batches as the others, or they would wait for each other for ever.
-            yield [some[place % len(some) :: count] for some in step.split(self._recipe.batch_size * count)]
+            yield batches_of(step, size, accelerator.process_index, accelerator.num_processes)
 
     def _step(self, batches: Sequence[torch.Tensor]) -> None:
         """One optimiser step; nothing in it waits for the device."""
@@ -271,26 +256,3 @@ class Optimisation:
             decay = average_decay(self._recipe, self._position.step)
             trained = [tensor.detach() for tensor in self._trained.values()]
             get_ema_multi_avg_fn(decay)(list(self._average.values()), trained, None)
-
-    def _log(
-        self,
-        *,
-        train_loss: float,
-        selection_loss: float,
-        windows_per_second: float,
-        learning_rate: float,
-        epoch: int,
-        listener: Listener | None,
-        progress: TrainingProgress,
-    ) -> None:
-        step = self._position.step
-        values = self._position.record(
-            epoch=epoch,
-            train_loss=train_loss,
-            selection_loss=selection_loss,
-            learning_rate=learning_rate,
-            windows_per_second=windows_per_second,
-        )
-        if listener is not None and self._accelerator.is_main_process:
-            listener.on_log(step, values)
-        progress.update(step, loss=train_loss, learning_rate=learning_rate, windows_per_second=windows_per_second)

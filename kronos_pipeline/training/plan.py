@@ -12,7 +12,7 @@ import torch
 from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.errors import ArtifactError, DataError, Problem, SettingsError
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
-from kronos_pipeline.training.loop import Objective
+from kronos_pipeline.training.objective import Objective
 from kronos_pipeline.training.progress import duration
 
 _COPIES = 6
@@ -55,6 +55,7 @@ def expected_seconds(
     epochs: int,
     looks_per_epoch: int,
     device: torch.device,
+    precision: str = "fp32",
 ) -> float:
     """Seconds that a training takes at most, from a batch that is timed after one to warm up; nothing is changed.
 
@@ -66,11 +67,12 @@ def expected_seconds(
         epochs: passes over the training windows.
         looks_per_epoch: evaluations of the selection block per epoch.
         device: where the predictor is.
+        precision: the number format of its matrix products.
     """
     objective = Objective(predictor, train.lookback)
-    batch = {name: tensor.to(device) for name, tensor in train.batch(range(min(batch_size, len(train)))).items()}
+    batch = train.batch(range(min(batch_size, len(train))))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        seconds = [_timed(objective, batch, device) for _ in range(2)][-1]
+        seconds = [_timed(objective, batch, device, precision) for _ in range(2)][-1]
     objective.zero_grad(set_to_none=True)
     per_window = seconds / len(batch["s1"])
     return per_window * epochs * (len(train) + looks_per_epoch * len(selection) * _LOOK_COST)
@@ -110,9 +112,14 @@ def describe(
     return line
 
 
-def _timed(objective: Objective, batch: dict[str, torch.Tensor], device: torch.device) -> float:
+def _timed(objective: Objective, batch: dict[str, torch.Tensor], device: torch.device, precision: str) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     began = time.perf_counter()
-    objective(**batch).backward()
+    low = torch.float16 if precision == "fp16" else torch.bfloat16
+    with torch.autocast(device.type, low, enabled=precision != "fp32"):
+        loss = objective(**batch)
+    loss.backward()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - began

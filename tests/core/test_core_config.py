@@ -43,7 +43,6 @@ def test_each_setting_says_what_it_is(name: str) -> None:
         ("epochs", "passes over the training windows"),
         ("batch_size", "windows per optimiser step"),
         ("save_steps", "optimiser steps"),
-        ("num_workers", "processes"),
         ("eval_samples", "paths"),
     ],
 )

@@ -243,13 +243,12 @@ def test_what_training_will_take_is_said_before_it_starts(tiny_base: Path, tmp_p
     assert any("loss" in line and "windows/s" in line for line in said)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_both_precisions_train_and_workers_load_the_same_batches(
-    tiny_base: Path, tmp_path: Path, precision: str
-) -> None:
-    recipes = [small_recipe(tiny_base, precision=precision, epochs=1, num_workers=workers) for workers in (0, 2)]
-    one, two = (
-        adapter_bytes(trainer_of(recipe, tmp_path / str(number)).train_adapter(simulated_windows(recipe), "AAPL"))
-        for number, recipe in enumerate(recipes)
-    )
-    assert one == two
+def test_both_precisions_train_to_nearly_the_same(tiny_base: Path, tmp_path: Path) -> None:
+    results = {}
+    for precision in ("bf16", "fp32"):
+        recipe = small_recipe(tiny_base, precision=precision, epochs=1, learning_rate=1e-3)
+        results[precision] = trainer_of(recipe, tmp_path / precision).train_adapter(simulated_windows(recipe), "AAPL")
+    rough, exact = results["bf16"], results["fp32"]
+    assert adapter_bytes(rough) != adapter_bytes(exact)
+    assert (rough.summary["precision"], exact.summary["precision"]) == ("bf16", "fp32")
+    assert rough.summary["selection_loss"] == pytest.approx(exact.summary["selection_loss"], abs=0.01)
