@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
+from kronos_pipeline.model.dropout import QuickDropout, quicken_dropout
 from kronos_pipeline.model.modules import copy_around_weights
 
 _PREFIX = "base_model.model."
@@ -59,6 +60,7 @@ class StackedLora:
         self._shapes = {name: tensor.shape for name, tensor in tensors.items()}
         self.width = sum(shape.numel() for shape in self._shapes.values())
         self.predictor: Any = copy_around_weights(predictor)
+        quicken_dropout(self.predictor)
         self._rows = _Rows()
         places = dict.fromkeys(name.partition(".lora_")[0] for name in tensors)
         for place in places:
@@ -121,13 +123,13 @@ class _Rows:
 class _LinearDetour(nn.Module):
     def __init__(self, base: nn.Module, rows: _Rows, names: tuple[str, str], scaling: float, dropout: float) -> None:
         super().__init__()
-        self.base, self._rows, self._names = base, rows, names
-        self._scaling, self._dropout = scaling, dropout
+        self.base, self._rows, self._names, self._scaling = base, rows, names, scaling
+        self.dropout = QuickDropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = (self._rows.blocks(name) for name in self._names)  # (blocks, r, in), (blocks, out, r)
         straight = self.base(x)
-        thin = torch.bmm(_dropped(x, self._dropout, self.training).reshape(len(a), -1, x.shape[-1]), a.transpose(1, 2))
+        thin = torch.bmm(self.dropout(x).reshape(len(a), -1, x.shape[-1]), a.transpose(1, 2))
         blocks = straight.reshape(len(b), -1, straight.shape[-1])
         return torch.baddbmm(blocks, thin, b.transpose(1, 2), alpha=self._scaling).view_as(straight)
 
@@ -144,7 +146,3 @@ class _EmbeddingDetour(nn.Module):
         thin = F.embedding(tokens + a.shape[2] * self._rows.which[:, None], table)
         detour = torch.bmm(thin.view(len(b), -1, thin.shape[-1]), b.transpose(1, 2))
         return straight + self._scaling * detour.view(straight.shape)
-
-
-def _dropped(x: Tensor, share: float, training: bool) -> Tensor:
-    return F.dropout(x, share, training) if share and training else x

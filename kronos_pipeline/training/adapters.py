@@ -50,7 +50,3 @@ class Prepared:
     def count(self, split: str) -> int:
         """Windows of a split."""
         return sum(one.counts()[split] for one in self.windows)
-
-    def size(self) -> tuple[int, int, int]:
-        """Lookback, horizon, and the windows to train on."""
-        return self.windows[0].lookback, self.windows[0].horizon, self.count("train")

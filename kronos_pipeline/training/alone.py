@@ -70,6 +70,7 @@ def expected_seconds(
         epochs=trainer.recipe.epochs,
         looks_per_epoch=trainer.recipe.evaluations_per_epoch,
         device=trainer.device,
+        precision=trainer.precision,
     )
 
 

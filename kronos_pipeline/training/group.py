@@ -5,20 +5,24 @@ jobs ---> groups of like length ---> one optimisation per group ---> adapters/<n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import set_seed
 
-from kronos_pipeline.errors import KronosError
+from kronos_pipeline.errors import KronosError, SettingsError
 from kronos_pipeline.model.modules import fitting_threads
 from kronos_pipeline.model.stacked_lora import StackedLora
 from kronos_pipeline.training import plan
-from kronos_pipeline.training.adapters import Prepared
+from kronos_pipeline.training.adapters import AdapterJob, Prepared
+from kronos_pipeline.training.alone import train_alone
 from kronos_pipeline.training.course import Outcome
-from kronos_pipeline.training.grouping import adapters_per_pass
+from kronos_pipeline.training.devices import processes
+from kronos_pipeline.training.grouping import adapters_per_pass, adapters_together, groups_of
 from kronos_pipeline.training.members import Member
 from kronos_pipeline.training.passes import Passes
 from kronos_pipeline.training.publish import (
@@ -35,40 +39,96 @@ if TYPE_CHECKING:
     from kronos_pipeline.training.trainer import KronosTrainer
 
 
-def train_group(
-    trainer: KronosTrainer, group: Sequence[Prepared]
-) -> Iterator[tuple[Prepared, TrainingResult | KronosError]]:
+Ended = TrainingResult | KronosError
+"""What became of a training."""
+
+
+def train_together(
+    trainer: KronosTrainer,
+    jobs: Sequence[AdapterJob],
+    begin: Callable[[AdapterJob], AdapterJob] | None,
+    done: Callable[[AdapterJob, Ended], None] | None,
+) -> list[Ended]:
+    """See `KronosTrainer.train_adapters`."""
+    ended: dict[int, Ended] = {}
+    places: dict[Path, tuple[int, AdapterJob]] = {}
+    fit: list[Prepared] = []
+
+    def end(number: int, job: AdapterJob, result: Ended) -> None:
+        ended[number] = result
+        if done is not None:
+            done(job, result)
+
+    for number, job in enumerate(jobs):
+        try:
+            fit.append(trainer.prepare(job))
+        except KronosError as error:
+            end(number, job, error)
+            continue
+        if fit[-1].target in places:
+            raise SettingsError(f"Two adapters would be {fit[-1].target}; give each a name of its own.")
+        places[fit[-1].target] = number, job
+    for group in groups_of(fit, _most_in_a_group(trainer) if len(fit) > 1 else 1):
+        begun = []
+        for one in group:
+            number, job = places[one.target]
+            job = job if begin is None else begin(job)
+            places[one.target] = number, job
+            begun.append(replace(one, listener=job.listener, mlflow_run=job.mlflow_run))
+        for one, result in _train_group(trainer, begun) if len(begun) > 1 else _train_alone(trainer, begun[0]):
+            end(*places[one.target], result)
+    return [ended[number] for number in range(len(jobs))]
+
+
+def _most_in_a_group(trainer: KronosTrainer) -> int:
+    width = sum(p.numel() for p in trainer.trainable(lora=True).parameters() if p.requires_grad)
+    per_pass = adapters_per_pass(trainer.base.predictor, width, trainer.recipe, trainer.precision, trainer.device)
+    return adapters_together(trainer.recipe, trainer.precision, processes(), per_pass, trainer.device)
+
+
+def _train_alone(trainer: KronosTrainer, one: Prepared) -> Iterator[tuple[Prepared, Ended]]:
+    try:
+        result: Ended = train_alone(trainer, one, lora=True)
+    except KronosError as error:
+        result = error
+    yield one, result
+
+
+def _train_group(trainer: KronosTrainer, group: Sequence[Prepared]) -> Iterator[tuple[Prepared, Ended]]:
     """Train some adapters together, and give what became of each as it ends."""
-    left = {one.state.key: one for one in group}
+    left = {one.target: one for one in group}
     with locked([one.state for one in group], trainer.device, trainer.say):
         try:
             for one in group:
                 if kept := trainer.kept(one):
-                    yield left.pop(one.state.key), kept
+                    yield left.pop(one.target), kept
             if not left:
                 return
-            for one in left.values():
-                one.state.begin(trainer.say)
             state = group_state(trainer.layout, [one.state for one in group])
             saved = state.load()
-            for key in set(left) - set(left if saved is None else saved["members"]):
-                # Published after the state was saved, by the process that was killed.
-                kept = load_result(left[key].target, key)
-                if kept is None:
-                    saved = None
-                    break
-                yield left.pop(key), kept
-            for one, result in _optimise(trainer, list(left.values()), state, saved):
-                yield left.pop(one.state.key), result
+            for one in _not_in(saved, left.values()):
+                if published := load_result(one.target, one.state.key):
+                    yield left.pop(one.target), published
+            if _not_in(saved, left.values()):
+                saved = None  # what one of them had made is gone, and with it the state that it was trained from
+            for one in left.values():
+                one.state.begin(trainer.say)
+            for one, result in _optimise(trainer, list(left.values()), state, saved) if left else ():
+                yield left.pop(one.target), result
             state.finish(keep_mark=False)
         except KronosError as error:
             for one in left.values():
                 yield one, error
 
 
+def _not_in(saved: dict[str, Any] | None, members: Iterable[Prepared]) -> list[Prepared]:
+    """Those that had ended when the state was saved."""
+    return [] if saved is None else [one for one in members if one.state.key not in saved["members"]]
+
+
 def _optimise(
     trainer: KronosTrainer, group: Sequence[Prepared], state: TrainingState, saved: dict[str, Any] | None
-) -> Iterator[tuple[Prepared, TrainingResult | KronosError]]:
+) -> Iterator[tuple[Prepared, Ended]]:
     recipe, base, device = trainer.recipe, trainer.base, trainer.device
     set_seed(recipe.seed)
     adapted = trainer.trainable(lora=True)
@@ -108,7 +168,7 @@ def _optimise(
 
 def _published(
     trainer: KronosTrainer, group: Sequence[Prepared], one: Prepared, adapted: Any, outcome: Outcome | KronosError
-) -> TrainingResult | KronosError:
+) -> Ended:
     if isinstance(outcome, KronosError):
         return outcome
     summary = training_summary(outcome, adapted, one.windows, trainer.device, trainer.precision)

@@ -6,13 +6,14 @@ are grouped in the same way each time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.model.modules import inner
+from kronos_pipeline.training.adapters import Prepared
 
 _MEMORY_SHARE = 0.6
 """Of the device's memory, what activations may take; the rest is for weights, logits, the allocator and others."""
@@ -26,8 +27,6 @@ _COPIES = 9
 _CPU_BARS = 6000
 """Bars per pass on a CPU. Measured on two cores: more make an adapter's share of a pass slower, as caches overflow."""
 _CPU_GROUP, _MOST = 16, 256
-
-T = TypeVar("T")
 
 
 def adapters_per_pass(predictor: Any, width: int, recipe: Recipe, precision: str, device: torch.device) -> int:
@@ -62,17 +61,16 @@ def adapters_together(recipe: Recipe, precision: str, processes: int, per_pass: 
     return recipe.adapters_together or by_memory
 
 
-def groups_of(jobs: Sequence[T], size: int, windows: Callable[[T], tuple[int, ...]]) -> list[list[T]]:
-    """Jobs in groups of at most `size`: those of like length together, for one that ends early leaves the others alone.
+def groups_of(trainings: Sequence[Prepared], most: int) -> list[list[Prepared]]:
+    """Trainings in groups: those of like length together, for one that ends early leaves the others alone.
 
     Args:
-        jobs: what to group.
-        size: the most in one group.
-        windows: of a job: what has to be equal within a group, and last its training windows.
+        trainings: what to group.
+        most: trainings of one group, at most.
     """
-    if size == 1:
-        return [[job] for job in jobs]
-    alike: dict[tuple[int, ...], list[T]] = {}
-    for job in sorted(jobs, key=windows):
-        alike.setdefault(windows(job)[:-1], []).append(job)
-    return [some[first : first + size] for some in alike.values() for first in range(0, len(some), size)]
+    if most == 1:
+        return [[one] for one in trainings]
+    alike: dict[tuple[int, int], list[Prepared]] = {}
+    for one in sorted(trainings, key=lambda one: one.count("train")):
+        alike.setdefault((one.windows[0].lookback, one.windows[0].horizon), []).append(one)
+    return [some[first : first + most] for some in alike.values() for first in range(0, len(some), most)]

@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 
 from kronos_pipeline.config import Recipe
-from kronos_pipeline.training.course import Listener, Position, epoch_order, look_points, warmup_then_cosine
+from kronos_pipeline.errors import ModelError
+from kronos_pipeline.training.course import (
+    LOG_STEPS,
+    Listener,
+    Position,
+    batches_of,
+    epoch_order,
+    finite,
+    look_points,
+    warmup_then_cosine,
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,7 @@ class Course:
         position: where it is.
         error: why it failed, or None.
         batches_read: batches since the training loss was read.
+        read: the step and the time at which it was.
     """
 
     def __init__(self, member: Member, recipe: Recipe) -> None:
@@ -49,6 +60,7 @@ class Course:
         self.position = Position()
         self.error: str | None = None
         self.batches_read = 0
+        self.read = (0, 0.0)
         self._look_at = look_points(recipe, self.steps_per_epoch)
         self._factor = warmup_then_cosine(recipe, self.steps)
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
@@ -58,14 +70,14 @@ class Course:
         return self.error is not None or self.position.stopped or self.position.step >= self.steps
 
     @property
-    def epoch(self) -> int:
-        """The epoch, from 1, of the step that was taken last."""
-        return (self.position.step - 1) // self.steps_per_epoch + 1
-
-    @property
     def looks(self) -> bool:
         """Whether the step that was taken last is followed by a look at the selection block."""
         return (self.position.step - 1) % self.steps_per_epoch + 1 in self._look_at
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the training loss is read after that step."""
+        return self.looks or self.position.step % LOG_STEPS == 0
 
     def learning_rate(self) -> float:
         """That of the step to come."""
@@ -78,4 +90,36 @@ class Course:
             order = epoch_order(self._recipe.seed, epoch, len(self.member.train)) + self.member.train.start
             self._order = epoch, order
         first = done * self.windows_per_step
-        return list(self._order[1][first : first + self.windows_per_step].split(self._recipe.batch_size))
+        return batches_of(self._order[1][first : first + self.windows_per_step], self._recipe.batch_size)
+
+    def take_in(self, total: float, look: float, learning_rate: float, now: float) -> dict[str, float] | None:
+        """Note losses after a step, and tell the listener; an error, where one of them is not finite.
+
+        Args:
+            total: the losses of the batches since the last reading, in sum.
+            look: the loss on the selection block, or NaN where it was not looked at.
+            learning_rate: that of the step.
+            now: the time.
+
+        Returns:
+            What was noted, by name, or None.
+        """
+        position, (read_step, read_at) = self.position, self.read
+        try:
+            train_loss = finite(total / self.batches_read, position.step)
+            if self.looks:
+                position.look(look, self._recipe.patience)
+        except ModelError as error:
+            self.error = str(error)
+            return None
+        values = position.record(
+            epoch=(position.step - 1) // self.steps_per_epoch + 1,
+            train_loss=train_loss,
+            selection_loss=look,
+            learning_rate=learning_rate,
+            windows_per_second=(position.step - read_step) * self.windows_per_step / max(now - read_at, 1e-9),
+        )
+        self.batches_read, self.read = 0, (position.step, now)
+        if self.member.listener is not None:
+            self.member.listener.on_log(position.step, values)
+        return values

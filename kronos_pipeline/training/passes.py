@@ -35,7 +35,7 @@ class Passes:
             say: takes plain lines for people.
         """
         self.stacked, self.device = stacked, device
-        self._autocast, self._adapters, self._say = precision == "bf16", adapters, say
+        self._precision, self._adapters, self._say = precision, adapters, say
 
     def losses(
         self, adapters: Tensor, windows: Sequence[Tensor], data: KronosMultiTickerDataset
@@ -54,7 +54,8 @@ class Passes:
         which = torch.arange(len(counts)).repeat_interleave(counts).to(self.device, non_blocking=True)
         batch = data.batch(torch.cat(list(windows)))
         even = bool((counts == counts[0]).all())
-        with self._products(), self.stacked.serving(adapters, which, even=even):
+        products = torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bf16")
+        with products, self.stacked.serving(adapters, which, even=even):
             return which, token_losses(self.stacked.predictor, **batch, first_target=data.lookback)
 
     def each(self, numbers: Sequence[int], work: Callable[[Sequence[int]], None]) -> None:
@@ -83,7 +84,7 @@ class Passes:
         rows = min(self._adapters * recipe.batch_size, len(train))
         which = torch.arange(rows, device=self.device) * self._adapters // rows
         adapters = start.to(self.device).repeat(self._adapters, 1).requires_grad_()
-        with self._products(), self.stacked.serving(adapters, which, even=False):
+        with self.stacked.serving(adapters, which, even=False):
             return plan.expected_seconds(
                 self.stacked.predictor,
                 train,
@@ -92,7 +93,5 @@ class Passes:
                 epochs=recipe.epochs,
                 looks_per_epoch=recipe.evaluations_per_epoch,
                 device=self.device,
+                precision=self._precision,
             )
-
-    def _products(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import ModelError
-from kronos_pipeline.training.course import LOG_STEPS, Outcome, Position, average_decay, finite
+from kronos_pipeline.training.course import Outcome, Position, average_decay
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
 from kronos_pipeline.training.members import Course, Member
 from kronos_pipeline.training.passes import Passes
@@ -70,7 +70,7 @@ class JointOptimisation:
         return max(course.steps for course in self._courses)
 
     def state(self) -> dict[str, Any]:
-        """All that `restore` needs to go on from here, of the members whose outcome has not been given."""
+        """All that `restore` needs to go on from here, of the members that have not been given or that failed."""
         moments = self._optimizer.state[self._weights]
         rows = {
             "weights": self._weights.detach(),
@@ -80,39 +80,36 @@ class JointOptimisation:
             "exp_avg": moments["exp_avg"],
             "exp_avg_sq": moments["exp_avg_sq"],
         }
-        courses = [self._courses[number] for number in self._open]
+        kept = [n for n, course in enumerate(self._courses) if n in self._open or course.error is not None]
+        courses = [self._courses[number] for number in kept]
         return {
             "members": [course.member.key for course in courses],
             "courses": [(vars(course.position), course.error, course.batches_read) for course in courses],
-            "rows": {name: tensor[self._open] for name, tensor in rows.items()},
+            "rows": {name: tensor[kept] for name, tensor in rows.items()},
             "steps": moments["step"],
             "random": random_state(self._device),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state of the same members, or of those of them whose outcome had not been given.
+        """Go on from a saved state of the same members, or of more of which only these are still wanted.
 
         Raises:
             ModelError: the state is of another model.
         """
         try:
             numbers = {course.member.key: number for number, course in enumerate(self._courses)}
-            self._open = [numbers[key] for key in state["members"]]
-            for number, (position, error, read) in zip(self._open, state["courses"], strict=True):
-                course = self._courses[number]
+            saved = [place for place, key in enumerate(state["members"]) if key in numbers]
+            self._open = [numbers[state["members"][place]] for place in saved]
+            for number, place in zip(self._open, saved, strict=True):
+                course, (position, error, read) = self._courses[number], state["courses"][place]
                 course.position, course.error, course.batches_read = Position(**position), error, read
-            moments = {
-                "step": state["steps"],
-                "exp_avg": torch.zeros_like(self._weights),
-                "exp_avg_sq": torch.zeros_like(self._weights),
-            }
+            moments = {name: torch.zeros_like(self._weights) for name in ("exp_avg", "exp_avg_sq")}
             rows = {"weights": self._weights.data, "best": self._best, "losses": self._losses, **moments}
             if self._recipe.average_decay:
                 rows["average"] = self._average
             for name, tensor in rows.items():
-                if name != "step":
-                    tensor[self._open] = state["rows"][name].to(self._device)
-            self._optimizer.state[self._weights] = moments
+                tensor[self._open] = state["rows"][name][saved].to(self._device)
+            self._optimizer.state[self._weights] = {"step": state["steps"], **moments}
             restore_random_state(state["random"], self._device)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ModelError(
@@ -135,7 +132,8 @@ class JointOptimisation:
         resumed_from = max(self._courses[number].position.step for number in self._open)
         self._began, self._resumed_from = time.monotonic(), resumed_from
         self._before = max(self._courses[number].position.seconds for number in self._open)
-        self._read = dict.fromkeys(self._open, (resumed_from, self._began))
+        for course in self._courses:
+            course.read = resumed_from, self._began
         epochs = {course.steps_per_epoch for course in self._courses}
         yield from self._given()
         with TrainingProgress(what, self.steps, resumed_from, self._say) as progress:
@@ -220,41 +218,28 @@ class JointOptimisation:
     def _read_losses(self, rates: dict[int, float], progress: TrainingProgress) -> None:
         """Read the losses of the members for which that is due, and look at their selection blocks."""
         courses = {number: self._courses[number] for number in self._open}
-        looking = [number for number, course in courses.items() if course.looks]
-        due = [number for number, course in courses.items() if course.looks or course.position.step % LOG_STEPS == 0]
+        due = [number for number, course in courses.items() if course.is_due]
         if not due:
             return
         totals = self._losses.tolist()
         self._losses[self._rows(due)] = 0.0
-        seen = self._selection_losses(looking)
+        looks = self._selection_losses([number for number in due if courses[number].looks])
         now, shown = time.monotonic(), []
         for number in due:
             course = courses[number]
-            step, (read_step, read_at) = course.position.step, self._read[number]
-            try:
-                train_loss = finite(totals[number] / course.batches_read, step)
-                if number in seen and course.position.look(seen[number], self._recipe.patience):
-                    self._best[number] = self._average[number]
-            except ModelError as error:
-                course.error = str(error)
+            values = course.take_in(totals[number], looks.get(number, math.nan), rates[number], now)
+            if values is None:
                 continue
-            values = course.position.record(
-                epoch=course.epoch,
-                train_loss=train_loss,
-                selection_loss=seen.get(number, math.nan),
-                learning_rate=rates[number],
-                windows_per_second=(step - read_step) * course.windows_per_step / max(now - read_at, 1e-9),
-            )
-            course.batches_read, self._read[number] = 0, (step, now)
-            if course.member.listener is not None:
-                course.member.listener.on_log(step, values)
+            if course.position.best_step == course.position.step:
+                self._best[number] = self._average[number]
             shown.append(values)
         if shown:
+            mean = {name: sum(values[name] for values in shown) / len(shown) for name in shown[0]}
             progress.update(
                 max(course.position.step for course in courses.values()),
-                loss=float(np.mean([values["train_loss"] for values in shown])),
-                learning_rate=shown[0]["learning_rate"],
-                windows_per_second=float(np.mean([values["windows_per_second"] for values in shown])) * len(courses),
+                loss=mean["train_loss"],
+                learning_rate=mean["learning_rate"],
+                windows_per_second=mean["windows_per_second"] * len(courses),
             )
 
     @torch.no_grad()
@@ -268,7 +253,7 @@ class JointOptimisation:
             windows = [blocks[number][turn] for number in block]
             which, losses = self._passes.losses(self._average[self._rows(block)], windows, self._selection)
             sums = np.bincount(which.cpu().numpy(), losses.float().cpu().numpy(), len(block))
-            totals.update({number: totals[number] + total for number, total in zip(block, sums, strict=True)})
+            totals.update({number: totals[number] + float(total) for number, total in zip(block, sums, strict=True)})
 
         self._passes.stacked.predictor.eval()
         for turn in range(max((len(some) for some in blocks.values()), default=0)):

@@ -14,7 +14,6 @@ from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.together import known_together, outdated
 from kronos_pipeline.data.windows import WindowSet
-from kronos_pipeline.errors import KronosError, SettingsError
 from kronos_pipeline.model.loading import KronosModel, load_base, pick_device
 from kronos_pipeline.model.lora import add_lora
 from kronos_pipeline.model.modules import copy_around_weights, fitting_threads, move
@@ -23,15 +22,11 @@ from kronos_pipeline.training.adapters import AdapterJob, Prepared
 from kronos_pipeline.training.alone import expected_seconds, train_alone
 from kronos_pipeline.training.course import Listener
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
-from kronos_pipeline.training.devices import own_device, pick_precision, process, processes
-from kronos_pipeline.training.group import train_group
-from kronos_pipeline.training.grouping import adapters_per_pass, adapters_together, groups_of
+from kronos_pipeline.training.devices import check_precision, own_device, pick_precision, process, processes
+from kronos_pipeline.training.group import Ended, train_together
 from kronos_pipeline.training.progress import Say
 from kronos_pipeline.training.publish import TrainingResult, load_result
 from kronos_pipeline.training.state import TrainingState, forget, training_settings
-
-Ended = TrainingResult | KronosError
-"""What became of a training."""
 
 
 class KronosTrainer:
@@ -43,7 +38,7 @@ class KronosTrainer:
     Attributes:
         recipe: the settings.
         layout: where artifacts go.
-        device, precision: where and in which number format it trains.
+        device: where it trains.
         say: takes lines for the person who runs the pipeline.
     """
 
@@ -64,7 +59,7 @@ class KronosTrainer:
         self.recipe = recipe
         self.layout = ArtifactLayout(Path(output_dir))
         self.device = own_device(pick_device(recipe.device))
-        self.precision = pick_precision(recipe.precision, self.device)
+        check_precision(recipe.precision, self.device)
         self.say = say
         self._base = base
         self._one_run: list[TrainingState] | None = None
@@ -75,6 +70,11 @@ class KronosTrainer:
         if self._base is None:
             self._base = load_base(find_base_model(self.recipe.model_name, self.recipe.tokenizer_name), self.device)
         return self._base
+
+    @property
+    def precision(self) -> str:
+        """The number format of matrix products."""
+        return pick_precision(self.recipe.precision, self.device, self.base.predictor)
 
     @contextmanager
     def one_run(self) -> Iterator[None]:
@@ -106,7 +106,7 @@ class KronosTrainer:
             SettingsError, ModelError, ArtifactError: see their messages.
         """
         job = AdapterJob(name, windows, listener=listener, mlflow_run=mlflow_run)
-        return train_alone(self, self._prepare_adapter(job), lora=True)
+        return train_alone(self, self.prepare(job), lora=True)
 
     def train_adapters(
         self,
@@ -130,34 +130,7 @@ class KronosTrainer:
         Raises:
             SettingsError: two jobs would publish the same folder.
         """
-        ended: dict[int, Ended] = {}
-        places: dict[Path, tuple[int, AdapterJob]] = {}
-        fit: list[Prepared] = []
-
-        def end(number: int, job: AdapterJob, result: Ended) -> None:
-            ended[number] = result
-            if done is not None:
-                done(job, result)
-
-        for number, job in enumerate(jobs):
-            try:
-                fit.append(self._prepare_adapter(job))
-            except KronosError as error:
-                end(number, job, error)
-            else:
-                if fit[-1].target in places:
-                    raise SettingsError(f"Two adapters would be {fit[-1].target}; give each a name of its own.")
-                places[fit[-1].target] = number, job
-        for group in groups_of(fit, self._together() if len(fit) > 1 else 1, Prepared.size):
-            begun = []
-            for one in group:
-                number, job = places[one.target]
-                job = job if begin is None else begin(job)
-                places[one.target] = number, job
-                begun.append(replace(one, listener=job.listener, mlflow_run=job.mlflow_run))
-            for one, result in train_group(self, begun) if len(begun) > 1 else self._alone(begun[0]):
-                end(*places[one.target], result)
-        return [ended[number] for number in range(len(jobs))]
+        return train_together(self, jobs, begin, done)
 
     def train_checkpoint(
         self, windows: Sequence[WindowSet], *, listener: Listener | None = None, mlflow_run: str | None = None
@@ -197,6 +170,12 @@ class KronosTrainer:
         predictor = move(self.trainable(lora=lora), self.device)
         with fitting_threads(predictor):
             return expected_seconds(self, predictor, *self.datasets(windows, None))
+
+    def prepare(self, job: AdapterJob) -> Prepared:
+        """What a job comes to, once its windows are fit; errors are those of `train_adapter`."""
+        layout = self.layout if job.root is None else ArtifactLayout(job.root)
+        one = self._prepare(f"adapters/{job.name}", layout.adapter(job.name), layout, job.windows)
+        return replace(one, listener=job.listener, mlflow_run=job.mlflow_run)
 
     def kept(self, one: Prepared) -> TrainingResult | None:
         """What this very training made, where it had ended before the run that it is part of was interrupted."""
@@ -240,11 +219,6 @@ class KronosTrainer:
         )
         return train, selection
 
-    def _prepare_adapter(self, job: AdapterJob) -> Prepared:
-        layout = self.layout if job.root is None else ArtifactLayout(job.root)
-        one = self._prepare(f"adapters/{job.name}", layout.adapter(job.name), layout, job.windows)
-        return replace(one, listener=job.listener, mlflow_run=job.mlflow_run)
-
     def _prepare(self, artifact: str, target: Path, layout: ArtifactLayout, windows: Sequence[WindowSet]) -> Prepared:
         known = known_together(windows, outdated(windows))
         plan.check_windows(known)
@@ -261,16 +235,3 @@ class KronosTrainer:
             "precision": self.precision,
             "processes": processes(),
         }
-
-    def _together(self) -> int:
-        """Adapters of one training."""
-        width = sum(p.numel() for p in self.trainable(lora=True).parameters() if p.requires_grad)
-        per_pass = adapters_per_pass(self.base.predictor, width, self.recipe, self.precision, self.device)
-        return adapters_together(self.recipe, self.precision, processes(), per_pass, self.device)
-
-    def _alone(self, one: Prepared) -> Iterator[tuple[Prepared, Ended]]:
-        try:
-            result: Ended = train_alone(self, one, lora=True)
-        except KronosError as error:
-            result = error
-        yield one, result

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,17 @@ from small import simulated_bars, small_recipe
 from tiny import save_tiny_base
 
 from kronos_pipeline import KronosTrainer
+from kronos_pipeline.artifacts import read_json
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.windows import WindowSet, build_windows
+from kronos_pipeline.errors import DataError, ModelError, SettingsError
+from kronos_pipeline.model.lora import load_adapter
+from kronos_pipeline.model.losses import token_losses
 from kronos_pipeline.training.adapters import AdapterJob
+from kronos_pipeline.training.dataset import KronosMultiTickerDataset
+from kronos_pipeline.training.passes import Passes
 from kronos_pipeline.training.publish import TrainingResult
+from kronos_pipeline.training.together import JointOptimisation
 
 BARS = {"AAPL": 130, "MSFT": 171, "NVDA": 118}
 
@@ -50,13 +60,19 @@ def alone(recipe: Recipe, output: Path) -> dict[str, TrainingResult]:
     return {name: trainer.train_adapter([one], name) for name, one in windows_of(recipe).items()}
 
 
+def weights_of(result: TrainingResult) -> dict[str, torch.Tensor]:
+    return load_file(result.folder / "adapter_model.safetensors")
+
+
+def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=1e-4)
+
+
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
-    "accumulated": {"grad_accum_steps": 2, "batch_size": 7},
-    "averaged": {"average_decay": 0.9},
+    "accumulated and clipped": {"grad_accum_steps": 2, "batch_size": 7, "max_grad_norm": 0.01},
+    "averaged embeddings": {"average_decay": 0.9, "adapter_targets": ["month_embed", "day_embed"], "weight_decay": 0.1},
     "stops early": {"patience": 1, "evaluations_per_epoch": 6, "epochs": 8},
-    "embeddings": {"adapter_targets": ["month_embed", "day_embed"], "weight_decay": 0.1},
-    "clipped": {"max_grad_norm": 0.01},
 }
 
 
@@ -68,9 +84,172 @@ def test_each_ends_as_it_does_alone(base: Path, tmp_path: Path, case: str) -> No
     assert any(one.summary["stopped_early"] for one in theirs.values()) is (case == "stops early")
     for name in BARS:
         one, other = ours[name], theirs[name]
-        tensors, others = (load_file(some.folder / "adapter_model.safetensors") for some in (one, other))
-        torch.testing.assert_close(tensors, others, rtol=2e-3, atol=1e-4)
+        assert_close(weights_of(one), weights_of(other))
         for column in one.history.columns.drop("windows_per_second"):
             assert one.history[column].to_numpy() == pytest.approx(other.history[column].to_numpy(), 1e-4, nan_ok=True)
         same = set(one.summary) - {"seconds", "windows_per_second", "selection_loss"}
         assert {key: one.summary[key] for key in same} == {key: other.summary[key] for key in same}
+
+
+def test_in_bfloat16_each_ends_near_where_it_does_alone(base: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(base, precision="bf16", learning_rate=1e-3, epochs=1)
+    ours, theirs = together(recipe, tmp_path / "together"), alone(recipe, tmp_path / "alone")
+    for name in BARS:
+        losses, others = (one[name].history["selection_loss"].to_numpy() for one in (ours, theirs))
+        assert losses == pytest.approx(others, 2e-3, nan_ok=True)
+
+
+def test_each_is_a_plain_adapter_whose_manifest_names_its_company(base: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(base, epochs=1)
+    results = together(recipe, tmp_path / "together")
+    lone = alone(recipe, tmp_path / "alone")["AAPL"]
+    assert {path.name for path in results["AAPL"].folder.iterdir()} == {path.name for path in lone.folder.iterdir()}
+    assert read_json(results["AAPL"].folder / "manifest.json")["together"] == ["MSFT", "NVDA"]
+    assert read_json(lone.folder / "manifest.json")["together"] == []
+    base_model = trainer_of(recipe, tmp_path).base
+    loaded = load_adapter(results["MSFT"].folder, base_model).predictor
+    data = KronosMultiTickerDataset([windows_of(recipe)["MSFT"]], "selection", base_model.tokenizer)
+    with torch.no_grad():
+        losses = token_losses(loaded, **data.batch(range(len(data))), first_target=data.lookback)
+    assert float(losses.double().mean()) == pytest.approx(results["MSFT"].summary["selection_loss"], rel=1e-5)
+
+
+def test_a_bad_ticker_fails_by_name_and_the_others_go_on(base: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(base, epochs=1)
+    good = windows_of(recipe)
+    empty = replace(good["NVDA"], rows=good["NVDA"].rows[good["NVDA"].rows["split"] != "selection"])
+    jobs = [AdapterJob("BAD", [empty]), *(AdapterJob(name, [one]) for name, one in good.items())]
+    told: list[str] = []
+    results = trainer_of(recipe, tmp_path).train_adapters(jobs, done=lambda job, _: told.append(job.name))
+    assert isinstance(results[0], DataError)
+    assert "selection" in str(results[0])
+    assert [type(one) for one in results[1:]] == [TrainingResult] * 3
+    assert told == ["BAD", "NVDA", "AAPL", "MSFT"]  # as they end
+
+
+def test_one_whose_loss_is_no_number_leaves_the_numbers_of_the_others(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(base)
+    whole = together(recipe, tmp_path / "whole")
+    update, jobs = JointOptimisation._update, [AdapterJob(name, [one]) for name, one in windows_of(recipe).items()]
+
+    def spoil(self: JointOptimisation, rates: Any) -> None:
+        update(self, rates)
+        self._weights.data[0] = math.nan  # NVDA, which has the fewest windows
+
+    monkeypatch.setattr(JointOptimisation, "_update", spoil)
+    aapl, msft, nvda = trainer_of(recipe, tmp_path / "spoilt").train_adapters(jobs)
+    assert isinstance(nvda, ModelError)
+    assert "lower --learning-rate" in str(nvda)
+    for name, one in {"AAPL": aapl, "MSFT": msft}.items():
+        assert isinstance(one, TrainingResult)
+        assert_close(weights_of(one), weights_of(whole[name]))
+
+
+def test_where_memory_lacks_fewer_go_at_a_time_and_the_numbers_stay(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(base, epochs=1)
+    whole = together(recipe, tmp_path / "whole")
+    losses = Passes.losses
+
+    def short_of_memory(self: Passes, adapters: torch.Tensor, *rest: Any) -> Any:
+        if len(adapters) > 1:
+            raise torch.OutOfMemoryError
+        return losses(self, adapters, *rest)
+
+    monkeypatch.setattr(Passes, "losses", short_of_memory)
+    said: list[str] = []
+    jobs = [AdapterJob(name, [one]) for name, one in windows_of(recipe).items()]
+    results = trainer_of(recipe, tmp_path / "short", said.append).train_adapters(jobs)
+    assert any("out of memory; 1 adapters at a time" in line for line in said)
+    for name, one in zip(BARS, results, strict=True):
+        assert isinstance(one, TrainingResult)
+        assert_close(weights_of(one), weights_of(whole[name]))
+
+
+class Killed(BaseException):
+    """What a test raises in the place of a kill."""
+
+
+def die_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    take_step, taken = JointOptimisation._step, []
+
+    def step_or_die(self: JointOptimisation, progress: Any) -> None:
+        if len(taken) == step:
+            monkeypatch.undo()
+            raise Killed
+        taken.append(1)
+        take_step(self, progress)
+
+    monkeypatch.setattr(JointOptimisation, "_step", step_or_die)
+
+
+@pytest.mark.parametrize("one_run", [True, False])
+@pytest.mark.parametrize(("died", "saved"), [(7, 6), (11, 10), (13, 12)])  # at 10 NVDA has ended, at 12 AAPL too
+def test_a_group_that_died_ends_with_the_same_bytes(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, died: int, saved: int, one_run: bool
+) -> None:
+    recipe = small_recipe(tiny_base, save_steps=3)  # with dropout
+    jobs = [AdapterJob(name, [one]) for name, one in windows_of(recipe).items()]
+
+    def train(output: str, say: Any = lambda _: None) -> list[Any]:
+        trainer = trainer_of(recipe, tmp_path / output, say)
+        with trainer.one_run() if one_run else nullcontext():
+            return trainer.train_adapters(jobs)
+
+    whole = train("whole")
+    die_after(died, monkeypatch)
+    with pytest.raises(Killed):
+        train("killed")
+    said: list[str] = []
+    again = train("killed", said.append)
+    assert any(line.endswith(f"resuming from step {saved}") for line in said)
+    for one, other in zip(again, whole, strict=True):
+        assert (one.folder / "adapter.pt").read_bytes() == (other.folder / "adapter.pt").read_bytes()
+        for column in ("step", "train_loss", "selection_loss", "learning_rate"):
+            assert one.history[column].to_numpy() == pytest.approx(other.history[column].to_numpy(), 1e-12, nan_ok=True)
+    assert list((tmp_path / "killed" / "state").glob("*/*")) == []
+
+
+def test_another_group_with_one_of_them_drops_the_state_of_the_first(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = small_recipe(tiny_base, save_steps=3)
+    jobs = [AdapterJob(name, [one]) for name, one in windows_of(recipe).items()]
+    die_after(4, monkeypatch)
+    with pytest.raises(Killed):
+        trainer_of(recipe, tmp_path).train_adapters(jobs)
+    (left,) = (tmp_path / "state").glob("*/state.pt")
+    trainer_of(recipe, tmp_path).train_adapters(jobs[:2])
+    assert not left.exists()
+
+
+def test_jobs_begin_with_their_group_and_may_have_roots_of_their_own(base: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(base, epochs=1, adapters_together=2)
+    order: list[str] = []
+
+    def begin(job: AdapterJob) -> AdapterJob:
+        order.append(f"begin {job.windows[0].ticker}")
+        return replace(job, mlflow_run=f"run of {job.windows[0].ticker}")
+
+    jobs = [AdapterJob("same", [one], root=tmp_path / name) for name, one in windows_of(recipe).items()]
+    results = trainer_of(recipe, tmp_path / "own").train_adapters(
+        jobs, begin=begin, done=lambda job, _: order.append(f"end {job.mlflow_run}")
+    )
+    assert order == [
+        *("begin NVDA", "begin AAPL", "end run of NVDA", "end run of AAPL"),
+        *("begin MSFT", "end run of MSFT"),
+    ]
+    for name, one in zip(BARS, results, strict=True):
+        assert isinstance(one, TrainingResult)
+        assert one.folder == tmp_path / name / "adapters" / "same"
+        assert read_json(one.folder / "manifest.json")["mlflow_run"] == f"run of {name}"
+
+
+def test_two_adapters_of_one_folder_are_refused(base: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(base)
+    one, other, _ = windows_of(recipe).values()
+    with pytest.raises(SettingsError, match=r"Two adapters would be .*AAPL"):
+        trainer_of(recipe, tmp_path).train_adapters([AdapterJob("AAPL", [one]), AdapterJob("AAPL", [other])])
