@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,12 +13,11 @@ from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from kronos_pipeline.data.bars import FEATURES
-from kronos_pipeline.errors import ModelError
-from kronos_pipeline.model.decoder import Choose, Decoder
+from kronos_pipeline.model.decoder import Decoder, decoders
 from kronos_pipeline.model.draws import Draws, Sampling, generator_for
 from kronos_pipeline.model.frames import InputError, Series
+from kronos_pipeline.model.generation import Choose
 from kronos_pipeline.model.memory import room, work_in_parts
-from kronos_pipeline.model.modules import inner
 
 ROWS = 4096
 """Paths, of all series together, whose tokens are drawn by one call of torch, as upstream draws them. More are drawn as
@@ -57,99 +56,78 @@ def sample_series(
         InputError: the horizon exceeds the context, or the generator is another device's.
         ModelError: a predictor gives numbers that are not finite.
     """
-    horizon, paths = sampling.horizon, sampling.paths
-    if horizon > context:
-        raise InputError(f"pred_len={horizon} exceeds max_context={context}: a forecast has to fit into the context.")
-    values = np.empty((len(series), paths, horizon, len(FEATURES)), np.float32)
-    if not len(series):
-        return values
-    device = inner(models[0]).head.proj_s1.weight.device
-    progress = _Progress(horizon, len(series) * paths, sampling.verbose)
-    with generator_for(sampling, device) as generator, progress:
-        at_once = max(1, ROWS // paths)
+    if sampling.horizon > context:
+        raise InputError(
+            f"pred_len={sampling.horizon} exceeds max_context={context}: a forecast has to fit into the context."
+        )
+    values = np.empty((len(series), sampling.paths, sampling.horizon, len(FEATURES)), np.float32)
+    device, at_once = next(tokenizer.parameters()).device, max(1, ROWS // sampling.paths)
+    exact = torch.autocast(device.type, enabled=False)  # the precision is the one that was asked for
+    with generator_for(sampling, device) as generator, exact, _Progress(len(series), sampling) as progress:
         for first in range(0, len(series), at_once):
-            some = slice(first, first + at_once)
-            draws = Draws(len(series[some]) * paths, sampling, generator)
-            for batch in _batches(models, tokenizer, series[some], which[some], precision, context):
-                _sample_batch(batch, draws, values[some], progress, device)
+            block = slice(first, first + at_once)
+            draws = Draws(len(series[block]) * sampling.paths, sampling, generator)
+            used, number = np.unique(which[block], return_inverse=True)
+            for decoder, places in decoders([models[place] for place in used], tokenizer, precision=precision):
+                place = np.full(len(used), -1)
+                place[places] = np.arange(len(places))
+                _Batch(decoder, series[block], place[number], context).fill(values[block], draws, progress)
     return values
 
 
-def _sample_batch(
-    batch: _Batch, draws: Draws, values: NDArray[np.float32], progress: _Progress, device: torch.device
-) -> None:
-    """Fill in `values`, (series, paths, horizon, 6), those of the batch's series."""
-    series, paths = values.shape[:2]
-    rows = torch.arange(series * paths, device=device).view(series, paths)
-
-    def run(part: Part) -> None:
-        members, some = part
-        place = members[:, None], np.arange(some.start, some.stop)
-        with progress.of_part() as drawn:
-            values[place] = batch.futures(members, len(some), draws.part(rows[place], drawn))
-
-    work_in_parts((batch.members, range(paths)), run, _halves, batch.bytes, room(device))
-
-
 class _Batch:
-    """Series whose predictors are decoded together."""
+    """Series of which some are decoded together."""
 
-    def __init__(
-        self,
-        models: Sequence[Any],
-        tokenizer: Any,
-        series: Sequence[Series],
-        places: Sequence[int],
-        which: NDArray[np.intp],
-        context: int,
-        precision: str,
-    ) -> None:
-        """`places`: of the predictors among `models`."""
-        self._core, self._tokenizer, self._series, self._context = inner(models[0]), tokenizer, series, context
-        self._decoder = Decoder([models[place] for place in places], tokenizer, precision=precision)
-        self._number = np.full(len(models), -1)
-        self._number[list(places)] = np.arange(len(places))
-        self._number = self._number[which]  # of each series' predictor in the decoder, -1 if it is in none
-        self.members = np.flatnonzero(self._number >= 0)
+    def __init__(self, decoder: Decoder, series: Sequence[Series], place: NDArray[np.intp], context: int) -> None:
+        """`place`: of each series' predictor in the decoder, -1 where it is none of the decoder's."""
+        self._decoder, self._series, self._place, self._context = decoder, series, place, context
 
-    def futures(self, members: NDArray[np.intp], paths: int, choose: Choose) -> NDArray[np.float32]:
+    def fill(self, values: NDArray[np.float32], draws: Draws, progress: _Progress) -> None:
+        """Write the futures of the decoder's series into `values`, (series, paths, horizon, 6)."""
+        count, paths, horizon = values.shape[:3]
+        rows = np.arange(count * paths).reshape(count, paths)
+
+        def run(part: Part) -> None:
+            members, some = part
+            at = members[:, None], np.arange(some.start, some.stop)
+            with progress.of_part() as drawn:
+                values[at] = self._futures(members, len(some), draws.part(torch.from_numpy(rows[at]), drawn))
+
+        def size(part: Part) -> int:
+            members, some = part
+            longest = max(len(self._series[member].bars) for member in members)
+            return self._decoder.bytes(len(members), len(some), longest, horizon)
+
+        whole = np.flatnonzero(self._place >= 0), range(paths)
+        work_in_parts(whole, run, _halves, size, room(self._decoder.device))
+
+    def _futures(self, members: NDArray[np.intp], paths: int, choose: Choose) -> NDArray[np.float32]:
         """Normalised bars of some series, (series, paths, horizon, 6)."""
-        series, context = [self._series[member] for member in members], self._context
+        series, decoder, context = [self._series[member] for member in members], self._decoder, self._context
         bars, past = (_end_together([getattr(one, part) for one in series]) for part in ("bars", "past"))
         lengths = torch.tensor([len(one.bars) for one in series])
-        known = self._decoder.encode(bars, None if bool((lengths == bars.shape[1]).all()) else lengths)
-        s1, s2 = (level[:, -context:] for level in known)
-        lengths = lengths.clamp(max=s1.shape[1])
-        drawn = self._decoder.generate(
-            (s1, s2),
+        s1, s2 = decoder.encode(bars, None if bool((lengths == bars.shape[1]).all()) else lengths)
+        known, lengths = (s1[:, -context:], s2[:, -context:]), lengths.clamp(max=context)
+        drawn = decoder.generate(
+            known,
             past[:, -context:],
             torch.from_numpy(np.stack([one.ahead for one in series])),
             choose,
             paths=paths,
             context=context,
             lengths=lengths,
-            which=torch.from_numpy(self._number[members]),
+            which=torch.from_numpy(self._place[members]),
             s2_position="first",
         )
-        return self._decoder.decode((s1, s2), drawn, context=context, lengths=lengths).cpu().numpy()
-
-    def bytes(self, part: Part) -> int:
-        """What a part takes of the memory, about: caches, scores, logits, and what the encoder keeps of the history."""
-        (members, some), core, tokenizer = part, self._core, self._tokenizer
-        bars = max(len(self._series[member].bars) for member in members)
-        steps = len(some) * len(self._series[members[0]].ahead)
-        tokens = min(bars, self._context) + steps
-        predictor = tokens * (2 * (len(core.transformer) + 1) * core.d_model + core.n_heads * len(some))
-        decoding = tokens * (2 * len(tokenizer.decoder) * tokenizer.d_model + tokenizer.n_heads * steps)
-        logits = 8 * len(some) * 2 ** max(core.s1_bits, core.s2_bits)
-        return 4 * len(members) * max(predictor + logits, decoding, 8 * bars * tokenizer.d_model)
+        return decoder.decode(known, drawn, context=context, lengths=lengths).cpu().numpy()
 
 
 class _Progress:
     """Bars drawn so far, shown as upstream shows them; of rows that are drawn apart, their share."""
 
-    def __init__(self, horizon: int, rows: int, verbose: bool) -> None:
-        self._bar, self._rows, self._done = tqdm(total=horizon, disable=not verbose), rows, 0
+    def __init__(self, series: int, sampling: Sampling) -> None:
+        self._bar = tqdm(total=sampling.horizon, disable=not (sampling.verbose and series))
+        self._rows, self._done = series * sampling.paths, 0
 
     def __enter__(self) -> _Progress:
         return self
@@ -158,7 +136,7 @@ class _Progress:
         self._bar.close()
 
     @contextmanager
-    def of_part(self) -> Iterator[Any]:
+    def of_part(self) -> Iterator[Callable[[int], None]]:
         """What is to be called with the number of rows of each bar drawn; it is taken back where the block fails."""
         before = self._done
         try:
@@ -170,29 +148,6 @@ class _Progress:
     def _add(self, rows: int) -> None:
         self._done += rows
         self._bar.update(self._done // self._rows - self._bar.n)
-
-
-def _batches(
-    models: Sequence[Any],
-    tokenizer: Any,
-    series: Sequence[Series],
-    which: NDArray[np.intp],
-    precision: str,
-    context: int,
-) -> Iterator[_Batch]:
-    """One for all predictors that share their base's tensors; one for each that no other can be decoded with."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for place in np.unique(which).tolist():
-        shared = (value for name, value in models[place].named_parameters() if "lora_" not in name)
-        groups.setdefault(tuple(sorted(map(Tensor.data_ptr, shared))), []).append(place)
-    for places in groups.values():
-        try:
-            yield _Batch(models, tokenizer, series, places, which, context, precision)
-        except ModelError:
-            if len(places) == 1:
-                raise
-            for place in places:
-                yield _Batch(models, tokenizer, series, [place], which, context, precision)
 
 
 def _halves(part: Part) -> list[Part]:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from kronos_pipeline.errors import ModelError
-from kronos_pipeline.model.decoder import Choose
 from kronos_pipeline.model.frames import InputError
+from kronos_pipeline.model.generation import Choose
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Draws:
             drawn: is told the number of rows of each bar that is drawn.
         """
         self._generator.set_state(self._start)
-        places = None if rows.numel() == self._rows else rows.flatten()
+        places = None if rows.numel() == self._rows else rows.flatten().to(self._generator.device)
 
         def choose(logits: Tensor, step: int, level: int) -> Tensor:
             likelihood = probabilities(logits.flatten(0, 1), *self._filters)

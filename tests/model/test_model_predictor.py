@@ -144,6 +144,39 @@ def test_the_model_trains_on_and_its_new_weights_count() -> None:
     assert_forecast(seeded(predictor.predict, *given)[0], before, df)
 
 
+def test_autocast_and_other_defaults_around_it_change_nothing() -> None:
+    given, predictor = (
+        (candles(30), *times(30, HORIZON), HORIZON),
+        KronosPredictor(sharp_predictor(), sharp_tokenizer()),
+    )
+    expected, _ = seeded(predictor.predict, *given)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        pd.testing.assert_frame_equal(seeded(predictor.predict, *given)[0], expected)
+    torch.set_default_dtype(torch.float64)
+    try:
+        pd.testing.assert_frame_equal(seeded(predictor.predict, *given)[0], expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_of_another_precision_are_taken(kind: torch.dtype) -> None:
+    model, tokenizer, df = sharp_predictor().to(kind), sharp_tokenizer(), candles(30)
+    given = (df, *times(30, HORIZON), HORIZON)
+    forecasts = [seeded(one(model, tokenizer).predict, *given, top_k=1)[0] for one in (Upstream, KronosPredictor)]
+    assert_forecast(forecasts[1], forecasts[0], df)
+    assert {parameter.dtype for parameter in model.parameters()} == {kind}
+
+
+def test_bf16_gives_about_the_same_paths() -> None:
+    model, tokenizer, df = sharp_predictor(), sharp_tokenizer(), candles(60)
+    given, settings = (df, *times(60, HORIZON), HORIZON), {"sample_count": 200}
+    exact, _ = seeded(KronosPredictor(model, tokenizer).predict, *given, **settings)
+    rough, _ = seeded(KronosPredictor(model, tokenizer, precision="bf16").predict, *given, **settings)
+    assert not rough.equals(exact)
+    assert ((rough - exact).abs() < 0.1 * df.std()).all(axis=None)
+
+
 def test_switching_adapters_off_and_over_counts() -> None:
     model, tokenizer, df = with_lora(sharp_predictor()), sharp_tokenizer(), candles(30)
     model.add_adapter("other", copy.deepcopy(model.peft_config["default"]))
