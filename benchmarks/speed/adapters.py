@@ -19,6 +19,7 @@ from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.errors import KronosError
 from kronos_pipeline.model.loading import KronosModel
 from kronos_pipeline.training.adapters import AdapterJob
+from kronos_pipeline.training.devices import pick_precision
 from kronos_pipeline.training.trainer import KronosTrainer
 from speed.machine import Machine
 from speed.models import random_model, random_windows
@@ -88,9 +89,11 @@ def beside_peft(
         ]
         for name, taken in samples.items()
     ]
+    precision = pick_precision(settings.precision, machine.device, model.predictor)
     notes = [
         f"{steps} steps of {batch} windows of 95 bars each, LoRA of rank {settings.adapter_r} on the attention and "
-        f"feed-forward maps. The plain loop takes no looks, keeps no state and checks nothing.",
+        f"feed-forward maps. The plain loop is in float32, takes no looks, keeps no state and checks nothing; "
+        f"the trainer takes {precision}, as `auto` does.",
     ]
     if start is not None:
         apart = adapters * (start + time_of(samples[_PEFT]).median)

@@ -68,7 +68,7 @@ def growths(device: torch.device, *, size: str, quick: bool, rounds: int) -> lis
         sampled(
             f"sampling 4 paths, 64 + {horizon} bars",
             "tickers",
-            few((1, 4, 16, 64, 256)),
+            few((1, 4, 16, 64)),
             lambda series: (series, 4, 64),
         ),
         sampled(

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 
 from kronos_pipeline.model.decoding import sample_paths
-from kronos_pipeline.training.loop import Objective
+from kronos_pipeline.training.devices import pick_precision
+from kronos_pipeline.training.objective import Objective
 from speed.decoding import SAMPLING, Case
 from speed.models import random_model, random_series, random_windows
 from speed.table import Table, percent, seconds
@@ -28,16 +29,20 @@ def of_sampling(device: torch.device, *, size: str, case: Case) -> Table:
 
 
 def of_training(device: torch.device, *, size: str, batch: int) -> Table:
-    """The same of a forward and backward pass of the trainer's loss, in float32."""
+    """The same of a forward and backward pass of the trainer's loss, in the number format that `auto` takes."""
     model = random_model(size, device)
     settings = recipe(size, device, batch)
     tokens = next(batches(random_windows(settings, ["SIM"], batch), model, batch))
     objective = Objective(model.predictor.train(), settings.lookback)
-    return _table(
-        f"Where a training step goes: Kronos-{size}, {batch} windows of 95 bars, {device.type}, float32",
-        lambda: objective(**tokens).backward(),
-        device,
-    )
+    precision = pick_precision(settings.precision, device, model.predictor)
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            loss = objective(**tokens)
+        loss.backward()
+
+    title = f"Where a training step goes: Kronos-{size}, {batch} windows of 95 bars, {device.type}, {precision}"
+    return _table(title, step, device)
 
 
 def _table(title: str, run: Callable[[], object], device: torch.device) -> Table:

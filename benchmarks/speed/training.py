@@ -15,6 +15,7 @@ from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.model.loading import KronosModel
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
+from kronos_pipeline.training.devices import pick_precision
 from kronos_pipeline.training.trainer import KronosTrainer
 from speed.machine import Machine
 from speed.models import PAIRS, random_model, random_windows
@@ -126,7 +127,11 @@ def beside_upstream(
     }
     samples = alternate(runs, rounds, within)
     work = training(PAIRS[size], batch, settings.lookback + settings.horizon, settings.horizon)
-    precisions = {_UPSTREAM: "fp32", _EXACT: "fp32", _AUTO: KronosTrainer(settings, ".", base=model).precision}
+    precisions = {
+        _UPSTREAM: "fp32",
+        _EXACT: "fp32",
+        _AUTO: pick_precision(settings.precision, machine.device, model.predictor),
+    }
     rows = []
     for name, taken in samples.items():
         rate = Spread.of([batch / sample.seconds for sample in taken])
