@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from kronos_pipeline.data.bars import make_bars
 from kronos_pipeline.data.normalisation import lookback_statistics, normalise
 from kronos_pipeline.data.windows import build_windows
 from kronos_pipeline.errors import SettingsError
+from kronos_pipeline.model import tokens as tokens_module
 from kronos_pipeline.model.loading import KronosModel, load_base
 from kronos_pipeline.training import dataset as dataset_module
 
@@ -62,6 +65,60 @@ def test_many_tokens_lie_on_the_disk_and_are_the_same(
     assert (tmp_path / "tokens-train.npy").stat().st_size == pytest.approx(2 * 2 * len(in_memory) * 22, abs=256)
     every = range(len(in_memory))
     torch.testing.assert_close(on_disk.batch(every), in_memory.batch(every))
+
+
+def test_windows_are_encoded_in_full_batches_whatever_their_ticker(
+    tiny_base: Path, base: KronosModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    windows = simulated_windows(small_recipe(tiny_base), ["AAPL", "MSFT", "XOM"])
+    at_once = KronosMultiTickerDataset(windows, "train", base.tokenizer)
+    monkeypatch.setattr(tokens_module, "_BARS_ON_A_CPU", 50 * 22)
+    sizes: list[int] = []
+    encode = base.tokenizer.encode
+
+    def counted(bars: torch.Tensor, half: bool) -> tuple[torch.Tensor, ...]:
+        sizes.append(len(bars))
+        return encode(bars, half=half)
+
+    monkeypatch.setattr(base.tokenizer, "encode", counted)
+    data = KronosMultiTickerDataset(windows, "train", base.tokenizer)
+    assert sizes == [50] * (len(data) // 50) + [len(data) % 50]
+    torch.testing.assert_close(data.batch(range(len(data))), at_once.batch(range(len(data))))
+
+
+def test_memory_beside_the_tokens_does_not_grow_with_the_windows(
+    tiny_base: Path, base: KronosModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset_module, "_ON_DISK_ABOVE", 0)
+    monkeypatch.setattr(tokens_module, "_BARS_ON_A_CPU", 64 * 22)
+    recipe = small_recipe(tiny_base)
+    windows = simulated_windows(recipe, [f"T{number}" for number in range(24)])
+    KronosMultiTickerDataset(windows[:1], "train", base.tokenizer, folder=tmp_path / "first")  # what is made once
+    peaks = {}
+    for tickers in (3, 24):
+        tracemalloc.start()
+        data = KronosMultiTickerDataset(windows[:tickers], "train", base.tokenizer, folder=tmp_path / str(tickers))
+        peaks[tickers] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    all_bars = len(data) * 22 * 6 * 4
+    assert peaks[24] - peaks[3] < all_bars / 8  # stamps and offsets alone: a byte or so beside each of 24 floats
+
+
+def test_a_batch_is_compact_until_it_is_embedded(tiny_base: Path, base: KronosModel) -> None:
+    batch = KronosMultiTickerDataset(simulated_windows(small_recipe(tiny_base)), "train", base.tokenizer).batch([1, 2])
+    assert {name: tensor.dtype for name, tensor in batch.items()} == {
+        "s1": torch.int16,
+        "s2": torch.int16,
+        "stamps": torch.uint8,
+    }
+
+
+@pytest.mark.parametrize(("needed", "expected"), [(20 * 2**30, True), (21 * 2**30, False)])
+def test_tokens_stay_on_a_gpu_of_which_they_take_no_large_share(
+    needed: int, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 * 2**30))
+    assert dataset_module._has_room(torch.device("cuda"), needed) is expected
 
 
 def test_the_holdout_and_mixed_windows_are_refused(tiny_base: Path, base: KronosModel) -> None:
