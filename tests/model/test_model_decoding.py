@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,12 @@ from tiny import tiny_predictor, tiny_tokenizer
 from kronos_pipeline.base_models import BaseModelSource, WeightsSource
 from kronos_pipeline.data.normalisation import denormalise, lookback_statistics, normalise
 from kronos_pipeline.errors import ModelError, SettingsError
-from kronos_pipeline.model import decoding
+from kronos_pipeline.model import decoder, decoding
+from kronos_pipeline.model.decoder import Decoder
 from kronos_pipeline.model.decoding import choose, sample_paths
 from kronos_pipeline.model.loading import KronosModel
 from kronos_pipeline.model.losses import teacher_forced_logits
+from kronos_pipeline.model.modules import copy_around_weights
 
 SERIES, LOOKBACK, HORIZON, PATHS = 3, 20, 8, 5
 SETTINGS: dict[str, Any] = {"paths": PATHS, "temperature": 1.0, "top_p": 0.9, "seed": 7}
@@ -30,8 +33,8 @@ def tiny_model(predictor: Any = None, bits: int = 6, context: int = 512) -> Kron
     return KronosModel(predictor, tiny_tokenizer(bits=bits), source, torch.device("cpu"), "")
 
 
-def with_lora(predictor: Any) -> Any:
-    torch.manual_seed(1)
+def with_lora(predictor: Any, seed: int = 1) -> Any:
+    torch.manual_seed(seed)
     targets = ["q_proj", "k_proj", "v_proj", "out_proj", "w2", "emb_s1", "proj_s2"]
     return get_peft_model(predictor, LoraConfig(r=2, target_modules=targets, init_lora_weights=False)).eval()
 
@@ -176,17 +179,81 @@ def test_a_series_gets_the_same_paths_alone_and_in_company(series) -> None:
     np.testing.assert_allclose(together, reordered[::-1], rtol=1e-6)
 
 
-@pytest.mark.parametrize("floats", [1, 2**14])
-def test_chunks_change_nothing(series, monkeypatch: pytest.MonkeyPatch, floats: int) -> None:
+@pytest.mark.parametrize("room", [1, 2**17])
+def test_chunks_change_nothing(series, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
     whole = sample_paths(tiny_model(), *series, **SETTINGS)
-    monkeypatch.setattr(decoding, "_FLOATS", floats)
+    monkeypatch.setattr(decoding, "room", lambda _: room)
     np.testing.assert_allclose(sample_paths(tiny_model(), *series, **SETTINGS), whole, rtol=1e-6)
 
 
 def test_chunks_are_as_small_as_memory_asks(series, choices, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "_FLOATS", 1)
+    monkeypatch.setattr(decoding, "room", lambda _: 1)
     sample_paths(tiny_model(), *series, **SETTINGS)
     assert {logits.shape[:2] for logits, _, _ in choices} == {(1, 1)}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_where_memory_runs_out_halves_are_tried(series, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, parts, generate = sample_paths(tiny_model(), *series, **SETTINGS), [], Decoder.generate
+
+    def short_of_memory(self: Decoder, known: Any, *given: Any, paths: int, **settings: Any) -> Any:
+        parts.append((len(known[0]), paths))
+        if len(known[0]) * paths > PATHS:
+            raise error
+        return generate(self, known, *given, paths=paths, **settings)
+
+    monkeypatch.setattr(Decoder, "generate", short_of_memory)
+    np.testing.assert_allclose(sample_paths(tiny_model(), *series, **SETTINGS), whole, rtol=1e-6)
+    assert parts[:2] == [(3, PATHS), (1, PATHS)]
+    assert sum(series * paths for series, paths in parts if series * paths <= PATHS) == SERIES * PATHS
+
+
+def test_another_error_is_told(series, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Decoder, "generate", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        sample_paths(tiny_model(), *series, **SETTINGS)
+
+
+def test_series_of_several_models_are_as_each_alone(series, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny_model()
+    adapters = [replace(base, predictor=with_lora(copy_around_weights(base.predictor), seed)) for seed in (1, 2)]
+    other = tiny_model(tiny_predictor(seed=5, bits=6))
+    models = [adapters[0], base, other, adapters[1], adapters[0], base]
+    some = [np.concatenate([part, part[::-1]]) for part in series]
+    settings = {**SETTINGS, "temperature": [0.7, 1.0, 1.3, 0.9, 1.0, 1.1], "top_p": [0.9, 1.0, 0.5, 0.9, 0.8, 0.7]}
+    settings["seed"] = [1, 2, 3, 4, 5, 6]
+    together = sample_paths(models, *some, **settings)
+    for row, model in enumerate(models):
+        own = {name: value[row] if isinstance(value, list) else value for name, value in settings.items()}
+        alone = sample_paths(model, *(part[[row]] for part in some), **own)
+        np.testing.assert_allclose(together[row], alone[0], rtol=1e-5)
+    monkeypatch.setattr(decoder, "_TOGETHER", 2)
+    np.testing.assert_allclose(sample_paths(models, *some, **settings), together, rtol=1e-5)
+
+
+def test_models_that_share_a_base_are_decoded_at_once(series, choices) -> None:
+    base = tiny_model()
+    adapters = [replace(base, predictor=with_lora(copy_around_weights(base.predictor), seed)) for seed in (1, 2)]
+    sample_paths([*adapters, base], *series, **SETTINGS)
+    assert {logits.shape[:2] for logits, _, _ in choices} == {(3, PATHS)}
+
+
+def test_as_many_models_as_series_are_needed(series) -> None:
+    with pytest.raises(SettingsError, match="2 models for 3 series"):
+        sample_paths([tiny_model()] * 2, *series, **SETTINGS)
+
+
+def test_half_precision_is_asked_for(series) -> None:
+    single, half = (sample_paths(tiny_model(), *series, **SETTINGS, precision=kind) for kind in ("fp32", "bf16"))
+    assert np.isfinite(half).all()
+    assert not np.array_equal(single, half)
 
 
 def test_more_paths_keep_the_first_ones(series) -> None:

@@ -1,0 +1,292 @@
+"""The decoder's tokens, logits and bars are upstream's and PEFT's own, at every size and in any company."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from sktime.libs.kronos import auto_regressive_inference
+from tiny import NO_DROPOUT, tiny_predictor, tiny_tokenizer
+from torch import Tensor
+
+from kronos_pipeline.errors import ModelError, SettingsError
+from kronos_pipeline.model import packed
+from kronos_pipeline.model.cached import SIDE_BY_SIDE
+from kronos_pipeline.model.decoder import Decoder, decoders
+from kronos_pipeline.model.losses import teacher_forced_logits
+from kronos_pipeline.model.modules import copy_around_weights
+from kronos_pipeline.model.upstream import Kronos, KronosTokenizer
+
+BITS = 6
+TOKENIZER = {"d_in": 6, "d_model": 256, "n_heads": 4, "ff_dim": 512, "n_enc_layers": 4, "n_dec_layers": 4}
+QUANTISER = {"beta": 0.05, "gamma0": 1.0, "gamma": 1.1, "zeta": 0.05, "group_size": 5}
+SIZES = {
+    "mini": {"n_layers": 4, "d_model": 256, "n_heads": 4, "ff_dim": 512},
+    "small": {"n_layers": 8, "d_model": 512, "n_heads": 8, "ff_dim": 1024},
+    "base": {"n_layers": 12, "d_model": 832, "n_heads": 16, "ff_dim": 2048},
+}
+
+
+@dataclass(frozen=True)
+class Given:
+    """Normalised bars and stamps of some series."""
+
+    bars: Tensor
+    past: Tensor
+    ahead: Tensor
+
+    def of(self, row: int, length: int | None = None) -> Given:
+        first = 0 if length is None else self.bars.shape[1] - length
+        return Given(self.bars[[row], first:], self.past[[row], first:], self.ahead[[row]])
+
+
+def given(series: int, bars: int, horizon: int) -> Given:
+    drawn = torch.Generator().manual_seed(1)
+    stamps = [torch.randint(0, 7, (series, count, 5), generator=drawn) for count in (bars, horizon)]
+    return Given(torch.randn(series, bars, 6, generator=drawn).clamp(-5, 5), *stamps)
+
+
+def greedy(logits: Tensor, *_: int) -> Tensor:
+    return logits.argmax(dim=-1)
+
+
+class Watched:
+    """Draws from the logits by a seed of its own and keeps both."""
+
+    def __init__(self) -> None:
+        self.logits: list[Tensor] = []
+        self.tokens: list[Tensor] = []
+        self._drawn = torch.Generator().manual_seed(2)
+
+    def __call__(self, logits: Tensor, *_: int) -> Tensor:
+        noise = torch.rand(logits.shape, generator=self._drawn).log().neg().log().neg()
+        self.logits.append(logits.clone())
+        self.tokens.append((logits + noise).argmax(dim=-1))
+        return self.tokens[-1]
+
+
+def sharp(predictor: Any) -> Any:
+    """With the attention as sharp as training makes it; positions matter then."""
+    with torch.no_grad():
+        for projection in ("q_proj", "k_proj", "out_proj"):
+            getattr(predictor.dep_layer.cross_attn, projection).weight.mul_(10)
+    return predictor
+
+
+def with_lora(predictor: Any, seed: int, targets: Sequence[str], r: int = 2, **settings: Any) -> Any:
+    """An adapter on a predictor, which stays as it is."""
+    torch.manual_seed(seed)
+    config = LoraConfig(r=r, target_modules=list(targets), init_lora_weights=False, **settings)
+    return get_peft_model(copy_around_weights(predictor), config).eval()
+
+
+def adapters(predictor: Any) -> list[Any]:
+    """The base itself, and adapters of several ranks on several modules, embeddings among them."""
+    attention = ["q_proj", "k_proj", "v_proj", "out_proj"]
+    return [
+        with_lora(predictor, 1, [*attention, "w1", "w2", "w3"], r=4),
+        predictor,
+        with_lora(predictor, 2, ["v_proj", "w3", "emb_s1", "proj_s2", "day_embed", "month_embed"]),
+        with_lora(predictor, 3, ["fusion_proj", "emb_s2", "proj_s1", "k_proj"], r=3, use_rslora=True),
+    ]
+
+
+def random_model(size: str) -> tuple[Any, Any]:
+    torch.manual_seed(0)
+    bits = {"s1_bits": 10, "s2_bits": 10}
+    predictor = Kronos(**SIZES[size], **bits, **NO_DROPOUT, token_dropout_p=0.0, learn_te=True).eval()
+    return sharp(predictor), KronosTokenizer(**TOKENIZER, **bits, **QUANTISER, **NO_DROPOUT).eval()
+
+
+def upstreams(model: Any, tokenizer: Any, some: Given, context: int) -> np.ndarray:
+    """What upstream's own loop gives greedily, (series, horizon, 6)."""
+    parts = some.bars, some.past.float(), some.ahead.float()
+    horizon = some.ahead.shape[1]
+    result = auto_regressive_inference(tokenizer, model, *parts, context, horizon, top_k=1, top_p=1.0, sample_count=1)
+    return result[:, -horizon:]
+
+
+def decoded(decoder: Decoder, some: Given, context: int, paths: int = 1, **settings: Any) -> tuple[Tensor, Tensor]:
+    """Tokens (series, paths, horizon, s1 and s2), and bars."""
+    known = decoder.encode(some.bars)
+    drawn = decoder.generate(
+        known, some.past, some.ahead, settings.pop("choose", greedy), paths=paths, context=context, **settings
+    )
+    return torch.stack(drawn, dim=-1), decoder.decode(known, drawn, context=context)
+
+
+def teacher_forced(predictor: Any, tokens: tuple[Tensor, Tensor], some: Given) -> list[Tensor]:
+    """What training's logits are at each step ahead, for known tokens and one path's, (series, bars + horizon) each."""
+    stamps = torch.cat([some.past, some.ahead], dim=1)
+    with torch.no_grad():
+        return [part[:, some.past.shape[1] - 1 :] for part in teacher_forced_logits(predictor, *tokens, stamps)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_greedy_bars_of_a_published_size_are_upstreams(size: str) -> None:
+    predictor, tokenizer = random_model(size)
+    some = given(2, 9, 3)
+    decoder = Decoder(predictor, tokenizer)
+    for context in (512, 10):  # within the context, and beyond it
+        _, bars = decoded(decoder, some, context, s2_position="first")
+        np.testing.assert_allclose(bars[:, 0], upstreams(predictor, tokenizer, some, context), atol=1e-5)
+
+
+@pytest.mark.parametrize("context", [100, 29, 25, 20, 12])
+def test_beyond_the_context_the_window_slides_as_upstreams(context: int) -> None:
+    predictor, tokenizer = sharp(tiny_predictor(bits=BITS)), tiny_tokenizer(bits=BITS)
+    some = given(3, 20, 10)
+    _, bars = decoded(Decoder(predictor, tokenizer), some, context, paths=2, s2_position="first")
+    np.testing.assert_allclose(bars[:, 1], upstreams(predictor, tokenizer, some, context), atol=1e-6)
+
+
+def test_paths_that_outlive_the_known_bars_go_on_from_their_own() -> None:
+    predictor, tokenizer = tiny_predictor(bits=BITS), tiny_tokenizer(bits=BITS)
+    some, watched, context = given(2, 4, 9), Watched(), 6
+    decoder = Decoder(predictor, tokenizer)
+    known = decoder.encode(some.bars)
+    drawn = decoder.generate(known, some.past, some.ahead, watched, paths=3, context=context, s2_position="first")
+    stamps = torch.cat([some.past, some.ahead], dim=1)
+    for path in range(3):
+        tokens = [torch.cat([old, new[:, path]], dim=1) for old, new in zip(known, drawn, strict=True)]
+        for step in range(9):
+            window = slice(max(0, 4 + step - context), 4 + step)
+            with torch.no_grad():
+                coarse, hidden = predictor.decode_s1(*(level[:, window] for level in tokens), stamps[:, window])
+                fine = predictor.decode_s2(hidden, tokens[0][:, 4 + step, None])
+            for logits, ours in zip((coarse, fine), watched.logits[2 * step : 2 * step + 2], strict=True):
+                torch.testing.assert_close(ours[:, path], logits[:, -1], rtol=0, atol=1e-4)
+    with pytest.raises(SettingsError, match="9 bars of horizon exceed the context, 6"):
+        decoder.decode(known, drawn, context=context)
+
+
+@pytest.mark.parametrize("which", [[0, 1, 2, 3], [2, 0, 0, 2], [1, 1, 1, 1]])
+def test_each_series_is_drawn_from_its_own_adapters_logits(which: list[int]) -> None:
+    several, tokenizer = adapters(tiny_predictor(bits=BITS)), tiny_tokenizer(bits=BITS)
+    some, watched, paths = given(4, 15, 5), Watched(), SIDE_BY_SIDE + 3
+    decoder = Decoder(several, tokenizer)
+    tokens, _ = decoded(decoder, some, 512, paths, choose=watched, which=torch.tensor(which))
+    known = decoder.encode(some.bars)
+    for row, place in enumerate(which):
+        for path in (0, SIDE_BY_SIDE - 1, SIDE_BY_SIDE, paths - 1):
+            whole = tuple(torch.cat([known[level][[row]], tokens[[row], path, :, level]], dim=1) for level in (0, 1))
+            expected = teacher_forced(several[place], whole, some.of(row))
+            for level in (0, 1):
+                ours = torch.stack([logits[row, path] for logits in watched.logits[level::2]])
+                torch.testing.assert_close(ours, expected[level][0], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"lora_bias": True}], ids=["lora", "dora", "with bias"])
+def test_one_adapter_of_any_kind_gives_pefts_own_logits(settings: dict[str, Any]) -> None:
+    adapter = with_lora(tiny_predictor(bits=BITS), 1, ["q_proj", "out_proj", "proj_s1"], **settings)
+    some, watched = given(2, 15, 4), Watched()
+    decoder = Decoder(adapter, tiny_tokenizer(bits=BITS))
+    tokens, _ = decoded(decoder, some, 512, choose=watched)
+    known = decoder.encode(some.bars)
+    whole = tuple(torch.cat([known[level], tokens[:, 0, :, level]], dim=1) for level in (0, 1))
+    for level, expected in enumerate(teacher_forced(adapter, whole, some)):
+        ours = torch.stack([logits[:, 0] for logits in watched.logits[level::2]], dim=1)
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("context", [512, 22])
+@pytest.mark.parametrize("position", ["true", "first"])
+def test_series_of_unequal_length_are_as_each_alone(context: int, position: str) -> None:
+    several, tokenizer = adapters(sharp(tiny_predictor(bits=BITS))), tiny_tokenizer(bits=BITS)
+    some, lengths, which = given(4, 20, 6), torch.tensor([20, 7, 13, 2]), torch.tensor([3, 1, 0, 2])
+    decoder = Decoder(several, tokenizer)
+    known = decoder.encode(some.bars, lengths)
+    settings: dict[str, Any] = {"paths": 2, "context": context, "s2_position": position}
+    drawn = decoder.generate(known, some.past, some.ahead, greedy, lengths=lengths, which=which, **settings)
+    bars = decoder.decode(known, drawn, context=context, lengths=lengths)
+    for row, length in enumerate(lengths.tolist()):
+        alone = Decoder(several[int(which[row])], tokenizer)
+        own = some.of(row, length)
+        its_known = alone.encode(own.bars)
+        its_drawn = alone.generate(its_known, own.past, own.ahead, greedy, **settings)
+        for level in (0, 1):
+            assert torch.equal(known[level][row, -length:], its_known[level][0])
+            assert torch.equal(drawn[level][row], its_drawn[level][0])
+        torch.testing.assert_close(bars[row], alone.decode(its_known, its_drawn, context=context)[0])
+
+
+def test_known_tokens_are_the_tokenizers_own() -> None:
+    tokenizer, some = tiny_tokenizer(bits=BITS), given(3, 20, 1)
+    s1, s2 = Decoder(tiny_predictor(bits=BITS), tokenizer).encode(some.bars)
+    expected = tokenizer.encode(some.bars, half=True)
+    assert torch.equal(s1, expected[0])
+    assert torch.equal(s2, expected[1])
+
+
+def test_half_precision_stays_near_single() -> None:
+    # bf16 keeps 8 bits, so a rounding is of up to 0.4 %. Logits are compared with their own spread.
+    predictor, tokenizer = random_model("small")
+    some, logits = given(2, 24, 4), {}
+    forced = torch.randint(0, 1024, (4, 2, 2, 3), generator=torch.Generator().manual_seed(3))
+    for precision in ("fp32", "bf16"):
+        seen: list[Tensor] = []
+
+        def the_same(one: Tensor, step: int, level: int, seen: list[Tensor] = seen) -> Tensor:
+            seen.append(one.clone())
+            return forced[step, level]
+
+        decoded(Decoder(predictor, tokenizer, precision=precision), some, 512, 3, choose=the_same)
+        logits[precision] = torch.stack(seen)
+        assert logits[precision].dtype == torch.float32
+    error = (logits["bf16"] - logits["fp32"]).std() / logits["fp32"].std()
+    assert 1e-4 < error < 0.02, error
+
+
+def test_without_packed_products_the_numbers_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor, tokenizer, some = tiny_predictor(bits=BITS), tiny_tokenizer(bits=BITS), given(2, 12, 4)
+    results = []
+    for can in (True, False):
+        monkeypatch.setattr(packed, "can_pack", lambda _, can=can: can)
+        predictor = copy_around_weights(predictor)
+        results.append(decoded(Decoder(predictor, copy_around_weights(tokenizer)), some, 512, paths=3))
+    assert torch.equal(results[0][0], results[1][0])
+    torch.testing.assert_close(results[0][1], results[1][1])
+
+
+def test_onednns_operators_are_still_there() -> None:
+    # They are no public ones. Without them decoding takes twice the time or more, and model/packed.py wants another way.
+    assert packed.can_pack(torch.float32) == torch.backends.mkldnn.is_available()
+
+
+def test_the_modules_stay_as_they_are() -> None:
+    predictor, tokenizer = tiny_predictor(bits=BITS).train(), tiny_tokenizer(bits=BITS).train()
+    before = [(name, value.clone()) for one in (predictor, tokenizer) for name, value in one.state_dict().items()]
+    expected = decoded(Decoder(tiny_predictor(bits=BITS), tiny_tokenizer(bits=BITS)), given(2, 12, 3), 512)
+    result = decoded(Decoder(predictor, tokenizer), given(2, 12, 3), 512)
+    assert torch.equal(result[0], expected[0])
+    assert predictor.training
+    assert tokenizer.training
+    after = [(name, value) for one in (predictor, tokenizer) for name, value in one.state_dict().items()]
+    assert all(was[0] == now[0] and torch.equal(was[1], now[1]) for was, now in zip(before, after, strict=True))
+    assert not result[1].is_inference()  # so it can be changed in place, and trained on
+
+
+def test_predictors_of_other_weights_share_no_decoder() -> None:
+    one, other, tokenizer = tiny_predictor(0, bits=BITS), tiny_predictor(1, bits=BITS), tiny_tokenizer(bits=BITS)
+    with pytest.raises(ModelError, match="different weights"):
+        Decoder([one, other], tokenizer)
+    dora = with_lora(one, 1, ["q_proj"], use_dora=True)
+    several = [one, other, *adapters(one)[2:], dora]
+    assert [places for _, places in decoders(several, tokenizer)] == [[0], [2], [3], [4], [1]]
+    assert [places for _, places in decoders(several[:-1], tokenizer)] == [[0, 2, 3], [1]]
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(SettingsError, match="fp32 or bf16, not in fp16"):
+        Decoder(tiny_predictor(), tiny_tokenizer(), precision="fp16")
+
+
+def test_an_unknown_position_is_refused() -> None:
+    decoder = Decoder(tiny_predictor(), tiny_tokenizer())
+    with pytest.raises(SettingsError, match="true or first, not last"):
+        decoded(decoder, given(1, 4, 2), 512, s2_position="last")
