@@ -81,8 +81,14 @@ def matrix(frame: Mapping[str, Any] | pd.DataFrame, names: Sequence[str]) -> Flo
 
 def bars_hash(stamps: StampArray, values: FloatArray) -> str:
     """SHA-256 of bars' times, `(bars,)`, and features, `(bars, 6)`, in hex."""
-    digest = hashlib.sha256(stamps.astype("datetime64[ns]").astype("<i8").tobytes())
-    digest.update(values.astype("<f8").tobytes())
+    return array_hash(stamps.astype("datetime64[ns]").astype("<i8"), values.astype("<f8", copy=False))
+
+
+def array_hash(*arrays: np.ndarray) -> str:
+    """SHA-256 of some arrays' numbers, row by row, in hex."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 

@@ -167,7 +167,7 @@ def _validate(drafts: list[_Draft]) -> None:
         }
     )
     try:
-        BarFrame.validate(joined, lazy=True)
+        BarFrame.validate(joined, lazy=True, inplace=True)
     except pandera.errors.SchemaErrors as error:
         failures = error.failure_cases.drop_duplicates(["index", "check", "column"])
     else:

@@ -17,7 +17,7 @@ from kronos_pipeline.data.splits import SPLITS
 STATISTICS = (*(f"mean_{name}" for name in FEATURES), *(f"std_{name}" for name in FEATURES))
 """The columns of window rows that hold the lookback's statistics, float64."""
 
-VALIDATED_TOGETHER = 200
+VALIDATED_TOGETHER = 50
 """Tickers in one call of pandera, which costs milliseconds whatever its size; more would only cost memory."""
 
 RULES = {

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
 from kronos_pipeline.artifacts import text_hash
-from kronos_pipeline.data.bars import FEATURES, Bars, FloatArray, bars_hash, matrix
+from kronos_pipeline.data.bars import FEATURES, Bars, FloatArray, array_hash, bars_hash, matrix
 from kronos_pipeline.data.schemas import STATISTICS
 from kronos_pipeline.data.splits import SPLITS
 
@@ -60,8 +59,8 @@ class WindowSet:
 
     def counts(self) -> dict[str, int]:
         """Windows per split."""
-        found = self.rows["split"].value_counts()
-        return {split: int(found.get(split, 0)) for split in SPLITS}
+        codes = self.rows["split"].cat.codes.to_numpy()
+        return {split: int((codes == code).sum()) for code, split in enumerate(SPLITS)}
 
 
 def row_statistics(rows: pd.DataFrame) -> tuple[FloatArray, FloatArray]:
@@ -79,9 +78,9 @@ def stamp_features(stamps: pd.DatetimeIndex) -> StampFeatures:
 def _training_hash(windows: WindowSet) -> str:
     codes = windows.rows["split"].cat.codes.to_numpy(np.int8)
     known = codes != SPLITS.index("holdout")
-    digest = hashlib.sha256(matrix(windows.rows, OFFSETS)[known].astype("<i4").tobytes())
-    digest.update(codes[known].tobytes())
-    digest.update(matrix(windows.rows, STATISTICS)[known].astype("<f8").tobytes())
+    offsets = matrix(windows.rows, OFFSETS).astype("<i4")
+    statistics = matrix(windows.rows, STATISTICS).astype("<f8", copy=False)
+    rows = array_hash(offsets[known], codes[known], statistics[known])
     before = slice(windows.holdout_start)
     bars = bars_hash(windows.bars.frame["timestamps"].to_numpy()[before], windows.bars.values[before])
-    return text_hash(windows.ticker, bars, f"{windows.lookback} {windows.horizon}", digest.hexdigest())
+    return text_hash(windows.ticker, bars, f"{windows.lookback} {windows.horizon}", rows)

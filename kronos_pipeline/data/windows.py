@@ -99,7 +99,7 @@ def build_all_windows(bars: Sequence[Bars], recipe: Recipe) -> tuple[dict[str, W
             except DataError as error:
                 unfit[one.ticker] = error
         if cut:
-            WindowRows.validate(pd.concat([one.rows for one in cut], ignore_index=True))
+            WindowRows.validate(pd.concat([one.rows for one in cut], ignore_index=True), inplace=True)
         fit |= {one.ticker: one for one in cut}
     return fit, unfit
 

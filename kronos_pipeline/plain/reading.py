@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,9 +13,12 @@ from kronos_pipeline.errors import DataError, KronosError
 
 if TYPE_CHECKING:
     from kronos_pipeline.artifacts import ArtifactLayout
-    from kronos_pipeline.config import KronosTrainingConfig
+    from kronos_pipeline.config import KronosTrainingConfig, Recipe
     from kronos_pipeline.data.bars import Bars
     from kronos_pipeline.data.windows import WindowSet
+
+_WRITERS = 8
+"""Files that are written at once."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +50,10 @@ def read_tickers(config: KronosTrainingConfig, layout: ArtifactLayout) -> Ticker
         DataError: no ticker is fit.
         SettingsError: the settings cannot work for any data.
     """
-    from kronos_pipeline.data.bars import save_bars
     from kronos_pipeline.data.calendars import find_calendar
     from kronos_pipeline.data.csv_files import find_csv_files
     from kronos_pipeline.data.doctor import examine_all
     from kronos_pipeline.data.stored import read_changed
-    from kronos_pipeline.data.windows import save_windows
 
     recipe = config.recipe
     recipe.used_lookback  # noqa: B018  (settings that cannot work are told before files are read)
@@ -66,12 +69,10 @@ def read_tickers(config: KronosTrainingConfig, layout: ArtifactLayout) -> Ticker
             tickers.skipped[ticker] = DataError(report.problems, ticker)
             continue
         tickers.windows[ticker] = report.windows
-        if ticker not in unchanged:
-            save_bars(layout.bars(ticker), bars[ticker])
-        save_windows(layout.windows(ticker), report.windows, recipe)
         _describe(bars[ticker], report.windows)
         for doubt in report.doubts:
             print(f"{ticker}: this is little data: {doubt}")
+    _save(layout, tickers.windows, unchanged, recipe)
     if not tickers.windows:
         raise DataError([problem for why in tickers.skipped.values() for problem in getattr(why, "problems", ())])
     for ticker, why in tickers.skipped.items():
@@ -84,6 +85,20 @@ def tell(ticker: str, error: KronosError) -> None:
     for line in str(error).splitlines():
         print(f"error: {line}", file=sys.stderr)
     print(f"{ticker}: skipped", file=sys.stderr)
+
+
+def _save(layout: ArtifactLayout, windows: Mapping[str, WindowSet], unchanged: Collection[str], recipe: Recipe) -> None:
+    """Write bars and windows, but not bars that are there. What waits for the disk waits at the same time."""
+    from kronos_pipeline.data.bars import save_bars
+    from kronos_pipeline.data.windows import save_windows
+
+    def save(ticker: str) -> None:
+        if ticker not in unchanged:
+            save_bars(layout.bars(ticker), windows[ticker].bars)
+        save_windows(layout.windows(ticker), windows[ticker], recipe)
+
+    with ThreadPoolExecutor(_WRITERS) as writers:
+        list(writers.map(save, windows))
 
 
 def _describe(bars: Bars, windows: WindowSet) -> None:
