@@ -30,10 +30,14 @@ def dropout(values: Tensor, p: float) -> Tensor:
 
 
 class QuickDropout(nn.Dropout):
-    """Takes the place of PyTorch's own dropout; away from a CPU, and where there is nothing to draw, it is that."""
+    """Takes the place of PyTorch's own dropout.
+
+    It is that one away from a CPU, where there is nothing to draw, and in a compiled model, whose compiler knows it.
+    """
 
     def forward(self, values: Tensor) -> Tensor:
-        if not self.training or not 0 < self.p < 1 or values.device.type != "cpu":
+        draws = self.training and 0 < self.p < 1
+        if not draws or values.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(values)
         return dropout(values, self.p)
 
