@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from kronos_pipeline.model.adapter_rows import join, read, reorder
-from kronos_pipeline.model.cached import Cache, Span, Turning, over_context, paired
+from kronos_pipeline.model.cached import Cache, Span, Steps, Turning, over_context, paired
 from kronos_pipeline.model.packed import Product, RowProduct
 
 
@@ -48,8 +48,8 @@ class Blocks:
     def __len__(self) -> int:
         return len(self._layers)
 
-    def over(self, span: Span, which: Tensor | None = None, *, asked: int = 1) -> CachedBlocks:
-        """Ready for one run, whose series belong to the predictors `which`; its paths go on `asked` steps at once."""
+    def over(self, span: Span, which: Tensor | None = None) -> CachedBlocks:
+        """Ready for one run, whose series belong to the predictors `which`."""
         layers = [
             _Layer(
                 layer.first_norm,
@@ -61,37 +61,34 @@ class Blocks:
             )
             for layer in self._layers
         ]
-        return CachedBlocks(self, layers, span, asked)
+        return CachedBlocks(self, layers, span)
 
 
 class CachedBlocks:
     """The blocks over a context and its paths; what they saw is kept."""
 
-    def __init__(self, blocks: Blocks, layers: Sequence[_Layer], span: Span, asked: int) -> None:
-        self._span, self._heads, device = span, blocks.heads, blocks.frequencies.device
+    def __init__(self, blocks: Blocks, layers: Sequence[_Layer], span: Span) -> None:
+        self._span, self._heads = span, blocks.heads
         self._layers = [(layer, Cache(span)) for layer in layers]
         self._turning = Turning(blocks.frequencies, span.context + span.steps)
-        self._context_mask = span.context_mask(blocks.dtype, device)
-        self._paths_mask = span.paths_mask(asked, blocks.dtype, device)
+        self._context_mask = span.context_mask(blocks.dtype, blocks.frequencies.device)
 
     def over_context(self, hidden: Tensor) -> Tensor:
         """(series, context, model width) through all blocks."""
-        turns = self._turning.at(0, self._span.context, 1)
+        turns = self._turning.at(slice(self._span.context), 1)
         for layer, cache in self._layers:
             queries, keys, values = self._project(layer, hidden, turns)
             cache.read_context(keys, values)
             hidden = self._rest(layer, hidden, over_context(queries, keys, values, self._context_mask))
         return hidden
 
-    def over_paths(self, hidden: Tensor, first: int) -> Tensor:
-        """The paths' steps from `first` on, (series * groups, steps * paths, model width), through all blocks."""
-        paths = self._span.paths
-        steps = hidden.shape[1] // paths
-        turns = self._turning.at(self._span.context + first, steps, paths)
+    def over_paths(self, hidden: Tensor, steps: Steps) -> Tensor:
+        """Some steps of the paths, (series * groups, steps * paths, model width), through all blocks."""
+        turns = self._turning.at(steps.positions, self._span.paths)
         for layer, cache in self._layers:
             queries, keys, values = self._project(layer, hidden, turns)
-            cache.read_paths(keys, values, first)
-            hidden = self._rest(layer, hidden, cache.over_paths(queries, first + steps, self._paths_mask))
+            cache.read_paths(keys, values, steps)
+            hidden = self._rest(layer, hidden, cache.over_paths(queries, steps.mask))
         return hidden
 
     def _project(self, layer: _Layer, hidden: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -135,36 +132,33 @@ class CachedCross:
         self._norm, self._heads, self._span = cross._norm, cross.heads, span
         self._cache = Cache(span)
         self._turning = Turning(cross.frequencies, span.context + span.steps) if in_place else None
-        self._mask = span.paths_mask(1, cross.dtype, cross.frequencies.device)
 
     def read_context(self, hidden: Tensor) -> None:
         """Keep what the context's bars, (series, context, model width), say."""
-        self._cache.read_context(*self._project(hidden, 0, 1))
+        self._cache.read_context(*self._project(hidden, slice(self._span.context), 1))
 
-    def read_paths(self, hidden: Tensor, first: int) -> None:
-        """Keep what the paths' steps from `first` on, (series * groups, steps * paths, model width), say."""
-        self._cache.read_paths(*self._project(hidden, self._span.context + first, self._span.paths), first)
+    def read_paths(self, hidden: Tensor, steps: Steps) -> None:
+        """Keep what some steps of the paths, (series * groups, steps * paths, model width), say."""
+        self._cache.read_paths(*self._project(hidden, steps.positions, self._span.paths), steps)
 
-    def over_paths(self, sibling: Tensor, hidden: Tensor, step: int) -> Tensor:
+    def over_paths(self, sibling: Tensor, hidden: Tensor, step: Steps) -> Tensor:
         """What the fine token is read from, (series * groups, paths, model width).
 
         Args:
             sibling: the embedded coarse token of each path's next bar, (series * groups, paths, model width).
             hidden: the hidden state of the bar before, the same shape.
-            step: of the bar before; -1 is the context's last.
+            step: of the bar before.
         """
         queries = self._query(sibling).unflatten(-1, (self._heads, -1))
-        queries = self._turn(queries, self._span.context + step, self._span.paths)
-        return self._norm(self._out(self._cache.over_paths(queries, step + 1, self._mask), hidden))
+        queries = self._turn(queries, step.positions, self._span.paths)
+        return self._norm(self._out(self._cache.over_paths(queries, step.mask), hidden))
 
-    def _project(self, hidden: Tensor, first: int, paths: int) -> tuple[Tensor, Tensor]:
+    def _project(self, hidden: Tensor, positions: slice | Tensor, paths: int) -> tuple[Tensor, Tensor]:
         keys, values = self._keys_values(hidden).unflatten(-1, (2, self._heads, -1)).unbind(dim=2)
-        return self._turn(keys, first, paths), values
+        return self._turn(keys, positions, paths), values
 
-    def _turn(self, heads: Tensor, first: int, paths: int) -> Tensor:
-        if self._turning is None:
-            return heads
-        return Turning.turn(heads, self._turning.at(first, heads.shape[1] // paths, paths))
+    def _turn(self, heads: Tensor, positions: slice | Tensor, paths: int) -> Tensor:
+        return heads if self._turning is None else Turning.turn(heads, self._turning.at(positions, paths))
 
 
 def _layer(blocks: Sequence[Any], dtype: torch.dtype) -> _Layer:

@@ -28,6 +28,21 @@ SIDE_BY_SIDE = 16
 
 
 @dataclass(frozen=True)
+class Steps:
+    """Some steps of the paths.
+
+    Attributes:
+        positions: of the steps, the context's first bar being 0.
+        keys: places of their keys among all.
+        mask: what they see, to add to scores; (series * groups or 1, 1, steps * paths, keys seen).
+    """
+
+    positions: slice | Tensor
+    keys: slice | Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
 class Span:
     """What one run attends to, the same for all layers.
 
@@ -64,6 +79,12 @@ class Span:
     def ungroup(self, grouped: Tensor, paths: int) -> Tensor:
         """(series * groups, paths of a group, ...) -> (series, paths, ...)."""
         return grouped.reshape(-1, self.groups * self.paths, *grouped.shape[2:])[:, :paths]
+
+    def at(self, first: int, count: int, mask: Tensor) -> Steps:
+        """So many steps from `first` on; -1 is the context's last bar. `mask` is from `paths_mask`."""
+        start, seen = (self.context + step * self.paths for step in (first, first + count))
+        positions = slice(self.context + first, self.context + first + count)
+        return Steps(positions, slice(start, seen), mask[..., :seen])
 
     def context_mask(self, dtype: torch.dtype, device: torch.device) -> Tensor | None:
         """(series, 1, context, context) to add to scores; None where plain causality says it all."""
@@ -109,28 +130,20 @@ class Cache:
         self._keys, self._values = (self._begin(part, size) for part in (keys, values))
 
     def _begin(self, part: Tensor, size: tuple[int, ...]) -> Tensor:
-        kept = part.new_empty(size)
+        kept = part.new_zeros(size)  # what is not yet there is hidden, but takes part in products
         kept[:, :, :, : self._span.context] = part.transpose(1, 2)[:, None]
         return kept.flatten(0, 1)
 
-    def read_paths(self, keys: Tensor, values: Tensor, first: int) -> None:
-        """Keep those of the paths' steps from `first` on, (series * groups, steps * paths, heads, width)."""
-        start = self._span.context + first * self._span.paths
-        place = slice(start, start + keys.shape[1])
-        self._keys[:, :, place] = keys.transpose(1, 2)
-        self._values[:, :, place] = values.transpose(1, 2)
+    def read_paths(self, keys: Tensor, values: Tensor, steps: Steps) -> None:
+        """Keep those of some steps, (series * groups, steps * paths, heads, width)."""
+        self._keys[:, :, steps.keys] = keys.transpose(1, 2)
+        self._values[:, :, steps.keys] = values.transpose(1, 2)
 
-    def over_paths(self, queries: Tensor, seen: int, mask: Tensor) -> Tensor:
-        """Attention of the paths' steps to what each sees.
-
-        Args:
-            queries: (series * groups, steps * paths, heads, width).
-            seen: steps of the paths that are kept and seen by the last of these.
-            mask: from `Span.paths_mask`.
-        """
-        seen = self._span.context + seen * self._span.paths
+    def over_paths(self, queries: Tensor, mask: Tensor) -> Tensor:
+        """Attention of some steps, (series * groups, steps * paths, heads, width), to what each sees."""
+        seen = mask.shape[-1]
         keys, values = self._keys[:, :, :seen], self._values[:, :, :seen]
-        mixed = F.scaled_dot_product_attention(queries.transpose(1, 2), keys, values, attn_mask=mask[..., :seen])
+        mixed = F.scaled_dot_product_attention(queries.transpose(1, 2), keys, values, attn_mask=mask)
         return mixed.transpose(1, 2).flatten(2)
 
 
@@ -153,10 +166,10 @@ class Turning:
         angles = torch.outer(places, frequencies.float())
         self._turns = torch.polar(torch.ones_like(angles), angles)  # (positions, width / 2)
 
-    def at(self, first: int, steps: int, paths: int) -> Tensor:
-        """The turns of some steps from a position on, each for all paths, (steps * paths or 1, 1, width / 2)."""
-        turns = self._turns[first : first + steps, None]
-        return turns.repeat_interleave(paths, dim=0) if steps > 1 and paths > 1 else turns
+    def at(self, positions: slice | Tensor, paths: int) -> Tensor:
+        """The turns of some positions, each for all paths, (positions * paths or 1, 1, width / 2)."""
+        turns = self._turns[positions, None]
+        return turns.repeat_interleave(paths, dim=0) if len(turns) > 1 and paths > 1 else turns
 
     @staticmethod
     def turn(heads: Tensor, turns: Tensor) -> Tensor:

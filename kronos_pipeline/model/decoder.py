@@ -143,10 +143,11 @@ class Decoder:
         start = max(0, known[0].shape[1] + horizon - context)
         known = known[0][:, start:], known[1][:, start:]
         span = Span.of(known[0].shape[1], paths, horizon, None if lengths is None else lengths.to(self.device))
-        blocks = self._bars.blocks.over(span, asked=horizon)
+        blocks = self._bars.blocks.over(span)
         blocks.over_context(self._bars.embed(self._tokenizer.indices_to_bits(known, half=True)))
         steps = [span.group(level).transpose(1, 2).flatten(1) for level in drawn]  # (series * groups, steps * paths)
-        hidden = blocks.over_paths(self._bars.embed(self._tokenizer.indices_to_bits(steps, half=True)), 0)
+        whole = span.at(0, horizon, span.paths_mask(horizon, torch.float32, self.device))
+        hidden = blocks.over_paths(self._bars.embed(self._tokenizer.indices_to_bits(steps, half=True)), whole)
         values = self._bars.values(hidden).unflatten(1, (horizon, -1)).transpose(1, 2)
         return span.ungroup(values, paths)
 

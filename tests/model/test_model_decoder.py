@@ -15,11 +15,12 @@ from tiny import NO_DROPOUT, tiny_predictor, tiny_tokenizer
 from torch import Tensor
 
 from kronos_pipeline.errors import ModelError, SettingsError
-from kronos_pipeline.model import packed
+from kronos_pipeline.model import generation, packed
 from kronos_pipeline.model.cached import SIDE_BY_SIDE
 from kronos_pipeline.model.decoder import Decoder, decoders
 from kronos_pipeline.model.losses import teacher_forced_logits
 from kronos_pipeline.model.modules import copy_around_weights
+from kronos_pipeline.model.replayed import Moving
 from kronos_pipeline.model.upstream import Kronos, KronosTokenizer
 
 BITS = 6
@@ -120,7 +121,7 @@ def decoded(decoder: Decoder, some: Given, context: int, paths: int = 1, **setti
     return torch.stack(drawn, dim=-1), decoder.decode(known, drawn, context=context)
 
 
-def teacher_forced(predictor: Any, tokens: tuple[Tensor, Tensor], some: Given) -> list[Tensor]:
+def teacher_forced(predictor: Any, tokens: Sequence[Tensor], some: Given) -> list[Tensor]:
     """What training's logits are at each step ahead, for known tokens and one path's, (series, bars + horizon) each."""
     stamps = torch.cat([some.past, some.ahead], dim=1)
     with torch.no_grad():
@@ -215,6 +216,25 @@ def test_series_of_unequal_length_are_as_each_alone(context: int, position: str)
         torch.testing.assert_close(bars[row], alone.decode(its_known, its_drawn, context=context)[0])
 
 
+@pytest.mark.parametrize("position", ["true", "first"])
+def test_a_step_as_a_gpu_replays_it_gives_the_same(position: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Recording takes CUDA; the step that stands in one place and looks at all keys there will be is tried here.
+    several, tokenizer = adapters(sharp(tiny_predictor(bits=BITS))), tiny_tokenizer(bits=BITS)
+    some, lengths, which = given(4, 12, 7), torch.tensor([12, 5, 12, 9]), torch.tensor([3, 1, 0, 2])
+    settings: dict[str, Any] = {"paths": 3, "lengths": lengths, "which": which, "s2_position": position}
+    logits, moved, to = [], [], Moving.to
+    monkeypatch.setattr(Moving, "to", lambda self, step: (moved.append(step), to(self, step))[1])
+    for kinds in (("cuda",), ("cpu",)):
+        monkeypatch.setattr(generation, "REPLAYED", kinds)
+        for context in (512, 15):
+            watched, decoder = Watched(), Decoder(several, tokenizer)
+            known = decoder.encode(some.bars, lengths)
+            decoder.generate(known, some.past, some.ahead, watched, context=context, **settings)
+            logits.append(torch.stack(watched.logits))
+    assert moved == [*range(6), *range(3)]
+    torch.testing.assert_close(logits[:2], logits[2:], rtol=0, atol=1e-4)
+
+
 def test_known_tokens_are_the_tokenizers_own() -> None:
     tokenizer, some = tiny_tokenizer(bits=BITS), given(3, 20, 1)
     s1, s2 = Decoder(tiny_predictor(bits=BITS), tokenizer).encode(some.bars)
@@ -254,7 +274,7 @@ def test_without_packed_products_the_numbers_are_the_same(monkeypatch: pytest.Mo
 
 
 def test_onednns_operators_are_still_there() -> None:
-    # They are no public ones. Without them decoding takes twice the time or more, and model/packed.py wants another way.
+    # They are no public ones. Without them decoding takes twice the time; model/packed.py wants another way then.
     assert packed.can_pack(torch.float32) == torch.backends.mkldnn.is_available()
 
 
