@@ -85,14 +85,15 @@ def _causal_attention(module: Any, query: Tensor, hidden: Tensor) -> Tensor:
     """
     asked, bars = query.shape[1], hidden.shape[1]
     cos, sin = rotary_tables(module.rotary, bars)
-    queries = _rotate(_heads(module, module.q_proj(query)), cos[bars - asked :], sin[bars - asked :])
+    scale = cos.shape[-1] ** -0.5
+    queries = _rotate(_heads(module, module.q_proj(query)), scale * cos[bars - asked :], scale * sin[bars - asked :])
     keys, values = _rotate(_heads(module, module.k_proj(hidden)), cos, sin), _heads(module, module.v_proj(hidden))
     mixed = _attend(queries, keys, values, dropout=module.attn_dropout_p if module.training else 0.0)
     return module.resid_dropout(module.out_proj(mixed.transpose(1, 2).flatten(2)))
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
-    """Causal attention of the last bars asked, (windows, heads, asked, width), to those up to each."""
+    """Causal attention of the last `asked` bars to those up to each, (windows, heads, asked, width); `query` is scaled."""
     asked, bars = query.shape[-2], key.shape[-2]
     seen = torch.ones(asked, bars, dtype=torch.bool, device=query.device).tril(bars - asked)
     # PyTorch's fused attention takes three times as long on a CPU in bfloat16, most of it in the backward pass.
@@ -100,8 +101,8 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor
     if not plain or query[..., 0].numel() * bars > _SCORES:
         whole = asked == bars
         mask = None if whole else seen
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=whole)
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+        return F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=whole, scale=1.0)
+    scores = query @ key.transpose(-1, -2)
     weights = scores.float().masked_fill(~seen, float("-inf")).softmax(dim=-1).type_as(scores)
     return F.dropout(weights, dropout) @ value
 
