@@ -32,7 +32,8 @@ from kronos_pipeline.model.frames import (
     read_batch,
     read_series,
 )
-from kronos_pipeline.model.modules import inner, move
+from kronos_pipeline.model.likeness import check_likeness, check_pair
+from kronos_pipeline.model.modules import move
 from kronos_pipeline.model.named_adapters import named_adapters
 
 
@@ -75,16 +76,16 @@ class KronosPredictor:
 
         Raises:
             InputError: there is no such device or precision, or tokenizer and model do not belong together.
-            ModelError: an adapter's folder is damaged, or its adapter was trained on another model.
+            ModelError: the model computes otherwise than upstream's modules do; or an adapter's folder is damaged, or
+                its adapter was trained on another model.
         """
         self.device = _first_device() if device is None else device
         place = _checked_device(self.device)
-        sizes = [(part.s1_bits, part.s2_bits) for part in (inner(model), tokenizer)]
-        if sizes[0] != sizes[1]:
-            raise InputError(f"The model's tokens have {sizes[0]} bits, the tokenizer's {sizes[1]}; give its own one.")
+        check_pair(model, tokenizer)
         if precision not in PRECISIONS:
             raise InputError(f"precision must be {' or '.join(PRECISIONS)}, not {precision!r}.")
         self.model, self.tokenizer = move(model, place), move(tokenizer, place)
+        check_likeness(self.model, self.tokenizer, precision)
         self.max_context, self.clip, self.precision = max_context, clip, precision
         self.price_cols, self.vol_col, self.amt_vol = list(PRICES), *FEATURES[4:]
         self.time_cols = list(TIME_FIELDS)

@@ -151,6 +151,7 @@ def test_autocast_and_other_defaults_around_it_change_nothing() -> None:
     )
     expected, _ = seeded(predictor.predict, *given)
     with torch.autocast("cpu", dtype=torch.bfloat16):
+        KronosPredictor(sharp_predictor(), sharp_tokenizer())
         pd.testing.assert_frame_equal(seeded(predictor.predict, *given)[0], expected)
     torch.set_default_dtype(torch.float64)
     try:
@@ -230,3 +231,42 @@ def test_weights_of_no_use_are_told_and_the_generator_stays() -> None:
     with pytest.raises(ModelError, match="not finite"):
         predictor.predict(candles(30), *times(30, HORIZON), HORIZON, verbose=False)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def hooked() -> Any:
+    model = sharp_predictor()
+    model.transformer[0].register_forward_hook(lambda _, __, output: 1.5 * output)
+    return model
+
+
+def louder() -> Any:
+    model = sharp_predictor()
+    feed = model.transformer[1].ffn
+
+    class Louder(type(feed)):  # type: ignore[misc]
+        def forward(self, given: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(given)
+
+    feed.__class__ = Louder
+    return model
+
+
+@pytest.mark.parametrize("model", [hooked, louder])
+def test_a_model_that_computes_more_than_its_weights_say_is_told_not_forecast_wrongly(model: Callable[[], Any]) -> None:
+    with pytest.raises(ModelError, match="computes something else than its weights say"):
+        KronosPredictor(model(), sharp_tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("model", "tokenizer"),
+    [
+        ("NeoQuasar/Kronos-small", sharp_tokenizer()),
+        (sharp_predictor(), None),
+        (sharp_tokenizer(), sharp_predictor()),
+        (torch.nn.Linear(2, 2), sharp_tokenizer()),
+    ],
+    ids=["a name", "no tokenizer", "the wrong way round", "another model"],
+)
+def test_what_is_no_model_or_no_tokenizer_is_told(model: Any, tokenizer: Any) -> None:
+    with pytest.raises(ValueError, match="Give upstream's predictor, or one of the same modules"):
+        KronosPredictor(model, tokenizer)

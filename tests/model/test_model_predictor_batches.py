@@ -116,6 +116,7 @@ def test_more_rows_than_torch_draws_at_once_are_drawn_as_by_several_calls(
     ]
     after = torch.get_rng_state()
     monkeypatch.setattr(batches, "ROWS", 2 * PATHS + 1)
+    tried.clear()
     torch.manual_seed(2)
     for df, forecast, wanted in zip(
         dfs, ours.predict_batch(dfs, past, ahead, HORIZON, **settings), expected, strict=True
@@ -135,14 +136,14 @@ def test_batches_are_as_large_as_the_memory_allows_and_change_nothing(
     fits: int, parts: list[tuple[int, int]], tried: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room = Decoder(sharp_predictor(), TOKENIZER).bytes(fits, PATHS, max(LENGTHS), HORIZON) if fits else 1
-    settings = {"sample_count": PATHS, "verbose": False}
+    ours, settings = predictor(), {"sample_count": PATHS, "verbose": False}
     torch.manual_seed(2)
-    expected = predictor().predict_batch(*BATCH, **settings)
+    expected = ours.predict_batch(*BATCH, **settings)
     after = torch.get_rng_state()
     tried.clear()
     monkeypatch.setattr(batches, "room", lambda _: room)
     torch.manual_seed(2)
-    assert_as_before(predictor().predict_batch(*BATCH, **settings), expected)
+    assert_as_before(ours.predict_batch(*BATCH, **settings), expected)
     assert tried == parts
     assert torch.equal(torch.get_rng_state(), after)
 
@@ -160,9 +161,9 @@ def test_batches_are_as_large_as_the_memory_allows_and_change_nothing(
 def test_a_batch_that_runs_out_of_memory_is_halved_and_tried_again(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = {"sample_count": PATHS}
+    ours, settings = predictor(), {"sample_count": PATHS}
     torch.manual_seed(2)
-    expected = predictor().predict_batch(*BATCH, **settings)
+    expected = ours.predict_batch(*BATCH, **settings)
     after, shown = torch.get_rng_state(), last_line(capsys)
     decode, tried, done = Decoder.decode, [], []
 
@@ -176,7 +177,7 @@ def test_a_batch_that_runs_out_of_memory_is_halved_and_tried_again(
 
     monkeypatch.setattr(Decoder, "decode", small)
     torch.manual_seed(2)
-    assert_as_before(predictor().predict_batch(*BATCH, **settings), expected)
+    assert_as_before(ours.predict_batch(*BATCH, **settings), expected)
     assert tried[:3] == [(4, 3), (2, 3), (1, 3)]
     assert max(done) == 2
     assert sum(done) == len(DFS) * PATHS
@@ -196,8 +197,8 @@ def test_an_error_that_smaller_batches_do_not_help_is_told(
     def broken(*_: Any, **__: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(Decoder, "generate", broken)
     ours = predictor()
+    monkeypatch.setattr(Decoder, "generate", broken)
     before = torch.get_rng_state()
     with pytest.raises(type(error)):
         ours.predict_batch(*(part[:series] for part in BATCH[:3]), HORIZON, verbose=False)
