@@ -13,6 +13,9 @@ from kronos_pipeline.orchestration.io_manager import TickerArtifacts
 from kronos_pipeline.orchestration.metadata import mlflow_metadata, training_metadata
 from kronos_pipeline.orchestration.resources import PipelineSettings, Tracking, run_tags
 
+_AT_ONCE = 256
+"""Tickers whose windows are in memory at the same time."""
+
 
 def adapter(
     context: dg.AssetExecutionContext, windows: TickerArtifacts, pipeline: PipelineSettings, tracking: Tracking
@@ -21,22 +24,33 @@ def adapter(
 
     The best weights by the selection block are kept; the holdout is never read. `adapter/<T>` is the same folder.
     """
-    from kronos_pipeline.training.trainer import KronosTrainer  # imports torch
+    from kronos_pipeline.tracking.trainings import TrainingRuns
+    from kronos_pipeline.training.adapters import AdapterJob  # imports torch
+    from kronos_pipeline.training.publish import TrainingResult
+    from kronos_pipeline.training.trainer import KronosTrainer
 
     with failures_of("adapter"):
         recipe = pipeline.recipe("lora")
         tracker = tracking.tracker(pipeline.layout)
         trainer = KronosTrainer(recipe, pipeline.layout.root, say=context.log.info)
         batch = TickerBatch(context)
-        with trainer.one_run():
-            for ticker in batch.tickers:
-                with batch.ticker(ticker):
-                    one = windows[ticker]
-                    with tracker.training_run(f"adapter {ticker}", recipe, run_tags(context, ticker)) as run:
-                        result = trainer.train_adapter([one], ticker, listener=run, mlflow_run=run.run_id)
-                        run.finish(result.summary, result.history, result.folder)
-                    metadata = training_metadata(result, recipe, [one]) | mlflow_metadata(run.run_id, run.link)
-                    batch.add(ticker, result.folder, metadata)
+        with trainer.one_run(), TrainingRuns(tracker, recipe) as runs:
+
+            def begin(job: AdapterJob) -> AdapterJob:
+                return runs.begin(job, run_tags(context, job.name))
+
+            def done(job: AdapterJob, ended: TrainingResult | KronosError) -> None:
+                with batch.ticker(job.name):
+                    run, result = runs.end(job, ended)
+                    metadata = training_metadata(result, recipe, job.windows)
+                    batch.add(job.name, result.folder, metadata | mlflow_metadata(run.run_id, run.link))
+
+            for first in range(0, len(batch.tickers), _AT_ONCE):
+                jobs = []
+                for ticker in batch.tickers[first : first + _AT_ONCE]:
+                    with batch.ticker(ticker):
+                        jobs.append(AdapterJob(ticker, [windows[ticker]]))
+                trainer.train_adapters(jobs, begin=begin, done=done)
         yield from batch.events()
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from kronos_pipeline.errors import KronosError
 
 if TYPE_CHECKING:
     from kronos_pipeline.config import KronosTrainingConfig
@@ -46,33 +48,75 @@ def trainings(
 
 
 def train_all(
-    config: KronosTrainingConfig, trainer: KronosTrainer, tracker: Tracker, windows: Mapping[str, WindowSet]
-) -> list[Trained]:
-    """Train the checkpoint or the adapters, and say how each went."""
-    return [train_one(config, trainer, tracker, adapter, group) for adapter, group in trainings(config, windows)]
-
-
-def train_one(
     config: KronosTrainingConfig,
     trainer: KronosTrainer,
     tracker: Tracker,
-    adapter: str | None,
-    windows: Sequence[WindowSet],
+    windows: Mapping[str, WindowSet],
+    skip: Callable[[str, KronosError], None] | None = None,
+) -> list[Trained]:
+    """Train the checkpoint or the adapters, many of them at once, and say how each went.
+
+    Args:
+        config: the settings.
+        trainer: made with them.
+        tracker: gets an MLflow run for each training.
+        windows: of each ticker.
+        skip: told of each ticker whose adapter failed, and why; by default the first of them is raised at the end.
+
+    Raises:
+        KronosError: the checkpoint or every adapter failed, or one did and there is no `skip`.
+    """
+    if config.adapter == "none":
+        return [_train_checkpoint(config, trainer, tracker, list(windows.values()))]
+    return _train_adapters(config, trainer, tracker, windows, skip)
+
+
+def _train_checkpoint(
+    config: KronosTrainingConfig, trainer: KronosTrainer, tracker: Tracker, windows: Sequence[WindowSet]
 ) -> Trained:
-    """Train one artifact inside one MLflow run."""
-    name = "checkpoint" if adapter is None else f"adapter {adapter}"
-    with tracker.training_run(name, config) as run:
-        options: dict[str, Any] = {"listener": run, "mlflow_run": run.run_id}
-        result = (
-            trainer.train_checkpoint(windows, **options)
-            if adapter is None
-            else trainer.train_adapter(windows, adapter, **options)
-        )
+    with tracker.training_run("checkpoint", config) as run:
+        result = trainer.train_checkpoint(windows, listener=run, mlflow_run=run.run_id)
         run.finish(result.summary, result.history, result.folder)
+    _tell("checkpoint", result)
+    return Trained(None, tuple(windows), result, run.run_id)
+
+
+def _train_adapters(
+    config: KronosTrainingConfig,
+    trainer: KronosTrainer,
+    tracker: Tracker,
+    windows: Mapping[str, WindowSet],
+    skip: Callable[[str, KronosError], None] | None,
+) -> list[Trained]:
+    from kronos_pipeline.tracking.trainings import TrainingRuns
+    from kronos_pipeline.training.adapters import AdapterJob  # imports torch
+
+    jobs = [AdapterJob(name or "", some) for name, some in trainings(config, windows)]
+    trained: dict[str, Trained] = {}
+    failed: dict[str, KronosError] = {}
+    with TrainingRuns(tracker, config) as runs:
+
+        def done(job: AdapterJob, ended: TrainingResult | KronosError) -> None:
+            try:
+                run, result = runs.end(job, ended)
+            except KronosError as error:
+                failed[job.name] = error
+                return
+            _tell(f"adapter {job.name}", result)
+            trained[job.name] = Trained(job.name, tuple(job.windows), result, run.run_id)
+
+        trainer.train_adapters(jobs, begin=runs.begin, done=done)
+    for name, error in failed.items():
+        if skip is None or not trained:
+            raise error
+        skip(name, error)
+    return [trained[job.name] for job in jobs if job.name in trained]
+
+
+def _tell(name: str, result: TrainingResult) -> None:
     summary = result.summary
     print(
         f"{name}: best selection loss {summary['selection_loss']:.4f} nats at step {summary['best_step']} of "
         f"{summary['steps']}{', stopped early' if summary['stopped_early'] else ''}; {summary['seconds']:.0f} s, "
         f"{summary['windows_per_second']:,.0f} windows/s -> {result.folder}"
     )
-    return Trained(adapter, tuple(windows), result, run.run_id)

@@ -72,10 +72,14 @@ def train_together(
         begun = []
         for one in group:
             number, job = places[one.target]
-            job = job if begin is None else begin(job)
+            try:
+                job = job if begin is None else begin(job)
+            except KronosError as error:
+                end(number, job, error)
+                continue
             places[one.target] = number, job
             begun.append(replace(one, listener=job.listener, mlflow_run=job.mlflow_run))
-        for one, result in _train_group(trainer, begun) if len(begun) > 1 else _train_alone(trainer, begun[0]):
+        for one, result in _train_group(trainer, begun) if len(group) > 1 else _train_alone(trainer, begun):
             end(*places[one.target], result)
     return [ended[number] for number in range(len(jobs))]
 
@@ -86,17 +90,22 @@ def _most_in_a_group(trainer: KronosTrainer) -> int:
     return adapters_together(trainer.recipe, trainer.precision, processes(), per_pass, trainer.device)
 
 
-def _train_alone(trainer: KronosTrainer, one: Prepared) -> Iterator[tuple[Prepared, Ended]]:
-    try:
-        result: Ended = train_alone(trainer, one, lora=True)
-    except KronosError as error:
-        result = error
-    yield one, result
+def _train_alone(trainer: KronosTrainer, group: Sequence[Prepared]) -> Iterator[tuple[Prepared, Ended]]:
+    for one in group:
+        try:
+            result: Ended = train_alone(trainer, one, lora=True)
+        except KronosError as error:
+            if processes() > 1:
+                raise  # the other processes have ended with it
+            result = error
+        yield one, result
 
 
 def _train_group(trainer: KronosTrainer, group: Sequence[Prepared]) -> Iterator[tuple[Prepared, Ended]]:
     """Train some adapters together, and give what became of each as it ends."""
     left = {one.target: one for one in group}
+    if not left:
+        return
     with locked([one.state for one in group], trainer.device, trainer.say):
         try:
             for one in group:
