@@ -17,6 +17,7 @@ from typing import Any
 
 import dagster as dg
 
+from kronos_pipeline.command_line import collect_rarely
 from kronos_pipeline.orchestration.automation import AutomationSettings, make_jobs, make_schedules
 from kronos_pipeline.orchestration.champion_assets import champion, checkpoint_champion
 from kronos_pipeline.orchestration.checks import (
@@ -117,6 +118,7 @@ def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Defi
     )
 
 
+collect_rarely()  # a thousand tickers are sixty thousand objects beside Dagster's own, and all of them stay
 with warnings.catch_warnings():
     # Backfill policies and the partitions of checks are Dagster's to change; constraints.txt pins its version.
     warnings.simplefilter("ignore", dg.BetaWarning)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -71,3 +72,35 @@ print(*(getattr(kronos_pipeline, name).__name__ for name in kronos_pipeline.__al
 """
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert result.stdout.split() == ["KronosMultiTickerDataset", "KronosTrainer", "KronosTrainingConfig"], result.stderr
+
+
+@pytest.mark.parametrize("module", ["cli", "run_training"])
+def test_help_is_told_without_anything_heavy(module: str) -> None:
+    script = f"""
+import sys
+from kronos_pipeline.{module} import main
+assert main(["--help"]) == 0
+heavy = "torch pandas numpy pyarrow scipy matplotlib mlflow dagster sktime peft accelerate rich".split()
+print(sorted(sys.modules.keys() & set(heavy)))
+"""
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout.startswith("usage: ")
+    assert (result.returncode, result.stdout.splitlines()[-1]) == (0, "[]"), result.stderr
+
+
+@pytest.mark.parametrize(
+    "begin",
+    ["from kronos_pipeline.cli import main; main(['--help'])", "import kronos_pipeline.definitions"],
+    ids=["command", "code location"],
+)
+def test_what_is_imported_is_not_searched_for_garbage_again_and_again(begin: str, tmp_path: Path) -> None:
+    script = f"""
+import atexit, gc
+atexit.register(lambda: print("kept out of the last search:", gc.get_freeze_count() > 10_000))  # runs after later ones
+{begin}
+print("objects made between two searches:", gc.get_threshold()[0])
+"""
+    environment = {**os.environ, "KRONOS_DATA_DIR": str(tmp_path)}
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
+    told = ["objects made between two searches: 10000", "kept out of the last search: True"]
+    assert result.stdout.splitlines()[-2:] == told, result.stderr
