@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from codecs import BOM_UTF8
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -44,7 +44,7 @@ class CsvTable:
 
     file: CsvFile
     names: dict[str, str]
-    cells: dict[str, Cells]
+    cells: Mapping[str, Cells]
     lines: Sequence[int]
     ignored: tuple[str, ...]
     key: str | None = None
