@@ -76,8 +76,7 @@ class KronosPredictor:
 
         Raises:
             InputError: there is no such device or precision, or tokenizer and model do not belong together.
-            ModelError: the model computes otherwise than upstream's modules do; or an adapter's folder is damaged, or
-                its adapter was trained on another model.
+            ModelError: the model computes otherwise than upstream's do, or an adapter is damaged or another model's.
         """
         self.device = _first_device() if device is None else device
         place = _checked_device(self.device)

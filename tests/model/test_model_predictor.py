@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -104,6 +105,16 @@ def test_another_clip_and_what_is_set_later_count() -> None:
     for predictor in (theirs, ours):
         predictor.clip, predictor.max_context, predictor.model = 3, 20, sharp_predictor(seed=9)
     assert_forecast(seeded(ours.predict, *given)[0], seeded(theirs.predict, *given)[0], df)
+
+
+@pytest.mark.parametrize("method", ["__init__", "predict", "predict_batch"])
+def test_arguments_have_upstreams_names_order_and_defaults(method: str) -> None:
+    theirs, ours = (
+        inspect.signature(getattr(kind, method)).parameters.values() for kind in (Upstream, KronosPredictor)
+    )
+    shared = [(one.name, one.kind, one.default) for one in ours][: len(theirs)]
+    assert shared == [(one.name, one.kind, one.default) for one in theirs]
+    assert {one.kind for one in list(ours)[len(theirs) :]} == {inspect.Parameter.KEYWORD_ONLY}
 
 
 def test_what_is_there_to_be_read_is_upstreams() -> None:
