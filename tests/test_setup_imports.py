@@ -71,7 +71,8 @@ assert "torch" not in sys.modules
 print(*(getattr(kronos_pipeline, name).__name__ for name in kronos_pipeline.__all__))
 """
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert result.stdout.split() == ["KronosMultiTickerDataset", "KronosTrainer", "KronosTrainingConfig"], result.stderr
+    names = ["KronosMultiTickerDataset", "KronosPredictor", "KronosTrainer", "KronosTrainingConfig"]
+    assert result.stdout.split() == names, result.stderr
 
 
 @pytest.mark.parametrize("module", ["cli", "run_training"])
