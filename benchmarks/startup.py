@@ -1,0 +1,214 @@
+"""What a user waits for before anything begins: commands from their start to their end, and a training by stage.
+
+    python benchmarks/startup.py
+    python benchmarks/startup.py --beside ../before               # in turns with another checkout of this project
+    python benchmarks/startup.py --quick                          # once each without the training, a smoke test
+
+Every command is a process of its own. Python keeps what it has compiled in a folder made for this measurement, so that
+the first start of all, which compiles, and those after it can be told apart. Where nothing else runs, the time of the
+processor is the wall clock's; where something does, it is the one to believe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from speed.table import Goal, Report, Table, percent, seconds
+from speed.timing import Spread
+
+ROOT = Path(__file__).resolve().parent.parent
+HELP, VALIDATE = "kronos --help", "dagster definitions validate, {:,} tickers"
+GOALS = {HELP: 0.5, VALIDATE.format(1000): 5.0}
+"""Seconds, at most."""
+TRAINING = "a training by stage"
+STAGES = """
+import json, sys, time
+from pathlib import Path
+
+told = []
+
+def stage(name, work):
+    wall, processor = time.perf_counter(), time.process_time()
+    result = work()
+    told.append((name, time.perf_counter() - wall, time.process_time() - processor))
+    return result
+
+def load(*modules):
+    for module in modules:
+        __import__(module)
+
+stage("import settings and flags", lambda: load("kronos_pipeline.run_training"))
+from kronos_pipeline import command_line
+getattr(command_line, "collect_rarely", lambda: None)()  # what run_command does; a checkout from before it has none
+stage("import pandas, pyarrow, pandera", lambda: load("kronos_pipeline.data.windows", "kronos_pipeline.data.doctor"))
+from kronos_pipeline.artifacts import ArtifactLayout
+from kronos_pipeline.config import KronosTrainingConfig
+from kronos_pipeline.plain.reading import read_tickers
+
+data, output = Path(sys.argv[1]), Path(sys.argv[2])
+config = KronosTrainingConfig(
+    data_dir=str(data), output_dir=str(output), model_name="kronos-nano", device="cpu", epochs=1, stride=8
+)
+tickers = stage("read one ticker", lambda: read_tickers(config, ArtifactLayout(output)))
+stage("import torch", lambda: load("torch"))
+stage("import accelerate, PEFT, transformers", lambda: load("accelerate", "peft"))
+stage("import upstream's model, by sktime", lambda: load("kronos_pipeline.model.upstream"))
+stage("import matplotlib, metrics, trainer", lambda: load("kronos_pipeline.training.trainer",
+    "kronos_pipeline.evaluation.holdout", "kronos_pipeline.evaluation.tables"))
+stage("import MLflow", lambda: load("mlflow", "mlflow.store.tracking.sqlalchemy_store"))
+from kronos_pipeline.tracking.store import find_store, open_store
+stage("make an MLflow store", lambda: open_store(find_store(None, output)))
+from kronos_pipeline.training.trainer import KronosTrainer
+trainer = KronosTrainer(config.recipe, output)
+stage("train four steps and publish", lambda: trainer.train_checkpoint(list(tickers.windows.values())))
+print(json.dumps(told))
+"""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One process: seconds by the wall clock and of the processor, and what it printed."""
+
+    wall: float
+    processor: float
+    output: str
+
+
+def report(quick: bool, beside: Path | None = None) -> Report:
+    """Commands and stages, in turns with those of another checkout where one is given."""
+    rounds, counts = (1, (2,)) if quick else (3, (12, 1000))
+    checkouts = {"this": ROOT, **({} if beside is None else {"beside": beside.resolve()})}
+    with tempfile.TemporaryDirectory() as folder:
+        commands = _commands(Path(folder), counts, stages=not quick)
+        found: dict[tuple[str, str], list[Timed]] = {}
+        for number in range(rounds + (not quick)):
+            for name, words in commands.items():
+                for checkout, root in checkouts.items():
+                    place = Path(folder) / f"{checkout} {number}"
+                    timed = _run(words, root, place, None if quick else Path(folder) / "compiled" / checkout)
+                    found.setdefault((checkout, name), []).append(timed)
+    names = [name for name in commands if name != TRAINING]
+    tables = [_of_commands(found, names, checkout, first=not quick) for checkout in checkouts]
+    if TRAINING in commands:
+        tables += [_of_stages(found[checkout, TRAINING][1:], checkout) for checkout in checkouts]
+    return Report(tables, [_goal(found["this", name], name) for name in names if name in GOALS])
+
+
+def _commands(folder: Path, counts: Sequence[int], *, stages: bool) -> Mapping[str, list[str]]:
+    """The words of each command, after the interpreter: first DATA and a data folder, or OUT for a new folder."""
+    for count in counts:
+        for number in range(count):
+            path = folder / f"data {count}" / f"T{number:04}.csv"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("date,open,high,low,close\n")
+    bare = folder / "bare_location.py"
+    bare.write_text("import dagster as dg\ndefs = dg.Definitions()\n")
+    apple = str(ROOT / "trainingdata" / "AAPL")
+    validate = ["-m", "dagster", "definitions", "validate"]
+    return {
+        "python -c pass": ["-c", "pass"],
+        HELP: ["-m", "kronos_pipeline.cli", "--help"],
+        "run_training --help": ["-m", "kronos_pipeline.run_training", "--help"],
+        "dagster definitions validate, no assets": [*validate, "-f", str(bare)],
+        **{
+            VALIDATE.format(count): [
+                "DATA",
+                str(folder / f"data {count}"),
+                *validate,
+                "-m",
+                "kronos_pipeline.definitions",
+            ]
+            for count in counts
+        },
+        **({TRAINING: ["-c", STAGES, apple, "OUT"]} if stages else {}),
+    }
+
+
+def _run(words: Sequence[str], root: Path, place: Path, compiled: Path | None) -> Timed:
+    """Run a command in a checkout, with a Dagster home and an output folder that are new."""
+    shutil.rmtree(place, ignore_errors=True)
+    (place / "home").mkdir(parents=True)
+    shutil.copy(ROOT / "kronos_pipeline" / "orchestration" / "dagster.yaml", place / "home")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("KRONOS_", "MLFLOW_"))}
+    environment |= {"PYTHONPATH": str(root), "DAGSTER_HOME": str(place / "home")}
+    if compiled is not None:
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        environment["PYTHONPYCACHEPREFIX"] = str(compiled)
+    if words[0] == "DATA":
+        environment["KRONOS_DATA_DIR"], words = words[1], words[2:]
+    command = [sys.executable, *(str(place / "out") if word == "OUT" else word for word in words)]
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if result.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {result.returncode}:\n{result.stderr}")
+    return Timed(wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, result.stdout)
+
+
+def _of_commands(
+    found: Mapping[tuple[str, str], Sequence[Timed]], names: Sequence[str], checkout: str, *, first: bool
+) -> Table:
+    rows = []
+    for name in names:
+        runs = found[checkout, name]
+        warm = runs[first:]
+        rows.append(
+            [
+                name,
+                Spread.of([run.wall for run in warm]).text(seconds),
+                Spread.of([run.processor for run in warm]).text(seconds),
+                seconds(runs[0].processor) if first else "",
+                seconds(GOALS[name]) if name in GOALS else "",
+            ]
+        )
+    columns = ("command", "wall clock", "processor", "processor, first start of all", "goal")
+    return Table(f"Commands from start to end{_which(checkout)}", columns, rows)
+
+
+def _of_stages(runs: Sequence[Timed], checkout: str) -> Table:
+    told = [json.loads(run.output.splitlines()[-1]) for run in runs]
+    processor = [run.processor for run in runs]
+    rows = []
+    for stages in zip(*told, strict=True):
+        name = stages[0][0]
+        walls, processors = [wall for _, wall, _ in stages], [spent for _, _, spent in stages]
+        rows.append(_stage(name, walls, processors, processor))
+    ends = [run.wall - sum(wall for _, wall, _ in stages) for run, stages in zip(runs, told, strict=True)]
+    rest = [run.processor - sum(spent for _, _, spent in stages) for run, stages in zip(runs, told, strict=True)]
+    rows.append(_stage("Python's own start and end", ends, rest, processor))
+    rows.append(_stage("in all", [run.wall for run in runs], processor, processor))
+    columns = ("stage", "wall clock", "processor", "share")
+    return Table(f"A training of kronos-nano from the process's start, by stage{_which(checkout)}", columns, rows)
+
+
+def _stage(name: str, walls: Sequence[float], processors: Sequence[float], total: Sequence[float]) -> list[str]:
+    share = percent(Spread.of(processors).median / Spread.of(total).median)
+    return [name, Spread.of(walls).text(seconds), Spread.of(processors).text(seconds), share]
+
+
+def _which(checkout: str) -> str:
+    return "" if checkout == "this" else ": the other checkout"
+
+
+def _goal(runs: Sequence[Timed], name: str) -> Goal:
+    found = Spread.of([run.wall for run in runs[1:] or runs]).median
+    return Goal(name, seconds(GOALS[name]), seconds(found), found <= GOALS[name])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="once each, few tickers, no training")
+    parser.add_argument("--beside", type=Path, help="another checkout of this project")
+    options = parser.parse_args()
+    print(report(options.quick, options.beside).text())
