@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from market_files import NOW, daily_frame, read_frame, write_frame
 
 from kronos_pipeline.data.ingest import read_bars
@@ -154,3 +157,21 @@ def test_numbers_are_read_exactly_as_python_reads_them(tmp_path: Path) -> None:
     frame = daily_frame(500).assign(Open=close, High=close, Low=close, Close=[repr(float(value)) for value in close])
 
     np.testing.assert_array_equal(read_frame(tmp_path, frame).frame["close"], close)
+
+
+@given(
+    st.lists(st.datetimes(datetime(1700, 1, 1), datetime(2200, 1, 1)), min_size=1, max_size=5),
+    st.sampled_from(["%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M:%S.%f"]),
+)
+def test_plain_times_are_read_as_pandas_reads_them(times: list[datetime], form: str) -> None:
+    cells = [f" {time:{form}}" for time in times]
+    found = parse_times(cells)
+    assert list(found.local) == [pd.Timestamp(cell) for cell in cells]
+    assert (found.zone, found.problems, found.notes) == (None, (), ())
+
+
+@pytest.mark.parametrize("cell", ["1500-01-02", "9999-12-31 10:00", "2024-02-30", "2024-01-31 24:00"])
+def test_a_time_that_cannot_be_is_a_problem_of_its_own_row(cell: str) -> None:
+    found = parse_times(["2024-01-30", cell, "2024-02-01"])
+    assert [row for row, _ in found.problems] == [1]
+    assert list(found.local.isna()) == [False, True, False]

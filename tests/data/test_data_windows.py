@@ -6,13 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pandera
 import pytest
 from market_files import daily_frame, read_frame
 
 from kronos_pipeline.config import Recipe
+from kronos_pipeline.data import windows as windows_module
 from kronos_pipeline.data.bars import FEATURES, Bars, make_bars
 from kronos_pipeline.data.windows import (
     WindowSet,
+    build_all_windows,
     build_windows,
     denormalise,
     load_windows,
@@ -298,3 +301,27 @@ def test_windows_come_from_a_csv_as_from_a_frame(tmp_path: Path) -> None:
     windows = build_windows(read_frame(tmp_path, daily_frame(200)), RECIPE)
     assert windows.ticker == "ACME"
     assert list(windows.bars.frame.columns) == ["timestamps", *FEATURES]
+
+
+def test_many_tickers_have_the_windows_that_each_has_alone_and_the_unfit_ones_are_named(tmp_path: Path) -> None:
+    fit = [read_frame(tmp_path, daily_frame(100 + number, seed=number), f"T{number:03}") for number in range(60)]
+    short = read_frame(tmp_path, daily_frame(20), "SHORT")
+
+    found, unfit = build_all_windows([*fit[:50], short, *fit[50:]], RECIPE)
+
+    assert list(found) == [one.ticker for one in fit]
+    for one in (fit[0], fit[-1]):
+        alone = build_windows(one, RECIPE)
+        pd.testing.assert_frame_equal(found[one.ticker].rows, alone.rows)
+        assert found[one.ticker].training_hash == alone.training_hash
+    assert list(unfit) == ["SHORT"]
+    assert "20 bars, and" in str(unfit["SHORT"])
+
+
+def test_rows_that_break_the_rules_are_refused_among_those_of_many_tickers(monkeypatch: pytest.MonkeyPatch) -> None:
+    statistics = windows_module.rolling_statistics
+    monkeypatch.setattr(
+        windows_module, "rolling_statistics", lambda values, length: (np.nan * values, statistics(values, length)[1])
+    )
+    with pytest.raises(pandera.errors.SchemaError, match="finite_statistics"):
+        build_all_windows([bars_of(daily_frame(200))], RECIPE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -13,6 +14,7 @@ import pandas as pd
 import pytest
 from locations import Location
 
+from kronos_pipeline.data.bars import load_bars, make_bars, save_bars
 from kronos_pipeline.errors import SettingsError
 from kronos_pipeline.orchestration.automation import AutomationSettings, make_jobs, make_schedules
 from kronos_pipeline.orchestration.partitions import RANGE_END, RANGE_START, split_into_runs, ticker_partitions
@@ -172,6 +174,31 @@ def test_enough_new_bars_ask_for_retraining_and_fewer_for_ingestion(location: Lo
     folder.report_adapter("AAPL", stamps.iloc[-6])
     folder.report_adapter("MSFT", stamps.iloc[-5])
     assert folder.tick() == [("ingest", "MSFT", "MSFT"), ("retrain_adapter", "AAPL", "AAPL")]
+
+
+def test_the_sensor_counts_in_the_stored_bars_where_a_file_has_not_changed_since(location: Location) -> None:
+    location.write("AAPL")
+    assert location.run("ingest", "AAPL").success
+    stored = load_bars(location.layout.bars("AAPL"))
+    folder = Folder(location, "AAPL", retrain_after_bars=5)
+    folder.report_adapter("AAPL", stored.frame["timestamps"].iloc[-6].isoformat())
+    save_bars(location.layout.bars("AAPL"), replace(stored, frame=stored.frame.assign(volume=1.0)))
+    assert folder.tick() == [("retrain_adapter", "AAPL", "AAPL")]  # damaged bars do not keep it from counting
+    known = make_bars("AAPL", stored.frame.head(-1), source=stored.source, csv_key=stored.csv_key)
+    save_bars(location.layout.bars("AAPL"), known)
+    folder.cursor = None
+    assert folder.tick() == [("ingest", "AAPL", "AAPL")]
+
+
+def test_a_run_says_which_of_its_csvs_have_not_changed(location: Location) -> None:
+    location.write("AAPL", "MSFT", "NVDA")
+    assert location.run("ingest", "AAPL", "NVDA").success
+    location.write("MSFT", bars=160)
+    assert location.run("ingest", "AAPL", "NVDA").success
+    unchanged = {ticker: location.metadata("raw_bars", ticker)["CSV unchanged"] for ticker in ("AAPL", "MSFT", "NVDA")}
+    assert unchanged == {"AAPL": True, "MSFT": False, "NVDA": True}
+    assert location.metadata("windows", "MSFT")["dagster/row_count"] > 0
+    assert len(load_bars(location.layout.bars("MSFT"))) == 160
 
 
 def test_a_ticker_without_an_adapter_is_ingested_and_not_trained(location: Location) -> None:

@@ -1,0 +1,174 @@
+"""A CSV that has not changed is not read again, and whatever else has changed makes its bars anew."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from market_files import NOW, daily_frame, write_frame
+from small import SMALL
+
+from kronos_pipeline.artifacts import ArtifactLayout
+from kronos_pipeline.config import KronosTrainingConfig
+from kronos_pipeline.data import bars as bars_module
+from kronos_pipeline.data.bars import Bars, load_bars, make_bars, save_bars
+from kronos_pipeline.data.csv_files import CsvFile
+from kronos_pipeline.data.ingest import read_bars
+from kronos_pipeline.data.stored import read_changed
+from kronos_pipeline.data.windows import load_windows
+from kronos_pipeline.errors import DataError
+from kronos_pipeline.plain.reading import Tickers, read_tickers
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> ArtifactLayout:
+    return ArtifactLayout(tmp_path / "out")
+
+
+@pytest.fixture
+def file(tmp_path: Path, layout: ArtifactLayout) -> CsvFile:
+    """A CSV whose bars are stored."""
+    file = write_frame(tmp_path / "data", "ACME", daily_frame(50))
+    save_bars(layout.bars("ACME"), read_bars(file, now=NOW))
+    return file
+
+
+def read(file: CsvFile, layout: ArtifactLayout, now: pd.Timestamp = NOW) -> tuple[Bars, bool]:
+    """The bars of a ticker that is good, and whether its file was taken for unchanged."""
+    good, bad, unchanged = read_changed([file], layout.bars, now=now)
+    assert not bad
+    return good["ACME"], "ACME" in unchanged
+
+
+def test_the_stored_bars_are_those_of_the_file(file: CsvFile, layout: ArtifactLayout) -> None:
+    stored, unchanged = read(file, layout)
+    again = read_bars(file, now=NOW)
+
+    assert unchanged
+    pd.testing.assert_frame_equal(stored.frame, again.frame)
+    assert replace(stored, frame=None) == replace(again, frame=None)
+
+
+def test_an_unchanged_file_is_not_read_though_it_was_touched(file: CsvFile, layout: ArtifactLayout) -> None:
+    other = read_bars(file, now=NOW).frame.assign(volume=7.0)
+    marked = make_bars("ACME", other, source=file.name, csv_key=load_bars(layout.bars("ACME")).csv_key)
+    save_bars(layout.bars("ACME"), marked)
+    os.utime(file.path, (1_700_000_000, 1_700_000_000))
+
+    found, unchanged = read(file, layout)
+
+    assert unchanged
+    assert (found.frame["volume"] == 7).all()
+
+
+def test_a_file_with_one_bar_more_is_read(file: CsvFile, layout: ArtifactLayout) -> None:
+    write_frame(file.path.parent, "ACME", daily_frame(51))
+    found, unchanged = read(file, layout)
+    assert (len(found), unchanged) == (51, False)
+
+
+def test_a_file_that_was_moved_is_read_so_that_messages_name_it(file: CsvFile, layout: ArtifactLayout) -> None:
+    moved = CsvFile("ACME", file.path.rename(file.path.parent.parent / "ACME.csv"))
+    found, unchanged = read(moved, layout)
+    assert (found.source, unchanged) == (moved.name, False)
+
+
+@pytest.mark.parametrize("damage", ["other bars", "half a file", "no parquet"])
+def test_damaged_bars_are_made_anew(file: CsvFile, layout: ArtifactLayout, damage: str) -> None:
+    path = layout.bars("ACME")
+    content = path.read_bytes()
+    if damage == "other bars":
+        bars = load_bars(path)
+        save_bars(path, replace(bars, frame=bars.frame.assign(close=1.0)))
+    else:
+        path.write_bytes(content[: len(content) // 2] if damage == "half a file" else b"damaged")
+
+    found, unchanged = read(file, layout)
+
+    assert not unchanged
+    assert found.content_hash == read_bars(file, now=NOW).content_hash
+
+
+def test_bars_that_another_version_of_the_code_read_are_made_anew(
+    file: CsvFile, layout: ArtifactLayout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bars_module, "code_version", lambda: "0+another")
+    assert not read(file, layout)[1]
+
+
+def test_a_file_that_has_become_bad_is_told_though_good_bars_are_stored(file: CsvFile, layout: ArtifactLayout) -> None:
+    write_frame(file.path.parent, "ACME", daily_frame(50).assign(Close="?"))
+    good, bad, unchanged = read_changed([file], layout.bars)
+    assert (good, list(bad), unchanged) == ({}, ["ACME"], set())
+
+
+def test_a_file_that_is_gone_is_told_though_its_bars_are_stored(file: CsvFile, layout: ArtifactLayout) -> None:
+    file.path.unlink()
+    _, bad, _ = read_changed([file], layout.bars)
+    assert "cannot be read" in str(bad["ACME"])
+
+
+def test_what_was_said_of_a_bar_that_was_not_over_is_taken_back_when_it_is(
+    tmp_path: Path, layout: ArtifactLayout
+) -> None:
+    frame = daily_frame(50)
+    last = frame["Date"].iloc[-1].tz_localize("UTC")
+    frame["Date"] = frame["Date"].dt.strftime("%Y-%m-%d 00:00:00+00:00")
+    file = write_frame(tmp_path / "data", "ACME", frame)
+    early, _ = read(file, layout, now=last + pd.Timedelta(hours=12))
+    save_bars(layout.bars("ACME"), early)
+
+    late, unchanged = read(file, layout, now=last + pd.Timedelta(days=2))
+
+    assert "may still be forming" in early.notes[-1]
+    assert (late.notes, unchanged) == ((), False)
+    save_bars(layout.bars("ACME"), late)
+    assert read(file, layout, now=last + pd.Timedelta(days=2))[1]
+
+
+def run(data: Path, layout: ArtifactLayout, **settings: object) -> Tickers:
+    config = KronosTrainingConfig(
+        **{**SMALL, "model_name": "kronos-nano", **settings}, data_dir=str(data), output_dir=str(layout.root)
+    )
+    return read_tickers(config, layout)
+
+
+def test_the_command_says_how_many_were_unchanged_and_leaves_their_bars_as_they_are(
+    tmp_path: Path, layout: ArtifactLayout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    for ticker in ("A", "B", "C"):
+        write_frame(data, ticker, daily_frame(150))
+    first = run(data, layout)
+    once = capsys.readouterr().out
+    inodes = {ticker: layout.bars(ticker).stat().st_ino for ticker in first.windows}
+    write_frame(data, "B", daily_frame(151))
+
+    second = run(data, layout, horizon=6)
+
+    again = capsys.readouterr().out
+    assert "not changed" not in once
+    assert again.startswith("2 of 3 CSVs have not changed since they were last read\n")
+    assert len(second.windows["B"].bars) == 151
+    assert {ticker for ticker in inodes if layout.bars(ticker).stat().st_ino != inodes[ticker]} == {"B"}
+    for ticker, windows in second.windows.items():
+        stored = load_windows(layout.windows(ticker), load_bars(layout.bars(ticker)))
+        assert stored.horizon == 6
+        assert stored.training_hash == windows.training_hash
+
+
+def test_a_bad_file_among_unchanged_ones_is_told_each_time(
+    tmp_path: Path, layout: ArtifactLayout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    write_frame(data, "A", daily_frame(150))
+    write_frame(data, "BAD", daily_frame(150).assign(Close="?"))
+    for _ in range(2):
+        assert list(run(data, layout).skipped) == ["BAD"]
+        assert "BAD: skipped" in capsys.readouterr().err
+    (data / "A.csv").unlink()
+    with pytest.raises(DataError, match=r"BAD\.csv:2"):
+        run(data, layout)
