@@ -16,8 +16,10 @@ from kronos_pipeline.data.windows import stamp_features
 from kronos_pipeline.errors import DataError, Problem
 from kronos_pipeline.evaluation.baselines import random_walk_paths
 from kronos_pipeline.evaluation.distributions import describe
+from kronos_pipeline.evaluation.precision import sampling_precision
 from kronos_pipeline.evaluation.predictions import LEVELS, NAIVE
-from kronos_pipeline.evaluation.rolls import Sampler, sample_bars, sampling_seed
+from kronos_pipeline.evaluation.rolls import Rolls, Sampler, sampling_seed
+from kronos_pipeline.evaluation.rounds import Asking, alone
 from kronos_pipeline.evaluation.sheets import Sheet, count, price
 
 if TYPE_CHECKING:
@@ -65,6 +67,13 @@ def forecast_ahead(
         SettingsError: a calendar does not fit, see `next_stamps`.
         ModelError: a sampled number is not finite.
     """
+    return alone(forecasting_ahead(bars, model, sampling, recipe, label=label), sampler)
+
+
+def forecasting_ahead(
+    bars: Bars, model: KronosModel | None, sampling: Sampling, recipe: Recipe, *, label: str | None = None
+) -> Asking[pd.DataFrame]:
+    """`forecast_ahead`, side by side with other evaluations."""
     horizon = recipe.horizon
     if len(bars) < 2:
         raise DataError(
@@ -72,9 +81,11 @@ def forecast_ahead(
         )
     stamps = pd.DatetimeIndex(bars.frame["timestamps"])
     ahead = next_stamps(bars, horizon, recipe.calendars)
-    candles, closes = (
-        _naive(bars, recipe) if model is None else _sampled(bars, stamps, ahead, model, sampling, recipe, sampler)
-    )
+    if model is None:
+        candles, closes = _naive(bars, recipe)
+    else:
+        (rolls,) = yield [_rolls(bars, stamps, ahead, model, sampling, recipe)]
+        candles, closes = rolls.values[0].mean(axis=0), rolls.closes[0]
     steps = np.arange(1, horizon + 1)
     nothing = np.full(horizon, np.nan)  # what came is not known yet, so the scores are not either
     said = describe(closes.T, nothing, np.ones((horizon, len(LEVELS))) if model is None else sampling.widths_at(steps))
@@ -111,6 +122,7 @@ def forecast_manifest(
             "demo": source.demo,
             "weights_hash": model.weights_hash,
             "device": str(model.device),
+            "precision": sampling_precision(recipe.precision, model.device),
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "s2_position": sampling.s2_position,
@@ -198,22 +210,19 @@ def _naive(bars: Bars, recipe: Recipe) -> tuple[FloatArray, FloatArray]:
     return np.tile(candle, (recipe.horizon, 1)), walks[0]
 
 
-def _sampled(
+def _rolls(
     bars: Bars,
     stamps: pd.DatetimeIndex,
     ahead: pd.DatetimeIndex,
     model: KronosModel,
     sampling: Sampling,
     recipe: Recipe,
-    sampler: Sampler | None,
-) -> tuple[FloatArray, FloatArray]:
-    """The mean candle, (horizon, 6), and the paths' closes, (paths, horizon)."""
+) -> Rolls:
+    """The one roll from the last bar."""
     lookback = min(recipe.lookback, model.context - recipe.horizon - 1, len(bars))
     history = bars.values[-lookback:]
     if np.ptp(history[:, _CLOSE]) == 0:
         rule = f"the last {lookback} closes are all {history[-1, _CLOSE]:g}, of which a model can say nothing"
         raise DataError(Problem(bars.source, rule), bars.ticker)
     past, future = stamp_features(stamps[-lookback:]), stamp_features(ahead)
-    inputs = (history[None], past[None], future[None])
-    rolls = sample_bars(bars.ticker, *inputs, model, recipe, sampling, sampler=sampler)
-    return rolls.values[0].mean(axis=0), rolls.closes[0]
+    return Rolls(bars.ticker, history[None], past[None], future[None], model, sampling, recipe)

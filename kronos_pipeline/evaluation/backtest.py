@@ -24,8 +24,8 @@ from kronos_pipeline.artifacts import (
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import Bars
 from kronos_pipeline.errors import KronosError
-from kronos_pipeline.evaluation.fold_runs import fold_key, kept_predictions, prune_folds, run_fold
-from kronos_pipeline.evaluation.folds import Fold, plan_folds
+from kronos_pipeline.evaluation.fold_runs import fold_key, kept_predictions, prune_folds, run_folds
+from kronos_pipeline.evaluation.folds import BacktestError, Fold, plan_folds
 from kronos_pipeline.evaluation.manifests import manifest_of_ticker, merge_manifests
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE
 from kronos_pipeline.evaluation.report import build_evaluation, save_report
@@ -35,7 +35,6 @@ from kronos_pipeline.training.progress import Say, duration
 
 if TYPE_CHECKING:
     from kronos_pipeline.model.loading import KronosModel
-    from kronos_pipeline.training.trainer import KronosTrainer
 
 DEFAULT_ORIGINS = 12
 """Cutoffs where a backtest is asked for and `--backtest-origins` is not given."""
@@ -48,7 +47,7 @@ class Backtest:
     Attributes:
         predictions: of all tickers and cutoffs; see `evaluation.predictions`.
         evaluation: as `build_evaluation` makes it, over all tickers.
-        skipped: tickers that have no cutoff, and why.
+        skipped: tickers that have no cutoff or could not be trained or forecast, and why.
         plots: each ticker's pictures by kind, "steps" and "reliability".
     """
 
@@ -80,30 +79,28 @@ def run_backtest(
         say: takes lines for the person who runs the pipeline.
 
     Raises:
-        DataError: no ticker has bars enough for one cutoff.
+        BacktestError: no ticker has bars enough for one cutoff, or could be trained and forecast.
         SettingsError, ModelError, ArtifactError: see their messages.
     """
-    from kronos_pipeline.training.trainer import KronosTrainer  # imports torch
-
     recipe = recipe.model_copy(update={"backtest_origins": recipe.backtest_origins or DEFAULT_ORIGINS})
     alone = trained == ADAPTER and recipe.adapter_name is None
     groups = [{ticker: one} for ticker, one in bars.items()] if alone else [bars]
     folds, skipped = plan_folds(groups, recipe, _anchors(layout, trained, list(bars)))
-    trainers = [
-        KronosTrainer(fold.recipe, layout.backtest_fold(fold_key(fold, trained, base)), base=base, say=lambda _: None)
-        for fold in folds
-    ]
-    new = [(fold, one) for fold, one in zip(folds, trainers, strict=True) if not kept_predictions(one).is_file()]
-    seconds = _expected_seconds(new, lora=trained == ADAPTER)
+    places = {layout.backtest_fold(fold_key(fold, trained, base)): fold for fold in folds}
+    new = {root: fold for root, fold in places.items() if not kept_predictions(root).is_file()}
+    seconds = _expected_seconds(new, base, lora=trained == ADAPTER)
     say("\n".join(_announce(folds, len(new), seconds, skipped, recipe)))
-    began, done, parts = time.monotonic(), 0, []
-    for fold, trainer in zip(folds, trainers, strict=True):
-        fresh = not kept_predictions(trainer).is_file()
-        parts.append(run_fold(fold, trainer, trained))
-        if fresh:
-            done += 1
+    began = time.monotonic()
+    for done, (root, found) in enumerate(run_folds(new, trained, base), 1):
+        if isinstance(found, KronosError):
+            skipped |= dict.fromkeys((one.ticker for one in new[root].windows), found)
+        else:
             left = (time.monotonic() - began) / done * (len(new) - done)
-            say(f"backtest: {_describe(parts[-1][0], trained)}; {done} of {len(new)}, about {duration(left)} left")
+            say(f"backtest: {_describe(found, trained)}; {done} of {len(new)}, about {duration(left)} left")
+    kept = [root for root, fold in places.items() if skipped.keys().isdisjoint(one.ticker for one in fold.windows)]
+    if not kept:
+        raise BacktestError(skipped)
+    parts = [read_parquet(kept_predictions(root)) for root in kept]
     tables, manifests = zip(*parts, strict=True)
     predictions: pd.DataFrame = pd.concat(tables, ignore_index=True)
     predictions = predictions.sort_values(["unique_id", "cutoff", "model", "step"], ignore_index=True)
@@ -111,7 +108,7 @@ def run_backtest(
         "data": {ticker: bars[ticker].content_hash for ticker in predictions["unique_id"].unique()}
     }
     evaluation = _save(layout, predictions, trained, manifest, skipped, tickers_tested)
-    prune_folds({one.layout.root for one in trainers})
+    prune_folds(places)
     said = [f"base model {base.source.label}"]
     plots = {
         str(ticker): _draw(layout, str(ticker), rows, trained, said + _warnings_of(evaluation, str(ticker)))
@@ -199,13 +196,16 @@ def _draw(
     return paths
 
 
-def _expected_seconds(new: Sequence[tuple[Fold, KronosTrainer]], *, lora: bool) -> float:
+def _expected_seconds(new: Mapping[Path, Fold], base: KronosModel, *, lora: bool) -> float:
     """Seconds that the trainings take at most, by a batch of the largest of them that is timed."""
+    from kronos_pipeline.training.trainer import KronosTrainer  # imports torch
+
     if not new:
         return 0.0
-    fold, trainer = max(new, key=lambda one: _training_windows(one[0]))
-    share = sum(_training_windows(one) for one, _ in new) / _training_windows(fold)
-    return share * trainer.expected_seconds(fold.known, lora=lora)
+    root = max(new, key=lambda one: _training_windows(new[one]))
+    share = sum(_training_windows(one) for one in new.values()) / _training_windows(new[root])
+    trainer = KronosTrainer(new[root].recipe, root, base=base, say=lambda _: None)
+    return share * trainer.expected_seconds(new[root].known, lora=lora)
 
 
 def _announce(

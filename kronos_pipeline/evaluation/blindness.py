@@ -21,10 +21,12 @@ from kronos_pipeline.config import KronosTrainingConfig
 from kronos_pipeline.data.bars import FEATURES, Bars, make_bars
 from kronos_pipeline.data.windows import WindowSet, build_windows
 from kronos_pipeline.errors import SettingsError
-from kronos_pipeline.evaluation.candidates import load_candidates, sampling_of
+from kronos_pipeline.evaluation.candidates import Loader, finding_sampling, load_candidates, loader
+from kronos_pipeline.evaluation.rounds import Asking, good, side_by_side, together
 from kronos_pipeline.training.progress import Say
 
 if TYPE_CHECKING:
+    from kronos_pipeline.evaluation.sampling import Sampling
     from kronos_pipeline.training.trainer import KronosTrainer
 
 _TOLD_OF_THE_DATA = {MANIFEST, "history.csv"}
@@ -112,10 +114,18 @@ def _train(trainer: KronosTrainer, windows: Sequence[WindowSet], config: KronosT
     else:
         for one in windows:
             trainer.train_adapter([one], one.ticker)
-    for one in windows:
-        candidates, _ = load_candidates(trainer.layout, trainer.base, one, config.adapter_name or one.ticker)
-        for candidate in candidates.values():
-            sampling_of(candidate, one, config.recipe)
+    load = loader(trainer.base)
+    for _, found in together({one.ticker: _fitting(trainer, one, config, load) for one in windows}):
+        good(found)
+
+
+def _fitting(
+    trainer: KronosTrainer, windows: WindowSet, config: KronosTrainingConfig, load: Loader
+) -> Asking[Mapping[str, Sampling]]:
+    name = config.adapter_name or windows.ticker
+    candidates, _ = load_candidates(trainer.layout, trainer.base, windows, name, load)
+    fits = {model: finding_sampling(one, windows, config.recipe) for model, one in candidates.items()}
+    return (yield from side_by_side(fits))
 
 
 def _hashes(layout: ArtifactLayout) -> dict[str, str]:

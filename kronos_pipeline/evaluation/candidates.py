@@ -5,8 +5,9 @@ They are those that exist, stand on the same base, and have not seen the holdout
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,16 @@ from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json
 from kronos_pipeline.data.together import first_held_out
 from kronos_pipeline.evaluation.forecasts import Forecasts
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, CHECKPOINT
-from kronos_pipeline.evaluation.sampling import Sampling, fit_sampling, load_sampling, save_sampling
+from kronos_pipeline.evaluation.rounds import Asking, alone
+from kronos_pipeline.evaluation.sampling import Sampling, fitting_sampling, load_sampling, save_sampling
 
 if TYPE_CHECKING:
     from kronos_pipeline.config import Recipe
     from kronos_pipeline.data.windows import WindowSet
     from kronos_pipeline.model.loading import KronosModel
+
+Loader = Callable[[str, Path], "KronosModel"]
+"""Loads a "checkpoint" or an "adapter" from its folder."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,11 @@ class Candidate:
 
 
 def load_candidates(
-    layout: ArtifactLayout, base: KronosModel, windows: WindowSet, adapter_name: str | None
+    layout: ArtifactLayout,
+    base: KronosModel,
+    windows: WindowSet,
+    adapter_name: str | None,
+    load: Loader | None = None,
 ) -> tuple[dict[str, Candidate], list[str]]:
     """Load what can be compared on a ticker's holdout.
 
@@ -49,6 +58,7 @@ def load_candidates(
         base: the untouched base model.
         windows: the ticker's windows.
         adapter_name: the adapter that serves the ticker, or None for none.
+        load: `loader(base)` by default; one for many tickers loads once what serves them all.
 
     Returns:
         Candidates by model, in the order base, checkpoint, adapter; and a sentence for each that exists and is left
@@ -57,30 +67,42 @@ def load_candidates(
     Raises:
         ModelError, ArtifactError: one that belongs here is damaged.
     """
-    from kronos_pipeline.model.loading import load_checkpoint  # imports torch
-    from kronos_pipeline.model.lora import load_adapter
-
+    load = load or loader(base)
     found, notes = {BASE: Candidate(base, layout.base)}, []
-    places = [(CHECKPOINT, layout.best_checkpoint, load_checkpoint)]
+    places = [(CHECKPOINT, layout.best_checkpoint)]
     if adapter_name is not None:
-        places.append((ADAPTER, layout.adapter(adapter_name), load_adapter))
-    for name, folder, load in places:
+        places.append((ADAPTER, layout.adapter(adapter_name)))
+    for name, folder in places:
         if not folder.is_dir():
             continue
         manifest: dict[str, Any] = read_json(folder / MANIFEST)
         if reason := _unfit(manifest, base, windows):
             notes.append(f"{windows.ticker}: the {name} is left out: {reason}.")
         else:
-            found[name] = Candidate(load(folder, base), folder, _doubt(name, manifest, windows))
+            found[name] = Candidate(load(name, folder), folder, _doubt(name, manifest, windows))
     return found, notes
+
+
+def loader(base: KronosModel) -> Loader:
+    """What loads checkpoints and adapters on a base model; of those asked for in turn it keeps the last two."""
+    from kronos_pipeline.model.loading import load_checkpoint  # imports torch
+    from kronos_pipeline.model.lora import load_adapter
+
+    loads = {CHECKPOINT: load_checkpoint, ADAPTER: load_adapter}
+    return lru_cache(maxsize=2)(lambda name, folder: loads[name](folder, base))
 
 
 def sampling_of(candidate: Candidate, windows: WindowSet, recipe: Recipe) -> Sampling:
     """How a model is sampled for a ticker: as it was fitted on these windows before, or fitted now and kept."""
+    return alone(finding_sampling(candidate, windows, recipe))
+
+
+def finding_sampling(candidate: Candidate, windows: WindowSet, recipe: Recipe) -> Asking[Sampling]:
+    """`sampling_of`, side by side with other evaluations."""
     known = load_sampling(candidate.folder, windows, candidate.model, recipe)
     if known is not None:
         return known
-    fitted = fit_sampling(windows, candidate.model, recipe)
+    fitted = yield from fitting_sampling(windows, candidate.model, recipe)
     save_sampling(candidate.folder, windows, fitted, recipe)
     return fitted
 

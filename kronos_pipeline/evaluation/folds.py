@@ -25,6 +25,21 @@ from kronos_pipeline.data.windows import WindowSet, build_windows
 from kronos_pipeline.errors import DataError, KronosError, Problem
 
 
+class BacktestError(DataError):
+    """No ticker could be backtested.
+
+    Attributes:
+        skipped: why, by ticker.
+    """
+
+    def __init__(self, skipped: Mapping[str, KronosError]) -> None:
+        self.skipped = dict(skipped)
+        problems: list[Problem] = []
+        for ticker, error in skipped.items():
+            problems += error.problems if isinstance(error, DataError) else [Problem(ticker, str(error))]
+        super().__init__(list(dict.fromkeys(problems)))
+
+
 @dataclass(frozen=True)
 class Fold:
     """One training and the cutoffs that it is scored on.
@@ -56,7 +71,7 @@ def plan_folds(
         The folds, each group's oldest first, and why tickers have none.
 
     Raises:
-        DataError: no ticker has bars enough for one cutoff.
+        BacktestError: no ticker has bars enough for one cutoff.
     """
     folds: list[Fold] = []
     skipped: dict[str, KronosError] = {}
@@ -65,7 +80,7 @@ def plan_folds(
         folds += found
         skipped |= errors
     if not folds:
-        raise DataError([problem for error in skipped.values() for problem in getattr(error, "problems", ())])
+        raise BacktestError(skipped)
     return folds, skipped
 
 

@@ -29,7 +29,8 @@ from kronos_pipeline.evaluation.predictions import (
     RANDOM_WALK,
     SEASONAL,
 )
-from kronos_pipeline.evaluation.rolls import Sampler, sample_rolls, sampling_seed
+from kronos_pipeline.evaluation.rolls import Sampler, rolls_from, sampling_seed
+from kronos_pipeline.evaluation.rounds import Asking, alone
 
 if TYPE_CHECKING:
     from kronos_pipeline.config import Recipe
@@ -72,8 +73,18 @@ def predict(
     Raises:
         ModelError: a model's forecast is not finite.
     """
+    return alone(predicting(windows, models, samplings, recipe), sampler)
+
+
+def predicting(
+    windows: WindowSet, models: Mapping[str, Any], samplings: Mapping[str, Sampling], recipe: Recipe
+) -> Asking[Forecasts]:
+    """`predict`, side by side with other evaluations."""
     rows = windows.of_split("holdout")
     origins, ends = rows["origin"].to_numpy(np.int64), rows["end"].to_numpy(np.int64)
+    sampled = yield [
+        rolls_from(windows, origins, ends, model, recipe, samplings[name]) for name, model in models.items()
+    ]
     known = windows.bars.frame["close"].to_numpy(np.float64)[origins[:, None] + np.arange(1 - windows.lookback, 1)]
     horizon, seed = windows.horizon, sampling_seed(recipe.seed, windows.ticker)
     truth = _truth(windows, origins, ends)
@@ -101,8 +112,7 @@ def predict(
     walks = baselines.random_walk_paths(known, recipe.eval_samples, horizon, seed)
     found[RANDOM_WALK] = of_paths(walks, np.ones((len(steps), len(LEVELS))))
     mended = {}
-    for name, model in models.items():
-        rolls = sample_rolls(windows, origins, ends, model, recipe, samplings[name], sampler=sampler)
+    for name, rolls in zip(models, sampled, strict=True):
         found[name] = of_paths(rolls.closes, samplings[name].widths_at(steps))
         mended[name] = rolls.mended / rolls.bars
     tables = [truth.assign(model=name, **columns) for name, columns in found.items()]

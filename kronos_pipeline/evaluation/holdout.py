@@ -1,19 +1,29 @@
-"""One ticker's holdout, from its windows to scores, tables and pictures: what the command and the assets share."""
+"""Tickers' holdouts, from windows to scores, tables and pictures: what the command and the assets share."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from kronos_pipeline.artifacts import ArtifactLayout
-from kronos_pipeline.evaluation.candidates import doubts, how_sampled, load_candidates, sampling_of, weights_of
-from kronos_pipeline.evaluation.forecasts import predict
+from kronos_pipeline.errors import KronosError
+from kronos_pipeline.evaluation.candidates import (
+    doubts,
+    finding_sampling,
+    how_sampled,
+    load_candidates,
+    loader,
+    weights_of,
+)
+from kronos_pipeline.evaluation.forecasts import predicting
 from kronos_pipeline.evaluation.manifests import evaluation_manifest
 from kronos_pipeline.evaluation.plots import save_plots
 from kronos_pipeline.evaluation.predictions import ADAPTER, CHECKPOINT
 from kronos_pipeline.evaluation.report import save_ticker_evaluation
+from kronos_pipeline.evaluation.rounds import AT_ONCE, Asking, side_by_side, together
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,48 +52,62 @@ class HoldoutResult:
     notes: list[str]
 
 
-def evaluate_ticker(
+def evaluate_tickers(
     layout: ArtifactLayout,
-    windows: WindowSet,
+    windows: Mapping[str, WindowSet],
+    mlflow_runs: Mapping[str, str | None],
     base: KronosModel,
     recipe: Recipe,
     *,
     trained: str | None = None,
     adapter_name: str | None = None,
-    mlflow_run: str | None = None,
     tickers_tested: int = 1,
-) -> HoldoutResult:
-    """Forecast a ticker's holdout with every model that fits it, and score it: `metrics/<T>.*` and `plots/<T>*`.
+) -> Iterator[tuple[str, HoldoutResult | KronosError]]:
+    """Forecast tickers' holdouts with every model that fits each, and score them: `metrics/<T>.*` and `plots/<T>*`.
 
-    How each model is sampled is fitted on the selection block the first time, and kept beside its weights.
+    What a ticker's numbers are does not depend on the others. How each model is sampled is fitted on the selection
+    block the first time, and kept beside its weights.
 
     Args:
         layout: where artifacts lie.
-        windows: the ticker's windows.
+        windows: by ticker; those of `mlflow_runs` are read, each when its turn comes.
+        mlflow_runs: the tickers to evaluate, with the id of the MLflow run that trained each one's model, or None.
         base: the untouched base model.
-        recipe: horizon, paths per forecast, temperature, top_p and seed.
+        recipe: horizon, paths per forecast, temperature, top_p, seed and number format.
         trained: the model that the scores are about, "adapter" or "checkpoint"; by default the adapter where there is
             one.
-        adapter_name: the adapter that serves the ticker; by default the one of the ticker's name.
-        mlflow_run: id of the MLflow run that trained it.
+        adapter_name: the adapter that serves all tickers; by default each has the one of its name.
         tickers_tested: tickers that are evaluated together, for which the verdicts are corrected.
 
-    Raises:
-        ModelError, ArtifactError: a model that belongs here is damaged, forecasts no number, or nothing can be written.
+    Yields:
+        Each ticker with what was made of it, or with the error that kept it from being evaluated: a model that belongs
+        there is damaged or forecasts no number, or nothing can be written. First comes whichever ends first.
     """
-    candidates, notes = load_candidates(layout, base, windows, adapter_name or windows.ticker)
-    trained = trained or (ADAPTER if ADAPTER in candidates else CHECKPOINT)
-    samplings = {name: sampling_of(one, windows, recipe) for name, one in candidates.items()}
-    models = {name: one.model for name, one in candidates.items()}
-    forecasts = predict(windows, models, samplings, recipe)
-    runs = {windows.ticker: mlflow_run} if mlflow_run else {}
-    manifest = (
-        evaluation_manifest([windows], recipe, base.source, str(base.device), runs)
-        | how_sampled(windows.ticker, samplings, forecasts)
-        | doubts(windows.ticker, candidates)
-        | weights_of(windows.ticker, candidates)
-    )
-    evaluation = save_ticker_evaluation(layout, forecasts.predictions, trained, manifest, tickers_tested)
-    said = [f"base model {base.source.label}", *evaluation["warnings"]]
-    plots = save_plots(layout, windows.bars.frame, forecasts.predictions, trained, said)
-    return HoldoutResult(forecasts.predictions, evaluation, manifest, plots, [*notes, *forecasts.notes])
+    from kronos_pipeline.model.lora import BASE as OWN_BASE  # imports torch
+
+    load = loader(base)
+
+    def evaluating(ticker: str, run: str | None) -> Asking[HoldoutResult]:
+        own = windows[ticker]
+        candidates, notes = load_candidates(layout, base, own, adapter_name or ticker, load)
+        about = trained or (ADAPTER if ADAPTER in candidates else CHECKPOINT)
+        samplings = yield from side_by_side(
+            {name: finding_sampling(one, own, recipe) for name, one in candidates.items()}
+        )
+        models = {name: one.model for name, one in candidates.items()}
+        forecasts = yield from predicting(own, models, samplings, recipe)
+        runs = {ticker: run} if run else {}
+        manifest = (
+            evaluation_manifest([own], recipe, base.source, str(base.device), runs)
+            | how_sampled(ticker, samplings, forecasts)
+            | doubts(ticker, candidates)
+            | weights_of(ticker, candidates)
+        )
+        evaluation = save_ticker_evaluation(layout, forecasts.predictions, about, manifest, tickers_tested)
+        said = [f"base model {base.source.label}", *evaluation["warnings"]]
+        plots = save_plots(layout, own.bars.frame, forecasts.predictions, about, said)
+        return HoldoutResult(forecasts.predictions, evaluation, manifest, plots, [*notes, *forecasts.notes])
+
+    whole_models = not adapter_name and any((layout.adapter(ticker) / OWN_BASE).is_dir() for ticker in mlflow_runs)
+    jobs = {ticker: evaluating(ticker, run) for ticker, run in mlflow_runs.items()}
+    return together(jobs, at_once=1 if whole_models else AT_ONCE)

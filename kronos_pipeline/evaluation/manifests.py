@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from kronos_pipeline.artifacts import code_version, package_versions
 from kronos_pipeline.data.windows import TOO_MANY_CUTOFFS
 from kronos_pipeline.evaluation.contamination import contamination
+from kronos_pipeline.evaluation.precision import sampling_precision
 
 if TYPE_CHECKING:
     from kronos_pipeline.base_models import BaseModelSource
@@ -28,7 +29,7 @@ def evaluation_manifest(
     device: str,
     mlflow_runs: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """What made an evaluation: data, config, base model, code, packages, device and MLflow runs.
+    """What made an evaluation: data, config, base model, code, packages, device, number format and MLflow runs.
 
     Args:
         windows: the evaluated tickers' windows.
@@ -56,6 +57,7 @@ def evaluation_manifest(
         "seed": config.seed,
         "samples": config.eval_samples,
         "device": device,
+        "precision": sampling_precision(config.precision, device),
         "code_version": code_version(),
         "packages": package_versions(),
         "mlflow_runs": dict(mlflow_runs or {}),

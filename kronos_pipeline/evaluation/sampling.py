@@ -21,20 +21,19 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from kronos_pipeline.artifacts import code_version, read_json, write_json
-from kronos_pipeline.data.rhythm import find_rhythm
 from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.evaluation.distributions import FEWEST_PATHS, crps
+from kronos_pipeline.evaluation.halves import Half
 from kronos_pipeline.evaluation.predictions import LEVELS
 from kronos_pipeline.evaluation.recalibration import fit_widths, shrink
-from kronos_pipeline.evaluation.rolls import Sampler, sample_rolls
+from kronos_pipeline.evaluation.rolls import Sampler
+from kronos_pipeline.evaluation.rounds import Asking, alone
 
 if TYPE_CHECKING:
     from kronos_pipeline.config import Recipe
     from kronos_pipeline.data.windows import WindowSet
     from kronos_pipeline.model.loading import KronosModel
 
-ORIGINS = 16
-"""Cutoffs per half of the selection block, at most."""
 TEMPERATURES = (0.8, 1.0, 1.2)
 TOP_PS = (0.9, 1.0)
 """The grid that every model is tuned on. Small, as the bars that it is chosen on are few: on 24 simulated tickers
@@ -109,23 +108,30 @@ def fit_sampling(windows: WindowSet, model: KronosModel, recipe: Recipe, *, samp
     Raises:
         ModelError: a sampled number is not finite.
     """
+    return alone(fitting_sampling(windows, model, recipe), sampler)
+
+
+def fitting_sampling(windows: WindowSet, model: KronosModel, recipe: Recipe) -> Asking[Sampling]:
+    """`fit_sampling`, side by side with other evaluations."""
     start, end = windows.selection_start, windows.holdout_start
     middle = (start + end) // 2
     sampling = replace(plain_sampling(recipe), weights_hash=model.weights_hash)
     blocks = []
-    older = _Half(windows, start, middle, recipe)
+    older = Half(windows, start, middle, recipe)
     if recipe.tune_sampling and len(older.origins):
+        tried = [replace(sampling, temperature=heat, top_p=mass) for heat, mass in _grid(recipe)]
+        sampled = yield [older.rolls(model, one) for one in tried]
         scores = []
-        for temperature, top_p in _grid(recipe):
-            tried = replace(sampling, temperature=temperature, top_p=top_p)
-            closes, y, _ = older.forecast(model, tried, sampler)
-            scores.append(Score(temperature, top_p, float(crps(closes, y).mean())))
+        for one, paths in zip(tried, sampled, strict=True):
+            closes, y, _ = older.scored(paths)
+            scores.append(Score(one.temperature, one.top_p, float(crps(closes, y).mean())))
         best = min(scores, key=lambda score: score.crps)  # of equals the first, the recipe's own before any other
         sampling = replace(sampling, temperature=best.temperature, top_p=best.top_p, tuned=tuple(scores))
         blocks.append(older)
-    newer = _Half(windows, middle, end, recipe)
+    newer = Half(windows, middle, end, recipe)
     if recipe.recalibrate and len(newer.origins):
-        closes, y, steps = newer.forecast(model, sampling, sampler)
+        (paths,) = yield [newer.rolls(model, sampling)]
+        closes, y, steps = newer.scored(paths)
         widths = shrink(fit_widths(closes, y, steps, recipe.horizon), newer.disjoint)
         sampling = replace(sampling, widths=widths, residuals=len(y))
         blocks.append(newer)
@@ -194,7 +200,7 @@ def load_sampling(folder: Path, windows: WindowSet | str, model: KronosModel, re
 def _settings(recipe: Recipe) -> dict[str, Any]:
     """What shapes a fit beside the windows and the model."""
     names = ("temperature", "top_p", "s2_position", "tune_sampling", "recalibrate", "eval_samples", "seed", "max_gap")
-    return {name: getattr(recipe, name) for name in names}
+    return {name: getattr(recipe, name) for name in (*names, "precision")}
 
 
 def _path(folder: Path, ticker: str) -> Path:
@@ -205,42 +211,3 @@ def _grid(recipe: Recipe) -> list[tuple[float, float]]:
     """Pairs of temperature and top-p, the recipe's own first."""
     pairs = [(temperature, top_p) for temperature in TEMPERATURES for top_p in TOP_PS]
     return list(dict.fromkeys([(recipe.temperature, recipe.top_p), *pairs]))
-
-
-class _Half:
-    """The bars [first, end) before the holdout, and the cutoffs whose forecasts score them.
-
-    The cutoffs are spread evenly, so that each step of the horizon is scored at as many bars as any other. As in
-    `build_windows`, none has a flat lookback, or a hole between its first bar and its last.
-    """
-
-    def __init__(self, windows: WindowSet, first: int, end: int, recipe: Recipe) -> None:
-        self.first, self.end = first, end
-        self._windows, self._recipe = windows, recipe
-        stamps = windows.bars.frame["timestamps"].to_numpy()[: windows.holdout_start]
-        close = windows.bars.frame["close"].to_numpy()
-        holes = np.concatenate([[0], np.cumsum(find_rhythm(stamps).missing(stamps) > recipe.max_gap)])
-        origins = np.arange(max(first - recipe.horizon, windows.lookback - 1), end - 1)
-        starts, lasts = origins + 1 - windows.lookback, np.minimum(origins + recipe.horizon, end - 1)
-        moves = [np.ptp(close[start : origin + 1]) > 0 for start, origin in zip(starts, origins, strict=True)]
-        usable = origins[np.array(moves, np.bool_) & (holes[starts] == holes[lasts])]
-        spread = np.linspace(0, len(usable) - 1, min(ORIGINS, len(usable)))
-        self.origins = usable[np.rint(spread).astype(np.int64)]
-
-    @property
-    def disjoint(self) -> int:
-        """How many forecasts that share no bar the cutoffs have room for."""
-        return min(1 + int(self.origins[-1] - self.origins[0]) // self._recipe.horizon, len(self.origins))
-
-    def forecast(
-        self, model: KronosModel, sampling: Sampling, sampler: Sampler | None
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-        """Of each forecast bar in this half: paths of the close (n, paths), the real one (n,), its step (n,)."""
-        windows, recipe = self._windows, self._recipe
-        ends = np.minimum(self.origins + 1 + recipe.horizon, self.end)
-        sampled = sample_rolls(windows, self.origins, ends, model, recipe, sampling, sampler=sampler)
-        rolls, steps = np.meshgrid(np.arange(len(ends)), np.arange(1, recipe.horizon + 1), indexing="ij")
-        targets = self.origins[rolls] + steps
-        scored = (targets >= self.first) & (targets < self.end)
-        y = windows.bars.frame["close"].to_numpy(np.float64)[targets[scored]]
-        return sampled.closes.swapaxes(1, 2)[scored], y, steps[scored]

@@ -2,12 +2,15 @@
 
 # Annotations are not postponed here: Dagster takes that of `context` as it stands, and refuses a text.
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from kronos_pipeline.artifacts import ArtifactLayout, write_json
-from kronos_pipeline.errors import ArtifactError
+from kronos_pipeline.artifacts import ArtifactLayout, read_json, write_json
+from kronos_pipeline.config import Recipe
+from kronos_pipeline.data.bars import Bars
+from kronos_pipeline.errors import ArtifactError, KronosError
 from kronos_pipeline.orchestration.batch import Event, TickerBatch
 from kronos_pipeline.orchestration.evaluation_metadata import evaluation_metadata
 from kronos_pipeline.orchestration.failures import failures_of
@@ -16,6 +19,13 @@ from kronos_pipeline.orchestration.metadata import mlflow_metadata
 from kronos_pipeline.orchestration.partitions import tickers_tested
 from kronos_pipeline.orchestration.resources import PipelineSettings, Tracking, run_tags
 from kronos_pipeline.orchestration.stored_models import load_base_model, mlflow_run_of, training_run
+
+if TYPE_CHECKING:
+    from kronos_pipeline.model.loading import KronosModel
+    from kronos_pipeline.training.progress import Say
+
+_BACKTESTS_AT_ONCE = 32
+"""Tickers whose folds are held in memory together."""
 
 
 def holdout_metrics(
@@ -27,7 +37,8 @@ def holdout_metrics(
     Compared are the last close, its drift, the week before, a random walk, base, checkpoint and adapter; a checkpoint
     or an adapter that does not exist or does not fit this base model and holdout is left out.
     """
-    from kronos_pipeline.evaluation.holdout import evaluate_ticker  # imports matplotlib
+    from kronos_pipeline.evaluation.holdout import evaluate_tickers  # imports matplotlib
+    from kronos_pipeline.evaluation.rounds import good
     from kronos_pipeline.evaluation.tables import evaluation_frame, flat_metrics
 
     with failures_of("holdout_metrics"):
@@ -35,12 +46,14 @@ def holdout_metrics(
         base = load_base_model(recipe)
         tracker = tracking.tracker(layout)
         batch = TickerBatch(context)
+        runs: dict[str, str | None] = {}
         for ticker in batch.tickers:
             with batch.ticker(ticker):
-                run = training_run(layout, ticker)
-                found = evaluate_ticker(
-                    layout, windows[ticker], base, recipe, mlflow_run=run, tickers_tested=tickers_tested(context)
-                )
+                runs[ticker] = training_run(layout, ticker)
+        tested = tickers_tested(context)
+        for ticker, one in evaluate_tickers(layout, windows, runs, base, recipe, tickers_tested=tested):
+            with batch.ticker(ticker):
+                found, run = good(one), runs[ticker]
                 metadata = evaluation_metadata(found.evaluation, plots=found.plots, notes=found.notes)
                 if run is not None:
                     plots, table = list(found.plots.values()), evaluation_frame(found.evaluation)
@@ -59,21 +72,25 @@ def backtest(
     Stored as `backtest/adapter/<T>.*`. It costs as many trainings as there are cutoffs, 12 unless `backtest_origins`
     says, or fewer with `backtest_refit_every`. A run that was killed goes on where it was.
     """
-    from kronos_pipeline.evaluation.backtest import run_backtest
     from kronos_pipeline.evaluation.predictions import ADAPTER
+    from kronos_pipeline.evaluation.rounds import good
 
     with failures_of("backtest"):
         recipe, layout = pipeline.recipe("lora"), pipeline.layout
         base, tested = load_base_model(recipe), tickers_tested(context)
         batch = TickerBatch(context)
-        for ticker in batch.tickers:
-            with batch.ticker(ticker):
-                bars = {ticker: windows[ticker].bars}
-                found = run_backtest(
-                    layout, bars, recipe, base, trained=ADAPTER, tickers_tested=tested, say=context.log.info
-                )
-                metadata = evaluation_metadata(found.evaluation, "Backtest", plots=found.plots[ticker])
-                batch.add(ticker, layout.backtest(ADAPTER, ticker), metadata)
+        for first in range(0, len(batch.tickers), _BACKTESTS_AT_ONCE):
+            bars: dict[str, Bars] = {}
+            for ticker in batch.tickers[first : first + _BACKTESTS_AT_ONCE]:
+                with batch.ticker(ticker):
+                    bars[ticker] = windows[ticker].bars
+            found = _backtests(layout, bars, recipe, base, tested, context.log.info)
+            for ticker in bars:
+                with batch.ticker(ticker):
+                    plots = good(found[ticker])
+                    evaluation = read_json(layout.backtest_report(ADAPTER, ticker))
+                    metadata = evaluation_metadata(evaluation, "Backtest", plots=plots)
+                    batch.add(ticker, layout.backtest(ADAPTER, ticker), metadata)
         yield from batch.events()
 
 
@@ -112,6 +129,21 @@ def leaderboard(
             tracker.log_evaluation(own, flat_metrics(holdout))
             metadata["MLflow run of the checkpoint"] = own
         return dg.MaterializeResult(metadata=metadata)
+
+
+def _backtests(
+    layout: ArtifactLayout, bars: Mapping[str, Bars], recipe: Recipe, base: "KronosModel", tested: int, say: "Say"
+) -> Mapping[str, dict[str, Path] | KronosError]:
+    """Backtest tickers' adapters; of each the pictures by kind, or why it has no backtest."""
+    from kronos_pipeline.evaluation.backtest import run_backtest
+    from kronos_pipeline.evaluation.folds import BacktestError
+    from kronos_pipeline.evaluation.predictions import ADAPTER
+
+    try:
+        found = run_backtest(layout, bars, recipe, base, trained=ADAPTER, tickers_tested=tested, say=say)
+    except BacktestError as error:
+        return error.skipped
+    return {**found.skipped, **found.plots}
 
 
 def _measured(holdout_metrics: TickerArtifacts) -> tuple[list[str], list[dict[str, str]]]:

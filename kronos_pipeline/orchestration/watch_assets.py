@@ -1,7 +1,7 @@
 """Today's forecast of each ticker by its champion, and whether that still errs as little as when it was measured."""
 
 # Annotations are not postponed here: Dagster takes that of `context` as it stands, and refuses a text.
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from kronos_pipeline.orchestration.stored_models import load_base_model
 
 if TYPE_CHECKING:
     from kronos_pipeline.evaluation.drift import Drift
+    from kronos_pipeline.evaluation.rounds import Asking
     from kronos_pipeline.model.loading import KronosModel
     from kronos_pipeline.tracking.forecasting import TickerForecast
     from kronos_pipeline.tracking.registry import Registry, Version
@@ -35,7 +36,8 @@ def forecast(
     Base forecasts only where the ticker's own verdict has it better than naive. Stored as `forecasts/<T>.parquet` and
     `plots/<T>/forecast.png`.
     """
-    from kronos_pipeline.tracking.forecasting import forecast_ticker
+    from kronos_pipeline.evaluation.rounds import good, together
+    from kronos_pipeline.tracking.forecasting import forecasting_ticker
     from kronos_pipeline.tracking.registry import Registry
 
     with failures_of("forecast"):
@@ -43,9 +45,10 @@ def forecast(
         base = load_base_model(recipe)
         registry = Registry(tracking.tracker(layout))
         batch = TickerBatch(context)
-        for ticker in batch.tickers:
+        jobs = {one: forecasting_ticker(registry, layout, raw_bars, one, base, recipe) for one in batch.tickers}
+        for ticker, found in together(jobs):
             with batch.ticker(ticker):
-                made = forecast_ticker(registry, layout, raw_bars[ticker], base, recipe)
+                made = good(found)
                 batch.add(ticker, made.file, _forecast_metadata(made))
         yield from batch.events()
 
@@ -58,15 +61,16 @@ def drift(
     Nothing is stored but the figures here. Where it has drifted, the sensor `drifted_champions` asks for a training up
     to the gate.
     """
+    from kronos_pipeline.evaluation.rounds import good, together
     from kronos_pipeline.tracking.registry import Registry
 
     with failures_of("drift"):
         base = load_base_model(pipeline.recipe("lora"))
         registry = Registry(tracking.tracker(pipeline.layout))
         batch = TickerBatch(context)
-        for ticker in batch.tickers:
+        for ticker, found in together({one: _watching(registry, raw_bars, one, base) for one in batch.tickers}):
             with batch.ticker(ticker):
-                batch.add(ticker, None, _watch(registry, raw_bars[ticker], base))
+                batch.add(ticker, None, good(found))
         yield from batch.events()
 
 
@@ -81,13 +85,15 @@ def _forecast_metadata(made: "TickerForecast") -> dict[str, Any]:
     }
 
 
-def _watch(registry: "Registry", bars: Bars, base: "KronosModel") -> dict[str, Any]:
+def _watching(
+    registry: "Registry", bars: Mapping[str, Bars], ticker: str, base: "KronosModel"
+) -> "Asking[dict[str, Any]]":
     from kronos_pipeline.tracking.choice import find_champion
 
-    champion, _ = find_champion(registry, bars.ticker)
+    champion, _ = find_champion(registry, ticker)
     if champion is None:
-        return {DRIFTED: False, "result": f"{bars.ticker} has no champion, so there is nothing to watch"}
-    found = _drift_of(registry, champion, bars, base)
+        return {DRIFTED: False, "result": f"{ticker} has no champion, so there is nothing to watch"}
+    found = yield from _drift_of(registry, champion, bars[ticker], base)
     figures = {
         "scaled error": found.error,
         "usual error": found.expected,
@@ -106,10 +112,10 @@ def _watch(registry: "Registry", bars: Bars, base: "KronosModel") -> dict[str, A
     }
 
 
-def _drift_of(registry: "Registry", champion: "Version", bars: Bars, base: "KronosModel") -> "Drift":
+def _drift_of(registry: "Registry", champion: "Version", bars: Bars, base: "KronosModel") -> "Asking[Drift]":
     """Forecast the bars that came since the champion was measured, as it was measured, and compare."""
     from kronos_pipeline.evaluation.drift import find_drift, windows_since
-    from kronos_pipeline.evaluation.forecasts import predict
+    from kronos_pipeline.evaluation.forecasts import predicting
     from kronos_pipeline.evaluation.sampling import load_sampling, plain_sampling
     from kronos_pipeline.tracking.choice import load_trained
     from kronos_pipeline.tracking.packing import training_manifest_of
@@ -127,5 +133,5 @@ def _drift_of(registry: "Registry", champion: "Version", bars: Bars, base: "Kron
             return find_drift(evidence, None, model, recipe.horizon)
         trained = load_trained(folder, base)
         sampling = load_sampling(folder, bars.ticker, trained, recipe) or plain_sampling(recipe)
-    since = predict(windows, {model: trained}, {model: sampling}, recipe).predictions
-    return find_drift(evidence, since, model, recipe.horizon)
+    since = yield from predicting(windows, {model: trained}, {model: sampling}, recipe)
+    return find_drift(evidence, since.predictions, model, recipe.horizon)

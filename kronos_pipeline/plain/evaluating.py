@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kronos_pipeline.errors import DataError
+from kronos_pipeline.errors import KronosError
 from kronos_pipeline.plain.reading import Tickers
 
 if TYPE_CHECKING:
@@ -32,39 +32,51 @@ def evaluate_all(
 ) -> dict[str, Any]:
     """Evaluate each ticker and all together, log it to the trainings' MLflow runs, and print the table.
 
+    One that cannot be evaluated is named, and the others go on.
+
     Returns:
         What `metrics/evaluation.json` holds.
+
+    Raises:
+        ArtifactError: no ticker could be evaluated, or nothing can be written.
     """
     import pandas as pd
 
-    from kronos_pipeline.evaluation.holdout import evaluate_ticker
+    from kronos_pipeline.evaluation.holdout import evaluate_tickers
     from kronos_pipeline.evaluation.manifests import merge_manifests
     from kronos_pipeline.evaluation.report import save_evaluation
     from kronos_pipeline.evaluation.tables import evaluation_frame, evaluation_sheet, flat_metrics
 
     runs = {ticker: one.run_id for one in trained for ticker in one.tickers}
-    results: dict[str, HoldoutResult] = {}
-    for ticker, windows in tickers.windows.items():
-        results[ticker] = evaluate_ticker(
+    found = dict(
+        evaluate_tickers(
             trainer.layout,
-            windows,
+            tickers.windows,
+            runs,
             trainer.base,
             config.recipe,
             trained=trained_model(config),
             adapter_name=config.adapter_name,
-            mlflow_run=runs[ticker],
             tickers_tested=len(tickers.windows),
         )
-        for note in results[ticker].notes:
+    )
+    results: dict[str, HoldoutResult] = {}
+    for ticker in runs:
+        one = found[ticker]
+        if isinstance(one, KronosError):
+            tickers.skip(ticker, one)
+            continue
+        results[ticker] = one
+        for note in one.notes:
             print(note)
     evaluation = save_evaluation(
         trainer.layout,
-        pd.concat([result.predictions for result in results.values()], ignore_index=True),
+        pd.concat([pd.DataFrame(), *(result.predictions for result in results.values())], ignore_index=True),
         trained_model(config),
         tickers.reasons(),
         merge_manifests([result.manifest for result in results.values()]),
     )
-    shared = len(trained) < len(results)  # one training over several tickers: its run gets the scores over all
+    shared = len(trained) < len(runs)  # one training over several tickers: its run gets the scores over all
     for ticker, result in results.items():
         own = {} if shared else flat_metrics(result.evaluation)
         tracker.log_evaluation(runs[ticker], own, list(result.plots.values()), evaluation_frame(result.evaluation))
@@ -75,15 +87,16 @@ def evaluate_all(
 
 
 def backtest_beside(config: KronosTrainingConfig, trainer: KronosTrainer, tickers: Tickers) -> Backtest | None:
-    """A backtest after a training, where one was asked for; none where no ticker has bars enough, which is told."""
+    """A backtest after a training, where one was asked for; none where no ticker can have one, which is told."""
+    from kronos_pipeline.evaluation.folds import BacktestError
+
     if not config.backtest_origins:
         return None
     try:
         return backtest_all(config, trainer, tickers)
-    except DataError as error:
-        for ticker in tickers.windows:
-            own = [problem for problem in error.problems if problem.file == tickers.windows[ticker].bars.source]
-            tickers.skip(ticker, DataError(own, ticker) if own else error)
+    except BacktestError as error:
+        for ticker, why in error.skipped.items():
+            tickers.skip(ticker, why)
         return None
 
 
@@ -91,7 +104,7 @@ def backtest_all(config: KronosTrainingConfig, trainer: KronosTrainer, tickers: 
     """Backtest the recipe over all tickers, and print the table.
 
     Raises:
-        DataError: no ticker has bars enough for one cutoff.
+        BacktestError: no ticker has bars enough for one cutoff, or could be trained and forecast.
     """
     from kronos_pipeline.evaluation.backtest import run_backtest
     from kronos_pipeline.evaluation.tables import evaluation_sheet

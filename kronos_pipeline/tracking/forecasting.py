@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from kronos_pipeline.artifacts import ArtifactLayout
-from kronos_pipeline.evaluation.ahead import forecast_ahead, forecast_manifest, forecast_sheet, save_forecast
+from kronos_pipeline.evaluation.ahead import forecast_manifest, forecast_sheet, forecasting_ahead, save_forecast
 from kronos_pipeline.evaluation.distributions import FEWEST_PATHS
+from kronos_pipeline.evaluation.rounds import Asking, alone
 from kronos_pipeline.evaluation.sheets import Sheet
 from kronos_pipeline.tracking.choice import choose
 
@@ -69,13 +71,21 @@ def forecast_ticker(
         DataError, SettingsError: these bars cannot be forecast, or a calendar does not fit.
         ArtifactError: a file cannot be written.
     """
-    choice = choose(registry, layout, bars.ticker, base, recipe)
+    return alone(forecasting_ticker(registry, layout, {bars.ticker: bars}, bars.ticker, base, recipe))
+
+
+def forecasting_ticker(
+    registry: Registry, layout: ArtifactLayout, bars: Mapping[str, Bars], ticker: str, base: KronosModel, recipe: Recipe
+) -> Asking[TickerForecast]:
+    """`forecast_ticker`, side by side with others; its bars are read when its turn comes."""
+    own = bars[ticker]
+    choice = choose(registry, layout, ticker, base, recipe)
     model, sampling = choice.model, choice.sampling
-    table = forecast_ahead(bars, model, sampling, choice.recipe, label=choice.label)
+    table = yield from forecasting_ahead(own, model, sampling, choice.recipe, label=choice.label)
     notes = choice.notes
     if model is not None and not sampling.residuals:
         notes = (*notes, NOT_RECALIBRATED)
     if model is not None and recipe.eval_samples < FEWEST_PATHS:
         notes = (*notes, f"intervals end at the outermost of {recipe.eval_samples} paths, too narrow for their level")
-    manifest = forecast_manifest(bars, table, model, sampling, choice.recipe, choice.reason, notes)
-    return TickerForecast(table, choice.reason, notes, *save_forecast(layout, bars, table, manifest))
+    manifest = forecast_manifest(own, table, model, sampling, choice.recipe, choice.reason, notes)
+    return TickerForecast(table, choice.reason, notes, *save_forecast(layout, own, table, manifest))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -52,18 +53,22 @@ class HandMadeWindows:
 
 
 class RecordingSampler:
-    """Samples the last close, plus the model, plus the path's number, plus the step; keeps what it was called with."""
+    """Samples the last close, plus the model, plus the path's number, plus the step; keeps what it was called with.
+
+    A model is a number here, one per series.
+    """
 
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
 
     def __call__(
-        self, model: float, history: np.ndarray, past: np.ndarray, ahead: np.ndarray, **settings: Any
+        self, models: Sequence[float], history: np.ndarray, past: np.ndarray, ahead: np.ndarray, **settings: Any
     ) -> np.ndarray:
-        self.calls.append({"model": model, "history": history, "past": past, "ahead": ahead, **settings})
+        self.calls.append({"models": models, "history": history, "past": past, "ahead": ahead, **settings})
         steps = np.arange(1, ahead.shape[1] + 1)
         numbers = np.arange(settings["paths"])
-        closes = history[:, -1, CLOSE, None, None] + model + numbers[None, :, None] + steps[None, None, :]
+        starts = history[:, -1, CLOSE] + np.array(models, np.float64)
+        closes = starts[:, None, None] + numbers[:, None] + steps
         return np.repeat(closes[..., None], len(FEATURES), axis=-1)
 
 

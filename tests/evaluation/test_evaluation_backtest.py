@@ -11,7 +11,10 @@ from small import simulated_bars, small_recipe
 from kronos_pipeline.artifacts import ArtifactLayout, read_json, read_parquet
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import Bars, make_bars
+from kronos_pipeline.errors import ModelError
+from kronos_pipeline.evaluation import fold_runs, rolls
 from kronos_pipeline.evaluation.backtest import run_backtest
+from kronos_pipeline.evaluation.folds import BacktestError
 from kronos_pipeline.evaluation.report import build_evaluation
 from kronos_pipeline.model.loading import KronosModel, load_base, pick_device
 from kronos_pipeline.training.trainer import KronosTrainer
@@ -107,23 +110,66 @@ def test_one_training_serves_as_many_cutoffs_as_is_asked_for_and_a_checkpoint_al
 def test_a_backtest_that_was_killed_goes_on_where_it_was(
     tiny_base: Path, base: KronosModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layout, bars, recipe = ArtifactLayout(tmp_path), {"AAPL": simulated_bars("AAPL", 110)}, quick(tiny_base)
-    train, trained = KronosTrainer.train_adapter, []
+    """Folds that were forecast are kept, and the trainings of those that were not."""
+    layout, bars, recipe = (
+        ArtifactLayout(tmp_path),
+        {"AAPL": simulated_bars("AAPL", 110)},
+        quick(tiny_base, adapters_together=1),
+    )
+    monkeypatch.setattr(fold_runs, "FOLDS_AT_ONCE", {"cpu": 2})
+    real, trained, lines = rolls._sample_paths, [], []
 
-    def dies_at_the_third(self: KronosTrainer, windows: Any, name: str, **options: Any) -> Any:
-        trained.append(windows[0].holdout_start)
-        if len(trained) == 3:
+    def versions() -> set[Path]:
+        return {link.resolve() for link in layout.backtest_fold("x").parent.glob("*/adapters/AAPL")}
+
+    def dies_in_the_last_fold(*given: Any, **settings: Any) -> np.ndarray:
+        trained.append(versions())
+        if len(list(layout.backtest_fold("x").parent.glob("*/predictions.parquet"))) == 2 and "killed" not in lines:
+            lines.append("killed")
             raise KeyboardInterrupt
-        return train(self, windows, name, **options)
+        return real(*given, **settings)
 
-    monkeypatch.setattr(KronosTrainer, "train_adapter", dies_at_the_third)
+    monkeypatch.setattr(rolls, "_sample_paths", dies_in_the_last_fold)
     with pytest.raises(KeyboardInterrupt):
         run_backtest(layout, bars, recipe, base, trained="adapter", say=lambda _: None)
-    found = run_backtest(layout, bars, recipe, base, trained="adapter", say=lambda _: None)
-    assert trained == [95, 100, 105, 105]
+    killed_with = trained[-1]
+    assert len(killed_with) == 1
+    found = run_backtest(layout, bars, recipe, base, trained="adapter", say=lines.append)
+    assert "1 training (2 are kept from before)" in lines[1]
+    assert trained[-1] == killed_with
     monkeypatch.undo()
     other = run_backtest(ArtifactLayout(tmp_path / "other"), bars, recipe, base, trained="adapter", say=lambda _: None)
     pd.testing.assert_frame_equal(found.predictions, other.predictions)
+
+
+def test_a_ticker_that_cannot_be_trained_is_named_and_the_others_are_as_without_it(
+    tiny_base: Path, base: KronosModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = quick(tiny_base, adapters_together=1, backtest_origins=1)
+    bars = {name: simulated_bars(name, 110) for name in ("AAPL", "BAD", "MSFT")}
+    train = KronosTrainer.train_adapters
+
+    def fails(self: KronosTrainer, jobs: Any, **options: Any) -> Any:
+        results = train(self, jobs, **options)
+        return [
+            ModelError("BAD will not do") if job.name == "BAD" else one for job, one in zip(jobs, results, strict=True)
+        ]
+
+    good = {name: one for name, one in bars.items() if name != "BAD"}
+    expected = run_backtest(
+        ArtifactLayout(tmp_path / "good"), good, recipe, base, trained="adapter", say=lambda _: None
+    )
+    monkeypatch.setattr(KronosTrainer, "train_adapters", fails)
+    layout = ArtifactLayout(tmp_path / "all")
+    found = run_backtest(layout, bars, recipe, base, trained="adapter", say=lambda _: None)
+    assert {ticker: str(why) for ticker, why in found.skipped.items()} == {"BAD": "BAD will not do"}
+    assert found.evaluation["skipped"] == [{"symbol": "BAD", "reason": "BAD will not do"}]
+    assert not layout.backtest("adapter", "BAD").exists()
+    numbers = found.predictions.select_dtypes("number").columns
+    pd.testing.assert_frame_equal(found.predictions[numbers], expected.predictions[numbers], rtol=1e-4)
+    with pytest.raises(BacktestError, match="BAD: BAD will not do") as caught:
+        run_backtest(layout, {"BAD": bars["BAD"]}, recipe, base, trained="adapter", say=lambda _: None)
+    assert set(caught.value.skipped) == {"BAD"}
 
 
 def test_with_new_bars_the_cutoffs_stay_and_only_what_is_new_is_trained(

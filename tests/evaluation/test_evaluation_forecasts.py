@@ -115,12 +115,14 @@ def test_every_model_draws_once_with_the_same_seed_and_its_own_sampling() -> Non
     plain = plain_sampling(CONFIG)
     samplings = dict.fromkeys(models, plain) | {"adapter": replace(plain, temperature=0.5, s2_position="first")}
     predict(windows, models, samplings, CONFIG, sampler=sampler)  # type: ignore[arg-type]
-    assert [call["model"] for call in sampler.calls] == [0.0, 1.0, 2.0]
-    assert [call["temperature"] for call in sampler.calls] == [0.9, 0.9, 0.5]
-    assert [call["s2_position"] for call in sampler.calls][1:] == [CONFIG.s2_position, "first"]
+    # Three rolls of each model; those that are asked at another position in a call of their own.
+    assert [call["models"] for call in sampler.calls] == [[0.0] * 3 + [1.0] * 3, [2.0] * 3]
+    assert [list(call["temperature"]) for call in sampler.calls] == [[0.9] * 6, [0.5] * 3]
+    assert [call["s2_position"] for call in sampler.calls] == [CONFIG.s2_position, "first"]
     for call in sampler.calls:
-        assert call["seed"] == sampling_seed(7, "AAPL")
-        assert (call["paths"], call["top_p"]) == (3, 0.8)
+        assert set(call["seed"]) == {sampling_seed(7, "AAPL")}
+        assert set(call["top_p"]) == {0.8}
+        assert call["paths"] == 3
 
 
 def test_widths_stretch_the_intervals_and_leave_the_raw_ones() -> None:

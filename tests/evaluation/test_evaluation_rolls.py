@@ -17,7 +17,8 @@ from small import simulated_windows, small_recipe
 from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import ModelError
-from kronos_pipeline.evaluation.rolls import SampledRolls, sample_rolls, sampling_seed
+from kronos_pipeline.evaluation.rolls import SampledRolls, rolls_from, sample, sampling_seed
+from kronos_pipeline.evaluation.rounds import good
 from kronos_pipeline.evaluation.sampling import plain_sampling
 from kronos_pipeline.model.decoding import sample_paths
 from kronos_pipeline.model.loading import load_base
@@ -26,15 +27,16 @@ RECIPE = Recipe(horizon=4, lookback=8, eval_samples=3, seed=7)
 ORIGINS, ENDS = np.array([20, 22, 37]), np.array([25, 27, 40])
 
 
-def sample(sampler: Any, **changes: Any) -> SampledRolls:
+def sampled(sampler: Any, **changes: Any) -> SampledRolls:
     windows: Any = HandMadeWindows(100 + np.arange(40.0), holdout=10, horizon=4)
     sampling = replace(plain_sampling(RECIPE), **changes)
-    return sample_rolls(windows, ORIGINS, ENDS, 0.0, RECIPE, sampling, sampler=sampler)  # type: ignore[arg-type]
+    (found,) = sample([rolls_from(windows, ORIGINS, ENDS, 0.0, RECIPE, sampling)], sampler)  # type: ignore[arg-type]
+    return good(found)
 
 
 def test_each_roll_knows_its_lookback_and_the_times_up_to_its_end() -> None:
     sampler = RecordingSampler()
-    rolls = sample(sampler)
+    rolls = sampled(sampler)
     (call,) = sampler.calls
     close = 100 + np.arange(40.0)
     stamps = HandMadeWindows(close, holdout=10, horizon=4).stamps
@@ -49,22 +51,24 @@ def test_each_roll_knows_its_lookback_and_the_times_up_to_its_end() -> None:
 
 def test_it_draws_as_the_sampling_says_and_with_the_tickers_seed() -> None:
     sampler = RecordingSampler()
-    sample(sampler, temperature=0.7, top_p=0.6, s2_position="first")
+    sampled(sampler, temperature=0.7, top_p=0.6, s2_position="first")
     (call,) = sampler.calls
-    assert (call["temperature"], call["top_p"], call["s2_position"]) == (0.7, 0.6, "first")
-    assert (call["paths"], call["seed"]) == (3, sampling_seed(7, "AAPL"))
+    np.testing.assert_array_equal(call["temperature"], [0.7] * 3)
+    np.testing.assert_array_equal(call["top_p"], [0.6] * 3)
+    assert (call["paths"], call["s2_position"]) == (3, "first")
+    assert call["seed"] == [sampling_seed(7, "AAPL")] * 3
 
 
 def test_candles_come_out_valid_and_those_that_were_not_are_counted() -> None:
-    def crooked(model: float, history: np.ndarray, past: np.ndarray, ahead: np.ndarray, **settings: Any) -> np.ndarray:
-        paths = RecordingSampler()(model, history, past, ahead, **settings)
+    def crooked(*given: Any, **settings: Any) -> np.ndarray:
+        paths = RecordingSampler()(*given, **settings)
         paths[1, 0, 2, 1] -= 5  # a high below the close
         paths[2, 1, :, 4] = -1  # volumes below zero
         return paths
 
-    rolls = sample(crooked)
+    rolls = sampled(crooked)
     assert (rolls.mended, rolls.bars) == (1 + 4, 3 * 3 * 4)
-    expected = sample(RecordingSampler()).values
+    expected = sampled(RecordingSampler()).values
     expected[2, 1, :, 4] = 0
     np.testing.assert_array_equal(rolls.values, expected)
 
@@ -76,7 +80,7 @@ def test_a_number_that_is_not_finite_is_an_error_that_counts_the_bars() -> None:
         return paths
 
     with pytest.raises(ModelError, match="AAPL are not finite numbers in 2 of 36 sampled bars; train it again"):
-        sample(broken)
+        sampled(broken)
 
 
 def test_a_real_model_is_sampled_unless_told_otherwise(tiny_base: Path) -> None:
@@ -84,7 +88,7 @@ def test_a_real_model_is_sampled_unless_told_otherwise(tiny_base: Path) -> None:
     (windows,) = simulated_windows(recipe)
     model = load_base(find_base_model(str(tiny_base)), torch.device("cpu"))
     origins = np.array([60, 70])
-    rolls = sample_rolls(windows, origins, origins + 6, model, recipe, plain_sampling(recipe))
+    (found,) = sample([rolls_from(windows, origins, origins + 6, model, recipe, plain_sampling(recipe))])
     values, at = windows.bars.values, origins[:, None]
     past, ahead = at + np.arange(-15, 1), at + np.arange(1, 6)
     seed = sampling_seed(recipe.seed, "AAPL")
@@ -99,7 +103,7 @@ def test_a_real_model_is_sampled_unless_told_otherwise(tiny_base: Path) -> None:
         seed=seed,
         s2_position="first",
     )
-    np.testing.assert_array_equal(rolls.closes, drawn[..., CLOSE])
+    np.testing.assert_array_equal(good(found).closes, drawn[..., CLOSE])
 
 
 def test_the_seed_is_the_tickers_own_and_the_same_in_every_process() -> None:

@@ -23,10 +23,11 @@ from kronos_pipeline.data.bars import FEATURES, Bars, make_bars
 from kronos_pipeline.data.windows import WindowSet, build_windows
 from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.evaluation.distributions import describe
+from kronos_pipeline.evaluation.halves import ORIGINS
 from kronos_pipeline.evaluation.predictions import LEVELS
-from kronos_pipeline.evaluation.rolls import sample_rolls
+from kronos_pipeline.evaluation.rolls import rolls_from, sample
+from kronos_pipeline.evaluation.rounds import good
 from kronos_pipeline.evaluation.sampling import (
-    ORIGINS,
     TEMPERATURES,
     TOP_PS,
     Sampling,
@@ -65,17 +66,21 @@ class WalkSampler:
     def __call__(self, _: Any, history: np.ndarray, past: np.ndarray, ahead: np.ndarray, **settings: Any) -> np.ndarray:
         self.calls.append({"history": history, "past": past, "ahead": ahead, **settings})
         shape = (len(history), settings["paths"], ahead.shape[1])
-        steps = np.random.default_rng(settings["seed"]).standard_normal(shape)
-        deviation = DEVIATION * self.spread * (settings["temperature"] if self.heated else 1)
+        drawn = [
+            np.random.default_rng([seed, int(1e6 * last)]).standard_normal(shape[1:])
+            for seed, last in zip(settings["seed"], history[:, -1, CLOSE], strict=True)
+        ]
+        heat = settings["temperature"][:, None, None] if self.heated else 1
+        steps, deviation = np.reshape(drawn, shape), DEVIATION * self.spread * heat
         closes = history[:, -1, CLOSE, None, None] * np.exp(deviation * steps.cumsum(axis=2))
         return np.repeat(closes[..., None], len(FEATURES), axis=-1)
 
 
-def unmoved(_: Any, history: np.ndarray, past: np.ndarray, ahead: np.ndarray, **settings: Any) -> np.ndarray:
+def unmoved(_: Any, history: np.ndarray, __: np.ndarray, ahead: np.ndarray, **settings: Any) -> np.ndarray:
     """Paths that know nothing of the bars: what is fitted to them depends on the real closes that are scored alone."""
     heat = settings["temperature"] + settings["top_p"] / 7
-    paths = 100 + heat * np.linspace(-40, 60, settings["paths"])
-    return np.broadcast_to(paths[None, :, None, None], (len(past), len(paths), ahead.shape[1], history.shape[2]))
+    paths = 100 + heat[:, None] * np.linspace(-40, 60, settings["paths"])
+    return np.broadcast_to(paths[:, :, None, None], (*paths.shape, ahead.shape[1], history.shape[2]))
 
 
 def moved(windows: WindowSet, first: int, end: int) -> WindowSet:
@@ -111,7 +116,8 @@ def test_intervals_fitted_on_the_selection_block_cover_the_holdout_as_they_say(s
         fitted = fit_sampling(windows, MODEL, WALK, sampler=sampler)
         rows = windows.of_split("holdout")
         origins = rows["origin"].to_numpy()
-        rolls = sample_rolls(windows, origins, rows["end"].to_numpy(), MODEL, WALK, fitted, sampler=sampler)
+        asked = rolls_from(windows, origins, rows["end"].to_numpy(), MODEL, WALK, fitted)
+        rolls = good(sample([asked], sampler)[0])
         steps = np.tile(np.arange(1, 6), len(origins))
         y = windows.bars.frame["close"].to_numpy()[(origins[:, None] + np.arange(1, 6)).ravel()]
         closes = rolls.closes.swapaxes(1, 2).reshape(len(y), -1)
@@ -191,9 +197,9 @@ def test_work_is_bounded_and_no_cutoff_has_a_flat_lookback(bars: Bars, recipe: R
     sampler = WalkSampler()
     fitted = fit_sampling(build(bars, recipe), MODEL, recipe, sampler=sampler)
     grid = len(TEMPERATURES) * len(TOP_PS)
-    assert len(sampler.calls) <= grid + 1
-    for call in sampler.calls:
-        assert 1 <= len(call["history"]) <= ORIGINS
+    assert len(sampler.calls) <= 2
+    for call, most in zip(sampler.calls, (grid * ORIGINS, ORIGINS), strict=False):
+        assert 1 <= len(call["history"]) <= most
         assert (np.ptp(call["history"][..., CLOSE], axis=1) > 0).all()
     if fitted.residuals:
         assert all(np.isfinite(factors).all() and len(factors) == recipe.horizon for factors in fitted.widths.values())
@@ -240,7 +246,8 @@ def test_every_model_goes_through_the_same_search_from_the_same_cutoffs() -> Non
     for model, spread in ((MODEL, 1.0), (SimpleNamespace(weights_hash="another"), 3.0)):
         sampler = WalkSampler(spread)
         fit_sampling(windows, model, recipe, sampler=sampler)  # type: ignore[arg-type]
-        searches.append([(call["temperature"], call["top_p"], call["history"].tolist()) for call in sampler.calls[:-1]])
+        search, _ = sampler.calls
+        searches.append({name: search[name].tolist() for name in ("temperature", "top_p", "history")})
     assert searches[0] == searches[1]
 
 
@@ -249,7 +256,8 @@ def test_widths_are_fitted_to_the_temperature_that_was_chosen() -> None:
     sampler = WalkSampler(0.5)
     fitted = fit_sampling(walk(recipe), MODEL, recipe, sampler=sampler)
     last = sampler.calls[-1]
-    assert (last["temperature"], last["top_p"]) == (fitted.temperature, fitted.top_p)
+    assert set(last["temperature"]) == {fitted.temperature}
+    assert set(last["top_p"]) == {fitted.top_p}
     assert fitted.temperature != recipe.temperature
 
 

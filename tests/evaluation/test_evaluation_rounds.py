@@ -1,0 +1,215 @@
+"""Evaluations side by side: the same numbers as alone, in few calls, and one that fails leaves the others alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from holdouts import HandMadeWindows, RecordingSampler
+from registered import base_of
+from small import simulated_windows, small_recipe
+
+from kronos_pipeline.artifacts import ArtifactLayout, read_parquet
+from kronos_pipeline.config import Recipe
+from kronos_pipeline.data.windows import WindowSet
+from kronos_pipeline.errors import KronosError, ModelError
+from kronos_pipeline.evaluation import rolls as rolls_module
+from kronos_pipeline.evaluation import rounds
+from kronos_pipeline.evaluation.forecasts import predicting
+from kronos_pipeline.evaluation.holdout import HoldoutResult, evaluate_tickers
+from kronos_pipeline.evaluation.precision import sampling_precision
+from kronos_pipeline.evaluation.rounds import Asking, alone, good, side_by_side, together
+from kronos_pipeline.evaluation.sampling import fitting_sampling, plain_sampling
+from kronos_pipeline.model.loading import KronosModel
+from kronos_pipeline.training.trainer import KronosTrainer
+
+RECIPE = Recipe(horizon=4, lookback=8, eval_samples=3)
+TICKERS = ("AAPL", "MSFT", "TSLA", "XOM")
+TRAINED = ("AAPL", "MSFT")
+
+
+def holdout(ticker: str, bars: int = 40) -> Any:
+    close = 100 + np.random.default_rng(len(ticker)).normal(size=bars).cumsum()
+    return HandMadeWindows(close, holdout=10, horizon=4, ticker=ticker)
+
+
+def job(ticker: str, shift: float = 1.0, **changes: Any) -> Asking[Any]:
+    models, plain = {"base": 0.0, "adapter": shift}, replace(plain_sampling(RECIPE), **changes)
+    return predicting(holdout(ticker), models, dict.fromkeys(models, plain), RECIPE)
+
+
+class Failing(RecordingSampler):
+    """Fails as a whole where a model is negative, as the real one does where a model gives no number."""
+
+    def __call__(self, models: Any, *given: Any, **settings: Any) -> np.ndarray:
+        paths = super().__call__(models, *given, **settings)
+        if min(models) < 0:
+            raise ModelError("its weights are of no use")
+        return paths
+
+
+def test_what_all_ask_for_is_sampled_in_one_call_and_each_gets_its_own() -> None:
+    sampler = RecordingSampler()
+    found = dict(together({name: job(name, at) for at, name in enumerate(TICKERS)}, sampler=sampler))
+    assert len(sampler.calls) == 1
+    assert len(sampler.calls[0]["history"]) == 4 * 2 * 3
+    for at, name in enumerate(TICKERS):
+        pd.testing.assert_frame_equal(
+            good(found[name]).predictions, alone(job(name, at), RecordingSampler()).predictions
+        )
+
+
+def test_what_differs_in_length_or_in_what_a_call_has_once_is_sampled_apart() -> None:
+    sampler = RecordingSampler()
+    long = RECIPE.model_copy(update={"horizon": 6})
+    six = HandMadeWindows(holdout("F").close, holdout=10, horizon=6, ticker="F")
+    other: Any = predicting(six, {"base": 0.0}, {"base": plain_sampling(long)}, long)  # type: ignore[arg-type]
+    jobs = {"A": job("A", temperature=0.5), "B": job("B", s2_position="first"), "C": job("C"), "F": other}
+    assert not any(isinstance(one, KronosError) for _, one in together(jobs, sampler=sampler))
+    assert [len(call["history"]) for call in sampler.calls] == [12, 6, 2]
+    assert set(sampler.calls[0]["temperature"]) == {0.5, 1.0}
+
+
+def test_one_that_fails_is_named_and_the_others_are_as_without_it() -> None:
+    sampler = Failing()
+    jobs = {name: job(name, -1.0 if name == "TSLA" else 1.0) for name in TICKERS}
+    found = dict(together(jobs, sampler=sampler))
+    assert str(found["TSLA"]) == "its weights are of no use"
+    for name in ("AAPL", "MSFT", "XOM"):
+        pd.testing.assert_frame_equal(good(found[name]).predictions, alone(job(name), RecordingSampler()).predictions)
+    with pytest.raises(ModelError, match="of no use"):
+        alone(job("TSLA", -1.0), sampler)
+    not_a_number = dict(together({"AAPL": job("AAPL", float("nan")), "XOM": job("XOM")}, sampler=RecordingSampler()))
+    assert "forecasts of AAPL are not finite" in str(not_a_number["AAPL"])
+    assert len(good(not_a_number["XOM"]).predictions)
+
+
+def test_no_more_are_under_way_than_memory_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    open_now, most = set(), []
+
+    def watched(name: str) -> Asking[str]:
+        open_now.add(name)
+        most.append(len(open_now))
+        yield from job(name)
+        open_now.remove(name)
+        return name
+
+    names = [f"T{number}" for number in range(20)]
+    assert dict(together({name: watched(name) for name in names}, sampler=RecordingSampler(), at_once=3)) == {
+        name: name for name in names
+    }
+    assert max(most) == 3
+    most.clear()
+    monkeypatch.setattr(rounds, "BARS", 2 * 2 * 3 * 3 * 4)  # of two such evaluations
+    sampler = RecordingSampler()
+    assert len(dict(together({name: watched(name) for name in names}, sampler=sampler))) == 20
+    assert max(most) == 2
+    assert len(sampler.calls) == 10
+
+
+def test_side_by_side_asks_once_for_all_and_an_error_reaches_whoever_waits() -> None:
+    sampler = RecordingSampler()
+    found = alone(side_by_side({name: job(name) for name in TICKERS}), sampler)
+    assert (list(found), len(sampler.calls)) == (list(TICKERS), 1)
+
+    def minds() -> Iterator[Any]:
+        try:
+            yield from job("AAPL", -1.0)
+        except ModelError as error:
+            return f"told: {error}"
+
+    assert alone(minds(), Failing()) == "told: its weights are of no use"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("device", ["cpu", "mps"])
+def test_sampling_takes_the_format_that_is_asked_for_and_fp32_off_a_gpu(device: str) -> None:
+    formats = [sampling_precision(one, device) for one in ("auto", "fp32", "bf16", "fp16")]
+    assert formats == ["fp32", "fp32", "bf16", "fp32"]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recipe, dict[str, WindowSet]]:
+    """An output folder with an adapter for each ticker, and one that is damaged."""
+    quick = {"epochs": 1, "evaluations_per_epoch": 1, "stride": 4, "learning_rate": 0.01, "tune_sampling": True}
+    recipe = small_recipe(tiny_base, **quick)
+    windows = {one.ticker: one for one in simulated_windows(recipe, (*TRAINED, "BAD"))}
+    folder = tmp_path_factory.mktemp("trained")
+    trainer = KronosTrainer(recipe, folder, base=base_of(recipe), say=lambda _: None)
+    for ticker, one in windows.items():
+        trainer.train_adapter([one], ticker)
+    (folder / "adapters" / "BAD" / "adapter_model.safetensors").write_bytes(b"damaged")
+    return folder, recipe, windows
+
+
+def evaluate(folder: Path, trained: Any, tickers: Any, base: KronosModel) -> dict[str, HoldoutResult | KronosError]:
+    """Evaluate in a folder that has the adapters of `trained`, and nothing measured yet."""
+    source, recipe, windows = trained
+    layout = ArtifactLayout(folder)
+    layout.root.mkdir()
+    for ticker in tickers:
+        layout.adapter(ticker).parent.mkdir(exist_ok=True)
+        layout.adapter(ticker).symlink_to((source / "adapters" / ticker).resolve())
+        for kept in layout.adapter(ticker).glob("sampling/*"):
+            kept.unlink()
+    return dict(evaluate_tickers(layout, windows, dict.fromkeys(tickers), base, recipe, tickers_tested=2))
+
+
+def test_a_tickers_numbers_do_not_depend_on_its_company_and_cost_three_calls(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, calls = base_of(trained[1]), []
+    real = rolls_module._sample_paths
+
+    def counted(*given: Any, **settings: Any) -> np.ndarray:
+        calls.append(len(given[0]))
+        return real(*given, **settings)
+
+    monkeypatch.setattr(rolls_module, "_sample_paths", counted)
+    all_ = evaluate(tmp_path / "all", trained, (*TRAINED, "BAD"), base)
+    assert len(calls) == 3  # the grid of temperatures, the widths, the holdout: of all tickers and both models
+    assert "adapter_model.safetensors" in str(all_["BAD"])
+    layout = ArtifactLayout(tmp_path / "all")
+    assert not layout.ticker_metrics("BAD").exists()
+    for ticker in TRAINED:
+        together_, alone_ = all_[ticker], evaluate(tmp_path / ticker, trained, [ticker], base)[ticker]
+        assert isinstance(together_, HoldoutResult)
+        assert isinstance(alone_, HoldoutResult)
+        assert set(together_.predictions["model"]) >= {"naive", "random_walk", "base", "adapter"}
+        pd.testing.assert_frame_equal(together_.predictions, alone_.predictions, rtol=1e-5, atol=1e-6)
+        stored, manifest = read_parquet(layout.ticker_forecasts(ticker))
+        pd.testing.assert_frame_equal(stored, together_.predictions)
+        assert manifest["precision"] == "fp32"
+        assert layout.plot(ticker).is_file()
+
+
+def test_a_checkpoint_that_serves_all_tickers_is_loaded_once(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kronos_pipeline.model import loading
+
+    _, recipe, windows = trained
+    base, loads, real = base_of(recipe), [], loading.load_checkpoint
+    some = [windows[ticker] for ticker in TRAINED]
+    KronosTrainer(recipe, tmp_path, base=base, say=lambda _: None).train_checkpoint(some)
+    monkeypatch.setattr(loading, "load_checkpoint", lambda *given: loads.append(given) or real(*given))
+    found = dict(evaluate_tickers(ArtifactLayout(tmp_path), windows, dict.fromkeys(TRAINED), base, recipe))
+    assert all("checkpoint" in set(good(one).predictions["model"]) for one in found.values())
+    assert len(loads) == 1
+
+
+def test_models_are_fitted_side_by_side_in_as_many_calls_as_one() -> None:
+    recipe = RECIPE.model_copy(
+        update={"lookback": 16, "validation_days": 20, "selection_days": 40, "tune_sampling": True}
+    )
+    (windows,) = simulated_windows(recipe)
+    model: Any = type("Model", (float,), {"weights_hash": "hash"})
+    sampler = RecordingSampler()
+    fits = alone(side_by_side({at: fitting_sampling(windows, model(at), recipe) for at in range(3)}), sampler)
+    assert len(sampler.calls) == 2
+    for at, fit in fits.items():
+        assert fit == alone(fitting_sampling(windows, model(at), recipe), RecordingSampler())
