@@ -164,7 +164,7 @@ class Turning:
     def __init__(self, frequencies: Tensor, positions: int) -> None:
         places = torch.arange(positions, device=frequencies.device).float()
         angles = torch.outer(places, frequencies.float())
-        self._turns = torch.polar(torch.ones_like(angles), angles)  # (positions, width / 2)
+        self._turns = torch.view_as_complex(torch.stack([angles.cos(), angles.sin()], dim=-1))  # (positions, width / 2)
 
     def at(self, positions: slice | Tensor, paths: int) -> Tensor:
         """The turns of some positions, each for all paths, (positions * paths or 1, 1, width / 2)."""

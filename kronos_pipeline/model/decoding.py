@@ -64,7 +64,7 @@ def sample_paths(
     series, horizon = len(history), ahead.shape[1]
     models = [model] * series if isinstance(model, KronosModel) else list(model)
     heat, share = (np.broadcast_to(np.asarray(one, np.float32), series) for one in (temperature, top_p))
-    seeds = [seed] * series if isinstance(seed, int) else list(seed)
+    seeds = np.broadcast_to(np.asarray(seed, object), series)
     _check(models, history, ahead, paths, heat, share)
     mean, std = lookback_statistics(history)
     normalised = normalise(history, mean, std)

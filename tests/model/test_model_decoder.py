@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
+from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from sktime.libs.kronos import auto_regressive_inference
 from tiny import NO_DROPOUT, tiny_predictor, tiny_tokenizer
@@ -138,12 +140,19 @@ def test_greedy_bars_of_a_published_size_are_upstreams(size: str) -> None:
         np.testing.assert_allclose(bars[:, 0], upstreams(predictor, tokenizer, some, context), atol=1e-5)
 
 
-@pytest.mark.parametrize("context", [100, 29, 25, 20, 12])
-def test_beyond_the_context_the_window_slides_as_upstreams(context: int) -> None:
+@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.example(bars=20, horizon=10, context=100, paths=2)  # the whole fits
+@hypothesis.example(bars=20, horizon=10, context=25, paths=SIDE_BY_SIDE + 1)  # the window begins to slide on the way
+@hypothesis.example(bars=20, horizon=10, context=12, paths=2)  # it slides from the start
+@hypothesis.given(
+    bars=st.integers(1, 24), horizon=st.integers(1, 10), context=st.integers(10, 40), paths=st.integers(1, 20)
+)
+def test_within_and_beyond_the_context_bars_are_upstreams(bars: int, horizon: int, context: int, paths: int) -> None:
     predictor, tokenizer = sharp(tiny_predictor(bits=BITS)), tiny_tokenizer(bits=BITS)
-    some = given(3, 20, 10)
-    _, bars = decoded(Decoder(predictor, tokenizer), some, context, paths=2, s2_position="first")
-    np.testing.assert_allclose(bars[:, 1], upstreams(predictor, tokenizer, some, context), atol=1e-6)
+    some = given(2, bars, horizon)
+    _, result = decoded(Decoder(predictor, tokenizer), some, context, paths, s2_position="first")
+    expected = upstreams(predictor, tokenizer, some, context)[:, None].repeat(paths, axis=1)
+    np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
 def test_paths_that_outlive_the_known_bars_go_on_from_their_own() -> None:
