@@ -192,10 +192,11 @@ def _explain(draft: _Draft, failures: pd.DataFrame) -> None:
 
     given = [column for column in table.cells if column != "timestamps"]
     for check in RULES:
-        found = failures.loc[(failures["check"] == check) & failures["column"].isin(given), ["column", "bar"]]
-        for column, bar in found.itertuples(index=False):
-            add(column, bar, RULES[check])
-            bad_lines.add(table.lines[int(draft.rows[bar])])
+        # In the order of the columns, which pandera's is not always.
+        for column in given:
+            for bar in failures.loc[(failures["check"] == check) & (failures["column"] == column), "bar"]:
+                add(column, bar, RULES[check])
+                bad_lines.add(table.lines[int(draft.rows[bar])])
     if "amount" not in table.cells:
         # It is volume times a price then, which only overflows, or fails for what is named already.
         for bar in failures.loc[(failures["check"] == "finite") & (failures["column"] == "amount"), "bar"]:
