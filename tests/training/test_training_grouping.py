@@ -1,0 +1,90 @@
+"""How many adapters train together follows from the settings and the device's whole memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kronos_pipeline.artifacts import ArtifactLayout
+from kronos_pipeline.config import Recipe
+from kronos_pipeline.training.adapters import Prepared
+from kronos_pipeline.training.grouping import adapters_per_pass, adapters_together, groups_of
+from kronos_pipeline.training.state import TrainingState
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+SMALL = SimpleNamespace(n_layers=8, d_model=512, ff_dim=1024, s1_bits=10, s2_bits=10)
+WIDTH = 600_000
+
+
+def recipe_of(**changes: Any) -> Recipe:
+    return Recipe(**{"model_name": "NeoQuasar/Kronos-small", **changes})
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def of(gigabytes: float) -> None:
+        properties = SimpleNamespace(total_memory=int(gigabytes * 1e9))
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+
+    return of
+
+
+def test_a_large_gpu_takes_the_adapters_of_the_goal_at_once_and_a_small_one_fewer(gpu: Any) -> None:
+    found = []
+    for gigabytes in (0.1, 8, 24, 80):
+        gpu(gigabytes)
+        found.append(adapters_per_pass(SMALL, WIDTH, recipe_of(), "bf16", CUDA))
+    assert found == sorted(found)
+    assert found[0] == 1
+    assert found[-1] >= 32
+    assert adapters_per_pass(SMALL, WIDTH, recipe_of(), "fp32", CUDA) < found[-1]
+    assert adapters_per_pass(SMALL, WIDTH, recipe_of(batch_size=128), "bf16", CUDA) < found[-1]
+
+
+def test_a_pass_on_a_cpu_is_short() -> None:
+    assert adapters_per_pass(SMALL, WIDTH, recipe_of(batch_size=64), "fp32", CPU) == 1
+    assert adapters_per_pass(SMALL, WIDTH, recipe_of(batch_size=8), "fp32", CPU) > 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "precision", "processes"),
+    [
+        ({"adapters_together": 1}, "fp32", 1),
+        ({}, "fp16", 1),
+        ({}, "fp32", 2),
+        ({"torch_compile": True}, "fp32", 1),
+        ({"freeze_backbone": False, "adapters_together": 8}, "fp32", 1),
+    ],
+)
+def test_what_cannot_be_shared_trains_alone(changes: dict[str, Any], precision: str, processes: int) -> None:
+    assert adapters_together(recipe_of(**changes), precision, processes, 40, CUDA) == 1
+
+
+def test_otherwise_the_setting_counts_or_the_memory() -> None:
+    assert adapters_together(recipe_of(), "bf16", 1, 40, CUDA) == 40
+    assert adapters_together(recipe_of(), "fp32", 1, 2, CPU) > 2
+    assert adapters_together(recipe_of(adapters_together=5), "bf16", 1, 40, CUDA) == 5
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(0, 50)), max_size=30), st.integers(1, 8))
+def test_groups_hold_every_training_once_and_like_with_like(sizes: list[tuple[int, int]], most: int) -> None:
+    def prepared(number: int, lookback: int, count: int) -> Prepared:
+        windows: Any = SimpleNamespace(lookback=lookback, horizon=5, counts=lambda: {"train": count})
+        state = TrainingState(ArtifactLayout(Path("x")), f"adapters/{number}", {})
+        return Prepared(Path(str(number)), state, [windows])
+
+    trainings = [prepared(number, *size) for number, size in enumerate(sizes)]
+    groups = groups_of(trainings, most)
+    assert sorted(one.target for group in groups for one in group) == sorted(one.target for one in trainings)
+    assert all(1 <= len(group) <= most for group in groups)
+    assert all(len({one.windows[0].lookback for one in group}) == 1 for group in groups)
+    assert groups == groups_of(trainings, most)
+    if most > 1:
+        for group in groups:
+            assert [one.count("train") for one in group] == sorted(one.count("train") for one in group)
