@@ -182,7 +182,6 @@ class JointOptimisation:
             course.position.step += 1
             course.position.seconds = self._before + time.monotonic() - self._began
             course.batches_read += len(batches[number])
-        self._update_average()
         self._read_losses(dict(zip(self._open, rates, strict=True)), progress)
 
     def _backward(self, windows: dict[int, Tensor], numbers: Sequence[int]) -> None:
@@ -199,7 +198,7 @@ class JointOptimisation:
 
     @torch.no_grad()
     def _update(self, rates: Sequence[float]) -> None:
-        """Clip each member's gradient by its own norm and step by its own rate; those that have ended stay."""
+        """Clip each member by its own norm, step by its own rate, and average; those that have ended stay."""
         gradient = self._weights.grad
         assert gradient is not None
         norms = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
@@ -207,13 +206,9 @@ class JointOptimisation:
         before = self._weights.detach().clone()
         self._optimizer.step()
         torch.lerp(before, self._weights, self._column(rates), out=self._weights.data)
-
-    @torch.no_grad()
-    def _update_average(self) -> None:
         if self._recipe.average_decay:
-            step = self._courses[self._open[0]].position.step
-            shares = [1 - average_decay(self._recipe, step)] * len(self._open)
-            self._average.lerp_(self._weights, self._column(shares))
+            decay = average_decay(self._recipe, self._courses[self._open[0]].position.step + 1)
+            self._average.lerp_(self._weights, self._column([1 - decay] * len(self._open)))
 
     def _read_losses(self, rates: dict[int, float], progress: TrainingProgress) -> None:
         """Read the losses of the members for which that is due, and look at their selection blocks."""
