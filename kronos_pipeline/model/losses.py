@@ -93,7 +93,7 @@ def _causal_attention(module: Any, query: Tensor, hidden: Tensor) -> Tensor:
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
-    """Causal attention of the last `asked` bars to those up to each, (windows, heads, asked, width); `query` is scaled."""
+    """Causal attention of the last bars to those up to each, (windows, heads, asked, width); `query` is scaled."""
     asked, bars = query.shape[-2], key.shape[-2]
     seen = torch.ones(asked, bars, dtype=torch.bool, device=query.device).tril(bars - asked)
     # PyTorch's fused attention takes three times as long on a CPU in bfloat16, most of it in the backward pass.
