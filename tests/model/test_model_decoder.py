@@ -273,11 +273,14 @@ def test_half_precision_stays_near_single() -> None:
 
 def test_without_packed_products_the_numbers_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     predictor, tokenizer, some = tiny_predictor(bits=BITS), tiny_tokenizer(bits=BITS), given(2, 12, 4)
-    results = []
-    for can in (True, False):
+    results, calls, multiply = [], [], packed._multiply
+    monkeypatch.setattr(packed, "_multiply", lambda *given: (calls.append(given), multiply(*given))[1])
+    for can in (packed.can_pack(torch.float32), False):
+        calls.clear()
         monkeypatch.setattr(packed, "can_pack", lambda _, can=can: can)
         predictor = copy_around_weights(predictor)
         results.append(decoded(Decoder(predictor, copy_around_weights(tokenizer)), some, 512, paths=3))
+        assert bool(calls) is can
     assert torch.equal(results[0][0], results[1][0])
     torch.testing.assert_close(results[0][1], results[1][1])
 
