@@ -94,9 +94,11 @@ def test_only_a_store_in_the_making_is_written_without_waiting_for_the_disk(tmp_
     waits: dict[str, set[int]] = {}
 
     def note(connection: sqlite3.Connection, _: object) -> None:
-        file = Path(connection.execute("PRAGMA database_list").fetchone()[2]).name
-        waits.setdefault(file, set()).add(connection.execute("PRAGMA synchronous").fetchone()[0])
-        if file.endswith(".unfinished"):  # what another thread may open meanwhile
+        file = Path(connection.execute("PRAGMA database_list").fetchone()[2])
+        if file.parent != tmp_path.resolve():  # what an earlier test has left open
+            return
+        waits.setdefault(file.name, set()).add(connection.execute("PRAGMA synchronous").fetchone()[0])
+        if file.suffix == ".unfinished":  # what another thread may open meanwhile
             sqlalchemy.create_engine(f"sqlite:///{tmp_path / 'another.db'}").connect().close()
 
     sqlalchemy.event.listen(sqlalchemy.Engine, "checkin", note)
