@@ -52,7 +52,7 @@ plain: $(INSTALLED)  ## train with external/kronos/requirements.txt alone, in an
 	"$$python" $(TRAIN) --adapter lora --data-dir trainingdata/AAPL --output-dir "$$plain/out" --stride 16 --eval-samples 4; \
 	ls "$$plain/out/adapters/AAPL/adapter_model.safetensors" "$$plain/out/metrics/evaluation.json"
 
-bench: $(INSTALLED)  ## measure everything beside its alternative, ten minutes, into docs/performance.md
+bench: $(INSTALLED)  ## measure everything beside its alternative, a quarter of an hour, into docs/performance.md
 	$(BIN)/python benchmarks/bench.py --write docs/performance.md
 
 bench-gpu: $(INSTALLED)  ## measure sampling and training on a CUDA GPU, into docs/performance.md

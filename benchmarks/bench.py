@@ -1,6 +1,6 @@
 """How fast is everything that a user waits for, beside its alternative, and beside what the machine can do?
 
-    python benchmarks/bench.py                                    # `make bench`: about ten minutes on two cores
+    python benchmarks/bench.py                                    # `make bench`: a quarter of an hour on two cores
     python benchmarks/bench.py --write docs/performance.md        # the same, put into the document
     python benchmarks/bench.py --only decoding training
     python benchmarks/bench.py --quick                            # tiny models, a smoke test
@@ -15,6 +15,7 @@ import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from speed import adapters, cost, decoding, growth, profile, training
@@ -77,7 +78,7 @@ def _adapters(machine: Machine, quick: bool, _: Path | None) -> Report:
         return adapters.beside_peft(
             machine, size="nano", adapters=3, alone=2, batch=4, steps=2, rounds=2, within=5, goal=None
         )
-    few = {"batch": 16, "rounds": 3, "goal": None, "start": adapters.start_up()}
+    few: dict[str, Any] = {"batch": 16, "rounds": 3, "goal": None, "start": adapters.start_up()}
     nano = adapters.beside_peft(machine, size="nano", adapters=16, alone=8, steps=12, within=40, **few)
     small = adapters.beside_peft(machine, size="small", adapters=4, alone=2, steps=4, within=80, **few)
     return Report([*nano.tables, *small.tables])
@@ -102,7 +103,7 @@ def _cost(machine: Machine, quick: bool, _: Path | None) -> Report:
     tickers, bars = (2, 500) if quick else (100, 2500)
     csv = growth.read(tickers, bars, rounds=1).median / tickers
     if quick:
-        few = {"size": "nano", "adapters": 2, "batch": 4, "steps": 2, "series": 2}
+        few: dict[str, Any] = {"size": "nano", "adapters": 2, "batch": 4, "steps": 2, "series": 2}
     else:
         few = {"size": "small", "adapters": 4, "batch": 16, "steps": 2, "series": 32}
     return Report([cost.table(machine, csv=csv, **few), cost.on_paper("small")])

@@ -14,6 +14,7 @@ import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from speed import adapters, cost, decoding, profile, training
@@ -108,7 +109,7 @@ def _profile(machine: Machine, quick: bool) -> Report:
 
 def _cost(machine: Machine, quick: bool) -> Report:
     if quick:
-        few = {"size": "nano", "adapters": 2, "batch": 4, "steps": 2, "series": 2}
+        few: dict[str, Any] = {"size": "nano", "adapters": 2, "batch": 4, "steps": 2, "series": 2}
     else:
         few = {"size": "small", "adapters": 32, "batch": 16, "steps": 50, "series": 128}
     return Report([cost.table(machine, csv=None, **few)])

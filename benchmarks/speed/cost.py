@@ -64,12 +64,12 @@ def table(
     path = _path(machine, size, series, user.paths)
     trained = user.tickers * user.windows * user.epochs
     sampled = user.tickers * user.rolls * user.models * user.paths
-    rows = [
-        ["read and cut CSVs", f"{user.tickers:,} tickers", csv, user.tickers],
-        ["train on windows", f"{trained:,} windows", window, trained],
-        ["begin and publish adapters", f"{user.tickers:,} adapters", adapter, user.tickers],
-        ["sample a holdout", f"{sampled:,} paths", path, sampled],
-        ["forecast once", f"{user.tickers * user.paths:,} paths", path, user.tickers * user.paths],
+    rows: list[tuple[str, str, float | None, int]] = [
+        ("read and cut CSVs", f"{user.tickers:,} tickers", csv, user.tickers),
+        ("train on windows", f"{trained:,} windows", window, trained),
+        ("begin and publish adapters", f"{user.tickers:,} adapters", adapter, user.tickers),
+        ("sample a holdout", f"{sampled:,} paths", path, sampled),
+        ("forecast once", f"{user.tickers * user.paths:,} paths", path, user.tickers * user.paths),
     ]
     cells = [
         [task, count, NOT_MEASURED, NOT_MEASURED]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sktime.libs.kronos import KronosPredictor as UpstreamPredictor
 
@@ -16,7 +17,7 @@ from speed.table import Goal, Report, Table, megabytes, number, percent, seconds
 from speed.timing import Sample, alternate, peak_of, ratio, time_of, timed, times
 from speed.work import cached_sampling, floor, repeated_sampling, total
 
-SAMPLING = {"temperature": 1.0, "top_p": 0.9, "seed": 0}
+SAMPLING: dict[str, Any] = {"temperature": 1.0, "top_p": 0.9, "seed": 0}
 _UPSTREAM, _SWITCHED, _PATHS, _HALF = "upstream", "KronosPredictor", "sample_paths", "sample_paths, bf16"
 _BOUND = 0.8
 """Share of the memory's speed at which a goal counts as reached on a CPU, whatever the ratio."""
@@ -48,7 +49,12 @@ def rivals(model: KronosModel, series: Series, paths: int) -> dict[str, Callable
     frames, horizon = series.frames, series.horizon
 
     def predict(predictor: UpstreamPredictor | KronosPredictor) -> Callable[[], object]:
-        settings = {"T": SAMPLING["temperature"], "top_p": SAMPLING["top_p"], "sample_count": paths, "verbose": False}
+        settings: dict[str, Any] = {
+            "T": SAMPLING["temperature"],
+            "top_p": SAMPLING["top_p"],
+            "sample_count": paths,
+            "verbose": False,
+        }
         return lambda: predictor.predict_batch(*frames, horizon, **settings)
 
     def sample(precision: str) -> Callable[[], object]:
@@ -74,7 +80,8 @@ def beside_upstream(machine: Machine, *, size: str, cases: Sequence[Case], round
         within: seconds for all cases together, after which no further round begins.
     """
     model = random_model(size, machine.device)
-    rows, goals = [], []
+    rows: list[list[str]] = []
+    goals: list[Goal] = []
     for case in cases:
         for warm_up in rivals(model, random_series(case.series, case.bars, 2), case.paths).values():
             warm_up()
