@@ -25,7 +25,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 		|| { echo "error: python3 is $$(python3 --version); Python 3.11 or 3.12 is needed." >&2; exit 2; }
 	python3 -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv
-	$(LINKS); $(BIN)/uv pip install --python $(BIN)/python -e '.[dev]' -c constraints.txt
+	$(LINKS); $(BIN)/uv pip install --compile-bytecode --python $(BIN)/python -e '.[dev]' -c constraints.txt
 	touch $@
 
 demo: $(INSTALLED)  ## train a checkpoint and adapters on simulated tickers, in minutes, offline, into artifacts-demo
