@@ -36,7 +36,7 @@ _EVALUATION_SETTINGS = {
     "validation_days", "validation_bars", "max_cutoffs", "eval_samples", "temperature", "top_p",
     "s2_position", "tune_sampling", "recalibrate", "calendars",
     "backtest_origins", "backtest_refit_every", "gate", "refit_all",
-    "num_workers", "save_steps", "device", "adapter_name",
+    "save_steps", "device", "adapter_name",
 }  # fmt: skip
 """Settings that leave the weights as they are: the data before the holdout is hashed itself, the device is resolved."""
 

@@ -174,7 +174,8 @@ class Killed(BaseException):
 
 
 def die_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    take_step, taken = JointOptimisation._step, []
+    take_step = JointOptimisation._step
+    taken: list[int] = []
 
     def step_or_die(self: JointOptimisation, progress: Any) -> None:
         if len(taken) == step:
