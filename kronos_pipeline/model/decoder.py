@@ -35,7 +35,9 @@ class Decoder:
         """Read the weights.
 
         Args:
-            predictors: upstream's predictor or a PEFT model around one; or several that share the base's weights.
+            predictors: upstream's predictor or a PEFT model around one, which is added to the weights; or a list of one
+                or several that share the base's weights. Their LoRA matrices stay beside these, so that each series
+                gets the same to the last bit, or nearly, whatever the company.
             tokenizer: upstream's tokenizer.
             precision: "fp32" or "bf16", of the predictor's blocks. Logits and the tokenizer are always in fp32.
 
@@ -45,8 +47,9 @@ class Decoder:
         """
         if precision not in PRECISIONS:
             raise SettingsError(f"Decoding is done in {' or '.join(PRECISIONS)}, not in {precision}; choose one.")
-        several: list[Any] = list(predictors) if isinstance(predictors, list | tuple) else [predictors]
-        self._network = kept(Network, several, PRECISIONS[precision])
+        listed = isinstance(predictors, list | tuple)
+        several: list[Any] = list(predictors) if listed else [predictors]
+        self._network = _network(several, PRECISIONS[precision], beside=listed)
         self._bars = kept(Bars, [tokenizer])
         self._tokenizer, self._threads_for, self.device = tokenizer, several[0], self._network.device
 
@@ -161,6 +164,15 @@ class Decoder:
         values = series * rows * (12 * decoder.width + 2 * len(decoder) * decoder.width) + span.paths * horizon * keys
         detours = series * network.detoured
         return 4 * (max(cached + 8 * series * paths * network.vocabulary, values) + context + detours)
+
+
+def _network(predictors: list[Any], dtype: torch.dtype, *, beside: bool) -> Network:
+    if len(predictors) > 1 or not beside:
+        return kept(Network, predictors, dtype)
+    try:  # as of two, whose matrices stay beside the weights
+        return kept(Network, predictors * 2, dtype)
+    except ModelError:  # no plain LoRA
+        return kept(Network, predictors, dtype)
 
 
 def decoders(

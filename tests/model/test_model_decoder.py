@@ -191,11 +191,24 @@ def test_each_series_is_drawn_from_its_own_adapters_logits(which: list[int]) -> 
                 torch.testing.assert_close(ours, expected[level][0], rtol=0, atol=1e-4)
 
 
+def test_a_listed_adapter_is_not_merged_so_company_changes_nothing() -> None:
+    several, tokenizer, some = adapters(tiny_predictor(bits=BITS)), tiny_tokenizer(bits=BITS), given(2, 15, 5)
+    logits = []
+    for group in (several, several[:2], several[:1], several[0]):
+        watched = Watched()
+        decoded(Decoder(group, tokenizer), some, 512, 3, choose=watched, which=torch.zeros(2, dtype=torch.long))
+        logits.append(torch.stack(watched.logits[:2]))
+    for alone in logits[1:3]:
+        torch.testing.assert_close(alone, logits[0], rtol=0, atol=1e-7)
+    assert not torch.equal(logits[3], logits[2])  # merged: the same to float tolerance only
+
+
+@pytest.mark.parametrize("listed", [False, True])
 @pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"lora_bias": True}], ids=["lora", "dora", "with bias"])
-def test_one_adapter_of_any_kind_gives_pefts_own_logits(settings: dict[str, Any]) -> None:
+def test_one_adapter_of_any_kind_gives_pefts_own_logits(settings: dict[str, Any], listed: bool) -> None:
     adapter = with_lora(tiny_predictor(bits=BITS), 1, ["q_proj", "out_proj", "proj_s1"], **settings)
     some, watched = given(2, 15, 4), Watched()
-    decoder = Decoder(adapter, tiny_tokenizer(bits=BITS))
+    decoder = Decoder([adapter] if listed else adapter, tiny_tokenizer(bits=BITS))
     tokens, _ = decoded(decoder, some, 512, choose=watched)
     known = decoder.encode(some.bars)
     whole = tuple(torch.cat([known[level], tokens[:, 0, :, level]], dim=1) for level in (0, 1))
