@@ -15,17 +15,9 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import (
-    LoraConfig,
-    PeftConfig,
-    PeftModel,
-    get_peft_model,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
-)
 from torch import Tensor, nn
 
 from kronos_pipeline.artifacts import MANIFEST, file_hash, text_hash, write_file, write_json
@@ -41,6 +33,9 @@ from kronos_pipeline.model.weights import (
     weights_hash,
     write_tensors,
 )
+
+if TYPE_CHECKING:
+    from peft import PeftModel  # a second to import, which the training of a checkpoint need not wait for
 
 CONFIG, WEIGHTS, TORCH_FILE, BASE = "adapter_config.json", "adapter_model.safetensors", "adapter.pt", "base"
 
@@ -59,6 +54,8 @@ def add_lora(predictor: nn.Module, r: int, alpha: float, dropout: float, targets
     Raises:
         SettingsError: a target names no such module.
     """
+    from peft import LoraConfig, get_peft_model
+
     names = [name for name, part in predictor.named_modules() if type(part) in (nn.Linear, nn.Embedding)]
     unknown = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in names)]
     if unknown:
@@ -125,6 +122,8 @@ def adapter_hash(folder: Path, base_hash: str) -> str:
 
 def _assemble(folder: Path, base: KronosModel) -> PeftModel:
     """The adapter in a folder on its base: the trained one in the folder, or the tensors of `base`'s predictor."""
+    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+
     own_base = folder / BASE
     predictor = load_predictor(own_base, base.device) if own_base.is_dir() else copy_around_weights(base.predictor)
     tensors = read_tensors(folder / WEIGHTS)
@@ -142,6 +141,8 @@ def _assemble(folder: Path, base: KronosModel) -> PeftModel:
 
 
 def _adapter_tensors(peft_model: PeftModel) -> Mapping[str, Tensor]:
+    from peft import get_peft_model_state_dict
+
     return get_peft_model_state_dict(peft_model, save_embedding_layers=False)
 
 
