@@ -79,7 +79,9 @@ class Recipe(BaseModel):
         description="number format of matrix products; auto takes bf16 on a GPU that has it, and to train a published "
         "model on a CPU that has it, else fp32",
     )
-    torch_compile: bool = Field(False, description="compile the model (worth its start-up on long GPU runs)")
+    torch_compile: bool = Field(
+        False, description="compile the model (worth its start-up on long GPU runs); adapters then train one by one"
+    )
 
     adapter: Literal["none", "lora"] = Field(
         "none", description="none: one checkpoint over all tickers; lora: adapters"

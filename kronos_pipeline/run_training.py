@@ -65,7 +65,7 @@ def train(config: KronosTrainingConfig) -> int:
     print(f"base model {trainer.base.source.label} on {trainer.device}, {trainer.precision}")
     tracker = Tracker(None, layout.root)
     with trainer.one_run():
-        trained = train_all(config, trainer, tracker, tickers.windows)
+        trained = train_all(config, trainer, tracker, tickers.windows, tickers.skip)
         holdout = evaluate_all(config, trainer, tracker, tickers, trained)
         found = backtest_beside(config, trainer, tickers)
         backtest = found.evaluation if found else None

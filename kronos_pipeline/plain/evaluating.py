@@ -51,7 +51,7 @@ def evaluate_all(
     found = dict(
         evaluate_tickers(
             trainer.layout,
-            tickers.windows,
+            {ticker: tickers.windows[ticker] for ticker in runs},
             runs,
             trainer.base,
             config.recipe,

@@ -133,6 +133,21 @@ def test_a_bad_ticker_among_good_ones_is_skipped_by_name_and_the_exit_code_tells
     assert not (tmp_path / "out/adapters/ACME").exists()
 
 
+def test_an_adapter_that_fails_among_good_ones_is_skipped_by_name_too(
+    tiny_base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out/adapters/MSFT").mkdir(parents=True)
+    assert train(tiny_base, data, tmp_path / "out", "--adapter", "lora") == 2
+    evaluation = check_numbers(tmp_path / "out")
+    assert [entry["symbol"] for entry in evaluation["per_symbol"]] == ["AAPL"]
+    (skipped,) = evaluation["skipped"]
+    assert skipped["symbol"] == "MSFT"
+    assert "adapters/MSFT is in the way" in skipped["reason"]
+    captured = capsys.readouterr()
+    assert "adapters/MSFT is in the way" in captured.err
+    assert "Skipped MSFT" in captured.out
+
+
 def test_a_model_that_has_seen_the_holdout_is_left_out_and_named(
     tiny_base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
