@@ -107,13 +107,15 @@ def with_noise(bars: Bars, first: int, seed: int) -> Bars:
 
 def _train(trainer: KronosTrainer, windows: Sequence[WindowSet], config: KronosTrainingConfig) -> None:
     """Train what the settings ask for, and fit how each ticker's models are sampled, as the pipeline itself does."""
+    from kronos_pipeline.training.adapters import AdapterJob  # imports torch
+
     if config.adapter == "none":
         trainer.train_checkpoint(windows)
     elif config.adapter_name is not None:
         trainer.train_adapter(windows, config.adapter_name)
     else:
-        for one in windows:
-            trainer.train_adapter([one], one.ticker)
+        for result in trainer.train_adapters([AdapterJob(one.ticker, [one]) for one in windows]):
+            good(result)
     load = loader(trainer.base)
     for _, found in together({one.ticker: _fitting(trainer, one, config, load) for one in windows}):
         good(found)

@@ -37,7 +37,9 @@ def promote_all(
         except TrackingError:
             raise
         except KronosError as error:
-            tickers.skip(one.adapter or "checkpoint", error)
+            name = one.adapter or "checkpoint"
+            if name not in tickers.skipped:  # else what failed before has been told, and this follows from it
+                tickers.skip(name, error)
 
 
 def _promote(

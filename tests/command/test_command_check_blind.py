@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ from kronos_pipeline.data.simulate import write_simulated
 from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.evaluation import candidates as candidates_module
 from kronos_pipeline.evaluation.blindness import with_noise
+from kronos_pipeline.training import alone as alone_module
 from kronos_pipeline.training import dataset as dataset_module
-from kronos_pipeline.training import trainer as trainer_module
 
 ADAPTER = ("--adapter", "lora")
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -95,15 +95,17 @@ def leaky_statistics(patch: pytest.MonkeyPatch) -> None:
 
 def leaky_selection(patch: pytest.MonkeyPatch) -> None:
     """Stop early on the holdout: the loss that chooses the weights is taken on windows that reach into it."""
-    real = dataset_module._encode_split
+    real = dataset_module._normalised
 
-    def shifted(windows: WindowSet, split: str, *arguments: Any) -> None:
+    def late(windows: WindowSet) -> WindowSet:
         moved = windows.rows.copy()
-        late = moved["split"] == "selection"
-        moved.loc[late, ["start", "origin", "end"]] += windows.horizon
-        real(replace(windows, rows=moved), split, *arguments)
+        moved.loc[moved["split"] == "selection", ["start", "origin", "end"]] += windows.horizon
+        return replace(windows, rows=moved)
 
-    patch.setattr(dataset_module, "_encode_split", shifted)
+    def shifted(windows: Sequence[WindowSet], *arguments: Any) -> Iterator[np.ndarray]:
+        return real([late(one) for one in windows], *arguments)
+
+    patch.setattr(dataset_module, "_normalised", shifted)
 
 
 def leaky_sampling(patch: pytest.MonkeyPatch) -> None:
@@ -122,7 +124,7 @@ def leaky_sampling(patch: pytest.MonkeyPatch) -> None:
     [
         (ADAPTER, leaky_statistics, "adapters/AAPL/adapter_model.safetensors"),
         ((), leaky_statistics, "checkpoints/best_model/model.safetensors"),
-        (("--epochs", "2", "--learning-rate", "0.1"), leaky_selection, "checkpoints/best_model/model.safetensors"),
+        (("--epochs", "6", "--learning-rate", "0.1"), leaky_selection, "checkpoints/best_model/model.safetensors"),
         (ADAPTER, leaky_sampling, "adapters/AAPL/sampling/AAPL.json"),
     ],
 )
@@ -151,7 +153,7 @@ def test_a_device_that_does_not_repeat_itself_is_no_leak_and_no_proof(
     tiny_base: Path, one_ticker: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seeds = itertools.count()
-    monkeypatch.setattr(trainer_module, "set_seed", lambda *_, **__: set_seed(next(seeds)))
+    monkeypatch.setattr(alone_module, "set_seed", lambda *_, **__: set_seed(next(seeds)))
     assert check(tiny_base, one_ticker, *ADAPTER) == 2
     captured = capsys.readouterr()
     assert "a training does not repeat itself. Use --device cpu." in captured.err
