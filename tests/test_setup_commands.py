@@ -58,7 +58,7 @@ def test_help_names_each_target_and_what_it_does() -> None:
 
 
 def test_an_installation_obeys_the_pins(checkout: Path) -> None:
-    assert "pip install --python .venv/bin/python -e .[dev] -c constraints.txt" in install(checkout)
+    assert "pip install --compile-bytecode --python .venv/bin/python -e .[dev] -c constraints.txt" in install(checkout)
 
 
 @pytest.mark.parametrize(

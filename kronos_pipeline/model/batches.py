@@ -17,15 +17,12 @@ from kronos_pipeline.model.decoder import Decoder, decoders
 from kronos_pipeline.model.draws import Draws, Sampling, generator_for
 from kronos_pipeline.model.frames import InputError, Series
 from kronos_pipeline.model.generation import Choose
-from kronos_pipeline.model.memory import room, work_in_parts
+from kronos_pipeline.model.memory import Part, room, work_in_parts
 
 ROWS = 4096
 """Paths, of all series together, whose tokens are drawn by one call of torch, as upstream draws them. More are drawn as
 upstream would in several calls, one after the other: what is drawn may not depend on how much memory there is, and each
 part of a call repeats the call's random numbers."""
-
-Part = tuple[NDArray[np.intp], range]
-"""Some series, and of each some paths."""
 
 
 def sample_series(
@@ -88,7 +85,7 @@ class _Batch:
         rows = np.arange(count * paths).reshape(count, paths)
 
         def run(part: Part) -> None:
-            members, some = part
+            members, some = np.array(part[0]), part[1]
             at = members[:, None], np.arange(some.start, some.stop)
             with progress.of_part() as drawn:
                 values[at] = self._futures(members, len(some), draws.part(torch.from_numpy(rows[at]), drawn))
@@ -98,8 +95,8 @@ class _Batch:
             longest = max(len(self._series[member].bars) for member in members)
             return self._decoder.bytes(len(members), len(some), longest, horizon)
 
-        whole = np.flatnonzero(self._place >= 0), range(paths)
-        work_in_parts(whole, run, _halves, size, room(self._decoder.device))
+        whole = np.flatnonzero(self._place >= 0).tolist(), range(paths)
+        work_in_parts(whole, run, size, room(self._decoder.device))
 
     def _futures(self, members: NDArray[np.intp], paths: int, choose: Choose) -> NDArray[np.float32]:
         """Normalised bars of some series, (series, paths, horizon, 6)."""
@@ -148,14 +145,6 @@ class _Progress:
     def _add(self, rows: int) -> None:
         self._done += rows
         self._bar.update(self._done // self._rows - self._bar.n)
-
-
-def _halves(part: Part) -> list[Part]:
-    members, paths = part
-    if (half := len(members) // 2) > 0:
-        return [(members[:half], paths), (members[half:], paths)]
-    half = paths.start + len(paths) // 2
-    return [(members, range(paths.start, half)), (members, range(half, paths.stop))] if len(paths) > 1 else []
 
 
 def _end_together(parts: Sequence[NDArray[Any]]) -> Tensor:

@@ -19,10 +19,7 @@ from kronos_pipeline.data.normalisation import denormalise, lookback_statistics,
 from kronos_pipeline.errors import ModelError, SettingsError
 from kronos_pipeline.model.decoder import Choose, Decoder, decoders
 from kronos_pipeline.model.loading import KronosModel
-from kronos_pipeline.model.memory import room, work_in_parts
-
-Part = tuple[list[int], range]
-"""Some series, and of each some paths."""
+from kronos_pipeline.model.memory import Part, room, work_in_parts
 
 
 def sample_paths(
@@ -94,7 +91,7 @@ def sample_paths(
         def size(part: Part, decoder: Decoder = decoder) -> int:
             return decoder.bytes(len(part[0]), len(part[1]), history.shape[1], horizon)
 
-        work_in_parts((list(place), range(paths)), run, _halves, size, room(decoder.device))
+        work_in_parts((list(place), range(paths)), run, size, room(decoder.device))
     for row, one in enumerate(models):
         if not np.isfinite(sampled[row]).all():
             raise ModelError(f"{one.source.label} gives forecasts that are not finite; its weights are of no use.")
@@ -159,14 +156,6 @@ def _draws(seed: int, paths: int, history: np.ndarray, past: np.ndarray, ahead: 
         content.update(np.ascontiguousarray(part, dtype=kind).tobytes())
     generator = np.random.default_rng([seed, int.from_bytes(content.digest()[:16], "little")])
     return generator.random((paths, len(ahead), 2), dtype=np.float32)
-
-
-def _halves(part: Part) -> list[Part]:
-    rows, paths = part
-    if (half := len(rows) // 2) > 0:
-        return [(rows[:half], paths), (rows[half:], paths)]
-    half = paths.start + len(paths) // 2
-    return [(rows, range(paths.start, half)), (rows, range(half, paths.stop))] if len(paths) > 1 else []
 
 
 def _check(

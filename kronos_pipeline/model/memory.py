@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
 
 import torch
 
-Part = TypeVar("Part")
+Part = tuple[list[int], range]
+"""Some series, and of each some paths."""
 
 _ON_CPU = 2**30
 _SHARE = 0.5
@@ -22,26 +22,19 @@ def room(device: torch.device) -> int:
     return int(_SHARE * (free + kept_back))
 
 
-def work_in_parts(
-    whole: Part,
-    run: Callable[[Part], None],
-    halves: Callable[[Part], list[Part]],
-    size: Callable[[Part], int],
-    limit: int,
-) -> None:
-    """Run some work, as a whole or in parts, one after the other and in order.
+def work_in_parts(whole: Part, run: Callable[[Part], None], size: Callable[[Part], int], limit: int) -> None:
+    """Run some work, as a whole or in parts, one after the other and in order: halves of the series, then of the paths.
 
     Args:
         whole: what is to be done.
         run: does a part; where the device runs out of memory it is called again for each half.
-        halves: two parts in place of one, none where it cannot be divided.
         size: what a part takes of the memory, about.
         limit: the size of the largest part to try.
     """
     waiting = [whole]
     while waiting:
         part = waiting.pop()
-        smaller = halves(part)
+        smaller = _halves(part)
         if smaller and size(part) > limit:
             waiting += reversed(smaller)
             continue
@@ -56,6 +49,15 @@ def work_in_parts(
         waiting += reversed(smaller)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _halves(part: Part) -> list[Part]:
+    """None where a part cannot be divided."""
+    rows, paths = part
+    if (half := len(rows) // 2) > 0:
+        return [(rows[:half], paths), (rows[half:], paths)]
+    half = paths.start + len(paths) // 2
+    return [(rows, range(paths.start, half)), (rows, range(half, paths.stop))] if len(paths) > 1 else []
 
 
 def out_of_memory(error: BaseException) -> bool:
