@@ -1,18 +1,21 @@
-"""`kronos forecast AAPL`: the next bars, whose forecast it is and why, and a picture."""
+"""`kronos forecast AAPL MSFT`: the next bars of one ticker, of some or of all, whose forecast each is and why."""
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
-from kronos_pipeline.command_line import Command
+from kronos_pipeline.command_line import FAILED, Command
 from kronos_pipeline.config import KronosTrainingConfig, Recipe
+from kronos_pipeline.errors import KronosError
 
 if TYPE_CHECKING:
     from kronos_pipeline.artifacts import ArtifactLayout
+    from kronos_pipeline.model.loading import KronosModel
 
 _OF_THE_RECIPE = ("model_name", "tokenizer_name", "horizon", "eval_samples", "seed", "calendars", "adapter_name")
 
@@ -23,11 +26,18 @@ def _about(field: str) -> Any:
     return Field(None, description=f"{what}; by default as in the ticker's last evaluation")
 
 
-class Forecast(Command):
-    """Forecast a ticker's next bars: by its champion; where it has none, by the base model if that was better than
-    naive; else by repeating the last close. It prints the forecast, says whose it is and why, and draws it."""
+_IN_FULL = 3
+"""Tickers whose forecasts are printed bar by bar; of more, a line each."""
 
-    ticker: CliPositionalArg[str] = Field(description="the symbol, the name of its CSV")
+
+class Forecast(Command):
+    """Forecast the next bars of some tickers, or of all: each by its champion; where it has none, by the base model if
+    that was better than naive; else by repeating the last close. It prints the forecasts, says whose each is and why,
+    and draws them. Many are sampled together."""
+
+    tickers: CliPositionalArg[list[str]] = Field(
+        [], description="symbols, the names of their CSVs; by default every CSV's"
+    )
     data_dir: str = Field("trainingdata", description=KronosTrainingConfig.model_fields["data_dir"].description)
     output_dir: str = Field("artifacts", description=KronosTrainingConfig.model_fields["output_dir"].description)
     model_name: Optional[str] = _about("model_name")
@@ -44,25 +54,61 @@ class Forecast(Command):
         from rich.console import Console
 
         from kronos_pipeline.artifacts import ArtifactLayout, check_writable
-        from kronos_pipeline.base_models import find_base_model
         from kronos_pipeline.data.csv_files import find_csv_files
-        from kronos_pipeline.data.ingest import read_bars
-        from kronos_pipeline.model.loading import load_base, pick_device
-        from kronos_pipeline.tracking.forecasting import forecast_ticker
+        from kronos_pipeline.data.ingest import read_files
+        from kronos_pipeline.evaluation.rounds import together
+        from kronos_pipeline.plain.reading import tell
+        from kronos_pipeline.tracking.forecasting import TickerForecast, forecasting_ticker, overview_sheet
         from kronos_pipeline.tracking.registry import Registry
         from kronos_pipeline.tracking.runs import Tracker
 
-        layout, ticker = ArtifactLayout(Path(self.output_dir)), self.ticker.upper()
-        bars = read_bars(find_csv_files(Path(self.data_dir)).file(ticker))
-        recipe = self._recipe(layout, ticker)
+        layout, folder = ArtifactLayout(Path(self.output_dir)), find_csv_files(Path(self.data_dir))
+        names = list(dict.fromkeys(map(str.upper, self.tickers))) or sorted(folder.files)
+        bars, errors = read_files([folder.file(name) for name in names])
+        recipes = {name: self._recipe(layout, name) for name in names if name in bars}
         check_writable(layout.root)
-        base = load_base(find_base_model(recipe.model_name, recipe.tokenizer_name), pick_device(recipe.device))
-        forecast = forecast_ticker(Registry(Tracker(None, layout.root)), layout, bars, base, recipe)
-        for note in bars.notes:
-            print(f"{ticker}: {note}")
-        Console().print(forecast.sheet().terminal())
-        print(f"forecast  {forecast.file}\npicture   {forecast.plot}")
-        return 0
+        registry, made = Registry(Tracker(None, layout.root)), dict[str, TickerForecast]()
+        jobs = {
+            name: forecasting_ticker(registry, layout, bars, name, self._base(recipe), recipe)
+            for name, recipe in recipes.items()
+        }
+        failed: dict[str, KronosError] = {**errors}
+        for name, found in together(jobs):
+            if isinstance(found, KronosError):
+                failed[name] = found
+            else:
+                made[name] = found
+        if len(names) == 1 and failed:
+            raise failed[names[0]]
+        forecasts = [made[name] for name in names if name in made]
+        for name in made:
+            for note in bars[name].notes:
+                print(f"{name}: {note}")
+        console = Console()
+        for one in forecasts if len(forecasts) <= _IN_FULL else ():
+            console.print(one.sheet().terminal())
+            print(f"forecast  {one.file}\npicture   {one.plot}")
+        if len(forecasts) > _IN_FULL:
+            console.print(overview_sheet(forecasts).terminal())
+            print(f"forecasts {forecasts[0].file.parent}\npictures  {forecasts[0].plot.parents[1]}")
+        for name in names:
+            if name in failed:
+                tell(name, failed[name])
+        return FAILED if failed else 0
+
+    @cached_property
+    def _bases(self) -> dict[tuple[str, str | None], KronosModel]:
+        return {}
+
+    def _base(self, recipe: Recipe) -> KronosModel:
+        """The base model of a recipe, loaded once for all tickers that have it."""
+        from kronos_pipeline.base_models import find_base_model
+        from kronos_pipeline.model.loading import load_base, pick_device
+
+        names = recipe.model_name, recipe.tokenizer_name
+        if names not in self._bases:
+            self._bases[names] = load_base(find_base_model(*names), pick_device(recipe.device))
+        return self._bases[names]
 
     def _recipe(self, layout: ArtifactLayout, ticker: str) -> Recipe:
         """The settings of the ticker's last evaluation, where there was one, and the flags in their place."""

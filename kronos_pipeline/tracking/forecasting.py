@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,8 +12,8 @@ import pandas as pd
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.evaluation.ahead import forecast_manifest, forecast_sheet, forecasting_ahead, save_forecast
 from kronos_pipeline.evaluation.distributions import FEWEST_PATHS
-from kronos_pipeline.evaluation.rounds import Asking, alone
-from kronos_pipeline.evaluation.sheets import Sheet
+from kronos_pipeline.evaluation.rounds import Asking
+from kronos_pipeline.evaluation.sheets import Sheet, count, price
 from kronos_pipeline.tracking.choice import choose
 
 if TYPE_CHECKING:
@@ -53,15 +53,32 @@ class TickerForecast:
         return forecast_sheet(self.table, self.reason, self.notes)
 
 
-def forecast_ticker(
-    registry: Registry, layout: ArtifactLayout, bars: Bars, base: KronosModel, recipe: Recipe
-) -> TickerForecast:
+def overview_sheet(forecasts: Sequence[TickerForecast]) -> Sheet:
+    """Many forecasts as people read them: a row per ticker, with the close of the last bar that is forecast."""
+    rows = []
+    for one in forecasts:
+        last, steps = one.table.iloc[-1], len(one.table)
+        known = f"{last['cutoff']:%Y-%m-%d}"
+        prices = (price(last[name]) for name in ("lo_80", "median", "mean", "hi_80"))
+        rows.append([str(last["unique_id"]), known, str(steps), *prices, one.label])
+    return Sheet(
+        title=f"Close (price) of the last bar that is forecast, {count(len(forecasts), 'ticker')}",
+        headers=["Ticker", "after", "bars\nahead", "lo\n80 %", "median", "mean", "hi\n80 %", "by"],
+        rows=rows,
+        notes=["Why each model forecasts is in the file's manifest, and in `kronos forecast` of the ticker alone."],
+    )
+
+
+def forecasting_ticker(
+    registry: Registry, layout: ArtifactLayout, bars: Mapping[str, Bars], ticker: str, base: KronosModel, recipe: Recipe
+) -> Asking[TickerForecast]:
     """Forecast a ticker's next bars by its champion, else by base or naive, and write the table and the fan chart.
 
     Args:
         registry: where champions are.
         layout: where artifacts lie.
-        bars: the ticker's bars, the newest last.
+        bars: each ticker's bars, the newest last; this one's are looked up when its turn comes.
+        ticker: the ticker.
         base: the untouched base model.
         recipe: horizon, paths per forecast, seed and calendars; lookback, where no champion has its own.
 
@@ -71,13 +88,6 @@ def forecast_ticker(
         DataError, SettingsError: these bars cannot be forecast, or a calendar does not fit.
         ArtifactError: a file cannot be written.
     """
-    return alone(forecasting_ticker(registry, layout, {bars.ticker: bars}, bars.ticker, base, recipe))
-
-
-def forecasting_ticker(
-    registry: Registry, layout: ArtifactLayout, bars: Mapping[str, Bars], ticker: str, base: KronosModel, recipe: Recipe
-) -> Asking[TickerForecast]:
-    """`forecast_ticker`, side by side with others; its bars are read when its turn comes."""
     own = bars[ticker]
     choice = choose(registry, layout, ticker, base, recipe)
     model, sampling = choice.model, choice.sampling

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,9 @@ def layout(tmp_path: Path) -> ArtifactLayout:
     return ArtifactLayout(tmp_path / "out")
 
 
-def forecast(tmp_path: Path, ticker: str, *flags: str) -> int:
+def forecast(tmp_path: Path, *words: str) -> int:
     folders = ["--data-dir", str(tmp_path / "data"), "--output-dir", str(tmp_path / "out"), "--device", "cpu"]
-    return cli.main(["forecast", ticker, *folders, *flags])
+    return cli.main(["forecast", *folders, *words])
 
 
 def measured(layout: ArtifactLayout, ticker: str, recipe: Recipe, verdict: str) -> None:
@@ -166,3 +167,37 @@ def test_a_ticker_without_a_csv_is_told_which_there_are(
 ) -> None:
     assert forecast(tmp_path, "NVDA") == 2
     assert f"no CSV for the ticker 'NVDA' here; there are: {ticker}" in capsys.readouterr().err
+
+
+def test_all_tickers_are_forecast_at_once_as_each_alone_and_a_bad_one_is_named(
+    tmp_path: Path, layout: ArtifactLayout, tiny_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = small_recipe(tiny_base, horizon=3)
+    names = [f"M{number}" for number in range(4)]
+    for number, name in enumerate(names):
+        write_frame(tmp_path / "data", name, BARS.iloc[number:])
+        measured(layout, name, recipe.model_copy(update={"horizon": 2 + number % 2}), "better")
+    (tmp_path / "data/BAD.csv").write_text("date,open,high,low,close\n2024-01-02,-1,2,1,2\n")
+    assert forecast(tmp_path) == 2
+    told: Any = capsys.readouterr()
+    assert "BAD.csv:2: open" in told.err
+    assert "BAD: skipped" in told.err
+    assert "Close (price) of the last bar that is forecast, 4 tickers" in told.out
+    together = {name: read_parquet(layout.forecast(name))[0] for name in names}
+    for name, table in together.items():
+        assert re.search(rf"{name} +{BARS['Date'].iloc[-1]:%Y-%m-%d} +{len(table)} ", told.out)
+        assert forecast(tmp_path, name) == 0
+        alone = read_parquet(layout.forecast(name))[0]
+        assert list(table["ds"]) == list(alone["ds"])
+        np.testing.assert_allclose(table[["mean", *BOUNDS]], alone[["mean", *BOUNDS]], rtol=1e-5)
+
+
+def test_a_few_tickers_are_printed_bar_by_bar(
+    tmp_path: Path, layout: ArtifactLayout, tiny_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("ONE", "TWO", "THREE"):
+        write_frame(tmp_path / "data", name, BARS)
+    assert forecast(tmp_path, "two", "ONE", "--model-name", str(tiny_base), "--horizon", "2") == 0
+    told = words(capsys.readouterr().out)
+    assert told.index("TWO: close (price) of the next 2 bars") < told.index("ONE: close (price) of the next 2 bars")
+    assert not layout.forecast("THREE").exists()
