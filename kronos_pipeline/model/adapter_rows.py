@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from kronos_pipeline.errors import ModelError
+from kronos_pipeline.model.modules import evaluating
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def read(modules: Sequence[Any]) -> Matrix:
         return _merged(modules[0])
     bases = [_base(module) for module in modules]
     weight = bases[0].weight
-    if any(base.weight is not weight and not torch.equal(base.weight, weight) for base in bases[1:]):
+    if not all(_same(base.weight, weight) and _same(_bias(base), _bias(bases[0])) for base in bases[1:]):
         raise ModelError("Predictors of different weights cannot be decoded in one batch; give each a decoder.")
     parts = [_low_rank(module) for module in modules]
     if any(part is None for part in parts):
@@ -96,10 +97,18 @@ def _bias(base: Any) -> Tensor | None:
     return None if bias is None else bias.detach()
 
 
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one is other or torch.equal(one, other)
+
+
 def _merged(module: Any) -> Matrix:
     """One module's own matrix; what PEFT put around it is added to its weight."""
     base = _base(module)
     embedding = isinstance(base, nn.Embedding)
+    if base.weight.ndim != 2 or not base.weight.is_floating_point():
+        raise ModelError(f"A {type(base).__name__} keeps its weights packed, and cannot be decoded; load them in full.")
     weight, bias = base.weight.detach(), _bias(base)
     if module is not base:
         part = _low_rank(module)
@@ -113,10 +122,10 @@ def _merged(module: Any) -> Matrix:
 
 def _measured(module: Any, base: Any) -> Matrix:
     """The matrix of any module that is linear in what it does, by asking it for every unit vector."""
-    if isinstance(base, nn.Embedding):
-        tokens = torch.arange(base.num_embeddings, device=base.weight.device)
-        return Matrix(module(tokens).detach().mT, None)
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(module):
+        if isinstance(base, nn.Embedding):
+            tokens = torch.arange(base.num_embeddings, device=base.weight.device)
+            return Matrix(module(tokens).mT, None)
         units = torch.eye(base.in_features, dtype=base.weight.dtype, device=base.weight.device)
         bias = module(units[:1] * 0)[0]
         return Matrix((module(units) - bias).mT, bias)

@@ -92,8 +92,8 @@ class _Batch:
 
         def size(part: Part) -> int:
             members, some = part
-            longest = max(len(self._series[member].bars) for member in members)
-            return self._decoder.bytes(len(members), len(some), longest, horizon)
+            lengths = {len(self._series[member].bars) for member in members}
+            return self._decoder.bytes(len(members), len(some), max(lengths), horizon, unequal=len(lengths) > 1)
 
         whole = np.flatnonzero(self._place >= 0).tolist(), range(paths)
         work_in_parts(whole, run, size, room(self._decoder.device))

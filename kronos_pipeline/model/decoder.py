@@ -154,16 +154,22 @@ class Decoder:
         values = self._bars.values(hidden).unflatten(1, (horizon, -1)).transpose(1, 2)
         return span.ungroup(values, paths)
 
-    def bytes(self, series: int, paths: int, bars: int, horizon: int) -> int:
-        """What sampling takes of the memory at once, about: caches, masks, logits, and what the layers pass on."""
+    def bytes(self, series: int, paths: int, bars: int, horizon: int, *, unequal: bool = False) -> int:
+        """What sampling takes of the memory at once, about: caches, masks, logits, and what the layers pass on.
+
+        Args:
+            series, paths, bars, horizon: how many of each; `bars` of the longest series.
+            unequal: whether the series differ in length, so that each has masks of its own.
+        """
         network, decoder = self._network, self._bars.blocks
         span = Span.of(bars, paths, horizon, None)
         rows, keys = span.groups * span.paths * horizon, span.context + span.paths * horizon
         cached = 2 * series * span.groups * keys * (len(network.blocks) + 1) * network.width
         context = 12 * series * bars * max(network.width, decoder.width)
-        values = series * rows * (12 * decoder.width + 2 * len(decoder) * decoder.width) + span.paths * horizon * keys
+        values = series * rows * (12 * decoder.width + 2 * len(decoder) * decoder.width)
+        masks = series * (rows * keys + bars**2) if unequal else span.paths * horizon * keys
         detours = series * network.detoured
-        return 4 * (max(cached + 8 * series * paths * network.vocabulary, values) + context + detours)
+        return 4 * (max(cached + 8 * series * paths * network.vocabulary, values + masks) + context + detours)
 
 
 def _network(predictors: list[Any], dtype: torch.dtype, *, beside: bool) -> Network:

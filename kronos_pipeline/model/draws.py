@@ -8,7 +8,7 @@ same state of the generator.
 
 from __future__ import annotations
 
-import operator
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 
 from kronos_pipeline.errors import ModelError
-from kronos_pipeline.model.frames import InputError
+from kronos_pipeline.model.frames import InputError, real, whole
 from kronos_pipeline.model.generation import Choose
+
+_GLOBAL = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,11 @@ def read_sampling(
     Raises:
         InputError: one is of no use.
     """
-    try:
-        horizon, paths, kept = (operator.index(number) for number in (pred_len, sample_count, top_k or 0))
-        heat, share = float(temperature), 1.0 if top_p is None else float(top_p)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"pred_len, sample_count and top_k are whole numbers, T and top_p numbers: {error}."
-        ) from error
+    horizon, paths, kept = (
+        whole(name, number)
+        for name, number in (("pred_len", pred_len), ("sample_count", sample_count), ("top_k", top_k or 0))
+    )
+    heat, share = real("T", temperature), real("top_p", 1 if top_p is None else top_p)
     for name, number in (("pred_len", horizon), ("sample_count", paths)):
         if number < 1:
             raise InputError(f"{name} must be 1 or more, not {number}.")
@@ -68,6 +68,10 @@ def read_sampling(
         raise InputError("top_p is no number; give 0.9, say, or 1 to draw from all tokens.")
     if seed is not None and generator is not None:
         raise InputError("seed and generator are both given; give one of them.")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise InputError(f"generator must be a torch.Generator, not {type(generator).__name__}; or give a seed.")
+    if seed is not None and not 0 <= (seed := whole("seed", seed)) < 2**63:
+        raise InputError(f"seed must be from 0 to 2**63 - 1, not {seed}.")
     return Sampling(horizon, heat, kept, share, paths, bool(verbose), seed, generator)
 
 
@@ -75,13 +79,14 @@ def read_sampling(
 def generator_for(sampling: Sampling, device: torch.device) -> Iterator[torch.Generator]:
     """The generator that was given, a new one of the seed that was given, or the device's global one.
 
-    The global one is lent: where the block fails, it stays as it was.
+    The global one is lent, to one thread at a time, or several would draw the same: where the block fails, it stays as
+    it was.
 
     Raises:
         InputError: the generator is another device's.
     """
     if (given := sampling.generator) is not None:
-        if given.device.type != device.type:
+        if (given.device.type, given.device.index or 0) != (device.type, device.index or 0):
             raise InputError(f"The generator is of {given.device}, and the model on {device}: make one on that device.")
         yield given
         return
@@ -89,9 +94,10 @@ def generator_for(sampling: Sampling, device: torch.device) -> Iterator[torch.Ge
     if sampling.seed is not None:
         yield own.manual_seed(sampling.seed)
         return
-    own.set_state(_global_state(device))
-    yield own
-    _set_global_state(device, own.get_state())
+    with _GLOBAL:
+        own.set_state(_global_state(device))
+        yield own
+        _set_global_state(device, own.get_state())
 
 
 class Draws:
@@ -114,7 +120,8 @@ class Draws:
 
         def choose(logits: Tensor, step: int, level: int) -> Tensor:
             likelihood = probabilities(logits.flatten(0, 1), *self._filters)
-            if step == 0 and not bool(torch.isfinite(likelihood).all()):
+            # After the first step a GPU is not waited for: there the drawing itself would fail.
+            if (step == 0 or likelihood.device.type == "cpu") and not bool(torch.isfinite(likelihood).all()):
                 raise ModelError("The model gives numbers that are not finite; its weights are of no use.")
             if places is None:
                 tokens = torch.multinomial(likelihood, 1, generator=self._generator)
@@ -137,8 +144,8 @@ def probabilities(logits: Tensor, temperature: float, top_k: int, top_p: float) 
         temperature: divides the logits.
         top_k: as many of the likeliest tokens are kept, with those as likely as the last; 0 or less keeps all. Where it
             is given, `top_p` says nothing.
-        top_p: the likeliest tokens are kept up to the first at which their probability exceeds this; 1 or more keeps
-            all, 0 or less the likeliest.
+        top_p: the likeliest tokens are kept up to the first at which their probability exceeds this, with those as
+            likely as the last, of which upstream keeps some; 1 or more keeps all, 0 or less the likeliest.
     """
     logits = logits.float() / temperature
     if top_k > 0:

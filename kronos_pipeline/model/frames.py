@@ -6,6 +6,7 @@ and standard deviation are those of all bars given, also of those that the model
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +50,32 @@ class Series:
     index: pd.Index
 
 
+def whole(name: str, given: Any) -> int:
+    """An argument that is a whole number; numpy's are too.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        return operator.index(given)
+    except TypeError as error:
+        raise InputError(f"{name} must be a whole number, not {given!r}.") from error
+
+
+def real(name: str, given: Any) -> float:
+    """An argument that is a number.
+
+    Raises:
+        InputError: it is none.
+    """
+    if isinstance(given, str):
+        raise InputError(f"{name} must be a number, not {given!r}.")
+    try:
+        return float(given)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} must be a number, not {given!r}.") from error
+
+
 def read_series(df: Any, x_timestamp: Any, y_timestamp: Any, horizon: int, clip: float, name: str = "df") -> Series:
     """Read one series.
 
@@ -75,7 +102,7 @@ def read_series(df: Any, x_timestamp: Any, y_timestamp: Any, horizon: int, clip:
     with np.errstate(over="ignore", invalid="ignore"):
         mean, std = np.mean(values, axis=0), np.std(values, axis=0)
     if too_large := [str(column) for column, size in zip(FEATURES, std, strict=True) if not np.isfinite(size)]:
-        raise InputError(f"{name}: {_listed(too_large)} holds infinity or numbers too large for float32; rescale it.")
+        raise InputError(f"{name}: infinity, or numbers too large for float32, in {_listed(too_large)}; rescale them.")
     bars = np.clip((values - mean) / (std + EPSILON), -clip, clip)
     return Series(bars, _stamps(past), _stamps(ahead), mean, std, ahead)
 
@@ -117,21 +144,34 @@ def _values(df: Any, name: str) -> NDArray[np.float32]:
         have = _listed([str(column) for column in df.columns]) or "none"
         raise InputError(f"{name}: price columns {_listed(missing)} are missing among {have}; names are lower case.")
     found = df[[column for column in FEATURES if column in df.columns]].copy()
-    if found.shape[1] > len(set(found.columns)) or found.columns.nlevels > 1:
-        raise InputError(f"{name}: the columns are not one each of {_listed(FEATURES)}; give each once.")
+    if found.columns.nlevels > 1:
+        raise InputError(f"{name}: the columns have {found.columns.nlevels} levels; give them one.")
+    if (twice := found.columns[found.columns.duplicated()]).size:
+        raise InputError(f"{name}: there is more than one column {_listed(twice)}; give each once.")
+    found = _numbers(found, name)
     try:
         if _VOLUME not in found:
             found[_VOLUME] = found[_AMOUNT] = 0.0
         elif _AMOUNT not in found:
             found[_AMOUNT] = found[_VOLUME] * found[list(PRICES)].mean(axis=1)
-        found = found[list(FEATURES)]
-        if (missing_values := found.columns[found.isna().any()]).size:
-            raise InputError(f"{name} contains NaN values in {_listed(missing_values)}; fill or drop those bars.")
-        return found.to_numpy().astype(np.float32)
+        return found[list(FEATURES)].to_numpy().astype(np.float32)
     except (TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{name} holds something that is no number: {error}.") from error
+
+
+def _numbers(found: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The columns with numbers that are written as texts read, as upstream's arithmetic would; no cell is missing."""
+    for column in found.columns[found.dtypes.map(pd.api.types.is_object_dtype) | (found.dtypes == "string")]:
+        read = pd.to_numeric(found[column], errors="coerce")
+        if (unread := (read.isna() & found[column].notna()).to_numpy()).any():
+            row = int(unread.argmax())
+            raise InputError(
+                f"{name} holds something that is no number: {column} of bar {row} is {found[column].iloc[row]!r}."
+            )
+        found[column] = read
+    if (missing := found.columns[found.isna().any()]).size:
+        raise InputError(f"{name} contains NaN values in {_listed(missing)}; fill or drop those bars.")
+    return found
 
 
 def _times(given: Any, name: str) -> pd.Index:

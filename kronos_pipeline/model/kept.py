@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -48,12 +49,13 @@ def kept(make: Callable[..., Made], modules: Sequence[Any], *settings: Any) -> M
 def state(modules: Sequence[Any]) -> tuple[Any, ...]:
     """What tells whether some modules' weights, or PEFT's switches in them, have changed.
 
-    A tensor's version counts the changes in place but for those through `.data`, which PEFT's merging makes: so the
-    sums of the weights take part as well. They cost a reading of the weights, as one sampled bar does.
+    A tensor's version counts the changes in place but for those through `.data`, which PEFT's merging makes: so sums of
+    the weights, each weighed by its place, take part as well. They cost a reading of the weights, as one sampled bar
+    does.
     """
     tensors = {id(tensor): tensor for module in modules for tensor in [*module.parameters(), *module.buffers()]}
     with torch.no_grad():
-        sums = torch.stack([tensor.detach().sum().float() for tensor in tensors.values()]).cpu().numpy().tobytes()
+        sums = torch.stack([_weighted_sum(tensor.detach()) for tensor in tensors.values()]).cpu().numpy().tobytes()
     places = [(tensor.data_ptr(), tensor.device, _version(tensor)) for tensor in tensors.values()]
     switches = [
         (part.merged, part.disable_adapters, tuple(part.active_adapters), tuple(part.scaling.items()))
@@ -62,6 +64,17 @@ def state(modules: Sequence[Any]) -> tuple[Any, ...]:
         if hasattr(part, "lora_A")
     ]
     return tuple(places), sums, tuple(switches)
+
+
+def _weighted_sum(tensor: Tensor) -> Tensor:
+    numbers = tensor.flatten().float()
+    return torch.dot(numbers, _ramp(len(numbers), tensor.device))
+
+
+@lru_cache(maxsize=64)
+def _ramp(length: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.linspace(1.0, 2.0, length, device=device)
 
 
 def _version(tensor: Tensor) -> int:

@@ -7,6 +7,7 @@ device nor that the cache was made in inference mode and so cannot take part in 
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,11 @@ from torch import Tensor, nn
 
 _SMALL = 4_000_000
 """Parameters; the smallest published predictor has about this many."""
+
+
+_SHARED = threading.RLock()
+"""Held while upstream's modules run in a mode that is theirs for the moment, with caches of one length."""
+_LIMITED = threading.Lock()
 
 
 def inner(predictor: nn.Module) -> Any:
@@ -82,14 +88,26 @@ def rotary_tables(rotary: Any, length: int) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode inside the block; each submodule's own mode comes back after it."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
+    """Eval mode inside the block; each submodule's own mode comes back after it. One thread at a time is in it."""
+    with _SHARED:
+        modes = {part: part.training for part in module.modules()}
+        module.eval()
+        try:
+            yield
+        finally:
+            for part, mode in modes.items():
+                part.training = mode
+
+
+class _Threads(threading.local):
+    """Whether this thread is in a block that limits them; how many are, and what was there before the first."""
+
+    inside = False
+    limited = 0
+    before = 1
+
+
+_threads = _Threads()
 
 
 @contextmanager
@@ -99,13 +117,23 @@ def fitting_threads(module: nn.Module) -> Iterator[None]:
     The operations of a small model are so short that threads mostly wait for each other, for a whole time slice of the
     system each time where the machine has other work: seconds become minutes.
     """
-    before = torch.get_num_threads()
     on_cpu = all(parameter.device.type == "cpu" for parameter in module.parameters())
-    torch.set_num_threads(1 if is_small(module) and on_cpu else before)
+    if _threads.inside or not (is_small(module) and on_cpu):
+        yield
+        return
+    with _LIMITED:
+        if not _Threads.limited:
+            _Threads.before = torch.get_num_threads()
+        _Threads.limited += 1
+        torch.set_num_threads(1)
+    _threads.inside = True
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        _threads.inside = False
+        with _LIMITED:
+            _Threads.limited -= 1
+            torch.set_num_threads(_Threads.before)
 
 
 def _rotaries(module: nn.Module) -> list[Any]:

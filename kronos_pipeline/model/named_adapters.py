@@ -13,6 +13,7 @@ from torch import nn
 from kronos_pipeline.artifacts import MANIFEST, read_json
 from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.errors import ArtifactError, ModelError
+from kronos_pipeline.model.frames import InputError
 from kronos_pipeline.model.loading import KronosModel, load_base
 from kronos_pipeline.model.lora import load_adapter
 from kronos_pipeline.model.modules import move
@@ -27,12 +28,17 @@ def named_adapters(adapters: Mapping[str, Any], model: nn.Module, tokenizer: nn.
         tokenizer: the base's.
 
     Raises:
+        InputError: a name is no text, or an adapter neither a model nor a folder.
         ModelError: a folder is damaged, or its adapter was trained on another model than this one.
     """
+    if not isinstance(adapters, Mapping):
+        raise InputError(f"adapters must map names to models or folders, not be of {type(adapters).__name__}.")
     device = next(model.parameters()).device
     bases: dict[tuple[str, str], KronosModel] = {}
     named: dict[str, nn.Module] = {}
     for name, adapter in adapters.items():
+        if not isinstance(name, str):
+            raise InputError(f"An adapter is called by a text, not {name!r}.")
         if isinstance(adapter, str | Path):
             folder = Path(adapter)
             key = _base_of(folder)
@@ -40,7 +46,10 @@ def named_adapters(adapters: Mapping[str, Any], model: nn.Module, tokenizer: nn.
                 bases[key] = _same_base(folder, *key, model, tokenizer, device)
             named[name] = load_adapter(folder, bases[key]).predictor
         else:
-            named[name] = move(getattr(adapter, "predictor", adapter), device)
+            predictor = getattr(adapter, "predictor", adapter)
+            if not isinstance(predictor, nn.Module):
+                raise InputError(f"The adapter {name} must be a model or a folder, not {type(adapter).__name__}.")
+            named[name] = move(predictor, device)
     return named
 
 

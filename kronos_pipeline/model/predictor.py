@@ -31,6 +31,8 @@ from kronos_pipeline.model.frames import (
     in_units,
     read_batch,
     read_series,
+    real,
+    whole,
 )
 from kronos_pipeline.model.likeness import check_likeness, check_pair
 from kronos_pipeline.model.modules import move
@@ -75,7 +77,8 @@ class KronosPredictor:
                 `model`. Those that are plain LoRA on the same weights are decoded together.
 
         Raises:
-            InputError: there is no such device or precision, or tokenizer and model do not belong together.
+            InputError: there is no such device or precision, another argument is of no use, or tokenizer and model do
+                not belong together.
             ModelError: the model computes otherwise than upstream's do, or an adapter is damaged or another model's.
         """
         self.device = _first_device() if device is None else device
@@ -83,6 +86,10 @@ class KronosPredictor:
         check_pair(model, tokenizer)
         if precision not in PRECISIONS:
             raise InputError(f"precision must be {' or '.join(PRECISIONS)}, not {precision!r}.")
+        if whole("max_context", max_context) < 1:
+            raise InputError(f"max_context must be 1 bar or more, not {max_context}.")
+        if not real("clip", clip) > 0:
+            raise InputError(f"clip must be above 0, not {clip}.")
         self.model, self.tokenizer = move(model, place), move(tokenizer, place)
         check_likeness(self.model, self.tokenizer, precision)
         self.max_context, self.clip, self.precision = max_context, clip, precision
@@ -212,7 +219,7 @@ class KronosPredictor:
         if isinstance(adapters, str) or len(adapters) != len(series):
             raise InputError(f"adapters must have a name, or None, for each of the {len(series)} series.")
         places = {None: 0} | {name: place for place, name in enumerate(self.adapters, 1)}
-        if unknown := [name for name in adapters if name not in places]:
+        if unknown := [name for name in adapters if not (name is None or isinstance(name, str)) or name not in places]:
             known = ", ".join(map(str, self.adapters)) or "none"
             raise InputError(f"There is no adapter {unknown[0]!r}; the predictor was made with {known}.")
         return sample_series(

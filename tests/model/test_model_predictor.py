@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from price_frames import assert_forecast, candles, sharp_predictor, sharp_tokeni
 from sktime.libs.kronos import KronosPredictor as Upstream
 
 from kronos_pipeline import KronosPredictor
-from kronos_pipeline.errors import ModelError
+from kronos_pipeline.errors import KronosError, ModelError
 from kronos_pipeline.model.losses import teacher_forced_logits
 
 HORIZON = 7
@@ -242,6 +244,46 @@ def test_weights_of_no_use_are_told_and_the_generator_stays() -> None:
     with pytest.raises(ModelError, match="not finite"):
         predictor.predict(candles(30), *times(30, HORIZON), HORIZON, verbose=False)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"max_context": "512"}, "max_context must be a whole number, not '512'"),
+        ({"max_context": 0}, "max_context must be 1 bar or more, not 0"),
+        ({"clip": "5"}, "clip must be a number, not '5'"),
+        ({"clip": None}, "clip must be a number"),
+        ({"clip": np.nan}, "clip must be above 0"),
+        ({"adapters": ["artifacts/adapters/AAPL"]}, "adapters must map names to models or folders, not be of list"),
+        ({"adapters": {"AAPL": None}}, "The adapter AAPL must be a model or a folder, not NoneType"),
+        ({"adapters": {None: sharp_predictor()}}, "An adapter is called by a text, not None"),
+    ],
+)
+def test_settings_of_no_use_are_told_when_they_are_given(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told) as caught:
+        KronosPredictor(sharp_predictor(), sharp_tokenizer(), "cpu", **settings)
+    assert isinstance(caught.value, KronosError)
+
+
+def test_threads_forecast_as_one_does_and_leave_the_models_and_torch_as_they_were() -> None:
+    tokenizer, threads = sharp_tokenizer().train(), torch.get_num_threads()
+    for part in tokenizer.modules():
+        part.attn_dropout_p = 0.5  # what a tokenizer in training mode would do with it shows
+    predictor = KronosPredictor(sharp_predictor(), tokenizer, "cpu")
+    series = {bars: (candles(bars), *times(bars, HORIZON), HORIZON) for bars in (20, 25, 30, 40)}
+    expected = {bars: predictor.predict(*given, seed=bars, verbose=False) for bars, given in series.items()}
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            calls = {
+                bars: pool.submit(predictor.predict, *one, seed=bars, verbose=False) for bars, one in series.items()
+            }
+            for bars, call in calls.items():
+                pd.testing.assert_frame_equal(call.result(), expected[bars])
+        one = series[20]
+        unseeded = [call.result() for call in [pool.submit(predictor.predict, *one, verbose=False) for _ in range(4)]]
+        assert pool.submit(torch.get_num_threads).result() == threads
+    assert all(not a.equals(b) for a, b in combinations(unseeded, 2)), "each draws anew"
+    assert all(part.training for part in tokenizer.modules())
 
 
 def hooked() -> Any:
