@@ -36,6 +36,8 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="Markdown file whose marked places get the tables, and its plot")
     options = parser.parse_args()
 
+    if options.quick:
+        print("A smoke test: tiny models and few repeats, no figure of which is one to quote.\n")
     machine = measure(torch.device("cpu"), quick=options.quick)
     _tell("machine", Report([limits(machine)]), options.write)
     goals: list[Goal] = []

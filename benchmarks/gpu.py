@@ -41,6 +41,8 @@ def main() -> None:
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("torch finds no CUDA device here; --device cpu --quick tries the script out.")
 
+    if options.quick:
+        print("A smoke test: tiny models and few repeats, no figure of which is one to quote.\n")
     began = time.monotonic()
     machine = measure(device, quick=options.quick)
     reports = [Report([limits(machine)])]

@@ -30,7 +30,8 @@ def raw_bars(context: dg.AssetExecutionContext, pipeline: PipelineSettings) -> I
             with batch.ticker(ticker):
                 files.append(folder.file(ticker))
         good, bad, unchanged = read_changed(files, pipeline.layout.bars)
-        context.log.info(f"{len(unchanged)} of {len(files)} CSVs have not changed since they were last read.")
+        if unchanged:
+            context.log.info(f"{len(unchanged)} of {len(files)} CSVs are as they were when they were last read.")
         for ticker, bars in good.items():
             batch.add(ticker, bars, bars_metadata(bars) | {"CSV unchanged": ticker in unchanged})
         batch.errors |= bad

@@ -62,7 +62,7 @@ def read_tickers(config: KronosTrainingConfig, layout: ArtifactLayout) -> Ticker
         find_calendar(ticker, config.calendars)
     bars, bad, unchanged = read_changed(list(folder.files.values()), layout.bars)
     if unchanged:
-        print(f"{len(unchanged)} of {len(folder.files)} CSVs have not changed since they were last read")
+        print(f"{len(unchanged)} of {len(folder.files)} CSVs are as they were when they were last read")
     tickers = Tickers({}, dict(sorted({**folder.problems, **bad}.items())))
     for ticker, report in examine_all(list(bars.values()), recipe).items():
         if report.windows is None:

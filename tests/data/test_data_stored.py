@@ -151,7 +151,7 @@ def test_the_command_says_how_many_were_unchanged_and_leaves_their_bars_as_they_
 
     again = capsys.readouterr().out
     assert "not changed" not in once
-    assert again.startswith("2 of 3 CSVs have not changed since they were last read\n")
+    assert again.startswith("2 of 3 CSVs are as they were when they were last read\n")
     assert len(second.windows["B"].bars) == 151
     assert {ticker for ticker in inodes if layout.bars(ticker).stat().st_ino != inodes[ticker]} == {"B"}
     for ticker, windows in second.windows.items():
