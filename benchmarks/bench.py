@@ -12,6 +12,7 @@ process. Let nothing else run meanwhile.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +38,7 @@ def main() -> None:
     options = parser.parse_args()
 
     if options.quick:
-        print("A smoke test: tiny models and few repeats, no figure of which is one to quote.\n")
+        print("A smoke test: tiny models and few repeats, no figure of which is one to quote.\n", file=sys.stderr)
     machine = measure(torch.device("cpu"), quick=options.quick)
     _tell("machine", Report([limits(machine)]), options.write)
     goals: list[Goal] = []

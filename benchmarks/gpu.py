@@ -11,6 +11,7 @@ sizes and random weights, bars are simulated. What only CUDA can tell reads "not
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +43,7 @@ def main() -> None:
         parser.error("torch finds no CUDA device here; --device cpu --quick tries the script out.")
 
     if options.quick:
-        print("A smoke test: tiny models and few repeats, no figure of which is one to quote.\n")
+        print("A smoke test: tiny models and few repeats, no figure of which is one to quote.\n", file=sys.stderr)
     began = time.monotonic()
     machine = measure(device, quick=options.quick)
     reports = [Report([limits(machine)])]
