@@ -106,10 +106,12 @@ def _train_adapters(
             trained[job.name] = Trained(job.name, tuple(job.windows), result, run.run_id)
 
         trainer.train_adapters(jobs, begin=runs.begin, done=done)
+    raised = next(iter(failed), None) if skip is None or not trained else None
     for name, error in failed.items():
-        if skip is None or not trained:
-            raise error
-        skip(name, error)
+        if skip is not None and name != raised:
+            skip(name, error)
+    if raised is not None:
+        raise failed[raised]
     return [trained[job.name] for job in jobs if job.name in trained]
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import set_seed
 
-from kronos_pipeline.errors import KronosError, SettingsError
+from kronos_pipeline.errors import KronosError, ModelError, SettingsError
 from kronos_pipeline.model.modules import fitting_threads
 from kronos_pipeline.model.stacked_lora import StackedLora
 from kronos_pipeline.training import plan
@@ -98,6 +98,10 @@ def _train_alone(trainer: KronosTrainer, group: Sequence[Prepared]) -> Iterator[
             if processes() > 1:
                 raise  # the other processes have ended with it
             result = error
+        except torch.OutOfMemoryError:
+            if processes() > 1:
+                raise
+            result = _out_of_memory(trainer, one)
         yield one, result
 
 
@@ -128,6 +132,13 @@ def _train_group(trainer: KronosTrainer, group: Sequence[Prepared]) -> Iterator[
         except KronosError as error:
             for one in left.values():
                 yield one, error
+        except torch.OutOfMemoryError:
+            for one in left.values():
+                yield one, _out_of_memory(trainer, one)
+
+
+def _out_of_memory(trainer: KronosTrainer, one: Prepared) -> ModelError:
+    return ModelError(f"{one.state.artifact} ran out of memory on {trainer.device}; lower --batch-size.")
 
 
 def _not_in(saved: dict[str, Any] | None, members: Iterable[Prepared]) -> list[Prepared]:

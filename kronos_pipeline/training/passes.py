@@ -72,15 +72,33 @@ class Passes:
             except torch.OutOfMemoryError:
                 if len(some) == 1:
                     raise
-                self._adapters = math.ceil(len(some) / 2)
-                self._say(f"{self.device} is out of memory; {self._adapters} adapters at a time from here on")
+                self._halve(len(some))
                 continue
             done += len(some)
 
     def expected_seconds(
         self, start: Tensor, train: KronosMultiTickerDataset, selection: KronosMultiTickerDataset, recipe: Recipe
     ) -> float:
-        """Seconds that a training takes at most, by a pass of adapters like `start`, (width,), that is timed."""
+        """Seconds that a training takes at most, by a pass of adapters like `start`, (width,), that is timed.
+
+        Raises:
+            torch.OutOfMemoryError: the device has not the memory for one.
+        """
+        while True:
+            try:
+                return self._timed(start, train, selection, recipe)
+            except torch.OutOfMemoryError:
+                if self._adapters == 1:
+                    raise
+            self._halve(self._adapters)  # outside the except block, whose traceback holds the failed pass's tensors
+
+    def _halve(self, adapters: int) -> None:
+        self._adapters = math.ceil(adapters / 2)
+        self._say(f"{self.device} is out of memory; {self._adapters} adapters at a time from here on")
+
+    def _timed(
+        self, start: Tensor, train: KronosMultiTickerDataset, selection: KronosMultiTickerDataset, recipe: Recipe
+    ) -> float:
         rows = min(self._adapters * recipe.batch_size, len(train))
         which = torch.arange(rows, device=self.device) * self._adapters // rows
         adapters = start.to(self.device).repeat(self._adapters, 1).requires_grad_()

@@ -80,10 +80,12 @@ class KronosTrainer:
     def one_run(self) -> Iterator[None]:
         """Trainings inside the block are one run: killed and started again, it keeps those that had ended."""
         self._one_run = []
-        yield
-        if process() == 0:
-            forget(self._one_run)
-        self._one_run = None
+        try:
+            yield
+            if process() == 0:
+                forget(self._one_run)
+        finally:
+            self._one_run = None
 
     def train_adapter(
         self,
