@@ -117,7 +117,7 @@ def _train_group(trainer: KronosTrainer, group: Sequence[Prepared]) -> Iterator[
                     yield left.pop(one.target), kept
             if not left:
                 return
-            state = group_state(trainer.layout, [one.state for one in group])
+            state = group_state(trainer.layout, [one.state for one in group], trainer.say)
             saved = state.load()
             for one in _not_in(saved, left.values()):
                 if published := load_result(one.target, one.state.key):

@@ -125,21 +125,24 @@ class TrainingState:
         return [run.parent for run in _runs(self.layout) if _artifact_of(run) == self.artifact]
 
     def _unfinished_others(self) -> list[dict[str, Any]]:
-        others = [read_json(folder / _RUN) for folder in self._folders() if folder != self.folder]
-        return [other for other in others if not other.get("finished")]
+        others = [_read(folder / _RUN) for folder in self._folders() if folder != self.folder]
+        return [other for other in others if other and not other.get("finished")]
 
 
-def group_state(layout: ArtifactLayout, members: Sequence[TrainingState]) -> TrainingState:
+def group_state(layout: ArtifactLayout, members: Sequence[TrainingState], say: Say) -> TrainingState:
     """The state in common of adapters that train together; their locks are to be held.
 
-    States of other groups with one of them in it are dropped: it is trained anew.
+    States of other groups with one of them in it are dropped, and it is said what changed: it is trained anew.
     """
     keys = sorted(one.key for one in members)
     group = TrainingState(layout, f"{_TOGETHER}{text_hash(*keys)}", {"members": keys})
     artifacts = {str((one.layout.root / one.artifact).absolute()) for one in members}
     for run in _runs(layout):
         of_a_group = run.parent != group.folder and _artifact_of(run).startswith(_TOGETHER)
-        if of_a_group and artifacts & set(read_json(run)["artifacts"]):
+        if of_a_group and artifacts & (before := set(_read(run).get("artifacts", ()))):
+            if (run.parent / "state.pt").is_file():
+                changes = _members_changed(before, artifacts)
+                say(f"starting anew: the adapters that train together have changed: {changes}")
             shutil.rmtree(run.parent, ignore_errors=True)
     write_json(group.folder / _RUN, {"artifact": group.artifact, "parts": group.parts, "artifacts": sorted(artifacts)})
     return group
@@ -185,10 +188,36 @@ def _runs(layout: ArtifactLayout) -> list[Path]:
     return sorted((layout.root / "state").glob(f"*/{_RUN}"))
 
 
-@lru_cache(maxsize=65536)
 def _artifact_of(run: Path) -> str:
+    """What a training makes; "" where another process, whose training has ended, has removed it."""
+    try:
+        return _artifact_read(run)
+    except ArtifactError:
+        if run.exists():
+            raise
+        return ""
+
+
+@lru_cache(maxsize=65536)
+def _artifact_read(run: Path) -> str:
     """What a training makes; its folder is named by a hash of that, so it is read once."""
     return str(read_json(run).get("artifact"))
+
+
+def _read(run: Path) -> dict[str, Any]:
+    """What a run.json says; nothing where another process, whose training has ended, has removed it."""
+    try:
+        return read_json(run)
+    except ArtifactError:
+        if run.exists():
+            raise
+        return {}
+
+
+def _members_changed(before: set[str], after: set[str]) -> str:
+    changes = [(after - before, "came"), (before - after, "went")]
+    told = [f"{', '.join(sorted(Path(one).name for one in some))} {verb}" for some, verb in changes if some]
+    return ", ".join(told) or "the data or the settings of some are others"
 
 
 def _changes(before: dict[str, Any], after: dict[str, Any]) -> str:
