@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kronos_pipeline.errors import KronosError
+from kronos_pipeline.evaluation.sheets import count
 
 if TYPE_CHECKING:
     from kronos_pipeline.config import KronosTrainingConfig
@@ -117,8 +118,10 @@ def _train_adapters(
 
 def _tell(name: str, result: TrainingResult) -> None:
     summary = result.summary
+    others = summary["together"] - 1
+    company = f"together with {count(others, 'other')}" if others else f"{summary['windows_per_second']:,.0f} windows/s"
     print(
         f"{name}: best selection loss {summary['selection_loss']:.4f} nats at step {summary['best_step']} of "
-        f"{summary['steps']}{', stopped early' if summary['stopped_early'] else ''}; {summary['seconds']:.0f} s, "
-        f"{summary['windows_per_second']:,.0f} windows/s -> {result.folder}"
+        f"{summary['steps']}{', stopped early' if summary['stopped_early'] else ''}; {summary['seconds']:.0f} s "
+        f"{company} -> {result.folder}"
     )

@@ -90,7 +90,8 @@ def _optimise(
     set_seed(recipe.seed, device_specific=True)
     optimisation = Optimisation(predictor, train, selection, recipe, accelerator)
     name = trainer.base.source.name
-    described = plan.describe(len(train), len(selection), optimisation.steps, seconds, disk, name, trainer.device)
+    numbers = len(train), len(selection), optimisation.steps, seconds, disk
+    described = plan.describe(*numbers, name, trainer.device, compiled=recipe.torch_compile)
     trainer.say(f"{artifact}: {described}")
     if saved is not None:
         optimisation.restore(saved)

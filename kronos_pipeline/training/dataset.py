@@ -96,9 +96,9 @@ class KronosMultiTickerDataset(Dataset[Batch]):
 
     def batch(self, indices: Sequence[int] | np.ndarray | Tensor) -> Batch:
         """Windows by number, as one batch on the device; it does not wait for it."""
-        rows = _sent(torch.as_tensor(indices, dtype=torch.int64), self._here)
+        rows = sent(torch.as_tensor(indices, dtype=torch.int64), self._here)
         bars = self._starts[rows, None] + torch.arange(self.window, device=self._here)
-        tokens, stamps = (_sent(part, self._device) for part in (self._tokens[rows], self._stamps[bars]))
+        tokens, stamps = (sent(part, self._device) for part in (self._tokens[rows], self._stamps[bars]))
         return {"s1": tokens[:, 0], "s2": tokens[:, 1], "stamps": stamps}
 
     def _store(self, folder: Path | None) -> Tensor:
@@ -114,7 +114,7 @@ class KronosMultiTickerDataset(Dataset[Batch]):
         """Fill the store, so many windows at a time as the device encodes best, whatever their ticker."""
         filled, size = 0, windows_per_call(self.window, self._device)
         for values in _regrouped(_normalised(windows, self.split, self.window, size), size):
-            tokens = encode(tokenizer, _sent(torch.from_numpy(values), self._device), self._device)
+            tokens = encode(tokenizer, sent(torch.from_numpy(values), self._device), self._device)
             self._tokens[filled : filled + len(tokens)] = tokens
             filled += len(tokens)
 
@@ -150,7 +150,7 @@ def _has_room(device: torch.device, needed: int) -> bool:
     return needed <= _DEVICE_SHARE * torch.cuda.get_device_properties(device).total_memory
 
 
-def _sent(values: Tensor, device: torch.device) -> Tensor:
+def sent(values: Tensor, device: torch.device) -> Tensor:
     """Values on a device; to a GPU from pages that it reads by itself, so that nobody waits for it."""
     if values.device == device:
         return values

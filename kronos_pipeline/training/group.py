@@ -22,7 +22,7 @@ from kronos_pipeline.training.adapters import AdapterJob, Prepared
 from kronos_pipeline.training.alone import train_alone
 from kronos_pipeline.training.course import Outcome
 from kronos_pipeline.training.devices import processes
-from kronos_pipeline.training.grouping import adapters_per_pass, adapters_together, groups_of
+from kronos_pipeline.training.grouping import adapters_per_pass, adapters_together, groups_of, one_by_one
 from kronos_pipeline.training.members import Member
 from kronos_pipeline.training.passes import Passes
 from kronos_pipeline.training.publish import (
@@ -68,7 +68,10 @@ def train_together(
         if fit[-1].target in places:
             raise SettingsError(f"Two adapters would be {fit[-1].target}; give each a name of its own.")
         places[fit[-1].target] = number, job
-    for group in groups_of(fit, _most_in_a_group(trainer) if len(fit) > 1 else 1):
+    why_alone = one_by_one(trainer.recipe, trainer.precision, processes())
+    if why_alone and len(fit) > 1 and trainer.recipe.adapters_together != 1:
+        trainer.say(f"{len(fit)} adapters train one by one, as {why_alone}")
+    for group in groups_of(fit, 1 if why_alone or len(fit) == 1 else _most_in_a_group(trainer)):
         begun = []
         for one in group:
             number, job = places[one.target]
@@ -87,7 +90,7 @@ def train_together(
 def _most_in_a_group(trainer: KronosTrainer) -> int:
     width = sum(p.numel() for p in trainer.trainable(lora=True).parameters() if p.requires_grad)
     per_pass = adapters_per_pass(trainer.base.predictor, width, trainer.recipe, trainer.precision, trainer.device)
-    return adapters_together(trainer.recipe, trainer.precision, processes(), per_pass, trainer.device)
+    return adapters_together(trainer.recipe, per_pass, trainer.device)
 
 
 def _train_alone(trainer: KronosTrainer, group: Sequence[Prepared]) -> Iterator[tuple[Prepared, Ended]]:
@@ -191,7 +194,7 @@ def _published(
 ) -> Ended:
     if isinstance(outcome, KronosError):
         return outcome
-    summary = training_summary(outcome, adapted, one.windows, trainer.device, trainer.precision)
+    summary = training_summary(outcome, adapted, one.windows, trainer.device, trainer.precision, together=len(group))
     result = TrainingResult(one.target, outcome.history, summary)
     manifest = training_manifest(
         one.state.artifact,

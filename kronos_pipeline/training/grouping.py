@@ -49,14 +49,19 @@ def adapters_per_pass(predictor: Any, width: int, recipe: Recipe, precision: str
     return max(1, int(_MEMORY_SHARE * torch.cuda.get_device_properties(device).total_memory / needed))
 
 
-def adapters_together(recipe: Recipe, precision: str, processes: int, per_pass: int, device: torch.device) -> int:
-    """Adapters of one training; 1 where each trains alone.
+def one_by_one(recipe: Recipe, precision: str, processes: int) -> str | None:
+    """Why adapters cannot train together, or None where they can."""
+    reasons = {
+        "float16 scales the loss of all by one number": precision == "fp16",
+        "the model is compiled": recipe.torch_compile,
+        "several processes share each": processes > 1,
+        "the base is trained with each": not recipe.freeze_backbone,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
-    Float16, whose loss is scaled by one number for all, a compiled model, several processes, and a base that is trained
-    with the adapter are for one alone.
-    """
-    if precision == "fp16" or recipe.torch_compile or processes > 1 or not recipe.freeze_backbone:
-        return 1
+
+def adapters_together(recipe: Recipe, per_pass: int, device: torch.device) -> int:
+    """Adapters of one training, where they can train together."""
     by_memory = min(per_pass, _MOST) if device.type == "cuda" else _CPU_GROUP
     return recipe.adapters_together or by_memory
 

@@ -50,6 +50,7 @@ class Course:
         error: why it failed, or None.
         batches_read: batches since the training loss was read.
         read: the step and the time at which it was.
+        resumed_from: the step that a saved state had it at.
     """
 
     def __init__(self, member: Member, recipe: Recipe) -> None:
@@ -61,6 +62,7 @@ class Course:
         self.error: str | None = None
         self.batches_read = 0
         self.read = (0, 0.0)
+        self.resumed_from = 0
         self._look_at = look_points(recipe, self.steps_per_epoch)
         self._factor = warmup_then_cosine(recipe, self.steps)
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))

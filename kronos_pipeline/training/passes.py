@@ -12,7 +12,7 @@ from kronos_pipeline.config import Recipe
 from kronos_pipeline.model.losses import token_losses
 from kronos_pipeline.model.stacked_lora import StackedLora
 from kronos_pipeline.training import plan
-from kronos_pipeline.training.dataset import KronosMultiTickerDataset
+from kronos_pipeline.training.dataset import KronosMultiTickerDataset, sent
 from kronos_pipeline.training.progress import Say
 
 
@@ -51,7 +51,7 @@ class Passes:
             Of all windows, the adapter's row and the loss in nats per token: both (all windows,).
         """
         counts = torch.tensor([len(some) for some in windows])
-        which = torch.arange(len(counts)).repeat_interleave(counts).to(self.device, non_blocking=True)
+        which = sent(torch.arange(len(counts)).repeat_interleave(counts), self.device)
         batch = data.batch(torch.cat(list(windows)))
         even = bool((counts == counts[0]).all())
         products = torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bf16")
@@ -60,6 +60,9 @@ class Passes:
 
     def each(self, numbers: Sequence[int], work: Callable[[Sequence[int]], None]) -> None:
         """Do some work for all of some adapters, for as many of them at a time as a pass takes.
+
+        Where the device ran out of memory and the work was done anew, dropout is drawn anew too: that run does not
+        repeat one on a device that had the memory.
 
         Raises:
             torch.OutOfMemoryError: the device has not the memory for one.

@@ -100,12 +100,21 @@ def check_disk(folder: Path, needed: int) -> None:
 
 
 def describe(
-    train: int, selection: int, steps: int, seconds: float, disk: int, predictor: str, device: torch.device
+    train: int,
+    selection: int,
+    steps: int,
+    seconds: float,
+    disk: int,
+    predictor: str,
+    device: torch.device,
+    *,
+    compiled: bool = False,
 ) -> str:
     """One line: windows, steps, expected time and disk; on a CPU it says where the time would be less."""
+    where = f"{device.type} after the model is compiled" if compiled else device.type
     line = (
         f"{train:,} training and {selection:,} selection windows, {steps:,} steps, about {duration(seconds)} at most "
-        f"on {device.type}, {max(1, round(disk / 2**20)):,} MB of disk"
+        f"on {where}, {max(1, round(disk / 2**20)):,} MB of disk"
     )
     if device.type == "cpu" and seconds > 600:
         line += f". {predictor} on a CPU is slow: a CUDA GPU does this in minutes, kronos-nano tries the pipeline out"

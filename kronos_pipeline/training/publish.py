@@ -36,7 +36,8 @@ class TrainingResult:
         folder: the published adapter or checkpoint.
         history: losses (nats per token), learning rate and speed by step; see `loop.HISTORY`.
         summary: numbers of the whole: steps, best_step, selection_loss, seconds, windows_per_second, device, precision,
-            trained_parameters, total_parameters, windows_train, windows_selection, stopped_early, resumed_from_step.
+            together, trained_parameters, total_parameters, windows_train, windows_selection, stopped_early,
+            resumed_from_step. Where several adapters trained together, the time is that of all.
     """
 
     folder: Path
@@ -129,13 +130,20 @@ def training_manifest(
 
 
 def training_summary(
-    outcome: Outcome, predictor: Any, windows: Sequence[WindowSet], device: torch.device, precision: str
+    outcome: Outcome,
+    predictor: Any,
+    windows: Sequence[WindowSet],
+    device: torch.device,
+    precision: str,
+    *,
+    together: int = 1,
 ) -> dict[str, Any]:
-    """The numbers of a training that `TrainingResult.summary` holds."""
+    """The numbers of a training that `TrainingResult.summary` holds; `together`: of how many adapters it was."""
     return {
         **outcome.summary,
         "device": device_name(device),
         "precision": precision,
+        "together": together,
         "trained_parameters": sum(p.numel() for p in predictor.parameters() if p.requires_grad),
         "total_parameters": sum(p.numel() for p in predictor.parameters()),
         "windows_train": sum(one.counts()["train"] for one in windows),

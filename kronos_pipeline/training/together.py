@@ -19,7 +19,7 @@ from torch import Tensor
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import ModelError
 from kronos_pipeline.training.course import Outcome, Position, average_decay
-from kronos_pipeline.training.dataset import KronosMultiTickerDataset
+from kronos_pipeline.training.dataset import KronosMultiTickerDataset, sent
 from kronos_pipeline.training.members import Course, Member
 from kronos_pipeline.training.passes import Passes
 from kronos_pipeline.training.progress import Say, TrainingProgress
@@ -103,6 +103,7 @@ class JointOptimisation:
             for number, place in zip(self._open, saved, strict=True):
                 course, (position, error, read) = self._courses[number], state["courses"][place]
                 course.position, course.error, course.batches_read = Position(**position), error, read
+                course.resumed_from = course.position.step
             moments = {name: torch.zeros_like(self._weights) for name in ("exp_avg", "exp_avg_sq")}
             rows = {"weights": self._weights.data, "best": self._best, "losses": self._losses, **moments}
             if self._recipe.average_decay:
@@ -130,7 +131,7 @@ class JointOptimisation:
             torch.OutOfMemoryError: the device lacks the memory for a batch of one adapter.
         """
         resumed_from = max(self._courses[number].position.step for number in self._open)
-        self._began, self._resumed_from = time.monotonic(), resumed_from
+        self._began = time.monotonic()
         self._before = max(self._courses[number].position.seconds for number in self._open)
         for course in self._courses:
             course.read = resumed_from, self._began
@@ -161,7 +162,7 @@ class JointOptimisation:
                     self._passes.stacked.unpack(self._average[number]),
                     steps=course.steps,
                     windows_per_step=course.windows_per_step,
-                    resumed_from=self._resumed_from,
+                    resumed_from=course.resumed_from,
                 ),
             )
 
@@ -190,7 +191,7 @@ class JointOptimisation:
         counts = [len(batch) for batch in batches]
         part = self._weights.detach()[rows].requires_grad_()
         which, losses = self._passes.losses(part, batches, self._train)
-        shares = torch.tensor(counts, device=self._device)[which].reciprocal()
+        shares = sent(torch.tensor(counts), self._device)[which].reciprocal()
         (gradient,) = torch.autograd.grad((losses * shares).sum() / self._recipe.grad_accum_steps, part)
         assert self._weights.grad is not None
         self._weights.grad.index_add_(0, rows, gradient)
@@ -257,10 +258,10 @@ class JointOptimisation:
         return {number: total / len(self._courses[number].member.selection) for number, total in totals.items()}
 
     def _rows(self, numbers: Sequence[int]) -> Tensor:
-        return torch.tensor(list(numbers), device=self._device)
+        return sent(torch.tensor(list(numbers)), self._device)
 
     def _column(self, of_open: Sequence[float]) -> Tensor:
         """A number for each member, (members, 1): those given for the open ones, 0 for the others."""
         column = torch.zeros(len(self._courses), 1)
         column[self._open, 0] = torch.tensor(of_open)
-        return column.to(self._device)
+        return sent(column, self._device)

@@ -1,35 +1,65 @@
 """What becomes of adapters that train together where something is amiss."""
 
+from __future__ import annotations
+
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import pytest
 import torch
+from small import simulated_windows, small_recipe
 
+from kronos_pipeline import KronosTrainer
 from kronos_pipeline.artifacts import ArtifactLayout
+from kronos_pipeline.errors import ModelError
 from kronos_pipeline.training import passes
+from kronos_pipeline.training.adapters import AdapterJob
+from kronos_pipeline.training.loop import Optimisation
 from kronos_pipeline.training.state import TrainingState, group_state
+from kronos_pipeline.training.together import JointOptimisation
 
 
-def test_a_timing_that_runs_out_of_memory_is_tried_with_half_the_adapters(monkeypatch):
-    tried = []
+def test_a_timing_that_runs_out_of_memory_is_tried_with_half_the_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
 
-    def seconds(*_, batch_size, **__):
+    def seconds(*_: Any, batch_size: int, **__: Any) -> float:
         tried.append(batch_size)
         if batch_size > 16:
             raise torch.OutOfMemoryError("no room")
         return 7.0
 
     monkeypatch.setattr(passes.plan, "expected_seconds", seconds)
-    stacked = SimpleNamespace(serving=lambda *_, **__: nullcontext(), predictor=None)
-    recipe, said = SimpleNamespace(batch_size=8, epochs=1, evaluations_per_epoch=1), []
+    stacked: Any = SimpleNamespace(serving=lambda *_, **__: nullcontext(), predictor=None)
+    recipe: Any = SimpleNamespace(batch_size=8, epochs=1, evaluations_per_epoch=1)
+    data: list[Any] = [range(5000), range(10)]
+    said: list[str] = []
     some = passes.Passes(stacked, torch.device("cpu"), "fp32", 8, said.append)
-    assert some.expected_seconds(torch.zeros(3), range(5000), range(10), recipe) == 7.0
+    assert some.expected_seconds(torch.zeros(3), *data, recipe) == 7.0
     assert tried == [64, 32, 16]
     assert len(said) == 2
 
 
-def test_a_group_with_other_members_says_who_came_and_who_went(tmp_path):
-    layout, said = ArtifactLayout(tmp_path), []
+@pytest.mark.parametrize("most", [1, 2])
+def test_where_the_memory_lacks_for_one_each_adapter_is_named(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    def none(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(JointOptimisation if most > 1 else Optimisation, "run", none)
+    recipe = small_recipe(tiny_base, adapters_together=most)
+    jobs = [AdapterJob(one.ticker, [one]) for one in simulated_windows(recipe, ("AAPL", "MSFT"))]
+    ended = KronosTrainer(recipe, tmp_path, say=lambda _: None).train_adapters(jobs)
+    assert [type(one) for one in ended] == [ModelError, ModelError]
+    for one, name in zip(ended, ("AAPL", "MSFT"), strict=True):
+        assert str(one) == f"adapters/{name} ran out of memory on cpu; lower --batch-size."
+
+
+def test_a_group_with_other_members_says_who_came_and_who_went(tmp_path: Path) -> None:
+    layout = ArtifactLayout(tmp_path)
+    said: list[str] = []
     one, two, three = (TrainingState(layout, f"adapters/{name}", {"rows": name}) for name in ("AA", "BB", "CC"))
     group_state(layout, [one, two], said.append).save({"members": []})
     group_state(layout, [one, three], said.append)

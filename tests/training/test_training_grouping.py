@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.training.adapters import Prepared
-from kronos_pipeline.training.grouping import adapters_per_pass, adapters_together, groups_of
+from kronos_pipeline.training.grouping import adapters_per_pass, adapters_together, groups_of, one_by_one
 from kronos_pipeline.training.state import TrainingState
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -53,23 +53,26 @@ def test_a_pass_on_a_cpu_is_short() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "precision", "processes"),
+    ("changes", "precision", "processes", "why"),
     [
-        ({"adapters_together": 1}, "fp32", 1),
-        ({}, "fp16", 1),
-        ({}, "fp32", 2),
-        ({"torch_compile": True}, "fp32", 1),
-        ({"freeze_backbone": False, "adapters_together": 8}, "fp32", 1),
+        ({}, "fp16", 1, "float16 scales the loss of all by one number"),
+        ({}, "fp32", 2, "several processes share each"),
+        ({"torch_compile": True}, "fp32", 1, "the model is compiled"),
+        ({"freeze_backbone": False, "adapters_together": 8}, "fp32", 1, "the base is trained with each"),
+        ({"adapters_together": 8}, "bf16", 1, None),
     ],
 )
-def test_what_cannot_be_shared_trains_alone(changes: dict[str, Any], precision: str, processes: int) -> None:
-    assert adapters_together(recipe_of(**changes), precision, processes, 40, CUDA) == 1
+def test_what_cannot_be_shared_trains_alone_and_says_why(
+    changes: dict[str, Any], precision: str, processes: int, why: str | None
+) -> None:
+    assert one_by_one(recipe_of(**changes), precision, processes) == why
 
 
 def test_otherwise_the_setting_counts_or_the_memory() -> None:
-    assert adapters_together(recipe_of(), "bf16", 1, 40, CUDA) == 40
-    assert adapters_together(recipe_of(), "fp32", 1, 2, CPU) > 2
-    assert adapters_together(recipe_of(adapters_together=5), "bf16", 1, 40, CUDA) == 5
+    assert adapters_together(recipe_of(), 40, CUDA) == 40
+    assert adapters_together(recipe_of(), 2, CPU) > 2
+    assert adapters_together(recipe_of(adapters_together=5), 40, CUDA) == 5
+    assert adapters_together(recipe_of(adapters_together=1), 40, CUDA) == 1
 
 
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(0, 50)), max_size=30), st.integers(1, 8))

@@ -87,7 +87,8 @@ def test_each_ends_as_it_does_alone(base: Path, tmp_path: Path, case: str) -> No
         assert_close(weights_of(one), weights_of(other))
         for column in one.history.columns.drop("windows_per_second"):
             assert one.history[column].to_numpy() == pytest.approx(other.history[column].to_numpy(), 1e-4, nan_ok=True)
-        same = set(one.summary) - {"seconds", "windows_per_second", "selection_loss"}
+        assert (one.summary["together"], other.summary["together"]) == (len(BARS), 1)
+        same = set(one.summary) - {"seconds", "windows_per_second", "selection_loss", "together"}
         assert {key: one.summary[key] for key in same} == {key: other.summary[key] for key in same}
 
 
