@@ -17,7 +17,6 @@ from kronos_pipeline import KronosPredictor
 from kronos_pipeline.artifacts import write_manifest
 from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.errors import KronosError, ModelError
-from kronos_pipeline.model.decoder import Decoder
 from kronos_pipeline.model.loading import KronosModel, base_identity, load_base
 from kronos_pipeline.model.lora import add_lora, load_adapter, save_adapter
 from kronos_pipeline.model.modules import copy_around_weights
@@ -32,20 +31,6 @@ TOKENIZER = sharp_tokenizer()
 
 def single(place: int) -> tuple[Any, ...]:
     return (*(part[place] for part in BATCH[:3]), HORIZON)
-
-
-@pytest.fixture
-def tried(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """Series and paths of each batch that is decoded."""
-    seen: list[tuple[int, int]] = []
-    generate = Decoder.generate
-
-    def watched(self: Decoder, known: Any, *given: Any, paths: int, **settings: Any) -> Any:
-        seen.append((len(known[0]), paths))
-        return generate(self, known, *given, paths=paths, **settings)
-
-    monkeypatch.setattr(Decoder, "generate", watched)
-    return seen
 
 
 def own_base(seed: int) -> Any:

@@ -87,20 +87,6 @@ def test_a_seed_is_manual_seed_without_the_global_generator(method: str) -> None
     assert not np.allclose(forecast(*single(0), verbose=False, generator=generator), expected)
 
 
-@pytest.fixture
-def tried(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """Series and paths of each batch that is decoded."""
-    seen: list[tuple[int, int]] = []
-    generate = Decoder.generate
-
-    def watched(self: Decoder, known: Any, *given: Any, paths: int, **settings: Any) -> Any:
-        seen.append((len(known[0]), paths))
-        return generate(self, known, *given, paths=paths, **settings)
-
-    monkeypatch.setattr(Decoder, "generate", watched)
-    return seen
-
-
 def test_more_rows_than_torch_draws_at_once_are_drawn_as_by_several_calls(
     monkeypatch: pytest.MonkeyPatch, tried: list
 ) -> None:
