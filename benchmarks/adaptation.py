@@ -33,7 +33,8 @@ from kronos_pipeline.data.windows import build_windows
 from kronos_pipeline.evaluation.forecasts import predict
 from kronos_pipeline.evaluation.predictions import NAIVE, point_table
 from kronos_pipeline.evaluation.sampling import plain_sampling
-from kronos_pipeline.model.loading import KronosModel, load_base, pick_device
+from kronos_pipeline.model.devices import pick_device
+from kronos_pipeline.model.loading import KronosModel, load_base
 from kronos_pipeline.model.lora import load_adapter
 from kronos_pipeline.training.trainer import KronosTrainer
 

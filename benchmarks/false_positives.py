@@ -35,7 +35,8 @@ from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, NAIVE, models_
 from kronos_pipeline.evaluation.sampling import plain_sampling
 from kronos_pipeline.evaluation.significance import holm
 from kronos_pipeline.evaluation.verdicts import ALPHA, BETTER, NO_BETTER, TOO_LITTLE, WORSE, judge
-from kronos_pipeline.model.loading import KronosModel, load_base, pick_device
+from kronos_pipeline.model.devices import pick_device
+from kronos_pipeline.model.loading import KronosModel, load_base
 from kronos_pipeline.model.lora import load_adapter
 from kronos_pipeline.training.trainer import KronosTrainer
 

@@ -44,7 +44,8 @@ from kronos_pipeline.evaluation.forecasts import predict
 from kronos_pipeline.evaluation.metrics import score
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, LEVELS, RANDOM_WALK
 from kronos_pipeline.evaluation.sampling import fit_sampling
-from kronos_pipeline.model.loading import KronosModel, load_base, pick_device
+from kronos_pipeline.model.devices import pick_device
+from kronos_pipeline.model.loading import KronosModel, load_base
 from kronos_pipeline.model.lora import load_adapter
 from kronos_pipeline.model.losses import teacher_forced_logits
 from kronos_pipeline.model.modules import inner

@@ -103,7 +103,8 @@ class Forecast(Command):
     def _base(self, recipe: Recipe) -> KronosModel:
         """The base model of a recipe, loaded once for all tickers that have it."""
         from kronos_pipeline.base_models import find_base_model
-        from kronos_pipeline.model.loading import load_base, pick_device
+        from kronos_pipeline.model.devices import pick_device
+        from kronos_pipeline.model.loading import load_base
 
         names = recipe.model_name, recipe.tokenizer_name
         if names not in self._bases:

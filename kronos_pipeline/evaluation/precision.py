@@ -20,4 +20,6 @@ def sampling_precision(precision: str, device: torch.device | str) -> str:
         return "fp32"
     import torch
 
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    from kronos_pipeline.model.devices import has_native_bf16
+
+    return "bf16" if has_native_bf16(torch.device(device)) else "fp32"

@@ -10,7 +10,7 @@ import torch
 
 from kronos_pipeline.artifacts import MANIFEST, read_json, text_hash
 from kronos_pipeline.base_models import BaseModelSource
-from kronos_pipeline.errors import ArtifactError, ModelError, SettingsError
+from kronos_pipeline.errors import ArtifactError, ModelError
 from kronos_pipeline.model.hub import find_folders
 from kronos_pipeline.model.modules import inner
 from kronos_pipeline.model.weights import (
@@ -43,28 +43,6 @@ class KronosModel:
     def context(self) -> int:
         """Bars that the predictor attends to."""
         return self.source.context
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of that name; `auto` is the first that there is of cuda, mps and cpu.
-
-    Raises:
-        SettingsError: this machine has no such device.
-    """
-    has_mps = torch.backends.mps.is_available()
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise SettingsError(f"--device {name} is no device; use auto, cpu, cuda, cuda:N or mps.") from error
-    gpus = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= gpus:
-        found = f"{gpus} CUDA device{'s' if gpus != 1 else ''}"
-        raise SettingsError(f"--device {name}: torch finds {found} here; use --device auto or cpu.")
-    if device.type == "mps" and not has_mps:
-        raise SettingsError("--device mps: this machine has no Apple GPU that torch can use; use --device auto or cpu.")
-    return device
 
 
 def load_base(source: BaseModelSource, device: torch.device) -> KronosModel:

@@ -20,7 +20,8 @@ def load_base_model(recipe: Recipe) -> KronosModel:
     Raises:
         ModelError, SettingsError: it is not to be had, or the device is not.
     """
-    from kronos_pipeline.model.loading import load_base, pick_device  # imports torch
+    from kronos_pipeline.model.devices import pick_device  # imports torch
+    from kronos_pipeline.model.loading import load_base  # imports torch
 
     return load_base(find_base_model(recipe.model_name, recipe.tokenizer_name), pick_device(recipe.device))
 

@@ -38,7 +38,8 @@ class ServedForecaster:
             ModelError: the base model is gone, or is another than the one that it was trained on.
             SettingsError: there is no such device.
         """
-        from kronos_pipeline.model.loading import load_base, pick_device  # imports torch
+        from kronos_pipeline.model.devices import pick_device  # imports torch
+        from kronos_pipeline.model.loading import load_base  # imports torch
 
         manifest = training_manifest_of(folder)
         device = pick_device(environment_settings().get("device", "auto"))

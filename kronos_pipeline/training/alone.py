@@ -16,6 +16,7 @@ from kronos_pipeline.training.course import Outcome
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
 from kronos_pipeline.training.devices import new_accelerator, process
 from kronos_pipeline.training.loop import Optimisation
+from kronos_pipeline.training.microbatch import Microbatch
 from kronos_pipeline.training.publish import (
     TrainingResult,
     publish_adapter,
@@ -60,18 +61,26 @@ def expected_seconds(
     predictor: torch.nn.Module,
     train: KronosMultiTickerDataset,
     selection: KronosMultiTickerDataset,
+    microbatch: Microbatch,
 ) -> float:
-    """Seconds that a training takes at most; see `plan.expected_seconds`."""
-    return plan.expected_seconds(
-        predictor,
-        train,
-        selection,
-        batch_size=trainer.recipe.batch_size,
-        epochs=trainer.recipe.epochs,
-        looks_per_epoch=trainer.recipe.evaluations_per_epoch,
-        device=trainer.device,
-        precision=trainer.precision,
+    """Seconds that a training takes at most; see `plan.expected_seconds`. The microbatch is made to fit."""
+    return microbatch.fit(
+        lambda size: plan.expected_seconds(
+            predictor,
+            train,
+            selection,
+            batch_size=size,
+            epochs=trainer.recipe.epochs,
+            looks_per_epoch=trainer.recipe.evaluations_per_epoch,
+            device=trainer.device,
+            precision=trainer.precision,
+        )
     )
+
+
+def new_microbatch(trainer: KronosTrainer) -> Microbatch:
+    """All windows of a batch at once, to begin with."""
+    return Microbatch(trainer.recipe.batch_size, "windows", trainer.device, trainer.say)
 
 
 def _optimise(
@@ -84,11 +93,12 @@ def _optimise(
     artifact, recipe = one.state.artifact, trainer.recipe
     train, selection = trainer.datasets(one.windows, one.state.folder / f"process-{process()}")
     move(predictor, trainer.device)
-    seconds = expected_seconds(trainer, predictor, train, selection)
+    microbatch = new_microbatch(trainer)
+    seconds = expected_seconds(trainer, predictor, train, selection, microbatch)
     disk = plan.needed_bytes(predictor)
     plan.check_disk(trainer.layout.root, disk)
     set_seed(recipe.seed, device_specific=True)
-    optimisation = Optimisation(predictor, train, selection, recipe, accelerator)
+    optimisation = Optimisation(predictor, train, selection, recipe, accelerator, microbatch)
     name = trainer.base.source.name
     numbers = len(train), len(selection), optimisation.steps, seconds, disk
     described = plan.describe(*numbers, name, trainer.device, compiled=recipe.torch_compile)
@@ -111,7 +121,7 @@ def _publish(
     manifest = training_manifest(
         one.state.artifact, one.state.key, one.windows, recipe, base, trainer.device, one.mlflow_run
     )
-    move(predictor, torch.device("cpu")).eval()
+    predictor.eval()
     if lora:
         publish_adapter(result, predictor, outcome.best, base, manifest, with_base=not recipe.freeze_backbone)
         return

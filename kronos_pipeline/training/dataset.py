@@ -151,10 +151,10 @@ def _has_room(device: torch.device, needed: int) -> bool:
 
 
 def sent(values: Tensor, device: torch.device) -> Tensor:
-    """Values on a device; to a GPU from pages that it reads by itself, so that nobody waits for it."""
-    if values.device == device:
-        return values
-    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
+    """Copy a tensor to a device unless it is there; from the host to a GPU asynchronously, from pinned memory."""
+    if device.type != "cuda" or values.device.type == "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 def _joined(arrays: list[np.ndarray], empty: tuple[int, ...]) -> np.ndarray:

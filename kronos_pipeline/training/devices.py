@@ -3,44 +3,168 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from filelock import FileLock, Timeout
 
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import SettingsError
+from kronos_pipeline.model.devices import has_native_bf16, pick_device
 from kronos_pipeline.model.modules import is_small
+from kronos_pipeline.training.progress import Say
+
+_DEVICE_VARIABLE = "ACCELERATE_TORCH_DEVICE"
+_POLL_SECONDS = 1.0
 
 
 def process() -> int:
-    """The number of this process among those that train together, which torchrun sets."""
+    """Return the rank of this process among those that train together; torchrun sets it."""
     return int(os.environ.get("RANK", "0"))
 
 
 def processes() -> int:
+    """Return how many processes train together."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def own_device(device: torch.device) -> torch.device:
-    """Of several processes, each has a GPU of its own."""
-    if processes() == 1 or device.type != "cuda":
-        return device
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+def reserve_device(name: str, say: Say) -> tuple[torch.device, list[FileLock]]:
+    """Pick the device of a training, and hold its lock where several GPUs are shared out.
+
+    `auto` on a machine with several GPUs takes the first GPU that no other training holds, and waits for one where all
+    are held. Of several processes that torchrun started, each has the GPU of its local rank; the first process of a
+    machine holds the locks of all, in their order, so that two such trainings never hold half each.
+
+    Args:
+        name: the setting `device`.
+        say: takes lines for the person who runs the pipeline.
+
+    Returns:
+        The device, and the locks that are held; the caller releases them.
+
+    Raises:
+        SettingsError: this machine has no such device, or fewer GPUs than processes.
+    """
+    device = pick_device(name)
+    if device.type != "cuda":
+        return device, []
+    gpus = torch.cuda.device_count()
+    if processes() > 1:
+        rank, count = (int(os.environ.get(key, "0")) for key in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+        if max(rank + 1, count) > gpus:
+            raise SettingsError(
+                f"torchrun started {max(rank + 1, count)} processes on this machine, which has {gpus} CUDA "
+                f"device{'s' if gpus != 1 else ''}, and each needs its own; use --nproc_per_node {gpus}."
+            )
+        first = [torch.device("cuda", index) for index in range(count)] if rank == 0 else []
+        return torch.device("cuda", rank), [acquire(device_lock(one), f"{one}", say) for one in first]
+    if name != "auto" or gpus == 1:
+        return device, []
+    return _reserve_free_gpu(gpus, say)
+
+
+def _reserve_free_gpu(gpus: int, say: Say) -> tuple[torch.device, list[FileLock]]:
+    devices = [torch.device("cuda", index) for index in range(gpus)]
+    waiting = False
+    while True:
+        for device in devices:
+            try:
+                lock = device_lock(device)
+                lock.acquire(timeout=0)
+                return device, [lock]
+            except Timeout:
+                continue
+        if not waiting:
+            say(f"other trainings hold all {gpus} GPUs; waiting for the first that is free")
+            waiting = True
+        time.sleep(_POLL_SECONDS)
+
+
+def device_lock(device: torch.device) -> FileLock:
+    """Return the lock of a device, which one training of this machine holds at a time; the system frees it if we die.
+
+    A process may take it again while it holds it. The name is that of the physical GPU, whatever number
+    CUDA_VISIBLE_DEVICES gives it in this process.
+    """
+    index = device.index or 0
+    visible = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
+    physical = visible[index] if device.type == "cuda" and index < len(visible) else str(index)
+    name = f"kronos-pipeline-{os.getuid()}-{device.type}-{re.sub(r'[^A-Za-z0-9-]', '-', physical)}.lock"
+    return FileLock(Path(tempfile.gettempdir()) / name, is_singleton=True)
+
+
+def acquire(lock: FileLock, what: str, say: Say) -> FileLock:
+    """Acquire a lock, and say so where another training holds it."""
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"{what}: waiting for another training that holds {Path(lock.lock_file).name}")
+        lock.acquire()
+    return lock
 
 
 def new_accelerator(recipe: Recipe, device: torch.device, precision: str) -> Accelerator:
-    # Accelerate keeps device and precision for the life of the process; each training has its own.
+    """Make the Accelerator of one training.
+
+    Accelerate keeps device and precision for the life of the process, and takes the device from the environment alone;
+    each training has its own, and leaves the environment as it was.
+    """
     AcceleratorState._reset_state(reset_partial_state=processes() == 1)
-    if device.index is not None and processes() == 1:
-        os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
-    return Accelerator(
-        mixed_precision="no" if precision == "fp32" else precision,
-        gradient_accumulation_steps=recipe.grad_accum_steps,
-        cpu=device.type == "cpu",
-    )
+    before = os.environ.pop(_DEVICE_VARIABLE, None)
+    if device.type == "cuda" and processes() == 1:
+        os.environ[_DEVICE_VARIABLE] = str(device)
+    try:
+        return Accelerator(
+            mixed_precision="no" if precision == "fp32" else precision,
+            gradient_accumulation_steps=recipe.grad_accum_steps,
+            cpu=device.type == "cpu",
+        )
+    finally:
+        os.environ.pop(_DEVICE_VARIABLE, None)
+        if before is not None:
+            os.environ[_DEVICE_VARIABLE] = before
+
+
+@contextmanager
+def current_device(device: torch.device) -> Iterator[None]:
+    """Make a CUDA device the current one inside the block; Accelerate would leave it so for good."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.device(device):
+        yield
+
+
+@contextmanager
+def repeatable(wanted: bool) -> Iterator[None]:
+    """Let torch take deterministic algorithms alone inside the block, if wanted; a CPU's are so by themselves.
+
+    On CUDA the backward passes of attention and of indexing add with atomics otherwise, in an order that changes.
+    cuBLAS repeats itself with the workspace that the variable asks for (NVIDIA, cuBLAS documentation, "Results
+    reproducibility").
+    """
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    settings: Any = torch.utils.deterministic
+    fill = settings.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    settings.fill_uninitialized_memory = False  # every tensor here is written before it is read
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        settings.fill_uninitialized_memory = fill
 
 
 def check_precision(precision: str, device: torch.device) -> None:
@@ -71,7 +195,7 @@ def pick_precision(precision: str, device: torch.device, predictor: torch.nn.Mod
     if precision != "auto":
         return precision
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+        return "bf16" if has_native_bf16(device) else "fp32"
     return "bf16" if device.type == "cpu" and cpu_has_bf16() and not is_small(predictor) else "fp32"
 
 

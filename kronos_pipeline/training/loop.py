@@ -33,6 +33,7 @@ from kronos_pipeline.training.course import (
     warmup_then_cosine,
 )
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
+from kronos_pipeline.training.microbatch import Microbatch
 from kronos_pipeline.training.objective import Objective
 from kronos_pipeline.training.progress import Say, TrainingProgress
 from kronos_pipeline.training.randomness import random_state, restore_random_state
@@ -48,8 +49,19 @@ class Optimisation:
         selection: KronosMultiTickerDataset,
         recipe: Recipe,
         accelerator: Accelerator,
+        microbatch: Microbatch,
     ) -> None:
-        self._train, self._selection = train, selection
+        """Prepare.
+
+        Args:
+            predictor: what is trained, on its device; its parameters that ask for gradients are.
+            train: the training windows.
+            selection: the windows of the selection block.
+            recipe: the settings.
+            accelerator: made for this training.
+            microbatch: how many windows the device takes at once.
+        """
+        self._train, self._selection, self._microbatch = train, selection, microbatch
         self._recipe, self._accelerator = recipe, accelerator
         self._objective = Objective(predictor, train.lookback)
         named = [(name, tensor) for name, tensor in predictor.named_parameters() if tensor.requires_grad]
@@ -191,18 +203,33 @@ class Optimisation:
             yield batches_of(step, size, accelerator.process_index, accelerator.num_processes)
 
     def _step(self, batches: Sequence[torch.Tensor]) -> None:
-        """One optimiser step; nothing in it waits for the device."""
-        accelerator = self._accelerator
-        for number, windows in enumerate(batches, start=1):
-            alone = accelerator.no_sync(self._module) if number < len(batches) else nullcontext()
-            with alone:
-                loss = self._module(**self._train.batch(windows))
-                accelerator.backward(loss)
-            self._unread = self._unread + loss.detach()
+        """Take one optimiser step; nothing in it waits for the device."""
+        if self._accelerator.num_processes > 1:
+            # A process that ran out of memory cannot begin anew while the others wait for its gradients.
+            self._unread = self._accumulate(batches, self._microbatch.size)
+        else:
+            self._unread = self._microbatch.fit(lambda size: self._accumulate(batches, size))
         self._unread_batches += len(batches)
-        accelerator.clip_grad_norm_(list(self._trained.values()), self._recipe.max_grad_norm)
+        self._accelerator.clip_grad_norm_(list(self._trained.values()), self._recipe.max_grad_norm)
         self._optimizer.step()
+
+    def _accumulate(self, batches: Sequence[torch.Tensor], size: int) -> torch.Tensor:
+        """Set the gradients to those of some batches, by at most `size` windows at once.
+
+        Returns:
+            The sum of the losses that nobody has read, those of these batches included.
+        """
+        accelerator, unread = self._accelerator, self._unread
         self._optimizer.zero_grad()
+        parts = [(part, len(part) / len(windows)) for windows in batches for part in windows.split(size)]
+        for number, (windows, share) in enumerate(parts, start=1):
+            with accelerator.no_sync(self._module) if number < len(parts) else nullcontext():
+                loss = self._module(**self._train.batch(windows))
+                if share < 1:
+                    loss = loss * share
+                accelerator.backward(loss)
+            unread = unread + loss.detach()
+        return unread
 
     def _read_loss(self) -> float:
         """The mean training loss since it was last read; this waits for the device."""
@@ -224,17 +251,19 @@ class Optimisation:
         self._put(self._current())
         predictor.eval()
         mine = torch.arange(len(self._selection))[accelerator.process_index :: accelerator.num_processes]
-        found = []
         with accelerator.autocast():
-            for windows in mine.split(2 * self._recipe.batch_size):
-                batch = self._selection.batch(windows)
-                found.append(token_losses(predictor, **batch, first_target=self._selection.lookback))
+            found = self._microbatch.fit(lambda size: self._losses(mine.split(2 * size)))
         predictor.train()
         self._put(plain)
         total = torch.cat(found).cpu().double().sum()  # Apple's GPUs have no float64
         if accelerator.num_processes > 1:
             total = accelerator.gather(total.to(accelerator.device, torch.float32)).sum()
         return float(total) / len(self._selection)
+
+    def _losses(self, batches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The losses of some windows of the selection block, batch by batch."""
+        predictor, lookback = self._objective.predictor, self._selection.lookback
+        return [token_losses(predictor, **self._selection.batch(batch), first_target=lookback) for batch in batches]
 
     @property
     def _averaging(self) -> bool:

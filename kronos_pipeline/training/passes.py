@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from kronos_pipeline.model.losses import token_losses
 from kronos_pipeline.model.stacked_lora import StackedLora
 from kronos_pipeline.training import plan
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset, sent
+from kronos_pipeline.training.microbatch import Microbatch
 from kronos_pipeline.training.progress import Say
 
 
@@ -35,7 +35,9 @@ class Passes:
             say: takes plain lines for people.
         """
         self.stacked, self.device = stacked, device
-        self._precision, self._adapters, self._say = precision, adapters, say
+        self._precision, self._say = precision, say
+        self._adapters = Microbatch(adapters, "adapters", device, say)
+        self._windows: Microbatch | None = None
 
     def losses(
         self, adapters: Tensor, windows: Sequence[Tensor], data: KronosMultiTickerDataset
@@ -58,26 +60,36 @@ class Passes:
         with products, self.stacked.serving(adapters, which, even=even):
             return which, token_losses(self.stacked.predictor, **batch, first_target=data.lookback)
 
-    def each(self, numbers: Sequence[int], work: Callable[[Sequence[int]], None]) -> None:
-        """Do some work for all of some adapters, for as many of them at a time as a pass takes.
+    def each(self, batches: Mapping[int, Tensor], work: Callable[[Mapping[int, Tensor]], None]) -> None:
+        """Do some work for a batch of each of some adapters, for as many of them at a time as the device takes.
 
-        Where the device ran out of memory and the work was done anew, dropout is drawn anew too: that run does not
-        repeat one on a device that had the memory.
+        A batch that does not fit by itself is divided. `work` leaves nothing behind where it fails for want of memory.
+        Where it is done anew, dropout is drawn anew too: that run does not repeat a run with more memory.
+
+        Args:
+            batches: the windows of each adapter, by the adapter's number.
+            work: takes batches, or parts of them, likewise.
 
         Raises:
-            torch.OutOfMemoryError: the device has not the memory for one.
+            torch.OutOfMemoryError: the device lacks the memory for one window.
         """
-        done = 0
-        while done < len(numbers):
-            some = numbers[done : done + self._adapters]
+        waiting = list(batches.items())
+        while waiting:
+            some = waiting[: self._adapters.size]
+            number, windows = some[0]
+            if self._windows is not None and len(windows) > self._windows.size:
+                some = [(number, windows[: self._windows.size])]
             try:
-                work(some)
+                work(dict(some))
             except torch.OutOfMemoryError:
-                if len(some) == 1:
+                if len(some) == len(some[0][1]) == 1:
                     raise
-                self._halve(len(some))
+            else:
+                waiting = waiting[len(some) :]
+                if len(some[0][1]) < len(windows):
+                    waiting.insert(0, (number, windows[len(some[0][1]) :]))
                 continue
-            done += len(some)
+            self._halve(len(some), len(some[0][1]))  # outside the except block, whose traceback holds tensors
 
     def expected_seconds(
         self, start: Tensor, train: KronosMultiTickerDataset, selection: KronosMultiTickerDataset, recipe: Recipe
@@ -85,27 +97,39 @@ class Passes:
         """Seconds that a training takes at most, by a pass of adapters like `start`, (width,), that is timed.
 
         Raises:
-            torch.OutOfMemoryError: the device has not the memory for one.
+            torch.OutOfMemoryError: the device lacks the memory for one window.
         """
         while True:
+            size = self._windows.size if self._windows is not None else recipe.batch_size
+            adapters = self._adapters.size
             try:
-                return self._timed(start, train, selection, recipe)
+                return self._timed(start, train, selection, recipe, adapters, size)
             except torch.OutOfMemoryError:
-                if self._adapters == 1:
+                if adapters == size == 1:
                     raise
-            self._halve(self._adapters)  # outside the except block, whose traceback holds the failed pass's tensors
+            self._halve(adapters, size)
 
-    def _halve(self, adapters: int) -> None:
-        self._adapters = math.ceil(adapters / 2)
-        self._say(f"{self.device} is out of memory; {self._adapters} adapters at a time from here on")
+    def _halve(self, adapters: int, windows: int) -> None:
+        if adapters > 1:
+            self._adapters.halve(adapters)
+            return
+        if self._windows is None:
+            self._windows = Microbatch(windows, "windows", self.device, self._say)
+        self._windows.halve(windows)
 
     def _timed(
-        self, start: Tensor, train: KronosMultiTickerDataset, selection: KronosMultiTickerDataset, recipe: Recipe
+        self,
+        start: Tensor,
+        train: KronosMultiTickerDataset,
+        selection: KronosMultiTickerDataset,
+        recipe: Recipe,
+        adapters: int,
+        windows: int,
     ) -> float:
-        rows = min(self._adapters * recipe.batch_size, len(train))
-        which = torch.arange(rows, device=self.device) * self._adapters // rows
-        adapters = start.to(self.device).repeat(self._adapters, 1).requires_grad_()
-        with self.stacked.serving(adapters, which, even=False):
+        rows = min(adapters * windows, len(train))
+        which = torch.arange(rows, device=self.device) * adapters // rows
+        weights = start.to(self.device).repeat(adapters, 1).requires_grad_()
+        with self.stacked.serving(weights, which, even=False):
             return plan.expected_seconds(
                 self.stacked.predictor,
                 train,

@@ -12,10 +12,8 @@ of its own is its `run.json`.
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from kronos_pipeline.artifacts import ArtifactLayout, check_writable, read_json, text_hash, write_file, write_json
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import ArtifactError
+from kronos_pipeline.training.devices import acquire, device_lock
 from kronos_pipeline.training.progress import Say
 
 _RUN, _TOGETHER = "run.json", "together "
@@ -159,23 +158,19 @@ def forget(states: Sequence[TrainingState]) -> None:
 
 @contextmanager
 def locked(states: Sequence[TrainingState], device: torch.device, say: Say) -> Iterator[None]:
-    """Hold the artifacts, and the GPU where there is one, for one training; the system frees all if we die."""
+    """Hold the GPU, where there is one, and then the artifacts, for one training; the system frees all if we die.
+
+    Every process takes them in this order, artifacts by name, so that two of them never hold half each.
+    """
     locks = {}
     for state in states:
         check_writable(state.folder.parent)
         locks[state.folder.parent / f".{state.artifact.replace('/', '-')}.lock"] = state.artifact
-    ordered = sorted(locks.items())  # two processes that want the same ones must not each hold half
-    if device.type != "cpu":
-        name = f"kronos-pipeline-{os.getuid()}-{device.type}-{device.index or 0}.lock"
-        ordered.append((Path(tempfile.gettempdir()) / name, states[0].artifact))
     with ExitStack() as stack:
-        for path, artifact in ordered:
-            lock = FileLock(path)
-            try:
-                stack.enter_context(lock.acquire(timeout=0))
-            except Timeout:
-                say(f"{artifact}: waiting for another training that holds {path.name}")
-                stack.enter_context(lock.acquire())
+        if device.type != "cpu":
+            stack.callback(acquire(device_lock(device), states[0].artifact, say).release)
+        for path, artifact in sorted(locks.items()):
+            stack.callback(acquire(FileLock(path), artifact, say).release)
         yield
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -158,8 +158,8 @@ class JointOptimisation:
             yield (
                 number,
                 course.position.outcome(
-                    self._passes.stacked.unpack(self._best[number]),
-                    self._passes.stacked.unpack(self._average[number]),
+                    self._passes.stacked.unpack(self._best[number].cpu()),
+                    self._passes.stacked.unpack(self._average[number].cpu()),
                     steps=course.steps,
                     windows_per_step=course.windows_per_step,
                     resumed_from=course.resumed_from,
@@ -175,7 +175,7 @@ class JointOptimisation:
         batches = {number: self._courses[number].batches() for number in self._open}
         for turn in range(self._recipe.grad_accum_steps):
             have = {number: some[turn] for number, some in batches.items() if turn < len(some)}
-            self._passes.each(list(have), partial(self._backward, have))
+            self._passes.each(have, partial(self._backward, {number: len(batch) for number, batch in have.items()}))
         rates = [self._courses[number].learning_rate() for number in self._open]
         self._update(rates)
         for number in self._open:
@@ -185,17 +185,22 @@ class JointOptimisation:
             course.batches_read += len(batches[number])
         self._read_losses(dict(zip(self._open, rates, strict=True)), progress)
 
-    def _backward(self, windows: dict[int, Tensor], numbers: Sequence[int]) -> None:
-        """Add the gradients of a batch of each of some members."""
-        rows, batches = self._rows(numbers), [windows[number] for number in numbers]
-        counts = [len(batch) for batch in batches]
+    def _backward(self, sizes: Mapping[int, int], batches: Mapping[int, Tensor]) -> None:
+        """Add the gradients of a batch of each of some members, or of a part of it.
+
+        Args:
+            sizes: windows of each member's batch.
+            batches: the windows that are read now.
+        """
+        rows, counts = self._rows(list(batches)), [sizes[number] for number in batches]
         part = self._weights.detach()[rows].requires_grad_()
-        which, losses = self._passes.losses(part, batches, self._train)
+        which, losses = self._passes.losses(part, list(batches.values()), self._train)
         shares = sent(torch.tensor(counts), self._device)[which].reciprocal()
         (gradient,) = torch.autograd.grad((losses * shares).sum() / self._recipe.grad_accum_steps, part)
+        owners, losses = rows[which], losses.detach() * shares
         assert self._weights.grad is not None
         self._weights.grad.index_add_(0, rows, gradient)
-        self._losses.index_add_(0, rows[which], losses.detach() * shares)
+        self._losses.index_add_(0, owners, losses)
 
     @torch.no_grad()
     def _update(self, rates: Sequence[float]) -> None:
@@ -245,16 +250,15 @@ class JointOptimisation:
         size = 2 * self._recipe.batch_size
         blocks = {number: torch.tensor(self._courses[number].member.selection).split(size) for number in numbers}
 
-        def look(turn: int, block: Sequence[int]) -> None:
-            windows = [blocks[number][turn] for number in block]
-            which, losses = self._passes.losses(self._average[self._rows(block)], windows, self._selection)
-            sums = np.bincount(which.cpu().numpy(), losses.float().cpu().numpy(), len(block))
-            totals.update({number: totals[number] + float(total) for number, total in zip(block, sums, strict=True)})
+        def look(batches: Mapping[int, Tensor]) -> None:
+            rows = self._rows(list(batches))
+            which, losses = self._passes.losses(self._average[rows], list(batches.values()), self._selection)
+            sums = np.bincount(which.cpu().numpy(), losses.float().cpu().numpy(), len(batches))
+            totals.update({number: totals[number] + float(total) for number, total in zip(batches, sums, strict=True)})
 
         self._passes.stacked.predictor.eval()
         for turn in range(max((len(some) for some in blocks.values()), default=0)):
-            have = [number for number, some in blocks.items() if turn < len(some)]
-            self._passes.each(have, partial(look, turn))
+            self._passes.each({number: some[turn] for number, some in blocks.items() if turn < len(some)}, look)
         return {number: total / len(self._courses[number].member.selection) for number, total in totals.items()}
 
     def _rows(self, numbers: Sequence[int]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,15 +15,15 @@ from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.together import known_together, outdated
 from kronos_pipeline.data.windows import WindowSet
-from kronos_pipeline.model.loading import KronosModel, load_base, pick_device
+from kronos_pipeline.model.loading import KronosModel, load_base
 from kronos_pipeline.model.lora import add_lora
 from kronos_pipeline.model.modules import copy_around_weights, fitting_threads, move
 from kronos_pipeline.training import plan
 from kronos_pipeline.training.adapters import AdapterJob, Prepared
-from kronos_pipeline.training.alone import expected_seconds, train_alone
+from kronos_pipeline.training.alone import expected_seconds, new_microbatch, train_alone
 from kronos_pipeline.training.course import Listener
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
-from kronos_pipeline.training.devices import check_precision, own_device, pick_precision, process, processes
+from kronos_pipeline.training.devices import check_precision, pick_precision, process, processes, reserve_device
 from kronos_pipeline.training.group import Ended, train_together
 from kronos_pipeline.training.progress import Say
 from kronos_pipeline.training.publish import TrainingResult, load_result
@@ -58,7 +59,9 @@ class KronosTrainer:
         """
         self.recipe = recipe
         self.layout = ArtifactLayout(Path(output_dir))
-        self.device = own_device(pick_device(recipe.device))
+        self.device, locks = reserve_device(recipe.device, say)
+        for lock in locks:
+            weakref.finalize(self, lock.release)
         check_precision(recipe.precision, self.device)
         self.say = say
         self._base = base
@@ -171,7 +174,7 @@ class KronosTrainer:
         """Seconds that a training on these windows takes at most, by a batch that is timed; nothing is kept."""
         predictor = move(self.trainable(lora=lora), self.device)
         with fitting_threads(predictor):
-            return expected_seconds(self, predictor, *self.datasets(windows, None))
+            return expected_seconds(self, predictor, *self.datasets(windows, None), new_microbatch(self))
 
     def prepare(self, job: AdapterJob) -> Prepared:
         """What a job comes to, once its windows are fit; errors are those of `train_adapter`."""

@@ -16,7 +16,8 @@ from kronos_pipeline.evaluation import fold_runs, rolls
 from kronos_pipeline.evaluation.backtest import run_backtest
 from kronos_pipeline.evaluation.folds import BacktestError
 from kronos_pipeline.evaluation.report import build_evaluation
-from kronos_pipeline.model.loading import KronosModel, load_base, pick_device
+from kronos_pipeline.model.devices import pick_device
+from kronos_pipeline.model.loading import KronosModel, load_base
 from kronos_pipeline.training.trainer import KronosTrainer
 
 CPU = pick_device("cpu")

@@ -131,7 +131,8 @@ def _oracle(windows: WindowSet) -> Callable[..., np.ndarray]:
 
 
 def test_end_to_end_no_model_is_better_on_random_walks_and_one_that_knows_is() -> None:
-    from kronos_pipeline.model.loading import load_base, pick_device
+    from kronos_pipeline.model.devices import pick_device
+    from kronos_pipeline.model.loading import load_base
 
     base = load_base(find_base_model("kronos-nano", None), pick_device("cpu"))
     recipe = Recipe(

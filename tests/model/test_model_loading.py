@@ -16,12 +16,12 @@ from tiny import save_tiny_base, tiny_predictor, tiny_tokenizer
 from kronos_pipeline.artifacts import write_manifest
 from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.errors import ModelError, SettingsError
+from kronos_pipeline.model.devices import pick_device
 from kronos_pipeline.model.loading import (
     KronosModel,
     base_identity,
     load_base,
     load_checkpoint,
-    pick_device,
     save_checkpoint,
 )
 from kronos_pipeline.model.upstream import Kronos, KronosTokenizer

@@ -30,12 +30,6 @@ def test_auto_asks_the_cpu_and_leaves_small_models_exact(
     assert pick_precision("auto", CPU, predictor) == expected
 
 
-@pytest.mark.parametrize(("supported", "expected"), [(True, "bf16"), (False, "fp32")])
-def test_auto_asks_the_gpu(supported: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
-    assert pick_precision("auto", CUDA, SMALL) == expected
-
-
 def test_auto_is_exact_on_a_gpu_of_another_kind() -> None:
     assert pick_precision("auto", torch.device("mps"), LARGE) == "fp32"
 

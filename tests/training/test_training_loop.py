@@ -19,6 +19,7 @@ from kronos_pipeline.training.course import batches_of, epoch_order, look_points
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
 from kronos_pipeline.training.devices import new_accelerator
 from kronos_pipeline.training.loop import Optimisation
+from kronos_pipeline.training.microbatch import Microbatch
 
 CPU = torch.device("cpu")
 
@@ -38,7 +39,8 @@ class Calls(TorchDispatchMode):
 def optimisation_of(recipe: Recipe, predictor: Any) -> Optimisation:
     windows = simulated_windows(recipe)
     train, selection = (KronosMultiTickerDataset(windows, split, tiny_tokenizer()) for split in ("train", "selection"))
-    return Optimisation(predictor, train, selection, recipe, new_accelerator(recipe, CPU, recipe.precision))
+    microbatch = Microbatch(recipe.batch_size, "windows", CPU, print)
+    return Optimisation(predictor, train, selection, recipe, new_accelerator(recipe, CPU, recipe.precision), microbatch)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
