@@ -82,6 +82,12 @@ class Recipe(BaseModel):
     torch_compile: bool = Field(
         False, description="compile the model (worth its start-up on long GPU runs); adapters then train one by one"
     )
+    cuda_graphs: bool = Field(
+        True, description="replay training steps from CUDA graphs, on a GPU, where they can be had"
+    )
+    deterministic: bool = Field(
+        False, description="take deterministic algorithms alone on a GPU, for the same weights each time; slower"
+    )
 
     adapter: Literal["none", "lora"] = Field(
         "none", description="none: one checkpoint over all tickers; lora: adapters"

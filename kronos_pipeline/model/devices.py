@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from kronos_pipeline.errors import SettingsError
+from kronos_pipeline.errors import ModelError, SettingsError
 
 _EXACT = threading.RLock()
 
@@ -48,6 +48,37 @@ def has_native_bf16(device: torch.device) -> bool:
     """Return whether a CUDA device multiplies bfloat16 in hardware; others emulate it, at the cost of float32."""
     with torch.cuda.device(device):
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+@contextmanager
+def explain_out_of_memory(what: str, device: torch.device, advice: str) -> Iterator[None]:
+    """Raise an error for people in place of torch's where the device runs out of memory inside the block.
+
+    Args:
+        what: what was done, as the beginning of a sentence: "Loading Kronos-small".
+        device: where.
+        advice: what a person can do, in the imperative and without a full stop.
+
+    Raises:
+        ModelError: the device has run out of memory.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(what, device, advice) from error
+
+
+def out_of_memory(what: str, device: torch.device, advice: str) -> ModelError:
+    """Make the error that `explain_out_of_memory` raises."""
+    room = ""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        ours = torch.cuda.memory_reserved(device)
+        others = max(0, total - free - ours)
+        room = (
+            f" It has {total / 2**30:.1f} GB; this process holds {ours / 2**30:.1f}, others hold {others / 2**30:.1f}."
+        )
+    return ModelError(f"{what} ran out of memory on {device}.{room} To go on, {advice}.")
 
 
 @contextmanager

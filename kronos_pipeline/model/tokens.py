@@ -29,13 +29,25 @@ def encode(tokenizer: nn.Module, normalised: Tensor, device: torch.device) -> Te
     Returns:
         The tokens, (windows, 2, bars) int16 on `device`: the coarse s1 and the fine s2. On a GPU they may
         still be in the making.
+
+    Raises:
+        torch.OutOfMemoryError: the device lacks the memory for one window.
     """
     encoder: Any = tokenizer
     tokens = torch.empty(len(normalised), 2, normalised.shape[1], dtype=torch.int16, device=device)
     prepare_rotary(tokenizer, normalised.shape[1])
-    size = windows_per_call(normalised.shape[1], device)
-    for some, made in zip(normalised.split(size), tokens.split(size), strict=True):
-        with torch.no_grad():
-            s1, s2 = encoder.encode(some.to(device, non_blocking=True), half=True)
-        made[:, 0], made[:, 1] = s1, s2
+    size, done = windows_per_call(normalised.shape[1], device), 0
+    while done < len(normalised):
+        some = slice(done, done + size)
+        try:
+            with torch.no_grad():
+                s1, s2 = encoder.encode(normalised[some].to(device, non_blocking=True), half=True)
+            tokens[some, 0], tokens[some, 1] = s1, s2
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+        else:
+            done += size
+            continue
+        size = (size + 1) // 2  # outside the except block, whose traceback holds tensors of the failed call
     return tokens

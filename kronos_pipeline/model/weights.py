@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kronos_pipeline.artifacts import MANIFEST, file_hash, read_json, text_hash, write_file, write_json
 from kronos_pipeline.errors import ArtifactError, ModelError
+from kronos_pipeline.model.devices import explain_out_of_memory
 from kronos_pipeline.model.modules import move
 from kronos_pipeline.model.upstream import Kronos, KronosTokenizer
 
@@ -43,14 +44,14 @@ def load_predictor(folder: Path, device: torch.device) -> Any:
     """Load a predictor strictly, in eval mode.
 
     Raises:
-        ModelError: a file is missing or damaged, or holds other tensors than the architecture.
+        ModelError: a file is missing or damaged, or holds other tensors than the architecture; or the device is full.
     """
-    return move(_load(folder, Kronos, "predictor"), device)
+    return _put(_load(folder, Kronos, "predictor"), folder, device)
 
 
 def load_tokenizer(folder: Path, device: torch.device) -> Any:
     """Load a tokenizer strictly, in eval mode and without gradients; raises as `load_predictor` does."""
-    return move(_load(folder, KronosTokenizer, "tokenizer").requires_grad_(False), device)
+    return _put(_load(folder, KronosTokenizer, "tokenizer").requires_grad_(False), folder, device)
 
 
 def weights_hash(*folders: Path) -> str:
@@ -129,6 +130,12 @@ def _load(folder: Path, architecture: Any, role: str) -> Any:
     check_tensors(folder / WEIGHTS, tensors, module.state_dict())
     module.load_state_dict(tensors)
     return module.eval()
+
+
+def _put(module: nn.Module, folder: Path, device: torch.device) -> nn.Module:
+    advice = "end what else uses the GPU, choose a smaller --model-name, or use --device cpu"
+    with explain_out_of_memory(f"Loading {folder}", device, advice):
+        return move(module, device)
 
 
 def _parameters(architecture: Any) -> list[str]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _SAME_RECIPE_WITHOUT = {
     "validation_days", "validation_bars", "max_cutoffs", "backtest_origins", "backtest_refit_every", "gate",
-    "refit_all", "calendars", "device", "save_steps", "adapters_together",
+    "refit_all", "calendars", "device", "save_steps", "adapters_together", "cuda_graphs", "deterministic",
 }  # fmt: skip
 """Settings in which a backtest may differ from the training whose recipe it measured."""
 _FINGERPRINT = "evidence_hash"

@@ -9,12 +9,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
+from kronos_pipeline.model.devices import explain_out_of_memory
 from kronos_pipeline.model.modules import fitting_threads, move
 from kronos_pipeline.training import plan
 from kronos_pipeline.training.adapters import Prepared
 from kronos_pipeline.training.course import Outcome
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
-from kronos_pipeline.training.devices import new_accelerator, process
+from kronos_pipeline.training.devices import current_device, new_accelerator, process, repeatable
 from kronos_pipeline.training.loop import Optimisation
 from kronos_pipeline.training.microbatch import Microbatch
 from kronos_pipeline.training.publish import (
@@ -29,6 +30,9 @@ from kronos_pipeline.training.state import locked
 if TYPE_CHECKING:
     from kronos_pipeline.training.trainer import KronosTrainer
 
+MORE_MEMORY = "end what else uses the GPU, train a smaller --model-name, or lower --lookback; --adapter lora takes less"
+"""What helps where one window does not fit."""
+
 
 def train_alone(trainer: KronosTrainer, one: Prepared, *, lora: bool) -> TrainingResult:
     """Train, in this process or as one of several, and publish what comes of it.
@@ -36,6 +40,15 @@ def train_alone(trainer: KronosTrainer, one: Prepared, *, lora: bool) -> Trainin
     Raises:
         ModelError, ArtifactError: see their messages.
     """
+    with (
+        current_device(trainer.device),
+        repeatable(trainer.recipe.deterministic),
+        explain_out_of_memory(one.state.artifact, trainer.device, MORE_MEMORY),
+    ):
+        return _train(trainer, one, lora=lora)
+
+
+def _train(trainer: KronosTrainer, one: Prepared, *, lora: bool) -> TrainingResult:
     accelerator = new_accelerator(trainer.recipe, trainer.device, trainer.precision)
     with locked([one.state], trainer.device, trainer.say) if process() == 0 else nullcontext():
         if kept := trainer.kept(one):

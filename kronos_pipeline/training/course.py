@@ -16,6 +16,7 @@ import torch
 
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import ModelError
+from kronos_pipeline.training.host_copy import state_to_host
 
 HISTORY = ("step", "epoch", "train_loss", "selection_loss", "learning_rate", "windows_per_second")
 LOG_STEPS = 10
@@ -107,8 +108,8 @@ class Position:
         """
         history = pd.DataFrame(self.rows, columns=list(HISTORY))
         return Outcome(
-            best={name: tensor.detach().cpu().clone() for name, tensor in best.items()},
-            last={name: tensor.detach().cpu().clone() for name, tensor in last.items()},
+            best={name: tensor.detach().clone() for name, tensor in state_to_host(best).items()},
+            last={name: tensor.detach().clone() for name, tensor in state_to_host(last).items()},
             history=history.astype({"step": "int64", "epoch": "int64"}),
             summary={
                 "steps": self.step,

@@ -19,11 +19,12 @@ from torch.utils.data import Dataset
 from kronos_pipeline.data.normalisation import normalise
 from kronos_pipeline.data.windows import WindowSet, row_statistics
 from kronos_pipeline.errors import SettingsError
+from kronos_pipeline.model.devices import with_index
 from kronos_pipeline.model.tokens import encode, windows_per_call
 
 CPU = torch.device("cpu")
 _DEVICE_SHARE = 0.25
-"""Of a GPU's whole memory, what tokens and stamps may take."""
+"""Share of a GPU's memory, and of what is free of it, that tokens and stamps may take."""
 _ON_DISK_ABOVE = 256 * 2**20
 """Bytes of tokens above which they are kept in a file, where a folder for it is given and the device has no room."""
 
@@ -74,7 +75,7 @@ class KronosMultiTickerDataset(Dataset[Batch]):
         self.tickers = [one.ticker for one in windows]
         self.lookback = windows[0].lookback if windows else 0
         self.window = self.lookback + windows[0].horizon + 1 if windows else 0
-        self._device = device
+        self._device = with_index(device)
         first_bar = np.cumsum([0, *(len(one.bars.frame) for one in windows)])
         rows = [
             one.of_split(split)["start"].to_numpy(np.int64) + first
@@ -82,10 +83,12 @@ class KronosMultiTickerDataset(Dataset[Batch]):
         ]
         stamps, starts = _joined([one.stamps for one in windows], (0, 5)), _joined(rows, (0,))
         taken = 4 * len(starts) * self.window + stamps.nbytes + starts.nbytes
-        self._here = device if _has_room(device, taken) else CPU
-        self._stamps = torch.from_numpy(stamps).to(self._here)
-        self._starts = torch.from_numpy(starts).to(self._here)
-        self._tokens = self._store(folder)
+        self._here = self._device if _has_room(self._device, taken) else CPU
+        try:
+            self._keep(stamps, starts, folder)
+        except torch.OutOfMemoryError:  # other processes share the GPU
+            self._here = CPU
+            self._keep(stamps, starts, folder)
         self._encode(windows, tokenizer)
 
     def __len__(self) -> int:
@@ -100,6 +103,11 @@ class KronosMultiTickerDataset(Dataset[Batch]):
         bars = self._starts[rows, None] + torch.arange(self.window, device=self._here)
         tokens, stamps = (sent(part, self._device) for part in (self._tokens[rows], self._stamps[bars]))
         return {"s1": tokens[:, 0], "s2": tokens[:, 1], "stamps": stamps}
+
+    def _keep(self, stamps: np.ndarray, starts: np.ndarray, folder: Path | None) -> None:
+        """Copy stamps and starts to where they are kept, and make room for the tokens there."""
+        self._stamps, self._starts = (torch.from_numpy(part).to(self._here) for part in (stamps, starts))
+        self._tokens = self._store(folder)
 
     def _store(self, folder: Path | None) -> Tensor:
         """Room for the tokens, (windows, 2, bars) int16."""
@@ -144,10 +152,10 @@ def _regrouped(blocks: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
 
 
 def _has_room(device: torch.device, needed: int) -> bool:
-    """Whether a device takes it beside a training: by its whole memory, so that the same data is kept in one way."""
+    """Return whether a device takes so many bytes beside a training; other processes may share a GPU."""
     if device.type != "cuda":
         return device.type == "cpu"
-    return needed <= _DEVICE_SHARE * torch.cuda.get_device_properties(device).total_memory
+    return needed <= _DEVICE_SHARE * min(torch.cuda.mem_get_info(device))
 
 
 def sent(values: Tensor, device: torch.device) -> Tensor:

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import set_seed
 
-from kronos_pipeline.errors import KronosError, ModelError, SettingsError
+from kronos_pipeline.errors import KronosError, SettingsError
+from kronos_pipeline.model.devices import explain_out_of_memory, out_of_memory
 from kronos_pipeline.model.modules import fitting_threads
 from kronos_pipeline.model.stacked_lora import StackedLora
 from kronos_pipeline.training import plan
 from kronos_pipeline.training.adapters import AdapterJob, Prepared
-from kronos_pipeline.training.alone import train_alone
+from kronos_pipeline.training.alone import MORE_MEMORY, train_alone
 from kronos_pipeline.training.course import Outcome
-from kronos_pipeline.training.devices import processes
+from kronos_pipeline.training.devices import current_device, processes, repeatable
 from kronos_pipeline.training.grouping import adapters_per_pass, adapters_together, groups_of, one_by_one
 from kronos_pipeline.training.members import Member
 from kronos_pipeline.training.passes import Passes
@@ -88,7 +89,8 @@ def train_together(
 
 
 def _most_in_a_group(trainer: KronosTrainer) -> int:
-    width = sum(p.numel() for p in trainer.trainable(lora=True).parameters() if p.requires_grad)
+    with explain_out_of_memory("The adapters' training", trainer.device, MORE_MEMORY):
+        width = sum(p.numel() for p in trainer.trainable(lora=True).parameters() if p.requires_grad)
     per_pass = adapters_per_pass(trainer.base.predictor, width, trainer.recipe, trainer.precision, trainer.device)
     return adapters_together(trainer.recipe, per_pass, trainer.device)
 
@@ -101,10 +103,6 @@ def _train_alone(trainer: KronosTrainer, group: Sequence[Prepared]) -> Iterator[
             if processes() > 1:
                 raise  # the other processes have ended with it
             result = error
-        except torch.OutOfMemoryError:
-            if processes() > 1:
-                raise
-            result = _out_of_memory(trainer, one)
         yield one, result
 
 
@@ -113,7 +111,12 @@ def _train_group(trainer: KronosTrainer, group: Sequence[Prepared]) -> Iterator[
     left = {one.target: one for one in group}
     if not left:
         return
-    with locked([one.state for one in group], trainer.device, trainer.say):
+    device = trainer.device
+    with (
+        current_device(device),
+        repeatable(trainer.recipe.deterministic),
+        locked([one.state for one in group], device, trainer.say),
+    ):
         try:
             for one in group:
                 if kept := trainer.kept(one):
@@ -137,11 +140,7 @@ def _train_group(trainer: KronosTrainer, group: Sequence[Prepared]) -> Iterator[
                 yield one, error
         except torch.OutOfMemoryError:
             for one in left.values():
-                yield one, _out_of_memory(trainer, one)
-
-
-def _out_of_memory(trainer: KronosTrainer, one: Prepared) -> ModelError:
-    return ModelError(f"{one.state.artifact} ran out of memory on {trainer.device}; lower --batch-size.")
+                yield one, out_of_memory(one.state.artifact, device, MORE_MEMORY)
 
 
 def _not_in(saved: dict[str, Any] | None, members: Iterable[Prepared]) -> list[Prepared]:
@@ -169,7 +168,7 @@ def _optimise(
                 group, _ranges(group, "train"), _ranges(group, "selection"), strict=True
             )
         ]
-        at_once = adapters_per_pass(base.predictor, stacked.width, recipe, trainer.precision, device)
+        at_once = adapters_per_pass(base.predictor, stacked.width, recipe, trainer.precision, device, shared=True)
         passes = Passes(stacked, device, trainer.precision, min(at_once, len(group)), trainer.say)
         optimisation = JointOptimisation(passes, start, members, train, selection, recipe, trainer.say)
         disk = len(group) * plan.needed_bytes(adapted)

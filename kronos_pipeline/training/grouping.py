@@ -1,7 +1,7 @@
 """How many adapters train together, and which.
 
-What a device can hold is reckoned from its whole memory, never from what happens to be free, so that the same tickers
-are grouped in the same way each time.
+Groups follow from a device's whole memory, never from what happens to be free, so that the same tickers are grouped in
+the same way each time. A pass of a group may be smaller where other processes hold most of the device.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from kronos_pipeline.config import Recipe
 from kronos_pipeline.model.modules import inner
 from kronos_pipeline.training.adapters import Prepared
 
-_MEMORY_SHARE = 0.6
-"""Of the device's memory, what activations may take; the rest is for weights, logits, the allocator and others."""
+_MEMORY_SHARE = 0.45
+"""Share of the device's memory for the activations of a pass. While a pass of another shape runs, a CUDA graph keeps
+those of the pass that it replays, so they have to fit twice; the rest is for weights and the allocator."""
+_FREE_SHARE = 0.9
+"""Share of what is free of the memory that a pass may take, where other processes hold more than half of it."""
 _LAYER_WIDTHS, _LAYER_INNER, _LOGITS = 20, 6, 8
 """Numbers kept for the backward pass per bar: of each layer in units of its width and of its feed-forward width, and of
 the logits in units of the vocabulary. Measured for targets in every layer, with dropout: up to 0.9 of that sum."""
@@ -29,7 +32,9 @@ _CPU_BARS = 6000
 _CPU_GROUP, _MOST = 16, 256
 
 
-def adapters_per_pass(predictor: Any, width: int, recipe: Recipe, precision: str, device: torch.device) -> int:
+def adapters_per_pass(
+    predictor: Any, width: int, recipe: Recipe, precision: str, device: torch.device, *, shared: bool = False
+) -> int:
     """Adapters whose batches the device can take through the predictor at once, at least one.
 
     Args:
@@ -38,6 +43,7 @@ def adapters_per_pass(predictor: Any, width: int, recipe: Recipe, precision: str
         recipe: the settings.
         precision: "fp32" or "bf16".
         device: where they are to train.
+        shared: whether to heed what other processes hold of a GPU just now.
     """
     bars = recipe.batch_size * (recipe.used_lookback + recipe.horizon)
     if device.type != "cuda":
@@ -46,7 +52,10 @@ def adapters_per_pass(predictor: Any, width: int, recipe: Recipe, precision: str
     per_bar = core.n_layers * (_LAYER_WIDTHS * core.d_model + _LAYER_INNER * core.ff_dim)
     per_bar += _LOGITS * (2**core.s1_bits + 2**core.s2_bits)
     needed = bars * per_bar * _BYTES[precision] + 4 * _COPIES * width
-    return max(1, int(_MEMORY_SHARE * torch.cuda.get_device_properties(device).total_memory / needed))
+    memory = _MEMORY_SHARE * torch.cuda.get_device_properties(device).total_memory
+    if shared:
+        memory = min(memory, _FREE_SHARE * torch.cuda.mem_get_info(device)[0])
+    return max(1, int(memory / needed))
 
 
 def one_by_one(recipe: Recipe, precision: str, processes: int) -> str | None:

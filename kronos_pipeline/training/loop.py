@@ -10,10 +10,12 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from kronos_pipeline.config import Recipe
@@ -37,6 +39,7 @@ from kronos_pipeline.training.microbatch import Microbatch
 from kronos_pipeline.training.objective import Objective
 from kronos_pipeline.training.progress import Say, TrainingProgress
 from kronos_pipeline.training.randomness import random_state, restore_random_state
+from kronos_pipeline.training.replayed_calls import ReplayedCalls
 
 
 class Optimisation:
@@ -73,6 +76,8 @@ class Optimisation:
             lr=recipe.learning_rate,
             fused=accelerator.scaler is None,  # fused, it would not say which steps a float16 training leaves out
         )
+        replays = recipe.cuda_graphs and not recipe.torch_compile and accelerator.num_processes == 1
+        self._replayed = ReplayedCalls(accelerator.device, wanted=replays)
         windows_per_step = recipe.batch_size * recipe.grad_accum_steps * accelerator.num_processes
         self._steps_per_epoch = math.ceil(len(train) / windows_per_step)
         self._windows_per_step = windows_per_step
@@ -88,7 +93,7 @@ class Optimisation:
         self._look_at = look_points(recipe, self._steps_per_epoch)
 
     def state(self) -> dict[str, Any]:
-        """All that `restore` needs to go on from here, as tensors and plain values."""
+        """All that `restore` needs to go on from here, as tensors and plain values; every process has to ask for it."""
         scaler = self._accelerator.scaler
         return {
             "trained": {name: tensor.detach() for name, tensor in self._trained.items()},
@@ -97,7 +102,7 @@ class Optimisation:
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
             "scaler": {} if scaler is None else scaler.state_dict(),
-            "random": random_state(self._accelerator.device),
+            "random": gather_object([random_state(self._accelerator.device)]),
             "position": vars(self._position),
             "unread": (self._unread, self._unread_batches),
         }
@@ -122,8 +127,8 @@ class Optimisation:
             self._position = Position(**state["position"])
             unread, self._unread_batches = state["unread"]
             self._unread = unread.to(device)
-            restore_random_state(state["random"], device)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            restore_random_state(state["random"][self._accelerator.process_index], device)
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             raise ModelError(
                 f"The saved state of the interrupted training does not fit ({error}); remove it to start anew."
             ) from error
@@ -206,30 +211,46 @@ class Optimisation:
         """Take one optimiser step; nothing in it waits for the device."""
         if self._accelerator.num_processes > 1:
             # A process that ran out of memory cannot begin anew while the others wait for its gradients.
-            self._unread = self._accumulate(batches, self._microbatch.size)
+            losses = self._backward(batches, self._microbatch.size)
         else:
-            self._unread = self._microbatch.fit(lambda size: self._accumulate(batches, size))
+            losses = self._microbatch.fit(lambda size: self._backward(batches, size), self._replayed.release)
+        for loss in losses:
+            self._unread = self._unread + loss
         self._unread_batches += len(batches)
         self._accelerator.clip_grad_norm_(list(self._trained.values()), self._recipe.max_grad_norm)
         self._optimizer.step()
 
-    def _accumulate(self, batches: Sequence[torch.Tensor], size: int) -> torch.Tensor:
-        """Set the gradients to those of some batches, by at most `size` windows at once.
-
-        Returns:
-            The sum of the losses that nobody has read, those of these batches included.
-        """
-        accelerator, unread = self._accelerator, self._unread
-        self._optimizer.zero_grad()
+    def _backward(self, batches: Sequence[torch.Tensor], size: int) -> list[torch.Tensor]:
+        """Set the gradients to those of some batches, by at most `size` windows at once; return the losses."""
         parts = [(part, len(part) / len(windows)) for windows in batches for part in windows.split(size)]
-        for number, (windows, share) in enumerate(parts, start=1):
+        shares = tuple(share for _, share in parts)
+        tokens = [tensor for part, _ in parts for tensor in self._train.batch(part).values()]
+        key = tuple(len(part) for part, _ in parts), shares
+        losses, gradients = self._replayed(key, partial(self._gradients, shares), tokens)
+        for tensor, gradient in zip(self._trained.values(), gradients, strict=True):
+            tensor.grad = gradient
+        return losses
+
+    def _gradients(
+        self, shares: Sequence[float], tokens: Sequence[torch.Tensor]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
+        """The losses of some parts of batches, and the sum of their gradients for each trained tensor.
+
+        Args:
+            shares: of each part in its batch, by which its loss counts.
+            tokens: s1, s2 and stamps of each part, one after the other.
+        """
+        accelerator, losses = self._accelerator, []
+        self._optimizer.zero_grad()
+        parts = list(zip(shares, tokens[::3], tokens[1::3], tokens[2::3], strict=True))
+        for number, (share, *part) in enumerate(parts, start=1):
             with accelerator.no_sync(self._module) if number < len(parts) else nullcontext():
-                loss = self._module(**self._train.batch(windows))
+                loss = self._module(*part)
                 if share < 1:
                     loss = loss * share
                 accelerator.backward(loss)
-            unread = unread + loss.detach()
-        return unread
+            losses.append(loss.detach())
+        return losses, [tensor.grad for tensor in self._trained.values()]
 
     def _read_loss(self) -> float:
         """The mean training loss since it was last read; this waits for the device."""
@@ -252,7 +273,7 @@ class Optimisation:
         predictor.eval()
         mine = torch.arange(len(self._selection))[accelerator.process_index :: accelerator.num_processes]
         with accelerator.autocast():
-            found = self._microbatch.fit(lambda size: self._losses(mine.split(2 * size)))
+            found = self._microbatch.fit(lambda size: self._losses(mine.split(2 * size)), self._replayed.release)
         predictor.train()
         self._put(plain)
         total = torch.cat(found).cpu().double().sum()  # Apple's GPUs have no float64

@@ -34,8 +34,13 @@ class Microbatch:
         """
         self.size, self._unit, self._device, self._say = size, unit, device, say
 
-    def fit(self, work: Callable[[int], T]) -> T:
+    def fit(self, work: Callable[[int], T], release: Callable[[], bool] = lambda: False) -> T:
         """Call `work` with the size, and again with half of it each time the device runs out of memory.
+
+        Args:
+            work: takes the size; leaves nothing behind where it fails for want of memory.
+            release: gives memory back that can be done without, and tells whether there was any; the size is then tried
+                again.
 
         Raises:
             torch.OutOfMemoryError: the device lacks the memory for one.
@@ -44,10 +49,12 @@ class Microbatch:
             size = self.size
             try:
                 return work(size)
-            except torch.OutOfMemoryError:
+            except torch.OutOfMemoryError as error:
+                failed = error.with_traceback(None)  # which holds tensors of the failed call
+            if not release():
                 if size == 1:
-                    raise
-            self.halve(size)  # outside the except block, whose traceback holds tensors of the failed call
+                    raise failed
+                self.halve(size)
 
     def halve(self, tried: int) -> None:
         """Take half of a number, 2 or more, that was too many."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,9 +12,22 @@ from kronos_pipeline.config import Recipe
 from kronos_pipeline.model.losses import token_losses
 from kronos_pipeline.model.stacked_lora import StackedLora
 from kronos_pipeline.training import plan
-from kronos_pipeline.training.dataset import KronosMultiTickerDataset, sent
+from kronos_pipeline.training.dataset import Batch, KronosMultiTickerDataset, sent
 from kronos_pipeline.training.microbatch import Microbatch
 from kronos_pipeline.training.progress import Say
+
+
+@dataclass(frozen=True)
+class Owners:
+    """Which adapter each window of a batch belongs to.
+
+    Attributes:
+        which: the adapter's place in the pass, (windows,) int64, ascending.
+        even: whether every adapter has as many windows.
+    """
+
+    which: Tensor
+    even: bool
 
 
 class Passes:
@@ -39,28 +53,30 @@ class Passes:
         self._adapters = Microbatch(adapters, "adapters", device, say)
         self._windows: Microbatch | None = None
 
-    def losses(
-        self, adapters: Tensor, windows: Sequence[Tensor], data: KronosMultiTickerDataset
-    ) -> tuple[Tensor, Tensor]:
-        """The losses of some windows of each adapter.
+    def owners(self, counts: Sequence[int]) -> Owners:
+        """Return the owners of a batch that holds so many windows of each adapter, one adapter after the other."""
+        which = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+        return Owners(sent(which, self.device), even=len(set(counts)) == 1)
+
+    def losses(self, adapters: Tensor, owners: Owners, batch: Batch, lookback: int) -> Tensor:
+        """The losses of a batch, in nats per token, (windows,).
 
         Args:
             adapters: the adapters, (adapters, width).
-            windows: the numbers of each one's windows in the data, (windows,).
-            data: the data.
-
-        Returns:
-            Of all windows, the adapter's row and the loss in nats per token: both (all windows,).
+            owners: from `owners`.
+            batch: the windows of all.
+            lookback: bars of a window before its targets.
         """
-        counts = torch.tensor([len(some) for some in windows])
-        which = sent(torch.arange(len(counts)).repeat_interleave(counts), self.device)
-        batch = data.batch(torch.cat(list(windows)))
-        even = bool((counts == counts[0]).all())
         products = torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bf16")
-        with products, self.stacked.serving(adapters, which, even=even):
-            return which, token_losses(self.stacked.predictor, **batch, first_target=data.lookback)
+        with products, self.stacked.serving(adapters, owners.which, even=owners.even):
+            return token_losses(self.stacked.predictor, **batch, first_target=lookback)
 
-    def each(self, batches: Mapping[int, Tensor], work: Callable[[Mapping[int, Tensor]], None]) -> None:
+    def each(
+        self,
+        batches: Mapping[int, Tensor],
+        work: Callable[[Mapping[int, Tensor]], None],
+        release: Callable[[], bool],
+    ) -> None:
         """Do some work for a batch of each of some adapters, for as many of them at a time as the device takes.
 
         A batch that does not fit by itself is divided. `work` leaves nothing behind where it fails for want of memory.
@@ -69,6 +85,7 @@ class Passes:
         Args:
             batches: the windows of each adapter, by the adapter's number.
             work: takes batches, or parts of them, likewise.
+            release: as `Microbatch.fit` takes it.
 
         Raises:
             torch.OutOfMemoryError: the device lacks the memory for one window.
@@ -81,15 +98,17 @@ class Passes:
                 some = [(number, windows[: self._windows.size])]
             try:
                 work(dict(some))
-            except torch.OutOfMemoryError:
-                if len(some) == len(some[0][1]) == 1:
-                    raise
+            except torch.OutOfMemoryError as error:
+                failed = error.with_traceback(None)  # which holds tensors of the failed call
             else:
                 waiting = waiting[len(some) :]
                 if len(some[0][1]) < len(windows):
                     waiting.insert(0, (number, windows[len(some[0][1]) :]))
                 continue
-            self._halve(len(some), len(some[0][1]))  # outside the except block, whose traceback holds tensors
+            if not release():
+                if len(some) == len(some[0][1]) == 1:
+                    raise failed
+                self._halve(len(some), len(some[0][1]))
 
     def expected_seconds(
         self, start: Tensor, train: KronosMultiTickerDataset, selection: KronosMultiTickerDataset, recipe: Recipe

@@ -28,6 +28,7 @@ from kronos_pipeline.artifacts import ArtifactLayout, check_writable, read_json,
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.training.devices import acquire, device_lock
+from kronos_pipeline.training.host_copy import state_to_host
 from kronos_pipeline.training.progress import Say
 
 _RUN, _TOGETHER = "run.json", "together "
@@ -35,7 +36,7 @@ _EVALUATION_SETTINGS = {
     "validation_days", "validation_bars", "max_cutoffs", "eval_samples", "temperature", "top_p",
     "s2_position", "tune_sampling", "recalibrate", "calendars",
     "backtest_origins", "backtest_refit_every", "gate", "refit_all",
-    "save_steps", "device", "adapter_name",
+    "save_steps", "device", "adapter_name", "cuda_graphs",
 }  # fmt: skip
 """Settings that leave the weights as they are: the data before the holdout is hashed itself, the device is resolved."""
 
@@ -94,7 +95,8 @@ class TrainingState:
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Write the state, atomically: a kill while it is written leaves the one before."""
-        write_file(self._state_file, lambda handle: torch.save(dict(state), handle))
+        on_host = state_to_host(dict(state))
+        write_file(self._state_file, lambda handle: torch.save(on_host, handle))
 
     def finish(self, *, keep_mark: bool) -> None:
         """Drop the state of a training that has ended, and those of earlier tries at the same artifact.

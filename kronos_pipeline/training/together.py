@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,33 @@ from kronos_pipeline.errors import ModelError
 from kronos_pipeline.training.course import Outcome, Position, average_decay
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset, sent
 from kronos_pipeline.training.members import Course, Member
-from kronos_pipeline.training.passes import Passes
+from kronos_pipeline.training.passes import Owners, Passes
 from kronos_pipeline.training.progress import Say, TrainingProgress
 from kronos_pipeline.training.randomness import random_state, restore_random_state
+from kronos_pipeline.training.replayed_calls import ReplayedCalls
 
 Save = Callable[[dict[str, Any]], None]
+
+
+_SHAPES = 16
+"""Shapes of passes that are kept: a step's passes, and those of an epoch's last step."""
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """Of the batches of some members: what is the same each time these members have as many windows.
+
+    Attributes:
+        rows: the members, (members,) int64.
+        owners: the place among them of each window's member.
+        row_of_each: each window's member, (windows,) int64.
+        shares: of each window in its member's batch, (windows,).
+    """
+
+    rows: Tensor
+    owners: Owners
+    row_of_each: Tensor
+    shares: Tensor
 
 
 class JointOptimisation:
@@ -63,6 +86,8 @@ class JointOptimisation:
         self._average = self._weights.detach().clone() if recipe.average_decay else self._weights.detach()
         self._best = torch.zeros_like(self._average)
         self._losses = torch.zeros(len(members), device=self._device)
+        self._replayed = ReplayedCalls(self._device, wanted=recipe.cuda_graphs)
+        self._shape = lru_cache(_SHAPES)(self._new_shape)
 
     @property
     def steps(self) -> int:
@@ -175,7 +200,8 @@ class JointOptimisation:
         batches = {number: self._courses[number].batches() for number in self._open}
         for turn in range(self._recipe.grad_accum_steps):
             have = {number: some[turn] for number, some in batches.items() if turn < len(some)}
-            self._passes.each(have, partial(self._backward, {number: len(batch) for number, batch in have.items()}))
+            sizes = {number: len(batch) for number, batch in have.items()}
+            self._passes.each(have, partial(self._backward, sizes), self._replayed.release)
         rates = [self._courses[number].learning_rate() for number in self._open]
         self._update(rates)
         for number in self._open:
@@ -192,15 +218,26 @@ class JointOptimisation:
             sizes: windows of each member's batch.
             batches: the windows that are read now.
         """
-        rows, counts = self._rows(list(batches)), [sizes[number] for number in batches]
-        part = self._weights.detach()[rows].requires_grad_()
-        which, losses = self._passes.losses(part, list(batches.values()), self._train)
-        shares = sent(torch.tensor(counts), self._device)[which].reciprocal()
-        (gradient,) = torch.autograd.grad((losses * shares).sum() / self._recipe.grad_accum_steps, part)
-        owners, losses = rows[which], losses.detach() * shares
+        key = tuple((number, len(part), sizes[number]) for number, part in batches.items())
+        shape, batch = self._shape(key), self._train.batch(torch.cat(list(batches.values())))
+        gradient, losses = self._replayed(key, partial(self._gradients, shape), list(batch.values()))
         assert self._weights.grad is not None
-        self._weights.grad.index_add_(0, rows, gradient)
-        self._losses.index_add_(0, owners, losses)
+        self._weights.grad.index_add_(0, shape.rows, gradient)
+        self._losses.index_add_(0, shape.row_of_each, losses)
+
+    def _gradients(self, shape: _Shape, tokens: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The gradients of a batch of each of some members, (members, width), and the losses' shares, (windows,)."""
+        part = self._weights.detach()[shape.rows].requires_grad_()
+        batch = dict(zip(("s1", "s2", "stamps"), tokens, strict=True))
+        losses = self._passes.losses(part, shape.owners, batch, self._train.lookback)
+        (gradient,) = torch.autograd.grad((losses * shape.shares).sum() / self._recipe.grad_accum_steps, part)
+        return gradient, losses.detach() * shape.shares
+
+    def _new_shape(self, key: tuple[tuple[int, int, int], ...]) -> _Shape:
+        """Of the members' numbers, their windows in the pass, and those in their batches."""
+        rows, owners = self._rows([number for number, *_ in key]), self._passes.owners([count for _, count, _ in key])
+        sizes = sent(torch.tensor([size for *_, size in key]), self._device)
+        return _Shape(rows, owners, rows[owners.which], sizes[owners.which].reciprocal())
 
     @torch.no_grad()
     def _update(self, rates: Sequence[float]) -> None:
@@ -251,14 +288,17 @@ class JointOptimisation:
         blocks = {number: torch.tensor(self._courses[number].member.selection).split(size) for number in numbers}
 
         def look(batches: Mapping[int, Tensor]) -> None:
-            rows = self._rows(list(batches))
-            which, losses = self._passes.losses(self._average[rows], list(batches.values()), self._selection)
-            sums = np.bincount(which.cpu().numpy(), losses.float().cpu().numpy(), len(batches))
+            adapters = self._average[self._rows(list(batches))]
+            owners = self._passes.owners([len(part) for part in batches.values()])
+            batch = self._selection.batch(torch.cat(list(batches.values())))
+            losses = self._passes.losses(adapters, owners, batch, self._selection.lookback)
+            sums = np.bincount(owners.which.cpu().numpy(), losses.float().cpu().numpy(), len(batches))
             totals.update({number: totals[number] + float(total) for number, total in zip(batches, sums, strict=True)})
 
         self._passes.stacked.predictor.eval()
         for turn in range(max((len(some) for some in blocks.values()), default=0)):
-            self._passes.each({number: some[turn] for number, some in blocks.items() if turn < len(some)}, look)
+            have = {number: some[turn] for number, some in blocks.items() if turn < len(some)}
+            self._passes.each(have, look, self._replayed.release)
         return {number: total / len(self._courses[number].member.selection) for number, total in totals.items()}
 
     def _rows(self, numbers: Sequence[int]) -> Tensor:

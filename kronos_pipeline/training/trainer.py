@@ -15,12 +15,13 @@ from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.together import known_together, outdated
 from kronos_pipeline.data.windows import WindowSet
+from kronos_pipeline.model.devices import explain_out_of_memory
 from kronos_pipeline.model.loading import KronosModel, load_base
 from kronos_pipeline.model.lora import add_lora
 from kronos_pipeline.model.modules import copy_around_weights, fitting_threads, move
 from kronos_pipeline.training import plan
 from kronos_pipeline.training.adapters import AdapterJob, Prepared
-from kronos_pipeline.training.alone import expected_seconds, new_microbatch, train_alone
+from kronos_pipeline.training.alone import MORE_MEMORY, expected_seconds, new_microbatch, train_alone
 from kronos_pipeline.training.course import Listener
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
 from kronos_pipeline.training.devices import check_precision, pick_precision, process, processes, reserve_device
@@ -172,9 +173,10 @@ class KronosTrainer:
 
     def expected_seconds(self, windows: Sequence[WindowSet], *, lora: bool) -> float:
         """Seconds that a training on these windows takes at most, by a batch that is timed; nothing is kept."""
-        predictor = move(self.trainable(lora=lora), self.device)
-        with fitting_threads(predictor):
-            return expected_seconds(self, predictor, *self.datasets(windows, None), new_microbatch(self))
+        with explain_out_of_memory("A training", self.device, MORE_MEMORY):
+            predictor = move(self.trainable(lora=lora), self.device)
+            with fitting_threads(predictor):
+                return expected_seconds(self, predictor, *self.datasets(windows, None), new_microbatch(self))
 
     def prepare(self, job: AdapterJob) -> Prepared:
         """What a job comes to, once its windows are fit; errors are those of `train_adapter`."""

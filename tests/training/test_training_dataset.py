@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import tracemalloc
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -113,12 +112,14 @@ def test_a_batch_is_compact_until_it_is_embedded(tiny_base: Path, base: KronosMo
     }
 
 
-@pytest.mark.parametrize(("needed", "expected"), [(20 * 2**30, True), (21 * 2**30, False)])
-def test_tokens_stay_on_a_gpu_of_which_they_take_no_large_share(
-    needed: int, expected: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("needed", "free", "expected"), [(20 * 2**30, 80, True), (21 * 2**30, 80, False), (20 * 2**30, 79, False)]
+)
+def test_tokens_stay_on_a_gpu_where_they_take_no_large_share_of_what_is_free(
+    needed: int, free: int, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 * 2**30))
-    assert dataset_module._has_room(torch.device("cuda"), needed) is expected
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free * 2**30, 80 * 2**30))
+    assert dataset_module._has_room(torch.device("cuda:0"), needed) is expected
 
 
 def test_the_holdout_and_mixed_windows_are_refused(tiny_base: Path, base: KronosModel) -> None:

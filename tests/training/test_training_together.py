@@ -164,7 +164,7 @@ def test_where_memory_lacks_fewer_go_at_a_time_and_the_numbers_stay(
     said: list[str] = []
     jobs = [AdapterJob(name, [one]) for name, one in windows_of(recipe).items()]
     results = trainer_of(recipe, tmp_path / "short", said.append).train_adapters(jobs)
-    assert any("out of memory; 1 adapters at a time" in line for line in said)
+    assert any("out of memory; 1 adapter at a time" in line for line in said)
     for name, one in zip(BARS, results, strict=True):
         assert isinstance(one, TrainingResult)
         assert_close(weights_of(one), weights_of(whole[name]))

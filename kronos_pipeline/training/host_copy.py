@@ -1,0 +1,69 @@
+"""Copies of many tensors from a GPU to the host in a few transfers: each transfer waits for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_BYTES = 64 * 2**20
+"""Bytes of one transfer, about; the device needs as many to gather them."""
+
+
+def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copy tensors to the host; those that lie there stay as they are.
+
+    Args:
+        tensors: any shapes, types and devices.
+
+    Returns:
+        The copies, in the same order, each with memory of its own or shared with its neighbours.
+    """
+    copies = list(tensors)
+    kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for place, tensor in enumerate(tensors):
+        if tensor.device.type == "cuda":
+            kinds.setdefault((tensor.device, tensor.dtype), []).append(place)
+    for places in kinds.values():
+        for block in _blocks(tensors, places):
+            joined = torch.cat([tensors[place].detach().reshape(-1) for place in block]).cpu()
+            parts = joined.split([tensors[place].numel() for place in block])
+            for place, part in zip(block, parts, strict=True):
+                copies[place] = part.view(tensors[place].shape)
+    return copies
+
+
+def state_to_host(state: dict[str, Any]) -> dict[str, Any]:
+    """Copy a state, dictionaries, lists and tuples of tensors and plain values, with its tensors on the host."""
+    found: list[Tensor] = []
+    _walk(state, found.append)
+    copies = iter(to_host(found))
+    moved: dict[str, Any] = _walk(state, lambda _: next(copies))
+    return moved
+
+
+def _walk(value: Any, take: Any) -> Any:
+    """Rebuild a state with `take` of each tensor in its place, in a fixed order."""
+    if isinstance(value, Tensor):
+        return take(value)
+    if isinstance(value, dict):
+        return {key: _walk(part, take) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_walk(part, take) for part in value)
+    return value
+
+
+def _blocks(tensors: Sequence[Tensor], places: Sequence[int]) -> list[list[int]]:
+    """Places of tensors in groups of about `_BYTES`."""
+    blocks: list[list[int]] = [[]]
+    size = 0
+    for place in places:
+        own = tensors[place].numel() * tensors[place].element_size()
+        if blocks[-1] and size + own > _BYTES:
+            blocks.append([])
+            size = 0
+        blocks[-1].append(place)
+        size += own
+    return blocks
