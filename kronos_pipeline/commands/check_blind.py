@@ -7,6 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import Field
+
 from kronos_pipeline.command_line import FAILED, Command
 from kronos_pipeline.config import KronosTrainingConfig
 from kronos_pipeline.errors import DataError
@@ -20,6 +22,11 @@ class CheckBlind(Command, KronosTrainingConfig):
     """Train on a folder of CSVs as `train` does, then again with noise in place of every holdout bar, and compare the
     weights and all else that forecasts depend on byte by byte. It takes twice as long as the training. What it makes is
     removed from the output folder at the end."""
+
+    deterministic: bool = Field(
+        True,
+        description="take deterministic algorithms alone on a GPU; without them trainings there are never the same",
+    )
 
     def run(self) -> int:
         # Imported here, for --help can do without what takes seconds to import.
@@ -69,7 +76,7 @@ def _problems(found: Blindness) -> list[str]:
     if not found.repeatable:
         return [
             f"{files}: not the same either where the data are, so nothing can be said of the holdout: on this device "
-            "a training does not repeat itself. Use --device cpu."
+            "a training does not repeat itself. Use --deterministic, or --device cpu."
         ]
     return [
         f"{files}: not the same with noise in place of the holdout, so something has read the holdout. No score on it "

@@ -2,24 +2,73 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from kronos_pipeline.model.dropout import quicken_dropout
 from kronos_pipeline.model.losses import token_loss
 
 
-class Objective(torch.nn.Module):
+class Objective(nn.Module):
     """The loss as a module, so that what wraps modules (DistributedDataParallel, compilers) sees the forward pass.
 
     The predictor's dropouts are replaced by quick ones.
     """
 
-    def __init__(self, predictor: torch.nn.Module, first_target: int) -> None:
+    def __init__(self, predictor: nn.Module, first_target: int) -> None:
         super().__init__()
         quicken_dropout(predictor)
-        self.predictor = predictor
-        self.first_target = first_target
+        self._loss = _TokenLoss(predictor, first_target)
 
-    def forward(self, s1: torch.Tensor, s2: torch.Tensor, stamps: torch.Tensor) -> torch.Tensor:
+    @property
+    def predictor(self) -> Any:
+        """What is trained."""
+        return self._loss.predictor
+
+    def forward(self, s1: Tensor, s2: Tensor, stamps: Tensor) -> Tensor:
         """The mean loss of a batch of token windows over the bars after the lookback, in nats per token."""
-        return token_loss(self.predictor, s1, s2, stamps, self.first_target)
+        kind = s1.device.type
+        if kind != "cuda" or not torch.is_autocast_enabled(kind) or torch.compiler.is_compiling():
+            plain: Tensor = self._loss(s1, s2, stamps)
+            return plain
+        # Autocast would cast each weight by itself, and its gradient too: a third of a step's launches on a GPU.
+        weights = {
+            f"{place}.{name}": tensor
+            for place, part in self._loss.named_modules()
+            if isinstance(part, nn.Linear)
+            for name, tensor in part.named_parameters(recurse=False)
+        }
+        cast = _Cast.apply(torch.get_autocast_dtype(kind), *weights.values())
+        with_casts: Tensor = functional_call(self._loss, dict(zip(weights, cast, strict=True)), (s1, s2, stamps))
+        return with_casts
+
+
+class _TokenLoss(nn.Module):
+    def __init__(self, predictor: nn.Module, first_target: int) -> None:
+        super().__init__()
+        self.predictor, self._first_target = predictor, first_target
+
+    def forward(self, s1: Tensor, s2: Tensor, stamps: Tensor) -> Tensor:
+        return token_loss(self.predictor, s1, s2, stamps, self._first_target)
+
+
+class _Cast(torch.autograd.Function):
+    """Casts many tensors in one launch, or a few, and their gradients back likewise."""
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.dtypes = [tensor.dtype for tensor in tensors]
+        return _cast(tensors, [dtype] * len(tensors))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, *_cast(gradients, ctx.dtypes))
+
+
+def _cast(tensors: Any, dtypes: list[torch.dtype]) -> tuple[Tensor, ...]:
+    casts = [torch.empty_like(tensor, dtype=dtype) for tensor, dtype in zip(tensors, dtypes, strict=True)]
+    torch._foreach_copy_(casts, list(tensors))
+    return tuple(casts)

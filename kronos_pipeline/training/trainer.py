@@ -52,7 +52,8 @@ class KronosTrainer:
         Args:
             recipe: the settings.
             output_dir: folder for artifacts.
-            base: the base model, where it is loaded already; by default the recipe's, loaded at the first training.
+            base: the base model, where it is loaded already: the trainer is on its device. By default the recipe's,
+                loaded at the first training.
             say: takes lines for the person who runs the pipeline.
 
         Raises:
@@ -60,7 +61,7 @@ class KronosTrainer:
         """
         self.recipe = recipe
         self.layout = ArtifactLayout(Path(output_dir))
-        self.device, locks = reserve_device(recipe.device, say)
+        self.device, locks = reserve_device(recipe.device if base is None else str(base.device), say)
         for lock in locks:
             weakref.finalize(self, lock.release)
         check_precision(recipe.precision, self.device)

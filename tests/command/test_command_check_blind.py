@@ -156,7 +156,7 @@ def test_a_device_that_does_not_repeat_itself_is_no_leak_and_no_proof(
     monkeypatch.setattr(alone_module, "set_seed", lambda *_, **__: set_seed(next(seeds)))
     assert check(tiny_base, one_ticker, *ADAPTER) == 2
     captured = capsys.readouterr()
-    assert "a training does not repeat itself. Use --device cpu." in captured.err
+    assert "a training does not repeat itself. Use --deterministic, or --device cpu." in captured.err
     assert "has read the holdout" not in captured.err
     assert "blind:" not in captured.out
 

@@ -196,3 +196,52 @@ def test_two_processes_train_one_checkpoint_together(tiny_base: Path, tmp_path: 
     assert result.stdout.count("checkpoint: best selection loss") == 1
     summary = json.loads((tmp_path / "out/checkpoints/best_model/manifest.json").read_text())["training"]
     assert summary["steps"] == math.ceil(83 / (2 * 16))  # half of what one process takes
+
+
+RESUMED_BY_TWO = """
+import sys
+from pathlib import Path
+from small import simulated_windows, small_recipe
+from kronos_pipeline import KronosTrainer
+
+base, folder = map(Path, sys.argv[1:])
+recipe = small_recipe(base, epochs=1, batch_size=4, save_steps=3)
+windows = simulated_windows(recipe)
+said = []
+
+def train(name, say=lambda _: None):
+    return KronosTrainer(recipe, folder / name, say=say).train_checkpoint(windows)
+
+def die_at(step):
+    from kronos_pipeline.training.loop import Optimisation
+    update = Optimisation._update_average
+    def update_or_die(self):
+        update(self)
+        if self._position.step == step:
+            Optimisation._update_average = update
+            raise KeyboardInterrupt
+    Optimisation._update_average = update_or_die
+
+train("whole")
+die_at(5)
+try:
+    train("killed")
+except KeyboardInterrupt:
+    pass
+train("killed", said.append)
+print(*said, sep="\\n", flush=True)
+"""
+
+
+def test_each_of_several_processes_goes_on_with_dropout_of_its_own(tiny_base: Path, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(RESUMED_BY_TWO)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(program)]
+    paths = os.pathsep.join(path for path in sys.path if path)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    words = [*launch, str(tiny_base), str(tmp_path)]
+    result = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "checkpoints/best_model: resuming from step 3" in result.stdout
+    again, whole = (tmp_path / name / "checkpoints/last_model/model.safetensors" for name in ("killed", "whole"))
+    assert again.read_bytes() == whole.read_bytes()

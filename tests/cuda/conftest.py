@@ -1,0 +1,20 @@
+"""Fixtures of the tests on CUDA devices."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_locks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Each process has simulated devices of its own, so its trainings need not wait for those of another process."""
+    if importlib.util.find_spec("simcuda") is None:
+        yield
+        return
+    before, tempfile.tempdir = tempfile.tempdir, str(tmp_path_factory.mktemp("locks"))
+    yield
+    tempfile.tempdir = before

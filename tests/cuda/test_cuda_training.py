@@ -1,0 +1,227 @@
+"""A training on a GPU gives what it gives on the CPU, with graphs and without, and goes on where memory lacks."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from small import simulated_windows, small_recipe
+from tiny import save_tiny_base
+from torch import Tensor
+
+from kronos_pipeline import KronosTrainer
+from kronos_pipeline.errors import KronosError, ModelError
+from kronos_pipeline.training.adapters import AdapterJob
+from kronos_pipeline.training.publish import TrainingResult
+
+pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+TICKERS = ("AAPL", "MSFT", "XOM")
+WAYS = ("checkpoint", "alone", "together", "whole base")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base model without dropout, whose draws no two devices share."""
+    return save_tiny_base(tmp_path_factory.mktemp("base"), dropout=False)
+
+
+class Trainings:
+    """Trainings of three tickers in one of several ways, each in a folder of its own."""
+
+    def __init__(self, base: Path, folder: Path) -> None:
+        self._base, self._folder, self.said = base, folder, list[str]()
+
+    def __call__(self, way: str, device: str, *, listener: Any = None, folder: str = "", **changes: Any) -> Any:
+        """The tensors that one made, of all its tickers, and its first result."""
+        settings = {"adapter_dropout": 0.0, "freeze_backbone": way != "whole base", "device": device, **changes}
+        recipe = small_recipe(self._base, **settings)
+        windows = simulated_windows(recipe, TICKERS)
+        root = self._folder / (folder or f"{way}-{device}-{len(list(self._folder.iterdir()))}")
+        trainer = KronosTrainer(recipe, root, say=self.said.append)
+        ended: list[TrainingResult | KronosError]
+        if way == "checkpoint":
+            ended = [trainer.train_checkpoint(windows, listener=listener)]
+        elif way == "together":
+            jobs = [AdapterJob(one.ticker, [one], listener=listener) for one in windows]
+            ended = list(trainer.train_adapters(jobs))
+        else:
+            ended = [trainer.train_adapter(windows[:1], "AAPL", listener=listener)]
+        for one in ended:
+            if isinstance(one, KronosError):
+                raise one
+        return tensors_of(ended), ended[0]
+
+
+class Killed(BaseException):
+    """Raised by a test in the place of a kill."""
+
+
+class Listener:
+    """Calls a function with the step as losses are told."""
+
+    def __init__(self, told: Callable[[int], object]) -> None:
+        self._told = told
+
+    def on_log(self, step: int, values: Mapping[str, float]) -> None:  # noqa: ARG002
+        self._told(step)
+
+
+def once(function: Callable[[], object]) -> Listener:
+    """A listener that calls a function the first time."""
+    waiting = [function]
+    return Listener(lambda _: waiting and waiting.pop()())
+
+
+def tensors_of(results: list[Any]) -> dict[str, Tensor]:
+    return {
+        f"{result.folder.name}/{file.name}/{name}": tensor
+        for result in results
+        for file in sorted(result.folder.rglob("*model.safetensors"))
+        for name, tensor in safetensors.torch.load_file(file).items()
+    }
+
+
+def assert_close(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], atol: float = 1e-4) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, expected[name], atol=atol, rtol=0, msg=lambda text, name=name: name + text)
+
+
+@pytest.fixture
+def train(base: Path, tmp_path: Path) -> Trainings:
+    return Trainings(base, tmp_path)
+
+
+@pytest.mark.parametrize("changes", [{}, {"average_decay": 0.9, "grad_accum_steps": 2, "batch_size": 8}], ids=str)
+@pytest.mark.parametrize("way", WAYS)
+def test_a_training_gives_what_it_gives_on_the_cpu(train: Trainings, way: str, changes: dict[str, Any]) -> None:
+    found, result = train(way, "cuda", **changes, precision="fp32")
+    expected, on_cpu = train(way, "cpu", **changes, precision="fp32")
+    assert_close(found, expected)
+    assert result.summary["device"].startswith("cuda:")
+    for column in ("step", "train_loss", "selection_loss", "learning_rate"):
+        np.testing.assert_allclose(result.history[column], on_cpu.history[column], atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_training_in_16_bits_stays_near(train: Trainings, way: str, precision: str) -> None:
+    found, result = train(way, "cuda", precision=precision)
+    expected, _ = train(way, "cuda", precision="fp32")
+    assert_close(found, expected, atol=3e-3)
+    assert result.summary["precision"] == precision
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_graphs_give_what_plain_calls_give(train: Trainings, way: str) -> None:
+    found, _ = train(way, "cuda", epochs=4, precision="fp32")
+    plain, _ = train(way, "cuda", epochs=4, precision="fp32", cuda_graphs=False)
+    assert_close(found, plain, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["checkpoint", "together"])
+def test_most_steps_are_replayed_and_none_where_graphs_are_refused(train: Trainings, way: str) -> None:
+    simcuda = pytest.importorskip("simcuda")
+    with simcuda.watching() as seen:
+        found, result = train(way, "cuda", epochs=4, precision="fp32")
+    assert 1 <= seen.counts["captures"] <= 2  # of full batches, and of those that end an epoch
+    assert seen.counts["replays"] >= result.summary["steps"] / 2
+    with simcuda.refuse_capture():
+        refused, _ = train(way, "cuda", epochs=4, precision="fp32")
+    assert_close(refused, found, atol=1e-5)
+    with simcuda.watching() as seen:
+        train(way, "cuda", epochs=4, precision="fp32", cuda_graphs=False)
+    assert seen.counts["captures"] == 0
+
+
+@pytest.mark.parametrize("way", ["checkpoint", "together"])
+def test_no_step_waits_for_the_device(train: Trainings, way: str) -> None:
+    simcuda = pytest.importorskip("simcuda")
+
+    def waits(batch_size: int) -> tuple[int, int]:
+        with simcuda.watching() as seen:
+            _, result = train(way, "cuda", epochs=1, evaluations_per_epoch=1, batch_size=batch_size, precision="fp32")
+        return result.summary["steps"], sum(seen.syncs.values())
+
+    (few, waits_of_few), (many, waits_of_many) = waits(32), waits(4)
+    assert many >= few + 15
+    assert waits_of_many - waits_of_few <= many // 10 + 2  # the losses are read every tenth step
+
+
+@pytest.mark.parametrize("way", ["checkpoint", "together"])
+def test_a_training_that_died_goes_on_where_it_was(train: Trainings, way: str) -> None:
+    def die(step: int) -> None:
+        if step >= 5:
+            raise Killed
+
+    settings = {"precision": "fp32", "save_steps": 3, "folder": "killed"}
+    whole, _ = train(way, "cuda", precision="fp32", save_steps=3)
+    with pytest.raises(Killed):
+        train(way, "cuda", listener=Listener(die), **settings)
+    again, result = train(way, "cuda", **settings)
+    assert result.summary["resumed_from_step"] >= 3
+    assert_close(again, whole, atol=1e-5)
+
+
+@pytest.mark.parametrize(("graphs", "after"), [(True, 0), (False, 0), (False, 40), (False, 150)])
+@pytest.mark.parametrize("way", ["checkpoint", "alone", "together"])
+def test_a_batch_that_does_not_fit_is_divided_and_the_numbers_stay(
+    train: Trainings, way: str, graphs: bool, after: int
+) -> None:
+    simcuda = pytest.importorskip("simcuda")
+    settings = {"precision": "fp32", "cuda_graphs": graphs, "epochs": 2, "evaluations_per_epoch": 1, "batch_size": 8}
+    expected, _ = train(way, "cuda", **settings)
+    train.said.clear()
+    found, _ = train(way, "cuda", listener=once(lambda: simcuda.inject_oom(after)), **settings)
+    assert_close(found, expected)
+    divided = [line for line in train.said if "out of memory" in line]
+    assert divided if not graphs else len(divided) <= 1
+
+
+def test_data_stays_on_the_host_where_others_hold_the_device(train: Trainings) -> None:
+    simcuda = pytest.importorskip("simcuda")
+    expected, _ = train("checkpoint", "cuda", precision="fp32", batch_size=64)
+    gc.collect()
+    free, total = torch.cuda.mem_get_info()
+    with simcuda.occupy((free - 2 * 10**6) / 2**30), simcuda.watching() as seen:
+        found, _ = train("checkpoint", "cuda", precision="fp32", batch_size=64)
+    assert_close(found, expected)
+    assert max(seen.peak) < total - free + 2 * 10**6
+
+
+@pytest.mark.parametrize("way", ["checkpoint", "together"])
+def test_where_not_even_one_window_fits_a_message_says_what_helps(train: Trainings, way: str) -> None:
+    simcuda = pytest.importorskip("simcuda")
+    total = torch.cuda.mem_get_info()[1] / 2**30
+    name = "adapters/AAPL" if way == "together" else "checkpoints/best_model"
+    try:
+        with pytest.raises(ModelError, match=f"{name} ran out of memory on cuda:0.* others hold .* To go on, "):
+            train(way, "cuda", listener=once(lambda: simcuda.occupy(total)), precision="fp32")
+        with pytest.raises(ModelError, match=r"predictor ran out of memory on cuda:0\. It has "):
+            train(way, "cuda", precision="fp32")
+    finally:
+        simcuda.occupy(0)
+
+
+def test_a_training_repeats_itself_where_it_is_asked_to(train: Trainings) -> None:
+    first, _ = train("together", "cuda", deterministic=True, adapter_dropout=0.1)
+    second, _ = train("together", "cuda", deterministic=True, adapter_dropout=0.1)
+    assert_close(first, second, atol=0)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_an_adapter_is_kept_whatever_the_process_thinks_of_float32_products(train: Trainings) -> None:
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        _, result = train("alone", "cuda", precision="fp32")
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    assert (result.folder / "adapter_model.safetensors").is_file()
