@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint dev plain bench bench-gpu
+.PHONY: help venv demo test test-gpu lint dev plain bench bench-gpu
 SHELL := bash
 
 VENV := .venv
@@ -35,6 +35,11 @@ demo: $(INSTALLED)  ## train a checkpoint and adapters on simulated tickers, in 
 # One thread each: two test processes share the cores, and torch's own threads would only get in each other's way.
 test: $(INSTALLED)  ## run all tests
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-gpu: $(INSTALLED)  ## run the tests that need a CUDA GPU
+	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
+		|| { echo "error: torch finds no CUDA device here; run this on a machine with a GPU and a CUDA build of torch." >&2; exit 2; }
+	$(BIN)/python -m pytest -m cuda tests/cuda
 
 lint: $(INSTALLED)  ## ruff, mypy and the import contract
 	$(BIN)/ruff check

@@ -2,20 +2,33 @@
 
 _kronos_root="$(CDPATH= cd -- "$(dirname "${BASH_SOURCE[0]:-$0}")" && pwd)"
 
-if [ -f "$_kronos_root/.venv/bin/activate" ]; then
+# Trainings that Dagster runs at once: the user's own number, or one per GPU.
+_kronos_gpus="${KRONOS_GPUS:-$({ nvidia-smi -L 2>/dev/null || true; } | grep -c '^GPU ' || true)}"
+[ "$_kronos_gpus" != 0 ] || [ -n "${KRONOS_GPUS:-}" ] || _kronos_gpus=1
+
+if [ ! -f "$_kronos_root/.venv/bin/activate" ]; then
+    echo "error: $_kronos_root/.venv is missing; run 'make venv' there, then source env.sh again." >&2
+    unset _kronos_root _kronos_gpus
+    false
+elif ! printf '%s\n' "$_kronos_gpus" | grep -Eqx '[1-9][0-9]{0,2}'; then
+    echo "error: KRONOS_GPUS is '$_kronos_gpus', and a whole number from 1 to 999 is needed; unset it or change it." >&2
+    unset _kronos_root _kronos_gpus
+    false
+else
     . "$_kronos_root/.venv/bin/activate"
     export DAGSTER_MODULE_NAME=kronos_pipeline.definitions
     export DAGSTER_HOME="$_kronos_root/.dagster_home"
     export KRONOS_BASE_MODEL="${KRONOS_BASE_MODEL:-kronos-nano}"
-    # A dagster.yaml in the repository's root would be taken for that of the root, so it lies with the code.
+    export KRONOS_GPUS="$_kronos_gpus"
+    # Dagster takes no `env:` for these two limits, so the numbers are written into a copy. The copy gets its name when
+    # it is complete, because a daemon may read it meanwhile.
     mkdir -p "$DAGSTER_HOME"
-    ln -sfn ../kronos_pipeline/orchestration/dagster.yaml "$DAGSTER_HOME/dagster.yaml"
+    sed -e "s/^\( *default_limit:\) .*/\1 $KRONOS_GPUS/" \
+        -e "s/^\( *max_concurrent_runs:\) .*/\1 $((KRONOS_GPUS + 3))/" \
+        "$_kronos_root/kronos_pipeline/orchestration/dagster.yaml" >"$DAGSTER_HOME/.dagster.yaml.$$"
+    mv -f "$DAGSTER_HOME/.dagster.yaml.$$" "$DAGSTER_HOME/dagster.yaml"
     # `dev` hands a workspace file to its servers, and they refuse one beside an exported module's name.
     dagster() { if [ "${1:-}" = dev ]; then env -u DAGSTER_MODULE_NAME dagster "$@"; else command dagster "$@"; fi; }
     dg() { if [ "${1:-}" = dev ]; then env -u DAGSTER_MODULE_NAME dg "$@"; else command dg "$@"; fi; }
-    unset _kronos_root
-else
-    echo "error: $_kronos_root/.venv is missing; run 'make venv' there, then source env.sh again." >&2
-    unset _kronos_root
-    false
+    unset _kronos_root _kronos_gpus
 fi

@@ -47,7 +47,7 @@ from kronos_pipeline.orchestration.watch_assets import drift, forecast
 OWNERS = ["team:forecasting"]
 PER_TICKER = ("raw_bars", "windows", "adapter", "holdout_metrics", "backtest", "champion", "forecast", "drift")
 GPU = "gpu"
-"""The pool of what trains; the instance's settings let one run of it go on at a time."""
+"""The pool of assets that use a GPU; by the instance's settings, `KRONOS_GPUS` runs of it go on at a time."""
 RETRY = dg.RetryPolicy(max_retries=2, delay=10, backoff=dg.Backoff.EXPONENTIAL)
 """For what may pass: a store that is away, a full GPU. Bad input is a failure that is not retried."""
 

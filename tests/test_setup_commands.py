@@ -7,12 +7,14 @@ import re
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-TARGETS = ["venv", "demo", "test", "lint", "dev", "plain", "bench", "bench-gpu"]
+TARGETS = ["venv", "demo", "test", "test-gpu", "lint", "dev", "plain", "bench", "bench-gpu"]
 
 
 def make(*arguments: str, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -94,6 +96,39 @@ def test_an_unfit_python_is_told_before_anything_is_made(checkout: Path) -> None
     assert result.returncode != 0
     assert "error: python3 is Python 3.9.1; Python 3.11 or 3.12 is needed." in result.stderr
     assert not (checkout / ".venv").exists()
+
+
+@pytest.fixture
+def run_test_gpu(checkout: Path) -> Callable[[str], subprocess.CompletedProcess[str]]:
+    """`make test-gpu` where a shell command stands for torch's answer; pytest only notes how it is called."""
+    install(checkout)
+
+    def run(has_cuda: str) -> subprocess.CompletedProcess[str]:
+        executable(checkout / ".venv/bin/python", f'case "$*" in -c*) {has_cuda};; *) echo "$*" > tested;; esac')
+        return make("test-gpu", folder=checkout)
+
+    return run
+
+
+def test_the_tests_of_a_gpu_are_those_that_are_marked(
+    run_test_gpu: Callable[[str], subprocess.CompletedProcess[str]], checkout: Path
+) -> None:
+    assert run_test_gpu("exit 0").returncode == 0
+    assert (checkout / "tested").read_text() == "-m pytest -m cuda tests/cuda\n"
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        marked = re.search(r"^ *(pytestmark = \[?)?pytest\.mark\.cuda,", path.read_text(), re.MULTILINE)
+        assert bool(marked) == (path.parent.name == "cuda"), path
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_its_tests_fail_with_one_sentence(
+    run_test_gpu: Callable[[str], subprocess.CompletedProcess[str]], checkout: Path
+) -> None:
+    result = run_test_gpu(f'exec {sys.executable} "$@"')
+    assert result.returncode != 0
+    (told,) = [line for line in result.stderr.splitlines() if not line.startswith("make")]
+    assert told.startswith("error: torch finds no CUDA device here; ")
+    assert not (checkout / "tested").exists()
 
 
 def test_the_ci_script_can_be_run_and_runs_the_tests() -> None:

@@ -7,11 +7,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import dagster as dg
 import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-VARIABLES = ("DAGSTER_MODULE_NAME", "DAGSTER_HOME", "KRONOS_BASE_MODEL", "VIRTUAL_ENV")
+VARIABLES = ("DAGSTER_MODULE_NAME", "DAGSTER_HOME", "KRONOS_BASE_MODEL", "VIRTUAL_ENV", "KRONOS_GPUS")
 SHELLS = [
     "bash",
     pytest.param("zsh", marks=pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")),
@@ -19,9 +20,11 @@ SHELLS = [
 
 
 @pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A checkout with what env.sh reads, so that a test leaves the developer's own DAGSTER_HOME alone."""
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout with what env.sh reads, so that a test leaves the developer's own DAGSTER_HOME alone; no GPU."""
     root = tmp_path / "a check-out"
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    fake_nvidia_smi(tmp_path, "echo 'NVIDIA-SMI has failed'; exit 9")
     (root / ".venv" / "bin").mkdir(parents=True)
     (root / ".venv" / "bin" / "activate").write_text(
         f"VIRTUAL_ENV='{root}/.venv'; PATH='{root}/.venv/bin':$PATH; export VIRTUAL_ENV PATH\n"
@@ -31,6 +34,13 @@ def checkout(tmp_path: Path) -> Path:
     shutil.copy(ROOT / settings, root / settings)
     shutil.copy(ROOT / "env.sh", root)
     return root
+
+
+def fake_nvidia_smi(folder: Path, script: str) -> None:
+    path = folder / "bin" / "nvidia-smi"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
 
 
 PRINT_VARIABLES = f"for name in {' '.join(VARIABLES)}; do printenv $name; done"
@@ -60,18 +70,57 @@ def test_variables_name_the_checkout_wherever_it_is_sourced_from(
     }[place]
     result = source(shell, file, directory, CDPATH=str(tmp_path))
     home = checkout / ".dagster_home"
-    expected = ["kronos_pipeline.definitions", str(home), "kronos-nano", str(checkout / ".venv")]
+    expected = ["kronos_pipeline.definitions", str(home), "kronos-nano", str(checkout / ".venv"), "1"]
     assert (result.returncode, result.stderr, result.stdout.splitlines()) == (0, "", expected)
 
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_the_dagster_home_has_the_tracked_settings_and_no_telemetry(shell: str, checkout: Path) -> None:
-    for _ in range(2):
-        assert source(shell, "./env.sh", checkout).returncode == 0
-    settings = checkout / ".dagster_home" / "dagster.yaml"
-    assert settings.read_text() == (ROOT / "kronos_pipeline/orchestration/dagster.yaml").read_text()
-    content = yaml.safe_load(settings.read_text())
+    tracked = (ROOT / "kronos_pipeline/orchestration/dagster.yaml").read_text()
+    home = checkout / ".dagster_home"
+    home.mkdir()
+    (home / "dagster.yaml").symlink_to("../kronos_pipeline/orchestration/dagster.yaml")  # as earlier versions had it
+    for gpus in ("8", "1"):
+        assert source(shell, "./env.sh", checkout, KRONOS_GPUS=gpus).returncode == 0
+    assert [path.name for path in home.iterdir()] == ["dagster.yaml"]
+    assert (home / "dagster.yaml").read_text() == tracked
+    assert (checkout / "kronos_pipeline/orchestration/dagster.yaml").read_text() == tracked
+    content = yaml.safe_load(tracked)
     assert content["telemetry"] == content["nux"] == {"enabled": False}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize(
+    ("listed", "own", "trainings"),
+    [
+        ("exit 9", {}, 1),
+        ("printf 'GPU 0: A (UUID: a)\\nGPU 1: A (UUID: b)\\n'", {}, 2),
+        ("printf 'GPU 0: A (UUID: a)\\n  MIG 1g.10gb Device 0: (UUID: b)\\n'", {"KRONOS_GPUS": ""}, 1),
+        ("echo 'GPU 0: A (UUID: a)'", {"KRONOS_GPUS": "12"}, 12),
+    ],
+)
+def test_as_many_trainings_run_at_once_as_there_are_gpus_or_as_the_user_says(
+    shell: str, listed: str, own: dict[str, str], trainings: int, checkout: Path, tmp_path: Path
+) -> None:
+    fake_nvidia_smi(tmp_path, listed)
+    result = source(shell, "./env.sh", checkout, **own)
+    assert (result.returncode, result.stderr, result.stdout.splitlines()[-1]) == (0, "", str(trainings))
+    with dg.DagsterInstance.from_config(str(checkout / ".dagster_home")) as instance:
+        assert instance.global_op_concurrency_default_limit == trainings
+        instance.event_log_storage.initialize_concurrency_limit_to_default("gpu")
+        assert instance.event_log_storage.get_concurrency_info("gpu").slot_count == trainings
+        queue = instance.get_concurrency_config().run_queue_config
+        assert queue is not None
+        assert queue.max_concurrent_runs == trainings + 3, "and three runs that need no GPU"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("gpus", ["0", "-1", "two", "1000", "1/p"])
+def test_a_number_of_gpus_that_dagster_cannot_take_is_refused(shell: str, gpus: str, checkout: Path) -> None:
+    result = source(shell, "./env.sh", checkout, KRONOS_GPUS=gpus)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert f"error: KRONOS_GPUS is '{gpus}', and a whole number from 1 to 999 is needed" in result.stderr
+    assert not (checkout / ".dagster_home").exists()
 
 
 @pytest.mark.parametrize("shell", SHELLS)

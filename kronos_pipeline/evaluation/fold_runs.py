@@ -39,8 +39,8 @@ Forecast = tuple[pd.DataFrame, dict[str, Any]]
 FOLDS_AT_ONCE = {"cuda": 32}
 _FEW = 8
 """Adapters that are trained, and then forecast, before anything is said of them: by the device, and on any other."""
-_ASIDE = {"backtest_origins", "backtest_refit_every", "gate", "refit_all", "calendars", "save_steps"}
-"""Settings that leave a fold's predictions as they are."""
+_ASIDE = {"backtest_origins", "backtest_refit_every", "gate", "refit_all", "calendars", "save_steps", "device"}
+"""Settings that leave a fold's predictions as they are; the kind of device counts by itself."""
 
 
 def fold_key(fold: Fold, trained: str, base: KronosModel) -> str:
@@ -52,7 +52,8 @@ def fold_key(fold: Fold, trained: str, base: KronosModel) -> str:
     asked = fold.recipe.precision
     formats = [pick_precision(asked, base.device, base.predictor), sampling_precision(asked, base.device)]
     data = [one.bars.content_hash for one in fold.windows]
-    content = text_hash(settings, packages, base.weights_hash, str(base.device), *formats, code_version(), *data)
+    # The kind of device, not its number: a backtest that was killed may go on on another GPU.
+    content = text_hash(settings, packages, base.weights_hash, base.device.type, *formats, code_version(), *data)
     return f"{text_hash(trained, *fold.group)[:12]}-{content[:32]}"
 
 
