@@ -19,7 +19,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,15 +61,14 @@ def main() -> None:
     found: dict[str, Found] = {}
     try:
         for name in _each(found, options):
-            _tell(_text(name, found), found, options.write)
+            _tell(_tables([name], found), found, options.write)
     except SystemExit:  # by a signal
         if found:
-            _tell(_text(list(found)[-1], found), found, options.write)
-            _tell(_goals(found), found, options.write)
+            _tell([*_tables(list(found)[-1:], found), _goals(found)], found, options.write)
         raise
     if found[MACHINE].code == _UNUSABLE:
         sys.exit(_UNUSABLE)
-    _tell(_goals(found), found, options.write)
+    _tell([_goals(found)], found, options.write)
     sys.exit(any(one.end != MEASURED for one in found.values()))
 
 
@@ -96,6 +95,7 @@ def _each(found: dict[str, Found], options: argparse.Namespace) -> Iterator[str]
 
 def _measured(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Iterator[Report]:
     """The reports of the part that this process is to measure; torch is imported here and not in the parent."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project here is measured, installed or not
     from speed.machine import load, measure, save
 
     device, limits = _device(parser, options.device), _file(options.folder, "limits")
@@ -128,25 +128,24 @@ def _file(folder: Path, part: str) -> Path:
     return folder / f"{part}.json"
 
 
-def _text(name: str, found: Mapping[str, Found]) -> str:
-    """The tables of a part, and why there are no more where it did not end well."""
-    one = found.get(name, Found([], NOT_MEASURED))
-    tables = joined(one.reports).tables
-    if one.end != MEASURED:
-        tables = [*tables, Table(name[0].upper() + name[1:], ("part", "found"), [[name, one.end]])]
-    return Report(tables).text()
+def _tables(names: Iterable[str], found: Mapping[str, Found]) -> list[Table]:
+    """The tables of some parts, and one of those parts that did not end well."""
+    ends = {name: found.get(name, Found([], NOT_MEASURED)) for name in names}
+    missing = [[name, one.end] for name, one in ends.items() if one.end != MEASURED]
+    tables = [table for one in ends.values() for table in joined(one.reports).tables]
+    return [*tables, *([Table("Parts not measured to the end", ("part", "found"), missing)] if missing else [])]
 
 
-def _goals(found: Mapping[str, Found]) -> str:
+def _goals(found: Mapping[str, Found]) -> Table:
     reached = {goal.what: goal for one in found.values() for report in one.reports for goal in report.goals}
-    return goal_table([reached.get(goal.what, goal) for goal in GOALS]).text()
+    return goal_table([reached.get(goal.what, goal) for goal in GOALS])
 
 
-def _tell(text: str, found: Mapping[str, Found], document: Path | None) -> None:
+def _tell(tables: Sequence[Table], found: Mapping[str, Found], document: Path | None) -> None:
     """Print what has come, and write the document anew: what is not yet there reads "not measured" in it."""
-    print(text, flush=True)
+    print(Report(tables).text(), flush=True)
     if document is not None:
-        put(document, "gpu", "\n".join([*(_text(name, found) for name in PARTS), _goals(found)]))
+        put(document, "gpu", Report([*_tables(PARTS, found), _goals(found)]).text())
 
 
 if __name__ == "__main__":
