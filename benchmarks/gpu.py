@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from speed.apart import MEASURED, Found, carry_out, read, run
 from speed.parts import GOALS, MACHINE, PARTS
-from speed.table import NOT_MEASURED, Report, Table, goal_table, joined, put
+from speed.table import NOT_MEASURED, Report, Table, goal_table, joined, place, put
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +54,11 @@ def main() -> None:
         carry_out(lambda: _measured(parser, options), _file(options.folder, options.part))
         return
 
+    if options.write is not None:
+        try:
+            place(options.write, "gpu")
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     if options.quick:
@@ -69,7 +74,7 @@ def main() -> None:
     if found[MACHINE].code == _UNUSABLE:
         sys.exit(_UNUSABLE)
     _tell([_goals(found)], found, options.write)
-    sys.exit(any(one.end != MEASURED for one in found.values()))
+    sys.exit(int(any(one.end != MEASURED for one in found.values())))
 
 
 def _each(found: dict[str, Found], options: argparse.Namespace) -> Iterator[str]:
@@ -88,7 +93,7 @@ def _each(found: dict[str, Found], options: argparse.Namespace) -> Iterator[str]
             except SystemExit:
                 found[name] = read(file, f"{NOT_MEASURED}: the run was ended")
                 raise
-            if found[name].code == _UNUSABLE:
+            if name == MACHINE and found[name].code == _UNUSABLE:
                 return
             yield name
 

@@ -248,6 +248,13 @@ def test_the_gpu_script_goes_on_after_a_part_that_fails_and_writes_the_document_
     assert before["launches"] == "not measured"
 
 
+def test_the_gpu_script_says_at_once_that_a_document_has_no_place_for_its_tables(tmp_path: Path) -> None:
+    path = tmp_path / "performance.md"
+    path.write_text("nothing\n")
+    assert gpu_script("--write", str(path), folder=tmp_path, status=2) == ""
+    assert path.read_text() == "nothing\n"
+
+
 def test_the_gpu_script_begins_no_part_that_would_end_too_late(tmp_path: Path) -> None:
     printed = gpu_script("--seconds", "0", folder=tmp_path, status=1)
     assert printed.count("not measured: the time was up") == len(PARTS)

@@ -71,18 +71,30 @@ def goal_table(goals: Sequence[Goal]) -> Table:
     return Table("Goals", ("goal", "wanted", "found", "reached"), rows)
 
 
-def put(path: Path, section: str, content: str) -> None:
-    """Replace what stands between `<!-- section -->` and `<!-- /section -->` in a Markdown file.
+def place(path: Path, section: str) -> tuple[str, str]:
+    """The text of a Markdown file up to `<!-- section -->`, and from `<!-- /section -->` on, both with these lines.
 
     Raises:
         ValueError: the file has no such place.
     """
     text = path.read_text(encoding="utf-8")
     first, last = f"<!-- {section} -->", f"<!-- /{section} -->"
-    place = re.compile(f"{re.escape(first)}.*?{re.escape(last)}", re.DOTALL)
-    if not place.search(text):
+    found = re.search(f"{re.escape(first)}.*?{re.escape(last)}", text, re.DOTALL)
+    if not found:
         raise ValueError(f"{path} has no place for the section {section}: the lines {first} and {last}.")
-    path.write_text(place.sub(lambda _: f"{first}\n\n{content.strip()}\n\n{last}", text), encoding="utf-8")
+    return text[: found.start()] + first, last + text[found.end() :]
+
+
+def put(path: Path, section: str, content: str) -> None:
+    """Replace what stands between `<!-- section -->` and `<!-- /section -->` in a Markdown file, in one go.
+
+    Raises:
+        ValueError: the file has no such place.
+    """
+    before, after = place(path, section)
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(f"{before}\n\n{content.strip()}\n\n{after}", encoding="utf-8")
+    new.replace(path)
 
 
 def seconds(value: float) -> str:
