@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from speed import adapters, cost, decoding, growth, profile, training
+from speed.cases import CPU_CASES, QUICK_CASES
 from speed.elsewhere import data, start_up
 from speed.machine import Machine, limits, measure
 from speed.table import Goal, Report, goal_table, put
@@ -60,8 +61,8 @@ def _tell(section: str, report: Report, document: Path | None) -> None:
 
 def _decoding(machine: Machine, quick: bool, _: Path | None) -> Report:
     if quick:
-        return decoding.beside_upstream(machine, size="nano", cases=decoding.QUICK_CASES, rounds=2, within=5)
-    return decoding.beside_upstream(machine, size="small", cases=decoding.CPU_CASES, rounds=3, within=330)
+        return decoding.beside_upstream(machine, size="nano", cases=QUICK_CASES, rounds=2, within=5)
+    return decoding.beside_upstream(machine, size="small", cases=CPU_CASES, rounds=3, within=330)
 
 
 def _tickers(machine: Machine, quick: bool, _: Path | None) -> Report:
@@ -97,7 +98,7 @@ def _growth(machine: Machine, quick: bool, document: Path | None) -> Report:
 
 
 def _profile(machine: Machine, quick: bool, _: Path | None) -> Report:
-    size, cases = ("nano", decoding.QUICK_CASES[:1]) if quick else ("small", decoding.CPU_CASES[:2])
+    size, cases = ("nano", QUICK_CASES[:1]) if quick else ("small", CPU_CASES[:2])
     samplings = [profile.of_sampling(machine.device, size=size, case=case) for case in cases]
     return Report([*samplings, profile.of_training(machine.device, size=size, batch=2 if quick else 16)])
 

@@ -1,8 +1,12 @@
 """How fast are sampling and training on a GPU, beside upstream and a plain PEFT loop on the same one?
 
-    python benchmarks/gpu.py                                    # `make bench-gpu`: under eight minutes on an H100
+    python benchmarks/gpu.py                                    # `make bench-gpu`: under eight minutes
     python benchmarks/gpu.py --write docs/performance.md        # the same, put into the document
     python benchmarks/gpu.py --device cpu --quick               # the same code at a tiny size, where there is no GPU
+
+Each part runs in a process of its own: one that fails, crashes or takes too long is a row that says so, its traceback
+goes to standard error, and the others go on. The document is written after each part. The exit status is 1 where a part
+was not measured.
 
 It needs torch, peft, accelerate and sktime, and neither dagster nor mlflow nor a network: models have the published
 sizes and random weights, bars are simulated. What only CUDA can tell reads "not measured" elsewhere.
@@ -11,24 +15,28 @@ sizes and random weights, bars are simulated. What only CUDA can tell reads "not
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
-from speed import adapters, cost, decoding, profile, training
-from speed.machine import Machine, limits, measure
-from speed.table import Goal, Report, Table, goal_table, put
+from speed.apart import MEASURED, Found, carry_out, read, run
+from speed.parts import GOALS, MACHINE, PARTS
+from speed.table import NOT_MEASURED, Report, Table, goal_table, joined, place, put
 
-_SECONDS = 420.0
-"""After which no further part begins; none takes a minute and a half on an H100."""
-GOALS = (
-    *(Goal(f"sampling {case.name}, Kronos-small, cuda", f"{case.goal:g} times") for case in decoding.CUDA_CASES),
-    Goal("full fine-tune of Kronos-small, cuda", "8 times"),
-    Goal("32 adapters of Kronos-small, cuda", "20 times"),
-)
+if TYPE_CHECKING:
+    import torch
+
+_SECONDS = 450.0
+"""For all parts together; the rest of the eight minutes is for the starts before and the ends after them."""
+_LEAST = 15.0
+"""Seconds without which a part is not begun; its imports take a third of that."""
+_LATE = f"{NOT_MEASURED}: the time was up"
+_UNUSABLE = 2
+"""The exit status of a process that was asked for a device that is not there."""
 
 
 def main() -> None:
@@ -37,95 +45,112 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N, or cpu")
     parser.add_argument("--quick", action="store_true", help="tiny models and few repeats: no figures to quote")
     parser.add_argument("--write", type=Path, help="Markdown file whose place 'gpu' gets the tables")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="some parts")
+    parser.add_argument("--seconds", type=float, default=_SECONDS, help="for all parts together; 450 by default")
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)  # what a process of its own is to measure,
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # and where it and the others write
     options = parser.parse_args()
-    device = torch.device(options.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        parser.error("torch finds no CUDA device here; --device cpu --quick tries the script out.")
+    if options.part is not None:
+        carry_out(lambda: _measured(parser, options), _file(options.folder, options.part))
+        return
 
+    if options.write is not None:
+        try:
+            place(options.write, "gpu")
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     if options.quick:
         print("A smoke test: tiny models and few repeats, no figure of which is one to quote.\n", file=sys.stderr)
-    began = time.monotonic()
-    machine = measure(device, quick=options.quick)
-    reports = [Report([limits(machine)])]
-    print(reports[0].text(), flush=True)
-    for name, part in PARTS.items():
-        late = time.monotonic() - began > _SECONDS
-        reports.append(_not_measured(name, "the time was up") if late else _tried(name, part, machine, options.quick))
-        print(reports[-1].text(), flush=True)
-    found = {goal.what: goal for report in reports for goal in report.goals}
-    reports.append(Report([goal_table([found.get(goal.what, goal) for goal in GOALS])]))
-    print(reports[-1].text(), flush=True)
-    if options.write is not None:
-        put(options.write, "gpu", "\n".join(report.text() for report in reports))
-
-
-def _tried(name: str, part: Callable[[Machine, bool], Report], machine: Machine, quick: bool) -> Report:
-    """A part that the device's memory is too small for leaves the others their turn."""
+    found: dict[str, Found] = {}
     try:
-        return part(machine, quick)
-    except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        return _not_measured(name, "the memory did not suffice")
+        for name in _each(found, options):
+            _tell(_tables([name], found), found, options.write)
+    except SystemExit:  # by a signal
+        if found:
+            _tell([*_tables(list(found)[-1:], found), _goals(found)], found, options.write)
+        raise
+    if found[MACHINE].code == _UNUSABLE:
+        sys.exit(_UNUSABLE)
+    _tell([_goals(found)], found, options.write)
+    sys.exit(int(any(one.end != MEASURED for one in found.values())))
 
 
-def _not_measured(name: str, why: str) -> Report:
-    return Report([Table(name, ("part", "found"), [[name, f"not measured: {why}"]])])
+def _each(found: dict[str, Found], options: argparse.Namespace) -> Iterator[str]:
+    """Run each part and name it when it has ended, with its place in `found` filled; none where there is no device."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        for name in dict.fromkeys([MACHINE, *options.only]):
+            left = options.seconds - (time.monotonic() - began)
+            file = _file(Path(folder), name)
+            command = [sys.executable, __file__, "--part", name, "--folder", folder, "--device", options.device]
+            if options.quick:
+                command.append("--quick")
+            try:
+                late = left < _LEAST
+                found[name] = Found([], _LATE) if late else run(command, file, min(PARTS[name].limit, left))
+            except SystemExit:
+                found[name] = read(file, f"{NOT_MEASURED}: the run was ended")
+                raise
+            if name == MACHINE and found[name].code == _UNUSABLE:
+                return
+            yield name
 
 
-def _sampling(machine: Machine, quick: bool) -> Report:
-    if quick:
-        return decoding.beside_upstream(machine, size="nano", cases=decoding.QUICK_CASES, rounds=2, within=5)
-    return decoding.beside_upstream(machine, size="small", cases=decoding.CUDA_CASES, rounds=5, within=60)
+def _measured(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Iterator[Report]:
+    """The reports of the part that this process is to measure; torch is imported here and not in the parent."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project here is measured, installed or not
+    from speed.machine import load, measure, save
 
-
-def _tickers(machine: Machine, quick: bool) -> Report:
-    if quick:
-        return decoding.many_tickers(machine, size="nano", tickers=3, paths=2, bars=16, horizon=3, rounds=2)
-    return decoding.many_tickers(machine, size="small", tickers=64, paths=32, bars=64, horizon=30, rounds=3)
-
-
-def _training(machine: Machine, quick: bool) -> Report:
-    if quick:
-        return training.beside_upstream(machine, size="nano", batch=4, steps=3, rounds=2, within=5, goal=8)
-    return training.beside_upstream(machine, size="small", batch=64, steps=90, rounds=3, within=60, goal=8)
-
-
-def _adapters(machine: Machine, quick: bool) -> Report:
-    if quick:
-        return adapters.beside_peft(
-            machine, size="nano", adapters=3, alone=2, batch=4, steps=2, rounds=2, within=5, goal=20
-        )
-    return adapters.beside_peft(
-        machine, size="small", adapters=32, alone=2, batch=16, steps=200, rounds=2, within=100, goal=20
-    )
-
-
-def _profile(machine: Machine, quick: bool) -> Report:
-    size, case = ("nano", decoding.QUICK_CASES[0]) if quick else ("small", decoding.CUDA_CASES[1])
-    return Report(
-        [
-            profile.of_sampling(machine.device, size=size, case=case),
-            profile.of_training(machine.device, size=size, batch=2 if quick else 64),
-        ]
-    )
-
-
-def _cost(machine: Machine, quick: bool) -> Report:
-    if quick:
-        few: dict[str, Any] = {"size": "nano", "adapters": 2, "batch": 4, "steps": 2, "series": 2}
+    device, limits = _device(parser, options.device), _file(options.folder, "limits")
+    if options.part == MACHINE:
+        machine = measure(device, quick=options.quick)
+        save(machine, limits)
     else:
-        few = {"size": "small", "adapters": 32, "batch": 16, "steps": 50, "series": 128}
-    return Report([cost.table(machine, csv=None, **few)])
+        machine = load(limits, device)
+    yield from PARTS[options.part].measure(machine, options.quick)
 
 
-PARTS: dict[str, Callable[[Machine, bool], Report]] = {
-    "sampling": _sampling,
-    "many tickers": _tickers,
-    "full fine-tune": _training,
-    "adapters": _adapters,
-    "profile": _profile,
-    "cost": _cost,
-}
+def _device(parser: argparse.ArgumentParser, name: str) -> torch.device:
+    """The device, with its number where it is a GPU; ends the process where there is none of that name."""
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        parser.error(str(error).splitlines()[0])
+    if device.type != "cuda":
+        return device
+    if not torch.cuda.is_available():
+        parser.error("torch finds no CUDA device here; --device cpu --quick tries the script out.")
+    if (device.index or 0) >= torch.cuda.device_count():
+        parser.error(f"torch finds {torch.cuda.device_count()} CUDA devices here, numbered from 0: not {name}.")
+    return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+
+
+def _file(folder: Path, part: str) -> Path:
+    return folder / f"{part}.json"
+
+
+def _tables(names: Iterable[str], found: Mapping[str, Found]) -> list[Table]:
+    """The tables of some parts, and one of those parts that did not end well."""
+    ends = {name: found.get(name, Found([], NOT_MEASURED)) for name in names}
+    missing = [[name, one.end] for name, one in ends.items() if one.end != MEASURED]
+    tables = [table for one in ends.values() for table in joined(one.reports).tables]
+    return [*tables, *([Table("Parts not measured to the end", ("part", "found"), missing)] if missing else [])]
+
+
+def _goals(found: Mapping[str, Found]) -> Table:
+    reached = {goal.what: goal for one in found.values() for report in one.reports for goal in report.goals}
+    return goal_table([reached.get(goal.what, goal) for goal in GOALS])
+
+
+def _tell(tables: Sequence[Table], found: Mapping[str, Found], document: Path | None) -> None:
+    """Print what has come, and write the document anew: what is not yet there reads "not measured" in it."""
+    print(Report(tables).text(), flush=True)
+    if document is not None:
+        put(document, "gpu", Report([*_tables(PARTS, found), _goals(found)]).text())
 
 
 if __name__ == "__main__":

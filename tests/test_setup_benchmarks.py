@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from printed import document, rows
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,11 +18,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "benchmarks"))
 
 import bench  # noqa: E402 - a folder of scripts, on the path since the line above
-import gpu  # noqa: E402
 import startup  # noqa: E402
 from speed.machine import Machine  # noqa: E402
 from speed.models import PAIRS, random_model  # noqa: E402
-from speed.table import Goal, Table, goal_table, put  # noqa: E402
+from speed.table import Goal, Report, Table, goal_table, joined, put  # noqa: E402
 from speed.timing import Sample, Spread, alternate, peak_of, ratio, timed  # noqa: E402
 from speed.work import Work, cached_sampling, floor, repeated_sampling, total, training  # noqa: E402
 
@@ -151,36 +149,11 @@ def test_a_goal_that_nobody_measured_says_so() -> None:
     assert [row[-1] for row in rows] == ["not measured", "yes", "no"]
 
 
-def gpu_script(*arguments: str) -> str:
-    """What the script prints where neither Dagster, MLflow nor a network is to be had."""
-    program = (
-        "import runpy, socket, sys\n"
-        "sys.modules.update(dagster=None, mlflow=None)\n"  # an import of them fails
-        "def refuse(*_): raise OSError('the benchmarks need no network')\n"
-        "socket.socket.connect = refuse\n"
-        f"sys.argv = {['gpu.py', *arguments]}\n"
-        f"sys.path.insert(0, {str(ROOT / 'benchmarks')!r})\n"
-        f"runpy.run_path({str(ROOT / 'benchmarks' / 'gpu.py')!r}, run_name='__main__')\n"
-    )
-    one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [sys.executable, "-c", program], env=os.environ | one_thread, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
-def document(path: Path) -> dict[str, str]:
-    """The marked places of a document and what they hold."""
-    found = re.findall(r"<!-- ([a-z-]+) -->\n(.*?)<!-- /\1 -->", path.read_text(), re.DOTALL)
-    return dict(found)
-
-
-def rows(text: str, title: str) -> list[dict[str, str]]:
-    """The rows of the table of that title, by column."""
-    lines = text.split(f"**{title}", 1)[1].split("\n\n")[1].strip().splitlines()
-    names, _, *cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    return [dict(zip(names, row, strict=True)) for row in cells]
+def test_reports_of_one_title_are_one_table() -> None:
+    parts = [Report([Table(title, ("a",), [[cell]])], [Goal(cell, "")]) for title, cell in ("x1", "x2", "y3")]
+    one = joined(parts)
+    assert [(table.title, [row[0] for row in table.rows]) for table in one.tables] == [("x", ["1", "2"]), ("y", ["3"])]
+    assert [goal.what for goal in one.goals] == ["1", "2", "3"]
 
 
 def test_the_bench_command_puts_each_rival_beside_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,28 +189,3 @@ def test_the_bench_command_puts_each_rival_beside_the_other(tmp_path: Path, monk
     assert (tmp_path / "images" / "performance.png").stat().st_size > 10_000
     assert [name for name, text in parts.items() if not text] == ["gpu"], "each other place is filled"
     assert set(parts) == {"machine", "goals", "gpu", *bench.PARTS}
-
-
-def test_the_gpu_script_runs_on_a_cpu_without_dagster_and_mlflow_and_says_what_it_could_not_measure(
-    tmp_path: Path,
-) -> None:
-    path = tmp_path / "performance.md"
-    path.write_text("<!-- gpu -->\n<!-- /gpu -->\n")
-    printed = gpu_script("--device", "cpu", "--quick", "--write", str(path))
-    written = document(path)["gpu"]
-    assert all(table.strip() in written for table in printed.split("\n\n\n"))
-    assert [row["way"] for row in rows(written, "Sampling")][:2] == ["upstream", "KronosPredictor"]
-    goals = rows(written, "Goals")
-    assert [row["wanted"] for row in goals] == ["15 times"] * 4 + ["8 times", "20 times"]
-    assert {row["found"] for row in goals} == {row["reached"] for row in goals} == {"not measured"}
-    assert "| read and cut CSVs " in written
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_the_gpu_script_says_at_once_that_there_is_no_gpu(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["gpu.py"])
-    with pytest.raises(SystemExit, match="2"):
-        gpu.main()
-    assert "--device cpu --quick" in capsys.readouterr().err

@@ -14,14 +14,14 @@ from kronos_pipeline.training.trainer import KronosTrainer
 from speed.decoding import SAMPLING
 from speed.machine import Machine
 from speed.models import PAIRS, random_model, random_series, random_windows
+from speed.sheets import peaks
 from speed.table import NOT_MEASURED, Table, duration, percent, seconds
 from speed.timing import timed
 from speed.training import recipe
 from speed.work import cached_sampling, floor, total, training
 
 _HOUR, _LOOKBACK, _HORIZON = 3600.0, 64, 30
-_H100 = Machine(torch.device("cuda"), "NVIDIA H100 SXM", bandwidth=3.35e12, flops={"bf16": 989e12})
-"""Of its data sheet: dense products, without sparsity."""
+_H100 = "NVIDIA H100 80GB HBM3"
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,9 @@ def on_paper(size: str, *, share: float = 0.2) -> Table:
         share: of those limits that is assumed to be reached.
     """
     user, pair, rows, together = Assumed(), PAIRS[size], [], 128
+    sheet = peaks(_H100)
+    assert sheet is not None
+    card = Machine(torch.device("cuda"), _H100, sheet.bandwidth, sheet.flops)
     windows, batch = user.tickers * user.windows * user.epochs, 512
     lora = training(pair, batch, _LOOKBACK + _HORIZON, _HORIZON, frozen=True)
     sampling = cached_sampling(pair, together, user.paths, _LOOKBACK, _HORIZON, "bf16")
@@ -104,7 +107,7 @@ def on_paper(size: str, *, share: float = 0.2) -> Table:
         ("sample a holdout", sampling, user.tickers * user.rolls * user.models / together),
         ("forecast once", sampling, user.tickers / together),
     ):
-        whole, least = total(phases), repeats * floor(phases, _H100, "bf16")
+        whole, least = total(phases), repeats * floor(phases, card, "bf16")
         rows.append(
             [
                 task,
@@ -117,8 +120,8 @@ def on_paper(size: str, *, share: float = 0.2) -> Table:
         )
     columns = ("task", "operations", "bytes", "at the limits", f"at {percent(share)} of them", "price")
     notes = [
-        f"Not measured. The limits are a data sheet's: {_H100.flops['bf16'] / 1e12:.0f} TFLOP/s in bf16, "
-        f"{_H100.bandwidth / 1e12:.2f} TB/s. That {percent(share)} of them is reached is an assumption; so are "
+        f"Not measured. The limits are a data sheet's: {sheet.flops['bf16'] / 1e12:.0f} TFLOP/s in bf16, "
+        f"{sheet.bandwidth / 1e12:.2f} TB/s. That {percent(share)} of them is reached is an assumption; so are "
         f"{batch} windows to a step of all adapters together, and {together} tickers to a sampling. p is the price of "
         "an hour."
     ]
@@ -127,8 +130,11 @@ def on_paper(size: str, *, share: float = 0.2) -> Table:
     )
 
 
-def _training(machine: Machine, size: str, adapters: int, batch: int, steps: int) -> tuple[float, float]:
-    """Seconds of an adapter whatever its windows, and of a window: from so many steps and twice as many."""
+def _training(machine: Machine, size: str, adapters: int, batch: int, steps: int) -> tuple[float | None, float | None]:
+    """Seconds of an adapter whatever its windows, and of a window: from so many steps and twice as many.
+
+    None for both where twice the steps took no longer: then the times say nothing.
+    """
     model = random_model(size, machine.device)
     settings = recipe(size, machine.device, batch, adapter="lora")
 
@@ -141,6 +147,8 @@ def _training(machine: Machine, size: str, adapters: int, batch: int, steps: int
 
     train(batch)
     once, twice = train(batch * steps), train(2 * batch * steps)
+    if twice <= once:
+        return None, None
     return max(0.0, (2 * once - twice) / adapters), (twice - once) / (adapters * batch * steps)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from sktime.libs.kronos import KronosPredictor as UpstreamPredictor
@@ -11,36 +10,17 @@ from sktime.libs.kronos import KronosPredictor as UpstreamPredictor
 from kronos_pipeline import KronosPredictor
 from kronos_pipeline.model.decoding import sample_paths
 from kronos_pipeline.model.loading import KronosModel
+from speed.cases import Case
 from speed.machine import Machine
 from speed.models import PAIRS, Series, adapted, random_model, random_series
 from speed.table import Goal, Report, Table, megabytes, number, percent, seconds
 from speed.timing import Sample, alternate, peak_of, ratio, time_of, timed, times
-from speed.work import cached_sampling, floor, repeated_sampling, total
+from speed.work import REACHED, cached_sampling, floor, reached, repeated_sampling, total
 
 SAMPLING: dict[str, Any] = {"temperature": 1.0, "top_p": 0.9, "seed": 0}
 _UPSTREAM, _SWITCHED, _PATHS, _HALF = "upstream", "KronosPredictor", "sample_paths", "sample_paths, bf16"
 _BOUND = 0.8
 """Share of the memory's speed at which a goal counts as reached on a CPU, whatever the ratio."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """How much is sampled, and how many times as fast as upstream it is meant to be."""
-
-    series: int
-    paths: int
-    bars: int
-    horizon: int
-    goal: float
-
-    @property
-    def name(self) -> str:
-        return f"{self.series} x {self.paths}, {self.bars} + {self.horizon}"
-
-
-CPU_CASES = (Case(1, 4, 64, 30, 12), Case(8, 4, 64, 30, 30), Case(4, 2, 400, 30, 40))
-CUDA_CASES = (Case(1, 4, 64, 30, 15), Case(8, 4, 64, 30, 15), Case(4, 2, 400, 30, 15), Case(64, 32, 64, 30, 15))
-QUICK_CASES = (Case(1, 2, 16, 4, 2), Case(2, 2, 16, 4, 2))
 
 
 def rivals(model: KronosModel, series: Series, paths: int) -> dict[str, Callable[[], object]]:
@@ -90,10 +70,11 @@ def beside_upstream(machine: Machine, *, size: str, cases: Sequence[Case], round
         samples = alternate(runs, rounds, within / len(cases))
         rows += [_row(machine, size, case, name, samples) for name in samples]
         goals.append(_goal(machine, size, case, samples))
-    columns = ("series x paths, bars", "way", "time", "times", "GFLOP/s", "GB/s", "of the limit", "peak memory")
+    columns = ("series x paths, bars", "way", "time", "times", *REACHED, "of the limit", "peak memory")
     notes = [
         "times: upstream's time by the way's own, round by round; median and range. GFLOP/s and GB/s: what the way has "
-        "to compute and to read by formula, weights and cached keys and values, in the time that it took. of the "
+        "to compute and to read by formula, weights and cached keys and values, in the time that it took, and its "
+        "share of what this machine was measured to do, and of the data sheet's peak where the card is known. of the "
         "limit: the least time that this machine can take for the same with a cache, by the time taken. peak memory: "
         "above what was held before the call.",
     ]
@@ -111,8 +92,7 @@ def _row(machine: Machine, size: str, case: Case, name: str, samples: dict[str, 
         name,
         time_of(taken).text(seconds),
         times(samples[_UPSTREAM], taken),
-        number(work.flop / time / 1e9),
-        number(work.bytes / time / 1e9),
+        *reached(work, time, machine, precision),
         percent(floor(cached, machine, precision) / time),
         megabytes(peak_of(taken)),
     ]

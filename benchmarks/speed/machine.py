@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
-from speed.table import Table, number
+from speed.sheets import peaks
+from speed.table import Table, number, percent
 from speed.timing import wait
 
 _PACKAGES = ("torch", "sktime", "peft", "accelerate", "pyarrow", "pandas")
+_FORMATS = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_CPU_FORMATS, _CUDA_FORMATS = ("fp32", "bf16"), tuple(_FORMATS)
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,8 @@ class Machine:
         name: of the processor, no host's.
         bandwidth: bytes a second that it reads from its memory.
         flops: floating-point operations a second in large matrix products, by number format; a multiply-add is two.
+
+    A limit is NaN where it was not measured, and so is what is computed from it.
     """
 
     device: torch.device
@@ -40,29 +48,51 @@ def measure(device: torch.device, *, quick: bool = False) -> Machine:
     large = device.type == "cuda"
     elements, size = (2**28, 8192) if large else (2**26, 2048)
     if quick:
-        elements, size = elements // 2, size // 4  # still more than a processor's cache
+        elements, size = 2**25, 512  # still more than a processor's cache
     numbers = torch.ones(elements, device=device)
     bandwidth = 4 * elements / _best(lambda: numbers.sum(), device)
     flops = {}
-    for name, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        square = torch.randn(size, size, device=device).to(kind)
+    for name in _CUDA_FORMATS if large else _CPU_FORMATS:
+        square = torch.randn(size, size, device=device).to(_FORMATS[name])
         ways = [lambda square=square: square @ square]
-        if device.type == "cpu" and kind is torch.float32 and (packed := _packed_product(square)):
+        if device.type == "cpu" and name == "fp32" and (packed := _packed_product(square)):
             ways.append(packed)
-        flops[name] = 2 * size**3 / min(_best(way, device) for way in ways)
+        with _tensor_cores("high" if name == "tf32" else "highest"):
+            flops[name] = 2 * size**3 / min(_best(way, device) for way in ways)
     return Machine(device, processor(device), bandwidth, flops)
 
 
+def save(machine: Machine, file: Path) -> None:
+    """Write the limits as JSON."""
+    file.write_text(json.dumps({"name": machine.name, "bandwidth": machine.bandwidth, "flops": machine.flops}))
+
+
+def load(file: Path, device: torch.device) -> Machine:
+    """The limits of `save`; NaN where there is no such file, since they could not be measured."""
+    if file.exists():
+        return Machine(device, **json.loads(file.read_text()))
+    return Machine(device, processor(device), float("nan"), dict.fromkeys(_FORMATS, float("nan")))
+
+
 def limits(machine: Machine) -> Table:
-    """The measured limits, and what they were measured on."""
-    versions = ", ".join(f"{package} {metadata.version(package)}" for package in _PACKAGES)
-    rows = [
-        ["memory, read", f"{number(machine.bandwidth / 1e9)} GB/s"],
-        *([f"matrix products, {kind}", f"{number(value / 1e9)} GFLOP/s"] for kind, value in machine.flops.items()),
-    ]
-    on = f"{machine.name}; {time.strftime('%Y-%m-%d')}; Python {platform.python_version()}, {versions}."
+    """The measured limits, beside those of the card's data sheet where it is known, and what they were measured on."""
+    sheet = peaks(machine.name)
+    found = [("memory, read", machine.bandwidth, "GB/s", None if sheet is None else sheet.bandwidth)]
+    for kind, value in machine.flops.items():
+        found.append((f"matrix products, {kind}", value, "GFLOP/s", None if sheet is None else sheet.flops.get(kind)))
+    rows = [[name, f"{number(value / 1e9)} {unit}"] for name, value, unit, _ in found]
+    columns = ["limit", "best of 7"]
+    if sheet is not None:
+        columns += ["data sheet", "share"]
+        for row, (_, value, unit, most) in zip(rows, found, strict=True):
+            row += ["none", "none"] if most is None else [f"{number(most / 1e9)} {unit}", percent(value / most)]
+    versions = [f"{package} {version}" for package in _PACKAGES if (version := _version(package))]
+    on = f"{machine.name}; {time.strftime('%Y-%m-%d')}; Python {platform.python_version()}, {', '.join(versions)}."
     load = f" Load when the run began: {os.getloadavg()[0]:.1f}." if hasattr(os, "getloadavg") else ""
-    return Table("What the machine can do, measured in this run", ("limit", "best of 7"), rows, [on + load])
+    notes = [on + load]
+    if machine.device.type == "cuda":
+        notes.append(f"{', '.join(_cuda(machine.device))}.")
+    return Table("What the machine can do, measured in this run", columns, rows, notes)
 
 
 def processor(device: torch.device) -> str:
@@ -76,6 +106,46 @@ def processor(device: torch.device) -> str:
         name = platform.processor() or platform.machine()
     capability = torch.backends.cpu.get_cpu_capability()
     return f"{name}, {torch.get_num_threads()} threads on {os.cpu_count()} cores, {capability}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cuda(device: torch.device) -> Iterator[str]:
+    """What is known of a GPU: CUDA, memory, processors; driver, power limit and clock where nvidia-smi tells them."""
+    card = torch.cuda.get_device_properties(device)
+    yield f"CUDA {torch.version.cuda}"
+    yield f"{card.total_memory / 2**30:.0f} GiB"
+    yield f"{card.multi_processor_count} multiprocessors"
+    fields = {
+        "driver_version": "driver {}",
+        "power.limit": "power limit {} W",
+        "clocks.max.sm": "SM clock up to {} MHz",
+    }
+    identity = f"GPU-{card.uuid}" if getattr(card, "uuid", None) else str(device.index or 0)
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits", f"--id={identity}"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return
+    for text, value in zip(fields.values(), told.strip().split(", "), strict=False):
+        if value and not value.startswith("["):  # "[N/A]", "[Not Supported]"
+            yield text.format(value)
+
+
+@contextmanager
+def _tensor_cores(precision: str) -> Iterator[None]:
+    """How exactly float32 is multiplied inside the block: "highest", or "high" for TF32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _best(function: Callable[[], object], device: torch.device, tries: int = 7) -> float:

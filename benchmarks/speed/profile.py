@@ -9,7 +9,8 @@ import torch
 from kronos_pipeline.model.decoding import sample_paths
 from kronos_pipeline.training.devices import pick_precision
 from kronos_pipeline.training.objective import Objective
-from speed.decoding import SAMPLING, Case
+from speed.cases import Case
+from speed.decoding import SAMPLING
 from speed.models import random_model, random_series, random_windows
 from speed.table import Table, percent, seconds
 from speed.training import batches, recipe
@@ -47,17 +48,20 @@ def of_training(device: torch.device, *, size: str, batch: int) -> Table:
 
 def _table(title: str, run: Callable[[], object], device: torch.device) -> Table:
     run()
-    kinds = [torch.profiler.ProfilerActivity.CPU]
-    if device.type == "cuda":
-        kinds.append(torch.profiler.ProfilerActivity.CUDA)
+    cuda = torch.profiler.ProfilerActivity.CUDA
+    on_device = device.type == "cuda" and cuda in torch.profiler.supported_activities()
+    kinds = [torch.profiler.ProfilerActivity.CPU, *([cuda] if on_device else [])]
     with torch.profiler.profile(activities=kinds) as profile:
         run()
 
     def own(event: torch.autograd.profiler_util.FunctionEventAvg) -> float:
-        return 1e-6 * (event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total)
+        return 1e-6 * (event.self_device_time_total if on_device else event.self_cpu_time_total)
 
     events = sorted(profile.key_averages(), key=own, reverse=True)
     whole = sum(own(event) for event in events)
     rows = [[event.key[:60], f"{event.count:,}", seconds(own(event)), percent(own(event) / whole)] for event in events]
-    notes = [f"{seconds(whole)} under the profiler, which slows short operations; {len(events) - _ROWS} kinds more."]
+    where = "on the device" if on_device else "on the processor"
+    notes = [
+        f"{seconds(whole)} {where} under the profiler, which slows short operations; {len(events) - _ROWS} kinds more."
+    ]
     return Table(title, ("operation", "calls", "own time", "share"), rows[:_ROWS], notes)

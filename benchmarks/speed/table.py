@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 NOT_MEASURED = "not measured"
@@ -52,6 +53,17 @@ class Report:
         return "\n".join(table.text() for table in self.tables)
 
 
+def joined(reports: Sequence[Report]) -> Report:
+    """Reports as one: tables of one title that follow each other become one table, with the notes of the first."""
+    tables: list[Table] = []
+    for table in (table for report in reports for table in report.tables):
+        if tables and tables[-1].title == table.title:
+            tables[-1] = replace(tables[-1], rows=[*tables[-1].rows, *table.rows])
+        else:
+            tables.append(table)
+    return Report(tables, [goal for report in reports for goal in report.goals])
+
+
 def goal_table(goals: Sequence[Goal]) -> Table:
     """A row per goal."""
     words = {True: "yes", False: "no", None: NOT_MEASURED}
@@ -59,18 +71,30 @@ def goal_table(goals: Sequence[Goal]) -> Table:
     return Table("Goals", ("goal", "wanted", "found", "reached"), rows)
 
 
-def put(path: Path, section: str, content: str) -> None:
-    """Replace what stands between `<!-- section -->` and `<!-- /section -->` in a Markdown file.
+def place(path: Path, section: str) -> tuple[str, str]:
+    """The text of a Markdown file up to `<!-- section -->`, and from `<!-- /section -->` on, both with these lines.
 
     Raises:
         ValueError: the file has no such place.
     """
     text = path.read_text(encoding="utf-8")
     first, last = f"<!-- {section} -->", f"<!-- /{section} -->"
-    place = re.compile(f"{re.escape(first)}.*?{re.escape(last)}", re.DOTALL)
-    if not place.search(text):
+    found = re.search(f"{re.escape(first)}.*?{re.escape(last)}", text, re.DOTALL)
+    if not found:
         raise ValueError(f"{path} has no place for the section {section}: the lines {first} and {last}.")
-    path.write_text(place.sub(lambda _: f"{first}\n\n{content.strip()}\n\n{last}", text), encoding="utf-8")
+    return text[: found.start()] + first, last + text[found.end() :]
+
+
+def put(path: Path, section: str, content: str) -> None:
+    """Replace what stands between `<!-- section -->` and `<!-- /section -->` in a Markdown file, in one go.
+
+    Raises:
+        ValueError: the file has no such place.
+    """
+    before, after = place(path, section)
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(f"{before}\n\n{content.strip()}\n\n{after}", encoding="utf-8")
+    new.replace(path)
 
 
 def seconds(value: float) -> str:
@@ -93,8 +117,10 @@ def number(value: float) -> str:
 
 
 def percent(value: float) -> str:
-    """A share as a percentage."""
-    return f"{100 * value:.0f} %"
+    """A share as a percentage, with two digits below 1 %; NaN is a share of what was not measured."""
+    if math.isnan(value):
+        return NOT_MEASURED
+    return f"{100 * value:.2g} %" if 0 < value < 0.01 else f"{100 * value:.0f} %"
 
 
 def megabytes(value: float | None) -> str:

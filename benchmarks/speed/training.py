@@ -19,9 +19,9 @@ from kronos_pipeline.training.devices import pick_precision
 from kronos_pipeline.training.trainer import KronosTrainer
 from speed.machine import Machine
 from speed.models import PAIRS, random_model, random_windows
-from speed.table import Goal, Report, Table, megabytes, number, percent
+from speed.table import Goal, Report, Table, megabytes, number
 from speed.timing import Run, Sample, Spread, alternate, peak_of, ratio, timed, times
-from speed.work import training
+from speed.work import REACHED, reached, training
 
 Tokens = dict[str, torch.Tensor]
 _CLIP = 3.0
@@ -135,23 +135,22 @@ def beside_upstream(
     rows = []
     for name, taken in samples.items():
         rate = Spread.of([batch / sample.seconds for sample in taken])
-        flops = work.flop * rate.median / batch
         rows.append(
             [
                 name + (f" ({precisions[name]})" if name == _AUTO else ""),
                 rate.text(number),
                 times(samples[_UPSTREAM], taken, 2),
-                number(flops / 1e9),
-                percent(flops / machine.flops[precisions[name]]),
+                *reached(work, batch / rate.median, machine, precisions[name]),
                 megabytes(peak_of(taken)),
             ]
         )
-    columns = ("way", "windows/s", "times", "GFLOP/s", "of the products' peak", "peak memory")
+    columns = ("way", "windows/s", "times", *REACHED, "peak memory")
     notes = [
         "windows/s while training, without start, looks and writing. Upstream's loop is given its tokens; its own "
-        "script encodes every batch anew. GFLOP/s: what is needed by formula, both heads over the horizon alone, in "
-        "the time taken, so a way that computes more has a lower share. Peak memory of ours holds the copies that a "
-        "resumable training keeps: best weights, state, result."
+        "script encodes every batch anew. GFLOP/s and GB/s: what is needed by formula, both heads over the horizon "
+        "alone and each weight read once per pass, in the time taken, so a way that does more has a lower share: of "
+        "what this machine was measured to do, and of the data sheet's peak where the card is known. Peak memory of "
+        "ours holds the copies that a resumable training keeps: best weights, state, result."
     ]
     title = f"Full fine-tune of Kronos-{size}, {batch} windows of 95 bars, {machine.device.type}"
     rivals = samples[_UPSTREAM], samples[_AUTO]

@@ -25,6 +25,8 @@ from dataclasses import dataclass
 
 from speed.machine import Machine
 from speed.models import Pair, Size
+from speed.sheets import peaks
+from speed.table import number, percent
 
 _FEATURES = 6
 _BYTES = {"fp32": 4, "bf16": 2}
@@ -50,6 +52,29 @@ def floor(phases: Sequence[Work], machine: Machine, precision: str) -> float:
 def total(phases: Sequence[Work]) -> Work:
     """All phases in one."""
     return Work(sum(phase.flop for phase in phases), sum(phase.bytes for phase in phases))
+
+
+REACHED = ("GFLOP/s", "of the products", "GB/s", "of the memory")
+"""Columns of `reached`."""
+
+
+def reached(work: Work, seconds: float, machine: Machine, precision: str) -> list[str]:
+    """The cells of `REACHED`: the rates of some work done in some seconds, and their shares of the machine's limits.
+
+    A share is of the measured limit, and of the data sheet's peak where the card and the number format are known.
+    """
+    flops, bandwidth, sheet = work.flop / seconds, work.bytes / seconds, peaks(machine.name)
+
+    def share(rate: float, measured: float, promised: float | None) -> str:
+        found = percent(rate / measured)
+        return found if promised is None else f"{found}, sheet {percent(rate / promised)}"
+
+    return [
+        number(flops / 1e9),
+        share(flops, machine.flops[precision], None if sheet is None else sheet.flops.get(precision)),
+        number(bandwidth / 1e9),
+        share(bandwidth, machine.bandwidth, None if sheet is None else sheet.bandwidth),
+    ]
 
 
 def block_weights(size: Size) -> int:

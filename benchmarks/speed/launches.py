@@ -1,0 +1,225 @@
+"""Launches of a training step and of a sampled bar, and the time that the device waits between them.
+
+A GPU that works a kernel off in less time than Python takes to ask for the next is idle in between; then fewer
+launches are what makes it faster, and not faster kernels. Two counts, which tell different things:
+
+- operations: torch's own on the device, counted as they are called. It can be told anywhere, and a replayed CUDA graph
+  counts as none. An operation may start several kernels.
+- kernels, with the times of each, and the host's calls that start them, by CUDA's profiler.
+
+What is told of a step is the difference of a run of 2n steps and one of n, so that start and end do not count.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from sktime.libs.kronos import KronosPredictor as UpstreamPredictor
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile, supported_activities
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from kronos_pipeline.model import generation
+from kronos_pipeline.model.decoding import sample_paths
+from speed import adapters, training
+from speed.cases import Case
+from speed.decoding import SAMPLING
+from speed.machine import Machine
+from speed.models import random_model, random_series, random_windows
+from speed.table import NOT_MEASURED, Report, Table, number, percent, seconds
+from speed.timing import wait
+
+_PAUSE = 0.01
+"""Seconds between kernels from which on it is no gap between launches: a file is written, a training begins."""
+_LAUNCH = re.compile("Launch|Memcpy|Memset")
+_NO_KERNEL = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "lift_fresh"}
+Runs = Callable[[int], Callable[[], object]]
+"""A run of so many steps, ready to be called."""
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """Work of a device as kernels and gaps.
+
+    Attributes:
+        kernels: how many.
+        busy: seconds in which one ran at least.
+        idle: seconds between them, pauses left out.
+        median: seconds from a kernel to the next.
+    """
+
+    kernels: int
+    busy: float
+    idle: float
+    median: float
+
+
+def gaps(spans: Sequence[tuple[float, float]], pause: float = _PAUSE) -> Gaps:
+    """The gaps between kernels.
+
+    Args:
+        spans: start and duration of each in seconds, in any order; kernels that overlap have a gap of 0.
+        pause: seconds from which on a gap is left out.
+    """
+    busy, end, between = 0.0, float("-inf"), []
+    for start, duration in sorted(spans):
+        if end > float("-inf"):
+            between.append(max(0.0, start - end))
+        busy += max(0.0, start + duration - max(start, end))
+        end = max(end, start + duration)
+    short = [gap for gap in between if gap < pause]
+    return Gaps(len(spans), busy, sum(short), statistics.median(short) if short else 0.0)
+
+
+class _Operations(TorchDispatchMode):
+    """Counts the operations that work on tensors of a device; views and bare allocations are none."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.count, self._device = 0, device
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if not func.is_view and func.overloadpacket.__name__ not in _NO_KERNEL:
+            tensors = (one for one in tree_leaves((args, kwargs, found)) if isinstance(one, torch.Tensor))
+            self.count += any(tensor.device == self._device for tensor in tensors)
+        return found
+
+
+def operations(run: Callable[[], object], device: torch.device) -> int:
+    """How many operations a call starts on a device, those of its backward passes included."""
+    with _Operations(device) as counted:
+        run()
+    return counted.count
+
+
+def profiled(run: Callable[[], object], device: torch.device) -> tuple[Gaps, int] | None:
+    """The kernels of a call and the host's calls that started them; None where the profiler does not see the device."""
+    if device.type != "cuda" or ProfilerActivity.CUDA not in supported_activities():
+        return None
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        run()
+        wait(device)
+    events = [event for event in seen.events() if not event.is_user_annotation]
+    spans = [
+        (1e-6 * event.time_range.start, 1e-6 * event.time_range.elapsed_us())
+        for event in events
+        if event.device_type == DeviceType.CUDA
+    ]
+    started = [event for event in events if event.device_type == DeviceType.CPU and _LAUNCH.search(event.name)]
+    return (gaps(spans), len(started)) if spans else None
+
+
+def row(name: str, runs: Runs, steps: int, device: torch.device) -> list[str]:
+    """The cells of a way: operations, kernels, launches and gaps of a step.
+
+    Args:
+        name: of the way.
+        runs: gives a run of so many steps.
+        steps: of the shorter run; the longer has twice as many.
+        device: where.
+    """
+    runs(steps)()
+    less, more = (operations(runs(count), device) for count in (steps, 2 * steps))
+    cells = [name, number((more - less) / steps)]
+    short, long = (profiled(runs(count), device) for count in (steps, 2 * steps))
+    if short is None or long is None:
+        return cells + [NOT_MEASURED] * 5
+    (first, started), (last, all_started) = short, long
+    return [
+        *cells,
+        number((last.kernels - first.kernels) / steps),
+        number((all_started - started) / steps),
+        seconds(last.median),
+        seconds(max(0.0, last.idle - first.idle) / steps),
+        percent(last.busy / (last.busy + last.idle)),
+    ]
+
+
+_COLUMNS = ("operations", "kernels", "launches", "median gap", "gaps", "device busy")
+_NOTE = (
+    "operations: torch's, on the device. kernels: with copies, launches: the host's calls that start them, a graph's "
+    f"replay being one; median gap: from the end of a kernel to the next; gaps: their sum, without those above "
+    f"{1e3 * _PAUSE:.0f} ms; device busy: share of the time with a kernel at work, gaps being the rest. From a run of "
+    "{short} and one of {long}, under the profiler, which slows the host."
+)
+
+
+def reports(
+    machine: Machine, *, size: str, case: Case, batch: int, jobs: int, rows: int, steps: int
+) -> Iterator[Report]:
+    """Launches of sampling, then of training: upstream's way and ours.
+
+    Args:
+        machine: where.
+        size: of the model.
+        case: what is sampled; its horizon is the shorter run's.
+        batch: windows per step of a full fine-tune.
+        jobs: adapters that are trained together.
+        rows: windows per step of each.
+        steps: of the shorter run of a training.
+    """
+    device, kind = machine.device, machine.device.type
+    title = f"Launches of a bar: sampling {case.name}, Kronos-{size}, {kind}"
+    note = _NOTE.format(short=f"{case.horizon} bars", long=2 * case.horizon)
+    for name, runs in _samplings(machine, size, case).items():
+        with mock.patch.object(generation, "REPLAYED", ("cuda",) if name == _GRAPHS else ()):
+            cells = row(name, runs, case.horizon, device)
+        yield Report([Table(title, ("way", *_COLUMNS), [cells], [note])])
+    title = f"Launches of a training step: Kronos-{size}, {kind}"
+    note = _NOTE.format(short=f"{steps} steps", long=2 * steps)
+    for name, runs in _trainings(machine, size, batch, jobs, rows).items():
+        cells = row(name, runs, steps, device)
+        yield Report([Table(title, ("way", *_COLUMNS), [cells], [note])])
+
+
+_GRAPHS = "sample_paths, graphs replayed"
+
+
+def _samplings(machine: Machine, size: str, case: Case) -> dict[str, Runs]:
+    model = random_model(size, machine.device)
+    upstream = UpstreamPredictor(model.predictor, model.tokenizer, str(model.device))
+
+    def predict(horizon: int) -> Callable[[], object]:
+        series = random_series(case.series, case.bars, horizon)
+        settings: dict[str, Any] = {"T": SAMPLING["temperature"], "top_p": SAMPLING["top_p"], "verbose": False}
+        return lambda: upstream.predict_batch(*series.frames, horizon, sample_count=case.paths, **settings)
+
+    def sample(horizon: int) -> Callable[[], object]:
+        series = random_series(case.series, case.bars, horizon)
+        past, ahead = series.stamps
+        return lambda: sample_paths(model, series.history, past, ahead, paths=case.paths, **SAMPLING)
+
+    ways: dict[str, Runs] = {"upstream": predict, "sample_paths, no graphs": sample}
+    return ways | ({_GRAPHS: sample} if machine.device.type == "cuda" else {})
+
+
+def _trainings(machine: Machine, size: str, batch: int, jobs: int, rows: int) -> dict[str, Runs]:
+    model = random_model(size, machine.device)
+    full = training.recipe(size, machine.device, batch)
+    lora = training.recipe(size, machine.device, rows, adapter="lora")
+    names = [f"SIM{number}" for number in range(jobs)]
+
+    def upstream(steps: int) -> Callable[[], object]:
+        tokens = training.batches(random_windows(full, ["SIM"], batch), model, batch)
+        return training.upstream_loop(model, tokens, steps)
+
+    def ours(steps: int) -> Callable[[], object]:
+        return training.trainer_run(model, random_windows(full, ["SIM"], batch * steps), full)
+
+    def together(steps: int) -> Callable[[], object]:
+        windows = random_windows(lora, names, rows * steps)
+        return lambda: adapters.together(model, windows, lora)
+
+    return {
+        f"upstream's loop, {batch} windows, fp32": upstream,
+        f"KronosTrainer, {batch} windows, auto": ours,
+        f"train_adapters, {jobs} adapters x {rows} windows": together,
+    }
