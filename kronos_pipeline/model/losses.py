@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
-from torch.nn.attention.bias import causal_lower_right
 
 from kronos_pipeline.model.modules import inner, rotary_tables
 
@@ -125,10 +124,6 @@ class _CausalAttention:
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
         """Attend over (windows, heads, asked or bars, width); `query` is scaled."""
         asked, bars = query.shape[-2], key.shape[-2]
-        if query.device.type == "cuda" and not torch.compiler.is_compiling():
-            # Without a mask, the fused kernels serve: with a mask, flash attention does not.
-            causal: Any = causal_lower_right(asked, bars)
-            return F.scaled_dot_product_attention(query, key, value, causal, dropout, scale=1.0)
         # PyTorch's fused attention takes three times as long on a CPU in bfloat16, most of it in the backward pass.
         plain = query.device.type == "cpu" and query.dtype == torch.bfloat16
         if not plain or query[..., 0].numel() * bars > _SCORES:

@@ -155,6 +155,25 @@ def test_no_step_waits_for_the_device(train: Trainings, way: str) -> None:
     assert waits_of_many - waits_of_few <= many // 10 + 2  # the losses are read every tenth step
 
 
+@pytest.mark.parametrize(("way", "most", "plain"), [("checkpoint", 180, 770), ("together", 40, 770)])
+def test_a_step_launches_little_where_it_is_replayed(train: Trainings, way: str, most: int, plain: int) -> None:
+    simcuda = pytest.importorskip("simcuda")
+
+    def launches(**changes: Any) -> float:
+        counts: dict[int, int] = {}
+
+        def note(step: int) -> None:
+            counts.setdefault(step, simcuda.counts()["kernels"])
+
+        settings = {"epochs": 1, "evaluations_per_epoch": 1, "batch_size": 3, "precision": "bf16", **changes}
+        train(way, "cuda", listener=Listener(note), **settings)
+        return (counts[20] - counts[10]) / 10
+
+    # The simulated device counts an operation on many tensors, such as clipping, once for each of them.
+    assert launches() <= most
+    assert launches(cuda_graphs=False) <= plain
+
+
 @pytest.mark.parametrize("way", ["checkpoint", "together"])
 def test_a_training_that_died_goes_on_where_it_was(train: Trainings, way: str) -> None:
     def die(step: int) -> None:
