@@ -100,7 +100,8 @@ def _bias(base: Any) -> Tensor | None:
 def _same(one: Tensor | None, other: Tensor | None) -> bool:
     if one is None or other is None:
         return one is other
-    return one is other or torch.equal(one, other)
+    same_memory = one.data_ptr() == other.data_ptr() and one.stride() == other.stride()
+    return one.shape == other.shape and one.dtype == other.dtype and (same_memory or torch.equal(one, other))
 
 
 def _merged(module: Any) -> Matrix:

@@ -48,8 +48,8 @@ class Blocks:
     def __len__(self) -> int:
         return len(self._layers)
 
-    def over(self, span: Span, which: Tensor | None = None) -> CachedBlocks:
-        """Ready for one run, whose series belong to the predictors `which`."""
+    def chosen(self, which: Tensor | None) -> RowBlocks:
+        """For a batch whose series take the detours of the predictors `which`, (series,)."""
         layers = [
             _Layer(
                 layer.first_norm,
@@ -61,17 +61,42 @@ class Blocks:
             )
             for layer in self._layers
         ]
-        return CachedBlocks(self, layers, span)
+        return RowBlocks(layers, self.heads, self.frequencies, self.dtype)
+
+
+@dataclass(frozen=True)
+class RowBlocks:
+    """Blocks in which every series of the batch takes its own detours."""
+
+    layers: Sequence[_Layer]
+    heads: int
+    frequencies: Tensor
+    dtype: torch.dtype
+
+    def choose(self, which: Tensor) -> None:
+        """Take the detours of other predictors, for as many series, in the same memory."""
+        for layer in self.layers:
+            for product in (layer.queries_keys_values, layer.out, layer.gate_and_up, layer.down):
+                product.choose(which)
 
 
 class CachedBlocks:
-    """The blocks over a context and its paths; what they saw is kept."""
+    """The blocks over a context and its paths, with the keys and values of what they have read."""
 
-    def __init__(self, blocks: Blocks, layers: Sequence[_Layer], span: Span) -> None:
-        self._span, self._heads = span, blocks.heads
-        self._layers = [(layer, Cache(span)) for layer in layers]
+    def __init__(self, blocks: RowBlocks, span: Span) -> None:
+        self._heads, self._dtype = blocks.heads, blocks.dtype
+        self._layers = [(layer, Cache(span)) for layer in blocks.layers]
         self._turning = Turning(blocks.frequencies, span.context + span.steps)
-        self._context_mask = span.context_mask(blocks.dtype, blocks.frequencies.device)
+        self.begin(span)
+
+    def begin(self, span: Span) -> None:
+        """Make ready to read a context; also for another of the same shape, in the same memory."""
+        self._span, self._context_mask = span, span.context_mask(self._dtype, self._turning.device)
+
+    @property
+    def bytes(self) -> int:
+        """What the keys and values take of the memory."""
+        return sum(cache.bytes for _, cache in self._layers)
 
     def over_context(self, hidden: Tensor) -> Tensor:
         """(series, context, model width) through all blocks."""
@@ -115,23 +140,44 @@ class Cross:
         self._keys_values = Product(join([keys, read([one.v_proj for one in each])]), dtype)
         self._out = Product(read([one.out_proj for one in each]), dtype)
         self._norm = Norm(layers[0].norm, dtype)
-        self.heads, self.frequencies, self.dtype = attention.n_heads, attention.rotary.inv_freq, dtype
+        self.heads, self.frequencies = attention.n_heads, attention.rotary.inv_freq
 
-    def over(self, span: Span, which: Tensor | None, *, in_place: bool) -> CachedCross:
-        """Ready for one run. Where it is not `in_place`, all bars count as the first: nothing is turned."""
-        return CachedCross(self, span, which, in_place=in_place)
+    def chosen(self, which: Tensor | None) -> RowCross:
+        """For a batch whose series take the detours of the predictors `which`, (series,)."""
+        query, keys_values, out = (one.chosen(which) for one in (self._query, self._keys_values, self._out))
+        return RowCross(query, keys_values, out, self._norm, self.heads, self.frequencies)
+
+
+@dataclass(frozen=True)
+class RowCross:
+    """That layer, in which every series of the batch takes its own detours."""
+
+    query: RowProduct
+    keys_values: RowProduct
+    out: RowProduct
+    norm: Norm
+    heads: int
+    frequencies: Tensor
+
+    def choose(self, which: Tensor) -> None:
+        """Take the detours of other predictors, for as many series, in the same memory."""
+        for product in (self.query, self.keys_values, self.out):
+            product.choose(which)
 
 
 class CachedCross:
-    """That layer over a context and its paths."""
+    """That layer over a context and its paths. Where it is not `in_place`, all bars count as the first one."""
 
-    def __init__(self, cross: Cross, span: Span, which: Tensor | None, *, in_place: bool) -> None:
-        self._query, self._keys_values, self._out = (
-            product.chosen(which) for product in (cross._query, cross._keys_values, cross._out)
-        )
-        self._norm, self._heads, self._span = cross._norm, cross.heads, span
+    def __init__(self, cross: RowCross, span: Span, *, in_place: bool) -> None:
+        self._query, self._keys_values, self._out = cross.query, cross.keys_values, cross.out
+        self._norm, self._heads, self._span = cross.norm, cross.heads, span
         self._cache = Cache(span)
         self._turning = Turning(cross.frequencies, span.context + span.steps) if in_place else None
+
+    @property
+    def bytes(self) -> int:
+        """What the keys and values take of the memory."""
+        return self._cache.bytes
 
     def read_context(self, hidden: Tensor) -> None:
         """Keep what the context's bars, (series, context, model width), say."""
@@ -176,6 +222,3 @@ def _layer(blocks: Sequence[Any], dtype: torch.dtype) -> _Layer:
         Product(join([read([one.w1 for one in feed]), read([one.w3 for one in feed])]), dtype),
         Product(read([one.w2 for one in feed]), dtype),
     )
-
-
-__all__ = ["Blocks", "CachedBlocks", "CachedCross", "Cross", "Norm", "Product", "RowProduct"]

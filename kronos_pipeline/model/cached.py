@@ -28,6 +28,24 @@ SIDE_BY_SIDE = 16
 
 
 @dataclass(frozen=True)
+class Lengths:
+    """How many bars of each series are there.
+
+    Attributes:
+        there: (series,), on the device.
+        shortest: the smallest of them, known without a look at the device.
+    """
+
+    there: Tensor
+    shortest: int
+
+    @classmethod
+    def of(cls, lengths: Tensor | None, device: torch.device) -> Lengths | None:
+        """From lengths on the host, (series,); None, for series of equal length, stays None."""
+        return None if lengths is None else cls(lengths.to(device), int(lengths.min()))
+
+
+@dataclass(frozen=True)
 class Steps:
     """Some steps of the paths.
 
@@ -61,13 +79,12 @@ class Span:
     lengths: Tensor | None = None
 
     @classmethod
-    def of(cls, context: int, paths: int, steps: int, lengths: Tensor | None) -> Span:
+    def of(cls, context: int, paths: int, steps: int, lengths: Lengths | None) -> Span:
         """With so many paths, or a few more, in groups of equal size."""
         groups = -(-paths // SIDE_BY_SIDE)
-        if lengths is not None:
-            lengths = lengths.clamp(max=context)
-            lengths = None if bool((lengths == context).all()) else lengths
-        return cls(context, groups, -(-paths // groups), steps, lengths)
+        unequal = lengths is not None and lengths.shortest < context
+        there = lengths.there.clamp(max=context) if lengths is not None and unequal else None
+        return cls(context, groups, -(-paths // groups), steps, there)
 
     def group(self, by_path: Tensor) -> Tensor:
         """(series, paths, ...) -> (series * groups, paths of a group, ...); the last path fills what is left over."""
@@ -102,7 +119,7 @@ class Span:
         """
         number = torch.arange(self.steps * self.paths, device=device)
         step, path = number // self.paths, number % self.paths
-        last = number >= (self.steps - asked) * self.paths
+        last = slice((self.steps - asked) * self.paths, None)
         own = (path[last, None] == path) & (step[last, None] >= step)
         context = own.new_ones(1, self.context)
         if self.lengths is not None:
@@ -121,28 +138,38 @@ class Cache:
 
     def __init__(self, span: Span) -> None:
         self._span = span
+        self._kept: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def bytes(self) -> int:
+        """What the keys and values take of the memory."""
+        return 0 if self._kept is None else sum(part.nbytes for part in self._kept)
 
     def read_context(self, keys: Tensor, values: Tensor) -> None:
-        """Keep those of the context, (series, context, heads, width), for each group."""
+        """Keep the context's, (series, context, heads, width), for each group; in the same memory if called again."""
         span = self._span
-        series, _, heads, width = keys.shape
-        size = (series, span.groups, heads, span.context + span.steps * span.paths, width)
-        self._keys, self._values = (self._begin(part, size) for part in (keys, values))
-
-    def _begin(self, part: Tensor, size: tuple[int, ...]) -> Tensor:
-        kept = part.new_zeros(size)  # what is not yet there is hidden, but takes part in products
-        kept[:, :, :, : self._span.context] = part.transpose(1, 2)[:, None]
-        return kept.flatten(0, 1)
+        if self._kept is None:
+            series, _, heads, width = keys.shape
+            size = (series * span.groups, heads, span.context + span.steps * span.paths, width)
+            self._kept = keys.new_empty(size), values.new_empty(size)
+        for kept, part in zip(self._kept, (keys, values), strict=True):
+            kept[:, :, span.context :].zero_()  # what is not yet there is hidden, but takes part in products
+            of_series = kept.unflatten(0, (-1, span.groups))[:, :, :, : span.context]
+            of_series.copy_(part.transpose(1, 2)[:, None])
 
     def read_paths(self, keys: Tensor, values: Tensor, steps: Steps) -> None:
         """Keep those of some steps, (series * groups, steps * paths, heads, width)."""
-        self._keys[:, :, steps.keys] = keys.transpose(1, 2)
-        self._values[:, :, steps.keys] = values.transpose(1, 2)
+        assert self._kept is not None
+        for kept, part in zip(self._kept, (keys, values), strict=True):
+            if isinstance(steps.keys, Tensor):
+                kept.index_copy_(2, steps.keys, part.transpose(1, 2))
+            else:
+                kept[:, :, steps.keys] = part.transpose(1, 2)
 
     def over_paths(self, queries: Tensor, mask: Tensor) -> Tensor:
         """Attention of some steps, (series * groups, steps * paths, heads, width), to what each sees."""
-        seen = mask.shape[-1]
-        keys, values = self._keys[:, :, :seen], self._values[:, :, :seen]
+        assert self._kept is not None
+        keys, values = (kept[:, :, : mask.shape[-1]] for kept in self._kept)
         mixed = F.scaled_dot_product_attention(queries.transpose(1, 2), keys, values, attn_mask=mask)
         return mixed.transpose(1, 2).flatten(2)
 
@@ -165,6 +192,7 @@ class Turning:
         places = torch.arange(positions, device=frequencies.device).float()
         angles = torch.outer(places, frequencies.float())
         self._turns = torch.view_as_complex(torch.stack([angles.cos(), angles.sin()], dim=-1))  # (positions, width / 2)
+        self.device = frequencies.device
 
     def at(self, positions: slice | Tensor, paths: int) -> Tensor:
         """The turns of some positions, each for all paths, (positions * paths or 1, 1, width / 2)."""

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from kronos_pipeline.errors import ModelError, SettingsError
-from kronos_pipeline.model.cached import Span
+from kronos_pipeline.model.blocks import CachedBlocks
+from kronos_pipeline.model.cached import Lengths, Span
 from kronos_pipeline.model.generation import Choose, Run, Tokens
 from kronos_pipeline.model.kept import kept
 from kronos_pipeline.model.modules import evaluating, fitting_threads, prepare_rotary
@@ -145,8 +146,8 @@ class Decoder:
         _, paths, horizon = drawn[0].shape
         start = max(0, known[0].shape[1] + horizon - context)
         known = known[0][:, start:], known[1][:, start:]
-        span = Span.of(known[0].shape[1], paths, horizon, None if lengths is None else lengths.to(self.device))
-        blocks = self._bars.blocks.over(span)
+        span = Span.of(known[0].shape[1], paths, horizon, Lengths.of(lengths, self.device))
+        blocks = CachedBlocks(self._bars.blocks.chosen(None), span)
         blocks.over_context(self._bars.embed(self._tokenizer.indices_to_bits(known, half=True)))
         steps = [span.group(level).transpose(1, 2).flatten(1) for level in drawn]  # (series * groups, steps * paths)
         whole = span.at(0, horizon, span.paths_mask(horizon, torch.float32, self.device))

@@ -19,7 +19,7 @@ from kronos_pipeline.data.normalisation import denormalise, lookback_statistics,
 from kronos_pipeline.errors import ModelError, SettingsError
 from kronos_pipeline.model.decoder import Choose, Decoder, decoders
 from kronos_pipeline.model.loading import KronosModel
-from kronos_pipeline.model.memory import Part, room, work_in_parts
+from kronos_pipeline.model.memory import Part, in_turn, room, work_in_parts
 
 
 def sample_paths(
@@ -67,31 +67,34 @@ def sample_paths(
     normalised = normalise(history, mean, std)
     draws = [_draws(*one, paths, *parts) for one, *parts in zip(zip(seeds), history, past, ahead, strict=True)]
     sampled = np.empty((series, paths, horizon, history.shape[-1]), np.float32)
-    for decoder, context, place in _decoders(models, precision):
+    with in_turn(models[0].device if models else torch.device("cpu")):
+        for decoder, context, place in _decoders(models, precision):
 
-        def run(part: Part, decoder: Decoder = decoder, place: dict[int, int] = place, context: int = context) -> None:
-            rows, some = part
-            bars, before, after = (torch.from_numpy(np.array(one[rows])) for one in (normalised, past, ahead))
-            numbers = torch.from_numpy(np.stack([draws[row][some.start : some.stop] for row in rows]))
-            pick = _picker(numbers.to(decoder.device), heat[rows], share[rows])
-            known = decoder.encode(bars)
-            drawn = decoder.generate(
-                known,
-                before,
-                after,
-                pick,
-                paths=len(some),
-                context=context,
-                which=torch.tensor([place[row] for row in rows]),
-                s2_position=s2_position,
-            )
-            values = decoder.decode(known, drawn, context=context)
-            sampled[rows, some.start : some.stop] = values.cpu().numpy()
+            def run(
+                part: Part, decoder: Decoder = decoder, place: dict[int, int] = place, context: int = context
+            ) -> None:
+                rows, some = part
+                bars, before, after = (torch.from_numpy(np.array(one[rows])) for one in (normalised, past, ahead))
+                numbers = torch.from_numpy(np.stack([draws[row][some.start : some.stop] for row in rows]))
+                pick = _picker(numbers.to(decoder.device), heat[rows], share[rows])
+                known = decoder.encode(bars)
+                drawn = decoder.generate(
+                    known,
+                    before,
+                    after,
+                    pick,
+                    paths=len(some),
+                    context=context,
+                    which=torch.tensor([place[row] for row in rows]),
+                    s2_position=s2_position,
+                )
+                values = decoder.decode(known, drawn, context=context)
+                sampled[rows, some.start : some.stop] = values.cpu().numpy()
 
-        def size(part: Part, decoder: Decoder = decoder) -> int:
-            return decoder.bytes(len(part[0]), len(part[1]), history.shape[1], horizon)
+            def size(part: Part, decoder: Decoder = decoder) -> int:
+                return decoder.bytes(len(part[0]), len(part[1]), history.shape[1], horizon)
 
-        work_in_parts((list(place), range(paths)), run, size, room(decoder.device))
+            work_in_parts((list(place), range(paths)), run, size, room(decoder.device))
     for row, one in enumerate(models):
         if not np.isfinite(sampled[row]).all():
             raise ModelError(f"{one.source.label} gives forecasts that are not finite; its weights are of no use.")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -20,6 +22,20 @@ def room(device: torch.device) -> int:
     free, _ = torch.cuda.mem_get_info(device)
     kept_back = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(_SHARE * (free + kept_back))
+
+
+_turns: dict[int, threading.RLock] = {}
+
+
+@contextmanager
+def in_turn(device: torch.device) -> Iterator[None]:
+    """Let one thread at a time sample on a GPU: each sizes its parts by the memory that is free."""
+    if device.type != "cuda":
+        yield
+        return
+    index = torch.cuda.current_device() if device.index is None else device.index
+    with _turns.setdefault(index, threading.RLock()):
+        yield
 
 
 def work_in_parts(whole: Part, run: Callable[[Part], None], size: Callable[[Part], int], limit: int) -> None:
