@@ -90,6 +90,7 @@ class _Batch:
             at = members[:, None], np.arange(some.start, some.stop)
             with progress.of_part() as drawn:
                 values[at] = self._futures(members, len(some), draws.part(torch.from_numpy(rows[at]), drawn))
+                draws.check()
 
         def size(part: Part) -> int:
             members, some = part
