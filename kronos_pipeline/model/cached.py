@@ -22,7 +22,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
+from kronos_pipeline.model.adapter_rows import Matrix, pad_inputs, pad_outputs
+
 HIDDEN = float("-inf")
+_ALIGNED = 8
 SIDE_BY_SIDE = 16
 """Paths of one group, at most."""
 
@@ -130,7 +133,11 @@ class Span:
 
 
 def _to_add(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, HIDDEN)
+    """On a GPU its rows begin at multiples of `_ALIGNED` numbers, or the attention would copy it at each call."""
+    keys = seen.shape[-1]
+    row = keys + (-keys % _ALIGNED if seen.is_cuda else 0)
+    mask = torch.zeros(*seen.shape[:-1], row, dtype=dtype, device=seen.device)
+    return mask[..., :keys].masked_fill_(~seen, HIDDEN)
 
 
 class Cache:
@@ -166,19 +173,57 @@ class Cache:
             else:
                 kept[:, :, steps.keys] = part.transpose(1, 2)
 
-    def over_paths(self, queries: Tensor, mask: Tensor) -> Tensor:
+    def over_paths(self, queries: Tensor, mask: Tensor, scale: float | None) -> Tensor:
         """Attention of some steps, (series * groups, steps * paths, heads, width), to what each sees."""
         assert self._kept is not None
         keys, values = (kept[:, :, : mask.shape[-1]] for kept in self._kept)
-        mixed = F.scaled_dot_product_attention(queries.transpose(1, 2), keys, values, attn_mask=mask)
+        mixed = F.scaled_dot_product_attention(queries.transpose(1, 2), keys, values, attn_mask=mask, scale=scale)
         return mixed.transpose(1, 2).flatten(2)
 
 
-def over_context(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+def over_context(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
     """Causal attention of a context to itself, (series, context, heads, width) -> (series, context, model width)."""
     queries, keys, values = (part.transpose(1, 2) for part in (queries, keys, values))
-    mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=mask is None)
+    causal = mask is None
+    mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=causal, scale=scale)
     return mixed.transpose(1, 2).flatten(2)
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The heads of one of upstream's attentions.
+
+    On a GPU each is padded with zeros to a multiple of 16 bytes. Kronos-base has heads of 52 numbers, and to these,
+    in 16 bits, torch's memory-efficient attention does not apply: its plain one would write all scores to memory.
+
+    Attributes:
+        count: how many.
+        width: numbers of each, as padded.
+        frequencies: of the rotary embedding, (width / 2,).
+        scale: what scores are multiplied by; None, torch's default, where nothing is padded.
+    """
+
+    count: int
+    width: int
+    frequencies: Tensor
+    scale: float | None = None
+
+    @classmethod
+    def of(cls, attention: Any, dtype: torch.dtype) -> Heads:
+        """Those of an attention that works in a precision."""
+        count, width, frequencies = attention.n_heads, attention.head_dim, attention.rotary.inv_freq
+        spare = -width % (16 // dtype.itemsize) if frequencies.is_cuda else 0
+        if not spare:
+            return cls(count, width, frequencies)
+        return cls(count, width + spare, F.pad(frequencies, (0, spare // 2)), width**-0.5)
+
+    def outputs(self, matrix: Matrix) -> Matrix:
+        """A projection to the heads, made as wide as they are."""
+        return matrix if self.scale is None else pad_outputs(matrix, self.count, self.width)
+
+    def inputs(self, matrix: Matrix) -> Matrix:
+        """A projection from the heads, made as wide as they are."""
+        return matrix if self.scale is None else pad_inputs(matrix, self.count, self.width)
 
 
 class Turning:
