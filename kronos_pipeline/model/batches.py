@@ -98,7 +98,7 @@ class _Batch:
             return self._decoder.bytes(len(members), len(some), max(lengths), horizon, unequal=len(lengths) > 1)
 
         whole = np.flatnonzero(self._place >= 0).tolist(), range(paths)
-        work_in_parts(whole, run, size, room(self._decoder.device))
+        work_in_parts(whole, run, size, room(self._decoder.device), self._decoder.device)
 
     def _futures(self, members: NDArray[np.intp], paths: int, choose: Choose) -> NDArray[np.float32]:
         """Normalised bars of some series, (series, paths, horizon, 6)."""

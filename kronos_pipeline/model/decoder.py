@@ -16,6 +16,7 @@ from kronos_pipeline.model.blocks import CachedBlocks
 from kronos_pipeline.model.cached import Lengths, Span
 from kronos_pipeline.model.generation import Choose, Run, Tokens
 from kronos_pipeline.model.kept import kept
+from kronos_pipeline.model.memory import ADVICE, explain_out_of_memory, with_room_made
 from kronos_pipeline.model.modules import evaluating, fitting_threads, prepare_rotary
 from kronos_pipeline.model.network import Bars, Network
 
@@ -44,15 +45,20 @@ class Decoder:
 
         Raises:
             SettingsError: there is no such precision.
-            ModelError: several predictors do not share their weights.
+            ModelError: several predictors do not share their weights, or the memory is not enough for a packed copy.
         """
         if precision not in PRECISIONS:
             raise SettingsError(f"Decoding is done in {' or '.join(PRECISIONS)}, not in {precision}; choose one.")
         listed = isinstance(predictors, list | tuple)
         several: list[Any] = list(predictors) if listed else [predictors]
-        self._network = _network(several, PRECISIONS[precision], beside=listed)
-        self._bars = kept(Bars, [tokenizer])
-        self._tokenizer, self._threads_for, self.device = tokenizer, several[0], self._network.device
+        self.device = next(several[0].parameters()).device
+
+        def packed() -> tuple[Network, Bars]:
+            return _network(several, PRECISIONS[precision], beside=listed), kept(Bars, [tokenizer])
+
+        with explain_out_of_memory("Packing the model's weights for sampling", self.device, ADVICE):
+            self._network, self._bars = with_room_made(packed, self.device)
+        self._tokenizer, self._threads_for = tokenizer, several[0]
 
     def encode(self, bars: Tensor, lengths: Tensor | None = None) -> Tokens:
         """Tokens of normalised bars, as upstream's tokenizer gives them.

@@ -94,7 +94,7 @@ def sample_paths(
             def size(part: Part, decoder: Decoder = decoder) -> int:
                 return decoder.bytes(len(part[0]), len(part[1]), history.shape[1], horizon)
 
-            work_in_parts((list(place), range(paths)), run, size, room(decoder.device))
+            work_in_parts((list(place), range(paths)), run, size, room(decoder.device), decoder.device)
     for row, one in enumerate(models):
         if not np.isfinite(sampled[row]).all():
             raise ModelError(f"{one.source.label} gives forecasts that are not finite; its weights are of no use.")

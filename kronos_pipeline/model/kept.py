@@ -51,6 +51,14 @@ def kept(make: Callable[..., Made], modules: Sequence[Any], *settings: Any) -> M
     return made
 
 
+def release() -> bool:
+    """Drop all that is kept; whether there was something."""
+    with _lock:
+        some = bool(_kept)
+        _kept.clear()
+    return some
+
+
 def state(modules: Sequence[Any]) -> tuple[Any, ...]:
     """What tells whether some modules' weights, or PEFT's switches in them, have changed.
 
