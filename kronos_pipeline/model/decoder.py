@@ -171,7 +171,7 @@ class Decoder:
         network, decoder = self._network, self._bars.blocks
         span = Span.of(bars, paths, horizon, None)
         rows, keys = span.groups * span.paths * horizon, span.context + span.paths * horizon
-        cached = 2 * series * span.groups * keys * (len(network.blocks) + 1) * network.width
+        cached = 2 * series * span.groups * keys * (len(network.blocks) + 1) * network.blocks.width
         context = 12 * series * bars * max(network.width, decoder.width)
         values = series * rows * (12 * decoder.width + 2 * len(decoder) * decoder.width)
         masks = series * (rows * keys + bars**2) if unequal else span.paths * horizon * keys
