@@ -81,10 +81,30 @@ def reorder(matrix: Matrix, order: Tensor) -> Matrix:
     return Matrix(matrix.weight[order], bias, detours)
 
 
+def pad_outputs(matrix: Matrix, heads: int, width: int) -> Matrix:
+    """The same map with zeros after the outputs of each head, up to a width."""
+    detours = matrix.detours and Detours(matrix.detours.down, _padded(matrix.detours.up, 1, heads, width))
+    bias = None if matrix.bias is None else _padded(matrix.bias, 0, heads, width)
+    return Matrix(_padded(matrix.weight, 0, heads, width), bias, detours)
+
+
+def pad_inputs(matrix: Matrix, heads: int, width: int) -> Matrix:
+    """The same map of inputs that have zeros after those of each head, up to a width."""
+    detours = matrix.detours and Detours(_padded(matrix.detours.down, 2, heads, width), matrix.detours.up)
+    return Matrix(_padded(matrix.weight, 1, heads, width), matrix.bias, detours)
+
+
 def scale(matrix: Matrix, factor: float) -> Matrix:
     """The same map of an input that is multiplied by a factor first."""
     detours = matrix.detours and Detours(matrix.detours.down * factor, matrix.detours.up)
     return Matrix(matrix.weight * factor, matrix.bias, detours)
+
+
+def _padded(tensor: Tensor, dim: int, heads: int, width: int) -> Tensor:
+    """A dimension (heads * narrower) as (heads * width), with zeros after the entries of each head."""
+    by_head = tensor.unflatten(dim, (heads, -1))
+    zeros = by_head.new_zeros(*by_head.shape[: dim + 1], width - by_head.shape[dim + 1], *by_head.shape[dim + 2 :])
+    return torch.cat([by_head, zeros], dim=dim + 1).flatten(dim, dim + 1)
 
 
 def _base(module: Any) -> Any:
@@ -100,7 +120,8 @@ def _bias(base: Any) -> Tensor | None:
 def _same(one: Tensor | None, other: Tensor | None) -> bool:
     if one is None or other is None:
         return one is other
-    return one is other or torch.equal(one, other)
+    same_memory = one.data_ptr() == other.data_ptr() and one.stride() == other.stride()
+    return one.shape == other.shape and one.dtype == other.dtype and (same_memory or torch.equal(one, other))
 
 
 def _merged(module: Any) -> Matrix:

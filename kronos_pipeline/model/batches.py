@@ -17,7 +17,7 @@ from kronos_pipeline.model.decoder import Decoder, decoders
 from kronos_pipeline.model.draws import Draws, Sampling, generator_for
 from kronos_pipeline.model.frames import InputError, Series
 from kronos_pipeline.model.generation import Choose
-from kronos_pipeline.model.memory import Part, room, work_in_parts
+from kronos_pipeline.model.memory import Part, in_turn, room, work_in_parts
 
 ROWS = 4096
 """Paths, of all series together, whose tokens are drawn by one call of torch, as upstream draws them. More are drawn as
@@ -60,7 +60,8 @@ def sample_series(
     values = np.empty((len(series), sampling.paths, sampling.horizon, len(FEATURES)), np.float32)
     device, at_once = next(tokenizer.parameters()).device, max(1, ROWS // sampling.paths)
     exact = torch.autocast(device.type, enabled=False)  # the precision is the one that was asked for
-    with generator_for(sampling, device) as generator, exact, _Progress(len(series), sampling) as progress:
+    progress_bar = _Progress(len(series), sampling)
+    with generator_for(sampling, device) as generator, in_turn(device), exact, progress_bar as progress:
         for first in range(0, len(series), at_once):
             block = slice(first, first + at_once)
             draws = Draws(len(series[block]) * sampling.paths, sampling, generator)
@@ -89,6 +90,7 @@ class _Batch:
             at = members[:, None], np.arange(some.start, some.stop)
             with progress.of_part() as drawn:
                 values[at] = self._futures(members, len(some), draws.part(torch.from_numpy(rows[at]), drawn))
+                draws.check()
 
         def size(part: Part) -> int:
             members, some = part
@@ -96,7 +98,7 @@ class _Batch:
             return self._decoder.bytes(len(members), len(some), max(lengths), horizon, unequal=len(lengths) > 1)
 
         whole = np.flatnonzero(self._place >= 0).tolist(), range(paths)
-        work_in_parts(whole, run, size, room(self._decoder.device))
+        work_in_parts(whole, run, size, room(self._decoder.device), self._decoder.device)
 
     def _futures(self, members: NDArray[np.intp], paths: int, choose: Choose) -> NDArray[np.float32]:
         """Normalised bars of some series, (series, paths, horizon, 6)."""

@@ -22,9 +22,30 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
+from kronos_pipeline.model.adapter_rows import Matrix, pad_inputs, pad_outputs
+
 HIDDEN = float("-inf")
+_ALIGNED = 8
 SIDE_BY_SIDE = 16
 """Paths of one group, at most."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How many bars of each series are there.
+
+    Attributes:
+        there: (series,), on the device.
+        shortest: the smallest of them, known without a look at the device.
+    """
+
+    there: Tensor
+    shortest: int
+
+    @classmethod
+    def of(cls, lengths: Tensor | None, device: torch.device) -> Lengths | None:
+        """From lengths on the host, (series,); None, for series of equal length, stays None."""
+        return None if lengths is None else cls(lengths.to(device), int(lengths.min()))
 
 
 @dataclass(frozen=True)
@@ -61,13 +82,12 @@ class Span:
     lengths: Tensor | None = None
 
     @classmethod
-    def of(cls, context: int, paths: int, steps: int, lengths: Tensor | None) -> Span:
+    def of(cls, context: int, paths: int, steps: int, lengths: Lengths | None) -> Span:
         """With so many paths, or a few more, in groups of equal size."""
         groups = -(-paths // SIDE_BY_SIDE)
-        if lengths is not None:
-            lengths = lengths.clamp(max=context)
-            lengths = None if bool((lengths == context).all()) else lengths
-        return cls(context, groups, -(-paths // groups), steps, lengths)
+        unequal = lengths is not None and lengths.shortest < context
+        there = lengths.there.clamp(max=context) if lengths is not None and unequal else None
+        return cls(context, groups, -(-paths // groups), steps, there)
 
     def group(self, by_path: Tensor) -> Tensor:
         """(series, paths, ...) -> (series * groups, paths of a group, ...); the last path fills what is left over."""
@@ -102,7 +122,7 @@ class Span:
         """
         number = torch.arange(self.steps * self.paths, device=device)
         step, path = number // self.paths, number % self.paths
-        last = number >= (self.steps - asked) * self.paths
+        last = slice((self.steps - asked) * self.paths, None)
         own = (path[last, None] == path) & (step[last, None] >= step)
         context = own.new_ones(1, self.context)
         if self.lengths is not None:
@@ -113,7 +133,11 @@ class Span:
 
 
 def _to_add(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, HIDDEN)
+    """On a GPU its rows begin at multiples of `_ALIGNED` numbers, or the attention would copy it at each call."""
+    keys = seen.shape[-1]
+    row = keys + (-keys % _ALIGNED if seen.is_cuda else 0)
+    mask = torch.zeros(*seen.shape[:-1], row, dtype=dtype, device=seen.device)
+    return mask[..., :keys].masked_fill_(~seen, HIDDEN)
 
 
 class Cache:
@@ -121,37 +145,85 @@ class Cache:
 
     def __init__(self, span: Span) -> None:
         self._span = span
+        self._kept: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def bytes(self) -> int:
+        """What the keys and values take of the memory."""
+        return 0 if self._kept is None else sum(part.nbytes for part in self._kept)
 
     def read_context(self, keys: Tensor, values: Tensor) -> None:
-        """Keep those of the context, (series, context, heads, width), for each group."""
+        """Keep the context's, (series, context, heads, width), for each group; in the same memory if called again."""
         span = self._span
-        series, _, heads, width = keys.shape
-        size = (series, span.groups, heads, span.context + span.steps * span.paths, width)
-        self._keys, self._values = (self._begin(part, size) for part in (keys, values))
-
-    def _begin(self, part: Tensor, size: tuple[int, ...]) -> Tensor:
-        kept = part.new_zeros(size)  # what is not yet there is hidden, but takes part in products
-        kept[:, :, :, : self._span.context] = part.transpose(1, 2)[:, None]
-        return kept.flatten(0, 1)
+        if self._kept is None:
+            series, _, heads, width = keys.shape
+            size = (series * span.groups, heads, span.context + span.steps * span.paths, width)
+            self._kept = keys.new_empty(size), values.new_empty(size)
+        for kept, part in zip(self._kept, (keys, values), strict=True):
+            kept[:, :, span.context :].zero_()  # what is not yet there is hidden, but takes part in products
+            of_series = kept.unflatten(0, (-1, span.groups))[:, :, :, : span.context]
+            of_series.copy_(part.transpose(1, 2)[:, None])
 
     def read_paths(self, keys: Tensor, values: Tensor, steps: Steps) -> None:
         """Keep those of some steps, (series * groups, steps * paths, heads, width)."""
-        self._keys[:, :, steps.keys] = keys.transpose(1, 2)
-        self._values[:, :, steps.keys] = values.transpose(1, 2)
+        assert self._kept is not None
+        for kept, part in zip(self._kept, (keys, values), strict=True):
+            if isinstance(steps.keys, Tensor):
+                kept.index_copy_(2, steps.keys, part.transpose(1, 2))
+            else:
+                kept[:, :, steps.keys] = part.transpose(1, 2)
 
-    def over_paths(self, queries: Tensor, mask: Tensor) -> Tensor:
+    def over_paths(self, queries: Tensor, mask: Tensor, scale: float | None) -> Tensor:
         """Attention of some steps, (series * groups, steps * paths, heads, width), to what each sees."""
-        seen = mask.shape[-1]
-        keys, values = self._keys[:, :, :seen], self._values[:, :, :seen]
-        mixed = F.scaled_dot_product_attention(queries.transpose(1, 2), keys, values, attn_mask=mask)
+        assert self._kept is not None
+        keys, values = (kept[:, :, : mask.shape[-1]] for kept in self._kept)
+        mixed = F.scaled_dot_product_attention(queries.transpose(1, 2), keys, values, attn_mask=mask, scale=scale)
         return mixed.transpose(1, 2).flatten(2)
 
 
-def over_context(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+def over_context(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
     """Causal attention of a context to itself, (series, context, heads, width) -> (series, context, model width)."""
     queries, keys, values = (part.transpose(1, 2) for part in (queries, keys, values))
-    mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=mask is None)
+    causal = mask is None
+    mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=causal, scale=scale)
     return mixed.transpose(1, 2).flatten(2)
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The heads of one of upstream's attentions.
+
+    On a GPU each is padded with zeros to a multiple of 16 bytes. Kronos-base has heads of 52 numbers, and to these,
+    in 16 bits, torch's memory-efficient attention does not apply: its plain one would write all scores to memory.
+
+    Attributes:
+        count: how many.
+        width: numbers of each, as padded.
+        frequencies: of the rotary embedding, (width / 2,).
+        scale: what scores are multiplied by; None, torch's default, where nothing is padded.
+    """
+
+    count: int
+    width: int
+    frequencies: Tensor
+    scale: float | None = None
+
+    @classmethod
+    def of(cls, attention: Any, dtype: torch.dtype) -> Heads:
+        """Those of an attention that works in a precision."""
+        count, width, frequencies = attention.n_heads, attention.head_dim, attention.rotary.inv_freq
+        spare = -width % (16 // dtype.itemsize) if frequencies.is_cuda else 0
+        if not spare:
+            return cls(count, width, frequencies)
+        return cls(count, width + spare, F.pad(frequencies, (0, spare // 2)), width**-0.5)
+
+    def outputs(self, matrix: Matrix) -> Matrix:
+        """A projection to the heads, made as wide as they are."""
+        return matrix if self.scale is None else pad_outputs(matrix, self.count, self.width)
+
+    def inputs(self, matrix: Matrix) -> Matrix:
+        """A projection from the heads, made as wide as they are."""
+        return matrix if self.scale is None else pad_inputs(matrix, self.count, self.width)
 
 
 class Turning:
@@ -165,6 +237,7 @@ class Turning:
         places = torch.arange(positions, device=frequencies.device).float()
         angles = torch.outer(places, frequencies.float())
         self._turns = torch.view_as_complex(torch.stack([angles.cos(), angles.sin()], dim=-1))  # (positions, width / 2)
+        self.device = frequencies.device
 
     def at(self, positions: slice | Tensor, paths: int) -> Tensor:
         """The turns of some positions, each for all paths, (positions * paths or 1, 1, width / 2)."""

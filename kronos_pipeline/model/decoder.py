@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from kronos_pipeline.errors import ModelError, SettingsError
-from kronos_pipeline.model.cached import Span
+from kronos_pipeline.model.blocks import CachedBlocks
+from kronos_pipeline.model.cached import Lengths, Span
 from kronos_pipeline.model.generation import Choose, Run, Tokens
 from kronos_pipeline.model.kept import kept
+from kronos_pipeline.model.memory import ADVICE, explain_out_of_memory, with_room_made
 from kronos_pipeline.model.modules import evaluating, fitting_threads, prepare_rotary
 from kronos_pipeline.model.network import Bars, Network
 
@@ -43,15 +45,20 @@ class Decoder:
 
         Raises:
             SettingsError: there is no such precision.
-            ModelError: several predictors do not share their weights.
+            ModelError: several predictors do not share their weights, or the memory is not enough for a packed copy.
         """
         if precision not in PRECISIONS:
             raise SettingsError(f"Decoding is done in {' or '.join(PRECISIONS)}, not in {precision}; choose one.")
         listed = isinstance(predictors, list | tuple)
         several: list[Any] = list(predictors) if listed else [predictors]
-        self._network = _network(several, PRECISIONS[precision], beside=listed)
-        self._bars = kept(Bars, [tokenizer])
-        self._tokenizer, self._threads_for, self.device = tokenizer, several[0], self._network.device
+        self.device = next(several[0].parameters()).device
+
+        def packed() -> tuple[Network, Bars]:
+            return _network(several, PRECISIONS[precision], beside=listed), kept(Bars, [tokenizer])
+
+        with explain_out_of_memory("Packing the model's weights for sampling", self.device, ADVICE):
+            self._network, self._bars = with_room_made(packed, self.device)
+        self._tokenizer, self._threads_for = tokenizer, several[0]
 
     def encode(self, bars: Tensor, lengths: Tensor | None = None) -> Tokens:
         """Tokens of normalised bars, as upstream's tokenizer gives them.
@@ -145,8 +152,8 @@ class Decoder:
         _, paths, horizon = drawn[0].shape
         start = max(0, known[0].shape[1] + horizon - context)
         known = known[0][:, start:], known[1][:, start:]
-        span = Span.of(known[0].shape[1], paths, horizon, None if lengths is None else lengths.to(self.device))
-        blocks = self._bars.blocks.over(span)
+        span = Span.of(known[0].shape[1], paths, horizon, Lengths.of(lengths, self.device))
+        blocks = CachedBlocks(self._bars.blocks.chosen(None), span)
         blocks.over_context(self._bars.embed(self._tokenizer.indices_to_bits(known, half=True)))
         steps = [span.group(level).transpose(1, 2).flatten(1) for level in drawn]  # (series * groups, steps * paths)
         whole = span.at(0, horizon, span.paths_mask(horizon, torch.float32, self.device))
@@ -164,7 +171,7 @@ class Decoder:
         network, decoder = self._network, self._bars.blocks
         span = Span.of(bars, paths, horizon, None)
         rows, keys = span.groups * span.paths * horizon, span.context + span.paths * horizon
-        cached = 2 * series * span.groups * keys * (len(network.blocks) + 1) * network.width
+        cached = 2 * series * span.groups * keys * (len(network.blocks) + 1) * network.blocks.width
         context = 12 * series * bars * max(network.width, decoder.width)
         values = series * rows * (12 * decoder.width + 2 * len(decoder) * decoder.width)
         masks = series * (rows * keys + bars**2) if unequal else span.paths * horizon * keys

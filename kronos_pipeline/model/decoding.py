@@ -17,9 +17,9 @@ from torch import Tensor
 
 from kronos_pipeline.data.normalisation import denormalise, lookback_statistics, normalise
 from kronos_pipeline.errors import ModelError, SettingsError
-from kronos_pipeline.model.decoder import Choose, Decoder, decoders
+from kronos_pipeline.model.decoder import Decoder, decoders
 from kronos_pipeline.model.loading import KronosModel
-from kronos_pipeline.model.memory import Part, room, work_in_parts
+from kronos_pipeline.model.memory import Part, in_turn, room, work_in_parts
 
 
 def sample_paths(
@@ -67,31 +67,34 @@ def sample_paths(
     normalised = normalise(history, mean, std)
     draws = [_draws(*one, paths, *parts) for one, *parts in zip(zip(seeds), history, past, ahead, strict=True)]
     sampled = np.empty((series, paths, horizon, history.shape[-1]), np.float32)
-    for decoder, context, place in _decoders(models, precision):
+    with in_turn(models[0].device if models else torch.device("cpu")):
+        for decoder, context, place in _decoders(models, precision):
 
-        def run(part: Part, decoder: Decoder = decoder, place: dict[int, int] = place, context: int = context) -> None:
-            rows, some = part
-            bars, before, after = (torch.from_numpy(np.array(one[rows])) for one in (normalised, past, ahead))
-            numbers = torch.from_numpy(np.stack([draws[row][some.start : some.stop] for row in rows]))
-            pick = _picker(numbers.to(decoder.device), heat[rows], share[rows])
-            known = decoder.encode(bars)
-            drawn = decoder.generate(
-                known,
-                before,
-                after,
-                pick,
-                paths=len(some),
-                context=context,
-                which=torch.tensor([place[row] for row in rows]),
-                s2_position=s2_position,
-            )
-            values = decoder.decode(known, drawn, context=context)
-            sampled[rows, some.start : some.stop] = values.cpu().numpy()
+            def run(
+                part: Part, decoder: Decoder = decoder, place: dict[int, int] = place, context: int = context
+            ) -> None:
+                rows, some = part
+                bars, before, after = (torch.from_numpy(np.array(one[rows])) for one in (normalised, past, ahead))
+                numbers = torch.from_numpy(np.stack([draws[row][some.start : some.stop] for row in rows]))
+                pick = _Picker(numbers.to(decoder.device), heat[rows], share[rows])
+                known = decoder.encode(bars)
+                drawn = decoder.generate(
+                    known,
+                    before,
+                    after,
+                    pick,
+                    paths=len(some),
+                    context=context,
+                    which=torch.tensor([place[row] for row in rows]),
+                    s2_position=s2_position,
+                )
+                values = pick.where_finite(decoder.decode(known, drawn, context=context))
+                sampled[rows, some.start : some.stop] = values.cpu().numpy()
 
-        def size(part: Part, decoder: Decoder = decoder) -> int:
-            return decoder.bytes(len(part[0]), len(part[1]), history.shape[1], horizon)
+            def size(part: Part, decoder: Decoder = decoder) -> int:
+                return decoder.bytes(len(part[0]), len(part[1]), history.shape[1], horizon)
 
-        work_in_parts((list(place), range(paths)), run, size, room(decoder.device))
+            work_in_parts((list(place), range(paths)), run, size, room(decoder.device), decoder.device)
     for row, one in enumerate(models):
         if not np.isfinite(sampled[row]).all():
             raise ModelError(f"{one.source.label} gives forecasts that are not finite; its weights are of no use.")
@@ -112,14 +115,24 @@ def _decoders(models: Sequence[KronosModel], precision: str) -> Iterator[tuple[D
             yield decoder, context, {row: number for number, group in members for row in group}
 
 
-def _picker(draws: Tensor, temperature: NDArray[np.float32], top_p: NDArray[np.float32]) -> Choose:
+class _Picker:
     """`choose` for a decoder: draws (series, paths, horizon, s1 and s2), the rest (series,)."""
-    heat, share = (torch.from_numpy(part.copy()).to(draws.device)[:, None, None] for part in (temperature, top_p))
 
-    def pick(logits: Tensor, step: int, level: int) -> Tensor:
-        return choose(logits, draws[:, :, step, level], heat, share)
+    def __init__(self, draws: Tensor, temperature: NDArray[np.float32], top_p: NDArray[np.float32]) -> None:
+        self._draws = draws
+        self._heat, self._share = (
+            torch.from_numpy(part.copy()).to(draws.device)[:, None, None] for part in (temperature, top_p)
+        )
+        self._sums: Tensor | float = 0.0
 
-    return pick
+    def __call__(self, logits: Tensor, step: int, level: int) -> Tensor:
+        self._sums = self._sums + logits.sum(dim=-1)  # not finite where a logit is not, which no token tells
+        return choose(logits, self._draws[:, :, step, level], self._heat, self._share)
+
+    def where_finite(self, values: Tensor) -> Tensor:
+        """Bars, (series, paths, horizon, 6), but NaN for a path that was drawn from logits that are not finite."""
+        finite = torch.isfinite(torch.as_tensor(self._sums, device=values.device))
+        return values.where(finite[..., None, None], torch.nan)
 
 
 def choose(logits: Tensor, draws: Tensor, temperature: Tensor | float, top_p: Tensor | float) -> Tensor:

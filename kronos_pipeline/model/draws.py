@@ -107,6 +107,7 @@ class Draws:
         """Rows are counted series by series, and in each path by path."""
         self._rows, self._generator, self._start = rows, generator, generator.get_state()
         self._filters = sampling.temperature, sampling.top_k, sampling.top_p
+        self._total: Tensor | float = 0.0
 
     def part(self, rows: Tensor, drawn: Callable[[int], None]) -> Choose:
         """What draws the tokens of some rows, from the first step on.
@@ -118,11 +119,15 @@ class Draws:
         self._generator.set_state(self._start)
         places = None if rows.numel() == self._rows else rows.flatten().to(self._generator.device)
 
-        def choose(logits: Tensor, step: int, level: int) -> Tensor:
+        def choose(logits: Tensor, _: int, level: int) -> Tensor:
             likelihood = probabilities(logits.flatten(0, 1), *self._filters)
-            # After the first step a GPU is not waited for: there the drawing itself would fail.
-            if (step == 0 or likelihood.device.type == "cpu") and not bool(torch.isfinite(likelihood).all()):
-                raise ModelError("The model gives numbers that are not finite; its weights are of no use.")
+            if likelihood.device.type == "cpu":
+                _check_finite(likelihood)
+            else:
+                # A GPU is waited for at the end alone, by `check`. To draw from what is not finite would make it
+                # unusable for the process, so there every token is as likely as any other.
+                self._total = self._total + likelihood.sum()
+                likelihood.nan_to_num_(nan=1.0)
             if places is None:
                 tokens = torch.multinomial(likelihood, 1, generator=self._generator)
             else:
@@ -134,6 +139,20 @@ class Draws:
             return tokens.view(logits.shape[:-1])
 
         return choose
+
+    def check(self) -> None:
+        """To be called when the tokens of a part are drawn.
+
+        Raises:
+            ModelError: the model gave numbers that are not finite.
+        """
+        if isinstance(self._total, Tensor):
+            _check_finite(self._total)
+
+
+def _check_finite(numbers: Tensor) -> None:
+    if not bool(torch.isfinite(numbers).all()):
+        raise ModelError("The model gives numbers that are not finite; its weights are of no use.")
 
 
 def probabilities(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:

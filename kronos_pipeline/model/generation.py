@@ -11,10 +11,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from kronos_pipeline.model.blocks import CachedBlocks, CachedCross
-from kronos_pipeline.model.cached import Span, Steps
-from kronos_pipeline.model.network import Network
-from kronos_pipeline.model.replayed import Moving, Replays, plainly
+from kronos_pipeline.model.cached import Lengths, Span, Steps
+from kronos_pipeline.model.network import CachedNetwork, Network
+from kronos_pipeline.model.replayed import Replayed, keep, take
 
 Tokens = tuple[Tensor, Tensor]
 """Coarse and fine tokens, s1 and s2, of equal shape."""
@@ -22,12 +21,15 @@ Tokens = tuple[Tensor, Tensor]
 Choose = Callable[[Tensor, int, int], Tensor]
 """Logits (series, paths, vocabulary) in float32, step, and level (0: s1, 1: s2) -> tokens (series, paths)."""
 
+Fine = Callable[[Tensor], Tensor]
+"""Coarse tokens, (series, paths) -> logits of their fine tokens, (series * groups, paths of a group, vocabulary)."""
+
 REPLAYED = ("cuda",)
 """Kinds of devices on which the step from one bar to the next is recorded once and replayed."""
 
 
 class Run:
-    """One call of `Decoder.generate`, whose arguments it takes."""
+    """One call of `Decoder.generate`, whose arguments it takes; `lengths` and `which` are on the host."""
 
     def __init__(
         self,
@@ -41,11 +43,20 @@ class Run:
         which: Tensor | None,
         in_place: bool,
     ) -> None:
-        self._network, device = network, network.device
+        device, (series, bars), horizon = network.device, known[0].shape, ahead.shape[1]
+        self._known, self._lengths = (known[0].to(device), known[1].to(device)), Lengths.of(lengths, device)
         self._paths, self._context, self._in_place = paths, context, in_place
-        self._known = known[0].to(device), known[1].to(device)
-        self._lengths = None if lengths is None else lengths.to(device)
-        self._rows = self._network.rows(None if which is None else which.to(device), len(known[0]))
+        self._steps = min(horizon - 1, context - bars)  # of each path that the context has room for
+        self._packed, self._replayed = network, None
+        self._replays = device.type in REPLAYED and self._steps > 1
+        unequal = self._lengths is not None and self._lengths.shortest < bars
+        self._shape = series, paths, bars, horizon, self._steps, in_place, unequal
+        places = None if which is None else which.tolist()
+        if self._replays and (replayed := take(network, self._shape)) is not None:
+            self._replayed, self._rows = replayed, replayed.network.rows
+            self._rows.choose(places, series)
+        else:
+            self._rows = network.rows(places, series)
         self._past, self._ahead = (self._rows.stamps(part.to(device)) for part in (past, ahead))
 
     def sample(self, choose: Choose) -> Tokens:
@@ -55,58 +66,56 @@ class Run:
         for step in range(horizon):
             start = max(0, bars + step - self._context)
             if start or not step:
-                steps = step if start else min(horizon - 1, self._context - bars)
-                at, last, coarse = self._begin(drawn, start, steps)
+                coarse, fine = self._begin(drawn, start)
+            elif self._replayed is not None:
+                coarse, fine = self._replayed.next_coarse(*drawn[-1], step - 1), self._replayed.next_fine
             else:
-                at = self._place(step - 1)
-                last, coarse = self._call(self._go_on, *self._grouped(drawn[-1:], step - 1), at)
-            s1 = choose(self._span.ungroup(coarse, self._paths), step, 0)
-            fine = self._call(self._ask, self._span.group(s1), last, at)
-            s2 = choose(self._span.ungroup(fine, self._paths), step, 1)
+                at = self._network.span.at(step - 1, 1, self._mask)
+                coarse, fine = self._go_on(drawn[-1:], step - 1, at, at)
+            s1 = choose(self._network.span.ungroup(coarse, self._paths), step, 0)
+            s2 = choose(self._network.span.ungroup(fine(s1), self._paths), step, 1)
             drawn.append((s1, s2))
+        if self._replayed is not None:
+            keep(self._packed, self._shape, self._replayed)
         s1, s2 = (torch.stack(level, dim=-1) for level in zip(*drawn, strict=True))
         return s1, s2
 
-    def _begin(self, drawn: list[Tokens], start: int, steps: int) -> tuple[Steps, Tensor, Tensor]:
-        """Read all bars from `start` on; where each path's last one stands, and of it what `_go_on` gives."""
-        network, which, context = self._network, self._rows.which, (level[:, start:] for level in self._known)
-        known = next(context), next(context)
+    def _begin(self, drawn: list[Tokens], start: int) -> tuple[Tensor, Fine]:
+        """Read all bars from `start` on, those of the paths included; see `_go_on`."""
+        known = self._known[0][:, start:], self._known[1][:, start:]
         first = max(0, start - self._known[0].shape[1])
-        drawn, self._span = drawn[first:], Span.of(known[0].shape[1], self._paths, max(1, steps - first), self._lengths)
-        span, mask = self._span, self._span.paths_mask(1, network.dtype, network.device)
-        self._blocks: CachedBlocks = network.blocks.over(span, which)
-        self._cross: CachedCross = network.cross.over(span, which, in_place=self._in_place)
-        hidden = network.norm(self._blocks.over_context(self._rows.embed(known) + self._past[:, start:]))
-        self._cross.read_context(hidden)
-        unmoved = network.device.type not in REPLAYED or start or steps < 2
-        self._place = (lambda step: span.at(step, 1, mask)) if unmoved else Moving(span, mask).to
-        self._call = plainly if unmoved else Replays()
-        at = span.at(len(drawn) - 1, 1, mask)
+        drawn, steps = drawn[first:], len(drawn) if start else self._steps
+        span = Span.of(known[0].shape[1], self._paths, max(1, steps - first), self._lengths)
+        if self._replayed is not None and not start:
+            self._network = self._replayed.network
+            self._network.begin(span)
+            self._replayed.begin(self._ahead)
+        else:
+            self._network = CachedNetwork(self._rows, span, in_place=self._in_place)
+            if self._replays and not start:
+                self._replayed = Replayed(self._network, self._ahead)
+        network, dtype, device = self._network, self._packed.dtype, self._packed.device
+        hidden = network.over_context(known, self._past[:, start:])
+        self._mask = span.paths_mask(1, dtype, device)
+        at = span.at(len(drawn) - 1, 1, self._mask)
         if drawn:
-            whole = span.at(0, len(drawn), span.paths_mask(len(drawn), network.dtype, network.device))
-            return at, *self._go_on(*self._grouped(drawn, first), whole)
+            whole = span.at(0, len(drawn), span.paths_mask(len(drawn), dtype, device))
+            return self._go_on(drawn, first, whole, at)
         last = span.group(hidden[:, -1:].expand(-1, self._paths, -1))
-        return at, last, self._rows.coarse_head(last.float())
+        return self._rows.coarse_head(last.float()), lambda s1: network.fine_logits(span.group(s1), last, at)
 
-    def _grouped(self, drawn: Sequence[Tokens], first: int) -> tuple[Tensor, Tensor, Tensor]:
-        """s1, s2 and stamps of some steps from `first` on, (series * groups, steps * paths, ...)."""
-        span = self._span
-        s1, s2 = (torch.cat([span.group(one) for one in level], dim=1) for level in zip(*drawn, strict=True))
-        ahead = self._ahead[:, first : first + len(drawn)].repeat_interleave(span.groups, dim=0)
-        return s1, s2, ahead.repeat_interleave(span.paths, dim=1)
+    def _go_on(self, drawn: Sequence[Tokens], first: int, whole: Steps, at: Steps) -> tuple[Tensor, Fine]:
+        """Read some steps of the paths, `whole`, of which `at` is the last.
 
-    def _go_on(self, s1: Tensor, s2: Tensor, ahead: Tensor, steps: Steps) -> tuple[Tensor, Tensor]:
-        """Read some steps of the paths.
+        Args:
+            drawn: their tokens.
+            first: the number of the first one among the bars to come.
 
         Returns:
-            The hidden states of the last one, (series * groups, paths of a group, model width), and the logits of what
-            comes after it, (series * groups, paths of a group, vocabulary).
+            The logits of the next coarse tokens, and the function from these to the logits of their fine tokens.
         """
-        hidden = self._network.norm(self._blocks.over_paths(self._rows.embed((s1, s2)) + ahead, steps))
-        self._cross.read_paths(hidden, steps)
-        last = hidden[:, -self._span.paths :]
-        return last, self._rows.coarse_head(last.float())
-
-    def _ask(self, s1: Tensor, last: Tensor, step: Steps) -> Tensor:
-        """The logits of the fine token that goes with s1, (series * groups, paths of a group, vocabulary)."""
-        return self._rows.fine_head(self._cross.over_paths(self._rows.coarse(s1), last, step).float())
+        network, span = self._network, self._network.span
+        s1, s2 = (torch.cat([span.group(one) for one in level], dim=1) for level in zip(*drawn, strict=True))
+        ahead = self._ahead[:, first : first + len(drawn)].repeat_interleave(span.groups, dim=0)
+        last, coarse = network.over_paths(s1, s2, ahead.repeat_interleave(span.paths, dim=1), whole)
+        return coarse, lambda s1: network.fine_logits(span.group(s1), last, at)

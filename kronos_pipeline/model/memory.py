@@ -2,34 +2,155 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
+from torch import nn
+
+from kronos_pipeline.errors import ModelError
+from kronos_pipeline.model import kept, replayed
+from kronos_pipeline.model.modules import move
 
 Part = tuple[list[int], range]
 """Some series, and of each some paths."""
 
 _ON_CPU = 2**30
+_LEAST = 2**26
+"""Bytes that are tried whatever seems to be free: with little more than nothing, all would be sampled path by path."""
 _SHARE = 0.5
+
+ADVICE = (
+    "Free memory there (nvidia-smi shows which programs hold some), or choose a smaller base model or another device."
+)
+
+T = TypeVar("T")
 
 
 def room(device: torch.device) -> int:
     """Bytes that a part may take, about: half of what a GPU has free; 1 GB on a CPU, where more is no faster."""
     if device.type != "cuda":
         return _ON_CPU
+    return max(_LEAST, int(_SHARE * _free(device)))
+
+
+def _free(device: torch.device) -> int:
+    """Bytes that this process could take of a GPU, whoever else uses it."""
     free, _ = torch.cuda.mem_get_info(device)
-    kept_back = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(_SHARE * (free + kept_back))
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
-def work_in_parts(whole: Part, run: Callable[[Part], None], size: Callable[[Part], int], limit: int) -> None:
+@contextmanager
+def explain_out_of_memory(what: str, device: torch.device, advice: str) -> Iterator[None]:
+    """Say what needed the memory where the device, or the machine, runs out of it in the block.
+
+    Args:
+        what: the work, as the subject of a sentence: "Packing the weights".
+        device: where it is done.
+        advice: what a person can do, one or two sentences.
+
+    Raises:
+        ModelError: it ran out.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise shortage(what, device, advice) from None
+
+
+def shortage(what: str, device: torch.device, advice: str) -> ModelError:
+    """The error that says that some work needs more memory than a device has free; see `explain_out_of_memory`."""
+    return ModelError(f"{what} needs more memory than {_supply(device)}. {advice}")
+
+
+def _supply(device: torch.device) -> str:
+    if device.type != "cuda":
+        return "this machine has free"
+    try:
+        free, total = _free(device) / 2**30, torch.cuda.mem_get_info(device)[1] / 2**30
+    except RuntimeError:  # not even that much is free
+        return f"{device} has free"
+    return f"{device} has free: {free:.2f} of {total:.1f} GB"
+
+
+def with_room_made(function: Callable[[], T], device: torch.device) -> T:
+    """What a function gives, called once more without what is kept of earlier calls where memory runs out."""
+    try:
+        return function()
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+    # The error is gone here, and with it what its traceback held of the device's memory.
+    release_graphs(device)
+    release_weights(device)
+    return function()
+
+
+def moved(module: nn.Module, device: torch.device, what: str) -> nn.Module:
+    """A module, moved to a device; where that has no memory left, it stays where it was.
+
+    Raises:
+        ModelError: it does; `what` names the module, as the subject of a sentence.
+    """
+    before = {parameter.device for parameter in module.parameters()}
+    try:
+        with explain_out_of_memory(what, device, ADVICE):
+            return with_room_made(lambda: move(module, device), device)
+    except ModelError:
+        if len(before) == 1:
+            move(module, before.pop())
+        raise
+
+
+def release_graphs(device: torch.device) -> bool:
+    """Drop the graphs of decoding that are kept for the next batch of the same shape; whether there were some."""
+    return _emptied(device, replayed.release())
+
+
+def release_weights(device: torch.device) -> bool:
+    """Drop the packed weights that are kept for the next call; whether there were some."""
+    return _emptied(device, kept.release())
+
+
+def _emptied(device: torch.device, released: bool) -> bool:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return released
+
+
+_turns: dict[int, threading.RLock] = {}
+
+
+@contextmanager
+def in_turn(device: torch.device) -> Iterator[None]:
+    """Let one thread at a time sample on a GPU: each sizes its parts by the memory that is free."""
+    if device.type != "cuda":
+        yield
+        return
+    index = torch.cuda.current_device() if device.index is None else device.index
+    with _turns.setdefault(index, threading.RLock()):
+        yield
+
+
+def work_in_parts(
+    whole: Part, run: Callable[[Part], None], size: Callable[[Part], int], limit: int, device: torch.device
+) -> None:
     """Run some work, as a whole or in parts, one after the other and in order: halves of the series, then of the paths.
 
     Args:
         whole: what is to be done.
-        run: does a part; where the device runs out of memory it is called again for each half.
+        run: does a part; where the device runs out of memory it is called again: without the graphs that are kept, if
+            there are some, else for each half.
         size: what a part takes of the memory, about.
         limit: the size of the largest part to try.
+        device: where it is done.
+
+    Raises:
+        ModelError: there is not enough memory for one path of one series.
     """
     waiting = [whole]
     while waiting:
@@ -42,13 +163,18 @@ def work_in_parts(whole: Part, run: Callable[[Part], None], size: Callable[[Part
             run(part)
             continue
         except (MemoryError, RuntimeError) as error:
-            if not smaller or not out_of_memory(error):
+            if not out_of_memory(error):
                 raise
         # The error is gone here, and with it what its traceback held of the device's memory.
-        limit = max(map(size, smaller))
-        waiting += reversed(smaller)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        if release_graphs(device):
+            waiting.append(part)
+        elif smaller:
+            limit = max(map(size, smaller))
+            waiting += reversed(smaller)
+        elif release_weights(device):
+            waiting.append(part)
+        else:
+            raise shortage("Sampling one path of one series", device, ADVICE)
 
 
 def _halves(part: Part) -> list[Part]:

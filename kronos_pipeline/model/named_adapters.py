@@ -16,7 +16,7 @@ from kronos_pipeline.errors import ArtifactError, ModelError
 from kronos_pipeline.model.frames import InputError
 from kronos_pipeline.model.loading import KronosModel, load_base
 from kronos_pipeline.model.lora import load_adapter
-from kronos_pipeline.model.modules import move
+from kronos_pipeline.model.memory import ADVICE, explain_out_of_memory, moved
 
 
 def named_adapters(adapters: Mapping[str, Any], model: nn.Module, tokenizer: nn.Module) -> dict[str, nn.Module]:
@@ -29,7 +29,8 @@ def named_adapters(adapters: Mapping[str, Any], model: nn.Module, tokenizer: nn.
 
     Raises:
         InputError: a name is no text, or an adapter neither a model nor a folder.
-        ModelError: a folder is damaged, or its adapter was trained on another model than this one.
+        ModelError: a folder is damaged, or its adapter was trained on another model than this one; or the device has
+            no memory left for an adapter.
     """
     if not isinstance(adapters, Mapping):
         raise InputError(f"adapters must map names to models or folders, not be of {type(adapters).__name__}.")
@@ -44,12 +45,13 @@ def named_adapters(adapters: Mapping[str, Any], model: nn.Module, tokenizer: nn.
             key = _base_of(folder)
             if key not in bases:
                 bases[key] = _same_base(folder, *key, model, tokenizer, device)
-            named[name] = load_adapter(folder, bases[key]).predictor
+            with explain_out_of_memory(f"Loading the adapter {name}", device, ADVICE):
+                named[name] = load_adapter(folder, bases[key]).predictor
         else:
             predictor = getattr(adapter, "predictor", adapter)
             if not isinstance(predictor, nn.Module):
                 raise InputError(f"The adapter {name} must be a model or a folder, not {type(adapter).__name__}.")
-            named[name] = move(predictor, device)
+            named[name] = moved(predictor, device, f"The adapter {name}")
     return named
 
 

@@ -32,7 +32,7 @@ class Product:
 
     def chosen(self, which: Tensor | None) -> RowProduct:
         """For a batch whose series take the detours of the predictors `which`, (series,)."""
-        return RowProduct(self, _chosen(self._detours, which, self._dtype))
+        return RowProduct(self, _Choice(self._detours, which, self._dtype))
 
     def __call__(self, rows: Tensor, add: Tensor | None = None) -> Tensor:
         """(..., in) -> (..., out), added to what is given, (..., out)."""
@@ -45,13 +45,13 @@ class Product:
 class RowProduct:
     """A product in which every series of the batch takes its own detour."""
 
-    def __init__(self, product: Product, detours: Detours | None) -> None:
-        self._product, self._detours = product, detours
+    def __init__(self, product: Product, choice: _Choice) -> None:
+        self._product, self._choice, self.choose = product, choice, choice.choose
 
     def __call__(self, rows: Tensor, add: Tensor | None = None) -> Tensor:
         """(series or series * groups, tokens, in) -> (the same, out), added to what is given."""
-        result = self._product(rows, add)
-        return result if self._detours is None else _detour(result, rows, self._detours)
+        result, detours = self._product(rows, add), self._choice.detours
+        return result if detours is None else _detour(result, rows, detours)
 
 
 class Table:
@@ -62,21 +62,21 @@ class Table:
 
     def chosen(self, which: Tensor | None) -> RowTable:
         """For a batch whose series take the detours of the predictors `which`, (series,)."""
-        return RowTable(self._rows, _chosen(self._detours, which, self._rows.dtype))
+        return RowTable(self._rows, _Choice(self._detours, which, self._rows.dtype))
 
 
 class RowTable:
     """An embedding in which every series of the batch takes its own detour."""
 
-    def __init__(self, rows: Tensor, detours: Detours | None) -> None:
-        self._rows, self._detours = rows, detours
+    def __init__(self, rows: Tensor, choice: _Choice) -> None:
+        self._rows, self._choice, self.choose = rows, choice, choice.choose
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """(series or series * groups, tokens) -> (the same, width)."""
         result = F.embedding(tokens, self._rows)
-        if self._detours is None:
+        if self._choice.detours is None:
             return result
-        down, up = self._detours.down, self._detours.up
+        down, up = self._choice.detours.down, self._choice.detours.up
         of_series = tokens.reshape(len(down), -1, 1).expand(-1, -1, down.shape[-1])
         return torch.baddbmm(result.view(len(down), -1, up.shape[-1]), down.gather(1, of_series), up).view_as(result)
 
@@ -117,8 +117,20 @@ def _detour(result: Tensor, rows: Tensor, detours: Detours) -> Tensor:
     return torch.baddbmm(result.reshape(series, -1, out), low, detours.up).view_as(result)
 
 
-def _chosen(detours: Detours | None, which: Tensor | None, dtype: torch.dtype) -> Detours | None:
-    """The detours of each series, both turned round: (series, in, rank) and (series, rank, out)."""
-    if detours is None or which is None:
-        return None
-    return Detours(detours.down[which].mT.to(dtype), detours.up[which].mT.to(dtype))
+class _Choice:
+    """The detours of each series, both transposed: (series, in, rank) and (series, rank, out)."""
+
+    def __init__(self, detours: Detours | None, which: Tensor | None, dtype: torch.dtype) -> None:
+        self._all, self._dtype = detours, dtype
+        self.detours = None if which is None else self._of(which)
+
+    def choose(self, which: Tensor) -> None:
+        """Take the detours of other predictors, for as many series, in the same memory."""
+        if self.detours is not None and (other := self._of(which)) is not None:
+            self.detours.down.copy_(other.down)
+            self.detours.up.copy_(other.up)
+
+    def _of(self, which: Tensor) -> Detours | None:
+        if self._all is None:
+            return None
+        return Detours(self._all.down[which].mT.to(self._dtype), self._all.up[which].mT.to(self._dtype))

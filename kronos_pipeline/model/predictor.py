@@ -35,7 +35,7 @@ from kronos_pipeline.model.frames import (
     whole,
 )
 from kronos_pipeline.model.likeness import check_likeness, check_pair
-from kronos_pipeline.model.modules import move
+from kronos_pipeline.model.memory import moved
 from kronos_pipeline.model.named_adapters import named_adapters
 
 
@@ -79,7 +79,8 @@ class KronosPredictor:
         Raises:
             InputError: there is no such device or precision, another argument is of no use, or tokenizer and model do
                 not belong together.
-            ModelError: the model computes otherwise than upstream's do, or an adapter is damaged or another model's.
+            ModelError: the model computes otherwise than upstream's do, an adapter is damaged or another model's, or
+                the device has not enough memory for them.
         """
         self.device = _first_device() if device is None else device
         place = _checked_device(self.device)
@@ -90,7 +91,7 @@ class KronosPredictor:
             raise InputError(f"max_context must be 1 bar or more, not {max_context}.")
         if not real("clip", clip) > 0:
             raise InputError(f"clip must be above 0, not {clip}.")
-        self.model, self.tokenizer = move(model, place), move(tokenizer, place)
+        self.model, self.tokenizer = moved(model, place, "The model"), moved(tokenizer, place, "The tokenizer")
         check_likeness(self.model, self.tokenizer, precision)
         self.max_context, self.clip, self.precision = max_context, clip, precision
         self.price_cols, self.vol_col, self.amt_vol = list(PRICES), *FEATURES[4:]
@@ -246,6 +247,7 @@ def _first_device() -> str:
 
 
 def _checked_device(given: Any) -> torch.device:
+    """The device of that name, with its number where it is a GPU."""
     try:
         device = torch.device(given)
     except (RuntimeError, TypeError) as error:
@@ -253,4 +255,4 @@ def _checked_device(given: Any) -> torch.device:
     there = {"cuda": (device.index or 0) < torch.cuda.device_count(), "mps": torch.backends.mps.is_available()}
     if not there.get(device.type, True):
         raise InputError(f"device={given!r}: torch finds no such device here; give cpu, or leave it out.")
-    return device
+    return torch.device("cuda", torch.cuda.current_device()) if str(device) == "cuda" else device

@@ -257,6 +257,22 @@ def test_a_step_as_a_gpu_replays_it_gives_the_same(position: str, monkeypatch: p
     torch.testing.assert_close(logits[:2], logits[2:], rtol=0, atol=1e-4)
 
 
+def test_what_is_kept_of_a_batch_serves_other_series_of_its_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    several, tokenizer = adapters(sharp(tiny_predictor(bits=BITS))), tiny_tokenizer(bits=BITS)
+    decoder, logits = Decoder(several, tokenizer), []
+    batches = [([12, 5, 9], [3, 1, 0]), ([4, 12, 7], [0, 2, 2]), ([12, 5, 9], [3, 1, 0])]
+    for kinds in (("cuda",), ("cpu",)):
+        monkeypatch.setattr(generation, "REPLAYED", kinds)
+        for seed, (lengths, which) in enumerate(batches):
+            some, there, watched = given(3, 12, 5), torch.tensor(lengths), Watched()
+            known = decoder.encode(some.bars * (1 + seed), there)
+            decoder.generate(
+                known, some.past, some.ahead, watched, paths=2, context=512, lengths=there, which=torch.tensor(which)
+            )
+            logits.append(torch.stack(watched.logits))
+    torch.testing.assert_close(logits[:3], logits[3:], rtol=0, atol=1e-4)
+
+
 def test_known_tokens_are_the_tokenizers_own() -> None:
     tokenizer, some = tiny_tokenizer(bits=BITS), given(3, 20, 1)
     s1, s2 = Decoder(tiny_predictor(bits=BITS), tokenizer).encode(some.bars)

@@ -245,6 +245,15 @@ def test_models_that_share_a_base_are_decoded_at_once(series, choices) -> None:
     assert {logits.shape[:2] for logits, _, _ in choices} == {(3, PATHS)}
 
 
+@pytest.mark.parametrize("part", ["proj_s1", "proj_s2"])
+def test_logits_that_are_not_finite_are_told_by_the_models_name(series, part: str) -> None:
+    sound, broken = tiny_model(), tiny_model()
+    broken = replace(broken, source=replace(broken.source, name="broken"))
+    getattr(broken.predictor.head, part).weight.data[3] = torch.nan
+    with pytest.raises(ModelError, match=r"broken.* not finite"):
+        sample_paths([sound, broken, sound], *series, **SETTINGS)
+
+
 def test_as_many_models_as_series_are_needed(series) -> None:
     with pytest.raises(SettingsError, match="2 models for 3 series"):
         sample_paths([tiny_model()] * 2, *series, **SETTINGS)

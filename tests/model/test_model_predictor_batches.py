@@ -12,6 +12,7 @@ from price_frames import COLUMNS, assert_forecast, candles, sharp_predictor, sha
 from sktime.libs.kronos import KronosPredictor as Upstream
 
 from kronos_pipeline import KronosPredictor
+from kronos_pipeline.errors import ModelError
 from kronos_pipeline.model import batches
 from kronos_pipeline.model.decoder import Decoder
 
@@ -176,9 +177,16 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().err.rpartition("\r")[2].split("[")[0]
 
 
-@pytest.mark.parametrize(("error", "series"), [(RuntimeError("shapes differ"), 4), (MemoryError(), 1)])
+@pytest.mark.parametrize(
+    ("error", "series", "told", "words"),
+    [
+        (RuntimeError("shapes differ"), 4, RuntimeError, "shapes differ"),
+        (MemoryError(), 1, ModelError, "one path of one series needs more memory than this machine has free"),
+    ],
+    ids=["another", "memory"],
+)
 def test_an_error_that_smaller_batches_do_not_help_is_told(
-    error: Exception, series: int, monkeypatch: pytest.MonkeyPatch
+    error: Exception, series: int, told: type[Exception], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any, **__: Any) -> Any:
         raise error
@@ -186,6 +194,6 @@ def test_an_error_that_smaller_batches_do_not_help_is_told(
     ours = predictor()
     monkeypatch.setattr(Decoder, "generate", broken)
     before = torch.get_rng_state()
-    with pytest.raises(type(error)):
+    with pytest.raises(told, match=words):
         ours.predict_batch(*(part[:series] for part in BATCH[:3]), HORIZON, verbose=False)
     assert torch.equal(torch.get_rng_state(), before)

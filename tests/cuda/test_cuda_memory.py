@@ -1,0 +1,146 @@
+"""Where a GPU's memory runs out, sampling goes on in smaller parts, or a person is told what needed how much."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from price_frames import candles, sharp_predictor, sharp_tokenizer, times, with_lora
+
+from kronos_pipeline import KronosPredictor
+from kronos_pipeline.errors import ModelError
+from kronos_pipeline.model import kept, memory, replayed
+from kronos_pipeline.model.decoder import Decoder
+from kronos_pipeline.model.modules import copy_around_weights
+from kronos_pipeline.model.named_adapters import named_adapters
+
+pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+HORIZON, SERIES, PATHS = 6, 4, 3
+TOLD = r"needs more memory than cuda:0 has free: \d+\.\d+ of \d+\.\d GB\. Free memory there"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_kept() -> Iterator[None]:
+    replayed.release()
+    kept.release()
+    yield
+    torch.cuda.empty_cache()
+
+
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Series and paths of each batch that is decoded."""
+    seen: list[tuple[int, int]] = []
+    generate = Decoder.generate
+
+    def watched(self: Decoder, known: Any, *given: Any, paths: int, **settings: Any) -> Any:
+        seen.append((len(known[0]), paths))
+        return generate(self, known, *given, paths=paths, **settings)
+
+    monkeypatch.setattr(Decoder, "generate", watched)
+    return seen
+
+
+def predictor() -> KronosPredictor:
+    return KronosPredictor(sharp_predictor(), sharp_tokenizer(), "cuda")
+
+
+def sampled(ours: KronosPredictor, series: int = SERIES) -> np.ndarray:
+    past, ahead = times(30, HORIZON)
+    given = [candles(30, seed) for seed in range(series)], [past] * series, [ahead] * series, HORIZON
+    return np.stack([one.to_numpy() for one in ours.sample_batch(*given, sample_count=PATHS, seed=1, verbose=False)])
+
+
+def test_a_part_that_runs_out_of_memory_is_halved(tried: list[tuple[int, int]]) -> None:
+    simcuda = pytest.importorskip("simcuda")
+    ours = predictor()
+    expected = sampled(ours)
+    tried.clear()
+    for after in (60, 200, 400):
+        replayed.release()
+        with simcuda.inject_oom(after=after):
+            np.testing.assert_allclose(sampled(ours), expected, rtol=1e-4)
+    assert (SERIES // 2, PATHS) in tried
+
+
+def test_kept_graphs_go_before_the_work_is_halved(tried: list[tuple[int, int]]) -> None:
+    simcuda = pytest.importorskip("simcuda")
+    ours = predictor()
+    expected = sampled(ours)
+    sampled(ours, 2)  # keeps a batch of another shape, which is of no use to the next call
+    tried.clear()
+    fails, begin = [True], replayed.Moving.to
+
+    def once(self: replayed.Moving, step: int) -> None:
+        if fails.pop() if fails else False:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        begin(self, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replayed.Moving, "to", once)
+        np.testing.assert_allclose(sampled(ours), expected, rtol=1e-4)
+    assert tried == [(SERIES, PATHS), (SERIES, PATHS)]
+    assert simcuda.counts()["emptied"] > 0
+
+
+def test_a_gpu_that_others_have_filled_is_told_at_once(tried: list[tuple[int, int]]) -> None:
+    simcuda = pytest.importorskip("simcuda")
+    ours = predictor()
+    expected = sampled(ours)
+    tried.clear()
+    with (
+        simcuda.occupy(torch.cuda.get_device_properties(0).total_memory / 2**30),
+        pytest.raises(ModelError, match=TOLD),
+    ):
+        sampled(ours)
+    assert len(tried) <= 20
+    np.testing.assert_allclose(sampled(ours), expected, rtol=1e-4)
+
+
+def test_parts_are_as_small_as_what_others_leave_free() -> None:
+    simcuda = pytest.importorskip("simcuda")
+    ours, device = predictor(), torch.device("cuda")
+    _, total = torch.cuda.mem_get_info()
+    before = memory.room(device)
+    with simcuda.occupy(total / 2**30 * 0.75):
+        assert memory.room(device) < 0.3 * before
+        sampled(ours)
+    with simcuda.occupy(total / 2**30):
+        assert memory.room(device) == memory._LEAST
+
+
+@pytest.mark.parametrize("after", [0, 3])
+def test_packing_that_runs_out_of_memory_is_tried_again_without_what_is_kept(after: int) -> None:
+    simcuda = pytest.importorskip("simcuda")
+    other = predictor()
+    sampled(other)
+    model, tokenizer = sharp_predictor().to("cuda"), sharp_tokenizer().to("cuda")
+    assert len(kept._kept) > 2
+    with simcuda.inject_oom(after=after):
+        Decoder(model, tokenizer)
+    assert len(kept._kept) == 2
+
+
+def test_packing_that_finds_no_memory_is_told() -> None:
+    simcuda = pytest.importorskip("simcuda")
+    model, tokenizer = sharp_predictor().to("cuda"), sharp_tokenizer().to("cuda")
+    everything = torch.cuda.get_device_properties(0).total_memory / 2**30
+    with simcuda.occupy(everything), pytest.raises(ModelError, match=f"Packing the model's weights .*{TOLD}"):
+        Decoder(model, tokenizer)
+
+
+def test_a_model_that_finds_no_memory_is_told_and_stays_where_it_was() -> None:
+    simcuda = pytest.importorskip("simcuda")
+    model, tokenizer = sharp_predictor(), sharp_tokenizer()
+    everything = torch.cuda.get_device_properties(0).total_memory / 2**30
+    with simcuda.occupy(everything), pytest.raises(ModelError, match=f"The model {TOLD}"):
+        KronosPredictor(model, tokenizer, "cuda")
+    assert {one.device.type for one in model.parameters()} == {"cpu"}
+    adapter = with_lora(copy_around_weights(model))
+    ours = KronosPredictor(model, tokenizer, "cuda")
+    with simcuda.occupy(everything), pytest.raises(ModelError, match=f"The adapter a {TOLD}"):
+        named_adapters({"a": adapter}, ours.model, ours.tokenizer)

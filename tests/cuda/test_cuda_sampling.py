@@ -1,0 +1,224 @@
+"""Sampling on a GPU gives what it gives on a CPU, by graphs that are kept for the next batch of the same shape."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny import tiny_predictor, tiny_tokenizer
+from torch import Tensor
+
+from kronos_pipeline.base_models import BaseModelSource, WeightsSource
+from kronos_pipeline.model import generation, replayed
+from kronos_pipeline.model.decoder import Decoder
+from kronos_pipeline.model.decoding import sample_paths
+from kronos_pipeline.model.loading import KronosModel
+from kronos_pipeline.model.modules import copy_around_weights, move
+
+pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+TWO = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
+DEVICES = ["cuda", pytest.param("cuda:1", marks=TWO)]
+CONTEXT = 40
+SETTINGS: dict[str, Any] = {"paths": 3, "temperature": 1.0, "top_p": 0.9, "seed": 7}
+
+
+def with_lora(predictor: Any, seed: int) -> Any:
+    torch.manual_seed(seed)
+    targets = ["q_proj", "k_proj", "v_proj", "out_proj", "w2", "emb_s1", "proj_s2", "day_embed"]
+    config = LoraConfig(r=2, target_modules=targets, init_lora_weights=False)
+    return get_peft_model(copy_around_weights(predictor), config).eval()
+
+
+def models(device: str, adapters: int = 0) -> list[KronosModel]:
+    """One base model, or adapters on it."""
+    base, tokenizer = tiny_predictor(), tiny_tokenizer()
+    weights = WeightsSource("tiny")
+    source = BaseModelSource("tiny", weights, weights, CONTEXT)
+    move(base, torch.device(device))
+    move(tokenizer, torch.device(device))
+    several = [move(with_lora(base, seed), torch.device(device)) for seed in range(adapters)] or [base]
+    return [KronosModel(one, tokenizer, source, torch.device(device), "") for one in several]
+
+
+def series(count: int, horizon: int = 6, lookback: int = 20, seed: int = 0) -> tuple[np.ndarray, ...]:
+    """History, past stamps and future stamps."""
+    drawn = np.random.default_rng(seed)
+    history = 50 * np.exp(drawn.normal(0, 0.02, (count, lookback, 6)).cumsum(axis=1))
+    return history, *(drawn.integers(0, 7, (count, bars, 5)).astype(np.uint8) for bars in (lookback, horizon))
+
+
+def sampled(several: Sequence[KronosModel], count: int, which: Sequence[int] = (), **settings: Any) -> np.ndarray:
+    chosen = [several[place] for place in which] or list(several) * count
+    shape = {name: settings.pop(name) for name in ("horizon", "lookback") if name in settings}
+    return sample_paths(chosen[:count], *series(count, **shape), **{**SETTINGS, **settings})
+
+
+@pytest.fixture(autouse=True)
+def _nothing_kept() -> None:
+    replayed.release()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("adapters", [0, 3])
+def test_paths_are_those_of_the_cpu(device: str, adapters: int) -> None:
+    expected = sampled(models("cpu", adapters), 3)
+    on_device = models(device, adapters)
+    for _ in range(2):
+        np.testing.assert_allclose(sampled(on_device, 3), expected, rtol=1e-4)
+
+
+def logits_of(decoder: Decoder, lengths: list[int] | None, which: list[int], context: int, horizon: int) -> Tensor:
+    """The logits of each step, with the same tokens drawn on every device."""
+    drawn, seen = torch.Generator().manual_seed(3), []
+    bars = torch.randn(len(which), 12, 6, generator=drawn).clamp(-5, 5)
+    past, ahead = (torch.randint(0, 7, (len(which), count, 5), generator=drawn) for count in (12, horizon))
+    there = None if lengths is None else torch.tensor(lengths)
+
+    def choose(logits: Tensor, *_: int) -> Tensor:
+        seen.append(logits.cpu())
+        return torch.randint(0, 16, logits.shape[:2], generator=drawn).to(logits.device)
+
+    known = decoder.encode(bars, there)
+    tokens = decoder.generate(
+        known, past, ahead, choose, paths=3, context=context, lengths=there, which=torch.tensor(which)
+    )
+    values = decoder.decode(known, tokens, context=context, lengths=there)
+    return torch.cat([*(one.flatten() for one in seen), values.cpu().flatten()])
+
+
+CASES = {
+    "equal lengths": (None, [0, 1, 2]),
+    "unequal lengths": ([12, 5, 9], [2, 0, 1]),
+    "other unequal lengths": ([3, 12, 7], [1, 1, 0]),
+    "one adapter": (None, [1, 1, 1]),
+}
+
+
+@pytest.mark.parametrize("context", [CONTEXT, 15, 12], ids=["within", "sliding later", "sliding"])
+def test_a_batch_of_the_same_shape_takes_its_own_adapters_and_lengths(context: int) -> None:
+    decoders = {
+        device: Decoder([one.predictor for one in models(device, 3)], models(device)[0].tokenizer)
+        for device in ("cpu", "cuda")
+    }
+    for _ in range(2):
+        for lengths, which in CASES.values():
+            found, expected = (logits_of(decoders[name], lengths, which, context, 7) for name in ("cuda", "cpu"))
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_graphs_are_recorded_once_for_a_shape() -> None:
+    simcuda = pytest.importorskip("simcuda")
+    several = models("cuda", 3)
+    decoder, captures = Decoder([one.predictor for one in several], several[0].tokenizer), []
+    for name, horizon in (("equal lengths", 6), ("one adapter", 6), ("equal lengths", 9), ("equal lengths", 6)):
+        with simcuda.watching() as seen:
+            logits_of(decoder, *CASES[name], CONTEXT, horizon)
+        captures.append(seen.counts["captures"])
+    assert captures == [2, 0, 2, 0]
+
+
+def test_changed_weights_are_recorded_anew() -> None:
+    on_device, on_cpu = models("cuda", 1), models("cpu", 1)
+    before = sampled(on_device, 1)
+    for one in (on_device, on_cpu):
+        one[0].predictor.get_base_model().transformer[0].ffn.w1.weight.data.mul_(1.5)
+    after = sampled(on_device, 1)
+    assert not np.allclose(after, before, rtol=1e-4)
+    np.testing.assert_allclose(after, sampled(on_cpu, 1), rtol=1e-4)
+
+
+def test_what_is_kept_for_a_model_goes_with_it() -> None:
+    gc.collect()
+    before = torch.cuda.memory_allocated()
+    several = models("cuda")
+    sampled(several, 1)
+    assert torch.cuda.memory_allocated() > before
+    del several
+    gc.collect()
+    assert torch.cuda.memory_allocated() == before
+
+
+def test_only_the_latest_few_shapes_are_kept() -> None:
+    several = models("cuda")
+    for horizon in range(3, 12):
+        sampled(several, 1, horizon=horizon)
+    assert len(replayed._kept) == replayed._KEPT
+
+
+def test_no_more_is_kept_than_a_share_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replayed, "_limit", lambda _: 1)
+    expected = sampled(models("cpu"), 1)
+    np.testing.assert_allclose(sampled(models("cuda"), 1), expected, rtol=1e-4)
+    assert not replayed._kept
+
+
+def sampled_in_turn(several: Sequence[KronosModel], without_graphs: AbstractContextManager[object]) -> None:
+    expected = sampled(models("cpu", 2), 2)
+    with without_graphs:
+        np.testing.assert_allclose(sampled(several, 2), expected, rtol=1e-4)
+    np.testing.assert_allclose(sampled(several, 2), expected, rtol=1e-4)
+
+
+def test_where_captures_are_refused_the_numbers_are_the_same() -> None:
+    several = models("cuda", 2)
+    sampled_in_turn(several, pytest.importorskip("simcuda").refuse_capture())
+    assert replayed._kept, "the refusal was remembered"
+
+
+def test_graphs_can_be_turned_off() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generation, "REPLAYED", ())
+        sampled_in_turn(models("cuda", 2), nullcontext())
+        assert not replayed._kept
+
+
+def test_threads_sample_as_one_does() -> None:
+    several, expected = models("cuda", 3), sampled(models("cpu", 3), 3)
+    found: list[np.ndarray] = []
+    threads = [threading.Thread(target=lambda: found.append(sampled(several, 3))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    for one in found:
+        np.testing.assert_allclose(one, expected, rtol=1e-4)
+
+
+def test_bf16_gives_forecasts() -> None:
+    found = sampled(models("cuda", 2), 2, precision="bf16")
+    assert np.isfinite(found).all()
+    assert 0.5 < found[..., 3].mean() / sampled(models("cpu", 2), 2)[..., 3].mean() < 2
+
+
+def test_what_is_waited_for_depends_neither_on_the_horizon_nor_on_the_number_of_adapters() -> None:
+    simcuda = pytest.importorskip("simcuda")
+    counts = set()
+    for adapters in (1, 2, 5):
+        several = models("cuda", adapters)
+        for horizon in (4, 12):
+            sampled(several, adapters, horizon=horizon)
+            with simcuda.watching() as seen:
+                sampled(several, adapters, horizon=horizon)
+            counts.add(sum(seen.syncs.values()))
+    assert len(counts) == 1, counts
+    assert max(counts) <= 12, seen.syncs
+
+
+def test_the_kernels_of_a_step_outside_its_graphs_are_few() -> None:
+    simcuda = pytest.importorskip("simcuda")
+    several, kernels = models("cuda", 2), []
+    for horizon in (4, 12):
+        sampled(several, 2, horizon=horizon)
+        with simcuda.watching() as seen:
+            sampled(several, 2, horizon=horizon)
+        kernels.append(seen.counts["kernels"])
+    assert (kernels[1] - kernels[0]) / 8 <= 40
