@@ -14,9 +14,10 @@ from torch import Tensor
 from kronos_pipeline.errors import ModelError, SettingsError
 from kronos_pipeline.model.blocks import CachedBlocks
 from kronos_pipeline.model.cached import Lengths, Span
+from kronos_pipeline.model.devices import FREE_MEMORY, explain_out_of_memory
 from kronos_pipeline.model.generation import Choose, Run, Tokens
 from kronos_pipeline.model.kept import kept
-from kronos_pipeline.model.memory import ADVICE, explain_out_of_memory, with_room_made
+from kronos_pipeline.model.memory import with_room_made
 from kronos_pipeline.model.modules import evaluating, fitting_threads, prepare_rotary
 from kronos_pipeline.model.network import Bars, Network
 
@@ -56,7 +57,7 @@ class Decoder:
         def packed() -> tuple[Network, Bars]:
             return _network(several, PRECISIONS[precision], beside=listed), kept(Bars, [tokenizer])
 
-        with explain_out_of_memory("Packing the model's weights for sampling", self.device, ADVICE):
+        with explain_out_of_memory("Packing the model's weights for sampling", self.device, FREE_MEMORY):
             self._network, self._bars = with_room_made(packed, self.device)
         self._tokenizer, self._threads_for = tokenizer, several[0]
 

@@ -12,6 +12,11 @@ from kronos_pipeline.errors import ModelError, SettingsError
 
 _EXACT = threading.RLock()
 
+FREE_MEMORY = (
+    "Free memory there (nvidia-smi shows which programs hold some), or choose a smaller base model or another device."
+)
+"""What a person can do where a model does not fit a device."""
+
 
 def pick_device(name: str) -> torch.device:
     """Return the device of that name; `auto` is the first available of cuda, mps and cpu.
@@ -50,35 +55,54 @@ def has_native_bf16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
-@contextmanager
-def explain_out_of_memory(what: str, device: torch.device, advice: str) -> Iterator[None]:
-    """Raise an error for people in place of torch's where the device runs out of memory inside the block.
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that this process could take of a GPU, whoever else uses it."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that a device, or the machine, has no memory left."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    told = str(error).lower()
+    return any(words in told for words in ("out of memory", "allocate memory", "alloc_failed"))
+
+
+def shortage(what: str, device: torch.device, advice: str) -> ModelError:
+    """Return the error that says that some work needs more memory than a device has free.
 
     Args:
-        what: what was done, as the beginning of a sentence: "Loading Kronos-small".
-        device: where.
-        advice: what a person can do, in the imperative and without a full stop.
+        what: the work, as the subject of a sentence: "Packing the weights".
+        device: where it is done.
+        advice: what a person can do, a sentence or two.
+    """
+    return ModelError(f"{what} needs more memory than {_supply(device)}. {advice}")
+
+
+@contextmanager
+def explain_out_of_memory(what: str, device: torch.device, advice: str) -> Iterator[None]:
+    """Raise the error of `shortage`, which takes the same arguments, where the block runs out of memory.
 
     Raises:
-        ModelError: the device has run out of memory.
+        ModelError: the device, or the machine, has no memory left.
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise out_of_memory(what, device, advice) from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise shortage(what, device, advice) from None
 
 
-def out_of_memory(what: str, device: torch.device, advice: str) -> ModelError:
-    """Make the error that `explain_out_of_memory` raises."""
-    room = ""
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        ours = torch.cuda.memory_reserved(device)
-        others = max(0, total - free - ours)
-        room = (
-            f" It has {total / 2**30:.1f} GB; this process holds {ours / 2**30:.1f}, others hold {others / 2**30:.1f}."
-        )
-    return ModelError(f"{what} ran out of memory on {device}.{room} To go on, {advice}.")
+def _supply(device: torch.device) -> str:
+    if device.type != "cuda":
+        return "this machine has free"
+    try:
+        free, total = free_memory(device) / 2**30, torch.cuda.mem_get_info(device)[1] / 2**30
+    except RuntimeError:  # not even that much is free
+        return f"{device} has free"
+    return f"{device} has free: {free:.2f} of {total:.1f} GB"
 
 
 @contextmanager

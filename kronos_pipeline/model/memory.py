@@ -12,6 +12,13 @@ from torch import nn
 
 from kronos_pipeline.errors import ModelError
 from kronos_pipeline.model import kept, replayed
+from kronos_pipeline.model.devices import (
+    FREE_MEMORY,
+    explain_out_of_memory,
+    free_memory,
+    is_out_of_memory,
+    shortage,
+)
 from kronos_pipeline.model.modules import move
 
 Part = tuple[list[int], range]
@@ -22,10 +29,6 @@ _LEAST = 2**26
 """Bytes that are tried whatever seems to be free: with little more than nothing, all would be sampled path by path."""
 _SHARE = 0.5
 
-ADVICE = (
-    "Free memory there (nvidia-smi shows which programs hold some), or choose a smaller base model or another device."
-)
-
 T = TypeVar("T")
 
 
@@ -33,48 +36,7 @@ def room(device: torch.device) -> int:
     """Bytes that a part may take, about: half of what a GPU has free; 1 GB on a CPU, where more is no faster."""
     if device.type != "cuda":
         return _ON_CPU
-    return max(_LEAST, int(_SHARE * _free(device)))
-
-
-def _free(device: torch.device) -> int:
-    """Bytes that this process could take of a GPU, whoever else uses it."""
-    free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-
-
-@contextmanager
-def explain_out_of_memory(what: str, device: torch.device, advice: str) -> Iterator[None]:
-    """Say what needed the memory where the device, or the machine, runs out of it in the block.
-
-    Args:
-        what: the work, as the subject of a sentence: "Packing the weights".
-        device: where it is done.
-        advice: what a person can do, one or two sentences.
-
-    Raises:
-        ModelError: it ran out.
-    """
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
-            raise
-        raise shortage(what, device, advice) from None
-
-
-def shortage(what: str, device: torch.device, advice: str) -> ModelError:
-    """The error that says that some work needs more memory than a device has free; see `explain_out_of_memory`."""
-    return ModelError(f"{what} needs more memory than {_supply(device)}. {advice}")
-
-
-def _supply(device: torch.device) -> str:
-    if device.type != "cuda":
-        return "this machine has free"
-    try:
-        free, total = _free(device) / 2**30, torch.cuda.mem_get_info(device)[1] / 2**30
-    except RuntimeError:  # not even that much is free
-        return f"{device} has free"
-    return f"{device} has free: {free:.2f} of {total:.1f} GB"
+    return max(_LEAST, int(_SHARE * free_memory(device)))
 
 
 def with_room_made(function: Callable[[], T], device: torch.device) -> T:
@@ -82,7 +44,7 @@ def with_room_made(function: Callable[[], T], device: torch.device) -> T:
     try:
         return function()
     except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
     # The error is gone here, and with it what its traceback held of the device's memory.
     release_graphs(device)
@@ -98,7 +60,7 @@ def moved(module: nn.Module, device: torch.device, what: str) -> nn.Module:
     """
     before = {parameter.device for parameter in module.parameters()}
     try:
-        with explain_out_of_memory(what, device, ADVICE):
+        with explain_out_of_memory(what, device, FREE_MEMORY):
             return with_room_made(lambda: move(module, device), device)
     except ModelError:
         if len(before) == 1:
@@ -163,7 +125,7 @@ def work_in_parts(
             run(part)
             continue
         except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         # The error is gone here, and with it what its traceback held of the device's memory.
         if release_graphs(device):
@@ -174,7 +136,7 @@ def work_in_parts(
         elif release_weights(device):
             waiting.append(part)
         else:
-            raise shortage("Sampling one path of one series", device, ADVICE)
+            raise shortage("Sampling one path of one series", device, FREE_MEMORY)
 
 
 def _halves(part: Part) -> list[Part]:
@@ -184,11 +146,3 @@ def _halves(part: Part) -> list[Part]:
         return [(rows[:half], paths), (rows[half:], paths)]
     half = paths.start + len(paths) // 2
     return [(rows, range(paths.start, half)), (rows, range(half, paths.stop))] if len(paths) > 1 else []
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device, or the machine, has no memory left."""
-    told = str(error).lower()
-    return (
-        isinstance(error, MemoryError | torch.OutOfMemoryError) or "out of memory" in told or "allocate memory" in told
-    )

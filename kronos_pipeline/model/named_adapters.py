@@ -13,10 +13,11 @@ from torch import nn
 from kronos_pipeline.artifacts import MANIFEST, read_json
 from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.errors import ArtifactError, ModelError
+from kronos_pipeline.model.devices import FREE_MEMORY, explain_out_of_memory
 from kronos_pipeline.model.frames import InputError
 from kronos_pipeline.model.loading import KronosModel, load_base
 from kronos_pipeline.model.lora import load_adapter
-from kronos_pipeline.model.memory import ADVICE, explain_out_of_memory, moved
+from kronos_pipeline.model.memory import moved
 
 
 def named_adapters(adapters: Mapping[str, Any], model: nn.Module, tokenizer: nn.Module) -> dict[str, nn.Module]:
@@ -45,7 +46,7 @@ def named_adapters(adapters: Mapping[str, Any], model: nn.Module, tokenizer: nn.
             key = _base_of(folder)
             if key not in bases:
                 bases[key] = _same_base(folder, *key, model, tokenizer, device)
-            with explain_out_of_memory(f"Loading the adapter {name}", device, ADVICE):
+            with explain_out_of_memory(f"Loading the adapter {name}", device, FREE_MEMORY):
                 named[name] = load_adapter(folder, bases[key]).predictor
         else:
             predictor = getattr(adapter, "predictor", adapter)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kronos_pipeline.artifacts import MANIFEST, file_hash, read_json, text_hash, write_file, write_json
 from kronos_pipeline.errors import ArtifactError, ModelError
-from kronos_pipeline.model.devices import explain_out_of_memory
+from kronos_pipeline.model.devices import FREE_MEMORY, explain_out_of_memory
 from kronos_pipeline.model.modules import move
 from kronos_pipeline.model.upstream import Kronos, KronosTokenizer
 
@@ -133,8 +133,7 @@ def _load(folder: Path, architecture: Any, role: str) -> Any:
 
 
 def _put(module: nn.Module, folder: Path, device: torch.device) -> nn.Module:
-    advice = "end what else uses the GPU, choose a smaller --model-name, or use --device cpu"
-    with explain_out_of_memory(f"Loading {folder}", device, advice):
+    with explain_out_of_memory(f"Loading {folder}", device, FREE_MEMORY):
         return move(module, device)
 
 

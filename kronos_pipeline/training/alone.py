@@ -30,8 +30,10 @@ from kronos_pipeline.training.state import locked
 if TYPE_CHECKING:
     from kronos_pipeline.training.trainer import KronosTrainer
 
-MORE_MEMORY = "end what else uses the GPU, train a smaller --model-name, or lower --lookback; --adapter lora takes less"
-"""What helps where one window does not fit."""
+MORE_MEMORY = (
+    "Not even one window at a time fits. Free memory there (nvidia-smi shows which programs hold some), lower "
+    "--lookback, take a smaller --model-name, or train adapters, which need less."
+)
 
 
 def train_alone(trainer: KronosTrainer, one: Prepared, *, lora: bool) -> TrainingResult:
@@ -43,7 +45,7 @@ def train_alone(trainer: KronosTrainer, one: Prepared, *, lora: bool) -> Trainin
     with (
         current_device(trainer.device),
         repeatable(trainer.recipe.deterministic),
-        explain_out_of_memory(one.state.artifact, trainer.device, MORE_MEMORY),
+        explain_out_of_memory(f"The training of {one.state.artifact}", trainer.device, MORE_MEMORY),
     ):
         return _train(trainer, one, lora=lora)
 

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from kronos_pipeline.data.normalisation import normalise
 from kronos_pipeline.data.windows import WindowSet, row_statistics
 from kronos_pipeline.errors import SettingsError
-from kronos_pipeline.model.devices import with_index
+from kronos_pipeline.model.devices import free_memory, with_index
 from kronos_pipeline.model.tokens import encode, windows_per_call
 
 CPU = torch.device("cpu")
@@ -155,7 +155,7 @@ def _has_room(device: torch.device, needed: int) -> bool:
     """Return whether a device takes so many bytes beside a training; other processes may share a GPU."""
     if device.type != "cuda":
         return device.type == "cpu"
-    return needed <= _DEVICE_SHARE * min(torch.cuda.mem_get_info(device))
+    return needed <= _DEVICE_SHARE * free_memory(device)
 
 
 def sent(values: Tensor, device: torch.device) -> Tensor:

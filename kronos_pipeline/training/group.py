@@ -15,7 +15,7 @@ import torch
 from accelerate.utils import set_seed
 
 from kronos_pipeline.errors import KronosError, SettingsError
-from kronos_pipeline.model.devices import explain_out_of_memory, out_of_memory
+from kronos_pipeline.model.devices import explain_out_of_memory, is_out_of_memory, shortage
 from kronos_pipeline.model.modules import fitting_threads
 from kronos_pipeline.model.stacked_lora import StackedLora
 from kronos_pipeline.training import plan
@@ -89,7 +89,7 @@ def train_together(
 
 
 def _most_in_a_group(trainer: KronosTrainer) -> int:
-    with explain_out_of_memory("The adapters' training", trainer.device, MORE_MEMORY):
+    with explain_out_of_memory("A training of adapters", trainer.device, MORE_MEMORY):
         width = sum(p.numel() for p in trainer.trainable(lora=True).parameters() if p.requires_grad)
     per_pass = adapters_per_pass(trainer.base.predictor, width, trainer.recipe, trainer.precision, trainer.device)
     return adapters_together(trainer.recipe, per_pass, trainer.device)
@@ -138,9 +138,11 @@ def _train_group(trainer: KronosTrainer, group: Sequence[Prepared]) -> Iterator[
         except KronosError as error:
             for one in left.values():
                 yield one, error
-        except torch.OutOfMemoryError:
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
             for one in left.values():
-                yield one, out_of_memory(one.state.artifact, device, MORE_MEMORY)
+                yield one, shortage(f"The training of {one.state.artifact}", device, MORE_MEMORY)
 
 
 def _not_in(saved: dict[str, Any] | None, members: Iterable[Prepared]) -> list[Prepared]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from kronos_pipeline.config import Recipe
+from kronos_pipeline.model.devices import free_memory
 from kronos_pipeline.model.modules import inner
 from kronos_pipeline.training.adapters import Prepared
 
@@ -54,7 +55,7 @@ def adapters_per_pass(
     needed = bars * per_bar * _BYTES[precision] + 4 * _COPIES * width
     memory = _MEMORY_SHARE * torch.cuda.get_device_properties(device).total_memory
     if shared:
-        memory = min(memory, _FREE_SHARE * torch.cuda.mem_get_info(device)[0])
+        memory = min(memory, _FREE_SHARE * free_memory(device))
     return max(1, int(memory / needed))
 
 

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import torch
 
+from kronos_pipeline.model.devices import is_out_of_memory
 from kronos_pipeline.training.progress import Say
 
 T = TypeVar("T")
@@ -43,13 +44,15 @@ class Microbatch:
                 again.
 
         Raises:
-            torch.OutOfMemoryError: the device lacks the memory for one.
+            MemoryError, RuntimeError: the device lacks the memory for one.
         """
         while True:
             size = self.size
             try:
                 return work(size)
-            except torch.OutOfMemoryError as error:
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 failed = error.with_traceback(None)  # which holds tensors of the failed call
             if not release():
                 if size == 1:

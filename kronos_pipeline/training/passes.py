@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kronos_pipeline.config import Recipe
+from kronos_pipeline.model.devices import is_out_of_memory
 from kronos_pipeline.model.losses import token_losses
 from kronos_pipeline.model.stacked_lora import StackedLora
 from kronos_pipeline.training import plan
@@ -88,7 +89,7 @@ class Passes:
             release: as `Microbatch.fit` takes it.
 
         Raises:
-            torch.OutOfMemoryError: the device lacks the memory for one window.
+            MemoryError, RuntimeError: the device lacks the memory for one window.
         """
         waiting = list(batches.items())
         while waiting:
@@ -98,7 +99,9 @@ class Passes:
                 some = [(number, windows[: self._windows.size])]
             try:
                 work(dict(some))
-            except torch.OutOfMemoryError as error:
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 failed = error.with_traceback(None)  # which holds tensors of the failed call
             else:
                 waiting = waiting[len(some) :]
@@ -116,17 +119,17 @@ class Passes:
         """Seconds that a training takes at most, by a pass of adapters like `start`, (width,), that is timed.
 
         Raises:
-            torch.OutOfMemoryError: the device lacks the memory for one window.
+            MemoryError, RuntimeError: the device lacks the memory for one window.
         """
         while True:
             size = self._windows.size if self._windows is not None else recipe.batch_size
             adapters = self._adapters.size
             try:
                 return self._timed(start, train, selection, recipe, adapters, size)
-            except torch.OutOfMemoryError:
-                if adapters == size == 1:
+            except (MemoryError, RuntimeError) as error:
+                if adapters == size == 1 or not is_out_of_memory(error):
                     raise
-            self._halve(adapters, size)
+            self._halve(adapters, size)  # outside the except block, whose traceback holds tensors
 
     def _halve(self, adapters: int, windows: int) -> None:
         if adapters > 1:
