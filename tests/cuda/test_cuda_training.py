@@ -223,7 +223,7 @@ def test_where_not_even_one_window_fits_a_message_says_what_helps(train: Trainin
     try:
         with pytest.raises(ModelError, match=f"The training of {name} needs more memory than cuda:0 has free: "):
             train(way, "cuda", listener=once(lambda: simcuda.occupy(total)), precision="fp32")
-        with pytest.raises(ModelError, match="Loading .*predictor needs more memory than cuda:0 has free: "):
+        with pytest.raises(ModelError, match=r"Loading .*predictor needs more memory than cuda:0 has free: "):
             train(way, "cuda", precision="fp32")
     finally:
         simcuda.occupy(0)
