@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,7 +26,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kronos_pipeline import __version__
 from kronos_pipeline.config import NAME
 from kronos_pipeline.errors import ArtifactError
 
@@ -283,14 +281,6 @@ def text_hash(*parts: str) -> str:
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part.encode())
     return digest.hexdigest()
-
-
-@cache
-def code_version() -> str:
-    """The project's version and a hash of its sources: equal where, and only where, the code is."""
-    sources = sorted(Path(__file__).parent.rglob("*.py"))
-    digest = text_hash(*(source.read_text(encoding="utf-8") for source in sources))
-    return f"{__version__}+{digest[:12]}"
 
 
 def package_versions() -> dict[str, str]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import dagster as dg
 
+from kronos_pipeline.code_version import layers_version
 from kronos_pipeline.command_line import collect_rarely
 from kronos_pipeline.orchestration.automation import AutomationSettings, make_jobs, make_schedules
 from kronos_pipeline.orchestration.champion_assets import champion, checkpoint_champion
@@ -30,7 +31,6 @@ from kronos_pipeline.orchestration.checks import (
     ticker_check,
     windows_do_not_leak,
 )
-from kronos_pipeline.orchestration.code_versions import layers_version
 from kronos_pipeline.orchestration.data_assets import raw_bars, windows
 from kronos_pipeline.orchestration.doors import adapter_doors
 from kronos_pipeline.orchestration.drift_sensor import make_drift_sensor

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kronos_pipeline.artifacts import code_version, read_parquet, text_hash, write_parquet
+from kronos_pipeline.artifacts import read_parquet, text_hash, write_parquet
+from kronos_pipeline.code_version import BARS, code_version, layers_version
 from kronos_pipeline.data.rhythm import StampArray
 from kronos_pipeline.errors import ArtifactError
 
@@ -94,7 +95,7 @@ def array_hash(*arrays: np.ndarray) -> str:
 
 def csv_key(source: str, content: bytes) -> str:
     """A hash of a CSV's name and bytes and of the code that reads it: where it is equal, so are the bars."""
-    return text_hash(source, hashlib.sha256(content).hexdigest(), code_version())
+    return text_hash(source, hashlib.sha256(content).hexdigest(), layers_version(*BARS))
 
 
 def save_bars(path: Path, bars: Bars) -> None:

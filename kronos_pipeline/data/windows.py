@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kronos_pipeline.artifacts import code_version, read_parquet, write_parquet
+from kronos_pipeline.artifacts import read_parquet, write_parquet
+from kronos_pipeline.code_version import code_version
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import FEATURES, Bars
 from kronos_pipeline.data.normalisation import (

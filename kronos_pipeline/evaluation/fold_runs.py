@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from kronos_pipeline.artifacts import ArtifactLayout, code_version, package_versions, text_hash, write_parquet
+from kronos_pipeline.artifacts import ArtifactLayout, package_versions, text_hash, write_parquet
+from kronos_pipeline.code_version import PREDICTIONS, layers_version
 from kronos_pipeline.errors import KronosError
 from kronos_pipeline.evaluation.candidates import (
     Candidate,
@@ -53,7 +54,8 @@ def fold_key(fold: Fold, trained: str, base: KronosModel) -> str:
     formats = [pick_precision(asked, base.device, base.predictor), sampling_precision(asked, base.device)]
     data = [one.bars.content_hash for one in fold.windows]
     # The kind of device, not its number: a backtest that was killed may go on on another GPU.
-    content = text_hash(settings, packages, base.weights_hash, base.device.type, *formats, code_version(), *data)
+    code = layers_version(*PREDICTIONS)
+    content = text_hash(settings, packages, base.weights_hash, base.device.type, *formats, code, *data)
     return f"{text_hash(trained, *fold.group)[:12]}-{content[:32]}"
 
 

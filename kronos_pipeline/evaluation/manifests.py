@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kronos_pipeline.artifacts import code_version, package_versions
+from kronos_pipeline.artifacts import package_versions
+from kronos_pipeline.code_version import code_version
 from kronos_pipeline.data.windows import TOO_MANY_CUTOFFS
 from kronos_pipeline.evaluation.contamination import contamination
 from kronos_pipeline.evaluation.precision import sampling_precision

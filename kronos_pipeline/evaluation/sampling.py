@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from kronos_pipeline.artifacts import code_version, read_json, write_json
+from kronos_pipeline.artifacts import read_json, write_json
+from kronos_pipeline.code_version import code_version
 from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.evaluation.distributions import FEWEST_PATHS, crps
 from kronos_pipeline.evaluation.halves import Half

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from kronos_pipeline.artifacts import check_writable, code_version, package_versions, write_manifest
+from kronos_pipeline.artifacts import check_writable, package_versions, write_manifest
+from kronos_pipeline.code_version import code_version
 from kronos_pipeline.data.bars import FEATURES
 from kronos_pipeline.errors import SettingsError
 from kronos_pipeline.model.upstream import Kronos, KronosTokenizer

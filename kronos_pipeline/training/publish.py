@@ -12,12 +12,12 @@ import torch
 
 from kronos_pipeline.artifacts import (
     MANIFEST,
-    code_version,
     package_versions,
     publish_folder,
     read_json,
     write_manifest,
 )
+from kronos_pipeline.code_version import code_version
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.model.loading import KronosModel, base_identity, save_checkpoint

@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kronos_pipeline.artifacts import ArtifactLayout, code_version, package_versions
+from kronos_pipeline.artifacts import ArtifactLayout, package_versions
 from kronos_pipeline.base_models import find_base_model
+from kronos_pipeline.code_version import WEIGHTS, layers_version
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.together import known_together, outdated
 from kronos_pipeline.data.windows import WindowSet
@@ -237,7 +238,7 @@ class KronosTrainer:
             "data": {one.ticker: one.training_hash for one in windows},
             "config": training_settings(self.recipe),
             "base": self.base.weights_hash,
-            "code": code_version(),
+            "code": layers_version(*WEIGHTS),
             "packages": package_versions(),
             "device": self.device.type,
             "precision": self.precision,

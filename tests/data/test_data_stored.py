@@ -95,7 +95,7 @@ def test_damaged_bars_are_made_anew(file: CsvFile, layout: ArtifactLayout, damag
 def test_bars_that_another_version_of_the_code_read_are_made_anew(
     file: CsvFile, layout: ArtifactLayout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bars_module, "code_version", lambda: "0+another")
+    monkeypatch.setattr(bars_module, "layers_version", lambda *_: "another")
     assert not read(file, layout)[1]
 
 

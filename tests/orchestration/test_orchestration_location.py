@@ -16,7 +16,6 @@ from locations import Location, failed_steps
 from kronos_pipeline.definitions import build
 from kronos_pipeline.errors import KronosError
 from kronos_pipeline.orchestration.automation import AutomationSettings
-from kronos_pipeline.orchestration.code_versions import layers_version
 from kronos_pipeline.orchestration.doors import door_name
 from kronos_pipeline.orchestration.killed_runs import make_killed_runs_sensor
 from kronos_pipeline.orchestration.partitions import find_tickers
@@ -151,12 +150,6 @@ def test_a_run_that_goes_on_is_not_taken_for_one_that_was_killed(location: Locat
 
     result = looking.execute_in_process(instance=location.instance)
     assert result.output_for_node("look") == ["No run was killed.", "STARTED"]
-
-
-def test_a_code_version_follows_the_sources_of_its_own_layers() -> None:
-    assert layers_version("data") == layers_version("data")
-    assert layers_version("data") != layers_version("model")
-    assert layers_version("data", "model") not in (layers_version("data"), layers_version("model"))
 
 
 def test_the_instances_settings_are_ones_that_dagster_takes(tmp_path: Path) -> None:
