@@ -1,7 +1,7 @@
 """Versions of the code that makes an artifact: hashes of what the code does, not of how it is written down.
 
-A comment, a docstring, an assertion or a line break changes no version. Each kind of artifact follows the layers that shape it, so
-that a change to the scoring, say, throws no trained weights away.
+A comment, a docstring, an assertion or a line break changes no version. Each kind of artifact follows the layers that
+shape it, so that a change to the scoring, say, throws no trained weights away.
 """
 
 from __future__ import annotations

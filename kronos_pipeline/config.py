@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Literal, Optional, Self
+from enum import Flag, auto
+from functools import cache
+from typing import Any, Literal, Optional, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -27,6 +29,47 @@ def environment_settings() -> dict[str, str]:
     return {field: os.environ[variable] for field, variable in _ENVIRONMENT.items() if os.environ.get(variable)}
 
 
+class Role(Flag):
+    """What a setting shapes: whether an artifact that is there still serves after the setting has changed."""
+
+    MODEL = auto()
+    """The base model."""
+    WINDOWS = auto()
+    """The windows that training reads."""
+    HOLDOUT = auto()
+    """The days that are held out, and the cutoffs on them."""
+    TRAINING = auto()
+    """The weights."""
+    ROUNDING = auto()
+    """The last digits of the weights."""
+    NAME = auto()
+    """What the artifact is called."""
+    SAMPLING = auto()
+    """How futures are drawn from the weights."""
+    FORECAST = auto()
+    """The times of the bars to come."""
+    DECISION = auto()
+    """What is promoted, and on which evidence."""
+    RUN = auto()
+    """Where and how it is done, and not what comes of it."""
+
+
+def _setting(default: Any, role: Role, **about: Any) -> Any:
+    """A field of the settings with its role; `about` as pydantic's `Field` takes it."""
+    return Field(default, json_schema_extra={"role": role.value}, **about)
+
+
+def settings_of(roles: Role) -> frozenset[str]:
+    """Return the names of a recipe's settings that have any of some roles."""
+    return frozenset(name for name, role in _roles().items() if role & roles)
+
+
+@cache
+def _roles() -> dict[str, Role]:
+    extra = {name: field.json_schema_extra for name, field in Recipe.model_fields.items()}
+    return {name: Role(one["role"]) for name, one in extra.items() if isinstance(one, dict)}
+
+
 class Recipe(BaseModel):
     """How windows are cut, a model is trained and its forecasts are scored: all that shapes the result but the data.
 
@@ -35,112 +78,156 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    model_name: str = Field(
+    model_name: str = _setting(
         "NeoQuasar/Kronos-small",
+        Role.MODEL,
         min_length=1,
         description="base model: kronos-nano (embedded), a published name, owner/name@commit, or a local folder "
         "[environment: KRONOS_BASE_MODEL]",
     )
-    tokenizer_name: Optional[str] = Field(
-        None, min_length=1, description="tokenizer, named likewise; by default the base model's own"
+    tokenizer_name: Optional[str] = _setting(
+        None, Role.MODEL, min_length=1, description="tokenizer, named likewise; by default the base model's own"
     )
 
-    lookback: int = Field(64, ge=2, description="bars that a forecast sees")
-    horizon: int = Field(30, ge=1, description="bars that a forecast predicts")
-    validation_days: int = Field(30, ge=1, description="trading days at each ticker's end that are held out")
-    selection_days: int = Field(60, ge=1, description="trading days before the holdout that early stopping may look at")
-    validation_bars: Optional[int] = Field(None, ge=1, description="bars held out, in place of --validation-days")
-    selection_bars: Optional[int] = Field(None, ge=1, description="bars for selection, in place of --selection-days")
-    stride: int = Field(1, ge=1, description="bars between the starts of two training windows")
-    max_gap: int = Field(10, ge=1, description="bar intervals that may be missing inside a window, at most")
-    max_cutoffs: int = Field(64, ge=1, description="evaluated cutoffs per ticker, at most (the newest are kept)")
-
-    epochs: int = Field(3, ge=1, description="passes over the training windows")
-    batch_size: int = Field(32, ge=1, description="windows per optimiser step and process, before accumulation")
-    grad_accum_steps: int = Field(1, ge=1, description="batches per optimiser step")
-    learning_rate: float = Field(1e-4, gt=0, description="AdamW's peak learning rate")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay")
-    warmup_fraction: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the rate rises linearly")
-    max_grad_norm: float = Field(1.0, gt=0, description="norm at which gradients are clipped")
-    average_decay: float = Field(
-        0.0, ge=0, lt=1, description="decay per step of averaged weights; 0 keeps the plain ones"
+    lookback: int = _setting(64, Role.WINDOWS, ge=2, description="bars that a forecast sees")
+    horizon: int = _setting(30, Role.WINDOWS, ge=1, description="bars that a forecast predicts")
+    validation_days: int = _setting(
+        30, Role.HOLDOUT, ge=1, description="trading days at each ticker's end that are held out"
     )
-    evaluations_per_epoch: int = Field(4, ge=1, description="looks at the selection block per epoch")
-    patience: int = Field(6, ge=1, description="looks without improvement before training stops")
-    save_steps: int = Field(200, ge=1, description="optimiser steps between two resumable states")
-    seed: int = Field(0, ge=0, lt=2**32, description="seed of weights, order, dropout and sampling")
-    device: str = Field(
+    selection_days: int = _setting(
+        60, Role.WINDOWS, ge=1, description="trading days before the holdout that early stopping may look at"
+    )
+    validation_bars: Optional[int] = _setting(
+        None, Role.HOLDOUT, ge=1, description="bars held out, in place of --validation-days"
+    )
+    selection_bars: Optional[int] = _setting(
+        None, Role.WINDOWS, ge=1, description="bars for selection, in place of --selection-days"
+    )
+    stride: int = _setting(1, Role.WINDOWS, ge=1, description="bars between the starts of two training windows")
+    max_gap: int = _setting(
+        10, Role.WINDOWS | Role.SAMPLING, ge=1, description="bar intervals that may be missing inside a window, at most"
+    )
+    max_cutoffs: int = _setting(
+        64, Role.HOLDOUT, ge=1, description="evaluated cutoffs per ticker, at most (the newest are kept)"
+    )
+
+    epochs: int = _setting(3, Role.TRAINING, ge=1, description="passes over the training windows")
+    batch_size: int = _setting(
+        32, Role.TRAINING, ge=1, description="windows per optimiser step and process, before accumulation"
+    )
+    grad_accum_steps: int = _setting(1, Role.TRAINING, ge=1, description="batches per optimiser step")
+    learning_rate: float = _setting(1e-4, Role.TRAINING, gt=0, description="AdamW's peak learning rate")
+    weight_decay: float = _setting(0.01, Role.TRAINING, ge=0, description="AdamW's decoupled weight decay")
+    warmup_fraction: float = _setting(
+        0.1, Role.TRAINING, ge=0, lt=1, description="share of the steps in which the rate rises linearly"
+    )
+    max_grad_norm: float = _setting(1.0, Role.TRAINING, gt=0, description="norm at which gradients are clipped")
+    average_decay: float = _setting(
+        0.0, Role.TRAINING, ge=0, lt=1, description="decay per step of averaged weights; 0 keeps the plain ones"
+    )
+    evaluations_per_epoch: int = _setting(4, Role.TRAINING, ge=1, description="looks at the selection block per epoch")
+    patience: int = _setting(6, Role.TRAINING, ge=1, description="looks without improvement before training stops")
+    save_steps: int = _setting(200, Role.RUN, ge=1, description="optimiser steps between two resumable states")
+    seed: int = _setting(
+        0, Role.TRAINING | Role.SAMPLING, ge=0, lt=2**32, description="seed of weights, order, dropout and sampling"
+    )
+    device: str = _setting(
         "auto",
+        Role.RUN,
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
         description="auto, cpu, cuda, cuda:N or mps [environment: KRONOS_DEVICE]",
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = _setting(
         "auto",
+        Role.TRAINING | Role.SAMPLING,
         description="number format of matrix products; auto takes bf16 on a GPU that has it, and to train a published "
         "model on a CPU that has it, else fp32",
     )
-    torch_compile: bool = Field(
-        False, description="compile the model (worth its start-up on long GPU runs); adapters then train one by one"
+    torch_compile: bool = _setting(
+        False,
+        Role.TRAINING,
+        description="compile the model (worth its start-up on long GPU runs); adapters then train one by one",
     )
-    cuda_graphs: bool = Field(
-        True, description="replay training steps from CUDA graphs, on a GPU, where they can be had"
+    cuda_graphs: bool = _setting(
+        True, Role.RUN, description="replay training steps from CUDA graphs, on a GPU, where they can be had"
     )
-    deterministic: bool = Field(
-        False, description="take deterministic algorithms alone on a GPU, for the same weights each time; slower"
+    deterministic: bool = _setting(
+        False,
+        Role.ROUNDING,
+        description="take deterministic algorithms alone on a GPU, for the same weights each time; slower",
     )
 
-    adapter: Literal["none", "lora"] = Field(
-        "none", description="none: one checkpoint over all tickers; lora: adapters"
+    adapter: Literal["none", "lora"] = _setting(
+        "none", Role.TRAINING, description="none: one checkpoint over all tickers; lora: adapters"
     )
-    adapter_name: Optional[str] = Field(
-        None, description="train one adapter over all of the data under this name, not one per ticker"
+    adapter_name: Optional[str] = _setting(
+        None, Role.NAME, description="train one adapter over all of the data under this name, not one per ticker"
     )
-    adapter_r: int = Field(8, ge=1, description="rank of the LoRA matrices")
-    adapter_alpha: float = Field(16, gt=0, description="LoRA scale; the update is multiplied by alpha / r")
-    adapter_dropout: float = Field(0.05, ge=0, lt=1, description="dropout on the LoRA inputs")
-    adapter_targets: list[str] = Field(
+    adapter_r: int = _setting(8, Role.TRAINING, ge=1, description="rank of the LoRA matrices")
+    adapter_alpha: float = _setting(
+        16, Role.TRAINING, gt=0, description="LoRA scale; the update is multiplied by alpha / r"
+    )
+    adapter_dropout: float = _setting(0.05, Role.TRAINING, ge=0, lt=1, description="dropout on the LoRA inputs")
+    adapter_targets: list[str] = _setting(
         ["q_proj", "k_proj", "v_proj", "out_proj", "w1", "w2", "w3"],
+        Role.TRAINING,
         min_length=1,
         description="module names that get LoRA matrices (comma-separated)",
     )
-    adapters_together: int = Field(
-        0, ge=0, description="adapters of one training, at most; 0: as many as the device's memory holds; 1: each alone"
+    adapters_together: int = _setting(
+        0,
+        Role.ROUNDING,
+        ge=0,
+        description="adapters of one training, at most; 0: as many as the device's memory holds; 1: each alone",
     )
-    freeze_backbone: bool = Field(True, description="train the LoRA matrices alone, not the base model with them")
+    freeze_backbone: bool = _setting(
+        True, Role.TRAINING, description="train the LoRA matrices alone, not the base model with them"
+    )
 
-    eval_samples: int = Field(32, ge=1, description="paths sampled per forecast")
-    temperature: float = Field(1.0, gt=0, description="sampling temperature")
-    top_p: float = Field(0.9, gt=0, le=1, description="nucleus sampling: probability mass that is kept")
-    s2_position: Literal["true", "first"] = Field(
+    eval_samples: int = _setting(32, Role.SAMPLING, ge=1, description="paths sampled per forecast")
+    temperature: float = _setting(1.0, Role.SAMPLING, gt=0, description="sampling temperature")
+    top_p: float = _setting(
+        0.9, Role.SAMPLING, gt=0, le=1, description="nucleus sampling: probability mass that is kept"
+    )
+    s2_position: Literal["true", "first"] = _setting(
         "true",
+        Role.SAMPLING,
         description="where decoding asks for a bar's fine token: at its true position, or as upstream, at the first",
     )
-    tune_sampling: bool = Field(
-        False, description="choose temperature and top-p per ticker and model on the selection block"
+    tune_sampling: bool = _setting(
+        False, Role.SAMPLING, description="choose temperature and top-p per ticker and model on the selection block"
     )
-    recalibrate: bool = Field(
+    recalibrate: bool = _setting(
         True,
+        Role.SAMPLING,
         description="widen or narrow forecast intervals by what the newer half of the selection block shows; "
         "the longer that is, the better",
     )
-    calendars: list[str] = Field(
+    calendars: list[str] = _setting(
         [],
+        Role.FORECAST,
         description="exchange calendars for the times of forecast bars: XNYS for all tickers, AAPL=XNYS for one "
         "(comma-separated); by default a ticker's own weekdays and times of day",
     )
 
-    backtest_origins: int = Field(
+    backtest_origins: int = _setting(
         0,
+        Role.DECISION,
         ge=0,
         description="cutoffs per ticker of a walk-forward backtest, each a horizon after the one before; 0: none",
     )
-    backtest_refit_every: int = Field(1, ge=1, description="cutoffs of the backtest that one training serves")
-    gate: Literal["strict", "lenient"] = Field(
+    backtest_refit_every: int = _setting(
+        1, Role.DECISION, ge=1, description="cutoffs of the backtest that one training serves"
+    )
+    gate: Literal["strict", "lenient"] = _setting(
         "strict",
+        Role.DECISION,
         description="who becomes champion: strict, better than naive and than the base model; lenient, not worse",
     )
-    refit_all: bool = Field(
-        False, description="train once more on all bars after the verdict, for forecasts; not itself measured"
+    refit_all: bool = _setting(
+        False,
+        Role.DECISION,
+        description="train once more on all bars after the verdict, for forecasts; not itself measured",
     )
 
     @field_validator("adapter_name")

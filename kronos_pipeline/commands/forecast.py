@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from kronos_pipeline.artifacts import ArtifactLayout
     from kronos_pipeline.model.loading import KronosModel
 
-_OF_THE_RECIPE = ("model_name", "tokenizer_name", "horizon", "eval_samples", "seed", "calendars", "adapter_name")
-
 
 def _about(field: str) -> Any:
     """A flag with the description that the field has in the settings, but another default."""
@@ -118,5 +116,5 @@ class Forecast(Command):
         evaluation = layout.ticker_metrics(ticker)
         measured = read_json(evaluation)["manifest"]["config"] if evaluation.is_file() else {}
         known = {name: value for name, value in measured.items() if name in Recipe.model_fields}
-        given = {name: getattr(self, name) for name in _OF_THE_RECIPE if getattr(self, name) is not None}
-        return Recipe.model_validate({**known, **given, "device": self.device})
+        flags = self.model_dump(include=set(Recipe.model_fields), exclude_none=True)
+        return Recipe.model_validate({**known, **flags})

@@ -12,6 +12,7 @@ import pandas as pd
 
 from kronos_pipeline.artifacts import ArtifactLayout, package_versions, text_hash, write_parquet
 from kronos_pipeline.code_version import PREDICTIONS, layers_version
+from kronos_pipeline.config import Role, settings_of
 from kronos_pipeline.errors import KronosError
 from kronos_pipeline.evaluation.candidates import (
     Candidate,
@@ -40,15 +41,15 @@ Forecast = tuple[pd.DataFrame, dict[str, Any]]
 FOLDS_AT_ONCE = {"cuda": 32}
 _FEW = 8
 """Adapters that are trained, and then forecast, before anything is said of them: by the device, and on any other."""
-_ASIDE = {"backtest_origins", "backtest_refit_every", "gate", "refit_all", "calendars", "save_steps", "device"}
-"""Settings that leave a fold's predictions as they are; the kind of device counts by itself."""
+_ASIDE = Role.FORECAST | Role.DECISION | Role.RUN
+"""Roles of the settings that leave a fold's predictions as they are; the kind of device counts by itself."""
 
 
 def fold_key(fold: Fold, trained: str, base: KronosModel) -> str:
     """Names a fold's folder: what is trained together, and then all that shapes what comes of it."""
     from kronos_pipeline.training.devices import pick_precision  # imports torch
 
-    settings = json.dumps(fold.recipe.model_dump(mode="json", exclude=_ASIDE), sort_keys=True)
+    settings = json.dumps(fold.recipe.model_dump(mode="json", exclude=set(settings_of(_ASIDE))), sort_keys=True)
     packages = json.dumps(package_versions(), sort_keys=True)
     asked = fold.recipe.precision
     formats = [pick_precision(asked, base.device, base.predictor), sampling_precision(asked, base.device)]

@@ -22,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from kronos_pipeline.artifacts import read_json, write_json
 from kronos_pipeline.code_version import code_version
+from kronos_pipeline.config import Recipe, Role, settings_of
 from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.evaluation.distributions import FEWEST_PATHS, crps
 from kronos_pipeline.evaluation.halves import Half
@@ -31,7 +32,6 @@ from kronos_pipeline.evaluation.rolls import Sampler
 from kronos_pipeline.evaluation.rounds import Asking, alone
 
 if TYPE_CHECKING:
-    from kronos_pipeline.config import Recipe
     from kronos_pipeline.data.windows import WindowSet
     from kronos_pipeline.model.loading import KronosModel
 
@@ -200,8 +200,7 @@ def load_sampling(folder: Path, windows: WindowSet | str, model: KronosModel, re
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
     """What shapes a fit beside the windows and the model."""
-    names = ("temperature", "top_p", "s2_position", "tune_sampling", "recalibrate", "eval_samples", "seed", "max_gap")
-    return {name: getattr(recipe, name) for name in (*names, "precision")}
+    return recipe.model_dump(mode="json", include=set(settings_of(Role.SAMPLING)))
 
 
 def _path(folder: Path, ticker: str) -> Path:

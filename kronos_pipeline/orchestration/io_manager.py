@@ -14,24 +14,14 @@ from typing import Any
 import dagster as dg
 
 from kronos_pipeline.artifacts import read_parquet
+from kronos_pipeline.config import Role, settings_of
 from kronos_pipeline.data.bars import Bars, load_bars, save_bars
 from kronos_pipeline.data.windows import WindowSet, load_windows, save_windows
 from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.orchestration.failures import failures_of
 from kronos_pipeline.orchestration.resources import PipelineSettings
 
-WINDOW_SETTINGS = (
-    "model_name",
-    "lookback",
-    "horizon",
-    "validation_days",
-    "selection_days",
-    "validation_bars",
-    "selection_bars",
-    "stride",
-    "max_gap",
-    "max_cutoffs",
-)
+WINDOW_SETTINGS = ("model_name", *sorted(settings_of(Role.WINDOWS | Role.HOLDOUT)))
 """Settings that windows are cut with; the model's name stands for its context."""
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json, read_parquet
+from kronos_pipeline.config import Role, settings_of
 from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.evaluation.gate import Decision, decide
 from kronos_pipeline.evaluation.predictions import ADAPTER, CHECKPOINT, COLUMNS
@@ -26,11 +27,8 @@ from kronos_pipeline.tracking.registry import Registry, registered_name
 if TYPE_CHECKING:
     from kronos_pipeline.config import Recipe
 
-_SAME_RECIPE_WITHOUT = {
-    "validation_days", "validation_bars", "max_cutoffs", "backtest_origins", "backtest_refit_every", "gate",
-    "refit_all", "calendars", "device", "save_steps", "adapters_together", "cuda_graphs", "deterministic",
-}  # fmt: skip
-"""Settings in which a backtest may differ from the training whose recipe it measured."""
+_SAME_RECIPE = Role.MODEL | Role.WINDOWS | Role.TRAINING | Role.NAME | Role.SAMPLING
+"""Roles of the settings that a backtest has in common with the training whose recipe it measured."""
 _FINGERPRINT = "evidence_hash"
 BACKTEST, HOLDOUT = "backtest", "holdout"
 
@@ -185,9 +183,7 @@ def _measures(
 ) -> bool:
     """Whether a backtest is one of a training's recipe, base model and tickers, on the bars that were evaluated."""
     settings = backtest.get("config") or backtest["differing"]["config"][0]
-    same = all(
-        settings.get(key) == value for key, value in training["config"].items() if key not in _SAME_RECIPE_WITHOUT
-    )
+    same = all(settings.get(name) == training["config"].get(name) for name in settings_of(_SAME_RECIPE))
     return (
         same
         and backtest["weights"][ticker]["base"] == training["base_model"]["weights_hash"]

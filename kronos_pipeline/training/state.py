@@ -25,20 +25,15 @@ import torch
 from filelock import FileLock
 
 from kronos_pipeline.artifacts import ArtifactLayout, check_writable, read_json, text_hash, write_file, write_json
-from kronos_pipeline.config import Recipe
+from kronos_pipeline.config import Recipe, Role, settings_of
 from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.training.devices import acquire, device_lock
 from kronos_pipeline.training.host_copy import state_to_host
 from kronos_pipeline.training.progress import Say
 
 _RUN, _TOGETHER = "run.json", "together "
-_EVALUATION_SETTINGS = {
-    "validation_days", "validation_bars", "max_cutoffs", "eval_samples", "temperature", "top_p",
-    "s2_position", "tune_sampling", "recalibrate", "calendars",
-    "backtest_origins", "backtest_refit_every", "gate", "refit_all",
-    "save_steps", "device", "adapter_name", "cuda_graphs",
-}  # fmt: skip
-"""Settings that leave the weights as they are: the data before the holdout is hashed itself, the device is resolved."""
+_SHAPES_WEIGHTS = Role.MODEL | Role.WINDOWS | Role.TRAINING | Role.ROUNDING
+"""Roles of the settings in a training's key: the data before the holdout is hashed itself, the device is resolved."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +173,7 @@ def locked(states: Sequence[TrainingState], device: torch.device, say: Say) -> I
 
 def training_settings(recipe: Recipe) -> dict[str, Any]:
     """The settings of a recipe that shape weights, as plain data."""
-    return recipe.model_dump(mode="json", exclude=_EVALUATION_SETTINGS)
+    return recipe.model_dump(mode="json", include=set(settings_of(_SHAPES_WEIGHTS)))
 
 
 def _runs(layout: ArtifactLayout) -> list[Path]:

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from kronos_pipeline.config import NAME, KronosTrainingConfig, Recipe, environment_settings
+from kronos_pipeline.config import NAME, KronosTrainingConfig, Recipe, Role, environment_settings, settings_of
 from kronos_pipeline.errors import ModelError, SettingsError
+from kronos_pipeline.training.state import training_settings
 
 FIELDS = KronosTrainingConfig.model_fields
 NUMBERS = [name for name, field in FIELDS.items() if type(field.default) in (int, float)]
@@ -171,3 +172,42 @@ def test_the_context_is_the_base_models() -> None:
     assert Recipe(model_name="Kronos-mini").context == 2048
     with pytest.raises(ModelError, match="No model is called 'nothing'"):
         _ = Recipe(model_name="nothing").context
+
+
+ROLES = {
+    Role.MODEL: {"model_name", "tokenizer_name"},
+    Role.WINDOWS: {"lookback", "horizon", "selection_days", "selection_bars", "stride", "max_gap"},
+    Role.HOLDOUT: {"validation_days", "validation_bars", "max_cutoffs"},
+    Role.TRAINING: {
+        "epochs", "batch_size", "grad_accum_steps", "learning_rate", "weight_decay", "warmup_fraction", "max_grad_norm",
+        "average_decay", "evaluations_per_epoch", "patience", "seed", "precision", "torch_compile", "adapter",
+        "adapter_r", "adapter_alpha", "adapter_dropout", "adapter_targets", "freeze_backbone",
+    },
+    Role.ROUNDING: {"adapters_together", "deterministic"},
+    Role.NAME: {"adapter_name"},
+    Role.SAMPLING: {
+        "temperature", "top_p", "s2_position", "tune_sampling", "recalibrate", "eval_samples", "seed", "max_gap",
+        "precision",
+    },
+    Role.FORECAST: {"calendars"},
+    Role.DECISION: {"backtest_origins", "backtest_refit_every", "gate", "refit_all"},
+    Role.RUN: {"device", "save_steps", "cuda_graphs"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("role", list(Role), ids=lambda role: str(role.name))
+def test_the_settings_of_each_role_are_these(role: Role) -> None:
+    assert settings_of(role) == ROLES[role]
+
+
+def test_every_setting_of_a_recipe_has_a_role() -> None:
+    assert set().union(*ROLES.values()) == set(Recipe.model_fields)
+
+
+def test_the_settings_that_shape_weights_are_the_others_than_these() -> None:
+    assert set(Recipe.model_fields) - training_settings(Recipe()).keys() == {
+        "validation_days", "validation_bars", "max_cutoffs", "eval_samples", "temperature", "top_p",
+        "s2_position", "tune_sampling", "recalibrate", "calendars",
+        "backtest_origins", "backtest_refit_every", "gate", "refit_all",
+        "save_steps", "device", "adapter_name", "cuda_graphs",
+    }  # fmt: skip
