@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kronos_pipeline.errors import ModelError
 from kronos_pipeline.model import kept, replayed
@@ -52,20 +52,44 @@ def with_room_made(function: Callable[[], T], device: torch.device) -> T:
     return function()
 
 
-def moved(module: nn.Module, device: torch.device, what: str) -> nn.Module:
-    """A module, moved to a device; where that has no memory left, it stays where it was.
+class Mover:
+    """Moves modules to a device, and keeps shared what they share.
 
-    Raises:
-        ModelError: it does; `what` names the module, as the subject of a sentence.
+    Adapters that were made on one base share its memory; each moved by itself would have a copy of it, and could not be
+    decoded together with the others.
     """
-    before = {parameter.device for parameter in module.parameters()}
-    try:
-        with explain_out_of_memory(what, device, FREE_MEMORY):
-            return with_room_made(lambda: move(module, device), device)
-    except ModelError:
-        if len(before) == 1:
-            move(module, before.pop())
-        raise
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        # With the tensors that were moved, as memory that is freed could become another's.
+        self._moved: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, module: nn.Module, what: str) -> nn.Module:
+        """The module, moved; where the device has no memory left, it stays where it was.
+
+        Args:
+            module: what to move.
+            what: its name, as the subject of a sentence.
+
+        Raises:
+            ModelError: the device has no memory left.
+        """
+        before = {parameter.device for parameter in module.parameters()}
+        try:
+            with explain_out_of_memory(what, self._device, FREE_MEMORY):
+                with_room_made(lambda: module._apply(self._tensor), self._device)
+        except ModelError:
+            self._moved.clear()
+            if len(before) == 1:
+                move(module, before.pop())
+            raise
+        return move(module, self._device)  # nothing is left to be moved but the caches of positions
+
+    def _tensor(self, tensor: Tensor) -> Tensor:
+        key = tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+        if key not in self._moved:
+            self._moved[key] = tensor.detach(), tensor.to(self._device)
+        return self._moved[key][1]
 
 
 def release_graphs(device: torch.device) -> bool:
@@ -114,7 +138,7 @@ def work_in_parts(
     Raises:
         ModelError: there is not enough memory for one path of one series.
     """
-    waiting = [whole]
+    waiting, without_graphs, without_weights = [whole], False, False
     while waiting:
         part = waiting.pop()
         smaller = _halves(part)
@@ -128,12 +152,15 @@ def work_in_parts(
             if not is_out_of_memory(error):
                 raise
         # The error is gone here, and with it what its traceback held of the device's memory.
-        if release_graphs(device):
+        if release_graphs(device) and not without_graphs:
+            without_graphs = True  # once: each try may keep some again
             waiting.append(part)
         elif smaller:
             limit = max(map(size, smaller))
             waiting += reversed(smaller)
-        elif release_weights(device):
+        elif not without_weights:
+            without_weights = True
+            release_weights(device)
             waiting.append(part)
         else:
             raise shortage("Sampling one path of one series", device, FREE_MEMORY)

@@ -17,16 +17,19 @@ from kronos_pipeline.model.devices import FREE_MEMORY, explain_out_of_memory
 from kronos_pipeline.model.frames import InputError
 from kronos_pipeline.model.loading import KronosModel, load_base
 from kronos_pipeline.model.lora import load_adapter
-from kronos_pipeline.model.memory import moved
+from kronos_pipeline.model.memory import Mover
 
 
-def named_adapters(adapters: Mapping[str, Any], model: nn.Module, tokenizer: nn.Module) -> dict[str, nn.Module]:
+def named_adapters(
+    adapters: Mapping[str, Any], model: nn.Module, tokenizer: nn.Module, move: Mover
+) -> dict[str, nn.Module]:
     """Predictors by name, on the model's device.
 
     Args:
         adapters: PEFT models or other predictors, what `load_adapter` gives, or folders of adapters.
         model: the base that the folders' adapters are put on; its tensors are shared.
         tokenizer: the base's.
+        move: what moved both to their device.
 
     Raises:
         InputError: a name is no text, or an adapter neither a model nor a folder.
@@ -52,7 +55,7 @@ def named_adapters(adapters: Mapping[str, Any], model: nn.Module, tokenizer: nn.
             predictor = getattr(adapter, "predictor", adapter)
             if not isinstance(predictor, nn.Module):
                 raise InputError(f"The adapter {name} must be a model or a folder, not {type(adapter).__name__}.")
-            named[name] = moved(predictor, device, f"The adapter {name}")
+            named[name] = move(predictor, f"The adapter {name}")
     return named
 
 

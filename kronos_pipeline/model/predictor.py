@@ -35,7 +35,7 @@ from kronos_pipeline.model.frames import (
     whole,
 )
 from kronos_pipeline.model.likeness import check_likeness, check_pair
-from kronos_pipeline.model.memory import moved
+from kronos_pipeline.model.memory import Mover
 from kronos_pipeline.model.named_adapters import named_adapters
 
 
@@ -91,12 +91,13 @@ class KronosPredictor:
             raise InputError(f"max_context must be 1 bar or more, not {max_context}.")
         if not real("clip", clip) > 0:
             raise InputError(f"clip must be above 0, not {clip}.")
-        self.model, self.tokenizer = moved(model, place, "The model"), moved(tokenizer, place, "The tokenizer")
+        move = Mover(place)
+        self.model, self.tokenizer = move(model, "The model"), move(tokenizer, "The tokenizer")
         check_likeness(self.model, self.tokenizer, precision)
         self.max_context, self.clip, self.precision = max_context, clip, precision
         self.price_cols, self.vol_col, self.amt_vol = list(PRICES), *FEATURES[4:]
         self.time_cols = list(TIME_FIELDS)
-        self.adapters = named_adapters(adapters or {}, self.model, self.tokenizer)
+        self.adapters = named_adapters(adapters or {}, self.model, self.tokenizer, move)
 
     def predict(
         self,

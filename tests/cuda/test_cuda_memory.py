@@ -87,6 +87,23 @@ def test_kept_graphs_go_before_the_work_is_halved(tried: list[tuple[int, int]]) 
     assert simcuda.counts()["emptied"] > 0
 
 
+def test_a_part_that_keeps_failing_is_halved_though_each_try_keeps_graphs(
+    tried: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, decode = predictor(), Decoder.decode
+    expected = sampled(ours)
+
+    def short_of_memory(self: Decoder, known: Any, drawn: Any, **settings: Any) -> Any:
+        if len(drawn[0]) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(self, known, drawn, **settings)
+
+    monkeypatch.setattr(Decoder, "decode", short_of_memory)
+    tried.clear()
+    np.testing.assert_allclose(sampled(ours), expected, rtol=1e-4)
+    assert [series for series, _ in tried] == [4, 4, 2, 1, 1, 1, 1]
+
+
 def test_a_gpu_that_others_have_filled_is_told_at_once(tried: list[tuple[int, int]]) -> None:
     simcuda = pytest.importorskip("simcuda")
     ours = predictor()
@@ -143,4 +160,21 @@ def test_a_model_that_finds_no_memory_is_told_and_stays_where_it_was() -> None:
     adapter = with_lora(copy_around_weights(model))
     ours = KronosPredictor(model, tokenizer, "cuda")
     with simcuda.occupy(everything), pytest.raises(ModelError, match=f"The adapter a {TOLD}"):
-        named_adapters({"a": adapter}, ours.model, ours.tokenizer)
+        named_adapters({"a": adapter}, ours.model, ours.tokenizer, memory.Mover(torch.device("cuda:0")))
+
+
+def test_adapters_that_share_a_base_share_it_on_the_gpu_and_are_decoded_together(tried: list[tuple[int, int]]) -> None:
+    model = sharp_predictor()
+    adapters = {name: with_lora(copy_around_weights(model), seed) for seed, name in enumerate("abc")}
+    past, ahead = times(30, HORIZON)
+    given = [candles(30)] * SERIES, [past] * SERIES, [ahead] * SERIES, HORIZON
+    settings: dict[str, Any] = {"adapters": [*"abc", None], "top_k": 1, "verbose": False}
+    expected = KronosPredictor(model, sharp_tokenizer(), "cpu", adapters=adapters).predict_batch(*given, **settings)
+    ours = KronosPredictor(model, sharp_tokenizer(), "cuda", adapters=adapters)
+    tried.clear()
+    found = ours.predict_batch(*given, **settings)
+    assert tried == [(SERIES, 1)]
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3)
+    bases = {adapter.get_base_model().norm.weight.data_ptr() for adapter in ours.adapters.values()}
+    assert bases == {ours.model.norm.weight.data_ptr()}

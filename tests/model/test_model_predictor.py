@@ -143,7 +143,7 @@ def test_a_model_in_training_mode_forecasts_as_in_eval_mode_and_stays_in_it() ->
 def test_the_model_trains_on_and_its_new_weights_count() -> None:
     model, tokenizer, df = sharp_predictor(dropout=False), sharp_tokenizer(), candles(30)
     given = (df, *times(30, HORIZON), HORIZON)
-    predictor = KronosPredictor(model, tokenizer)
+    predictor = KronosPredictor(model, tokenizer, "cpu")
     with torch.inference_mode():
         before, _ = seeded(predictor.predict, *given)
     tokens = torch.zeros(2, 30, dtype=torch.long)
@@ -152,7 +152,7 @@ def test_the_model_trains_on_and_its_new_weights_count() -> None:
     torch.optim.SGD(model.parameters(), 0.05).step()
     forecast, _ = seeded(predictor.predict, *given)
     assert not np.allclose(forecast, before, rtol=1e-4)
-    assert_forecast(forecast, seeded(Upstream(model, tokenizer).predict, *given)[0], df)
+    assert_forecast(forecast, seeded(Upstream(model, tokenizer, "cpu").predict, *given)[0], df)
     model.load_state_dict(sharp_predictor().state_dict())
     assert_forecast(seeded(predictor.predict, *given)[0], before, df)
 

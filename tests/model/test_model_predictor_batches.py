@@ -25,7 +25,7 @@ TOKENIZER = sharp_tokenizer()
 
 
 def predictor(**settings: Any) -> KronosPredictor:
-    return KronosPredictor(sharp_predictor(), TOKENIZER, **settings)
+    return KronosPredictor(sharp_predictor(), TOKENIZER, "cpu", **settings)
 
 
 def single(place: int) -> tuple[Any, ...]:
@@ -71,7 +71,9 @@ def test_a_path_is_what_upstream_samples_for_it() -> None:
     torch.manual_seed(8)
     sampled = predictor().sample(*single(1), sample_count=1, verbose=False)
     torch.manual_seed(8)
-    assert_forecast(sampled.loc[0], Upstream(sharp_predictor(), TOKENIZER).predict(*single(1), verbose=False), DFS[1])
+    assert_forecast(
+        sampled.loc[0], Upstream(sharp_predictor(), TOKENIZER, "cpu").predict(*single(1), verbose=False), DFS[1]
+    )
 
 
 @pytest.mark.parametrize("method", ["predict", "sample"])
@@ -94,7 +96,7 @@ def test_more_rows_than_torch_draws_at_once_are_drawn_as_by_several_calls(
     dfs = [candles(20, seed) for seed in range(5)]
     past, ahead = ([one] * 5 for one in times(20, HORIZON))
     settings = {"sample_count": PATHS, "verbose": False}
-    upstream, ours = Upstream(sharp_predictor(), TOKENIZER), predictor()
+    upstream, ours = Upstream(sharp_predictor(), TOKENIZER, "cpu"), predictor()
     torch.manual_seed(2)
     expected = [
         forecast
