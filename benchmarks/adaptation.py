@@ -30,9 +30,9 @@ from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import make_bars
 from kronos_pipeline.data.simulate import simulate_ticker
 from kronos_pipeline.data.windows import build_windows
-from kronos_pipeline.evaluation.forecasts import predict
+from kronos_pipeline.evaluation.forecasting.holdout_table import predict
+from kronos_pipeline.evaluation.forecasting.tuning import plain_sampling
 from kronos_pipeline.evaluation.predictions import NAIVE, point_table
-from kronos_pipeline.evaluation.sampling import plain_sampling
 from kronos_pipeline.model.devices import pick_device
 from kronos_pipeline.model.loading import KronosModel, load_base
 from kronos_pipeline.model.lora import load_adapter

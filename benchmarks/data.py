@@ -33,7 +33,7 @@ from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.config import KronosTrainingConfig
 from kronos_pipeline.data import bars, doctor, ingest, windows
 from kronos_pipeline.data.simulate import write_simulated
-from kronos_pipeline.plain.reading import read_tickers
+from kronos_pipeline.pipeline.ingest import read_tickers
 
 GOAL = 10.0
 """Milliseconds per ticker, at most."""

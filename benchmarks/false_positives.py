@@ -29,12 +29,12 @@ from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import make_bars
 from kronos_pipeline.data.simulate import Dynamics, simulate_ticker
 from kronos_pipeline.data.windows import WindowSet, build_windows
-from kronos_pipeline.evaluation.forecasts import predict
-from kronos_pipeline.evaluation.gate import decide
+from kronos_pipeline.evaluation.forecasting.holdout_table import predict
+from kronos_pipeline.evaluation.forecasting.tuning import plain_sampling
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, NAIVE, models_of
-from kronos_pipeline.evaluation.sampling import plain_sampling
-from kronos_pipeline.evaluation.significance import holm
-from kronos_pipeline.evaluation.verdicts import ALPHA, BETTER, NO_BETTER, TOO_LITTLE, WORSE, judge
+from kronos_pipeline.evaluation.scoring.gate import decide
+from kronos_pipeline.evaluation.scoring.significance import holm
+from kronos_pipeline.evaluation.scoring.verdicts import ALPHA, BETTER, NO_BETTER, TOO_LITTLE, WORSE, judge
 from kronos_pipeline.model.devices import pick_device
 from kronos_pipeline.model.loading import KronosModel, load_base
 from kronos_pipeline.model.lora import load_adapter

@@ -16,8 +16,8 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from kronos_pipeline.evaluation.significance import diebold_mariano
-from kronos_pipeline.evaluation.verdicts import ALPHA, BETTER, WORSE, Comparison, compare, correct
+from kronos_pipeline.evaluation.scoring.significance import diebold_mariano
+from kronos_pipeline.evaluation.scoring.verdicts import ALPHA, BETTER, WORSE, Comparison, compare, correct
 
 CUTOFFS = (8, 12, 24, 40)
 ADVANTAGES = (0.5, 1.0, 1.5, 2.0)

@@ -22,7 +22,7 @@ import pandas as pd
 
 from kronos_pipeline import run_training
 from kronos_pipeline.artifacts import ArtifactLayout, package_versions, read_json, write_file
-from kronos_pipeline.evaluation.tables import evaluation_sheet, leaderboard_sheet, verdict_sentences
+from kronos_pipeline.evaluation.reports.tables import evaluation_sheet, leaderboard_sheet, verdict_sentences
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "results.md"

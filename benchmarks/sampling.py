@@ -40,10 +40,10 @@ from kronos_pipeline.data.bars import make_bars
 from kronos_pipeline.data.normalisation import lookback_statistics, normalise
 from kronos_pipeline.data.simulate import simulate_ticker
 from kronos_pipeline.data.windows import WindowSet, build_windows
-from kronos_pipeline.evaluation.forecasts import predict
-from kronos_pipeline.evaluation.metrics import score
+from kronos_pipeline.evaluation.forecasting.holdout_table import predict
+from kronos_pipeline.evaluation.forecasting.tuning import fit_sampling
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, LEVELS, RANDOM_WALK
-from kronos_pipeline.evaluation.sampling import fit_sampling
+from kronos_pipeline.evaluation.scoring.metrics import score
 from kronos_pipeline.model.devices import pick_device
 from kronos_pipeline.model.loading import KronosModel, load_base
 from kronos_pipeline.model.lora import load_adapter

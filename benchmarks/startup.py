@@ -49,12 +49,15 @@ def load(*modules):
         __import__(module)
 
 stage("import settings and flags", lambda: load("kronos_pipeline.run_training"))
-from kronos_pipeline import command_line
-getattr(command_line, "collect_rarely", lambda: None)()  # what run_command does; a checkout from before it has none
+try:
+    from kronos_pipeline.cli import command
+except ImportError:  # a checkout from before it was there
+    from kronos_pipeline import command_line as command
+getattr(command, "collect_rarely", lambda: None)()  # what run_command does; a checkout from before it has none
 stage("import pandas, pyarrow, pandera", lambda: load("kronos_pipeline.data.windows", "kronos_pipeline.data.doctor"))
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.config import KronosTrainingConfig
-from kronos_pipeline.plain.reading import read_tickers
+from kronos_pipeline.pipeline.ingest import read_tickers
 
 data, output = Path(sys.argv[1]), Path(sys.argv[2])
 config = KronosTrainingConfig(
@@ -65,7 +68,7 @@ stage("import torch", lambda: load("torch"))
 stage("import accelerate, PEFT, transformers", lambda: load("accelerate", "peft"))
 stage("import upstream's model, by sktime", lambda: load("kronos_pipeline.model.upstream"))
 stage("import matplotlib, metrics, trainer", lambda: load("kronos_pipeline.training.trainer",
-    "kronos_pipeline.evaluation.holdout", "kronos_pipeline.evaluation.tables"))
+    "kronos_pipeline.evaluation.holdout", "kronos_pipeline.evaluation.reports.tables"))
 stage("import MLflow", lambda: load("mlflow", "mlflow.store.tracking.sqlalchemy_store"))
 from kronos_pipeline.tracking.store import find_store, open_store
 stage("make an MLflow store", lambda: open_store(find_store(None, output)))

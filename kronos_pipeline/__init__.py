@@ -10,14 +10,14 @@ __all__ = ["KronosMultiTickerDataset", "KronosPredictor", "KronosTrainer", "Kron
 
 if TYPE_CHECKING:
     from kronos_pipeline.config import KronosTrainingConfig
-    from kronos_pipeline.model.predictor import KronosPredictor
+    from kronos_pipeline.model.predictor.predictor import KronosPredictor
     from kronos_pipeline.training.dataset import KronosMultiTickerDataset
     from kronos_pipeline.training.trainer import KronosTrainer
 
 _HOMES = {
     "KronosTrainingConfig": "kronos_pipeline.config",
     "KronosMultiTickerDataset": "kronos_pipeline.training.dataset",
-    "KronosPredictor": "kronos_pipeline.model.predictor",
+    "KronosPredictor": "kronos_pipeline.model.predictor.predictor",
     "KronosTrainer": "kronos_pipeline.training.trainer",
 }
 

@@ -17,10 +17,18 @@ from typing import Any
 
 import dagster as dg
 
+from kronos_pipeline.cli.command import collect_rarely
 from kronos_pipeline.code_version import layers_version
-from kronos_pipeline.command_line import collect_rarely
-from kronos_pipeline.orchestration.automation import AutomationSettings, make_jobs, make_schedules
-from kronos_pipeline.orchestration.champion_assets import champion, checkpoint_champion
+from kronos_pipeline.orchestration.assets.adapter_by_ticker import adapter_doors
+from kronos_pipeline.orchestration.assets.data import raw_bars, windows
+from kronos_pipeline.orchestration.assets.evaluation import backtest, holdout_metrics, leaderboard
+from kronos_pipeline.orchestration.assets.monitoring import drift, forecast
+from kronos_pipeline.orchestration.assets.promotion import champion, checkpoint_champion
+from kronos_pipeline.orchestration.assets.training import adapter, checkpoint
+from kronos_pipeline.orchestration.automation.csv_sensor import make_sensor
+from kronos_pipeline.orchestration.automation.drift_sensor import make_drift_sensor
+from kronos_pipeline.orchestration.automation.jobs import AutomationSettings, make_jobs, make_schedules
+from kronos_pipeline.orchestration.automation.killed_runs import make_killed_runs_sensor
 from kronos_pipeline.orchestration.checks import (
     RIVALS,
     backtest_report,
@@ -31,18 +39,10 @@ from kronos_pipeline.orchestration.checks import (
     ticker_check,
     windows_do_not_leak,
 )
-from kronos_pipeline.orchestration.data_assets import raw_bars, windows
-from kronos_pipeline.orchestration.doors import adapter_doors
-from kronos_pipeline.orchestration.drift_sensor import make_drift_sensor
-from kronos_pipeline.orchestration.evaluation_assets import backtest, holdout_metrics, leaderboard
 from kronos_pipeline.orchestration.io_manager import artifact_io_manager
-from kronos_pipeline.orchestration.killed_runs import make_killed_runs_sensor
 from kronos_pipeline.orchestration.metadata import bars_columns
 from kronos_pipeline.orchestration.partitions import find_tickers, ticker_partitions
 from kronos_pipeline.orchestration.resources import PipelineSettings, Tracking
-from kronos_pipeline.orchestration.sensors import make_sensor
-from kronos_pipeline.orchestration.training_assets import adapter, checkpoint
-from kronos_pipeline.orchestration.watch_assets import drift, forecast
 
 OWNERS = ["team:forecasting"]
 PER_TICKER = ("raw_bars", "windows", "adapter", "holdout_metrics", "backtest", "champion", "forecast", "drift")

@@ -13,7 +13,7 @@ import dagster as dg
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.data.simulate import write_simulated
 from kronos_pipeline.definitions import build
-from kronos_pipeline.orchestration.automation import AutomationSettings
+from kronos_pipeline.orchestration.automation.jobs import AutomationSettings
 from kronos_pipeline.orchestration.resources import PipelineSettings, with_defaults
 
 BARS = 150

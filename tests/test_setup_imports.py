@@ -91,7 +91,7 @@ print(sorted(sys.modules.keys() & set(heavy)))
 
 @pytest.mark.parametrize(
     "begin",
-    ["from kronos_pipeline.cli import main; main(['--help'])", "import kronos_pipeline.definitions"],
+    ["from kronos_pipeline.cli.app import main; main(['--help'])", "import kronos_pipeline.definitions"],
     ids=["command", "code location"],
 )
 def test_what_is_imported_is_not_searched_for_garbage_again_and_again(begin: str, tmp_path: Path) -> None:

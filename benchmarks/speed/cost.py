@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from kronos_pipeline.model.decoding import sample_paths
+from kronos_pipeline.model.decode.sample import sample_paths
 from kronos_pipeline.training.adapters import AdapterJob
 from kronos_pipeline.training.trainer import KronosTrainer
 from speed.decoding import SAMPLING

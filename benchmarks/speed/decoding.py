@@ -8,7 +8,7 @@ from typing import Any
 from sktime.libs.kronos import KronosPredictor as UpstreamPredictor
 
 from kronos_pipeline import KronosPredictor
-from kronos_pipeline.model.decoding import sample_paths
+from kronos_pipeline.model.decode.sample import sample_paths
 from kronos_pipeline.model.loading import KronosModel
 from speed.cases import Case
 from speed.machine import Machine

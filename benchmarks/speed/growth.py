@@ -15,8 +15,8 @@ import torch
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.config import KronosTrainingConfig
 from kronos_pipeline.data.simulate import write_simulated
-from kronos_pipeline.model.decoding import sample_paths
-from kronos_pipeline.plain.reading import read_tickers
+from kronos_pipeline.model.decode.sample import sample_paths
+from kronos_pipeline.pipeline.ingest import read_tickers
 from speed.decoding import SAMPLING
 from speed.models import random_model, random_series, random_windows
 from speed.table import Table, number, seconds

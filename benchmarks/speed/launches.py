@@ -26,8 +26,8 @@ from torch.profiler import ProfilerActivity, profile, supported_activities
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kronos_pipeline.model import generation
-from kronos_pipeline.model.decoding import sample_paths
+from kronos_pipeline.model.decode import generate as generation
+from kronos_pipeline.model.decode.sample import sample_paths
 from speed import adapters, training
 from speed.cases import Case
 from speed.decoding import SAMPLING

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from kronos_pipeline.model.decoding import sample_paths
+from kronos_pipeline.model.decode.sample import sample_paths
 from kronos_pipeline.training.devices import pick_precision
 from kronos_pipeline.training.objective import Objective
 from speed.cases import Case

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from kronos_pipeline.data.bar_schedule import BoolArray, IntArray
 from kronos_pipeline.data.bars import Bars
-from kronos_pipeline.data.rhythm import BoolArray, IntArray
 from kronos_pipeline.data.usual_week import DAY, WEEK, UsualWeek, newest_weeks, slower_stamps, usual_week
 from kronos_pipeline.errors import SettingsError
 

@@ -19,9 +19,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from kronos_pipeline.config import Recipe
+from kronos_pipeline.data.bar_schedule import Rhythm, find_rhythm
 from kronos_pipeline.data.bars import Bars
 from kronos_pipeline.data.ingest import read_folder
-from kronos_pipeline.data.rhythm import Rhythm, find_rhythm
 from kronos_pipeline.data.windows import STRADDLING, WindowSet, build_all_windows
 from kronos_pipeline.errors import DataError, Problem
 

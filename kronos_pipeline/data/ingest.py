@@ -12,13 +12,13 @@ import pandera.pandas as pandera
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from kronos_pipeline.data.bar_schedule import StampArray
 from kronos_pipeline.data.bars import FEATURES, PRICES, Bars, FloatArray, make_bars
 from kronos_pipeline.data.csv_files import CsvFile, find_csv_files
 from kronos_pipeline.data.csv_table import CsvTable, read_csv_table
-from kronos_pipeline.data.flags import find_flags
-from kronos_pipeline.data.rhythm import StampArray
+from kronos_pipeline.data.quality_flags import find_flags
 from kronos_pipeline.data.schemas import ORDER_RULES, RULES, VALIDATED_TOGETHER, BarFrame
-from kronos_pipeline.data.times import parse_times
+from kronos_pipeline.data.timestamps import parse_times
 from kronos_pipeline.errors import DataError, Problem
 
 

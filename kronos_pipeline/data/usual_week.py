@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from pandas.tseries.offsets import BMonthBegin, BMonthEnd, DateOffset, MonthBegin, MonthEnd
 
-from kronos_pipeline.data.rhythm import BoolArray, IntArray, find_rhythm
+from kronos_pipeline.data.bar_schedule import BoolArray, IntArray, find_rhythm
 
 DAY = 86_400_000_000_000
 """Nanoseconds."""

@@ -20,6 +20,7 @@ import pandas as pd
 from kronos_pipeline.artifacts import read_parquet, write_parquet
 from kronos_pipeline.code_version import code_version
 from kronos_pipeline.config import Recipe
+from kronos_pipeline.data.bar_schedule import find_rhythm
 from kronos_pipeline.data.bars import FEATURES, Bars
 from kronos_pipeline.data.normalisation import (
     denormalise,
@@ -27,7 +28,6 @@ from kronos_pipeline.data.normalisation import (
     normalise,
     rolling_statistics,
 )
-from kronos_pipeline.data.rhythm import find_rhythm
 from kronos_pipeline.data.schemas import STATISTICS, VALIDATED_TOGETHER, WindowRows
 from kronos_pipeline.data.splits import SPLITS, Blocks, find_blocks, need_windows
 from kronos_pipeline.data.window_set import OFFSETS, WindowSet, row_statistics, stamp_features

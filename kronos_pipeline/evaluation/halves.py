@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from kronos_pipeline.data.rhythm import find_rhythm
-from kronos_pipeline.evaluation.rolls import Rolls, SampledRolls, rolls_from
+from kronos_pipeline.data.bar_schedule import find_rhythm
+from kronos_pipeline.evaluation.forecasting.batching import Rolls, SampledRolls, rolls_from
 
 if TYPE_CHECKING:
     from kronos_pipeline.config import Recipe
     from kronos_pipeline.data.windows import WindowSet
-    from kronos_pipeline.evaluation.sampling import Sampling
+    from kronos_pipeline.evaluation.forecasting.tuning import Sampling
     from kronos_pipeline.model.loading import KronosModel
 
 ORIGINS = 16

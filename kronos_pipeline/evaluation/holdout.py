@@ -10,7 +10,7 @@ import pandas as pd
 
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.errors import KronosError
-from kronos_pipeline.evaluation.candidates import (
+from kronos_pipeline.evaluation.forecasting.candidates import (
     doubts,
     finding_sampling,
     how_sampled,
@@ -18,12 +18,12 @@ from kronos_pipeline.evaluation.candidates import (
     loader,
     weights_of,
 )
-from kronos_pipeline.evaluation.forecasts import predicting
-from kronos_pipeline.evaluation.manifests import evaluation_manifest
-from kronos_pipeline.evaluation.plots import save_plots
+from kronos_pipeline.evaluation.forecasting.holdout_table import predicting
 from kronos_pipeline.evaluation.predictions import ADAPTER, CHECKPOINT
-from kronos_pipeline.evaluation.report import save_ticker_evaluation
+from kronos_pipeline.evaluation.provenance import evaluation_manifest
+from kronos_pipeline.evaluation.reports.plots import save_plots
 from kronos_pipeline.evaluation.rounds import AT_ONCE, Asking, side_by_side, together
+from kronos_pipeline.evaluation.scoring.report import save_ticker_evaluation
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kronos_pipeline.artifacts import ArtifactLayout, write_json
-from kronos_pipeline.evaluation.metrics import UNITS
+from kronos_pipeline.evaluation.scoring.metrics import UNITS
 
 
 def leaderboard_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from kronos_pipeline.evaluation.distributions import raw_intervals
+from kronos_pipeline.evaluation.forecasting.distributions import raw_intervals
 from kronos_pipeline.evaluation.predictions import LEVELS
 
 POOL = 500

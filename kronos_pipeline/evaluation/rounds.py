@@ -16,7 +16,7 @@ from itertools import islice
 from typing import TypeVar
 
 from kronos_pipeline.errors import KronosError
-from kronos_pipeline.evaluation.rolls import Rolls, SampledRolls, Sampler, sample
+from kronos_pipeline.evaluation.forecasting.batching import Rolls, SampledRolls, Sampler, sample
 
 K = TypeVar("K")
 T = TypeVar("T")

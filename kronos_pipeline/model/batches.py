@@ -13,11 +13,11 @@ from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from kronos_pipeline.data.bars import FEATURES
-from kronos_pipeline.model.decoder import Decoder, decoders
-from kronos_pipeline.model.draws import Draws, Sampling, generator_for
-from kronos_pipeline.model.frames import InputError, Series
-from kronos_pipeline.model.generation import Choose
-from kronos_pipeline.model.memory import Part, in_turn, room, work_in_parts
+from kronos_pipeline.model.decode.decoder import Decoder, decoders
+from kronos_pipeline.model.decode.generate import Choose
+from kronos_pipeline.model.decode.memory import Part, in_turn, room, work_in_parts
+from kronos_pipeline.model.predictor.dataframes import InputError, Series
+from kronos_pipeline.model.predictor.sampling import Draws, Sampling, generator_for
 
 ROWS = 4096
 """Paths, of all series together, whose tokens are drawn by one call of torch, as upstream draws them. More are drawn as

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from kronos_pipeline.model.adapter_rows import Matrix, pad_inputs, pad_outputs
+from kronos_pipeline.model.decode.linear import Matrix, pad_inputs, pad_outputs
 
 HIDDEN = float("-inf")
 _ALIGNED = 8

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from kronos_pipeline.artifacts import MANIFEST, file_hash, text_hash, write_file, write_json
 from kronos_pipeline.errors import ModelError, SettingsError
 from kronos_pipeline.model.devices import exact_products
-from kronos_pipeline.model.loading import KronosModel, check_base
+from kronos_pipeline.model.loading import KronosModel, check_base, load_checkpoint
 from kronos_pipeline.model.losses import teacher_forced_logits
 from kronos_pipeline.model.modules import copy_around_weights, evaluating, inner
 from kronos_pipeline.model.weights import (
@@ -113,6 +113,15 @@ def load_adapter(folder: Path, base: KronosModel) -> KronosModel:
         )
     predictor = _assemble(folder, base).requires_grad_(False)
     return replace(base, predictor=predictor, weights_hash=adapter_hash(folder, base.weights_hash))
+
+
+def load_trained(folder: Path, base: KronosModel) -> KronosModel:
+    """Load an adapter or a checkpoint on its base model, whichever a folder holds.
+
+    Raises:
+        ModelError: it was trained on another base model, or is damaged.
+    """
+    return load_adapter(folder, base) if (folder / CONFIG).is_file() else load_checkpoint(folder, base)
 
 
 def adapter_hash(folder: Path, base_hash: str) -> str:

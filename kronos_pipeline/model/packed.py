@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from kronos_pipeline.model.adapter_rows import Detours, Matrix
+from kronos_pipeline.model.decode.linear import Detours, Matrix
 
 _ROWS = 32
 """Rows that a weight is packed for; it serves any other number as well."""

@@ -21,7 +21,7 @@ from kronos_pipeline.data.normalisation import lookback_statistics
 from kronos_pipeline.data.windows import load_windows, row_statistics
 from kronos_pipeline.errors import KronosError
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, NAIVE
-from kronos_pipeline.evaluation.verdicts import BETTER
+from kronos_pipeline.evaluation.scoring.verdicts import BETTER
 from kronos_pipeline.orchestration.batch import COMPLETE, failed_in_run, failed_tickers
 from kronos_pipeline.orchestration.failures import make_failure
 from kronos_pipeline.orchestration.resources import PipelineSettings

@@ -38,7 +38,7 @@ def evaluation_metadata(
         plots: pictures by kind; see `HoldoutResult.plots`.
         notes: what was left out, and why.
     """
-    from kronos_pipeline.evaluation.tables import evaluation_sheet, leaderboard_sheet, verdict_sentences
+    from kronos_pipeline.evaluation.reports.tables import evaluation_sheet, leaderboard_sheet, verdict_sentences
 
     total, trained = evaluation["aggregate"], evaluation["model"]
     metadata: dict[str, Any] = {

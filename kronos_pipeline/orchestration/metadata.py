@@ -86,7 +86,7 @@ def windows_metadata(windows: WindowSet) -> dict[str, Any]:
 
 def training_metadata(result: TrainingResult, recipe: Recipe, windows: Sequence[WindowSet]) -> dict[str, Any]:
     """Losses, speed, device and settings of a training."""
-    from kronos_pipeline.evaluation.plots import loss_plot  # imports matplotlib
+    from kronos_pipeline.evaluation.reports.plots import loss_plot  # imports matplotlib
 
     summary = {key: value for key, value in result.summary.items() if value is not None}
     numbers = {key: float(value) for key, value in summary.items() if isinstance(value, float)}

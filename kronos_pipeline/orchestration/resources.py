@@ -29,7 +29,7 @@ from pydantic.fields import FieldInfo
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.config import KronosTrainingConfig, Recipe, environment_settings
 from kronos_pipeline.errors import SettingsError
-from kronos_pipeline.orchestration.killed_runs import alive
+from kronos_pipeline.orchestration.automation.killed_runs import alive
 
 Resource = TypeVar("Resource", bound=dg.ConfigurableResource)
 

@@ -22,12 +22,12 @@ import pandas as pd
 from kronos_pipeline.artifacts import read_parquet
 from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.evaluation.predictions import check_predictions
-from kronos_pipeline.tracking.packing import EVIDENCE, FOLDER
+from kronos_pipeline.tracking.packaging import EVIDENCE, FOLDER
 from kronos_pipeline.tracking.store import TrackingError
-from kronos_pipeline.tracking.versions import CHALLENGER, CHAMPION, REFIT, Version, VersionStore, registered_name
+from kronos_pipeline.tracking.version_store import CHALLENGER, CHAMPION, REFIT, Version, VersionStore, registered_name
 
 if TYPE_CHECKING:
-    from kronos_pipeline.evaluation.gate import Decision
+    from kronos_pipeline.evaluation.scoring.gate import Decision
     from kronos_pipeline.tracking.runs import Tracker
 
 __all__ = ["Registry", "Version", "registered_name"]

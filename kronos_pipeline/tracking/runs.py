@@ -178,7 +178,7 @@ class TrackedRun:
         Raises:
             TrackingError: the store cannot be used.
         """
-        from kronos_pipeline.evaluation.plots import loss_plot  # imports matplotlib
+        from kronos_pipeline.evaluation.reports.plots import loss_plot  # imports matplotlib
 
         numbers = {key: value for key, value in summary.items() if isinstance(value, int | float)}
         texts = {key: str(value) for key, value in summary.items() if key not in numbers and value is not None}

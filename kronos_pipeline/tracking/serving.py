@@ -14,10 +14,9 @@ from kronos_pipeline.data.csv_files import CsvFile
 from kronos_pipeline.data.csv_table import CsvTable
 from kronos_pipeline.data.ingest import read_table
 from kronos_pipeline.errors import DataError, ModelError, Problem
-from kronos_pipeline.evaluation.ahead import forecast_ahead
-from kronos_pipeline.evaluation.sampling import load_sampling, plain_sampling
-from kronos_pipeline.tracking.choice import load_trained
-from kronos_pipeline.tracking.packing import FORECAST, training_manifest_of
+from kronos_pipeline.evaluation.forecasting.future import forecast_ahead
+from kronos_pipeline.evaluation.forecasting.tuning import load_sampling, plain_sampling
+from kronos_pipeline.tracking.packaging import FORECAST, training_manifest_of
 
 _REQUEST = "bars"
 """What messages call the table of a request."""
@@ -40,6 +39,7 @@ class ServedForecaster:
         """
         from kronos_pipeline.model.devices import pick_device  # imports torch
         from kronos_pipeline.model.loading import load_base  # imports torch
+        from kronos_pipeline.model.lora import load_trained
 
         manifest = training_manifest_of(folder)
         device = pick_device(environment_settings().get("device", "auto"))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kronos_pipeline.data.windows import WindowSet
-from kronos_pipeline.training.course import Listener
-from kronos_pipeline.training.state import TrainingState
+from kronos_pipeline.training.checkpoint import TrainingState
+from kronos_pipeline.training.trainer_state import Listener
 
 
 @dataclass(frozen=True)

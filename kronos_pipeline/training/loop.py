@@ -21,7 +21,13 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import ModelError
 from kronos_pipeline.model.losses import token_losses
-from kronos_pipeline.training.course import (
+from kronos_pipeline.training.dataset import KronosMultiTickerDataset
+from kronos_pipeline.training.microbatch import Microbatch
+from kronos_pipeline.training.objective import Objective
+from kronos_pipeline.training.progress import Say, TrainingProgress
+from kronos_pipeline.training.randomness import random_state, restore_random_state
+from kronos_pipeline.training.replayed_calls import ReplayedCalls
+from kronos_pipeline.training.trainer_state import (
     LOG_STEPS,
     Listener,
     Outcome,
@@ -34,12 +40,6 @@ from kronos_pipeline.training.course import (
     look_points,
     warmup_then_cosine,
 )
-from kronos_pipeline.training.dataset import KronosMultiTickerDataset
-from kronos_pipeline.training.microbatch import Microbatch
-from kronos_pipeline.training.objective import Objective
-from kronos_pipeline.training.progress import Say, TrainingProgress
-from kronos_pipeline.training.randomness import random_state, restore_random_state
-from kronos_pipeline.training.replayed_calls import ReplayedCalls
 
 
 class Optimisation:

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from kronos_pipeline.data.bars import FEATURES
 from kronos_pipeline.model.losses import token_loss
 from kronos_pipeline.model.tokens import encode
-from kronos_pipeline.training.pretrain_data import Batch, PretrainingBars
+from kronos_pipeline.training.pretrain.data import Batch, PretrainingBars
 
 if TYPE_CHECKING:
-    from kronos_pipeline.training.pretrain import PretrainSettings
+    from kronos_pipeline.training.pretrain.run import PretrainSettings
 
 Loss = Callable[[nn.Module, Batch, float], Tensor]
 """Called with the module, a batch and how much of the training is done, 0 to 1; returns a scalar."""

@@ -22,8 +22,8 @@ from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.model.loading import KronosModel, base_identity, save_checkpoint
 from kronos_pipeline.model.lora import save_adapter
-from kronos_pipeline.training.course import Outcome, Tensors
 from kronos_pipeline.training.devices import device_name
+from kronos_pipeline.training.trainer_state import Outcome, Tensors
 
 HISTORY_FILE = "history.csv"
 

@@ -14,22 +14,22 @@ from kronos_pipeline.artifacts import ArtifactLayout, package_versions
 from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.code_version import WEIGHTS, layers_version
 from kronos_pipeline.config import Recipe
-from kronos_pipeline.data.together import known_together, outdated
+from kronos_pipeline.data.purge import known_together, outdated
 from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.model.devices import explain_out_of_memory
 from kronos_pipeline.model.loading import KronosModel, load_base
 from kronos_pipeline.model.lora import add_lora
 from kronos_pipeline.model.modules import copy_around_weights, fitting_threads, move
-from kronos_pipeline.training import plan
+from kronos_pipeline.training import preflight as plan
 from kronos_pipeline.training.adapters import AdapterJob, Prepared
-from kronos_pipeline.training.alone import MORE_MEMORY, expected_seconds, new_microbatch, train_alone
-from kronos_pipeline.training.course import Listener
+from kronos_pipeline.training.checkpoint import TrainingState, forget, training_settings
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
 from kronos_pipeline.training.devices import check_precision, pick_precision, process, processes, reserve_device
-from kronos_pipeline.training.group import Ended, train_together
+from kronos_pipeline.training.multi_lora.group import Ended, train_together
 from kronos_pipeline.training.progress import Say
 from kronos_pipeline.training.publish import TrainingResult, load_result
-from kronos_pipeline.training.state import TrainingState, forget, training_settings
+from kronos_pipeline.training.single import MORE_MEMORY, expected_seconds, new_microbatch, train_alone
+from kronos_pipeline.training.trainer_state import Listener
 
 
 class KronosTrainer:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from small import small_flags
 
-from kronos_pipeline import cli, run_training
+from kronos_pipeline import run_training
+from kronos_pipeline.cli import app as cli
 from kronos_pipeline.data.simulate import write_simulated
 from kronos_pipeline.tracking.registry import Registry
 from kronos_pipeline.tracking.runs import Tracker

@@ -16,16 +16,16 @@ from hypothesis import strategies as st
 from random_tickers import cases, tickers
 from small import small_flags
 
-from kronos_pipeline import cli
+from kronos_pipeline.cli import app as cli
 from kronos_pipeline.data import windows as windows_module
 from kronos_pipeline.data.bars import FEATURES, Bars
 from kronos_pipeline.data.schemas import BarFrame
 from kronos_pipeline.data.simulate import write_simulated
 from kronos_pipeline.data.windows import WindowSet
-from kronos_pipeline.evaluation import candidates as candidates_module
-from kronos_pipeline.evaluation.blindness import with_noise
-from kronos_pipeline.training import alone as alone_module
+from kronos_pipeline.evaluation.forecasting import candidates as candidates_module
+from kronos_pipeline.evaluation.leakage_test import with_noise
 from kronos_pipeline.training import dataset as dataset_module
+from kronos_pipeline.training import single as alone_module
 
 ADAPTER = ("--adapter", "lora")
 Patch = Callable[[pytest.MonkeyPatch], None]

@@ -10,7 +10,8 @@ import pytest
 from small import small_flags
 from tiny import save_tiny_base
 
-from kronos_pipeline import cli, run_training
+from kronos_pipeline import run_training
+from kronos_pipeline.cli import app as cli
 from kronos_pipeline.data.simulate import write_simulated
 
 pytestmark = pytest.mark.usefixtures("one_mlflow_store")

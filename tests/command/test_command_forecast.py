@@ -14,13 +14,13 @@ from market_files import daily_frame, write_frame
 from registered import base_of, evidence, made_adapter
 from small import small_recipe
 
-from kronos_pipeline import cli
 from kronos_pipeline.artifacts import ArtifactLayout, read_parquet, write_json
+from kronos_pipeline.cli import app as cli
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.csv_files import find_csv_files
 from kronos_pipeline.data.ingest import read_bars
-from kronos_pipeline.evaluation.ahead import BOUNDS, forecast_ahead
-from kronos_pipeline.evaluation.sampling import plain_sampling
+from kronos_pipeline.evaluation.forecasting.future import BOUNDS, forecast_ahead
+from kronos_pipeline.evaluation.forecasting.tuning import plain_sampling
 from kronos_pipeline.model.lora import load_adapter
 from kronos_pipeline.tracking.registry import Registry, registered_name
 from kronos_pipeline.tracking.runs import Tracker

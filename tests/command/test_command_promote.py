@@ -9,7 +9,7 @@ import pytest
 from registered import evidence, made_adapter
 from small import small_recipe
 
-from kronos_pipeline import cli
+from kronos_pipeline.cli import app as cli
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.tracking.registry import Registry, registered_name
 from kronos_pipeline.tracking.runs import Tracker

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kronos_pipeline import cli, run_training
+from kronos_pipeline import run_training
+from kronos_pipeline.cli import app as cli
 from kronos_pipeline.data.simulate import Calendar, Dynamics, simulate_ticker
 from kronos_pipeline.tracking.registry import Registry
 from kronos_pipeline.tracking.runs import Tracker

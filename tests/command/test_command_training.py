@@ -16,7 +16,7 @@ from small import small_flags
 
 from kronos_pipeline import run_training
 from kronos_pipeline.data.simulate import write_simulated
-from kronos_pipeline.evaluation.metrics import METRICS
+from kronos_pipeline.evaluation.scoring.metrics import METRICS
 
 BASELINES = {"naive", "drift", "seasonal_naive", "random_walk"}
 pytestmark = pytest.mark.usefixtures("one_mlflow_store")

@@ -12,7 +12,7 @@ from kronos_pipeline import KronosTrainer
 from kronos_pipeline.config import KronosTrainingConfig
 from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.errors import DataError, KronosError
-from kronos_pipeline.plain.training import train_all
+from kronos_pipeline.pipeline.train import train_all
 from kronos_pipeline.tracking.runs import Tracker
 
 

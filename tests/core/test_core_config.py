@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from kronos_pipeline.config import NAME, KronosTrainingConfig, Recipe, Role, environment_settings, settings_of
 from kronos_pipeline.errors import ModelError, SettingsError
-from kronos_pipeline.training.state import training_settings
+from kronos_pipeline.training.checkpoint import training_settings
 
 FIELDS = KronosTrainingConfig.model_fields
 NUMBERS = [name for name, field in FIELDS.items() if type(field.default) in (int, float)]

@@ -11,7 +11,7 @@ from tiny import tiny_predictor, tiny_tokenizer
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from kronos_pipeline.model.decoder import Decoder
+from kronos_pipeline.model.decode.decoder import Decoder
 from kronos_pipeline.model.modules import copy_around_weights
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

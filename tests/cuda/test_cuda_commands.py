@@ -16,10 +16,11 @@ import torch
 from market_files import daily_frame, write_frame
 from small import small_flags, small_recipe
 
-from kronos_pipeline import cli, run_training
+from kronos_pipeline import run_training
 from kronos_pipeline.artifacts import ArtifactLayout, read_json, read_parquet, write_json
+from kronos_pipeline.cli import app as cli
 from kronos_pipeline.data.simulate import write_simulated
-from kronos_pipeline.evaluation.ahead import BOUNDS
+from kronos_pipeline.evaluation.forecasting.future import BOUNDS
 
 pytestmark = [
     pytest.mark.cuda,
@@ -120,7 +121,7 @@ def test_a_forecast_has_the_numbers_of_the_cpu(tmp_path: Path) -> None:
         if device == "cpu":
             assert cli.main(words) == 0
         else:
-            command = [sys.executable, "-c", "import sys; from kronos_pipeline.cli import main; sys.exit(main())"]
+            command = [sys.executable, "-c", "import sys; from kronos_pipeline.cli.app import main; sys.exit(main())"]
             result = subprocess.run([*command, *words], capture_output=True, text=True, env=os.environ, check=False)
             assert result.returncode == 0, result.stderr
             assert "Traceback" not in result.stderr

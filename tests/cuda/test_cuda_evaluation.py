@@ -16,7 +16,7 @@ from small import simulated_bars, simulated_windows, small_recipe
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.config import Recipe
-from kronos_pipeline.evaluation.backtest import Backtest, run_backtest
+from kronos_pipeline.evaluation.backtest.backtest import Backtest, run_backtest
 from kronos_pipeline.evaluation.holdout import HoldoutResult, evaluate_tickers
 from kronos_pipeline.evaluation.rounds import good
 from kronos_pipeline.model.loading import KronosModel, load_base

@@ -12,10 +12,11 @@ from price_frames import candles, sharp_predictor, sharp_tokenizer, times, with_
 
 from kronos_pipeline import KronosPredictor
 from kronos_pipeline.errors import ModelError
-from kronos_pipeline.model import kept, memory, replayed
-from kronos_pipeline.model.decoder import Decoder
+from kronos_pipeline.model import kept, replayed
+from kronos_pipeline.model.decode import memory
+from kronos_pipeline.model.decode.decoder import Decoder
 from kronos_pipeline.model.modules import copy_around_weights
-from kronos_pipeline.model.named_adapters import named_adapters
+from kronos_pipeline.model.predictor.adapters import named_adapters
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

@@ -16,9 +16,10 @@ from tiny import tiny_predictor, tiny_tokenizer
 from torch import Tensor
 
 from kronos_pipeline.base_models import BaseModelSource, WeightsSource
-from kronos_pipeline.model import generation, replayed
-from kronos_pipeline.model.decoder import Decoder
-from kronos_pipeline.model.decoding import sample_paths
+from kronos_pipeline.model import replayed
+from kronos_pipeline.model.decode import generate as generation
+from kronos_pipeline.model.decode.decoder import Decoder
+from kronos_pipeline.model.decode.sample import sample_paths
 from kronos_pipeline.model.loading import KronosModel
 from kronos_pipeline.model.modules import copy_around_weights, move
 

@@ -10,9 +10,9 @@ import pytest
 from market_files import CRYPTO_HOLES, NOW, crypto_five_minutes, hourly_fx, read_frame, stock_frames, write_frame
 
 from kronos_pipeline.config import Recipe
+from kronos_pipeline.data.bar_schedule import find_rhythm
 from kronos_pipeline.data.bars import Bars
 from kronos_pipeline.data.ingest import read_bars, read_folder
-from kronos_pipeline.data.rhythm import find_rhythm
 from kronos_pipeline.data.windows import build_windows
 
 

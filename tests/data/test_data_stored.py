@@ -14,13 +14,13 @@ from small import SMALL
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.config import KronosTrainingConfig
 from kronos_pipeline.data import bars as bars_module
+from kronos_pipeline.data.bar_cache import read_changed
 from kronos_pipeline.data.bars import Bars, load_bars, make_bars, save_bars
 from kronos_pipeline.data.csv_files import CsvFile
 from kronos_pipeline.data.ingest import read_bars
-from kronos_pipeline.data.stored import read_changed
 from kronos_pipeline.data.windows import load_windows
 from kronos_pipeline.errors import DataError
-from kronos_pipeline.plain.reading import Tickers, read_tickers
+from kronos_pipeline.pipeline.ingest import Tickers, read_tickers
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from market_files import NOW, daily_frame, read_frame, write_frame
 
 from kronos_pipeline.data.ingest import read_bars
-from kronos_pipeline.data.times import parse_times
+from kronos_pipeline.data.timestamps import parse_times
 from kronos_pipeline.errors import DataError
 
 

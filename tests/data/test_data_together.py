@@ -7,8 +7,8 @@ from small import simulated_bars
 
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import Bars, make_bars
+from kronos_pipeline.data.purge import first_held_out, known_together, outdated
 from kronos_pipeline.data.simulate import simulate_ticker
-from kronos_pipeline.data.together import first_held_out, known_together, outdated
 from kronos_pipeline.data.windows import WindowSet, build_windows
 
 RECIPE = Recipe(model_name="kronos-nano", lookback=8, horizon=4, validation_days=15, selection_days=30)

@@ -15,7 +15,7 @@ from kronos_pipeline.artifacts import ArtifactLayout, read_parquet
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import FEATURES, Bars, make_bars
 from kronos_pipeline.errors import DataError, SettingsError
-from kronos_pipeline.evaluation.ahead import (
+from kronos_pipeline.evaluation.forecasting.future import (
     BOUNDS,
     COLUMNS,
     forecast_ahead,
@@ -23,9 +23,9 @@ from kronos_pipeline.evaluation.ahead import (
     forecast_sheet,
     save_forecast,
 )
-from kronos_pipeline.evaluation.forecasts import predict
+from kronos_pipeline.evaluation.forecasting.holdout_table import predict
+from kronos_pipeline.evaluation.forecasting.tuning import plain_sampling
 from kronos_pipeline.evaluation.predictions import LEVELS
-from kronos_pipeline.evaluation.sampling import plain_sampling
 from kronos_pipeline.model.loading import KronosModel
 
 RECIPE = Recipe(model_name="kronos-nano", lookback=20, horizon=6, eval_samples=40)

@@ -12,10 +12,11 @@ from kronos_pipeline.artifacts import ArtifactLayout, read_json, read_parquet
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import Bars, make_bars
 from kronos_pipeline.errors import ModelError
-from kronos_pipeline.evaluation import fold_runs, rolls
-from kronos_pipeline.evaluation.backtest import run_backtest
-from kronos_pipeline.evaluation.folds import BacktestError
-from kronos_pipeline.evaluation.report import build_evaluation
+from kronos_pipeline.evaluation.backtest import fold_runs
+from kronos_pipeline.evaluation.backtest.backtest import run_backtest
+from kronos_pipeline.evaluation.backtest.folds import BacktestError
+from kronos_pipeline.evaluation.forecasting import batching as rolls
+from kronos_pipeline.evaluation.scoring.report import build_evaluation
 from kronos_pipeline.model.devices import pick_device
 from kronos_pipeline.model.loading import KronosModel, load_base
 from kronos_pipeline.training.trainer import KronosTrainer

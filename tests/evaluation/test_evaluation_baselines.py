@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from market_files import crypto_five_minutes, hourly_fx, read_frame, stock_frames
 from scipy import stats
 
-from kronos_pipeline.evaluation.baselines import (
+from kronos_pipeline.evaluation.forecasting.baselines import (
     drift,
     naive,
     no_season,

@@ -7,7 +7,7 @@ from made_predictions import made_predictions
 from scipy import stats
 
 from kronos_pipeline.errors import ArtifactError
-from kronos_pipeline.evaluation.correlation import information_coefficient
+from kronos_pipeline.evaluation.scoring.information_coefficient import information_coefficient
 
 HORIZON = 3
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import kstest, norm
 
-from kronos_pipeline.evaluation.distributions import FEWEST_PATHS, crps, describe, pit, raw_intervals
+from kronos_pipeline.evaluation.forecasting.distributions import FEWEST_PATHS, crps, describe, pit, raw_intervals
 from kronos_pipeline.evaluation.predictions import INTERVALS, LEVELS
 
 PRICES = st.floats(0.01, 1e5)

@@ -11,7 +11,7 @@ from made_predictions import predictions_of_losses
 from scipy import stats
 from small import simulated_bars, small_recipe
 
-from kronos_pipeline.evaluation.drift import RECENT, Drift, find_drift, windows_since
+from kronos_pipeline.evaluation.scoring.drift import RECENT, Drift, find_drift, windows_since
 
 HORIZON = 3
 DAY = pd.Timedelta(days=1)

@@ -11,7 +11,7 @@ from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import Bars, make_bars
 from kronos_pipeline.data.simulate import simulate_ticker
 from kronos_pipeline.errors import DataError
-from kronos_pipeline.evaluation.folds import Fold, plan_folds
+from kronos_pipeline.evaluation.backtest.folds import Fold, plan_folds
 
 SETTINGS = {"model_name": "kronos-nano", "lookback": 8, "selection_days": 8}
 

@@ -9,7 +9,7 @@ import pytest
 from made_predictions import predictions_of_losses
 
 from kronos_pipeline.errors import ArtifactError, SettingsError
-from kronos_pipeline.evaluation.gate import Decision, decide
+from kronos_pipeline.evaluation.scoring.gate import Decision, decide
 
 CUTOFFS = 16
 PRICES = ["y", "last", "scale", "mean", "median"]

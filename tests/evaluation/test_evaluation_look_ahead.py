@@ -16,7 +16,7 @@ from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import Bars
 from kronos_pipeline.data.schemas import STATISTICS
 from kronos_pipeline.data.windows import WindowSet
-from kronos_pipeline.evaluation.blindness import with_noise
+from kronos_pipeline.evaluation.leakage_test import with_noise
 from kronos_pipeline.model.loading import KronosModel, load_base
 from kronos_pipeline.model.losses import token_losses
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset

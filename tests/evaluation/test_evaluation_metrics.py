@@ -9,8 +9,8 @@ from hypothesis.extra import numpy as arrays
 from made_predictions import made_predictions
 
 from kronos_pipeline.errors import ArtifactError
-from kronos_pipeline.evaluation.metrics import METRICS, UNITS, Scores, mean_scores, score, undefined_scores
 from kronos_pipeline.evaluation.predictions import INTERVALS
+from kronos_pipeline.evaluation.scoring.metrics import METRICS, UNITS, Scores, mean_scores, score, undefined_scores
 
 PRICES = st.floats(1e-3, 1e6)
 

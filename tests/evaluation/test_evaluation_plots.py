@@ -16,9 +16,10 @@ from matplotlib.image import imread
 
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.config import Recipe
-from kronos_pipeline.evaluation import plots
 from kronos_pipeline.evaluation.canvas import WARNING
-from kronos_pipeline.evaluation.plots import (
+from kronos_pipeline.evaluation.predictions import models_of
+from kronos_pipeline.evaluation.reports import plots
+from kronos_pipeline.evaluation.reports.plots import (
     fan_plot,
     forecast_plot,
     loss_plot,
@@ -26,7 +27,6 @@ from kronos_pipeline.evaluation.plots import (
     save_plots,
     steps_plot,
 )
-from kronos_pipeline.evaluation.predictions import models_of
 
 RECIPE = Recipe(horizon=4, lookback=8, eval_samples=30)
 COLOURS = {"base": "#0072b2", "checkpoint": "#009e73", "adapter": "#d55e00", "naive": "#7a7a7a"}
@@ -269,5 +269,5 @@ def test_losses_are_drawn_however_few_there_are(steps: int, every: int) -> None:
 
 
 def test_pyplot_with_its_global_state_is_not_imported() -> None:
-    code = "import sys, kronos_pipeline.evaluation.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, kronos_pipeline.evaluation.reports.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

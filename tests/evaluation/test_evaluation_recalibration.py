@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from kronos_pipeline.evaluation import recalibration
-from kronos_pipeline.evaluation.distributions import describe
+from kronos_pipeline.evaluation.forecasting.distributions import describe
 from kronos_pipeline.evaluation.predictions import LEVELS
 from kronos_pipeline.evaluation.recalibration import fit_widths, shrink
 

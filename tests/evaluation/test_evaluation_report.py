@@ -12,9 +12,9 @@ from holdouts import NANO, HandMadeWindows, forecast
 from kronos_pipeline.artifacts import ArtifactLayout, file_hash, read_json, read_parquet
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import ArtifactError
-from kronos_pipeline.evaluation.manifests import evaluation_manifest, manifest_of_ticker, merge_manifests
-from kronos_pipeline.evaluation.metrics import METRICS, UNITS
-from kronos_pipeline.evaluation.report import (
+from kronos_pipeline.evaluation.provenance import evaluation_manifest, manifest_of_ticker, merge_manifests
+from kronos_pipeline.evaluation.scoring.metrics import METRICS, UNITS
+from kronos_pipeline.evaluation.scoring.report import (
     build_evaluation,
     load_predictions,
     save_evaluation,

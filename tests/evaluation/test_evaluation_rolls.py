@@ -17,10 +17,10 @@ from small import simulated_windows, small_recipe
 from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import ModelError
-from kronos_pipeline.evaluation.rolls import SampledRolls, rolls_from, sample, sampling_seed
+from kronos_pipeline.evaluation.forecasting.batching import SampledRolls, rolls_from, sample, sampling_seed
+from kronos_pipeline.evaluation.forecasting.tuning import plain_sampling
 from kronos_pipeline.evaluation.rounds import good
-from kronos_pipeline.evaluation.sampling import plain_sampling
-from kronos_pipeline.model.decoding import sample_paths
+from kronos_pipeline.model.decode.sample import sample_paths
 from kronos_pipeline.model.loading import load_base
 
 RECIPE = Recipe(horizon=4, lookback=8, eval_samples=3, seed=7)
@@ -110,6 +110,6 @@ def test_the_seed_is_the_tickers_own_and_the_same_in_every_process() -> None:
     seeds = {sampling_seed(seed, ticker) for seed in range(5) for ticker in ("AAPL", "MSFT", "BRK.B", "BRK-B")}
     assert len(seeds) == 20
     assert all(0 <= seed < 2**32 for seed in seeds)
-    code = "from kronos_pipeline.evaluation.rolls import sampling_seed; print(sampling_seed(7, 'AAPL'))"
+    code = "from kronos_pipeline.evaluation.forecasting.batching import sampling_seed; print(sampling_seed(7, 'AAPL'))"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(other.stdout) == sampling_seed(7, "AAPL")

@@ -18,13 +18,13 @@ from kronos_pipeline.artifacts import ArtifactLayout, read_parquet
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.errors import KronosError, ModelError
-from kronos_pipeline.evaluation import rolls as rolls_module
 from kronos_pipeline.evaluation import rounds
-from kronos_pipeline.evaluation.forecasts import predicting
+from kronos_pipeline.evaluation.forecasting import batching as rolls_module
+from kronos_pipeline.evaluation.forecasting.holdout_table import predicting
+from kronos_pipeline.evaluation.forecasting.tuning import fitting_sampling, plain_sampling
 from kronos_pipeline.evaluation.holdout import HoldoutResult, evaluate_tickers
 from kronos_pipeline.evaluation.precision import sampling_precision
 from kronos_pipeline.evaluation.rounds import Asking, alone, good, side_by_side, together
-from kronos_pipeline.evaluation.sampling import fitting_sampling, plain_sampling
 from kronos_pipeline.model.loading import KronosModel
 from kronos_pipeline.training.trainer import KronosTrainer
 

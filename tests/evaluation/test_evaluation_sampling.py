@@ -22,12 +22,9 @@ from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import FEATURES, Bars, make_bars
 from kronos_pipeline.data.windows import WindowSet, build_windows
 from kronos_pipeline.errors import ArtifactError
-from kronos_pipeline.evaluation.distributions import describe
-from kronos_pipeline.evaluation.halves import ORIGINS
-from kronos_pipeline.evaluation.predictions import LEVELS
-from kronos_pipeline.evaluation.rolls import rolls_from, sample
-from kronos_pipeline.evaluation.rounds import good
-from kronos_pipeline.evaluation.sampling import (
+from kronos_pipeline.evaluation.forecasting.batching import rolls_from, sample
+from kronos_pipeline.evaluation.forecasting.distributions import describe
+from kronos_pipeline.evaluation.forecasting.tuning import (
     TEMPERATURES,
     TOP_PS,
     Sampling,
@@ -36,6 +33,9 @@ from kronos_pipeline.evaluation.sampling import (
     plain_sampling,
     save_sampling,
 )
+from kronos_pipeline.evaluation.halves import ORIGINS
+from kronos_pipeline.evaluation.predictions import LEVELS
+from kronos_pipeline.evaluation.rounds import good
 from kronos_pipeline.model.loading import load_base
 
 MODEL: Any = SimpleNamespace(weights_hash="its hash")

@@ -10,15 +10,15 @@ from test_evaluation_report import SKIPPED, build_evaluation, manifest_of, predi
 
 from kronos_pipeline.artifacts import ArtifactLayout, read_json
 from kronos_pipeline.evaluation.leaderboard import leaderboard_rows, save_leaderboard
-from kronos_pipeline.evaluation.metrics import METRICS, UNITS
-from kronos_pipeline.evaluation.sheets import Sheet, price
-from kronos_pipeline.evaluation.tables import (
+from kronos_pipeline.evaluation.reports.tables import (
     evaluation_frame,
     evaluation_sheet,
     flat_metrics,
     leaderboard_sheet,
     verdict_sentences,
 )
+from kronos_pipeline.evaluation.reports.text_table import Sheet, price
+from kronos_pipeline.evaluation.scoring.metrics import METRICS, UNITS
 
 MODELS = {"naive", "drift", "seasonal_naive", "random_walk", "base", "checkpoint", "adapter"}
 

@@ -14,8 +14,8 @@ from made_predictions import predictions_of_losses
 from scipy import stats
 
 from kronos_pipeline.errors import ArtifactError
-from kronos_pipeline.evaluation.significance import bootstrap_skill, diebold_mariano, holm
-from kronos_pipeline.evaluation.verdicts import (
+from kronos_pipeline.evaluation.scoring.significance import bootstrap_skill, diebold_mariano, holm
+from kronos_pipeline.evaluation.scoring.verdicts import (
     BETTER,
     NO_BETTER,
     TOO_LITTLE,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kronos_pipeline.model.decoder import Decoder
+from kronos_pipeline.model.decode.decoder import Decoder
 
 
 @pytest.fixture

@@ -17,9 +17,10 @@ from tiny import NO_DROPOUT, tiny_predictor, tiny_tokenizer
 from torch import Tensor
 
 from kronos_pipeline.errors import ModelError, SettingsError
-from kronos_pipeline.model import generation, packed
+from kronos_pipeline.model import packed
 from kronos_pipeline.model.cached import SIDE_BY_SIDE
-from kronos_pipeline.model.decoder import Decoder, decoders
+from kronos_pipeline.model.decode import generate as generation
+from kronos_pipeline.model.decode.decoder import Decoder, decoders
 from kronos_pipeline.model.losses import teacher_forced_logits
 from kronos_pipeline.model.modules import copy_around_weights
 from kronos_pipeline.model.replayed import Moving

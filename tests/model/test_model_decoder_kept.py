@@ -14,7 +14,7 @@ from tiny import tiny_predictor, tiny_tokenizer
 from torch import Tensor
 
 from kronos_pipeline.model import kept as module
-from kronos_pipeline.model.decoder import Decoder
+from kronos_pipeline.model.decode.decoder import Decoder
 from kronos_pipeline.model.kept import kept
 
 

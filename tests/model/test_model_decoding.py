@@ -15,9 +15,10 @@ from tiny import tiny_predictor, tiny_tokenizer
 from kronos_pipeline.base_models import BaseModelSource, WeightsSource
 from kronos_pipeline.data.normalisation import denormalise, lookback_statistics, normalise
 from kronos_pipeline.errors import ModelError, SettingsError
-from kronos_pipeline.model import decoder, decoding
-from kronos_pipeline.model.decoder import Decoder
-from kronos_pipeline.model.decoding import choose, sample_paths
+from kronos_pipeline.model.decode import decoder
+from kronos_pipeline.model.decode import sample as decoding
+from kronos_pipeline.model.decode.decoder import Decoder
+from kronos_pipeline.model.decode.sample import choose, sample_paths
 from kronos_pipeline.model.loading import KronosModel
 from kronos_pipeline.model.losses import teacher_forced_logits
 from kronos_pipeline.model.modules import copy_around_weights

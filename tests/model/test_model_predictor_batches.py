@@ -14,7 +14,7 @@ from sktime.libs.kronos import KronosPredictor as Upstream
 from kronos_pipeline import KronosPredictor
 from kronos_pipeline.errors import ModelError
 from kronos_pipeline.model import batches
-from kronos_pipeline.model.decoder import Decoder
+from kronos_pipeline.model.decode.decoder import Decoder
 
 HORIZON, PATHS = 5, 3
 LENGTHS = (20, 31, 1, 12)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sktime.libs.kronos import sample_from_logits
 
 from kronos_pipeline.errors import ModelError
-from kronos_pipeline.model.draws import Draws, Sampling, generator_for, probabilities
+from kronos_pipeline.model.predictor.sampling import Draws, Sampling, generator_for, probabilities
 
 CPU = torch.device("cpu")
 SAMPLING = Sampling(horizon=3, temperature=1.0, top_k=0, top_p=0.9, paths=3)

@@ -11,7 +11,7 @@ from tiny import tiny_predictor
 
 from kronos_pipeline.model.lora import add_lora
 from kronos_pipeline.model.losses import token_losses
-from kronos_pipeline.model.stacked_lora import StackedLora
+from kronos_pipeline.model.multi_lora import StackedLora
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "out_proj", "w1", "w2", "w3"]
 EMBEDDINGS = ["month_embed", "day_embed"]

@@ -16,9 +16,9 @@ from locations import Location
 
 from kronos_pipeline.data.bars import load_bars, make_bars, save_bars
 from kronos_pipeline.errors import SettingsError
-from kronos_pipeline.orchestration.automation import AutomationSettings, make_jobs, make_schedules
+from kronos_pipeline.orchestration.automation.csv_sensor import make_sensor
+from kronos_pipeline.orchestration.automation.jobs import AutomationSettings, make_jobs, make_schedules
 from kronos_pipeline.orchestration.partitions import RANGE_END, RANGE_START, split_into_runs, ticker_partitions
-from kronos_pipeline.orchestration.sensors import make_sensor
 
 NIGHT = datetime(2026, 3, 4, 20, tzinfo=ZoneInfo("America/New_York"))
 

@@ -14,7 +14,7 @@ from locations import Location, checks, failed_steps
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.data.bars import load_bars, make_bars, save_bars
 from kronos_pipeline.data.windows import load_windows, save_windows
-from kronos_pipeline.evaluation.report import save_ticker_evaluation
+from kronos_pipeline.evaluation.scoring.report import save_ticker_evaluation
 from kronos_pipeline.orchestration.checks import (
     bars_are_sound,
     better_than,

@@ -16,7 +16,7 @@ import pytest
 from locations import TINY, Location, launchpad
 
 from kronos_pipeline.artifacts import MANIFEST, read_json
-from kronos_pipeline.orchestration.killed_runs import make_killed_runs_sensor
+from kronos_pipeline.orchestration.automation.killed_runs import make_killed_runs_sensor
 
 ROOT = Path(__file__).parents[2]
 

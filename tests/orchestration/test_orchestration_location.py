@@ -15,9 +15,9 @@ from locations import Location, failed_steps
 
 from kronos_pipeline.definitions import build
 from kronos_pipeline.errors import KronosError
-from kronos_pipeline.orchestration.automation import AutomationSettings
-from kronos_pipeline.orchestration.doors import door_name
-from kronos_pipeline.orchestration.killed_runs import make_killed_runs_sensor
+from kronos_pipeline.orchestration.assets.adapter_by_ticker import door_name
+from kronos_pipeline.orchestration.automation.jobs import AutomationSettings
+from kronos_pipeline.orchestration.automation.killed_runs import make_killed_runs_sensor
 from kronos_pipeline.orchestration.partitions import find_tickers
 from kronos_pipeline.orchestration.resources import PipelineSettings, with_defaults
 

@@ -18,8 +18,8 @@ from locations import Location, checks, failed_steps
 
 from kronos_pipeline.artifacts import read_json, read_parquet
 from kronos_pipeline.data.simulate import Calendar, Dynamics, simulate_ticker
-from kronos_pipeline.orchestration.automation import AutomationSettings, make_jobs
-from kronos_pipeline.orchestration.drift_sensor import make_drift_sensor
+from kronos_pipeline.orchestration.automation.drift_sensor import make_drift_sensor
+from kronos_pipeline.orchestration.automation.jobs import AutomationSettings, make_jobs
 from kronos_pipeline.orchestration.partitions import ticker_partitions
 
 TICKER = "WEEKLY"  # a name that no other test promotes: the MLflow store is one for all of them

@@ -19,10 +19,11 @@ from tiny import save_tiny_base
 from kronos_pipeline.artifacts import ArtifactLayout, write_json
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import ModelError
+from kronos_pipeline.evaluation.forecasting.tuning import Sampling, plain_sampling, save_sampling
 from kronos_pipeline.evaluation.predictions import LEVELS
-from kronos_pipeline.evaluation.sampling import Sampling, plain_sampling, save_sampling
 from kronos_pipeline.model.loading import KronosModel
-from kronos_pipeline.tracking.choice import Choice, choose, load_trained
+from kronos_pipeline.model.lora import load_trained
+from kronos_pipeline.promotion.champion import Choice, choose
 from kronos_pipeline.tracking.registry import Registry, registered_name
 from kronos_pipeline.tracking.runs import Tracker
 from kronos_pipeline.tracking.store import TrackingError

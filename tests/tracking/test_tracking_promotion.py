@@ -14,10 +14,10 @@ from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json, write
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.windows import build_windows
 from kronos_pipeline.errors import ArtifactError
-from kronos_pipeline.evaluation.candidates import doubts, load_candidates
-from kronos_pipeline.evaluation.report import build_evaluation
+from kronos_pipeline.evaluation.forecasting.candidates import doubts, load_candidates
+from kronos_pipeline.evaluation.scoring.report import build_evaluation
 from kronos_pipeline.model.lora import adapter_hash
-from kronos_pipeline.tracking.promotion import Submission, find_evidence, submit
+from kronos_pipeline.promotion.submit import Submission, find_evidence, submit
 from kronos_pipeline.tracking.registry import Registry
 from kronos_pipeline.tracking.runs import Tracker
 

@@ -25,7 +25,7 @@ from small import small_recipe
 from kronos_pipeline.artifacts import MANIFEST
 from kronos_pipeline.config import NAME, Recipe
 from kronos_pipeline.errors import ArtifactError
-from kronos_pipeline.evaluation.gate import Decision, decide
+from kronos_pipeline.evaluation.scoring.gate import Decision, decide
 from kronos_pipeline.tracking.registry import Registry, Version, registered_name
 from kronos_pipeline.tracking.runs import Tracker
 from kronos_pipeline.tracking.store import TrackingError

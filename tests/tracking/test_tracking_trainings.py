@@ -13,8 +13,8 @@ from kronos_pipeline.errors import DataError, ModelError, Problem
 from kronos_pipeline.tracking.runs import Tracker
 from kronos_pipeline.tracking.trainings import TrainingRuns
 from kronos_pipeline.training.adapters import AdapterJob
-from kronos_pipeline.training.course import HISTORY
 from kronos_pipeline.training.publish import TrainingResult
+from kronos_pipeline.training.trainer_state import HISTORY
 
 RECIPE = Recipe(model_name="kronos-nano")
 RESULT = TrainingResult(Path("none"), pd.DataFrame([[1, 1, 2.0, 3.0, 0.1, 5.0]], columns=list(HISTORY)), {"steps": 7})

@@ -14,11 +14,11 @@ from small import simulated_windows, small_recipe
 from kronos_pipeline import KronosTrainer
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.errors import ModelError
-from kronos_pipeline.training import passes
 from kronos_pipeline.training.adapters import AdapterJob
+from kronos_pipeline.training.checkpoint import TrainingState, group_state
 from kronos_pipeline.training.loop import Optimisation
-from kronos_pipeline.training.state import TrainingState, group_state
-from kronos_pipeline.training.together import JointOptimisation
+from kronos_pipeline.training.multi_lora import microbatch as passes
+from kronos_pipeline.training.multi_lora.loop import JointOptimisation
 
 
 def test_a_timing_that_runs_out_of_memory_is_tried_with_half_the_adapters(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.training.adapters import Prepared
+from kronos_pipeline.training.checkpoint import TrainingState
 from kronos_pipeline.training.grouping import adapters_per_pass, adapters_together, groups_of, one_by_one
-from kronos_pipeline.training.state import TrainingState
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SMALL = SimpleNamespace(n_layers=8, d_model=512, ff_dim=1024, s1_bits=10, s2_bits=10)

@@ -15,11 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.model.losses import token_loss
-from kronos_pipeline.training.course import batches_of, epoch_order, look_points
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
 from kronos_pipeline.training.devices import new_accelerator
 from kronos_pipeline.training.loop import Optimisation
 from kronos_pipeline.training.microbatch import Microbatch
+from kronos_pipeline.training.trainer_state import batches_of, epoch_order, look_points
 
 CPU = torch.device("cpu")
 

@@ -15,15 +15,15 @@ from kronos_pipeline.data.bars import make_bars
 from kronos_pipeline.data.simulate import SHIPPED_TICKERS, Dynamics, simulate_ticker
 from kronos_pipeline.data.windows import build_windows
 from kronos_pipeline.errors import SettingsError
-from kronos_pipeline.evaluation.forecasts import predict
+from kronos_pipeline.evaluation.forecasting.holdout_table import predict
+from kronos_pipeline.evaluation.forecasting.tuning import plain_sampling
 from kronos_pipeline.evaluation.predictions import point_table
-from kronos_pipeline.evaluation.sampling import plain_sampling
-from kronos_pipeline.model.decoding import sample_paths
+from kronos_pipeline.model.decode.sample import sample_paths
 from kronos_pipeline.model.loading import load_base
 from kronos_pipeline.model.lora import load_adapter
-from kronos_pipeline.training.pretrain import pretrain
-from kronos_pipeline.training.pretrain_data import PretrainingBars, random_dynamics
-from kronos_pipeline.training.pretrain_settings import PretrainSettings
+from kronos_pipeline.training.pretrain.data import PretrainingBars, random_dynamics
+from kronos_pipeline.training.pretrain.run import pretrain
+from kronos_pipeline.training.pretrain.settings import PretrainSettings
 from kronos_pipeline.training.trainer import KronosTrainer
 
 CPU = torch.device("cpu")

@@ -23,9 +23,9 @@ from kronos_pipeline.model.lora import load_adapter
 from kronos_pipeline.model.losses import token_losses
 from kronos_pipeline.training.adapters import AdapterJob
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
-from kronos_pipeline.training.passes import Passes
+from kronos_pipeline.training.multi_lora.loop import JointOptimisation
+from kronos_pipeline.training.multi_lora.microbatch import Passes
 from kronos_pipeline.training.publish import TrainingResult
-from kronos_pipeline.training.together import JointOptimisation
 
 BARS = {"AAPL": 130, "MSFT": 171, "NVDA": 118}
 

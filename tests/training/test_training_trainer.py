@@ -23,7 +23,7 @@ from kronos_pipeline.model.lora import load_adapter
 from kronos_pipeline.model.losses import token_losses
 from kronos_pipeline.model.upstream import Kronos
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
-from kronos_pipeline.training.plan import describe
+from kronos_pipeline.training.preflight import describe
 from kronos_pipeline.training.publish import TrainingResult
 
 

@@ -1,0 +1,36 @@
+"""`kronos backtest`: what the recipe would have been worth, cutoff after cutoff."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kronos_pipeline.cli.command import FAILED, Command
+from kronos_pipeline.config import KronosTrainingConfig
+
+
+class Backtest(Command, KronosTrainingConfig):
+    """Train the recipe anew before each of several cutoffs, score it on the horizon after each, and say whether it is
+    better than repeating the last close and than the untouched model. 12 cutoffs, unless --backtest-origins says."""
+
+    def run(self) -> int:
+        # Imported here, for --help can do without what takes seconds to import.
+        from kronos_pipeline.artifacts import ArtifactLayout, check_writable, read_json
+        from kronos_pipeline.evaluation.leaderboard import save_leaderboard
+        from kronos_pipeline.evaluation.reports.tables import leaderboard_sheet, verdict_sentences
+        from kronos_pipeline.pipeline.evaluate import backtest_all, print_sheets, trained_model
+        from kronos_pipeline.pipeline.ingest import read_tickers
+        from kronos_pipeline.training.trainer import KronosTrainer
+
+        layout = ArtifactLayout(Path(self.output_dir))
+        check_writable(layout.root)
+        tickers = read_tickers(self, layout)
+        trainer = KronosTrainer(self.recipe, layout.root)
+        print(f"base model {trainer.base.source.label} on {trainer.device}, {trainer.precision}")
+        evaluation = backtest_all(self, trainer, tickers).evaluation
+        print_sheets(leaderboard_sheet(evaluation, "Backtest"))
+        for sentence in verdict_sentences(evaluation["aggregate"], trained_model(self)):
+            print(sentence)
+        if layout.evaluation.is_file():
+            save_leaderboard(layout, read_json(layout.evaluation), evaluation)
+        print(f"backtest  {layout.backtest_evaluation(trained_model(self))}")
+        return FAILED if tickers.skipped else 0

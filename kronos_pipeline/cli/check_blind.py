@@ -1,0 +1,84 @@
+"""`kronos check-blind`: show on a user's own data that nothing which training makes depends on the holdout."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from kronos_pipeline.cli.command import FAILED, Command
+from kronos_pipeline.config import KronosTrainingConfig
+from kronos_pipeline.errors import DataError
+
+if TYPE_CHECKING:
+    from kronos_pipeline.data.windows import WindowSet
+    from kronos_pipeline.evaluation.leakage_test import Blindness
+
+
+class CheckBlind(Command, KronosTrainingConfig):
+    """Train on a folder of CSVs as `train` does, then again with noise in place of every holdout bar, and compare the
+    weights and all else that forecasts depend on byte by byte. It takes twice as long as the training. What it makes is
+    removed from the output folder at the end."""
+
+    deterministic: bool = Field(
+        True,
+        description="take deterministic algorithms alone on a GPU; without them trainings there are never the same",
+    )
+
+    def run(self) -> int:
+        # Imported here, for --help can do without what takes seconds to import.
+        from kronos_pipeline.artifacts import check_writable
+        from kronos_pipeline.evaluation.leakage_test import check_blindness
+
+        windows, skipped = _cut(self)
+        output = Path(self.output_dir)
+        check_writable(output)
+        with tempfile.TemporaryDirectory(prefix="check-blind-", dir=output) as folder:
+            found = check_blindness(windows, self, Path(folder), say=print)
+        holdout = sum(len(one.bars) - one.holdout_start for one in windows)
+        problems = _problems(found)
+        for file in found.files:
+            print(f"{'differs' if file in found.differing else 'same'}  {file}")
+        if not problems:
+            print(
+                f"blind: no byte of {len(found.files)} files depends on the {holdout:,} holdout bars of "
+                f"{len(windows)} ticker{'s' if len(windows) > 1 else ''}"
+            )
+        for problem in (*skipped, *problems):
+            print(f"error: {problem}", file=sys.stderr)
+        return FAILED if skipped or problems else 0
+
+
+def _cut(config: KronosTrainingConfig) -> tuple[list[WindowSet], list[str]]:
+    """The windows of every ticker that has enough bars, and what is wrong with the others."""
+    from kronos_pipeline.data.ingest import read_folder
+    from kronos_pipeline.data.windows import build_windows
+
+    bars, bad = read_folder(Path(config.data_dir))
+    errors, windows = list(bad.values()), []
+    for one in bars.values():
+        try:
+            windows.append(build_windows(one, config.recipe))
+        except DataError as error:
+            errors.append(error)
+    if not windows:
+        raise DataError([problem for error in errors for problem in error.problems])
+    return windows, [line for error in errors for line in str(error).splitlines()]
+
+
+def _problems(found: Blindness) -> list[str]:
+    if found.blind:
+        return []
+    files = ", ".join(found.differing)
+    if not found.repeatable:
+        return [
+            f"{files}: not the same either where the data are, so nothing can be said of the holdout: on this device "
+            "a training does not repeat itself. Use --deterministic, or --device cpu."
+        ]
+    return [
+        f"{files}: not the same with noise in place of the holdout, so something has read the holdout. No score on it "
+        "can be believed; report this, with the settings."
+    ]

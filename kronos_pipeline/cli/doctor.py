@@ -1,0 +1,29 @@
+"""`kronos doctor`: say whether a folder of CSVs is fit, and enough."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from kronos_pipeline.cli.command import FAILED, Command
+from kronos_pipeline.config import Recipe
+
+
+class Doctor(Command, Recipe):
+    """Say whether a folder of CSVs is fit for training, and whether it is enough: every bad line with its file, line
+    and column, and the windows that the settings cut. Nothing is written."""
+
+    data_dir: str = Field(
+        "trainingdata", description="folder with one CSV per ticker, at any depth [environment: KRONOS_DATA_DIR]"
+    )
+
+    def run(self) -> int:
+        from rich.console import Console
+
+        from kronos_pipeline.data.doctor import doctor_table, examine_folder
+
+        report = examine_folder(Path(self.data_dir), Recipe.model_validate(self.model_dump(exclude={"data_dir"})))
+        Console().print(doctor_table(report))
+        print("\n".join(report.lines()))
+        return 0 if report.fit else FAILED

@@ -1,0 +1,70 @@
+"""A person's word on who is champion: `kronos promote` and `kronos rollback`. Both are written on the version."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Optional
+
+from pydantic import Field
+from pydantic_settings import CliPositionalArg
+
+from kronos_pipeline.cli.command import Command
+from kronos_pipeline.config import NAME
+from kronos_pipeline.errors import SettingsError
+
+if TYPE_CHECKING:
+    from kronos_pipeline.tracking.registry import Registry
+
+CHECKPOINT = "all"
+"""What stands for the checkpoint over all tickers in place of an adapter's name."""
+
+
+class _OnOneModel(Command):
+    adapter: CliPositionalArg[str] = Field(
+        description="a ticker or an adapter's name; all, in lower case, is the checkpoint over all tickers"
+    )
+    reason: Optional[str] = Field(None, min_length=1, description="why, in your words; it is kept on the version")
+    output_dir: str = Field(
+        "artifacts",
+        min_length=1,
+        description="folder of artifacts, for its MLflow store; MLFLOW_TRACKING_URI names another "
+        "[environment: KRONOS_OUTPUT_DIR]",
+    )
+
+    @property
+    def _name(self) -> str:
+        from kronos_pipeline.tracking.version_store import registered_name
+
+        if not NAME.fullmatch(self.adapter.removesuffix("~adapter")):
+            raise SettingsError(f"No adapter is called {self.adapter!r}: a name has letters, digits and .-_^= only.")
+        return registered_name(None if self.adapter == CHECKPOINT else self.adapter)
+
+    @property
+    def _registry(self) -> Registry:
+        from kronos_pipeline.tracking.registry import Registry
+        from kronos_pipeline.tracking.runs import Tracker
+
+        return Registry(Tracker(None, Path(self.output_dir)))
+
+
+class Promote(_OnOneModel):
+    """Make a version of a registered model the champion, with which forecasts are made, whatever the gate said."""
+
+    version: Optional[int] = Field(None, ge=1, description="the version's number; by default the challenger")
+
+    def run(self) -> int:
+        champion = self._registry.promote(self._name, self.version, self.reason or "promoted by hand, no reason given")
+        print(f"{champion} is the champion")
+        gate = champion.tags.get("gate_reason")
+        print(f"what the gate had said of it: {gate}" if gate else "no gate had said anything of it")
+        return 0
+
+
+class Rollback(_OnOneModel):
+    """Make the champion before this one champion again; where there was none, forecasts fall back on the base model or
+    naive."""
+
+    def run(self) -> int:
+        champion = self._registry.rollback(self._name, self.reason or "rolled back by hand, no reason given")
+        print(f"{champion} is the champion again" if champion else f"{self._name} has no champion now")
+        return 0

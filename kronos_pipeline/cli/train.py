@@ -1,0 +1,15 @@
+"""`kronos train`: fine-tune, evaluate and promote."""
+
+from __future__ import annotations
+
+from kronos_pipeline.cli.command import FAILED, Command
+from kronos_pipeline.config import KronosTrainingConfig
+
+
+class Train(Command, KronosTrainingConfig):
+    """Fine-tune a base model on a folder of CSVs and measure it on each ticker's last days, which it has never seen."""
+
+    def run(self) -> int:
+        from kronos_pipeline.pipeline.run import run_pipeline
+
+        return 0 if run_pipeline(self) else FAILED

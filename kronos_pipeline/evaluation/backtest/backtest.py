@@ -1,0 +1,244 @@
+"""Walk-forward backtest: the recipe trained again and again on what was known, and scored on what came next.
+
+A fold's predictions are kept while its data, settings and code stay the same: a backtest that was killed goes on where
+it was, and one that is repeated with a few new bars does only what is new.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from kronos_pipeline.artifacts import (
+    ArtifactLayout,
+    file_hash,
+    read_parquet,
+    write_file,
+    write_json,
+)
+from kronos_pipeline.config import Recipe
+from kronos_pipeline.data.bars import Bars
+from kronos_pipeline.errors import KronosError
+from kronos_pipeline.evaluation.backtest.fold_runs import fold_key, kept_predictions, prune_folds, run_folds
+from kronos_pipeline.evaluation.backtest.folds import BacktestError, Fold, plan_folds
+from kronos_pipeline.evaluation.predictions import ADAPTER, BASE
+from kronos_pipeline.evaluation.provenance import manifest_of_ticker, merge_manifests
+from kronos_pipeline.evaluation.reports.text_table import count
+from kronos_pipeline.evaluation.scoring.report import build_evaluation, save_report
+from kronos_pipeline.evaluation.scoring.verdicts import MIN_CUTOFFS
+from kronos_pipeline.training.progress import Say, duration
+
+if TYPE_CHECKING:
+    from kronos_pipeline.model.loading import KronosModel
+
+DEFAULT_ORIGINS = 12
+"""Cutoffs where a backtest is asked for and `--backtest-origins` is not given."""
+
+
+@dataclass(frozen=True)
+class Backtest:
+    """What a backtest found.
+
+    Attributes:
+        predictions: of all tickers and cutoffs; see `evaluation.predictions`.
+        evaluation: as `build_evaluation` makes it, over all tickers.
+        skipped: tickers that have no cutoff or could not be trained or forecast, and why.
+        plots: each ticker's pictures by kind, "steps" and "reliability".
+    """
+
+    predictions: pd.DataFrame
+    evaluation: dict[str, Any]
+    skipped: dict[str, KronosError]
+    plots: dict[str, dict[str, Path]]
+
+
+def run_backtest(
+    layout: ArtifactLayout,
+    bars: Mapping[str, Bars],
+    recipe: Recipe,
+    base: KronosModel,
+    *,
+    trained: str,
+    tickers_tested: int | None = None,
+    say: Say = print,
+) -> Backtest:
+    """Backtest a recipe, and write `backtest/<trained>/<T>.*` and `backtest/<trained>.json`.
+
+    Args:
+        layout: where artifacts lie.
+        bars: the tickers' bars.
+        recipe: with `backtest_origins` cutoffs per ticker, or `DEFAULT_ORIGINS` where that is 0.
+        base: the untouched base model.
+        trained: "adapter", one per ticker or, with `adapter_name`, one over all; or "checkpoint", one over all.
+        tickers_tested: tickers that verdicts are corrected for; by default those that have cutoffs.
+        say: takes lines for the person who runs the pipeline.
+
+    Raises:
+        BacktestError: no ticker has bars enough for one cutoff, or could be trained and forecast.
+        SettingsError, ModelError, ArtifactError: see their messages.
+    """
+    recipe = recipe.model_copy(update={"backtest_origins": recipe.backtest_origins or DEFAULT_ORIGINS})
+    alone = trained == ADAPTER and recipe.adapter_name is None
+    groups = [{ticker: one} for ticker, one in bars.items()] if alone else [bars]
+    folds, skipped = plan_folds(groups, recipe, _anchors(layout, trained, list(bars)))
+    places = {layout.backtest_fold(fold_key(fold, trained, base)): fold for fold in folds}
+    new = {root: fold for root, fold in places.items() if not kept_predictions(root).is_file()}
+    seconds = _expected_seconds(new, base, lora=trained == ADAPTER)
+    say("\n".join(_announce(folds, len(new), seconds, skipped, recipe)))
+    began = time.monotonic()
+    for done, (root, found) in enumerate(run_folds(new, trained, base), 1):
+        if isinstance(found, KronosError):
+            skipped |= dict.fromkeys((one.ticker for one in new[root].windows), found)
+        else:
+            left = (time.monotonic() - began) / done * (len(new) - done)
+            say(f"backtest: {_describe(found, trained)}; {done} of {len(new)}, about {duration(left)} left")
+    kept = [root for root, fold in places.items() if skipped.keys().isdisjoint(one.ticker for one in fold.windows)]
+    if not kept:
+        raise BacktestError(skipped)
+    parts = [read_parquet(kept_predictions(root)) for root in kept]
+    tables, manifests = zip(*parts, strict=True)
+    predictions: pd.DataFrame = pd.concat(tables, ignore_index=True)
+    predictions = predictions.sort_values(["unique_id", "cutoff", "model", "step"], ignore_index=True)
+    manifest = _merge(manifests) | {
+        "data": {ticker: bars[ticker].content_hash for ticker in predictions["unique_id"].unique()}
+    }
+    evaluation = _save(layout, predictions, trained, manifest, skipped, tickers_tested)
+    prune_folds(places)
+    said = [f"base model {base.source.label}"]
+    plots = {
+        str(ticker): _draw(layout, str(ticker), rows, trained, said + _warnings_of(evaluation, str(ticker)))
+        for ticker, rows in predictions.groupby("unique_id", sort=True)
+    }
+    return Backtest(predictions, evaluation, skipped, plots)
+
+
+def _anchors(layout: ArtifactLayout, trained: str, tickers: Sequence[str]) -> dict[str, pd.Timestamp]:
+    """The newest cutoff of each ticker's last backtest; of the newest of all tickers' where it has had none."""
+    newest = {
+        path.stem: read_parquet(path)[0]["cutoff"].max()
+        for path in layout.backtest(trained, "X").parent.glob("*.parquet")
+    }
+    if not newest:
+        return {}
+    return {ticker: newest.get(ticker, max(newest.values())) for ticker in tickers}
+
+
+def _merge(manifests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One manifest of all folds; a ticker's folds are listed one after another."""
+    folds: dict[str, list[Any]] = {}
+    for manifest in manifests:
+        for ticker, some in manifest["folds"].items():
+            folds.setdefault(ticker, []).extend(some)
+    # The newest fold's entries stay where a ticker has several, but for what may have been seen in pre-training, which
+    # the oldest says, and for the share of mended bars, which is the mean over them.
+    merged = merge_manifests(manifests)
+    suspicions = merge_manifests([{"contamination": one["contamination"]} for one in reversed(manifests)])
+    shares: dict[str, dict[str, list[float]]] = {}
+    for manifest in manifests:
+        for ticker, of_models in manifest["mended"].items():
+            for name, share in of_models.items():
+                shares.setdefault(ticker, {}).setdefault(name, []).append(share)
+    mended = {
+        ticker: {name: sum(some) / len(some) for name, some in of_models.items()}
+        for ticker, of_models in shares.items()
+    }
+    return {**merged, **suspicions, "mended": mended, "folds": folds}
+
+
+def _save(
+    layout: ArtifactLayout,
+    predictions: pd.DataFrame,
+    trained: str,
+    manifest: dict[str, Any],
+    skipped: Mapping[str, KronosError],
+    tickers_tested: int | None,
+) -> dict[str, Any]:
+    tickers = predictions["unique_id"].unique()
+    tested = max(tickers_tested or 0, len(tickers))
+    files = []
+    for ticker, rows in predictions.groupby("unique_id", sort=True):
+        path = layout.backtest(trained, str(ticker))
+        own = manifest_of_ticker(manifest, str(ticker))
+        report = build_evaluation(rows, trained, [], own, tested)
+        save_report(layout.backtest_report(trained, str(ticker)), path, report, rows)
+        files.append(path)
+    reasons = [{"symbol": ticker, "reason": str(error)} for ticker, error in skipped.items()]
+    evaluation = build_evaluation(predictions, trained, reasons, manifest, tested)
+    evaluation["files"] = {path.name: file_hash(path) for path in files}
+    write_json(layout.backtest_evaluation(trained), evaluation)
+    return evaluation
+
+
+def _warnings_of(evaluation: Mapping[str, Any], ticker: str) -> list[str]:
+    entry = next(one for one in evaluation["per_symbol"] if one["symbol"] == ticker)
+    return [entry["contamination"]] if entry["contamination"] else []
+
+
+def _draw(
+    layout: ArtifactLayout, ticker: str, rows: pd.DataFrame, trained: str, notes: Sequence[str]
+) -> dict[str, Path]:
+    """Draw what one forecast is too little for: the error by bars ahead, and whether the intervals hold."""
+    from kronos_pipeline.evaluation.reports.plots import reliability_plot, steps_plot
+
+    title = f"Do the intervals of {trained} hold? {ticker}, backtest"
+    pictures = {
+        "steps": steps_plot(rows, f"{ticker}: error by bars ahead, backtest", notes),
+        "reliability": reliability_plot(rows[rows["model"] == trained], title, notes),
+    }
+    paths = {kind: layout.picture(ticker, f"backtest-{kind}") for kind in pictures}
+    for kind, path in paths.items():
+        write_file(path, lambda handle, png=pictures[kind]: handle.write(png))  # type: ignore[misc]
+    return paths
+
+
+def _expected_seconds(new: Mapping[Path, Fold], base: KronosModel, *, lora: bool) -> float:
+    """Seconds that the trainings take at most, by a batch of the largest of them that is timed."""
+    from kronos_pipeline.training.trainer import KronosTrainer  # imports torch
+
+    if not new:
+        return 0.0
+    root = max(new, key=lambda one: _training_windows(new[one]))
+    share = sum(_training_windows(one) for one in new.values()) / _training_windows(new[root])
+    trainer = KronosTrainer(new[root].recipe, root, base=base, say=lambda _: None)
+    return share * trainer.expected_seconds(new[root].known, lora=lora)
+
+
+def _announce(
+    folds: Sequence[Fold], new: int, seconds: float, skipped: Mapping[str, KronosError], recipe: Recipe
+) -> list[str]:
+    """What the backtest will do and cost, in lines."""
+    counts: dict[str, int] = {}
+    for fold in folds:
+        for one in fold.windows:
+            counts[one.ticker] = counts.get(one.ticker, 0) + one.counts()["holdout"]
+    kept = f" ({len(folds) - new} are kept from before)" if new < len(folds) else ""
+    lines = [
+        f"backtest: {sum(counts.values())} cutoffs of {len(counts)} tickers, {recipe.horizon} bars apart; "
+        f"{count(new, 'training')}{kept}, about {duration(seconds)} at most, and the sampling"
+    ]
+    for ticker, found in counts.items():
+        if found < recipe.backtest_origins:
+            few = f"; a verdict needs {MIN_CUTOFFS}" if found < MIN_CUTOFFS else ""
+            lines.append(f"{ticker}: {found} of {recipe.backtest_origins} cutoffs have enough bars before them{few}")
+    return lines + [f"{ticker}: no backtest: {error}" for ticker, error in skipped.items()]
+
+
+def _training_windows(fold: Fold) -> int:
+    return sum(one.counts()["train"] for one in fold.known)
+
+
+def _describe(predictions: pd.DataFrame, trained: str) -> str:
+    """A fold in one line: whose, from which cutoffs, and the scaled errors."""
+    error = (predictions["mean"] - predictions["y"]).abs() / predictions["scale"]
+    means = error.groupby(predictions["model"]).mean()
+    shown = ", ".join(f"{name} {means[name]:.3g}" for name in (trained, BASE, "naive"))
+    tickers = predictions["unique_id"].unique()
+    who = tickers[0] if len(tickers) == 1 else f"{len(tickers)} tickers"
+    first, last = predictions["cutoff"].min(), predictions["cutoff"].max()
+    when = f"from {first:%Y-%m-%d}" if first == last else f"from {first:%Y-%m-%d} to {last:%Y-%m-%d}"
+    return f"{who} {when}, scaled error {shown}"

@@ -1,0 +1,100 @@
+"""Forecasts that need no model: what any model must beat. NumPy alone.
+
+They see what a model sees: the closes of a forecast's lookback, `(rolls, lookback)`, oldest first, in the file's unit.
+The formulas are those of Hyndman and Athanasopoulos, Forecasting: Principles and Practice, section 5.2.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from kronos_pipeline.data.bar_schedule import StampArray, find_rhythm
+from kronos_pipeline.data.bars import FloatArray
+
+VOLATILITY_BARS = 20
+"""The random walk's deviation is that of so many log returns, the newest."""
+_DAY = np.timedelta64(1, "D")
+
+
+def naive(closes: FloatArray, horizon: int) -> FloatArray:
+    """The last close, repeated: `(rolls, horizon)`."""
+    return np.repeat(closes[:, -1:], horizon, axis=1)
+
+
+def drift(closes: FloatArray, horizon: int) -> FloatArray:
+    """The line from the lookback's first close through its last, carried on: `(rolls, horizon)`."""
+    slope = (closes[:, -1:] - closes[:, :1]) / (closes.shape[1] - 1)
+    return closes[:, -1:] + slope * np.arange(1, horizon + 1)
+
+
+def seasonal_naive(closes: FloatArray, season: int | None, horizon: int) -> FloatArray | None:
+    """The lookback's last season, repeated: `(rolls, horizon)`; None where `no_season` has a reason.
+
+    Args:
+        closes: `(rolls, lookback)`.
+        season: bars after which it comes round, as `week_length` counts them.
+        horizon: bars ahead.
+    """
+    if season is None or no_season(season, closes.shape[1]):
+        return None
+    return closes[:, closes.shape[1] - season + np.arange(horizon) % season]
+
+
+def no_season(season: int | None, lookback: int) -> str | None:
+    """Why a lookback of so many bars has no seasonal naive forecast, or None where it has one."""
+    if season is None:
+        return "the bars before the first cutoff span no whole week"
+    if season > lookback:
+        return f"the ticker's week has {season:,} bars, and the lookback {lookback:,}"
+    return None
+
+
+def week_length(stamps: StampArray) -> int | None:
+    """Bars in a usual week of a ticker: 5 for daily stocks, 168 for hourly crypto, 1 for weekly bars and slower ones.
+
+    It is the sum over the regular weekdays of the number of bars that most dates of that weekday have, so holidays,
+    half days and a session's edge that moves with daylight saving do not count.
+
+    Args:
+        stamps: the bars' times, two at least, sorted and distinct: those before the first cutoff, as a forecast may
+            know no others.
+
+    Returns:
+        The number of bars; None where the bars span no whole week.
+    """
+    times = np.asarray(stamps).astype("datetime64[ns]")
+    rhythm = find_rhythm(times)
+    dates, bars = np.unique(times.astype("datetime64[D]"), return_counts=True)
+    # The first date and the last may be cut, except where a date is one bar.
+    if dates[-1] - dates[0] < (6 * _DAY if rhythm.daily else 8 * _DAY):
+        return None
+    weekdays = (dates.astype(np.int64) + 3) % 7  # 1970-01-01 was a Thursday
+    usual = [_most_frequent(bars[weekdays == weekday]) for weekday in np.flatnonzero(rhythm.weekdays)]
+    return max(sum(usual), 1)
+
+
+def random_walk_paths(closes: FloatArray, paths: int, horizon: int, seed: int) -> FloatArray:
+    """Sample closes of a random walk in log prices: `(rolls, paths, horizon)`.
+
+    Its steps are normal, without drift, so that the median of every bar ahead is the last close. Their deviation is
+    that of the lookback's newest `VOLATILITY_BARS` log returns from 0, as there is no drift to estimate.
+
+    A roll's paths follow from its closes and the seed alone: neither other rolls nor more paths change them.
+    """
+    recent = np.log(closes[:, -(VOLATILITY_BARS + 1) :])
+    deviation = np.sqrt(np.mean(np.diff(recent, axis=1) ** 2, axis=1))  # (rolls,)
+    steps = np.stack([_generator(row, seed).standard_normal((paths, horizon)) for row in closes])
+    return closes[:, -1, None, None] * np.exp(deviation[:, None, None] * np.cumsum(steps, axis=-1))
+
+
+def _most_frequent(counts: np.ndarray) -> int:
+    """The value that comes most often, of several the largest: a file's first date and its last may be cut."""
+    values, times = np.unique(counts[::-1], return_counts=True)
+    return int(values[::-1][times[::-1].argmax()])
+
+
+def _generator(closes: FloatArray, seed: int) -> np.random.Generator:
+    digest = hashlib.sha256(np.ascontiguousarray(closes, "<f8").tobytes()).digest()
+    return np.random.default_rng([seed, int.from_bytes(digest[:16], "little")])

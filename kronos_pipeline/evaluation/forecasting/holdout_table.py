@@ -1,0 +1,138 @@
+"""Forecasts from every cutoff of a ticker: the baselines and every model side by side, in one table of predictions.
+
+    holdout bars   |----------------- n bars ------------------|
+    roll 1      ...x = = = horizon = = =
+    roll 2      .......................x = = = horizon = = =
+    roll 3      ...........................................x = =      (cut at the last bar)
+
+`x` is a cutoff: the last bar that the roll's forecast may know. Each roll knows the real bars up to its cutoff, never
+an earlier roll's forecasts. All models get the same lookback bars, draw as many paths, and draw with the same seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from kronos_pipeline.evaluation.forecasting import baselines
+from kronos_pipeline.evaluation.forecasting.batching import Sampler, rolls_from, sampling_seed
+from kronos_pipeline.evaluation.forecasting.distributions import describe
+from kronos_pipeline.evaluation.predictions import (
+    COLUMNS,
+    DRIFT,
+    INTERVALS,
+    LEVELS,
+    NAIVE,
+    RANDOM_WALK,
+    SEASONAL,
+)
+from kronos_pipeline.evaluation.rounds import Asking, alone
+
+if TYPE_CHECKING:
+    from kronos_pipeline.config import Recipe
+    from kronos_pipeline.data.windows import WindowSet
+    from kronos_pipeline.evaluation.forecasting.tuning import Sampling
+
+
+@dataclass(frozen=True)
+class Forecasts:
+    """What was forecast of one ticker.
+
+    Attributes:
+        predictions: see `evaluation.predictions`.
+        mended: share of the sampled bars that were no valid candles before they were mended, by model.
+        notes: baselines that could not be had, and why.
+    """
+
+    predictions: pd.DataFrame
+    mended: dict[str, float]
+    notes: tuple[str, ...]
+
+
+def predict(
+    windows: WindowSet,
+    models: Mapping[str, Any],
+    samplings: Mapping[str, Sampling],
+    recipe: Recipe,
+    *,
+    sampler: Sampler | None = None,
+) -> Forecasts:
+    """Forecast every bar of a ticker's holdout by the baselines and by each model.
+
+    Args:
+        windows: the ticker's windows; its holdout rows are the rolls.
+        models: a `KronosModel` by column name: "base", "checkpoint", "adapter".
+        samplings: how each of them is sampled and how its intervals are recalibrated.
+        recipe: horizon (bars), paths per forecast and seed.
+        sampler: what draws the paths; by default `kronos_pipeline.model.decode.sample.sample_paths`.
+
+    Raises:
+        ModelError: a model's forecast is not finite.
+    """
+    return alone(predicting(windows, models, samplings, recipe), sampler)
+
+
+def predicting(
+    windows: WindowSet, models: Mapping[str, Any], samplings: Mapping[str, Sampling], recipe: Recipe
+) -> Asking[Forecasts]:
+    """`predict`, side by side with other evaluations."""
+    rows = windows.of_split("holdout")
+    origins, ends = rows["origin"].to_numpy(np.int64), rows["end"].to_numpy(np.int64)
+    sampled = yield [
+        rolls_from(windows, origins, ends, model, recipe, samplings[name]) for name, model in models.items()
+    ]
+    known = windows.bars.frame["close"].to_numpy(np.float64)[origins[:, None] + np.arange(1 - windows.lookback, 1)]
+    horizon, seed = windows.horizon, sampling_seed(recipe.seed, windows.ticker)
+    truth = _truth(windows, origins, ends)
+    steps = truth["step"].to_numpy()
+    there = np.arange(horizon) < (ends - origins - 1)[:, None]  # (rolls, horizon): the last roll may be cut
+
+    def of_points(points: np.ndarray) -> dict[str, np.ndarray]:
+        point = points[there]
+        nothing = np.full(len(point), np.nan)
+        intervals = dict.fromkeys((*INTERVALS, "pit"), nothing)
+        return {"mean": point, "median": point, **intervals, "crps": np.abs(point - truth["y"].to_numpy())}
+
+    def of_paths(closes: np.ndarray, widths: np.ndarray) -> dict[str, np.ndarray]:
+        """From paths (rolls, paths, horizon) and widths (bars, levels)."""
+        return describe(closes.transpose(0, 2, 1)[there], truth["y"].to_numpy(), widths)
+
+    found = {NAIVE: of_points(baselines.naive(known, horizon)), DRIFT: of_points(baselines.drift(known, horizon))}
+    notes = []
+    week = baselines.week_length(windows.bars.frame["timestamps"].to_numpy()[: windows.holdout_start])
+    seasonal = baselines.seasonal_naive(known, week, horizon)
+    if seasonal is not None:
+        found[SEASONAL] = of_points(seasonal)
+    else:
+        notes.append(f"{windows.ticker}: no {SEASONAL} forecast: {baselines.no_season(week, windows.lookback)}.")
+    walks = baselines.random_walk_paths(known, recipe.eval_samples, horizon, seed)
+    found[RANDOM_WALK] = of_paths(walks, np.ones((len(steps), len(LEVELS))))
+    mended = {}
+    for name, rolls in zip(models, sampled, strict=True):
+        found[name] = of_paths(rolls.closes, samplings[name].widths_at(steps))
+        mended[name] = rolls.mended / rolls.bars
+    tables = [truth.assign(model=name, **columns) for name, columns in found.items()]
+    return Forecasts(pd.concat(tables, ignore_index=True)[list(COLUMNS)], mended, tuple(notes))
+
+
+def _truth(windows: WindowSet, origins: np.ndarray, ends: np.ndarray) -> pd.DataFrame:
+    """The columns that all models share, a row per roll and bar ahead."""
+    frame = windows.bars.frame
+    close, stamps = frame["close"].to_numpy(np.float64), frame["timestamps"].to_numpy()
+    targets = np.concatenate([np.arange(origin + 1, end) for origin, end in zip(origins, ends, strict=True)])
+    cutoffs = np.repeat(origins, ends - origins - 1)
+    return pd.DataFrame(
+        {
+            "unique_id": windows.ticker,
+            "cutoff": stamps[cutoffs],
+            "ds": stamps[targets],
+            "step": (targets - cutoffs).astype(np.int32),
+            "y": close[targets],
+            "last": close[cutoffs],
+            "scale": float(np.abs(np.diff(close[: windows.holdout_start])).mean()),
+        }
+    )

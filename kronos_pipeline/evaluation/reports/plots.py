@@ -1,0 +1,246 @@
+"""Pictures of a result: forecasts beside the truth, their intervals, how errors grow, and how far intervals hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.special import bdtr
+
+from kronos_pipeline.artifacts import ArtifactLayout, write_file
+from kronos_pipeline.evaluation.canvas import (
+    BANDS,
+    BLUE,
+    FAINT,
+    INK,
+    ORANGE,
+    PAPER,
+    STYLES,
+    bar_axis,
+    new_figure,
+    numbered,
+    step_axis,
+    to_png,
+)
+from kronos_pipeline.evaluation.predictions import LEVELS, RANDOM_WALK, models_of
+from kronos_pipeline.evaluation.reports.text_table import count, price
+from kronos_pipeline.evaluation.scoring.metrics import score
+
+CONTEXT_BARS = 100
+"""Known bars that are drawn before a forecast, at most; a fan chart has no more than some times the forecast's."""
+_CONTEXT_TIMES, _LEAST_CONTEXT = 3, 30
+_FAN_BARS = 150
+"""Forecast bars in a fan chart, at most; of many cutoffs the newest are shown."""
+_FEW_STEPS = 20
+_PIT_BINS = 5
+"""Few, as the position among some dozen paths has no more than so many values."""
+
+
+def save_plots(
+    layout: ArtifactLayout, bars: pd.DataFrame, predictions: pd.DataFrame, trained: str, notes: Sequence[str]
+) -> dict[str, Path]:
+    """Draw a ticker's holdout: `plots/<T>.png`, and `plots/<T>/fan.png`, `steps.png` and `reliability.png`.
+
+    Args:
+        layout: where artifacts lie.
+        bars: the ticker's bars, by time; `timestamps` and `close` are read.
+        predictions: the ticker's table, see `evaluation.predictions`.
+        trained: the model that the fan and the reliability are of; the random walk where the table has no such model.
+        notes: what must be said on every picture.
+
+    Returns:
+        The files by kind: "holdout", "fan", "steps", "reliability".
+    """
+    ticker = str(predictions["unique_id"].iloc[0])
+    model = trained if trained in models_of(predictions) else RANDOM_WALK
+    own = predictions[predictions["model"] == model]
+    pictures = {
+        "holdout": forecast_plot(bars, predictions, f"{ticker}: holdout forecasts, each model's mean path", notes),
+        "fan": fan_plot(bars, own, f"{ticker}: holdout forecast by {model}, with its intervals", notes),
+        "steps": steps_plot(predictions, f"{ticker}: error by bars ahead, holdout", notes),
+        "reliability": reliability_plot(own, f"{ticker}: do the intervals of {model} hold? Holdout", notes),
+    }
+    paths = {kind: layout.plot(ticker) if kind == "holdout" else layout.picture(ticker, kind) for kind in pictures}
+    for kind, png in pictures.items():
+        write_file(paths[kind], lambda handle, png=png: handle.write(png))  # type: ignore[misc]
+    return paths
+
+
+def forecast_plot(bars: pd.DataFrame, predictions: pd.DataFrame, title: str, notes: Sequence[str] = ()) -> bytes:
+    """Draw each model's mean path from each cutoff beside the real close, as PNG.
+
+    Args:
+        bars: a ticker's bars, by time; `timestamps` and `close` are read.
+        predictions: the ticker's table, see `evaluation.predictions`.
+        title: the heading.
+        notes: what must be said with it.
+    """
+    stamps = pd.DatetimeIndex(bars["timestamps"])
+    position, close = numbered(stamps), bars["close"].to_numpy(np.float64)
+    first, last = int(position[predictions["ds"].min()]), int(position[predictions["ds"].max()])
+    shown = np.arange(max(0, first - CONTEXT_BARS), last + 1)
+    scores = score(predictions)[str(predictions["unique_id"].iloc[0])]
+
+    figure, (axes,) = new_figure(title, notes)
+    for cutoff in predictions["cutoff"].unique():
+        axes.axvline(int(position[cutoff]), color=FAINT, linewidth=1, zorder=0)
+    axes.plot(shown, close[shown], color=INK, linewidth=1.6, label="real close", zorder=2)
+    for model in models_of(predictions):
+        x, y = _broken_line(predictions[predictions["model"] == model], "mean", position, close)
+        axes.plot(x, y, label=f"{model} (MAE {price(scores[model]['mae'])})", zorder=3, **STYLES[model])
+    axes.plot([], [], color=FAINT, linewidth=1.5, label="cutoff")
+    bar_axis(axes, stamps, shown[0], shown[-1])
+    axes.set_ylabel("close (price)")
+    return to_png(figure, columns=4)
+
+
+def fan_plot(bars: pd.DataFrame, forecast: pd.DataFrame, title: str, notes: Sequence[str] = ()) -> bytes:
+    """Draw one model's median and central intervals from each cutoff, and the real close as far as it is known, as PNG.
+
+    Args:
+        bars: a ticker's bars, by time; `timestamps` and `close` are read.
+        forecast: the model's rows of a table of predictions, or of the bars to come: `cutoff`, `ds`, `median`, and
+            `lo_` and `hi_` of each level. Of many cutoffs the newest are shown.
+        title: the heading.
+        notes: what must be said with it.
+    """
+    rolls = [roll for _, roll in forecast.groupby("cutoff", sort=True)]
+    sizes = np.cumsum([len(roll) for roll in rolls[::-1]])
+    kept = pd.concat(rolls[-max(int((sizes <= _FAN_BARS).sum()), 1) :])
+    known = pd.DatetimeIndex(bars["timestamps"])
+    stamps = known.union(pd.DatetimeIndex(kept["ds"]))
+    position, close = numbered(stamps), bars["close"].to_numpy(np.float64)
+    first, last = int(position[kept["cutoff"].min()]), int(position[kept["ds"].max()])
+    before = min(CONTEXT_BARS, max(_CONTEXT_TIMES * (last - first), _LEAST_CONTEXT))
+    shown = np.arange(max(0, first - before), min(last + 1, len(known)))
+
+    figure, (axes,) = new_figure(title, notes)
+    for cutoff in kept["cutoff"].unique():
+        axes.axvline(int(position[cutoff]), color=FAINT, linewidth=1, zorder=0)
+    for level, colour in BANDS.items():
+        x, low = _broken_line(kept, f"lo_{level}", position, close)
+        _, high = _broken_line(kept, f"hi_{level}", position, close)
+        axes.fill_between(x, low, high, color=colour, linewidth=0, label=f"{level} % interval", zorder=1)
+    x, median = _broken_line(kept, "median", position, close)
+    axes.plot(x, median, color=BLUE, linewidth=2.0, label="median forecast", zorder=3)
+    axes.plot(shown, close[shown], color=INK, linewidth=1.6, label="real close", zorder=4)
+    axes.plot([], [], color=FAINT, linewidth=1.5, label="cutoff")
+    bar_axis(axes, stamps, shown[0], last)
+    axes.set_ylabel("close (price)")
+    return to_png(figure, columns=6)
+
+
+def steps_plot(predictions: pd.DataFrame, title: str, notes: Sequence[str] = ()) -> bytes:
+    """Draw how each model's error grows with the bars ahead, the mean over tickers and cutoffs, as PNG.
+
+    Errors are scaled: 1 is the mean change from one close to the next. Where a ticker has no such scale, they are in
+    price units.
+
+    Args:
+        predictions: a table, see `evaluation.predictions`, of one ticker or of many.
+        title: the heading.
+        notes: what must be said with it.
+    """
+    scaled = bool((predictions["scale"] > 0).all())
+    error = (predictions["mean"] - predictions["y"]).abs() / (predictions["scale"] if scaled else 1.0)
+    means = error.groupby([predictions["model"], predictions["step"]]).mean()
+    cutoffs = predictions.groupby("step")[["unique_id", "cutoff"]].apply(lambda rows: len(rows.drop_duplicates()))
+
+    figure, (axes,) = new_figure(title, notes)
+    for model in models_of(predictions):
+        steps = means[model]
+        dots = "o" if len(steps) < _FEW_STEPS else "none"  # a line through one point shows nothing
+        axes.plot(steps.index, steps, marker=dots, markersize=4, label=model, **STYLES[model])
+    axes.set_ylim(bottom=0)
+    few, many = int(cutoffs.min()), int(cutoffs.max())
+    number = count(many, "cutoff") if few == many else f"{few:,} to {count(many, 'cutoff')}"
+    step_axis(axes, f"bars ahead of the cutoff (each point: mean over {number})")
+    axes.set_ylabel("scaled error (1: mean move of a close)" if scaled else "mean absolute error (price)")
+    return to_png(figure, columns=7)
+
+
+def reliability_plot(forecast: pd.DataFrame, title: str, notes: Sequence[str] = ()) -> bytes:
+    """Draw how many real closes one model's intervals hold, and where among its paths they lie, as PNG.
+
+    The left panel has the share of closes within each interval, before and after recalibration; on the diagonal the
+    intervals keep their word. The right one has the histogram of the probability integral transform, which is flat
+    where the paths are drawn as the closes are; its band holds 95 percent of what chance does to as many independent
+    bars. Bars of one forecast are not independent, so chance does more.
+
+    Args:
+        forecast: a model's rows of a table of predictions.
+        title: the heading.
+        notes: what must be said with it.
+    """
+    bars, cutoffs = len(forecast), len(forecast[["unique_id", "cutoff"]].drop_duplicates())
+    figure, (left, right) = new_figure(title, notes, panels=2)
+    left.plot([0, 100], [0, 100], color=INK, linewidth=1, linestyle=(0, (4, 3)), label="as it should be")
+    for prefix, name, colour, marker in (("raw_", "as sampled", ORANGE, "s"), ("", "recalibrated", BLUE, "o")):
+        shares = [_coverage(forecast, f"{prefix}lo_{level}", f"{prefix}hi_{level}") for level in LEVELS]
+        left.plot(LEVELS, shares, color=colour, marker=marker, markersize=8, linewidth=1.6, label=name)
+    left.set_xlim(0, 100)
+    left.set_ylim(0, 102)
+    left.set_xlabel("interval's level (percent)")
+    left.set_ylabel("closes within it (percent)")
+
+    edges = np.linspace(0, 1, _PIT_BINS + 1)
+    counts, _ = np.histogram(forecast["pit"].dropna(), edges)
+    total = int(counts.sum())
+    chance = bdtr(np.arange(total + 1), total, 1 / _PIT_BINS)  # the binomial distribution of a bin's count
+    low, high = 100 * np.searchsorted(chance, (0.025, 0.975)) / max(total, 1)
+    right.axhspan(low, high, color="#e6e6e6", linewidth=0, zorder=0, label="95 % of chance, were bars independent")
+    width = 1 / _PIT_BINS
+    right.bar(edges[:-1], 100 * counts / max(total, 1), width, align="edge", color=BANDS[80], edgecolor=PAPER)
+    for height, dashes in ((100 * width, (4, 3)), (low, (1, 2)), (high, (1, 2))):
+        right.axhline(height, color=INK, linewidth=1, linestyle=(0, dashes))
+    right.set_xlim(0, 1)
+    right.set_xlabel("rank of the close among the sampled paths (0 to 1)")
+    right.set_ylabel(f"share of {count(bars, 'bar')} from {count(cutoffs, 'cutoff')} (percent)")
+    return to_png(figure, columns=4)
+
+
+def loss_plot(history: pd.DataFrame, title: str) -> bytes:
+    """Draw the losses of a training by step as PNG, the best step marked.
+
+    Args:
+        history: `TrainingResult.history`; `step`, `train_loss` and `selection_loss` (nats per token, NaN where not
+            evaluated) are read.
+        title: the heading.
+    """
+    figure, (axes,) = new_figure(title)
+    train = history.dropna(subset=["train_loss"])
+    selection = history.dropna(subset=["selection_loss"])
+    dots = "o" if len(train) < _FEW_STEPS else "none"
+    axes.plot(train["step"], train["train_loss"], color=BLUE, linewidth=1.3, marker=dots, label="training loss")
+    axes.plot(
+        selection["step"], selection["selection_loss"], color=ORANGE, linewidth=1.8, marker="o", label="selection loss"
+    )
+    if len(selection):
+        best = selection.iloc[int(selection["selection_loss"].argmin())]
+        axes.axvline(best["step"], color=FAINT, linewidth=1, zorder=0)
+        label = f"best: {best['selection_loss']:.4g} at step {int(best['step'])}"
+        axes.plot(best["step"], best["selection_loss"], "*", markersize=16, color=INK, label=label)
+    step_axis(axes, "optimiser step")
+    axes.set_ylabel("loss (nats per token)")
+    return to_png(figure)
+
+
+def _broken_line(
+    table: pd.DataFrame, column: str, position: pd.Series, close: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """A column's rolls as one line: each starts at the real close of its cutoff, and NaN parts it from the next."""
+    x: list[np.ndarray] = []
+    y: list[np.ndarray] = []
+    for cutoff, roll in table.groupby("cutoff", sort=True):
+        origin = int(position[cutoff])
+        x.append(np.array([origin, *position[roll["ds"]], np.nan]))
+        y.append(np.array([close[origin], *roll[column], np.nan]))
+    return np.concatenate(x), np.concatenate(y)
+
+
+def _coverage(forecast: pd.DataFrame, low: str, high: str) -> float:
+    """The share of real closes within an interval, in percent; NaN, which is not drawn, where there is none."""
+    there = forecast.dropna(subset=[low, high])
+    return 100 * float(there["y"].between(there[low], there[high]).mean()) if len(there) else float("nan")

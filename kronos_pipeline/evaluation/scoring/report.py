@@ -1,0 +1,213 @@
+"""`metrics/` and `backtest/`: predictions as parquet, and beside them the scores and verdicts that follow from them.
+
+Every number of a `.json` here can be recomputed from the `.parquet` of predictions beside it, and the errors of the
+mean path from `forecasts.parquet` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from kronos_pipeline.artifacts import (
+    ArtifactLayout,
+    file_hash,
+    read_parquet,
+    write_json,
+    write_parquet,
+)
+from kronos_pipeline.errors import ArtifactError
+from kronos_pipeline.evaluation.predictions import BASE, BASELINES, NAIVE, check_predictions, models_of, point_table
+from kronos_pipeline.evaluation.provenance import merge_manifests
+from kronos_pipeline.evaluation.scoring.information_coefficient import information_coefficient
+from kronos_pipeline.evaluation.scoring.metrics import METRICS, UNITS, Scores, mean_scores, score, undefined_scores
+from kronos_pipeline.evaluation.scoring.verdicts import Verdicts, judge
+
+if TYPE_CHECKING:
+    pass
+
+RIVALS = (NAIVE, BASE)
+"""What a model is judged against."""
+
+
+def build_evaluation(
+    predictions: pd.DataFrame,
+    trained: str,
+    skipped: Sequence[Mapping[str, str]],
+    manifest: Mapping[str, Any],
+    tickers_tested: int | None = None,
+) -> dict[str, Any]:
+    """Score predictions, reach verdicts, and put together what `evaluation.json` holds.
+
+    `aggregate` is the mean over symbols of each symbol's metric, every symbol weighing the same; its errors in price
+    units mix prices of different size, its scaled ones and those in percent do not. The plain metrics are those of the
+    trained model. A metric that is undefined is null, and `undefined` beside it says why. `verdicts` has an entry for
+    each model and rival: those of a symbol, and in `aggregate` the one over all.
+
+    Args:
+        predictions: of one symbol or more.
+        trained: the model that this run trained, "adapter" or "checkpoint".
+        skipped: {"symbol", "reason"} of each symbol that has no forecast.
+        manifest: as `evaluation_manifest` makes it.
+        tickers_tested: symbols that verdicts are corrected for; by default those of the table.
+
+    Raises:
+        ArtifactError: there is no symbol at all, or the table is not one of predictions.
+    """
+    if predictions.empty:
+        raise ArtifactError("No symbol was evaluated, so there are no metrics; mend what each was skipped for.")
+    check_predictions(predictions)
+    scores = score(predictions)
+    judged = {
+        model: judge(predictions, model, rivals=RIVALS, tickers_tested=tickers_tested)
+        for model in models_of(predictions)
+        if model not in BASELINES
+    }
+    per_symbol = [
+        _symbol_entry(str(symbol), rows, scores[str(symbol)], trained, judged, manifest)
+        for symbol, rows in predictions.groupby("unique_id", sort=True)
+    ]
+    bases = manifest.get("differing", {}).get("base_model") or [manifest["base_model"]]
+    return {
+        "model": trained,
+        "base_model": " / ".join(base["label"] for base in bases),
+        "demo": any(base["demo"] for base in bases),
+        "warnings": [*_warnings(manifest.get("contamination", {})), *_warnings(_sentences(manifest.get("doubts", {})))],
+        "units": UNITS,
+        "aggregate": _aggregate(predictions, per_symbol, trained, judged),
+        "per_symbol": per_symbol,
+        "skipped": [dict(one) for one in skipped],
+        "holdout": _span(predictions),
+        "device": manifest.get("device"),
+        "seed": manifest.get("seed"),
+        "samples": manifest.get("samples"),
+        "manifest": dict(manifest),
+    }
+
+
+def save_evaluation(
+    layout: ArtifactLayout,
+    predictions: pd.DataFrame,
+    trained: str,
+    skipped: Sequence[Mapping[str, str]],
+    manifest: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write `metrics/predictions.parquet`, `forecasts.parquet` and `evaluation.json`; return the latter."""
+    evaluation = build_evaluation(predictions, trained, skipped, manifest)
+    write_parquet(layout.forecasts, point_table(predictions), dict(manifest))
+    return save_report(layout.evaluation, layout.predictions, evaluation, predictions, also=[layout.forecasts])
+
+
+def save_ticker_evaluation(
+    layout: ArtifactLayout,
+    predictions: pd.DataFrame,
+    trained: str,
+    manifest: Mapping[str, Any],
+    tickers_tested: int | None = None,
+) -> dict[str, Any]:
+    """Write one ticker's `metrics/<T>.parquet` and `metrics/<T>.json`, in the same form; return the latter."""
+    if len(symbols := predictions["unique_id"].unique()) != 1:
+        raise ArtifactError(f"One symbol's forecasts were expected, not those of {len(symbols)}; evaluate one by one.")
+    ticker = str(symbols[0])
+    evaluation = build_evaluation(predictions, trained, [], manifest, tickers_tested)
+    return save_report(layout.ticker_metrics(ticker), layout.ticker_forecasts(ticker), evaluation, predictions)
+
+
+def save_report(
+    path: Path,
+    predictions_path: Path,
+    evaluation: dict[str, Any],
+    predictions: pd.DataFrame,
+    also: Sequence[Path] = (),
+) -> dict[str, Any]:
+    """Write predictions and the evaluation that follows from them; return the latter, with the files' hashes."""
+    write_parquet(predictions_path, predictions, evaluation["manifest"])
+    # Two files cannot be replaced as one; the hashes tell a reader whether these numbers are of the tables beside.
+    evaluation = {**evaluation, "files": {file.name: file_hash(file) for file in (predictions_path, *also)}}
+    write_json(path, evaluation)
+    return evaluation
+
+
+def load_predictions(paths: Sequence[Path]) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Put the predictions of several tickers together, and their manifests.
+
+    Raises:
+        ArtifactError: a file is missing or damaged, or none is given.
+    """
+    if not paths:
+        raise ArtifactError("No symbol has been evaluated yet; evaluate one first.")
+    tables, manifests = zip(*(read_parquet(path) for path in paths), strict=True)
+    return pd.concat(tables, ignore_index=True), merge_manifests(manifests)
+
+
+def _symbol_entry(
+    symbol: str,
+    rows: pd.DataFrame,
+    models: Mapping[str, Scores],
+    trained: str,
+    judged: Mapping[str, Verdicts],
+    manifest: Mapping[str, Any],
+) -> dict[str, Any]:
+    own = models.get(trained) or undefined_scores(f"no forecast of the {trained} model")
+    verdicts = {model: found.per_symbol[symbol] for model, found in judged.items() if symbol in found.per_symbol}
+    return {
+        "symbol": symbol,
+        **own,
+        "bars": len(rows[["ds", "cutoff"]].drop_duplicates()),
+        "cutoffs": int(rows["cutoff"].nunique()),
+        "cutoffs_left_out": int(manifest.get("cutoffs_left_out", {}).get(symbol, 0)),
+        "holdout": _span(rows),
+        "contamination": manifest.get("contamination", {}).get(symbol),
+        "doubts": manifest.get("doubts", {}).get(symbol, {}),
+        "models": {**models, trained: own},
+        "verdicts": {model: _as_dicts(found) for model, found in verdicts.items() if found},
+        "sampling": manifest.get("sampling", {}).get(symbol, {}),
+        "mended": manifest.get("mended", {}).get(symbol, {}),
+    }
+
+
+def _aggregate(
+    predictions: pd.DataFrame, per_symbol: Sequence[Mapping[str, Any]], trained: str, judged: Mapping[str, Verdicts]
+) -> dict[str, Any]:
+    names = list(dict.fromkeys(name for entry in per_symbol for name in entry["models"]))
+    scores = {name: [entry["models"][name] for entry in per_symbol if name in entry["models"]] for name in names}
+    present = models_of(predictions)
+    means = {
+        name: {
+            **mean_scores(scores[name]),
+            "symbols": len(scores[name]),
+            **(information_coefficient(predictions, name).as_dict() if name in present else {}),
+        }
+        for name in names
+    }
+    return {
+        "symbols_evaluated": len(per_symbol),
+        **{key: value for key, value in means[trained].items() if key in (*METRICS, "undefined")},
+        **{key: sum(entry[key] for entry in per_symbol) for key in ("bars", "cutoffs", "cutoffs_left_out")},
+        "models": means,
+        "verdicts": {model: _as_dicts(found.overall) for model, found in judged.items() if found.overall},
+    }
+
+
+def _as_dicts(comparisons: Mapping[str, Any]) -> dict[str, Any]:
+    return {rival: one.as_dict() for rival, one in comparisons.items()}
+
+
+def _sentences(doubts: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    return {ticker: "; ".join(of_models.values()) for ticker, of_models in doubts.items()}
+
+
+def _warnings(suspicions: Mapping[str, str]) -> list[str]:
+    """Each sentence once, with the tickers that it is about."""
+    tickers: dict[str, list[str]] = {}
+    for ticker, sentence in sorted(suspicions.items()):
+        tickers.setdefault(sentence, []).append(ticker)
+    return [f"{', '.join(names)}: {sentence}" for sentence, names in tickers.items()]
+
+
+def _span(rows: pd.DataFrame) -> dict[str, str]:
+    """First and last evaluated bar, ISO 8601 in the file's own time."""
+    return {"first": rows["ds"].min().isoformat(), "last": rows["ds"].max().isoformat()}

@@ -1,0 +1,240 @@
+"""Whether a model beat the naive forecast and the untouched base model, or what it did was chance.
+
+A verdict rests on one loss per cutoff, as the bars of one forecast err together: the mean absolute error of the mean
+path over the forecast's bars, scaled. Over all tickers it rests on the mean over the tickers at each cutoff, as tickers
+of one day err together too. A model is "better" or "worse" where the test of Diebold and Mariano and the block
+bootstrap of `significance.py` agree at 5 percent, corrected for the number of tickers tested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from kronos_pipeline.evaluation.predictions import BASE, NAIVE, check_predictions
+from kronos_pipeline.evaluation.reports.text_table import count
+from kronos_pipeline.evaluation.scoring.significance import bootstrap_skill, diebold_mariano, holm
+
+Verdict = Literal["better", "no better", "worse", "too little evidence"]
+BETTER: Verdict = "better"
+NO_BETTER: Verdict = "no better"
+WORSE: Verdict = "worse"
+TOO_LITTLE: Verdict = "too little evidence"
+
+MIN_CUTOFFS = 8
+ALPHA = 0.05
+"""At most this share of models that are no better is called "better", and likewise for "worse"."""
+DRAWS = 9_999
+_DRAWS_PER_TEST = 60
+"""Of a p-value that may matter; 40 are the fewest with which the smallest of all can be believed after correction."""
+_ROUNDING = 1e-9
+"""Relative difference of two losses that is taken for none."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One model against one rival.
+
+    Attributes:
+        model, rival: their names in the table of predictions.
+        cutoffs: those that both have.
+        skill: 1 - loss / the rival's loss, of the means over the cutoffs; 0.1 is a loss ten percent lower.
+        skill_low, skill_high: its block-bootstrap interval of 95 percent, before any correction; None where the
+            cutoffs do not bound it.
+        statistic, p_value: of Diebold-Mariano with the correction of Harvey, Leybourne and Newbold, two-sided; the
+            statistic is below 0 where the model has the lower loss, and None where the differences do not vary.
+        bootstrap_p: of the block bootstrap, two-sided.
+        adjusted_p: the larger of the two p-values, corrected for the number of tickers tested (Holm).
+        verdict: "better", "no better", "worse" or "too little evidence".
+        reason: what it rests on, or why there is too little.
+    """
+
+    model: str
+    rival: str
+    cutoffs: int
+    skill: float | None = None
+    skill_low: float | None = None
+    skill_high: float | None = None
+    statistic: float | None = None
+    p_value: float | None = None
+    bootstrap_p: float | None = None
+    adjusted_p: float | None = None
+    verdict: Verdict = TOO_LITTLE
+    reason: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: every number is finite or None."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """One model against its rivals, by rival: on each symbol, and over all symbols.
+
+    Attributes:
+        model: its name in the table of predictions.
+        tickers_tested: what the verdicts per symbol are corrected for.
+        per_symbol: by symbol and rival.
+        overall: by rival; one test, so nothing is corrected.
+    """
+
+    model: str
+    tickers_tested: int
+    per_symbol: dict[str, dict[str, Comparison]]
+    overall: dict[str, Comparison]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: every number is finite or None."""
+        return asdict(self)
+
+
+def judge(
+    predictions: pd.DataFrame,
+    model: str,
+    rivals: Sequence[str] = (NAIVE, BASE),
+    *,
+    tickers_tested: int | None = None,
+) -> Verdicts:
+    """Compare a model with its rivals, on each symbol and over all of them.
+
+    Args:
+        predictions: the table of `predictions.py`, of one symbol or of many.
+        model: the model that is judged, such as "adapter".
+        rivals: what it is compared with; itself is left out.
+        tickers_tested: for how many tickers the question was asked, where some are not in the table; at least the
+            number of those in the table is corrected for.
+
+    Raises:
+        ArtifactError: the table is not one of predictions.
+    """
+    check_predictions(predictions)
+    symbols = [str(symbol) for symbol in sorted(predictions["unique_id"].unique())]
+    tested = max(tickers_tested or 1, len(symbols))
+    tables = {str(symbol): rows for symbol, rows in predictions.groupby("unique_id")}
+    per_symbol: dict[str, dict[str, Comparison]] = {symbol: {} for symbol in symbols}
+    overall = {}
+    for rival in (name for name in rivals if name != model):
+        compared = [_compare_in(tables[symbol], model, rival, tested) for symbol in symbols]
+        for symbol, comparison in zip(symbols, correct(compared, tested), strict=True):
+            per_symbol[symbol][rival] = comparison
+        overall[rival] = correct([_compare_in(predictions, model, rival, 1)], 1)[0]
+    return Verdicts(model, tested, per_symbol, overall)
+
+
+def _compare_in(predictions: pd.DataFrame, model: str, rival: str, tickers_tested: int) -> Comparison:
+    """Compare two models of one table, a cutoff's losses being the mean over the tickers that both forecast from it."""
+    own, other = (cutoff_losses(predictions, name) for name in (model, rival))
+    for name, losses in ((model, own), (rival, other)):
+        if losses.empty:
+            return Comparison(model, rival, 0, reason=f"no forecast of the {name} model")
+    shared = pd.concat({"own": own, "rival": other}, axis=1, join="inner").fillna(np.inf)  # a mean leaves NaN out
+    means = shared.groupby(level="cutoff").mean()
+    return compare(
+        means["own"],
+        means["rival"],
+        model=model,
+        rival=rival,
+        overlap=overlap(predictions),
+        tickers_tested=tickers_tested,
+    )
+
+
+def cutoff_losses(predictions: pd.DataFrame, model: str) -> pd.Series:
+    """A model's loss by `(unique_id, cutoff)`: the mean of |mean path - close| over the bars ahead, scaled.
+
+    It is NaN where a forecast or a close is not finite or the scale is not above 0, and empty where the table has no
+    forecast of the model.
+    """
+    rows = predictions[predictions["model"] == model]
+    scale = rows["scale"].where(rows["scale"] > 0)
+    errors = ((rows["mean"] - rows["y"]).abs() / scale).fillna(np.inf)  # a mean leaves NaN out
+    losses = errors.groupby([rows["unique_id"], rows["cutoff"]]).mean()
+    return losses.replace(np.inf, np.nan).rename("loss")
+
+
+def overlap(predictions: pd.DataFrame) -> int:
+    """How many later cutoffs lie within one forecast, at most; 0 where each is a horizon after the one before."""
+    ends = predictions.groupby("cutoff", sort=True)["ds"].max()
+    within = ends.index.searchsorted(ends.to_numpy(), side="left") - np.arange(1, len(ends) + 1)
+    return int(within.max(initial=0))
+
+
+def compare(
+    losses: pd.Series,
+    rival_losses: pd.Series,
+    *,
+    model: str,
+    rival: str,
+    overlap: int = 0,
+    tickers_tested: int = 1,
+) -> Comparison:
+    """Compare two models on the cutoffs that both have; the verdict itself is `correct`'s.
+
+    Args:
+        losses, rival_losses: the loss by cutoff, at or above 0.
+        model, rival: their names.
+        overlap: how many later cutoffs lie within one forecast.
+        tickers_tested: how many tests there are in all, so that the bootstrap's p-value can be small enough for them.
+    """
+    paired = pd.concat({"own": losses, "rival": rival_losses}, axis=1, join="inner").sort_index()
+    own, other = paired["own"].to_numpy(np.float64), paired["rival"].to_numpy(np.float64)
+    cutoffs = len(paired)
+    nothing = Comparison(model, rival, cutoffs)
+    if undefined := int((~np.isfinite(own) | ~np.isfinite(other)).sum()):
+        why = "a forecast that is not finite, or a close that never changed before the evaluation"
+        return replace(nothing, reason=f"the loss is undefined at {undefined} of {cutoffs} cutoffs: {why}")
+    if cutoffs < MIN_CUTOFFS:
+        return replace(nothing, reason=f"{count(cutoffs, 'shared cutoff')}, and a verdict needs {MIN_CUTOFFS}")
+    if cutoffs < MIN_CUTOFFS * (overlap + 1):
+        apart = f"{cutoffs // (overlap + 1)} of {cutoffs} cutoffs"
+        return replace(nothing, reason=f"only {apart} have forecasts that do not overlap, and it needs {MIN_CUTOFFS}")
+    own = np.where(np.abs(own - other) <= _ROUNDING * (own + other), other, own)
+    if not other.any():
+        return replace(nothing, reason=f"the {rival} model makes no error, so that there is no skill to measure")
+    statistic, p_value = diebold_mariano(own - other, overlap)
+    low, high, bootstrap_p = bootstrap_skill(
+        own,
+        other,
+        block=max(round(cutoffs ** (1 / 3)), overlap + 1),
+        draws=max(DRAWS, _DRAWS_PER_TEST * tickers_tested) if p_value <= ALPHA else DRAWS,
+        level=1 - ALPHA,
+    )
+    return replace(
+        nothing,
+        skill=float(1 - own.sum() / other.sum()),
+        skill_low=_finite(low),
+        skill_high=_finite(min(high, 1.0)),
+        statistic=_finite(statistic),
+        p_value=p_value,
+        bootstrap_p=bootstrap_p,
+    )
+
+
+def correct(comparisons: Sequence[Comparison], tickers_tested: int) -> list[Comparison]:
+    """Correct comparisons with one rival for the number of tickers tested, and reach their verdicts.
+
+    Args:
+        comparisons: of one ticker each, as `compare` makes them.
+        tickers_tested: at least as many.
+    """
+    tested = [one for one in comparisons if one.p_value is not None and one.bootstrap_p is not None]
+    larger = np.array([max(one.p_value or 0.0, one.bootstrap_p or 0.0) for one in tested], dtype=np.float64)
+    adjusted = iter(holm(larger, max(tickers_tested, len(tested))).tolist())
+    return [_decided(one, next(adjusted)) if one.p_value is not None else one for one in comparisons]
+
+
+def _decided(comparison: Comparison, adjusted_p: float) -> Comparison:
+    skill = comparison.skill or 0.0
+    verdict = NO_BETTER if adjusted_p > ALPHA or skill == 0 else BETTER if skill > 0 else WORSE
+    ends = ("unbounded" if end is None else f"{end:.1%}" for end in (comparison.skill_low, comparison.skill_high))
+    p = "< 0.001" if adjusted_p < 0.001 else f"{adjusted_p:.3f}"
+    reason = f"skill {skill:.1%} (95 % interval {' to '.join(ends)}), adjusted p {p}, {comparison.cutoffs} cutoffs"
+    return replace(comparison, adjusted_p=adjusted_p, verdict=verdict, reason=reason)
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None

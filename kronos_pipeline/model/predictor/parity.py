@@ -1,0 +1,70 @@
+"""Whether a decoder computes what a model does itself: it reads weights, and calls no module that might do more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kronos_pipeline.errors import ModelError
+from kronos_pipeline.model.decode.decoder import Decoder
+from kronos_pipeline.model.modules import evaluating, inner
+from kronos_pipeline.model.predictor.dataframes import InputError
+
+_BARS = 4
+_EXACT, _ROUGH = 1e-3, 0.2
+"""How far logits may be off, in their standard deviations: in float32, and where one side is in half precision."""
+
+_NOT_UPSTREAMS = "Give upstream's predictor, or one of the same modules, and then its tokenizer"
+
+
+def check_pair(model: Any, tokenizer: Any) -> None:
+    """Raises an InputError where a predictor and a tokenizer do not belong together, or are none."""
+    try:
+        sizes = [(part.s1_bits, part.s2_bits) for part in (inner(model), tokenizer)]
+    except AttributeError as error:
+        raise InputError(f"{_NOT_UPSTREAMS}: {error}.") from error
+    if sizes[0] != sizes[1]:
+        raise InputError(f"The model's tokens have {sizes[0]} bits, the tokenizer's {sizes[1]}; give its own one.")
+
+
+def check_likeness(model: nn.Module, tokenizer: nn.Module, precision: str) -> None:
+    """Decode one bar after a few random ones, and compare the logits with those of the model's own methods.
+
+    Raises:
+        InputError: model and tokenizer are not made of upstream's modules.
+        ModelError: the model computes otherwise than these.
+    """
+    try:
+        with torch.autocast(next(model.parameters()).device.type, enabled=False):
+            pairs = _logits(model, Decoder(model, tokenizer, precision=precision))
+    except (AttributeError, TypeError) as error:
+        raise InputError(f"{_NOT_UPSTREAMS}: {error}.") from error
+    weight = next(model.parameters())
+    rounded = weight.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
+    exact = precision == "fp32" and weight.dtype in (torch.float32, torch.float64) and not rounded
+    for ours, own in pairs:
+        if bool(((ours - own).abs() > (_EXACT if exact else _ROUGH) * own.std()).any()):
+            raise ModelError(
+                "The model computes something else than its weights say: it has hooks, or layers of another kind than "
+                "upstream's. Take them out, or forecast with upstream's own class."
+            )
+
+
+def _logits(model: Any, decoder: Decoder) -> list[tuple[Tensor, Tensor]]:
+    """The decoder's and the model's logits of one bar, coarse and fine."""
+    core, drawn = inner(model), torch.Generator().manual_seed(0)
+    s1, s2 = (torch.randint(0, 2**bits, (1, _BARS), generator=drawn) for bits in (core.s1_bits, core.s2_bits))
+    past = torch.ones(1, _BARS, 5, dtype=torch.long)
+    ours: list[Tensor] = []
+
+    def choose(logits: Tensor, *_: int) -> Tensor:
+        ours.append(logits[0, 0])
+        return logits.argmax(dim=-1)
+
+    decoder.generate((s1, s2), past, past[:, :1], choose, paths=1, context=_BARS, s2_position="first")
+    with torch.inference_mode(False), torch.no_grad(), evaluating(model):
+        coarse, hidden = model.decode_s1(*(part.to(decoder.device) for part in (s1, s2, past)))
+        fine = model.decode_s2(hidden, ours[0].argmax()[None, None].clone())
+    return [(ours[0], coarse[0, -1].to(ours[0])), (ours[1], fine[0, -1].to(ours[1]))]

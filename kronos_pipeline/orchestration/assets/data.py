@@ -1,0 +1,59 @@
+"""The data assets: a ticker's bars from its CSV, and its windows from the bars."""
+
+# Annotations are not postponed here: Dagster takes that of `context` as it stands, and refuses a text.
+from collections.abc import Iterator
+
+import dagster as dg
+
+from kronos_pipeline.artifacts import text_hash
+from kronos_pipeline.data.bar_cache import read_changed
+from kronos_pipeline.data.csv_files import find_csv_files
+from kronos_pipeline.data.windows import build_all_windows
+from kronos_pipeline.orchestration.batch import Event, TickerBatch
+from kronos_pipeline.orchestration.failures import failures_of
+from kronos_pipeline.orchestration.io_manager import TickerArtifacts
+from kronos_pipeline.orchestration.metadata import bars_metadata, windows_metadata
+from kronos_pipeline.orchestration.resources import PipelineSettings
+
+
+def raw_bars(context: dg.AssetExecutionContext, pipeline: PipelineSettings) -> Iterator[Event]:
+    """A ticker's validated OHLCV bars, from its CSV in the data folder; stored as `bars/<T>.parquet`.
+
+    Every bad line of a file is shown at once: file, line, column, rule, value. A file that has not changed since it was
+    last read is not read again.
+    """
+    with failures_of("raw_bars"):
+        folder = find_csv_files(pipeline.data_folder)
+        batch = TickerBatch(context)
+        files = []
+        for ticker in batch.tickers:
+            with batch.ticker(ticker):
+                files.append(folder.file(ticker))
+        good, bad, unchanged = read_changed(files, pipeline.layout.bars)
+        if unchanged:
+            context.log.info(f"{len(unchanged)} of {len(files)} CSVs are as they were when they were last read.")
+        for ticker, bars in good.items():
+            batch.add(ticker, bars, bars_metadata(bars) | {"CSV unchanged": ticker in unchanged})
+        batch.errors |= bad
+        yield from batch.events(text_hash(*(bars.content_hash for bars in batch.done.values())))
+
+
+def windows(
+    context: dg.AssetExecutionContext, raw_bars: TickerArtifacts, pipeline: PipelineSettings
+) -> Iterator[Event]:
+    """A ticker's windows: which bars are seen and which predicted, split into train, selection and holdout.
+
+    Stored as `windows/<T>.parquet`: one row per window, with its offsets, split and normalisation statistics.
+    """
+    with failures_of("windows"):
+        recipe = pipeline.recipe("lora")
+        batch = TickerBatch(context)
+        bars = []
+        for ticker in batch.tickers:
+            with batch.ticker(ticker):
+                bars.append(raw_bars[ticker])
+        fit, unfit = build_all_windows(bars, recipe)
+        for ticker, cut in fit.items():
+            batch.add(ticker, cut, windows_metadata(cut))
+        batch.errors |= unfit
+        yield from batch.events()

@@ -1,0 +1,77 @@
+"""The whole chain of one run: CSVs to bars, windows, a checkpoint or adapters, holdout metrics, and the verdict."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from pathlib import Path
+
+from kronos_pipeline.config import KronosTrainingConfig
+from kronos_pipeline.errors import SettingsError
+
+
+def run_pipeline(config: KronosTrainingConfig) -> bool:
+    """Train, evaluate and promote, print what came of it, and return whether every ticker went well.
+
+    Raises:
+        KronosError: nothing could be trained or evaluated.
+    """
+    _check_processes(config)
+    if int(os.environ.get("RANK", "0")) > 0:
+        return _assist(config)
+    # Imported here, as below, for --help can do without what takes seconds to import.
+    from kronos_pipeline.artifacts import ArtifactLayout, check_writable
+    from kronos_pipeline.pipeline.ingest import read_tickers
+
+    layout = ArtifactLayout(Path(config.output_dir))
+    check_writable(layout.root)
+    tickers = read_tickers(config, layout)
+
+    from kronos_pipeline.evaluation.leaderboard import save_leaderboard
+    from kronos_pipeline.evaluation.reports.tables import leaderboard_sheet
+    from kronos_pipeline.pipeline.evaluate import backtest_beside, evaluate_all, log_leaderboard, print_sheets
+    from kronos_pipeline.pipeline.promote import promote_all
+    from kronos_pipeline.pipeline.train import train_all
+    from kronos_pipeline.tracking.runs import Tracker
+    from kronos_pipeline.training.trainer import KronosTrainer
+
+    trainer = KronosTrainer(config.recipe, layout.root)
+    print(f"base model {trainer.base.source.label} on {trainer.device}, {trainer.precision}")
+    tracker = Tracker(None, layout.root)
+    with trainer.one_run():
+        trained = train_all(config, trainer, tracker, tickers.windows, tickers.skip)
+        holdout = evaluate_all(config, trainer, tracker, tickers, trained)
+        found = backtest_beside(config, trainer, tickers)
+        backtest = found.evaluation if found else None
+        save_leaderboard(layout, holdout, backtest)
+        log_leaderboard(config, tracker, holdout, found)
+        print_sheets(leaderboard_sheet(backtest, "Backtest") if backtest else leaderboard_sheet(holdout))
+        promote_all(config, trainer, tracker, tickers, trained)
+    print(f"metrics   {layout.evaluation}\nplots     {layout.plot('X').parent}\nMLflow    {tracker.uri}")
+    return not tickers.skipped
+
+
+def _check_processes(config: KronosTrainingConfig) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (config.backtest_origins or config.refit_all):
+        raise SettingsError(
+            "--backtest-origins and --refit-all need one process; leave them out here, and run `kronos backtest` "
+            "afterwards."
+        )
+
+
+def _assist(config: KronosTrainingConfig) -> bool:
+    """What a process beside the first of several does: its share of each batch, and nothing else."""
+    from kronos_pipeline.artifacts import ArtifactLayout
+    from kronos_pipeline.pipeline.ingest import read_tickers
+    from kronos_pipeline.pipeline.train import trainings
+    from kronos_pipeline.training.trainer import KronosTrainer
+
+    root = Path(config.output_dir)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        windows = read_tickers(config, ArtifactLayout(root)).windows
+        trainer = KronosTrainer(config.recipe, root, say=lambda _: None)
+        with trainer.one_run():
+            for adapter, group in trainings(config, windows):
+                trainer.train_checkpoint(group) if adapter is None else trainer.train_adapter(group, adapter)
+    return True

@@ -1,1 +1,0 @@
-"""The chain without Dagster, step by step: what the commands do, and what they print."""

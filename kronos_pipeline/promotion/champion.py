@@ -1,0 +1,135 @@
+"""Which model forecasts a ticker: the champion, else the base model where it was better than naive, else naive."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from kronos_pipeline.artifacts import ArtifactLayout, read_json
+from kronos_pipeline.errors import ModelError
+from kronos_pipeline.evaluation.forecasting.tuning import Sampling, load_sampling, plain_sampling
+from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, CHECKPOINT, NAIVE
+from kronos_pipeline.tracking.packaging import training_manifest_of
+from kronos_pipeline.tracking.registry import Registry, Version, registered_name
+
+if TYPE_CHECKING:
+    from kronos_pipeline.config import Recipe
+    from kronos_pipeline.model.loading import KronosModel
+
+NOT_MEASURED = "not itself measured"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The model that a forecast is made with.
+
+    Attributes:
+        model: the model; None is the naive forecast.
+        sampling: how it is sampled for the ticker.
+        recipe: the settings to forecast with: those given, and the lookback that a champion was trained with.
+        label: what tables and plots call it.
+        reason: why it was chosen, in a sentence.
+        notes: what has to stand on every picture: that it is not itself measured, say.
+    """
+
+    model: KronosModel | None
+    sampling: Sampling
+    recipe: Recipe
+    label: str
+    reason: str
+    notes: tuple[str, ...] = ()
+
+
+def choose(registry: Registry, layout: ArtifactLayout, ticker: str, base: KronosModel, recipe: Recipe) -> Choice:
+    """Choose the model that forecasts a ticker's bars to come.
+
+    The champion of `kronos-<ticker>` comes first, then that of the adapter which the recipe names, then that of
+    `kronos-all`; a champion that was not trained on the ticker says nothing about it. Of a champion with a refit, the
+    refit forecasts. Without a champion it is the base model where the ticker's own verdict has it better than naive.
+
+    Raises:
+        TrackingError: the registry cannot be reached, or a champion's files are gone.
+        ModelError: the champion was trained on another base model than `base`, or is damaged.
+    """
+    champion, reasons = find_champion(registry, ticker, recipe.adapter_name)
+    if champion is not None:
+        return _champion(registry, champion, ticker, base, recipe)
+    better, reason, marks = _verdict_on_base(layout, ticker, base)
+    why = f"{'; '.join(reasons)}; {reason}"
+    if not better:
+        return Choice(None, plain_sampling(recipe), recipe, NAIVE, f"{why}, so the last close is repeated.")
+    sampling = load_sampling(layout.base, ticker, base, recipe) or plain_sampling(recipe)
+    return Choice(base, sampling, recipe, f"base {base.source.label}", f"{why}.", (*_demo(base), *marks))
+
+
+def find_champion(registry: Registry, ticker: str, adapter_name: str | None = None) -> tuple[Version | None, list[str]]:
+    """The champion that forecasts a ticker, or None; and why those that come before it do not.
+
+    Args:
+        registry: the registry.
+        ticker: the symbol.
+        adapter_name: an adapter over several tickers that may serve this one.
+
+    Raises:
+        TrackingError: the registry cannot be reached.
+    """
+    adapters = [ticker, *([adapter_name] if adapter_name else []), None]
+    reasons = []
+    for name in dict.fromkeys(registered_name(adapter) for adapter in adapters):
+        champion = registry.champion(name)
+        if champion is None:
+            reasons.append(f"{name} has no champion")
+        elif not champion.covers(ticker):
+            reasons.append(f"the champion {champion} was not trained on {ticker}")
+        else:
+            return champion, reasons
+    return None, reasons
+
+
+def _champion(registry: Registry, champion: Version, ticker: str, base: KronosModel, recipe: Recipe) -> Choice:
+    from kronos_pipeline.model.lora import load_trained  # imports torch
+
+    used = registry.refit_of(champion) or champion
+    with TemporaryDirectory() as temporary:
+        folder = registry.fetch(used, Path(temporary))
+        try:
+            model = load_trained(folder, base)
+        except ModelError as error:
+            said = str(error).replace(str(folder), "it")
+            raise ModelError(
+                f"The champion {used} cannot forecast: {said} Or take it back: kronos rollback."
+            ) from error
+        recipe = recipe.model_copy(update={"lookback": training_manifest_of(folder)["config"]["lookback"]})
+        sampling = load_sampling(folder, ticker, model, recipe)
+    notes = [*_demo(base), *filter(None, [champion.tags.get("contamination")])]
+    said = champion.tags.get("reason", "no reason is on record").removesuffix(".")
+    label, reason = str(used), f"{champion} is the champion: {said}."
+    if not used.measured:  # also where someone made a refit champion in MLflow itself
+        label = f"{used}, a refit of version {used.tags.get('refit_of')}, {NOT_MEASURED}"
+        reason = f"{reason} {used} is a refit on all bars and {NOT_MEASURED}."
+        notes.insert(0, NOT_MEASURED)
+    return Choice(model, sampling or plain_sampling(recipe), recipe, label, reason, tuple(notes))
+
+
+def _verdict_on_base(layout: ArtifactLayout, ticker: str, base: KronosModel) -> tuple[bool, str, list[str]]:
+    """Whether the ticker's own reports have this base model better than naive, what they say, and with what mark."""
+    backtests = [layout.backtest_report(trained, ticker) for trained in (ADAPTER, CHECKPOINT)]
+    for path in (*backtests, layout.ticker_metrics(ticker)):
+        if not path.is_file():
+            continue
+        report: dict[str, Any] = read_json(path)
+        measured = report.get("manifest", {}).get("base_model", {}).get("name")
+        entries = [entry for entry in report.get("per_symbol", []) if entry.get("symbol") == ticker]
+        verdict = entries[0].get("verdicts", {}).get(BASE, {}).get(NAIVE) if entries else None
+        if measured != base.source.name or verdict is None:
+            continue
+        what = f"the base model {base.source.name} against naive: {verdict['verdict']}"
+        marks = [entries[0]["contamination"]] if entries[0].get("contamination") else []
+        return verdict["verdict"] == "better", f"{what} ({verdict['reason']})" if verdict.get("reason") else what, marks
+    return False, f"no verdict on the base model {base.source.name} against naive for {ticker}", []
+
+
+def _demo(base: KronosModel) -> tuple[str, ...]:
+    return ("embedded demo model",) if base.source.demo else ()

@@ -1,0 +1,106 @@
+"""The forecast of a ticker's next bars by whoever has earned it: what `kronos forecast` and the asset share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from kronos_pipeline.artifacts import ArtifactLayout
+from kronos_pipeline.evaluation.forecasting.distributions import FEWEST_PATHS
+from kronos_pipeline.evaluation.forecasting.future import (
+    forecast_manifest,
+    forecast_sheet,
+    forecasting_ahead,
+    save_forecast,
+)
+from kronos_pipeline.evaluation.reports.text_table import Sheet, count, price
+from kronos_pipeline.evaluation.rounds import Asking
+from kronos_pipeline.promotion.champion import choose
+
+if TYPE_CHECKING:
+    from kronos_pipeline.config import Recipe
+    from kronos_pipeline.data.bars import Bars
+    from kronos_pipeline.model.loading import KronosModel
+    from kronos_pipeline.tracking.registry import Registry
+
+NOT_RECALIBRATED = "intervals as sampled, not recalibrated"
+
+
+@dataclass(frozen=True)
+class TickerForecast:
+    """A forecast and its files.
+
+    Attributes:
+        table: see `forecast_ahead`.
+        reason: why this model.
+        notes: what must be said with it.
+        file: `forecasts/<T>.parquet`.
+        plot: the fan chart.
+    """
+
+    table: pd.DataFrame
+    reason: str
+    notes: tuple[str, ...]
+    file: Path
+    plot: Path
+
+    @property
+    def label(self) -> str:
+        """What the model is called."""
+        return str(self.table["model"].iloc[0])
+
+    def sheet(self) -> Sheet:
+        """The forecast as people read it."""
+        return forecast_sheet(self.table, self.reason, self.notes)
+
+
+def overview_sheet(forecasts: Sequence[TickerForecast]) -> Sheet:
+    """Many forecasts as people read them: a row per ticker, with the close of the last bar that is forecast."""
+    rows = []
+    for one in forecasts:
+        last, steps = one.table.iloc[-1], len(one.table)
+        known = f"{last['cutoff']:%Y-%m-%d}"
+        prices = (price(last[name]) for name in ("lo_80", "median", "mean", "hi_80"))
+        rows.append([str(last["unique_id"]), known, str(steps), *prices, one.label])
+    return Sheet(
+        title=f"Close (price) of the last bar that is forecast, {count(len(forecasts), 'ticker')}",
+        headers=["Ticker", "after", "bars\nahead", "lo\n80 %", "median", "mean", "hi\n80 %", "by"],
+        rows=rows,
+        notes=["Why each model forecasts is in the file's manifest, and in `kronos forecast` of the ticker alone."],
+    )
+
+
+def forecasting_ticker(
+    registry: Registry, layout: ArtifactLayout, bars: Mapping[str, Bars], ticker: str, base: KronosModel, recipe: Recipe
+) -> Asking[TickerForecast]:
+    """Forecast a ticker's next bars by its champion, else by base or naive, and write the table and the fan chart.
+
+    Args:
+        registry: where champions are.
+        layout: where artifacts lie.
+        bars: each ticker's bars, the newest last; this one's are looked up when its turn comes.
+        ticker: the ticker.
+        base: the untouched base model.
+        recipe: horizon, paths per forecast, seed and calendars; lookback, where no champion has its own.
+
+    Raises:
+        TrackingError: the registry cannot be reached, or a champion's files are gone.
+        ModelError: the champion was trained on another base model, is damaged, or forecasts no number.
+        DataError, SettingsError: these bars cannot be forecast, or a calendar does not fit.
+        ArtifactError: a file cannot be written.
+    """
+    own = bars[ticker]
+    choice = choose(registry, layout, ticker, base, recipe)
+    model, sampling = choice.model, choice.sampling
+    table = yield from forecasting_ahead(own, model, sampling, choice.recipe, label=choice.label)
+    notes = choice.notes
+    if model is not None and not sampling.residuals:
+        notes = (*notes, NOT_RECALIBRATED)
+    if model is not None and recipe.eval_samples < FEWEST_PATHS:
+        notes = (*notes, f"intervals end at the outermost of {recipe.eval_samples} paths, too narrow for their level")
+    manifest = forecast_manifest(own, table, model, sampling, choice.recipe, choice.reason, notes)
+    return TickerForecast(table, choice.reason, notes, *save_forecast(layout, own, table, manifest))

@@ -1,0 +1,66 @@
+"""The refit of a model that was measured: the same recipe on all bars, for today's forecasts. Nothing measures it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kronos_pipeline.data.windows import build_windows
+from kronos_pipeline.evaluation.forecasting.candidates import Candidate, sampling_of
+from kronos_pipeline.promotion.champion import NOT_MEASURED
+from kronos_pipeline.promotion.submit import Submission
+from kronos_pipeline.tracking.registry import Registry
+from kronos_pipeline.tracking.runs import Tracker
+
+if TYPE_CHECKING:
+    from kronos_pipeline.data.bars import Bars
+    from kronos_pipeline.training.trainer import KronosTrainer
+
+
+@dataclass(frozen=True)
+class Refit:
+    """A refit that is registered: its version, and that of the model measured in its place."""
+
+    name: str
+    version: int
+    refit_of: int
+
+    def sentence(self) -> str:
+        """One line for people."""
+        return f"{self.name} version {self.version}: version {self.refit_of} on all bars, {NOT_MEASURED}"
+
+
+def refit(
+    tracker: Tracker,
+    trainer: KronosTrainer,
+    measured: Submission,
+    adapter: str | None,
+    bars: Sequence[Bars],
+    tags: Mapping[str, str] | None = None,
+) -> Refit:
+    """Train a recipe once more with nothing held out, fit its sampling on its own selection block, and register it.
+
+    Args:
+        tracker: where the training is recorded, and whose registry it goes to.
+        trainer: with the recipe of the model that was measured.
+        measured: that model.
+        adapter: its adapter's name; None for the checkpoint.
+        bars: of the tickers that it serves.
+        tags: of the MLflow run.
+
+    Raises:
+        DataError, SettingsError, ModelError, ArtifactError, TrackingError: see their messages.
+    """
+    from kronos_pipeline.model.lora import load_trained  # imports torch
+
+    recipe = trainer.recipe
+    windows = [build_windows(one, recipe, hold_out=False) for one in bars]
+    with tracker.training_run(f"{measured.name} on all bars", recipe, {**(tags or {}), "measured": "no"}) as run:
+        result = trainer.refit(windows, adapter, listener=run, mlflow_run=run.run_id)
+        run.finish(result.summary, result.history, result.folder)
+    candidate = Candidate(load_trained(result.folder, trainer.base), result.folder)
+    for one in windows:
+        sampling_of(candidate, one, recipe)
+    number = Registry(tracker).register_refit(result.folder, measured.name, run.run_id, refit_of=measured.version)
+    return Refit(measured.name, number, measured.version)
