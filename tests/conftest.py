@@ -17,7 +17,7 @@ for _variable in _SETTINGS + _DAGSTER:
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A local base model of a few thousand random parameters; what a test writes into it, later tests see."""
-    from tiny import save_tiny_base
+    from tiny_models import save_tiny_base
 
     return save_tiny_base(tmp_path_factory.mktemp("tiny_base"))
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny import tiny_predictor, tiny_tokenizer
+from tiny_models import tiny_predictor, tiny_tokenizer
 
 COLUMNS = ["open", "high", "low", "close", "volume", "amount"]
 CLOCK = pd.Series(pd.date_range("2024-02-26 09:30", periods=400, freq="45min"), name="timestamps")

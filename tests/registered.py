@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from small import simulated_windows
+from small_trainings import simulated_windows
 
 from kronos_pipeline.artifacts import MANIFEST, read_json, write_manifest
 from kronos_pipeline.base_models import find_base_model

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from small import small_flags
+from small_trainings import small_flags
 
 from kronos_pipeline import run_training
 from kronos_pipeline.cli import app as cli

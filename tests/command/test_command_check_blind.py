@@ -14,7 +14,7 @@ from accelerate.utils import set_seed
 from hypothesis import given
 from hypothesis import strategies as st
 from random_tickers import cases, tickers
-from small import small_flags
+from small_trainings import small_flags
 
 from kronos_pipeline.cli import app as cli
 from kronos_pipeline.data import windows as windows_module

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small import small_flags
-from tiny import save_tiny_base
+from small_trainings import small_flags
+from tiny_models import save_tiny_base
 
 from kronos_pipeline import run_training
 from kronos_pipeline.cli import app as cli

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from market_files import daily_frame, write_frame
 from registered import base_of, evidence, made_adapter
-from small import small_recipe
+from small_trainings import small_recipe
 
 from kronos_pipeline.artifacts import ArtifactLayout, read_parquet, write_json
 from kronos_pipeline.cli import app as cli

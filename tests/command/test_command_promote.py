@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from registered import evidence, made_adapter
-from small import small_recipe
+from small_trainings import small_recipe
 
 from kronos_pipeline.cli import app as cli
 from kronos_pipeline.config import Recipe

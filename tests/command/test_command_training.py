@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from market_files import stock_frames, write_frame
-from small import small_flags
+from small_trainings import small_flags
 
 from kronos_pipeline import run_training
 from kronos_pipeline.data.simulate import write_simulated

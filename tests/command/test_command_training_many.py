@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from small import SMALL, simulated_windows, small_recipe
+from small_trainings import SMALL, simulated_windows, small_recipe
 
 from kronos_pipeline import KronosTrainer
 from kronos_pipeline.config import KronosTrainingConfig

@@ -76,7 +76,7 @@ def test_the_shapes_have_the_numbers_of_parameters_that_are_published(
     tmp_path: Path, published: str, millions: float, shape: dict[str, int]
 ) -> None:
     import torch
-    from tiny import tiny_predictor
+    from tiny_models import tiny_predictor
 
     config = SMALL_SHAPE | shape
     with torch.device("meta"):

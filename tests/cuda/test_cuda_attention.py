@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny import tiny_predictor, tiny_tokenizer
+from tiny_models import tiny_predictor, tiny_tokenizer
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from market_files import daily_frame, write_frame
-from small import small_flags, small_recipe
+from small_trainings import small_flags, small_recipe
 
 from kronos_pipeline import run_training
 from kronos_pipeline.artifacts import ArtifactLayout, read_json, read_parquet, write_json

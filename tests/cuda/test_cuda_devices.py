@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock, Timeout
-from small import simulated_windows, small_flags, small_recipe
+from small_trainings import simulated_windows, small_flags, small_recipe
 
 from kronos_pipeline import KronosTrainer, run_training
 from kronos_pipeline.data.simulate import write_simulated

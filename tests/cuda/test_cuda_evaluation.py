@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from registered import made_adapter, made_checkpoint
-from small import simulated_bars, simulated_windows, small_recipe
+from small_trainings import simulated_bars, simulated_windows, small_recipe
 
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.base_models import find_base_model

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny import tiny_predictor
+from tiny_models import tiny_predictor
 
 from kronos_pipeline.model.kept import state
 from kronos_pipeline.model.modules import copy_around_weights

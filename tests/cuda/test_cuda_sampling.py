@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny import tiny_predictor, tiny_tokenizer
+from tiny_models import tiny_predictor, tiny_tokenizer
 from torch import Tensor
 
 from kronos_pipeline.base_models import BaseModelSource, WeightsSource

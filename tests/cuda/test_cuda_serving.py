@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from registered import made_adapter
-from small import simulated_bars, small_recipe
+from small_trainings import simulated_bars, small_recipe
 
 from kronos_pipeline.tracking.serving import ServedForecaster
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from small import simulated_windows, small_recipe
-from tiny import save_tiny_base
+from small_trainings import simulated_windows, small_recipe
+from tiny_models import save_tiny_base
 from torch import Tensor
 
 from kronos_pipeline import KronosTrainer

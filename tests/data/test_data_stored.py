@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from market_files import NOW, daily_frame, write_frame
-from small import SMALL
+from small_trainings import SMALL
 
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.config import KronosTrainingConfig

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from holdouts import NANO, RecordingSampler
 from registered import base_of
-from small import simulated_bars, simulated_windows, small_recipe
+from small_trainings import simulated_bars, simulated_windows, small_recipe
 
 from kronos_pipeline.artifacts import ArtifactLayout, read_parquet
 from kronos_pipeline.config import Recipe

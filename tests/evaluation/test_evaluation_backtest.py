@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from small import simulated_bars, small_recipe
+from small_trainings import simulated_bars, small_recipe
 
 from kronos_pipeline.artifacts import ArtifactLayout, read_json, read_parquet
 from kronos_pipeline.config import Recipe

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from mlflow import MlflowClient
-from small import simulated_bars, small_recipe
+from small_trainings import simulated_bars, small_recipe
 
 from kronos_pipeline import KronosTrainer
 from kronos_pipeline.base_models import find_base_model

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from made_predictions import predictions_of_losses
 from scipy import stats
-from small import simulated_bars, small_recipe
+from small_trainings import simulated_bars, small_recipe
 
 from kronos_pipeline.evaluation.scoring.drift import RECENT, Drift, find_drift, windows_since
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from holdouts import CLOSE, HandMadeWindows, RecordingSampler
-from small import simulated_windows, small_recipe
+from small_trainings import simulated_windows, small_recipe
 
 from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.config import Recipe

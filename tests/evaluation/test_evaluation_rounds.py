@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from holdouts import HandMadeWindows, RecordingSampler
 from registered import base_of
-from small import simulated_windows, small_recipe
+from small_trainings import simulated_windows, small_recipe
 
 from kronos_pipeline.artifacts import ArtifactLayout, read_parquet
 from kronos_pipeline.config import Recipe

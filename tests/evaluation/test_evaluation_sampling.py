@@ -15,7 +15,7 @@ import torch
 from holdouts import CLOSE
 from hypothesis import given
 from random_tickers import build, cases, recipes, tickers
-from small import simulated_windows, small_recipe
+from small_trainings import simulated_windows, small_recipe
 
 from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.config import Recipe

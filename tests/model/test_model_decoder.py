@@ -13,7 +13,7 @@ import torch
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from sktime.libs.kronos import auto_regressive_inference
-from tiny import NO_DROPOUT, tiny_predictor, tiny_tokenizer
+from tiny_models import NO_DROPOUT, tiny_predictor, tiny_tokenizer
 from torch import Tensor
 
 from kronos_pipeline.errors import ModelError, SettingsError

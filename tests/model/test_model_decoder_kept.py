@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny import tiny_predictor, tiny_tokenizer
+from tiny_models import tiny_predictor, tiny_tokenizer
 from torch import Tensor
 
 from kronos_pipeline.model import kept as module

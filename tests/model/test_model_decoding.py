@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from sktime.libs.kronos import auto_regressive_inference, top_k_top_p_filtering
-from tiny import tiny_predictor, tiny_tokenizer
+from tiny_models import tiny_predictor, tiny_tokenizer
 
 from kronos_pipeline.base_models import BaseModelSource, WeightsSource
 from kronos_pipeline.data.normalisation import denormalise, lookback_statistics, normalise

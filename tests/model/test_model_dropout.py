@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
-from tiny import tiny_predictor
+from tiny_models import tiny_predictor
 from torch import nn
 
 from kronos_pipeline.model.dropout import QuickDropout, dropout, quicken_dropout

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from tiny import save_tiny_base, tiny_predictor, tiny_tokenizer
+from tiny_models import save_tiny_base, tiny_predictor, tiny_tokenizer
 
 from kronos_pipeline.artifacts import write_manifest
 from kronos_pipeline.base_models import find_base_model

@@ -13,7 +13,7 @@ import peft
 import pytest
 import safetensors.torch
 import torch
-from tiny import save_tiny_base
+from tiny_models import save_tiny_base
 
 from kronos_pipeline.artifacts import write_manifest
 from kronos_pipeline.base_models import find_base_model

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny import tiny_predictor
+from tiny_models import tiny_predictor
 
 from kronos_pipeline.model import losses
 from kronos_pipeline.model.losses import teacher_forced_logits, token_loss, token_losses

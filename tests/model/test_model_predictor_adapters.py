@@ -11,7 +11,7 @@ import torch
 from price_frames import assert_forecast, candles, sharp_predictor, sharp_tokenizer, times, with_lora
 from sktime.libs.kronos import Kronos, KronosTokenizer
 from sktime.libs.kronos import KronosPredictor as Upstream
-from tiny import save_tiny_base, tiny_predictor
+from tiny_models import save_tiny_base, tiny_predictor
 
 from kronos_pipeline import KronosPredictor
 from kronos_pipeline.artifacts import write_manifest

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_predictor
+from tiny_models import tiny_predictor
 
 from kronos_pipeline.model.lora import add_lora
 from kronos_pipeline.model.losses import token_losses

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import tiny_tokenizer
+from tiny_models import tiny_tokenizer
 
 from kronos_pipeline.model import tokens as tokens_module
 from kronos_pipeline.model.tokens import encode

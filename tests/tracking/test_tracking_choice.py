@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from registered import base_of, evidence, for_tickers, made_adapter, made_checkpoint
-from small import simulated_windows, small_recipe
-from tiny import save_tiny_base
+from small_trainings import simulated_windows, small_recipe
+from tiny_models import save_tiny_base
 
 from kronos_pipeline.artifacts import ArtifactLayout, write_json
 from kronos_pipeline.config import Recipe

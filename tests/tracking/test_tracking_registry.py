@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from registered import base_of, evidence, made_adapter, made_checkpoint
 from safetensors.numpy import load_file
-from small import small_recipe
+from small_trainings import small_recipe
 
 from kronos_pipeline.artifacts import MANIFEST
 from kronos_pipeline.config import NAME, Recipe

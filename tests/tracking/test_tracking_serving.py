@@ -24,8 +24,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel
 from registered import base_of, evidence, made_adapter, made_checkpoint
-from small import simulated_bars, simulated_windows, small_recipe
-from tiny import save_tiny_base
+from small_trainings import simulated_bars, simulated_windows, small_recipe
+from tiny_models import save_tiny_base
 
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import Bars, make_bars

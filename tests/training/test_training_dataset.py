@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import simulated_bars, simulated_windows, small_recipe
+from small_trainings import simulated_bars, simulated_windows, small_recipe
 
 from kronos_pipeline import KronosMultiTickerDataset
 from kronos_pipeline.base_models import find_base_model

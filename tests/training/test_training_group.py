@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from small import simulated_windows, small_recipe
+from small_trainings import simulated_windows, small_recipe
 
 from kronos_pipeline import KronosTrainer
 from kronos_pipeline.artifacts import ArtifactLayout

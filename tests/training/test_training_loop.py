@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small import simulated_windows, small_recipe
-from tiny import tiny_predictor, tiny_tokenizer
+from small_trainings import simulated_windows, small_recipe
+from tiny_models import tiny_predictor, tiny_tokenizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kronos_pipeline.config import Recipe

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small import simulated_windows, small_flags, small_recipe
+from small_trainings import simulated_windows, small_flags, small_recipe
 
 from kronos_pipeline import KronosTrainer, run_training
 from kronos_pipeline.data.simulate import write_simulated
@@ -201,7 +201,7 @@ def test_two_processes_train_one_checkpoint_together(tiny_base: Path, tmp_path: 
 RESUMED_BY_TWO = """
 import sys
 from pathlib import Path
-from small import simulated_windows, small_recipe
+from small_trainings import simulated_windows, small_recipe
 from kronos_pipeline import KronosTrainer
 
 base, folder = map(Path, sys.argv[1:])

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from small import simulated_bars, small_recipe
-from tiny import save_tiny_base
+from small_trainings import simulated_bars, small_recipe
+from tiny_models import save_tiny_base
 
 from kronos_pipeline import KronosTrainer
 from kronos_pipeline.artifacts import read_json

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from small import simulated_bars, simulated_windows, small_recipe
+from small_trainings import simulated_bars, simulated_windows, small_recipe
 
 from kronos_pipeline import KronosTrainer
 from kronos_pipeline.artifacts import ArtifactLayout, file_hash
@@ -145,7 +145,7 @@ def test_a_long_training_on_a_cpu_is_said_to_be_slow_and_how_long_it_takes() -> 
 
 
 def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
-    from tiny import save_tiny_base
+    from tiny_models import save_tiny_base
 
     base = save_tiny_base(tmp_path / "base", dropout=False)
     results = {}
