@@ -15,8 +15,7 @@ class Backtest(Command, KronosTrainingConfig):
     def run(self) -> int:
         # Imported here, for --help can do without what takes seconds to import.
         from kronos_pipeline.artifacts import ArtifactLayout, check_writable, read_json
-        from kronos_pipeline.evaluation.leaderboard import save_leaderboard
-        from kronos_pipeline.evaluation.reports.tables import leaderboard_sheet, verdict_sentences
+        from kronos_pipeline.evaluation.reports.tables import leaderboard_sheet, save_leaderboard, verdict_sentences
         from kronos_pipeline.pipeline.evaluate import backtest_all, print_sheets, trained_model
         from kronos_pipeline.pipeline.ingest import read_tickers
         from kronos_pipeline.training.trainer import KronosTrainer

@@ -1,17 +1,19 @@
-"""What made an evaluation: the manifest that stands in its tables and reports."""
+"""Provenance of an evaluation: the manifest of its tables and reports, contamination, and the sampling precision."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
 from kronos_pipeline.artifacts import package_versions
 from kronos_pipeline.code_version import code_version
 from kronos_pipeline.data.windows import TOO_MANY_CUTOFFS
-from kronos_pipeline.evaluation.contamination import contamination
-from kronos_pipeline.evaluation.precision import sampling_precision
 
 if TYPE_CHECKING:
+    import torch
+
     from kronos_pipeline.base_models import BaseModelSource
     from kronos_pipeline.config import Recipe
     from kronos_pipeline.data.windows import WindowSet
@@ -89,3 +91,35 @@ def manifest_of_ticker(manifest: Mapping[str, Any], ticker: str) -> dict[str, An
         key: {name: one for name, one in value.items() if name == ticker} if key in _PER_TICKER else value
         for key, value in manifest.items()
     }
+
+
+def contamination(source: BaseModelSource, first_holdout: pd.Timestamp) -> str | None:
+    """Return the warning that the base model may have seen the evaluated bars in pre-training, or None if it has not.
+
+    Tables, plots, manifests and tags show the warning. A published base model learned from market bars up to May 2024,
+    so scores on bars before June 2024 may show memory instead of skill; a local copy of a published model gets the same
+    warning. For a model without a description the warning says that this is not known. Simulated bars give no reason
+    for a warning.
+
+    Args:
+        source: the base model of the evaluated models.
+        first_holdout: time of the first scored bar, in the file's own local time.
+    """
+    return source.contamination(first_holdout.to_pydatetime(warn=False))
+
+
+def sampling_precision(precision: str, device: torch.device | str) -> str:
+    """Return the number format of sampling on a device, "fp32" or "bf16", for a recipe's `precision`.
+
+    "auto" means bf16 on a GPU with native bf16. On a CPU it means fp32, whatever a training there uses, so that a
+    forecast is the same number on every CPU. fp16 is for training, which scales its losses; sampling uses fp32 instead.
+    """
+    if precision != "auto":
+        return "bf16" if precision == "bf16" else "fp32"
+    if not str(device).startswith("cuda"):
+        return "fp32"
+    import torch
+
+    from kronos_pipeline.model.devices import has_native_bf16
+
+    return "bf16" if has_native_bf16(torch.device(device)) else "fp32"

@@ -28,8 +28,7 @@ def run_pipeline(config: KronosTrainingConfig) -> bool:
     check_writable(layout.root)
     tickers = read_tickers(config, layout)
 
-    from kronos_pipeline.evaluation.leaderboard import save_leaderboard
-    from kronos_pipeline.evaluation.reports.tables import leaderboard_sheet
+    from kronos_pipeline.evaluation.reports.tables import leaderboard_sheet, save_leaderboard
     from kronos_pipeline.pipeline.evaluate import backtest_beside, evaluate_all, log_leaderboard, print_sheets
     from kronos_pipeline.pipeline.promote import promote_all
     from kronos_pipeline.pipeline.train import train_all

@@ -17,7 +17,7 @@ from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.config import KronosTrainingConfig
 from kronos_pipeline.data.bars import make_bars
 from kronos_pipeline.data.windows import WindowSet, build_windows
-from kronos_pipeline.evaluation.contamination import contamination
+from kronos_pipeline.evaluation.provenance import contamination
 from kronos_pipeline.model.loading import KronosModel, load_base
 from kronos_pipeline.tracking.runs import Tracker
 

@@ -16,10 +16,10 @@ from matplotlib.image import imread
 
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.config import Recipe
-from kronos_pipeline.evaluation.canvas import WARNING
 from kronos_pipeline.evaluation.predictions import models_of
 from kronos_pipeline.evaluation.reports import plots
 from kronos_pipeline.evaluation.reports.plots import (
+    WARNING,
     fan_plot,
     forecast_plot,
     loss_plot,

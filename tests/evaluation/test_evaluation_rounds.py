@@ -23,7 +23,7 @@ from kronos_pipeline.evaluation.forecasting import batching as rolls_module
 from kronos_pipeline.evaluation.forecasting.holdout_table import predicting
 from kronos_pipeline.evaluation.forecasting.tuning import fitting_sampling, plain_sampling
 from kronos_pipeline.evaluation.holdout import HoldoutResult, evaluate_tickers
-from kronos_pipeline.evaluation.precision import sampling_precision
+from kronos_pipeline.evaluation.provenance import sampling_precision
 from kronos_pipeline.evaluation.rounds import Asking, alone, good, side_by_side, together
 from kronos_pipeline.model.loading import KronosModel
 from kronos_pipeline.training.trainer import KronosTrainer

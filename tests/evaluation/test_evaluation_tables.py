@@ -9,12 +9,13 @@ from rich.console import Console
 from test_evaluation_report import SKIPPED, build_evaluation, manifest_of, predictions_of, windows_of
 
 from kronos_pipeline.artifacts import ArtifactLayout, read_json
-from kronos_pipeline.evaluation.leaderboard import leaderboard_rows, save_leaderboard
 from kronos_pipeline.evaluation.reports.tables import (
     evaluation_frame,
     evaluation_sheet,
     flat_metrics,
+    leaderboard_rows,
     leaderboard_sheet,
+    save_leaderboard,
     verdict_sentences,
 )
 from kronos_pipeline.evaluation.reports.text_table import Sheet, price

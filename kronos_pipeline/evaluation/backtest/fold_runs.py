@@ -24,9 +24,8 @@ from kronos_pipeline.evaluation.forecasting.candidates import (
     weights_of,
 )
 from kronos_pipeline.evaluation.forecasting.holdout_table import predicting
-from kronos_pipeline.evaluation.precision import sampling_precision
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE
-from kronos_pipeline.evaluation.provenance import evaluation_manifest, merge_manifests
+from kronos_pipeline.evaluation.provenance import evaluation_manifest, merge_manifests, sampling_precision
 from kronos_pipeline.evaluation.rounds import Asking, good, side_by_side, together
 
 if TYPE_CHECKING:

@@ -171,7 +171,7 @@ def _candles(ticker: str, values: NDArray[Any]) -> SampledRolls | ModelError:
 
 
 def _sample_paths(models: Sequence[KronosModel], *series: np.ndarray, precision: str, **settings: Any) -> np.ndarray:
-    from kronos_pipeline.evaluation.precision import sampling_precision
+    from kronos_pipeline.evaluation.provenance import sampling_precision
     from kronos_pipeline.model.decode.sample import sample_paths  # imports torch
 
     return sample_paths(models, *series, precision=sampling_precision(precision, models[0].device), **settings)

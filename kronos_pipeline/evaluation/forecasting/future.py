@@ -18,8 +18,8 @@ from kronos_pipeline.errors import DataError, Problem
 from kronos_pipeline.evaluation.forecasting.baselines import random_walk_paths
 from kronos_pipeline.evaluation.forecasting.batching import Rolls, Sampler, sampling_seed
 from kronos_pipeline.evaluation.forecasting.distributions import describe
-from kronos_pipeline.evaluation.precision import sampling_precision
 from kronos_pipeline.evaluation.predictions import LEVELS, NAIVE
+from kronos_pipeline.evaluation.provenance import sampling_precision
 from kronos_pipeline.evaluation.reports.text_table import Sheet, count, price
 from kronos_pipeline.evaluation.rounds import Asking, alone
 

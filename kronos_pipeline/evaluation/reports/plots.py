@@ -1,33 +1,58 @@
-"""Pictures of a result: forecasts beside the truth, their intervals, how errors grow, and how far intervals hold."""
+"""Plots of an evaluation: forecasts and real closes, intervals, error by bars ahead, and reliability of the intervals.
+
+All plots share a background, a style per model, a heading with notes and an axis of bars. They use matplotlib's objects
+and not pyplot, which keeps global state that threads would share. The background is opaque and light, so that a plot
+reads the same on a light and on a dark page. The colours are those of Okabe and Ito, which people with any colour
+vision can tell apart.
+"""
 
 from __future__ import annotations
 
+import io
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from scipy.special import bdtr
 
 from kronos_pipeline.artifacts import ArtifactLayout, write_file
-from kronos_pipeline.evaluation.canvas import (
-    BANDS,
-    BLUE,
-    FAINT,
-    INK,
-    ORANGE,
-    PAPER,
-    STYLES,
-    bar_axis,
-    new_figure,
-    numbered,
-    step_axis,
-    to_png,
+from kronos_pipeline.evaluation.predictions import (
+    ADAPTER,
+    BASE,
+    CHECKPOINT,
+    DRIFT,
+    LEVELS,
+    NAIVE,
+    RANDOM_WALK,
+    SEASONAL,
+    models_of,
 )
-from kronos_pipeline.evaluation.predictions import LEVELS, RANDOM_WALK, models_of
 from kronos_pipeline.evaluation.reports.text_table import count, price
 from kronos_pipeline.evaluation.scoring.metrics import score
 
+INK, FAINT, PAPER, WARNING = "#1a1a1a", "#d0d0d0", "#ffffff", "#a03000"
+BLUE, ORANGE = "#0072b2", "#d55e00"
+BANDS = {90: "#d3e6f2", 80: "#a6cde4", 50: "#6aabd0"}
+"""Of the central intervals, by level in percent: the narrower, the darker."""
+STYLES: dict[str, dict[str, Any]] = {
+    NAIVE: {"color": "#7a7a7a", "linestyle": (0, (4, 2)), "linewidth": 1.4},
+    DRIFT: {"color": "#7a7a7a", "linestyle": (0, (1, 1.5)), "linewidth": 1.4},
+    SEASONAL: {"color": "#b08d57", "linestyle": (0, (5, 1.5, 1, 1.5)), "linewidth": 1.3},
+    RANDOM_WALK: {"color": "#cc79a7", "linestyle": (0, (6, 2)), "linewidth": 1.3},
+    BASE: {"color": BLUE, "linestyle": "solid", "linewidth": 1.6},
+    CHECKPOINT: {"color": "#009e73", "linestyle": "solid", "linewidth": 1.9},
+    ADAPTER: {"color": ORANGE, "linestyle": "solid", "linewidth": 1.9},
+}
+_SIZE, _DPI = (12.0, 7.0), 100  # 1200 x 700 pixels
+_TITLE_WIDTH, _NOTE_WIDTH = 95, 105  # letters
+_TITLE_HEIGHT, _NOTE_HEIGHT = 0.036, 0.031  # of the picture, per line
 CONTEXT_BARS = 100
 """Known bars that are drawn before a forecast, at most; a fan chart has no more than some times the forecast's."""
 _CONTEXT_TIMES, _LEAST_CONTEXT = 3, 30
@@ -244,3 +269,80 @@ def _coverage(forecast: pd.DataFrame, low: str, high: str) -> float:
     """The share of real closes within an interval, in percent; NaN, which is not drawn, where there is none."""
     there = forecast.dropna(subset=[low, high])
     return 100 * float(there["y"].between(there[low], there[high]).mean()) if len(there) else float("nan")
+
+
+def new_figure(title: str, notes: Sequence[str] = (), panels: int = 1) -> tuple[Figure, list[Axes]]:
+    """A picture with its heading and, side by side, its empty panels.
+
+    Args:
+        title: the heading.
+        notes: what a reader must know before believing the picture; they stand below the heading, each its own line.
+        panels: how many.
+    """
+    figure = Figure(figsize=_SIZE, dpi=_DPI, facecolor=PAPER, layout="constrained")
+    FigureCanvasAgg(figure)
+    # A folder's or a symbol's name may hold a $, which would start a formula.
+    style: dict[str, Any] = {"verticalalignment": "top", "parse_math": False}
+    top = 0.975
+    for line in textwrap.wrap(title, _TITLE_WIDTH):
+        figure.text(0.015, top, line, fontsize=14, color=INK, **style)
+        top -= _TITLE_HEIGHT
+    for line in (line for note in notes for line in textwrap.wrap(note, _NOTE_WIDTH)):
+        figure.text(0.015, top - 0.006, line, fontsize=11.5, fontweight="bold", color=WARNING, **style)
+        top -= _NOTE_HEIGHT
+    layout = {"w_pad": 0.15, "h_pad": 0.12, "wspace": 0.03, "rect": (0, 0, 1, top - 0.01)}
+    figure.get_layout_engine().set(**layout)  # type: ignore[union-attr]
+    axes = [figure.add_subplot(1, panels, number + 1, facecolor=PAPER) for number in range(panels)]
+    for panel in axes:
+        panel.grid(axis="y", color=FAINT, linewidth=0.6, alpha=0.7)
+        panel.ticklabel_format(axis="y", useOffset=False)  # a price is read off the axis, without a sum
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.tick_params(labelsize=11)
+        panel.xaxis.label.set_fontsize(12)
+        panel.yaxis.label.set_fontsize(12)
+    return figure, axes
+
+
+def to_png(figure: Figure, columns: int = 5) -> bytes:
+    """The picture as PNG, 1200 x 700 pixels, with one legend for all panels below."""
+    handles = [one for axes in figure.axes for one in zip(*axes.get_legend_handles_labels(), strict=True)]
+    figure.legend(
+        [handle for handle, _ in handles],
+        [label for _, label in handles],
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize=11,
+    )
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def bar_axis(axes: Axes, stamps: pd.DatetimeIndex, first: int, last: int) -> None:
+    """Make bars number `first` to `last` the horizontal axis: nights, weekends and holes take no room."""
+    axes.set_xlim(first - 0.5, last + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _date(stamps, x)))
+    daily = bool((stamps == stamps.normalize()).all())
+    axes.set_xlabel("date of the bar" if daily else "time of the bar, as the file has it")
+
+
+def step_axis(axes: Axes, label: str) -> None:
+    """Make whole numbers the horizontal axis."""
+    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1))
+    axes.set_xlabel(label)
+
+
+def _date(stamps: pd.DatetimeIndex, x: float) -> str:
+    """The date of bar number `x`, with the time of day where bars are not daily; empty off the data."""
+    if not 0 <= round(x) < len(stamps):
+        return ""
+    daily = bool((stamps == stamps.normalize()).all())
+    return stamps[round(x)].strftime("%Y-%m-%d" if daily else "%Y-%m-%d\n%H:%M")
+
+
+def numbered(stamps: pd.DatetimeIndex) -> pd.Series:
+    """The number of each time in a line of bars."""
+    return pd.Series(np.arange(len(stamps)), index=stamps)

@@ -7,11 +7,11 @@ from typing import Any
 
 import pandas as pd
 
+from kronos_pipeline.artifacts import ArtifactLayout, write_json
 from kronos_pipeline.evaluation.forecasting.distributions import FEWEST_PATHS
-from kronos_pipeline.evaluation.leaderboard import leaderboard_rows
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, CHECKPOINT, NAIVE
 from kronos_pipeline.evaluation.reports.text_table import UNDEFINED, Sheet, count, number, price
-from kronos_pipeline.evaluation.scoring.metrics import METRICS
+from kronos_pipeline.evaluation.scoring.metrics import METRICS, UNITS
 from kronos_pipeline.evaluation.scoring.verdicts import BETTER, MIN_CUTOFFS, NO_BETTER, TOO_LITTLE, WORSE
 
 _ORDER = (ADAPTER, CHECKPOINT, BASE, NAIVE)
@@ -69,6 +69,45 @@ def leaderboard_sheet(evaluation: Mapping[str, Any], what: str = "Holdout") -> S
         rows=[[row["model"], *(cell(row) for _, cell in columns)] for row in rows],
         notes=[*evaluation["warnings"], *_partial(evaluation)],
     )
+
+
+def leaderboard_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row per model: its mean scores over its symbols, and its verdicts; the smallest scaled error first.
+
+    Models that not every symbol has come last, as their means are over other symbols.
+
+    Args:
+        evaluation: as `build_evaluation` returns it.
+    """
+    total = evaluation["aggregate"]
+    rows = [
+        {
+            "model": name,
+            **{key: value for key, value in scores.items() if key != "undefined"},
+            **{f"against_{rival}": one["verdict"] for rival, one in total["verdicts"].get(name, {}).items()},
+        }
+        for name, scores in total["models"].items()
+    ]
+    symbols = total["symbols_evaluated"]
+    return sorted(rows, key=lambda row: (row["symbols"] < symbols, row["mase"] is None, row["mase"]))
+
+
+def save_leaderboard(
+    layout: ArtifactLayout, holdout: Mapping[str, Any], backtest: Mapping[str, Any] | None = None
+) -> None:
+    """Write `metrics/leaderboard.json`: rows of the holdout's evaluation and of the backtest's, and their units."""
+    found = {"holdout": holdout} | ({"backtest": backtest} if backtest else {})
+    parts = {
+        what: {
+            "base_model": evaluation["base_model"],
+            "warnings": evaluation["warnings"],
+            "span": evaluation["holdout"],
+            **{key: evaluation["aggregate"][key] for key in ("symbols_evaluated", "bars", "cutoffs")},
+            "models": leaderboard_rows(evaluation),
+        }
+        for what, evaluation in found.items()
+    }
+    write_json(layout.leaderboard, {"units": UNITS, **parts})
 
 
 def evaluation_frame(evaluation: Mapping[str, Any]) -> pd.DataFrame:

@@ -102,9 +102,8 @@ def leaderboard(
     Stored as `metrics/leaderboard.json`, `evaluation.json`, `predictions.parquet` and `forecasts.parquet`, and as a run
     of its own in MLflow. Tickers without metrics are left out and named.
     """
-    from kronos_pipeline.evaluation.leaderboard import save_leaderboard
     from kronos_pipeline.evaluation.predictions import ADAPTER, CHECKPOINT, models_of
-    from kronos_pipeline.evaluation.reports.tables import evaluation_frame, flat_metrics
+    from kronos_pipeline.evaluation.reports.tables import evaluation_frame, flat_metrics, save_leaderboard
     from kronos_pipeline.evaluation.scoring.report import load_predictions, save_evaluation
 
     with failures_of("leaderboard"):
