@@ -12,13 +12,18 @@ from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import Bars
 from kronos_pipeline.errors import ArtifactError, KronosError
 from kronos_pipeline.orchestration.batch import Event, TickerBatch
-from kronos_pipeline.orchestration.evaluation_metadata import evaluation_metadata
 from kronos_pipeline.orchestration.failures import failures_of
 from kronos_pipeline.orchestration.io_manager import TickerArtifacts
-from kronos_pipeline.orchestration.metadata import mlflow_metadata
+from kronos_pipeline.orchestration.metadata import evaluation_metadata, mlflow_metadata
 from kronos_pipeline.orchestration.partitions import tickers_tested
-from kronos_pipeline.orchestration.resources import PipelineSettings, Tracking, run_tags
-from kronos_pipeline.orchestration.stored_models import load_base_model, mlflow_run_of, training_run
+from kronos_pipeline.orchestration.resources import (
+    PipelineSettings,
+    Tracking,
+    load_base_model,
+    mlflow_run_of,
+    run_tags,
+    training_run,
+)
 
 if TYPE_CHECKING:
     from kronos_pipeline.model.loading import KronosModel

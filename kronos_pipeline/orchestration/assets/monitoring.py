@@ -11,11 +11,10 @@ import dagster as dg
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import Bars
 from kronos_pipeline.orchestration.batch import Event, TickerBatch
-from kronos_pipeline.orchestration.evaluation_metadata import picture_metadata
 from kronos_pipeline.orchestration.failures import failures_of
 from kronos_pipeline.orchestration.io_manager import TickerArtifacts
-from kronos_pipeline.orchestration.resources import PipelineSettings, Tracking
-from kronos_pipeline.orchestration.stored_models import load_base_model
+from kronos_pipeline.orchestration.metadata import picture_metadata
+from kronos_pipeline.orchestration.resources import PipelineSettings, Tracking, load_base_model
 
 if TYPE_CHECKING:
     from kronos_pipeline.evaluation.rounds import Asking

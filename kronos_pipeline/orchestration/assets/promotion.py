@@ -14,8 +14,7 @@ from kronos_pipeline.orchestration.failures import failures_of
 from kronos_pipeline.orchestration.io_manager import TickerArtifacts
 from kronos_pipeline.orchestration.metadata import bullets, mlflow_metadata
 from kronos_pipeline.orchestration.partitions import tickers_tested
-from kronos_pipeline.orchestration.resources import PipelineSettings, Tracking, run_tags
-from kronos_pipeline.orchestration.stored_models import mlflow_run_of
+from kronos_pipeline.orchestration.resources import PipelineSettings, Tracking, mlflow_run_of, run_tags
 
 if TYPE_CHECKING:
     from kronos_pipeline.promotion.submit import Submission
