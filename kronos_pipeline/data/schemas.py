@@ -12,8 +12,9 @@ import pandera.pandas as pa
 from pandera.typing.pandas import Series
 
 from kronos_pipeline.data.bars import FEATURES
-from kronos_pipeline.data.splits import SPLITS
 
+SPLITS = ("train", "selection", "holdout")
+"""The blocks of a ticker's bars, oldest first."""
 STATISTICS = (*(f"mean_{name}" for name in FEATURES), *(f"std_{name}" for name in FEATURES))
 """The columns of window rows that hold the lookback's statistics, float64."""
 

@@ -10,42 +10,29 @@ times lookback.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from kronos_pipeline.artifacts import read_parquet, write_parquet
+from kronos_pipeline.artifacts import read_parquet, text_hash, write_parquet
 from kronos_pipeline.code_version import code_version
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bar_schedule import find_rhythm
-from kronos_pipeline.data.bars import FEATURES, Bars
-from kronos_pipeline.data.normalisation import (
-    denormalise,
-    lookback_statistics,
-    normalise,
-    rolling_statistics,
-)
-from kronos_pipeline.data.schemas import STATISTICS, VALIDATED_TOGETHER, WindowRows
-from kronos_pipeline.data.splits import SPLITS, Blocks, find_blocks, need_windows
-from kronos_pipeline.data.window_set import OFFSETS, WindowSet, row_statistics, stamp_features
-from kronos_pipeline.errors import ArtifactError, DataError
+from kronos_pipeline.data.bars import FEATURES, Bars, FloatArray, array_hash, bars_hash, matrix
+from kronos_pipeline.data.normalisation import rolling_statistics
+from kronos_pipeline.data.schemas import SPLITS, STATISTICS, VALIDATED_TOGETHER, WindowRows
+from kronos_pipeline.errors import ArtifactError, DataError, Problem
 
-__all__ = [
-    "SPLITS",
-    "WindowSet",
-    "build_all_windows",
-    "build_windows",
-    "denormalise",
-    "load_windows",
-    "lookback_statistics",
-    "normalise",
-    "row_statistics",
-    "save_windows",
-    "stamp_features",
-]
+OFFSETS = ("start", "origin", "end")
+"""The columns of window rows that hold indices of bars, int32."""
+
+StampFeatures = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+
 
 TOO_MANY_CUTOFFS = "cutoffs above --max-cutoffs"
 STRADDLING = "targets in two splits"
@@ -58,6 +45,63 @@ _REASONS = {
     "selection": (ACROSS_A_HOLE, FLAT),
     "holdout": (HOLDOUT_ACROSS_A_HOLE, HOLDOUT_FLAT),
 }
+
+
+@dataclass(frozen=True)
+class WindowSet:
+    """One ticker's windows.
+
+    Attributes:
+        bars: the bars that the windows look at.
+        lookback: bars that a forecast sees, after the cut to the model's context.
+        horizon: bars that a forecast predicts.
+        rows: a row per window: `start`, `origin`, `end`, int32: it spans the bars [start, end) and knows those up to
+            `origin`; `split`; `mean_<feature>` and `std_<feature>`, float64, of the lookback bars.
+        stamps: `(bars, 5)`: minute, hour, weekday (Monday is 0), day, month of each bar.
+        excluded: how many windows were left out, by reason.
+        selection_start: index of the selection block's first bar.
+        holdout_start: index of the holdout's first bar.
+        training_hash: SHA-256 of all that training can depend on: the bars before the holdout, and the rows cut from
+            them; no holdout bar changes it.
+    """
+
+    bars: Bars
+    lookback: int
+    horizon: int
+    rows: pd.DataFrame
+    stamps: StampFeatures
+    excluded: dict[str, int]
+    selection_start: int
+    holdout_start: int
+    training_hash: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "training_hash", _training_hash(self))
+
+    @property
+    def ticker(self) -> str:
+        return self.bars.ticker
+
+    def of_split(self, split: str) -> pd.DataFrame:
+        """The rows of one split, oldest first, with an index of their own."""
+        return self.rows[self.rows["split"] == split].reset_index(drop=True)
+
+    def counts(self) -> dict[str, int]:
+        """Windows per split."""
+        codes = self.rows["split"].cat.codes.to_numpy()
+        return {split: int((codes == code).sum()) for code, split in enumerate(SPLITS)}
+
+
+def row_statistics(rows: pd.DataFrame) -> tuple[FloatArray, FloatArray]:
+    """The mean and the standard deviation that window rows hold, two of `(rows, 6)`, for `normalise`."""
+    numbers = matrix(rows, STATISTICS)
+    return numbers[:, : len(FEATURES)], numbers[:, len(FEATURES) :]
+
+
+def stamp_features(stamps: pd.DatetimeIndex) -> StampFeatures:
+    """What a model knows of bars' times, `(bars, 5)`: minute, hour, weekday (Monday is 0), day, month."""
+    fields = (stamps.minute, stamps.hour, stamps.weekday, stamps.day, stamps.month)
+    return np.stack(fields, axis=1).astype(np.uint8)
 
 
 def build_windows(bars: Bars, recipe: Recipe, *, hold_out: bool = True) -> WindowSet:
@@ -194,3 +238,109 @@ def _starts(blocks: Blocks, lookback: int, horizon: int, stride: int) -> tuple[n
     train = np.arange(blocks.selection - span, -1, -stride)[::-1]
     selection = np.arange(blocks.selection - lookback, blocks.holdout - span + 1)
     return train, selection, np.arange(blocks.holdout - lookback, blocks.bars - lookback, horizon)
+
+
+def _training_hash(windows: WindowSet) -> str:
+    codes = windows.rows["split"].cat.codes.to_numpy(np.int8)
+    known = codes != SPLITS.index("holdout")
+    offsets = matrix(windows.rows, OFFSETS).astype("<i4")
+    statistics = matrix(windows.rows, STATISTICS).astype("<f8", copy=False)
+    rows = array_hash(offsets[known], codes[known], statistics[known])
+    before = slice(windows.holdout_start)
+    bars = bars_hash(windows.bars.frame["timestamps"].to_numpy()[before], windows.bars.values[before])
+    return text_hash(windows.ticker, bars, f"{windows.lookback} {windows.horizon}", rows)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Indices of the first bar of the selection block and of the holdout, and how many bars there are."""
+
+    selection: int
+    holdout: int
+    bars: int
+
+    def straddling(self, lookback: int, horizon: int, stride: int) -> int:
+        """Windows that no split has, as their targets lie on both sides of a block's first bar.
+
+        Around the selection block's start these are windows that training would have had, so its stride counts.
+        """
+        span = lookback + horizon + 1
+        training = range(self.selection - span, -1, -stride)
+        later = len(range(self.selection - span + stride, self.selection - lookback, stride)) if training else 0
+        return later + min(horizon, self.bars - self.holdout)
+
+
+def find_blocks(bars: Bars, recipe: Recipe, lookback: int, *, hold_out: bool = True) -> Blocks:
+    """Find the blocks that the recipe's days or bars ask for; without a holdout, that block is empty.
+
+    Raises:
+        DataError: there are too few bars for one window in each block; it says how many there are and are needed, and
+            which settings ask for them.
+    """
+    count = len(bars)
+    dates = bars.frame["timestamps"].to_numpy().astype("datetime64[D]")
+    first_bars = np.flatnonzero(np.concatenate([[True], dates[1:] != dates[:-1]]))
+    held_out = _block_start(count, first_bars, recipe.validation_bars, recipe.validation_days)
+    holdout = held_out if hold_out else count
+    selection = _block_start(holdout, first_bars, recipe.selection_bars, recipe.selection_days)
+    targets = recipe.horizon + 1
+    window = lookback + targets
+    if selection < window or holdout - selection < targets:
+        raise _too_few(bars, recipe, lookback, len(first_bars))
+    return Blocks(selection, holdout, count)
+
+
+def need_windows(bars: Bars, split: str, windows: int, across: int, flat: int, recipe: Recipe) -> None:
+    """Refuse a split whose windows are all left out.
+
+    Raises:
+        DataError: none of the split's windows is left; it says why.
+    """
+    if across + flat < windows:
+        return
+    if flat == windows and (bars.frame["close"] == bars.frame["close"].iloc[0]).all():
+        close = bars.frame["close"].iloc[0]
+        rule = f"the close is {close:g} in all {len(bars)} bars: a constant series has nothing to learn"
+    elif flat == windows:
+        rule = f"no {split} window is left: the close does not move in the lookback of any of the {windows}"
+    else:
+        rule = (
+            f"no {split} window is left: of {windows}, {across} cross a hole of more than --max-gap {recipe.max_gap} "
+            f"bars and {flat} have a flat lookback; fill the holes or raise --max-gap"
+        )
+    raise DataError(Problem(bars.source, rule), bars.ticker)
+
+
+def _block_start(end: int, first_bars: np.ndarray, bars: int | None, days: int) -> int:
+    """Index of the first bar of a block that ends before bar `end`; 0 where there are not that many."""
+    if bars is not None:
+        return max(end - bars, 0)
+    earlier = first_bars[first_bars < end]
+    return int(earlier[-days]) if len(earlier) >= days else 0
+
+
+def _too_few(bars: Bars, recipe: Recipe, lookback: int, trading_days: int) -> DataError:
+    horizon, targets = recipe.horizon, recipe.horizon + 1
+    per_day = len(bars) / trading_days
+    selection_setting, selection = _asked("selection", recipe.selection_bars, recipe.selection_days, per_day)
+    holdout_setting, holdout = _asked("validation", recipe.validation_bars, recipe.validation_days, per_day)
+    if selection < targets:
+        rule = (
+            f"{selection_setting} holds {selection} bars, and a selection window needs {targets} "
+            f"(--horizon {horizon} + 1); raise it or lower --horizon"
+        )
+    else:
+        about = "" if per_day == 1 else "about "
+        rule = (
+            f"{len(bars)} bars, and {about}{lookback + targets + selection + holdout} are needed: {lookback + targets} "
+            f"for one training window (lookback {lookback} + --horizon {horizon} + 1), {selection} for "
+            f"{selection_setting}, {holdout} for {holdout_setting}; add bars or lower these"
+        )
+    return DataError(Problem(bars.source, rule), bars.ticker)
+
+
+def _asked(block: str, bars: int | None, days: int, per_day: float) -> tuple[str, int]:
+    """The setting that sizes a block, as the command line spells it, and the bars that it asks for."""
+    if bars is not None:
+        return f"--{block}-bars {bars}", bars
+    return f"--{block}-days {days}", math.ceil(days * per_day)

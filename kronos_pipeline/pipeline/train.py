@@ -89,7 +89,7 @@ def _train_adapters(
     windows: Mapping[str, WindowSet],
     skip: Callable[[str, KronosError], None] | None,
 ) -> list[Trained]:
-    from kronos_pipeline.tracking.trainings import TrainingRuns
+    from kronos_pipeline.tracking.runs import TrainingRuns
     from kronos_pipeline.training.adapters import AdapterJob  # imports torch
 
     jobs = [AdapterJob(name or "", some) for name, some in trainings(config, windows)]

@@ -11,15 +11,18 @@ import math
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 import pandas as pd
 from pydantic import BaseModel
 
 from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json
+from kronos_pipeline.errors import KronosError
 from kronos_pipeline.tracking.store import (
     TrackingError,
     find_store,
@@ -33,6 +36,9 @@ from kronos_pipeline.tracking.store import (
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
+
+    from kronos_pipeline.training.adapters import AdapterJob
+    from kronos_pipeline.training.publish import TrainingResult
 
 _SEND_SECONDS = 5.0
 """Losses are sent together, this often: a request per step would cost more than the step."""
@@ -224,3 +230,53 @@ class TrackedRun:
                 self._client.set_terminated(self.run_id, status)
         except TrackingError as error:
             _log.warning("%s MLflow run %s is not marked %s.", error, self.run_id, status)
+
+
+class TrainingRuns:
+    """Runs that are open; a context manager, which marks those that an error leaves open as the error says."""
+
+    def __init__(self, tracker: Tracker, config: BaseModel) -> None:
+        """Prepare.
+
+        Args:
+            tracker: where runs are written.
+            config: the settings of all of them.
+        """
+        self._tracker, self._config = tracker, config
+        self._open: dict[str, tuple[ExitStack, TrackedRun]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        while self._open:
+            stack, _ = self._open.popitem()[1]
+            stack.__exit__(kind, error, trace)
+
+    def begin(self, job: AdapterJob, tags: Mapping[str, str] | None = None) -> AdapterJob:
+        """Open the run of a training; the job with it.
+
+        Raises:
+            TrackingError: the store cannot be used.
+        """
+        stack = ExitStack()
+        run = stack.enter_context(self._tracker.training_run(f"adapter {job.name}", self._config, tags))
+        self._open[job.name] = stack, run
+        return replace(job, listener=run, mlflow_run=run.run_id)
+
+    def end(self, job: AdapterJob, ended: TrainingResult | KronosError) -> tuple[TrackedRun, TrainingResult]:
+        """Close the run of a training: with what it made, or FAILED.
+
+        Raises:
+            KronosError: what the training ended with, or the store cannot be used.
+        """
+        if job.name not in self._open and isinstance(ended, KronosError):
+            raise ended  # it had not begun
+        stack, run = self._open.pop(job.name)
+        with stack:
+            if isinstance(ended, KronosError):
+                raise ended
+            run.finish(ended.summary, ended.history, ended.folder)
+        return run, ended

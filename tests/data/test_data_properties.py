@@ -11,7 +11,8 @@ from random_tickers import build, cases, recipes, tickers
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import FEATURES, Bars, make_bars
 from kronos_pipeline.data.normalisation import lookback_statistics, rolling_statistics
-from kronos_pipeline.data.windows import SPLITS, WindowSet, row_statistics
+from kronos_pipeline.data.schemas import SPLITS
+from kronos_pipeline.data.windows import WindowSet, row_statistics
 
 CASES = cases(60)
 

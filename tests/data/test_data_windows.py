@@ -13,14 +13,12 @@ from market_files import daily_frame, read_frame
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data import windows as windows_module
 from kronos_pipeline.data.bars import FEATURES, Bars, make_bars
+from kronos_pipeline.data.normalisation import denormalise, lookback_statistics, normalise
 from kronos_pipeline.data.windows import (
     WindowSet,
     build_all_windows,
     build_windows,
-    denormalise,
     load_windows,
-    lookback_statistics,
-    normalise,
     row_statistics,
     save_windows,
 )

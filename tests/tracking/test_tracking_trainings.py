@@ -10,8 +10,7 @@ from mlflow import MlflowClient
 
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import DataError, ModelError, Problem
-from kronos_pipeline.tracking.runs import Tracker
-from kronos_pipeline.tracking.trainings import TrainingRuns
+from kronos_pipeline.tracking.runs import Tracker, TrainingRuns
 from kronos_pipeline.training.adapters import AdapterJob
 from kronos_pipeline.training.publish import TrainingResult
 from kronos_pipeline.training.trainer_state import HISTORY

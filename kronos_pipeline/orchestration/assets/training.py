@@ -24,7 +24,7 @@ def adapter(
 
     The best weights by the selection block are kept; the holdout is never read. `adapter/<T>` is the same folder.
     """
-    from kronos_pipeline.tracking.trainings import TrainingRuns
+    from kronos_pipeline.tracking.runs import TrainingRuns
     from kronos_pipeline.training.adapters import AdapterJob  # imports torch
     from kronos_pipeline.training.publish import TrainingResult
     from kronos_pipeline.training.trainer import KronosTrainer

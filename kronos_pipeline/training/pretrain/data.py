@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 
 from kronos_pipeline.data.bars import FEATURES
+from kronos_pipeline.data.normalisation import lookback_statistics, normalise
 from kronos_pipeline.data.simulate import Calendar, Dynamics, simulate_ticker
-from kronos_pipeline.data.windows import lookback_statistics, normalise
 
 PRETRAINING_STREAM = 77_001
 """First word of every seed here; the seeds of shipped and tested tickers begin with another, or are a single number."""
