@@ -26,7 +26,7 @@ from torch.profiler import ProfilerActivity, profile, supported_activities
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kronos_pipeline.model.decode import generate as generation
+from kronos_pipeline.model.decode import generate
 from kronos_pipeline.model.decode.sample import sample_paths
 from speed import adapters, training
 from speed.cases import Case
@@ -170,7 +170,7 @@ def reports(
     title = f"Launches of a bar: sampling {case.name}, Kronos-{size}, {kind}"
     note = _NOTE.format(short=f"{case.horizon} bars", long=2 * case.horizon)
     for name, runs in _samplings(machine, size, case).items():
-        with mock.patch.object(generation, "REPLAYED", ("cuda",) if name == _GRAPHS else ()):
+        with mock.patch.object(generate, "REPLAYED", ("cuda",) if name == _GRAPHS else ()):
             cells = row(name, runs, case.horizon, device)
         yield Report([Table(title, ("way", *_COLUMNS), [cells], [note])])
     title = f"Launches of a training step: Kronos-{size}, {kind}"

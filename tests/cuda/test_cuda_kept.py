@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny_models import tiny_predictor
 
-from kronos_pipeline.model.kept import state
+from kronos_pipeline.model.decode.weight_cache import state
 from kronos_pipeline.model.modules import copy_around_weights
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

@@ -12,8 +12,7 @@ from price_frames import candles, sharp_predictor, sharp_tokenizer, times, with_
 
 from kronos_pipeline import KronosPredictor
 from kronos_pipeline.errors import ModelError
-from kronos_pipeline.model import kept, replayed
-from kronos_pipeline.model.decode import memory
+from kronos_pipeline.model.decode import generate, memory, weight_cache
 from kronos_pipeline.model.decode.decoder import Decoder
 from kronos_pipeline.model.modules import copy_around_weights
 from kronos_pipeline.model.predictor.adapters import named_adapters
@@ -26,8 +25,8 @@ TOLD = r"needs more memory than cuda:0 has free: \d+\.\d+ of \d+\.\d GB\. Free m
 
 @pytest.fixture(autouse=True)
 def _nothing_kept() -> Iterator[None]:
-    replayed.release()
-    kept.release()
+    generate.release()
+    weight_cache.release()
     yield
     torch.cuda.empty_cache()
 
@@ -62,7 +61,7 @@ def test_a_part_that_runs_out_of_memory_is_halved(tried: list[tuple[int, int]]) 
     expected = sampled(ours)
     tried.clear()
     for after in (60, 200, 400):
-        replayed.release()
+        generate.release()
         with simcuda.inject_oom(after=after):
             np.testing.assert_allclose(sampled(ours), expected, rtol=1e-4)
     assert (SERIES // 2, PATHS) in tried
@@ -74,15 +73,15 @@ def test_kept_graphs_go_before_the_work_is_halved(tried: list[tuple[int, int]]) 
     expected = sampled(ours)
     sampled(ours, 2)  # keeps a batch of another shape, which is of no use to the next call
     tried.clear()
-    fails, begin = [True], replayed.Moving.to
+    fails, begin = [True], generate.Moving.to
 
-    def once(self: replayed.Moving, step: int) -> None:
+    def once(self: generate.Moving, step: int) -> None:
         if fails.pop() if fails else False:
             raise torch.OutOfMemoryError("CUDA out of memory")
         begin(self, step)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replayed.Moving, "to", once)
+        patch.setattr(generate.Moving, "to", once)
         np.testing.assert_allclose(sampled(ours), expected, rtol=1e-4)
     assert tried == [(SERIES, PATHS), (SERIES, PATHS)]
     assert simcuda.counts()["emptied"] > 0
@@ -137,10 +136,10 @@ def test_packing_that_runs_out_of_memory_is_tried_again_without_what_is_kept(aft
     other = predictor()
     sampled(other)
     model, tokenizer = sharp_predictor().to("cuda"), sharp_tokenizer().to("cuda")
-    assert len(kept._kept) > 2
+    assert len(weight_cache._kept) > 2
     with simcuda.inject_oom(after=after):
         Decoder(model, tokenizer)
-    assert len(kept._kept) == 2
+    assert len(weight_cache._kept) == 2
 
 
 def test_packing_that_finds_no_memory_is_told() -> None:

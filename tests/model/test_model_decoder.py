@@ -17,13 +17,12 @@ from tiny_models import NO_DROPOUT, tiny_predictor, tiny_tokenizer
 from torch import Tensor
 
 from kronos_pipeline.errors import ModelError, SettingsError
-from kronos_pipeline.model import packed
-from kronos_pipeline.model.cached import SIDE_BY_SIDE
-from kronos_pipeline.model.decode import generate as generation
+from kronos_pipeline.model.decode import generate, linear
 from kronos_pipeline.model.decode.decoder import Decoder, decoders
+from kronos_pipeline.model.decode.generate import Moving
+from kronos_pipeline.model.decode.kv_cache import SIDE_BY_SIDE
 from kronos_pipeline.model.losses import teacher_forced_logits
 from kronos_pipeline.model.modules import copy_around_weights
-from kronos_pipeline.model.replayed import Moving
 from kronos_pipeline.model.upstream import Kronos, KronosTokenizer
 
 BITS = 6
@@ -248,7 +247,7 @@ def test_a_step_as_a_gpu_replays_it_gives_the_same(position: str, monkeypatch: p
     logits, moved, to = [], [], Moving.to
     monkeypatch.setattr(Moving, "to", lambda self, step: (moved.append(step), to(self, step))[1])
     for kinds in (("cuda",), ("cpu",)):
-        monkeypatch.setattr(generation, "REPLAYED", kinds)
+        monkeypatch.setattr(generate, "REPLAYED", kinds)
         for context in (512, 15):
             watched, decoder = Watched(), Decoder(several, tokenizer)
             known = decoder.encode(some.bars, lengths)
@@ -263,7 +262,7 @@ def test_what_is_kept_of_a_batch_serves_other_series_of_its_shape(monkeypatch: p
     decoder, logits = Decoder(several, tokenizer), []
     batches = [([12, 5, 9], [3, 1, 0]), ([4, 12, 7], [0, 2, 2]), ([12, 5, 9], [3, 1, 0])]
     for kinds in (("cuda",), ("cpu",)):
-        monkeypatch.setattr(generation, "REPLAYED", kinds)
+        monkeypatch.setattr(generate, "REPLAYED", kinds)
         for seed, (lengths, which) in enumerate(batches):
             some, there, watched = given(3, 12, 5), torch.tensor(lengths), Watched()
             known = decoder.encode(some.bars * (1 + seed), there)
@@ -303,11 +302,11 @@ def test_half_precision_stays_near_single() -> None:
 
 def test_without_packed_products_the_numbers_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     predictor, tokenizer, some = tiny_predictor(bits=BITS), tiny_tokenizer(bits=BITS), given(2, 12, 4)
-    results, calls, multiply = [], [], packed._multiply
-    monkeypatch.setattr(packed, "_multiply", lambda *given: (calls.append(given), multiply(*given))[1])
-    for can in (packed.can_pack(torch.float32), False):
+    results, calls, multiply = [], [], linear._multiply
+    monkeypatch.setattr(linear, "_multiply", lambda *given: (calls.append(given), multiply(*given))[1])
+    for can in (linear.can_pack(torch.float32), False):
         calls.clear()
-        monkeypatch.setattr(packed, "can_pack", lambda _, can=can: can)
+        monkeypatch.setattr(linear, "can_pack", lambda _, can=can: can)
         predictor = copy_around_weights(predictor)
         results.append(decoded(Decoder(predictor, copy_around_weights(tokenizer)), some, 512, paths=3))
         assert bool(calls) is can
@@ -316,8 +315,8 @@ def test_without_packed_products_the_numbers_are_the_same(monkeypatch: pytest.Mo
 
 
 def test_onednns_operators_are_still_there() -> None:
-    # They are no public ones. Without them decoding takes twice the time; model/packed.py wants another way then.
-    assert packed.can_pack(torch.float32) == torch.backends.mkldnn.is_available()
+    # They are not public. Without them decoding takes twice the time: decode/linear.py then needs another way.
+    assert linear.can_pack(torch.float32) == torch.backends.mkldnn.is_available()
 
 
 def test_the_modules_stay_as_they_are() -> None:

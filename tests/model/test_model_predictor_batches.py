@@ -13,8 +13,8 @@ from sktime.libs.kronos import KronosPredictor as Upstream
 
 from kronos_pipeline import KronosPredictor
 from kronos_pipeline.errors import ModelError
-from kronos_pipeline.model import batches
 from kronos_pipeline.model.decode.decoder import Decoder
+from kronos_pipeline.model.predictor import sampling
 
 HORIZON, PATHS = 5, 3
 LENGTHS = (20, 31, 1, 12)
@@ -104,7 +104,7 @@ def test_more_rows_than_torch_draws_at_once_are_drawn_as_by_several_calls(
         for forecast in upstream.predict_batch(dfs[some], past[some], ahead[some], HORIZON, **settings)
     ]
     after = torch.get_rng_state()
-    monkeypatch.setattr(batches, "ROWS", 2 * PATHS + 1)
+    monkeypatch.setattr(sampling, "ROWS", 2 * PATHS + 1)
     tried.clear()
     torch.manual_seed(2)
     for df, forecast, wanted in zip(
@@ -130,7 +130,7 @@ def test_batches_are_as_large_as_the_memory_allows_and_change_nothing(
     expected = ours.predict_batch(*BATCH, **settings)
     after = torch.get_rng_state()
     tried.clear()
-    monkeypatch.setattr(batches, "room", lambda _: room)
+    monkeypatch.setattr(sampling, "room", lambda _: room)
     torch.manual_seed(2)
     assert_as_before(ours.predict_batch(*BATCH, **settings), expected)
     assert tried == parts

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from kronos_pipeline.artifacts import text_hash
 from kronos_pipeline.data.bars import FEATURES
 from kronos_pipeline.errors import KronosError, ModelError
-from kronos_pipeline.model.candles import mend
 
 if TYPE_CHECKING:
     from kronos_pipeline.config import Recipe
@@ -76,7 +75,7 @@ class SampledRolls:
     Attributes:
         values: valid candles in the file's units, (rolls, paths, horizon, 6). Where a roll ends before its horizon, the
             bars after its end mean nothing.
-        mended: how many of the bars had to be mended, see `model.candles`.
+        mended: how many of the bars had to be mended, see `repair_candles`.
         bars: how many there are.
     """
 
@@ -166,7 +165,7 @@ def _candles(ticker: str, values: NDArray[Any]) -> SampledRolls | ModelError:
             f"The model's forecasts of {ticker} are not finite numbers in {bad} of {finite.size} sampled bars; train "
             "it again with a lower --learning-rate, or with --precision fp32."
         )
-    mended, changed = mend(values)
+    mended, changed = repair_candles(values)
     return SampledRolls(mended, changed, mended[..., 0].size)
 
 
@@ -175,3 +174,27 @@ def _sample_paths(models: Sequence[KronosModel], *series: np.ndarray, precision:
     from kronos_pipeline.model.decode.sample import sample_paths  # imports torch
 
     return sample_paths(models, *series, precision=sampling_precision(precision, models[0].device), **settings)
+
+
+_OPEN, _HIGH, _LOW, _CLOSE = (FEATURES.index(price) for price in ("open", "high", "low", "close"))
+_AMOUNTS = slice(FEATURES.index("volume"), None)
+
+
+def repair_candles(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
+    """Widen each bar's range to hold its open and close, and raise a negative volume or amount to 0.
+
+    Open and close stay as they are, so no forecast of a close changes.
+
+    Args:
+        values: bars, (..., 6), finite; they are not changed.
+
+    Returns:
+        The mended bars, with low <= min(open, close), high >= max(open, close), volume >= 0 and amount >= 0; and the
+        number of bars in which something had to be mended.
+    """
+    mended = np.array(values, np.float64)
+    body = mended[..., [_OPEN, _CLOSE]]
+    mended[..., _HIGH] = np.maximum(mended[..., _HIGH], body.max(axis=-1))
+    mended[..., _LOW] = np.minimum(mended[..., _LOW], body.min(axis=-1))
+    mended[..., _AMOUNTS] = np.maximum(mended[..., _AMOUNTS], 0.0)
+    return mended, int((mended != values).any(axis=-1).sum())

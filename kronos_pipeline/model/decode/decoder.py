@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from kronos_pipeline.errors import ModelError, SettingsError
-from kronos_pipeline.model.cached import Lengths, Span
 from kronos_pipeline.model.decode.generate import Choose, Run, Tokens
+from kronos_pipeline.model.decode.kv_cache import Lengths, Span
 from kronos_pipeline.model.decode.memory import with_room_made
+from kronos_pipeline.model.decode.network import Bars, Network
 from kronos_pipeline.model.decode.transformer import CachedBlocks
+from kronos_pipeline.model.decode.weight_cache import kept
 from kronos_pipeline.model.devices import FREE_MEMORY, explain_out_of_memory
-from kronos_pipeline.model.kept import kept
 from kronos_pipeline.model.modules import evaluating, fitting_threads, prepare_rotary
-from kronos_pipeline.model.network import Bars, Network
 
 S2_POSITIONS = ("true", "first")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kronos_pipeline.errors import ModelError
-from kronos_pipeline.model import kept, replayed
+from kronos_pipeline.model.decode import generate, weight_cache
 from kronos_pipeline.model.devices import (
     FREE_MEMORY,
     explain_out_of_memory,
@@ -94,12 +94,12 @@ class Mover:
 
 def release_graphs(device: torch.device) -> bool:
     """Drop the graphs of decoding that are kept for the next batch of the same shape; whether there were some."""
-    return _emptied(device, replayed.release())
+    return _emptied(device, generate.release())
 
 
 def release_weights(device: torch.device) -> bool:
     """Drop the packed weights that are kept for the next call; whether there were some."""
-    return _emptied(device, kept.release())
+    return _emptied(device, weight_cache.release())
 
 
 def _emptied(device: torch.device, released: bool) -> bool:

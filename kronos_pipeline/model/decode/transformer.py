@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from kronos_pipeline.model.cached import Cache, Heads, Span, Steps, Turning, over_context, paired
-from kronos_pipeline.model.decode.linear import join, read, reorder
-from kronos_pipeline.model.packed import Product, RowProduct
+from kronos_pipeline.model.decode.kv_cache import Cache, Heads, Span, Steps, Turning, over_context, paired
+from kronos_pipeline.model.decode.linear import Product, RowProduct, join, read, reorder
 
 
 class Norm:

@@ -19,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 
 from kronos_pipeline.data.bars import FEATURES, PRICES
-from kronos_pipeline.model.batches import sample_series
 from kronos_pipeline.model.decode.decoder import PRECISIONS
 from kronos_pipeline.model.decode.memory import Mover
 from kronos_pipeline.model.predictor.adapters import named_adapters
@@ -36,7 +35,7 @@ from kronos_pipeline.model.predictor.dataframes import (
     whole,
 )
 from kronos_pipeline.model.predictor.parity import check_likeness, check_pair
-from kronos_pipeline.model.predictor.sampling import Sampling, read_sampling
+from kronos_pipeline.model.predictor.sampling import Sampling, read_sampling, sample_series
 
 
 class KronosPredictor:

@@ -13,9 +13,9 @@ from peft import LoraConfig, get_peft_model
 from tiny_models import tiny_predictor, tiny_tokenizer
 from torch import Tensor
 
-from kronos_pipeline.model import kept as module
+from kronos_pipeline.model.decode import weight_cache as module
 from kronos_pipeline.model.decode.decoder import Decoder
-from kronos_pipeline.model.kept import kept
+from kronos_pipeline.model.decode.weight_cache import kept
 
 
 def adapter() -> Any:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from kronos_pipeline.data.bars import FEATURES
-from kronos_pipeline.model.candles import mend
+from kronos_pipeline.evaluation.forecasting.batching import repair_candles
 
 O, H, L, C, V, A = range(6)  # noqa: E741
 BARS = array_shapes(max_dims=3, max_side=4).flatmap(
@@ -30,18 +30,18 @@ def test_the_features_are_where_these_tests_think() -> None:
 @given(BARS)
 def test_every_bar_becomes_a_candle_and_those_that_were_one_stay(values: np.ndarray) -> None:
     before = values.copy()
-    mended, count = mend(values)
+    mended, count = repair_candles(values)
     assert is_candle(mended).all()
     assert count == (~is_candle(values)).sum()
     np.testing.assert_array_equal(mended[is_candle(values)], values[is_candle(values)])
     np.testing.assert_array_equal(mended[..., [O, C]], values[..., [O, C]])
     np.testing.assert_array_equal(values, before)
-    again, count = mend(mended)
+    again, count = repair_candles(mended)
     assert count == 0
     np.testing.assert_array_equal(again, mended)
 
 
 def test_a_range_is_widened_no_further_than_it_must_and_volume_is_not_negative() -> None:
-    mended, count = mend(np.array([[10.0, 9.0, 11.0, 12.0, -5.0, -1.0], [10.0, 13.0, 9.0, 12.0, 5.0, 60.0]]))
+    mended, count = repair_candles(np.array([[10.0, 9.0, 11.0, 12.0, -5.0, -1.0], [10.0, 13.0, 9.0, 12.0, 5.0, 60.0]]))
     np.testing.assert_array_equal(mended, [[10.0, 12.0, 10.0, 12.0, 0.0, 0.0], [10.0, 13.0, 9.0, 12.0, 5.0, 60.0]])
     assert count == 1

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kronos_pipeline.model.cached import Span, Steps
-from kronos_pipeline.model.decode.linear import read, scale
+from kronos_pipeline.model.decode.kv_cache import Span, Steps
+from kronos_pipeline.model.decode.linear import Product, Table, read, scale
 from kronos_pipeline.model.decode.transformer import Blocks, CachedBlocks, CachedCross, Cross, Norm
 from kronos_pipeline.model.modules import inner
-from kronos_pipeline.model.packed import Product, Table
 
 
 class Network:
