@@ -18,8 +18,8 @@ from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.errors import KronosError
 from kronos_pipeline.model.loading import KronosModel
-from kronos_pipeline.training.adapters import AdapterJob
 from kronos_pipeline.training.devices import pick_precision
+from kronos_pipeline.training.single import AdapterJob
 from kronos_pipeline.training.trainer import KronosTrainer
 from speed.machine import Machine
 from speed.models import random_model, random_windows

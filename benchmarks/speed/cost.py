@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from kronos_pipeline.model.decode.sample import sample_paths
-from kronos_pipeline.training.adapters import AdapterJob
+from kronos_pipeline.training.single import AdapterJob
 from kronos_pipeline.training.trainer import KronosTrainer
 from speed.decoding import SAMPLING
 from speed.machine import Machine

@@ -107,7 +107,7 @@ def with_noise(bars: Bars, first: int, seed: int) -> Bars:
 
 def _train(trainer: KronosTrainer, windows: Sequence[WindowSet], config: KronosTrainingConfig) -> None:
     """Train what the settings ask for, and fit how each ticker's models are sampled, as the pipeline itself does."""
-    from kronos_pipeline.training.adapters import AdapterJob  # imports torch
+    from kronos_pipeline.training.single import AdapterJob  # imports torch
 
     if config.adapter == "none":
         trainer.train_checkpoint(windows)

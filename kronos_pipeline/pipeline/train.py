@@ -90,7 +90,7 @@ def _train_adapters(
     skip: Callable[[str, KronosError], None] | None,
 ) -> list[Trained]:
     from kronos_pipeline.tracking.runs import TrainingRuns
-    from kronos_pipeline.training.adapters import AdapterJob  # imports torch
+    from kronos_pipeline.training.single import AdapterJob  # imports torch
 
     jobs = [AdapterJob(name or "", some) for name, some in trainings(config, windows)]
     trained: dict[str, Trained] = {}

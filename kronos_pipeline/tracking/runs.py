@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
-    from kronos_pipeline.training.adapters import AdapterJob
     from kronos_pipeline.training.publish import TrainingResult
+    from kronos_pipeline.training.single import AdapterJob
 
 _SEND_SECONDS = 5.0
 """Losses are sent together, this often: a request per step would cost more than the step."""

@@ -37,7 +37,7 @@ _SHAPES_WEIGHTS = Role.MODEL | Role.WINDOWS | Role.TRAINING | Role.ROUNDING
 
 
 @dataclass(frozen=True)
-class TrainingState:
+class ResumeState:
     """The resumable state of one training.
 
     Attributes:
@@ -125,13 +125,13 @@ class TrainingState:
         return [other for other in others if other and not other.get("finished")]
 
 
-def group_state(layout: ArtifactLayout, members: Sequence[TrainingState], say: Say) -> TrainingState:
+def group_state(layout: ArtifactLayout, members: Sequence[ResumeState], say: Say) -> ResumeState:
     """The state in common of adapters that train together; their locks are to be held.
 
     States of other groups with one of them in it are dropped, and it is said what changed: it is trained anew.
     """
     keys = sorted(one.key for one in members)
-    group = TrainingState(layout, f"{_TOGETHER}{text_hash(*keys)}", {"members": keys})
+    group = ResumeState(layout, f"{_TOGETHER}{text_hash(*keys)}", {"members": keys})
     artifacts = {str((one.layout.root / one.artifact).absolute()) for one in members}
     for run in _runs(layout):
         of_a_group = run.parent != group.folder and _artifact_of(run).startswith(_TOGETHER)
@@ -144,7 +144,7 @@ def group_state(layout: ArtifactLayout, members: Sequence[TrainingState], say: S
     return group
 
 
-def forget(states: Sequence[TrainingState]) -> None:
+def clear_state(states: Sequence[ResumeState]) -> None:
     """Remove all that is left of trainings of these artifacts."""
     artifacts = {(one.layout, one.artifact) for one in states}
     for layout in {one.layout for one in states}:
@@ -154,7 +154,7 @@ def forget(states: Sequence[TrainingState]) -> None:
 
 
 @contextmanager
-def locked(states: Sequence[TrainingState], device: torch.device, say: Say) -> Iterator[None]:
+def locked(states: Sequence[ResumeState], device: torch.device, say: Say) -> Iterator[None]:
     """Hold the GPU, where there is one, and then the artifacts, for one training; the system frees all if we die.
 
     Every process takes them in this order, artifacts by name, so that two of them never hold half each.
@@ -231,3 +231,22 @@ def _flat(parts: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _short(value: Any) -> str:
     text = "absent" if value is None else str(value)
     return text if len(text) <= 24 else f"{text[:12]}…"
+
+
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """The states of PyTorch's generators: the processor's, and the device's own."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    if device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def restore_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Put those states back."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    if "mps" in state:
+        torch.mps.set_rng_state(state["mps"])

@@ -99,9 +99,9 @@ class KronosMultiTickerDataset(Dataset[Batch]):
 
     def batch(self, indices: Sequence[int] | np.ndarray | Tensor) -> Batch:
         """Windows by number, as one batch on the device; it does not wait for it."""
-        rows = sent(torch.as_tensor(indices, dtype=torch.int64), self._here)
+        rows = to_device(torch.as_tensor(indices, dtype=torch.int64), self._here)
         bars = self._starts[rows, None] + torch.arange(self.window, device=self._here)
-        tokens, stamps = (sent(part, self._device) for part in (self._tokens[rows], self._stamps[bars]))
+        tokens, stamps = (to_device(part, self._device) for part in (self._tokens[rows], self._stamps[bars]))
         return {"s1": tokens[:, 0], "s2": tokens[:, 1], "stamps": stamps}
 
     def _keep(self, stamps: np.ndarray, starts: np.ndarray, folder: Path | None) -> None:
@@ -122,7 +122,7 @@ class KronosMultiTickerDataset(Dataset[Batch]):
         """Fill the store, so many windows at a time as the device encodes best, whatever their ticker."""
         filled, size = 0, windows_per_call(self.window, self._device)
         for values in _regrouped(_normalised(windows, self.split, self.window, size), size):
-            tokens = encode(tokenizer, sent(torch.from_numpy(values), self._device), self._device)
+            tokens = encode(tokenizer, to_device(torch.from_numpy(values), self._device), self._device)
             self._tokens[filled : filled + len(tokens)] = tokens
             filled += len(tokens)
 
@@ -158,7 +158,7 @@ def _has_room(device: torch.device, needed: int) -> bool:
     return needed <= _DEVICE_SHARE * free_memory(device)
 
 
-def sent(values: Tensor, device: torch.device) -> Tensor:
+def to_device(values: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor to a device unless it is there; from the host to a GPU asynchronously, from pinned memory."""
     if device.type != "cuda" or values.device.type == "cuda":
         return values.to(device)

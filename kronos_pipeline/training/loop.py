@@ -21,28 +21,19 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import ModelError
 from kronos_pipeline.model.losses import token_losses
+from kronos_pipeline.training.checkpoint import random_state, restore_random_state
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
 from kronos_pipeline.training.microbatch import Microbatch
 from kronos_pipeline.training.objective import Objective
 from kronos_pipeline.training.progress import Say, TrainingProgress
-from kronos_pipeline.training.randomness import random_state, restore_random_state
 from kronos_pipeline.training.replayed_calls import ReplayedCalls
-from kronos_pipeline.training.trainer_state import (
-    LOG_STEPS,
-    Listener,
-    Outcome,
-    Position,
-    Tensors,
-    average_decay,
-    batches_of,
-    epoch_order,
-    finite,
-    look_points,
-    warmup_then_cosine,
-)
+from kronos_pipeline.training.trainer_state import Callback, Tensors, TrainerState, TrainOutput, check_finite
+
+LOG_STEPS = 10
+"""Steps between two readings of the training loss: reading it waits for the device."""
 
 
-class Optimisation:
+class TrainingLoop:
     """One training of the trainable parameters of a predictor."""
 
     def __init__(
@@ -88,9 +79,9 @@ class Optimisation:
         self._module, self._optimizer = accelerator.prepare(self._objective, optimizer)
         self._average = {name: tensor.detach().clone() for name, tensor in self._trained.items()}
         self._best: Tensors = {}
-        self._position = Position()
+        self._position = TrainerState()
         self._unread, self._unread_batches = torch.zeros((), device=accelerator.device), 0
-        self._look_at = look_points(recipe, self._steps_per_epoch)
+        self._look_at = eval_steps(recipe, self._steps_per_epoch)
 
     def state(self) -> dict[str, Any]:
         """All that `restore` needs to go on from here, as tensors and plain values; every process has to ask for it."""
@@ -124,7 +115,7 @@ class Optimisation:
             self._schedule.load_state_dict(state["schedule"])
             if self._accelerator.scaler is not None:
                 self._accelerator.scaler.load_state_dict(state["scaler"])
-            self._position = Position(**state["position"])
+            self._position = TrainerState(**state["position"])
             unread, self._unread_batches = state["unread"]
             self._unread = unread.to(device)
             restore_random_state(state["random"][self._accelerator.process_index], device)
@@ -133,7 +124,9 @@ class Optimisation:
                 f"The saved state of the interrupted training does not fit ({error}); remove it to start anew."
             ) from error
 
-    def run(self, what: str, save: Callable[[dict[str, Any]], None], listener: Listener | None, say: Say) -> Outcome:
+    def run(
+        self, what: str, save: Callable[[dict[str, Any]], None], listener: Callback | None, say: Say
+    ) -> TrainOutput:
         """Train until the epochs are done or the selection loss has stopped falling.
 
         Args:
@@ -162,7 +155,7 @@ class Optimisation:
     def _run_epoch(
         self,
         save: Callable[[dict[str, Any]], None],
-        listener: Listener | None,
+        listener: Callback | None,
         progress: TrainingProgress,
         began: float,
     ) -> None:
@@ -254,7 +247,7 @@ class Optimisation:
 
     def _read_loss(self) -> float:
         """The mean training loss since it was last read; this waits for the device."""
-        loss = finite(self._unread.item() / self._unread_batches, self._position.step)
+        loss = check_finite(self._unread.item() / self._unread_batches, self._position.step)
         self._unread, self._unread_batches = torch.zeros_like(self._unread), 0
         return loss
 
@@ -306,3 +299,46 @@ class Optimisation:
             decay = average_decay(self._recipe, self._position.step)
             trained = [tensor.detach() for tensor in self._trained.values()]
             get_ema_multi_avg_fn(decay)(list(self._average.values()), trained, None)
+
+
+def epoch_order(seed: int, epoch: int, windows: int) -> torch.Tensor:
+    """The order of the windows in an epoch, (windows,) int64: a permutation that seed and epoch (from 0) give."""
+    return torch.randperm(windows, generator=torch.Generator().manual_seed((seed << 20) + epoch))
+
+
+def batches_of(step: torch.Tensor, batch_size: int, place: int = 0, processes: int = 1) -> list[torch.Tensor]:
+    """One process's batches of an optimiser step, at most `batch_size` windows each.
+
+    Each process has as many batches as the others, or they would wait for each other for ever; where the windows do not
+    suffice, one is in the batches of two.
+
+    Args:
+        step: the windows of the step, by number.
+        batch_size: windows per batch and process.
+        place: the process, from 0.
+        processes: how many train together.
+    """
+    return [some[place % len(some) :: processes] for some in step.split(batch_size * processes)]
+
+
+def eval_steps(recipe: Recipe, steps_per_epoch: int) -> frozenset[int]:
+    """The steps of an epoch, from 1, after which the selection block is looked at; its last is one."""
+    looks = recipe.evaluations_per_epoch
+    return frozenset(math.ceil(steps_per_epoch * look / looks) for look in range(1, looks + 1))
+
+
+def warmup_then_cosine(recipe: Recipe, steps: int) -> Callable[[int], float]:
+    """The factor on the learning rate: up in a line over the warm-up, then down half a cosine to 0 at the last step."""
+    warmup = max(1, round(recipe.warmup_fraction * steps))
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+    return factor
+
+
+def average_decay(recipe: Recipe, step: int) -> float:
+    """The decay of the averaged weights at a step; a young average would lean on the untouched weights, so it grows."""
+    return min(recipe.average_decay, (1 + step) / (10 + step))

@@ -17,7 +17,7 @@ from kronos_pipeline.training.progress import duration
 
 _COPIES = 6
 """Copies of the trained tensors on the disk: a state's weights, average, best and two moments, and the result."""
-_LOOK_COST = 1 / 3
+_EVAL_COST = 1 / 3
 """A forward pass beside a forward and a backward one."""
 
 
@@ -53,7 +53,7 @@ def expected_seconds(
     *,
     batch_size: int,
     epochs: int,
-    looks_per_epoch: int,
+    evals_per_epoch: int,
     device: torch.device,
     precision: str = "fp32",
 ) -> float:
@@ -75,7 +75,7 @@ def expected_seconds(
         seconds = [_timed(objective, batch, device, precision) for _ in range(2)][-1]
     objective.zero_grad(set_to_none=True)
     per_window = seconds / len(batch["s1"])
-    return per_window * epochs * (len(train) + looks_per_epoch * len(selection) * _LOOK_COST)
+    return per_window * epochs * (len(train) + evals_per_epoch * len(selection) * _EVAL_COST)
 
 
 def needed_bytes(predictor: torch.nn.Module) -> int:

@@ -23,7 +23,7 @@ from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.model.loading import KronosModel, base_identity, save_checkpoint
 from kronos_pipeline.model.lora import save_adapter
 from kronos_pipeline.training.devices import device_name
-from kronos_pipeline.training.trainer_state import Outcome, Tensors
+from kronos_pipeline.training.trainer_state import Tensors, TrainOutput
 
 HISTORY_FILE = "history.csv"
 
@@ -130,7 +130,7 @@ def training_manifest(
 
 
 def training_summary(
-    outcome: Outcome,
+    outcome: TrainOutput,
     predictor: Any,
     windows: Sequence[WindowSet],
     device: torch.device,

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
+from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.model.devices import explain_out_of_memory
 from kronos_pipeline.model.modules import fitting_threads, move
 from kronos_pipeline.training import preflight as plan
-from kronos_pipeline.training.adapters import Prepared
-from kronos_pipeline.training.checkpoint import locked
+from kronos_pipeline.training.checkpoint import ResumeState, locked
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
 from kronos_pipeline.training.devices import current_device, new_accelerator, process, repeatable
-from kronos_pipeline.training.loop import Optimisation
+from kronos_pipeline.training.loop import TrainingLoop
 from kronos_pipeline.training.microbatch import Microbatch
 from kronos_pipeline.training.publish import (
     TrainingResult,
@@ -25,10 +28,11 @@ from kronos_pipeline.training.publish import (
     training_manifest,
     training_summary,
 )
-from kronos_pipeline.training.trainer_state import Outcome
+from kronos_pipeline.training.trainer_state import Callback, TrainOutput
 
 if TYPE_CHECKING:
     from kronos_pipeline.training.trainer import KronosTrainer
+
 
 MORE_MEMORY = (
     "Not even one window at a time fits. Free memory there (nvidia-smi shows which programs hold some), lower "
@@ -36,7 +40,48 @@ MORE_MEMORY = (
 )
 
 
-def train_alone(trainer: KronosTrainer, one: Prepared, *, lora: bool) -> TrainingResult:
+@dataclass(frozen=True)
+class AdapterJob:
+    """One adapter that is to be trained.
+
+    Attributes:
+        name: the adapter's name; it is published as `adapters/<name>`.
+        windows: those of one ticker, or of all that the adapter is to cover.
+        root: folder for its artifacts and state; by default the trainer's.
+        listener: told the losses as they are read.
+        mlflow_run: id of the MLflow run that records this training, for the manifest.
+    """
+
+    name: str
+    windows: Sequence[WindowSet]
+    root: Path | None = None
+    listener: Callback | None = None
+    mlflow_run: str | None = None
+
+
+@dataclass(frozen=True)
+class PreparedTraining:
+    """One training whose windows are fit.
+
+    Attributes:
+        target: the folder that it publishes.
+        state: what is resumed of it.
+        windows: those that it may read.
+        listener, mlflow_run: as in `AdapterJob`.
+    """
+
+    target: Path
+    state: ResumeState
+    windows: Sequence[WindowSet]
+    listener: Callback | None = None
+    mlflow_run: str | None = None
+
+    def count(self, split: str) -> int:
+        """Windows of a split."""
+        return sum(one.counts()[split] for one in self.windows)
+
+
+def train_single(trainer: KronosTrainer, one: PreparedTraining, *, lora: bool) -> TrainingResult:
     """Train, in this process or as one of several, and publish what comes of it.
 
     Raises:
@@ -50,7 +95,7 @@ def train_alone(trainer: KronosTrainer, one: Prepared, *, lora: bool) -> Trainin
         return _train(trainer, one, lora=lora)
 
 
-def _train(trainer: KronosTrainer, one: Prepared, *, lora: bool) -> TrainingResult:
+def _train(trainer: KronosTrainer, one: PreparedTraining, *, lora: bool) -> TrainingResult:
     accelerator = new_accelerator(trainer.recipe, trainer.device, trainer.precision)
     with locked([one.state], trainer.device, trainer.say) if process() == 0 else nullcontext():
         if kept := trainer.kept(one):
@@ -86,7 +131,7 @@ def expected_seconds(
             selection,
             batch_size=size,
             epochs=trainer.recipe.epochs,
-            looks_per_epoch=trainer.recipe.evaluations_per_epoch,
+            evals_per_epoch=trainer.recipe.evaluations_per_epoch,
             device=trainer.device,
             precision=trainer.precision,
         )
@@ -100,11 +145,11 @@ def new_microbatch(trainer: KronosTrainer) -> Microbatch:
 
 def _optimise(
     trainer: KronosTrainer,
-    one: Prepared,
+    one: PreparedTraining,
     predictor: torch.nn.Module,
     saved: dict[str, Any] | None,
     accelerator: Accelerator,
-) -> Outcome:
+) -> TrainOutput:
     artifact, recipe = one.state.artifact, trainer.recipe
     train, selection = trainer.datasets(one.windows, one.state.folder / f"process-{process()}")
     move(predictor, trainer.device)
@@ -113,7 +158,7 @@ def _optimise(
     disk = plan.needed_bytes(predictor)
     plan.check_disk(trainer.layout.root, disk)
     set_seed(recipe.seed, device_specific=True)
-    optimisation = Optimisation(predictor, train, selection, recipe, accelerator, microbatch)
+    optimisation = TrainingLoop(predictor, train, selection, recipe, accelerator, microbatch)
     name = trainer.base.source.name
     numbers = len(train), len(selection), optimisation.steps, seconds, disk
     described = plan.describe(*numbers, name, trainer.device, compiled=recipe.torch_compile)
@@ -130,7 +175,12 @@ def _optimise(
 
 
 def _publish(
-    trainer: KronosTrainer, one: Prepared, result: TrainingResult, predictor: Any, outcome: Outcome, lora: bool
+    trainer: KronosTrainer,
+    one: PreparedTraining,
+    result: TrainingResult,
+    predictor: Any,
+    outcome: TrainOutput,
+    lora: bool,
 ) -> None:
     recipe, base, layout = trainer.recipe, trainer.base, trainer.layout
     manifest = training_manifest(

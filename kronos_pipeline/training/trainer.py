@@ -21,15 +21,21 @@ from kronos_pipeline.model.loading import KronosModel, load_base
 from kronos_pipeline.model.lora import add_lora
 from kronos_pipeline.model.modules import copy_around_weights, fitting_threads, move
 from kronos_pipeline.training import preflight as plan
-from kronos_pipeline.training.adapters import AdapterJob, Prepared
-from kronos_pipeline.training.checkpoint import TrainingState, forget, training_settings
+from kronos_pipeline.training.checkpoint import ResumeState, clear_state, training_settings
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
 from kronos_pipeline.training.devices import check_precision, pick_precision, process, processes, reserve_device
-from kronos_pipeline.training.multi_lora.group import Ended, train_together
+from kronos_pipeline.training.multi_lora.group import JobOutcome, train_jobs
 from kronos_pipeline.training.progress import Say
 from kronos_pipeline.training.publish import TrainingResult, load_result
-from kronos_pipeline.training.single import MORE_MEMORY, expected_seconds, new_microbatch, train_alone
-from kronos_pipeline.training.trainer_state import Listener
+from kronos_pipeline.training.single import (
+    MORE_MEMORY,
+    AdapterJob,
+    PreparedTraining,
+    expected_seconds,
+    new_microbatch,
+    train_single,
+)
+from kronos_pipeline.training.trainer_state import Callback
 
 
 class KronosTrainer:
@@ -68,7 +74,7 @@ class KronosTrainer:
         check_precision(recipe.precision, self.device)
         self.say = say
         self._base = base
-        self._one_run: list[TrainingState] | None = None
+        self._one_run: list[ResumeState] | None = None
 
     @property
     def base(self) -> KronosModel:
@@ -89,7 +95,7 @@ class KronosTrainer:
         try:
             yield
             if process() == 0:
-                forget(self._one_run)
+                clear_state(self._one_run)
         finally:
             self._one_run = None
 
@@ -98,7 +104,7 @@ class KronosTrainer:
         windows: Sequence[WindowSet],
         name: str,
         *,
-        listener: Listener | None = None,
+        listener: Callback | None = None,
         mlflow_run: str | None = None,
     ) -> TrainingResult:
         """Train a LoRA adapter and publish it as `adapters/<name>`.
@@ -114,15 +120,15 @@ class KronosTrainer:
             SettingsError, ModelError, ArtifactError: see their messages.
         """
         job = AdapterJob(name, windows, listener=listener, mlflow_run=mlflow_run)
-        return train_alone(self, self.prepare(job), lora=True)
+        return train_single(self, self.prepare(job), lora=True)
 
     def train_adapters(
         self,
         jobs: Sequence[AdapterJob],
         *,
         begin: Callable[[AdapterJob], AdapterJob] | None = None,
-        done: Callable[[AdapterJob, Ended], None] | None = None,
-    ) -> list[Ended]:
+        done: Callable[[AdapterJob, JobOutcome], None] | None = None,
+    ) -> list[JobOutcome]:
         """Train LoRA adapters, many at once, and publish each; one that fails leaves the others as they are.
 
         Each ends with the weights that it has when it is trained alone, to rounding, but for what dropout draws.
@@ -138,24 +144,24 @@ class KronosTrainer:
         Raises:
             SettingsError: two jobs would publish the same folder.
         """
-        return train_together(self, jobs, begin, done)
+        return train_jobs(self, jobs, begin, done)
 
     def train_checkpoint(
-        self, windows: Sequence[WindowSet], *, listener: Listener | None = None, mlflow_run: str | None = None
+        self, windows: Sequence[WindowSet], *, listener: Callback | None = None, mlflow_run: str | None = None
     ) -> TrainingResult:
         """Fine-tune the whole predictor and publish it as `checkpoints/best_model`, and the last step's beside it.
 
         Arguments and errors are those of `train_adapter`.
         """
         one = self._prepare("checkpoints/best_model", self.layout.best_checkpoint, self.layout, windows)
-        return train_alone(self, replace(one, listener=listener, mlflow_run=mlflow_run), lora=False)
+        return train_single(self, replace(one, listener=listener, mlflow_run=mlflow_run), lora=False)
 
     def refit(
         self,
         windows: Sequence[WindowSet],
         name: str | None,
         *,
-        listener: Listener | None = None,
+        listener: Callback | None = None,
         mlflow_run: str | None = None,
     ) -> TrainingResult:
         """Train on windows that hold nothing out, for today's forecasts; no evaluation can measure what comes of it.
@@ -171,7 +177,7 @@ class KronosTrainer:
             else (f"refits/{name}", self.layout.refit(name))
         )
         one = self._prepare(artifact, target, self.layout, windows)
-        return train_alone(self, replace(one, listener=listener, mlflow_run=mlflow_run), lora=name is not None)
+        return train_single(self, replace(one, listener=listener, mlflow_run=mlflow_run), lora=name is not None)
 
     def expected_seconds(self, windows: Sequence[WindowSet], *, lora: bool) -> float:
         """Seconds that a training on these windows takes at most, by a batch that is timed; nothing is kept."""
@@ -180,13 +186,13 @@ class KronosTrainer:
             with fitting_threads(predictor):
                 return expected_seconds(self, predictor, *self.datasets(windows, None), new_microbatch(self))
 
-    def prepare(self, job: AdapterJob) -> Prepared:
+    def prepare(self, job: AdapterJob) -> PreparedTraining:
         """What a job comes to, once its windows are fit; errors are those of `train_adapter`."""
         layout = self.layout if job.root is None else ArtifactLayout(job.root)
         one = self._prepare(f"adapters/{job.name}", layout.adapter(job.name), layout, job.windows)
         return replace(one, listener=job.listener, mlflow_run=job.mlflow_run)
 
-    def kept(self, one: Prepared) -> TrainingResult | None:
+    def kept(self, one: PreparedTraining) -> TrainingResult | None:
         """What this very training made, where it had ended before the run that it is part of was interrupted."""
         if self._one_run is None:
             return None
@@ -196,7 +202,7 @@ class KronosTrainer:
             self.say(f"{one.state.artifact}: finished before the interruption, kept")
         return result
 
-    def finish(self, one: Prepared) -> None:
+    def finish(self, one: PreparedTraining) -> None:
         """Drop what a training that has ended leaves for its resumption."""
         one.state.finish(keep_mark=self._one_run is not None)
 
@@ -228,10 +234,12 @@ class KronosTrainer:
         )
         return train, selection
 
-    def _prepare(self, artifact: str, target: Path, layout: ArtifactLayout, windows: Sequence[WindowSet]) -> Prepared:
+    def _prepare(
+        self, artifact: str, target: Path, layout: ArtifactLayout, windows: Sequence[WindowSet]
+    ) -> PreparedTraining:
         known = known_together(windows, outdated(windows))
         plan.check_windows(known)
-        return Prepared(target, TrainingState(layout, artifact, self._parts(known)), known)
+        return PreparedTraining(target, ResumeState(layout, artifact, self._parts(known)), known)
 
     def _parts(self, windows: Sequence[WindowSet]) -> dict[str, Any]:
         return {

@@ -7,32 +7,29 @@ Everything here follows from the settings and the counts alone; a position is pl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import pandas as pd
 import torch
 
-from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import ModelError
 from kronos_pipeline.training.host_copy import state_to_host
 
 HISTORY = ("step", "epoch", "train_loss", "selection_loss", "learning_rate", "windows_per_second")
-LOG_STEPS = 10
-"""Steps between two readings of the training loss: reading it waits for the device."""
 
 Tensors = dict[str, torch.Tensor]
 
 
-class Listener(Protocol):
+class Callback(Protocol):
     """Told the numbers of a step; MLflow's tracker is one."""
 
     def on_log(self, step: int, values: Mapping[str, float]) -> None: ...
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainOutput:
     """What an optimisation found.
 
     Attributes:
@@ -49,7 +46,7 @@ class Outcome:
 
 
 @dataclass
-class Position:
+class TrainerState:
     """Where a training is; plain data, saved with the state.
 
     Attributes:
@@ -66,7 +63,7 @@ class Position:
     stopped: bool = False
     best_step: int = 0
     best_loss: float = math.inf
-    looks_since_best: int = 0
+    evals_since_best: int = 0
     seconds: float = 0.0
     rows: list[list[float]] = field(default_factory=list)
 
@@ -76,11 +73,11 @@ class Position:
         Raises:
             ModelError: the loss is not finite.
         """
-        if finite(loss, self.step) < self.best_loss:
-            self.best_loss, self.best_step, self.looks_since_best = loss, self.step, 0
+        if check_finite(loss, self.step) < self.best_loss:
+            self.best_loss, self.best_step, self.evals_since_best = loss, self.step, 0
             return True
-        self.looks_since_best += 1
-        self.stopped = self.looks_since_best >= patience
+        self.evals_since_best += 1
+        self.stopped = self.evals_since_best >= patience
         return False
 
     def record(
@@ -96,7 +93,9 @@ class Position:
         self.rows.append([self.step, epoch, train_loss, selection_loss, learning_rate, windows_per_second])
         return dict(zip(HISTORY[1:], self.rows[-1][1:], strict=True))
 
-    def outcome(self, best: Tensors, last: Tensors, *, steps: int, windows_per_step: int, resumed_from: int) -> Outcome:
+    def outcome(
+        self, best: Tensors, last: Tensors, *, steps: int, windows_per_step: int, resumed_from: int
+    ) -> TrainOutput:
         """What the training found, once it has ended.
 
         Args:
@@ -107,7 +106,7 @@ class Position:
             resumed_from: the step from which this process went on.
         """
         history = pd.DataFrame(self.rows, columns=list(HISTORY))
-        return Outcome(
+        return TrainOutput(
             best={name: tensor.detach().clone() for name, tensor in state_to_host(best).items()},
             last={name: tensor.detach().clone() for name, tensor in state_to_host(last).items()},
             history=history.astype({"step": "int64", "epoch": "int64"}),
@@ -123,50 +122,7 @@ class Position:
         )
 
 
-def epoch_order(seed: int, epoch: int, windows: int) -> torch.Tensor:
-    """The order of the windows in an epoch, (windows,) int64: a permutation that seed and epoch (from 0) give."""
-    return torch.randperm(windows, generator=torch.Generator().manual_seed((seed << 20) + epoch))
-
-
-def batches_of(step: torch.Tensor, batch_size: int, place: int = 0, processes: int = 1) -> list[torch.Tensor]:
-    """One process's batches of an optimiser step, at most `batch_size` windows each.
-
-    Each process has as many batches as the others, or they would wait for each other for ever; where the windows do not
-    suffice, one is in the batches of two.
-
-    Args:
-        step: the windows of the step, by number.
-        batch_size: windows per batch and process.
-        place: the process, from 0.
-        processes: how many train together.
-    """
-    return [some[place % len(some) :: processes] for some in step.split(batch_size * processes)]
-
-
-def look_points(recipe: Recipe, steps_per_epoch: int) -> frozenset[int]:
-    """The steps of an epoch, from 1, after which the selection block is looked at; its last is one."""
-    looks = recipe.evaluations_per_epoch
-    return frozenset(math.ceil(steps_per_epoch * look / looks) for look in range(1, looks + 1))
-
-
-def warmup_then_cosine(recipe: Recipe, steps: int) -> Callable[[int], float]:
-    """The factor on the learning rate: up in a line over the warm-up, then down half a cosine to 0 at the last step."""
-    warmup = max(1, round(recipe.warmup_fraction * steps))
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-    return factor
-
-
-def average_decay(recipe: Recipe, step: int) -> float:
-    """The decay of the averaged weights at a step; a young average would lean on the untouched weights, so it grows."""
-    return min(recipe.average_decay, (1 + step) / (10 + step))
-
-
-def finite(loss: float, step: int) -> float:
+def check_finite(loss: float, step: int) -> float:
     """The loss.
 
     Raises:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from kronos_pipeline import KronosTrainer
 from kronos_pipeline.errors import KronosError, ModelError
-from kronos_pipeline.training.adapters import AdapterJob
 from kronos_pipeline.training.publish import TrainingResult
+from kronos_pipeline.training.single import AdapterJob
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

@@ -11,8 +11,8 @@ from mlflow import MlflowClient
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import DataError, ModelError, Problem
 from kronos_pipeline.tracking.runs import Tracker, TrainingRuns
-from kronos_pipeline.training.adapters import AdapterJob
 from kronos_pipeline.training.publish import TrainingResult
+from kronos_pipeline.training.single import AdapterJob
 from kronos_pipeline.training.trainer_state import HISTORY
 
 RECIPE = Recipe(model_name="kronos-nano")

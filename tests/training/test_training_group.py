@@ -14,11 +14,11 @@ from small_trainings import simulated_windows, small_recipe
 from kronos_pipeline import KronosTrainer
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.errors import ModelError
-from kronos_pipeline.training.adapters import AdapterJob
-from kronos_pipeline.training.checkpoint import TrainingState, group_state
-from kronos_pipeline.training.loop import Optimisation
-from kronos_pipeline.training.multi_lora import microbatch as passes
-from kronos_pipeline.training.multi_lora.loop import JointOptimisation
+from kronos_pipeline.training.checkpoint import ResumeState, group_state
+from kronos_pipeline.training.loop import TrainingLoop
+from kronos_pipeline.training.multi_lora import forward
+from kronos_pipeline.training.multi_lora.loop import MultiLoraLoop
+from kronos_pipeline.training.single import AdapterJob
 
 
 def test_a_timing_that_runs_out_of_memory_is_tried_with_half_the_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,12 +30,12 @@ def test_a_timing_that_runs_out_of_memory_is_tried_with_half_the_adapters(monkey
             raise torch.OutOfMemoryError("no room")
         return 7.0
 
-    monkeypatch.setattr(passes.plan, "expected_seconds", seconds)
+    monkeypatch.setattr(forward.plan, "expected_seconds", seconds)
     stacked: Any = SimpleNamespace(serving=lambda *_, **__: nullcontext(), predictor=None)
     recipe: Any = SimpleNamespace(batch_size=8, epochs=1, evaluations_per_epoch=1)
     data: list[Any] = [range(5000), range(10)]
     said: list[str] = []
-    some = passes.Passes(stacked, torch.device("cpu"), "fp32", 8, said.append)
+    some = forward.BatchedForward(stacked, torch.device("cpu"), "fp32", 8, said.append)
     assert some.expected_seconds(torch.zeros(3), *data, recipe) == 7.0
     assert tried == [64, 32, 16]
     assert len(said) == 2
@@ -48,7 +48,7 @@ def test_where_the_memory_lacks_for_one_each_adapter_is_named(
     def none(*_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(JointOptimisation if most > 1 else Optimisation, "run", none)
+    monkeypatch.setattr(MultiLoraLoop if most > 1 else TrainingLoop, "run", none)
     recipe = small_recipe(tiny_base, adapters_together=most)
     jobs = [AdapterJob(one.ticker, [one]) for one in simulated_windows(recipe, ("AAPL", "MSFT"))]
     ended = KronosTrainer(recipe, tmp_path, say=lambda _: None).train_adapters(jobs)
@@ -60,7 +60,7 @@ def test_where_the_memory_lacks_for_one_each_adapter_is_named(
 def test_a_group_with_other_members_says_who_came_and_who_went(tmp_path: Path) -> None:
     layout = ArtifactLayout(tmp_path)
     said: list[str] = []
-    one, two, three = (TrainingState(layout, f"adapters/{name}", {"rows": name}) for name in ("AA", "BB", "CC"))
+    one, two, three = (ResumeState(layout, f"adapters/{name}", {"rows": name}) for name in ("AA", "BB", "CC"))
     group_state(layout, [one, two], said.append).save({"members": []})
     group_state(layout, [one, three], said.append)
     assert said == ["starting anew: the adapters that train together have changed: CC came, BB went"]

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.config import Recipe
-from kronos_pipeline.training.adapters import Prepared
-from kronos_pipeline.training.checkpoint import TrainingState
-from kronos_pipeline.training.grouping import adapters_per_pass, adapters_together, groups_of, one_by_one
+from kronos_pipeline.training.checkpoint import ResumeState
+from kronos_pipeline.training.multi_lora.group import adapters_per_pass, group_by_length, group_size, separate_reason
+from kronos_pipeline.training.single import PreparedTraining
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SMALL = SimpleNamespace(n_layers=8, d_model=512, ff_dim=1024, s1_bits=10, s2_bits=10)
@@ -78,29 +78,29 @@ def test_a_pass_on_a_cpu_is_short() -> None:
 def test_what_cannot_be_shared_trains_alone_and_says_why(
     changes: dict[str, Any], precision: str, processes: int, why: str | None
 ) -> None:
-    assert one_by_one(recipe_of(**changes), precision, processes) == why
+    assert separate_reason(recipe_of(**changes), precision, processes) == why
 
 
 def test_otherwise_the_setting_counts_or_the_memory() -> None:
-    assert adapters_together(recipe_of(), 40, CUDA) == 40
-    assert adapters_together(recipe_of(), 2, CPU) > 2
-    assert adapters_together(recipe_of(adapters_together=5), 40, CUDA) == 5
-    assert adapters_together(recipe_of(adapters_together=1), 40, CUDA) == 1
+    assert group_size(recipe_of(), 40, CUDA) == 40
+    assert group_size(recipe_of(), 2, CPU) > 2
+    assert group_size(recipe_of(adapters_together=5), 40, CUDA) == 5
+    assert group_size(recipe_of(adapters_together=1), 40, CUDA) == 1
 
 
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(0, 50)), max_size=30), st.integers(1, 8))
 def test_groups_hold_every_training_once_and_like_with_like(sizes: list[tuple[int, int]], most: int) -> None:
-    def prepared(number: int, lookback: int, count: int) -> Prepared:
+    def prepared(number: int, lookback: int, count: int) -> PreparedTraining:
         windows: Any = SimpleNamespace(lookback=lookback, horizon=5, counts=lambda: {"train": count})
-        state = TrainingState(ArtifactLayout(Path("x")), f"adapters/{number}", {})
-        return Prepared(Path(str(number)), state, [windows])
+        state = ResumeState(ArtifactLayout(Path("x")), f"adapters/{number}", {})
+        return PreparedTraining(Path(str(number)), state, [windows])
 
     trainings = [prepared(number, *size) for number, size in enumerate(sizes)]
-    groups = groups_of(trainings, most)
+    groups = group_by_length(trainings, most)
     assert sorted(one.target for group in groups for one in group) == sorted(one.target for one in trainings)
     assert all(1 <= len(group) <= most for group in groups)
     assert all(len({one.windows[0].lookback for one in group}) == 1 for group in groups)
-    assert groups == groups_of(trainings, most)
+    assert groups == group_by_length(trainings, most)
     if most > 1:
         for group in groups:
             assert [one.count("train") for one in group] == sorted(one.count("train") for one in group)

@@ -17,9 +17,8 @@ from kronos_pipeline.config import Recipe
 from kronos_pipeline.model.losses import token_loss
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
 from kronos_pipeline.training.devices import new_accelerator
-from kronos_pipeline.training.loop import Optimisation
+from kronos_pipeline.training.loop import TrainingLoop, batches_of, epoch_order, eval_steps
 from kronos_pipeline.training.microbatch import Microbatch
-from kronos_pipeline.training.trainer_state import batches_of, epoch_order, look_points
 
 CPU = torch.device("cpu")
 
@@ -36,11 +35,11 @@ class Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def optimisation_of(recipe: Recipe, predictor: Any) -> Optimisation:
+def optimisation_of(recipe: Recipe, predictor: Any) -> TrainingLoop:
     windows = simulated_windows(recipe)
     train, selection = (KronosMultiTickerDataset(windows, split, tiny_tokenizer()) for split in ("train", "selection"))
     microbatch = Microbatch(recipe.batch_size, "windows", CPU, print)
-    return Optimisation(predictor, train, selection, recipe, new_accelerator(recipe, CPU, recipe.precision), microbatch)
+    return TrainingLoop(predictor, train, selection, recipe, new_accelerator(recipe, CPU, recipe.precision), microbatch)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -96,7 +95,7 @@ def test_one_process_takes_the_windows_in_their_order() -> None:
 
 @given(steps=st.integers(1, 60), looks=st.integers(1, 9))
 def test_the_last_step_of_an_epoch_is_looked_at(steps: int, looks: int) -> None:
-    points = look_points(Recipe(evaluations_per_epoch=looks), steps)
+    points = eval_steps(Recipe(evaluations_per_epoch=looks), steps)
     assert max(points) == steps
     assert min(points) >= 1
     assert len(points) == min(looks, steps)

@@ -14,21 +14,21 @@ from small_trainings import simulated_windows, small_flags, small_recipe
 from kronos_pipeline import KronosTrainer, run_training
 from kronos_pipeline.data.simulate import write_simulated
 from kronos_pipeline.errors import KronosError
-from kronos_pipeline.training.loop import Optimisation
+from kronos_pipeline.training.loop import TrainingLoop
 
 KILL_AT_STEP = """
 import os, signal, sys
-from kronos_pipeline.training.loop import Optimisation
+from kronos_pipeline.training.loop import TrainingLoop
 from kronos_pipeline import run_training
 
-update = Optimisation._update_average
+update = TrainingLoop._update_average
 
 def update_or_die(self):
     update(self)
     if self._position.step == 8:
         os.kill(os.getpid(), signal.SIGKILL)
 
-Optimisation._update_average = update_or_die
+TrainingLoop._update_average = update_or_die
 sys.exit(run_training.main(sys.argv[1:]))
 """
 
@@ -42,15 +42,15 @@ def die_at(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes the next training die after a step; the one after that lives."""
 
     def arm(step: int) -> None:
-        update = Optimisation._update_average
+        update = TrainingLoop._update_average
 
-        def update_or_die(self: Optimisation) -> None:
+        def update_or_die(self: TrainingLoop) -> None:
             update(self)
             if self._position.step == step:
                 monkeypatch.undo()
                 raise Killed
 
-        monkeypatch.setattr(Optimisation, "_update_average", update_or_die)
+        monkeypatch.setattr(TrainingLoop, "_update_average", update_or_die)
 
     return arm
 
@@ -213,14 +213,14 @@ def train(name, say=lambda _: None):
     return KronosTrainer(recipe, folder / name, say=say).train_checkpoint(windows)
 
 def die_at(step):
-    from kronos_pipeline.training.loop import Optimisation
-    update = Optimisation._update_average
+    from kronos_pipeline.training.loop import TrainingLoop
+    update = TrainingLoop._update_average
     def update_or_die(self):
         update(self)
         if self._position.step == step:
-            Optimisation._update_average = update
+            TrainingLoop._update_average = update
             raise KeyboardInterrupt
-    Optimisation._update_average = update_or_die
+    TrainingLoop._update_average = update_or_die
 
 train("whole")
 die_at(5)

@@ -21,11 +21,11 @@ from kronos_pipeline.data.windows import WindowSet, build_windows
 from kronos_pipeline.errors import DataError, ModelError, SettingsError
 from kronos_pipeline.model.lora import load_adapter
 from kronos_pipeline.model.losses import token_losses
-from kronos_pipeline.training.adapters import AdapterJob
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
-from kronos_pipeline.training.multi_lora.loop import JointOptimisation
-from kronos_pipeline.training.multi_lora.microbatch import Passes
+from kronos_pipeline.training.multi_lora.forward import BatchedForward
+from kronos_pipeline.training.multi_lora.loop import MultiLoraLoop
 from kronos_pipeline.training.publish import TrainingResult
+from kronos_pipeline.training.single import AdapterJob
 
 BARS = {"AAPL": 130, "MSFT": 171, "NVDA": 118}
 
@@ -133,13 +133,13 @@ def test_one_whose_loss_is_no_number_leaves_the_numbers_of_the_others(
 ) -> None:
     recipe = recipe_of(base)
     whole = together(recipe, tmp_path / "whole")
-    update, jobs = JointOptimisation._update, [AdapterJob(name, [one]) for name, one in windows_of(recipe).items()]
+    update, jobs = MultiLoraLoop._update, [AdapterJob(name, [one]) for name, one in windows_of(recipe).items()]
 
-    def spoil(self: JointOptimisation, rates: Any) -> None:
+    def spoil(self: MultiLoraLoop, rates: Any) -> None:
         update(self, rates)
         self._weights.data[0] = math.nan  # NVDA, which has the fewest windows
 
-    monkeypatch.setattr(JointOptimisation, "_update", spoil)
+    monkeypatch.setattr(MultiLoraLoop, "_update", spoil)
     aapl, msft, nvda = trainer_of(recipe, tmp_path / "spoilt").train_adapters(jobs)
     assert isinstance(nvda, ModelError)
     assert "lower --learning-rate" in str(nvda)
@@ -153,14 +153,14 @@ def test_where_memory_lacks_fewer_go_at_a_time_and_the_numbers_stay(
 ) -> None:
     recipe = recipe_of(base, epochs=1)
     whole = together(recipe, tmp_path / "whole")
-    losses = Passes.losses
+    losses = BatchedForward.losses
 
-    def short_of_memory(self: Passes, adapters: torch.Tensor, *rest: Any) -> Any:
+    def short_of_memory(self: BatchedForward, adapters: torch.Tensor, *rest: Any) -> Any:
         if len(adapters) > 1:
             raise torch.OutOfMemoryError
         return losses(self, adapters, *rest)
 
-    monkeypatch.setattr(Passes, "losses", short_of_memory)
+    monkeypatch.setattr(BatchedForward, "losses", short_of_memory)
     said: list[str] = []
     jobs = [AdapterJob(name, [one]) for name, one in windows_of(recipe).items()]
     results = trainer_of(recipe, tmp_path / "short", said.append).train_adapters(jobs)
@@ -175,17 +175,17 @@ class Killed(BaseException):
 
 
 def die_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    take_step = JointOptimisation._step
+    take_step = MultiLoraLoop._step
     taken: list[int] = []
 
-    def step_or_die(self: JointOptimisation, progress: Any) -> None:
+    def step_or_die(self: MultiLoraLoop, progress: Any) -> None:
         if len(taken) == step:
             monkeypatch.undo()
             raise Killed
         taken.append(1)
         take_step(self, progress)
 
-    monkeypatch.setattr(JointOptimisation, "_step", step_or_die)
+    monkeypatch.setattr(MultiLoraLoop, "_step", step_or_die)
 
 
 @pytest.mark.parametrize("one_run", [True, False])

@@ -187,14 +187,14 @@ def test_training_stops_when_looks_bring_nothing_and_keeps_the_best(tiny_base: P
 
 
 def test_a_listener_is_told_losses_rate_and_speed(tiny_base: Path, tmp_path: Path) -> None:
-    class Listener:
+    class Callback:
         def __init__(self) -> None:
             self.steps: dict[int, Mapping[str, float]] = {}
 
         def on_log(self, step: int, values: Mapping[str, float]) -> None:
             self.steps[step] = values
 
-    listener = Listener()
+    listener = Callback()
     recipe = small_recipe(tiny_base)
     result = trainer_of(recipe, tmp_path).train_adapter(simulated_windows(recipe), "AAPL", listener=listener)
     assert list(listener.steps) == result.history["step"].tolist()

@@ -107,7 +107,7 @@ def prune_folds(used: Collection[Path]) -> None:
 def _train(
     folds: Mapping[Path, Fold], trained: str, trainer: KronosTrainer
 ) -> dict[Path, TrainingResult | KronosError]:
-    from kronos_pipeline.training.adapters import AdapterJob  # imports torch
+    from kronos_pipeline.training.single import AdapterJob  # imports torch
 
     if trained == ADAPTER:
         jobs = [

@@ -25,8 +25,8 @@ def adapter(
     The best weights by the selection block are kept; the holdout is never read. `adapter/<T>` is the same folder.
     """
     from kronos_pipeline.tracking.runs import TrainingRuns
-    from kronos_pipeline.training.adapters import AdapterJob  # imports torch
     from kronos_pipeline.training.publish import TrainingResult
+    from kronos_pipeline.training.single import AdapterJob  # imports torch
     from kronos_pipeline.training.trainer import KronosTrainer
 
     with failures_of("adapter"):

@@ -19,13 +19,14 @@ from torch import Tensor
 
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import ModelError
-from kronos_pipeline.training.dataset import KronosMultiTickerDataset, sent
-from kronos_pipeline.training.multi_lora.member import Course, Member
-from kronos_pipeline.training.multi_lora.microbatch import Owners, Passes
+from kronos_pipeline.training.checkpoint import random_state, restore_random_state
+from kronos_pipeline.training.dataset import KronosMultiTickerDataset, to_device
+from kronos_pipeline.training.loop import average_decay
+from kronos_pipeline.training.multi_lora.forward import AdapterIndices, BatchedForward
+from kronos_pipeline.training.multi_lora.member import Member, MemberTraining
 from kronos_pipeline.training.progress import Say, TrainingProgress
-from kronos_pipeline.training.randomness import random_state, restore_random_state
 from kronos_pipeline.training.replayed_calls import ReplayedCalls
-from kronos_pipeline.training.trainer_state import Outcome, Position, average_decay
+from kronos_pipeline.training.trainer_state import TrainerState, TrainOutput
 
 Save = Callable[[dict[str, Any]], None]
 
@@ -46,17 +47,17 @@ class _Shape:
     """
 
     rows: Tensor
-    owners: Owners
+    owners: AdapterIndices
     row_of_each: Tensor
     shares: Tensor
 
 
-class JointOptimisation:
+class MultiLoraLoop:
     """One training of several adapters on one frozen predictor."""
 
     def __init__(
         self,
-        passes: Passes,
+        passes: BatchedForward,
         start: Tensor,
         members: Sequence[Member],
         train: KronosMultiTickerDataset,
@@ -77,7 +78,7 @@ class JointOptimisation:
         """
         self._passes, self._train, self._selection = passes, train, selection
         self._recipe, self._device, self._say = recipe, passes.device, say
-        self._courses = [Course(member, recipe) for member in members]
+        self._courses = [MemberTraining(member, recipe) for member in members]
         self._open = list(range(len(members)))
         self._weights = torch.nn.Parameter(start.to(self._device).repeat(len(members), 1))
         self._weights.grad = torch.zeros_like(self._weights)
@@ -127,7 +128,7 @@ class JointOptimisation:
             self._open = [numbers[state["members"][place]] for place in saved]
             for number, place in zip(self._open, saved, strict=True):
                 course, (position, error, read) = self._courses[number], state["courses"][place]
-                course.position, course.error, course.batches_read = Position(**position), error, read
+                course.position, course.error, course.batches_read = TrainerState(**position), error, read
                 course.resumed_from = course.position.step
             moments = {name: torch.zeros_like(self._weights) for name in ("exp_avg", "exp_avg_sq")}
             rows = {"weights": self._weights.data, "best": self._best, "losses": self._losses, **moments}
@@ -142,7 +143,7 @@ class JointOptimisation:
                 f"The saved state of the interrupted trainings does not fit ({error}); remove it to start anew."
             ) from error
 
-    def run(self, what: str, save: Save) -> Iterator[tuple[int, Outcome | ModelError]]:
+    def run(self, what: str, save: Save) -> Iterator[tuple[int, TrainOutput | ModelError]]:
         """Train until the last member has ended, and give what became of each as it ends.
 
         Args:
@@ -172,7 +173,7 @@ class JointOptimisation:
                     save(self.state())
                 yield from self._given()
 
-    def _given(self) -> Iterator[tuple[int, Outcome | ModelError]]:
+    def _given(self) -> Iterator[tuple[int, TrainOutput | ModelError]]:
         """The outcomes of those that have ended and are still open."""
         for number in [number for number in self._open if self._courses[number].ended]:
             self._open.remove(number)
@@ -236,7 +237,7 @@ class JointOptimisation:
     def _new_shape(self, key: tuple[tuple[int, int, int], ...]) -> _Shape:
         """Of the members' numbers, their windows in the pass, and those in their batches."""
         rows, owners = self._rows([number for number, *_ in key]), self._passes.owners([count for _, count, _ in key])
-        sizes = sent(torch.tensor([size for *_, size in key]), self._device)
+        sizes = to_device(torch.tensor([size for *_, size in key]), self._device)
         return _Shape(rows, owners, rows[owners.which], sizes[owners.which].reciprocal())
 
     @torch.no_grad()
@@ -302,10 +303,10 @@ class JointOptimisation:
         return {number: total / len(self._courses[number].member.selection) for number, total in totals.items()}
 
     def _rows(self, numbers: Sequence[int]) -> Tensor:
-        return sent(torch.tensor(list(numbers)), self._device)
+        return to_device(torch.tensor(list(numbers)), self._device)
 
     def _column(self, of_open: Sequence[float]) -> Tensor:
         """A number for each member, (members, 1): those given for the open ones, 0 for the others."""
         column = torch.zeros(len(self._courses), 1)
         column[self._open, 0] = torch.tensor(of_open)
-        return sent(column, self._device)
+        return to_device(column, self._device)

@@ -10,16 +10,8 @@ from torch import Tensor
 
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import ModelError
-from kronos_pipeline.training.trainer_state import (
-    LOG_STEPS,
-    Listener,
-    Position,
-    batches_of,
-    epoch_order,
-    finite,
-    look_points,
-    warmup_then_cosine,
-)
+from kronos_pipeline.training.loop import LOG_STEPS, batches_of, epoch_order, eval_steps, warmup_then_cosine
+from kronos_pipeline.training.trainer_state import Callback, TrainerState, check_finite
 
 
 @dataclass(frozen=True)
@@ -36,10 +28,10 @@ class Member:
     key: str
     train: range
     selection: range
-    listener: Listener | None = None
+    listener: Callback | None = None
 
 
-class Course:
+class MemberTraining:
     """A member's plan, and where it is in it.
 
     Attributes:
@@ -58,12 +50,12 @@ class Course:
         self.windows_per_step = recipe.batch_size * recipe.grad_accum_steps
         self.steps_per_epoch = math.ceil(len(member.train) / self.windows_per_step)
         self.steps = recipe.epochs * self.steps_per_epoch
-        self.position = Position()
+        self.position = TrainerState()
         self.error: str | None = None
         self.batches_read = 0
         self.read = (0, 0.0)
         self.resumed_from = 0
-        self._look_at = look_points(recipe, self.steps_per_epoch)
+        self._look_at = eval_steps(recipe, self.steps_per_epoch)
         self._factor = warmup_then_cosine(recipe, self.steps)
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
 
@@ -108,7 +100,7 @@ class Course:
         """
         position, (read_step, read_at) = self.position, self.read
         try:
-            train_loss = finite(total / self.batches_read, position.step)
+            train_loss = check_finite(total / self.batches_read, position.step)
             if self.looks:
                 position.look(look, self._recipe.patience)
         except ModelError as error:

@@ -13,13 +13,13 @@ from kronos_pipeline.model.devices import is_out_of_memory
 from kronos_pipeline.model.losses import token_losses
 from kronos_pipeline.model.multi_lora import StackedLora
 from kronos_pipeline.training import preflight as plan
-from kronos_pipeline.training.dataset import Batch, KronosMultiTickerDataset, sent
+from kronos_pipeline.training.dataset import Batch, KronosMultiTickerDataset, to_device
 from kronos_pipeline.training.microbatch import Microbatch
 from kronos_pipeline.training.progress import Say
 
 
 @dataclass(frozen=True)
-class Owners:
+class AdapterIndices:
     """Which adapter each window of a batch belongs to.
 
     Attributes:
@@ -31,7 +31,7 @@ class Owners:
     even: bool
 
 
-class Passes:
+class BatchedForward:
     """Passes through a predictor with detours.
 
     Attributes:
@@ -54,12 +54,12 @@ class Passes:
         self._adapters = Microbatch(adapters, "adapters", device, say)
         self._windows: Microbatch | None = None
 
-    def owners(self, counts: Sequence[int]) -> Owners:
+    def owners(self, counts: Sequence[int]) -> AdapterIndices:
         """Return the owners of a batch that holds so many windows of each adapter, one adapter after the other."""
         which = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-        return Owners(sent(which, self.device), even=len(set(counts)) == 1)
+        return AdapterIndices(to_device(which, self.device), even=len(set(counts)) == 1)
 
-    def losses(self, adapters: Tensor, owners: Owners, batch: Batch, lookback: int) -> Tensor:
+    def losses(self, adapters: Tensor, owners: AdapterIndices, batch: Batch, lookback: int) -> Tensor:
         """The losses of a batch, in nats per token, (windows,).
 
         Args:
@@ -158,7 +158,7 @@ class Passes:
                 selection,
                 batch_size=rows,
                 epochs=recipe.epochs,
-                looks_per_epoch=recipe.evaluations_per_epoch,
+                evals_per_epoch=recipe.evaluations_per_epoch,
                 device=self.device,
                 precision=self._precision,
             )
