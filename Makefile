@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-gpu lint dev plain bench bench-gpu
+.PHONY: help venv demo format check test test-gpu lint dev plain readme bench bench-gpu clean
 SHELL := bash
 
 VENV := .venv
@@ -14,6 +14,10 @@ TRAIN := -m kronos_pipeline.run_training --model-name kronos-nano
 DEMO := $(BIN)/python $(TRAIN) --data-dir trainingdata --output-dir artifacts-demo
 # As docs/does-training-work.md found: what a ticker's calendar does is learnt where dates are embedded.
 DEMO_ADAPTERS := --adapter lora --adapter-targets month_embed,day_embed --learning-rate 1e-2 --average-decay 0.95
+
+# One thread each: two test processes share the cores, and torch's own threads would only get in each other's way.
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest
+IN_TWO := -n 2 --dist loadfile
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -32,9 +36,16 @@ demo: $(INSTALLED)  ## train a checkpoint and adapters on simulated tickers, in 
 	$(DEMO) --epochs 1 --stride 8
 	$(DEMO) $(DEMO_ADAPTERS) --epochs 3 --stride 2
 
-# One thread each: two test processes share the cores, and torch's own threads would only get in each other's way.
-test: $(INSTALLED)  ## run all tests
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+format: $(INSTALLED)  ## fix and format the Python files
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+check: lint  ## lint and the fast tests, about a minute
+	$(PYTEST) $(IN_TWO) -m "not slow"
+
+# FILE=tests/data or FILE=tests/data/test_data_bars.py runs these tests, K="bars and not slow" those whose names match.
+test: $(INSTALLED)  ## run all tests, or some: make test FILE=tests/data K=calendar
+	$(PYTEST) $(if $(findstring .py,$(FILE)),,$(IN_TWO)) $(FILE) $${K:+-k "$$K"}
 
 test-gpu: $(INSTALLED)  ## run the tests that need a CUDA GPU
 	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
@@ -57,8 +68,16 @@ plain: $(INSTALLED)  ## train with external/kronos/requirements.txt alone, in an
 	"$$python" $(TRAIN) --adapter lora --data-dir trainingdata/AAPL --output-dir "$$plain/out" --stride 16 --eval-samples 4; \
 	ls "$$plain/out/adapters/AAPL/adapter_model.safetensors" "$$plain/out/metrics/evaluation.json"
 
+readme: $(INSTALLED)  ## run the commands of README.md that need neither network nor GPU, into artifacts
+	commands="$$($(BIN)/python .ci/readme_commands.py README.md)" && bash -euxo pipefail -c "$$commands"
+
 bench: $(INSTALLED)  ## measure everything beside its alternative, a quarter of an hour, into docs/performance.md
 	$(BIN)/python benchmarks/bench.py --write docs/performance.md
 
 bench-gpu: $(INSTALLED)  ## measure sampling and training on a CUDA GPU, into docs/performance.md
 	$(BIN)/python benchmarks/gpu.py --write docs/performance.md
+
+clean:  ## remove .venv, caches and artifacts-demo; artifacts and .dagster_home stay
+	rm -rf $(VENV) artifacts-demo *.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find .ci benchmarks kronos_pipeline kronostraining tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -14,7 +15,21 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-TARGETS = ["venv", "demo", "test", "test-gpu", "lint", "dev", "plain", "bench", "bench-gpu"]
+TARGETS = [
+    "venv",
+    "demo",
+    "format",
+    "check",
+    "test",
+    "test-gpu",
+    "lint",
+    "dev",
+    "plain",
+    "readme",
+    "bench",
+    "bench-gpu",
+    "clean",
+]
 
 
 def make(*arguments: str, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -98,6 +113,67 @@ def test_an_unfit_python_is_told_before_anything_is_made(checkout: Path) -> None
     assert not (checkout / ".venv").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "selected"),
+    [
+        ([], "-n 2 --dist loadfile"),
+        (["FILE=tests/data"], "-n 2 --dist loadfile tests/data"),
+        (["FILE=tests/data/test_data_bars.py"], "tests/data/test_data_bars.py"),
+        (["FILE=tests/data", "K=bars and not 'slow'"], "-n 2 --dist loadfile tests/data -k bars and not 'slow'"),
+    ],
+    ids=str,
+)
+def test_the_tests_of_a_folder_a_file_or_a_name_are_run_alone(
+    arguments: list[str], selected: str, checkout: Path
+) -> None:
+    install(checkout)
+    executable(checkout / ".venv/bin/python", 'echo "$*" > tested')
+    assert make("test", *arguments, folder=checkout).returncode == 0
+    assert (checkout / "tested").read_text() == f"-m pytest {selected}\n"
+
+
+def test_check_runs_lint_and_the_fast_tests(checkout: Path) -> None:
+    install(checkout)
+    for tool in ("ruff", "mypy", "lint-imports", "python"):
+        executable(checkout / ".venv/bin" / tool, f'echo "{tool} $*" >> used')
+    assert make("check", folder=checkout).returncode == 0
+    used = (checkout / "used").read_text().splitlines()
+    lint = ["ruff check", "ruff format --check", "mypy ", "lint-imports "]
+    assert used == [*lint, "python -m pytest -n 2 --dist loadfile -m not slow"]
+
+
+def test_format_fixes_and_formats(checkout: Path) -> None:
+    install(checkout)
+    shutil.copy(Path(sys.executable).with_name("ruff"), checkout / ".venv/bin/ruff")
+    (checkout / "untidy.py").write_text("import sys\nimport os\nprint( os.name,sys.path )\n")
+    assert make("format", folder=checkout).returncode == 0
+    assert (checkout / "untidy.py").read_text() == "import os\nimport sys\n\nprint(os.name, sys.path)\n"
+
+
+def test_clean_removes_what_make_made_and_nothing_of_the_user(checkout: Path) -> None:
+    install(checkout)
+    made = [".venv", "artifacts-demo", ".mypy_cache", ".pytest_cache", "tests/data/__pycache__", "x.egg-info"]
+    kept = ["artifacts", "artifacts-mine", ".dagster_home", "trainingdata", "tests/data", "kronos_pipeline"]
+    for folder in [*made, *kept, ".ci", "benchmarks", "kronostraining"]:
+        (checkout / folder).mkdir(parents=True, exist_ok=True)
+    for folder in kept:
+        (checkout / folder / "file").touch()
+    assert make("clean", folder=checkout).returncode == 0
+    assert [folder for folder in made if (checkout / folder).exists()] == []
+    assert [folder for folder in kept if not (checkout / folder / "file").exists()] == []
+
+
+def test_the_commands_of_the_readme_run_in_a_shell_that_ends_at_the_first_failure(checkout: Path) -> None:
+    install(checkout)
+    executable(checkout / ".venv/bin/python", f'exec {sys.executable} "$@"')
+    (checkout / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "readme_commands.py", checkout / ".ci")
+    (checkout / "README.md").write_text("```bash offline\ntouch first\nfalse\ntouch second\n```\n")
+    assert make("readme", folder=checkout).returncode != 0
+    assert (checkout / "first").exists()
+    assert not (checkout / "second").exists()
+
+
 @pytest.fixture
 def run_test_gpu(checkout: Path) -> Callable[[str], subprocess.CompletedProcess[str]]:
     """`make test-gpu` where a shell command stands for torch's answer; pytest only notes how it is called."""
@@ -131,10 +207,23 @@ def test_without_a_gpu_its_tests_fail_with_one_sentence(
     assert not (checkout / "tested").exists()
 
 
-def test_the_ci_script_can_be_run_and_runs_the_tests() -> None:
-    script = ROOT / ".ci" / "run"
-    assert script.stat().st_mode & stat.S_IXUSR
-    assert re.search(r"^make test$", script.read_text(), re.MULTILINE)
+def test_the_ci_script_can_be_run() -> None:
+    assert (ROOT / ".ci" / "run").stat().st_mode & stat.S_IXUSR
+
+
+@pytest.mark.parametrize("failing", [None, "lint", "plain", "test", "demo", "readme"])
+def test_each_part_of_ci_shows_its_output_and_fails_the_script(failing: str | None, tmp_path: Path) -> None:
+    """Run the script with a Makefile whose targets are stand-ins."""
+    parts = ["lint", "plain", "test", "demo", "readme"]
+    recipes = [f"{part}:\n\t@echo the output of {part}; exit {int(part == failing)}\n" for part in parts]
+    (tmp_path / "Makefile").write_text("".join(recipes))
+    executable(tmp_path / ".ci" / "run", "")
+    (tmp_path / ".ci" / "run").write_text((ROOT / ".ci" / "run").read_text())
+    clean = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    result = subprocess.run([tmp_path / ".ci" / "run"], env=clean, capture_output=True, text=True, check=False)
+    assert (result.returncode != 0) == (failing is not None), result.stderr
+    shown = [part for part in parts if f"the output of {part}\n" in result.stdout]
+    assert shown == parts if failing is None else failing in shown
 
 
 def readme_commands(path: Path) -> subprocess.CompletedProcess[str]:
