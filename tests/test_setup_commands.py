@@ -196,6 +196,7 @@ def test_the_tests_of_a_gpu_are_those_that_are_marked(
         assert bool(marked) == (path.parent.name == "cuda"), path
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_its_tests_fail_with_one_sentence(
     run_test_gpu: Callable[[str], subprocess.CompletedProcess[str]], checkout: Path
@@ -245,6 +246,7 @@ def test_a_readme_without_such_commands_fails_ci(tmp_path: Path) -> None:
     assert readme_commands(tmp_path / "README.md").returncode == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["--horizon", "0"], ["--data-dir", "no-such-folder", "--model-name", "kronos-nano"]],

@@ -49,6 +49,7 @@ def test_torch_has_an_upper_bound() -> None:
     assert Version("2.14") not in torch.specifier
 
 
+@pytest.mark.slow
 def test_requirements_name_what_the_plain_command_imports_and_nothing_else() -> None:
     lines = REQUIREMENTS.read_text().splitlines()
     assert "-c ../../constraints.txt" in lines

@@ -89,6 +89,7 @@ def test_the_dagster_home_has_the_tracked_settings_and_no_telemetry(shell: str, 
     assert content["telemetry"] == content["nux"] == {"enabled": False}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize(
     ("listed", "own", "trainings"),

@@ -194,6 +194,7 @@ def shadow(folder: Path, program: str) -> None:
     (folder / "sktime" / "__init__.py").write_text(program)
 
 
+@pytest.mark.slow
 def test_the_parts_of_the_gpu_benchmark_run_on_a_cpu_without_dagster_and_mlflow(tmp_path: Path) -> None:
     program = (
         f"import sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r})\n"
@@ -220,6 +221,7 @@ def test_the_parts_of_the_gpu_benchmark_run_on_a_cpu_without_dagster_and_mlflow(
     assert "| read and cut CSVs " in printed
 
 
+@pytest.mark.slow
 def test_the_gpu_script_puts_what_it_prints_into_the_document_and_says_what_it_has_not_measured(tmp_path: Path) -> None:
     path = tmp_path / "performance.md"
     path.write_text("<!-- gpu -->\n<!-- /gpu -->\n")
@@ -234,6 +236,7 @@ def test_the_gpu_script_puts_what_it_prints_into_the_document_and_says_what_it_h
     assert missing == dict.fromkeys([name for name in PARTS if name != "machine"], "not measured")
 
 
+@pytest.mark.slow
 def test_the_gpu_script_goes_on_after_a_part_that_fails_and_writes_the_document_after_each(tmp_path: Path) -> None:
     path, kept = tmp_path / "performance.md", tmp_path / "kept.md"
     path.write_text("<!-- gpu -->\n<!-- /gpu -->\n")
@@ -261,6 +264,7 @@ def test_the_gpu_script_begins_no_part_that_would_end_too_late(tmp_path: Path) -
     assert rows(printed, "Goals")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_the_gpu_script_says_at_once_that_there_is_no_gpu_and_leaves_the_document(tmp_path: Path) -> None:
     path = tmp_path / "performance.md"
@@ -272,6 +276,7 @@ def test_the_gpu_script_says_at_once_that_there_is_no_gpu_and_leaves_the_documen
     assert "figures" in path.read_text()
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_part_and_keeps_what_was_measured(tmp_path: Path) -> None:
     path, pipe = tmp_path / "performance.md", tmp_path / "pipe"
     path.write_text("<!-- gpu -->\n<!-- /gpu -->\n")

@@ -25,6 +25,7 @@ def test_the_import_contract_holds() -> None:
     assert result.returncode == 0, result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "line", "broken"),
     [
@@ -79,6 +80,7 @@ def test_a_circle_is_found_by_the_imports_that_close_it(imports: grimp.ImportGra
     assert circles(graph) == [f"{data}.csv_files -> {data}.csv_table", f"{data}.csv_table -> {data}.csv_files"]
 
 
+@pytest.mark.slow
 def test_settings_artifacts_and_data_load_without_torch() -> None:
     script = """
 import importlib, pkgutil, sys
@@ -93,6 +95,7 @@ print(sorted({"torch", "dagster", "mlflow", "sktime", "peft"} & set(sys.modules)
     assert (result.returncode, result.stdout.strip()) == (0, "[]"), result.stderr
 
 
+@pytest.mark.slow
 def test_public_names_are_found_where_the_package_says() -> None:
     script = """
 import sys, kronos_pipeline
@@ -118,6 +121,7 @@ print(sorted(sys.modules.keys() & set(heavy)))
     assert (result.returncode, result.stdout.splitlines()[-1]) == (0, "[]"), result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "begin",
     ["from kronos_pipeline.cli.app import main; main(['--help'])", "import kronos_pipeline.definitions"],

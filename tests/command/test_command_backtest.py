@@ -16,7 +16,7 @@ from kronos_pipeline.tracking.runs import Tracker
 
 QUICK = {"epochs": 1, "evaluations_per_epoch": 1, "stride": 4, "adapter": "lora"}
 
-pytestmark = pytest.mark.usefixtures("clean_mlflow_store")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("clean_mlflow_store")]
 
 
 @pytest.fixture

@@ -27,6 +27,8 @@ from kronos_pipeline.evaluation.leakage_test import with_noise
 from kronos_pipeline.training import dataset as dataset_module
 from kronos_pipeline.training import single as alone_module
 
+pytestmark = pytest.mark.slow
+
 ADAPTER = ("--adapter", "lora")
 Patch = Callable[[pytest.MonkeyPatch], None]
 

@@ -14,7 +14,7 @@ from kronos_pipeline import run_training
 from kronos_pipeline.cli import app as cli
 from kronos_pipeline.data.simulate import write_simulated
 
-pytestmark = pytest.mark.usefixtures("one_mlflow_store")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_mlflow_store")]
 
 
 @pytest.fixture

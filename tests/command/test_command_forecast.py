@@ -25,6 +25,8 @@ from kronos_pipeline.model.lora import load_adapter
 from kronos_pipeline.tracking.registry import Registry, registered_name
 from kronos_pipeline.tracking.runs import Tracker
 
+pytestmark = pytest.mark.slow
+
 _numbers = count()
 BARS = daily_frame(90)
 

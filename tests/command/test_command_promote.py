@@ -14,6 +14,8 @@ from kronos_pipeline.config import Recipe
 from kronos_pipeline.tracking.registry import Registry, registered_name
 from kronos_pipeline.tracking.runs import Tracker
 
+pytestmark = pytest.mark.slow
+
 _numbers = count()
 
 

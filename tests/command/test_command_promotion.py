@@ -16,7 +16,7 @@ from kronos_pipeline.data.simulate import Calendar, Dynamics, simulate_ticker
 from kronos_pipeline.tracking.registry import Registry
 from kronos_pipeline.tracking.runs import Tracker
 
-pytestmark = pytest.mark.usefixtures("clean_mlflow_store")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("clean_mlflow_store")]
 
 BARS, HOLDOUT = 400, 60
 SETTINGS: dict[str, object] = {

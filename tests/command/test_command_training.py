@@ -19,7 +19,7 @@ from kronos_pipeline.data.simulate import write_simulated
 from kronos_pipeline.evaluation.scoring.metrics import METRICS
 
 BASELINES = {"naive", "drift", "seasonal_naive", "random_walk"}
-pytestmark = pytest.mark.usefixtures("one_mlflow_store")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_mlflow_store")]
 
 
 @pytest.fixture

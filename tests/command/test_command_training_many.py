@@ -15,6 +15,8 @@ from kronos_pipeline.errors import DataError, KronosError
 from kronos_pipeline.pipeline.train import train_all
 from kronos_pipeline.tracking.runs import Tracker
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def windows(tiny_base: Path) -> dict[str, WindowSet]:

@@ -302,6 +302,7 @@ def test_nothing_is_to_be_seen_before_all_is_written(tmp_path: Path) -> None:
     assert (path / "weights").read_text() == "new"
 
 
+@pytest.mark.slow
 def test_a_reader_sees_the_old_or_the_new_at_any_time(tmp_path: Path) -> None:
     path = tmp_path / "AAPL"
     publish(path, "0")

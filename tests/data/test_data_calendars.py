@@ -42,6 +42,7 @@ def test_daily_stocks_skip_the_exchange_s_holidays(tmp_path: Path) -> None:
     assert pd.Timestamp("2013-03-29") in next_stamps(ibm, 21, [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", ["left", "right"])
 @pytest.mark.parametrize("freq", ["5min", "60min"])
 @pytest.mark.parametrize(
@@ -62,6 +63,7 @@ def test_intraday_bars_keep_sessions_half_days_and_lunch_breaks(
     pd.testing.assert_index_equal(next_stamps(bars, len(ahead), [name]), ahead, check_names=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stated", [None, "UTC-05:00/UTC-04:00"])
 def test_a_file_in_the_exchange_s_own_time_stays_in_it_over_a_change_of_clocks(stated: str | None) -> None:
     times = trading_times("XNYS", "2025-01-02", "2025-03-14", "60min", "America/New_York")
@@ -110,12 +112,14 @@ def test_an_unknown_calendar_is_told_whichever_ticker_it_is_for(calendars: list[
         next_stamps(bars_at(pd.bdate_range("2024-01-01", periods=30), "AAPL"), 3, calendars)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("start", "freq"), [("2024-01-01", "D"), ("2024-01-01", "5min")])
 def test_a_calendar_of_another_market_is_refused(start: str, freq: str) -> None:
     with pytest.raises(SettingsError, match=r"BTC: only \d\d% of its newest bars lie in the sessions of calendar XNYS"):
         next_stamps(bars_at(pd.date_range(start, periods=3000, freq=freq), "BTC"), 3, ["XNYS"])
 
 
+@pytest.mark.slow
 def test_a_calendar_that_does_not_reach_is_told() -> None:
     end = exchange_calendars.get_calendar("XSHG").bound_max()
     sessions = exchange_calendars.get_calendar("XSHG", start=end - pd.Timedelta(days=90), end=end).sessions

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_tickers import build, cases, recipes, tickers
@@ -13,6 +14,8 @@ from kronos_pipeline.data.bars import FEATURES, Bars, make_bars
 from kronos_pipeline.data.normalisation import lookback_statistics, rolling_statistics
 from kronos_pipeline.data.schemas import SPLITS
 from kronos_pipeline.data.windows import WindowSet, row_statistics
+
+pytestmark = pytest.mark.slow
 
 CASES = cases(60)
 

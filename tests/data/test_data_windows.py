@@ -301,6 +301,7 @@ def test_windows_come_from_a_csv_as_from_a_frame(tmp_path: Path) -> None:
     assert list(windows.bars.frame.columns) == ["timestamps", *FEATURES]
 
 
+@pytest.mark.slow
 def test_many_tickers_have_the_windows_that_each_has_alone_and_the_unfit_ones_are_named(tmp_path: Path) -> None:
     fit = [read_frame(tmp_path, daily_frame(100 + number, seed=number), f"T{number:03}") for number in range(60)]
     short = read_frame(tmp_path, daily_frame(20), "SHORT")

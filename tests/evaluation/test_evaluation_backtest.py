@@ -21,6 +21,8 @@ from kronos_pipeline.model.devices import pick_device
 from kronos_pipeline.model.loading import KronosModel, load_base
 from kronos_pipeline.training.trainer import KronosTrainer
 
+pytestmark = pytest.mark.slow
+
 CPU = pick_device("cpu")
 QUICK: dict[str, Any] = {"epochs": 1, "evaluations_per_epoch": 1, "stride": 4, "eval_samples": 3}
 

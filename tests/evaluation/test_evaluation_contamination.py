@@ -46,6 +46,7 @@ def test_it_is_told_of_the_first_bar_that_is_scored() -> None:
     assert contamination(source, pd.Timestamp("2024-06-01")) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("firsts", "told"),
     [

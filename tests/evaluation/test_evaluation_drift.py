@@ -57,6 +57,7 @@ def test_the_bound_is_the_prediction_interval_that_scipy_gives_for_one_more_loss
     assert found(USUAL, [1.0]).bound == pytest.approx(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cutoffs", [1, RECENT])
 def test_on_random_walks_that_did_not_change_drift_comes_up_no_more_often_than_it_should(cutoffs: int) -> None:
     rng = np.random.default_rng(3)

@@ -24,6 +24,8 @@ from kronos_pipeline.evaluation.forecasting.tuning import plain_sampling
 from kronos_pipeline.evaluation.scoring.significance import diebold_mariano
 from kronos_pipeline.evaluation.scoring.verdicts import ALPHA, BETTER, NO_BETTER, WORSE, compare, correct, judge
 
+pytestmark = pytest.mark.slow
+
 SERIES = 400
 CUTOFFS = (8, 12, 16, 24, 40)
 

@@ -39,6 +39,7 @@ def newest_target(fold: Fold) -> pd.Timestamp:
     return max(found)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(
     bars=st.integers(60, 160),

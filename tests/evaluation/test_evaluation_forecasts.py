@@ -142,6 +142,7 @@ def test_a_forecast_that_is_not_finite_is_an_error_that_names_the_ticker() -> No
         forecast(windows, {"adapter": float("nan")}, CONFIG)
 
 
+@pytest.mark.slow
 @given(holdout=st.integers(1, 60), horizon=st.integers(1, 40), extra=st.integers(0, 5))
 def test_rolls_cover_the_holdout_exactly_once(holdout: int, horizon: int, extra: int) -> None:
     windows = HandMadeWindows(closes(9 + extra + holdout), holdout=holdout, horizon=horizon)

@@ -21,6 +21,8 @@ from kronos_pipeline.model.loading import KronosModel, load_base
 from kronos_pipeline.model.losses import token_losses
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def base(tiny_base: Path) -> KronosModel:

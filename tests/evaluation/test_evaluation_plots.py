@@ -81,6 +81,7 @@ def lines(figure: Figure, panel: int = 0) -> dict[str, tuple[np.ndarray, np.ndar
 # What a person sees
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ticker", ["^GSPC", "EURUSD=X"])
 def test_a_holdout_is_four_opaque_light_pictures_with_the_notes_on_each(tmp_path: Path, ticker: str) -> None:
     some = windows(ticker=ticker)
@@ -105,6 +106,7 @@ def test_a_picture_without_notes_warns_of_nothing() -> None:
     assert not has_colour(pixels(fan_plot(some.bars.frame, of(table(some, "base"), "base"), "title")), WARNING)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("price", "notes"),
     [
@@ -135,6 +137,7 @@ def test_no_word_is_cut_off(drawn: Callable[..., Figure], kind: str, price: floa
     assert all(axes.get_window_extent().height > 250 for axes in figure.axes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bars", "holdout", "freq"), [(13, 1, "B"), (3000, 1900, "5min"), (30, 20, "h")])
 def test_few_bars_and_many_are_drawn(tmp_path: Path, bars: int, holdout: int, freq: str) -> None:
     some = windows(bars, holdout, freq=freq)
@@ -145,6 +148,7 @@ def test_few_bars_and_many_are_drawn(tmp_path: Path, bars: int, holdout: int, fr
     assert has_colour(pixels(paths["fan"].read_bytes()), "#d3e6f2")
 
 
+@pytest.mark.slow
 def test_where_the_trained_model_has_no_forecast_the_random_walk_shows_its_intervals(tmp_path: Path) -> None:
     some = windows()
     paths = save_plots(ArtifactLayout(tmp_path), some.bars.frame, table(some), "adapter", [])
@@ -198,6 +202,7 @@ def test_a_fan_of_bars_to_come_goes_on_where_the_known_bars_end(drawn: Callable[
     np.testing.assert_array_equal(found["median forecast"][0][:3], len(known) - 1 + np.arange(3))
 
 
+@pytest.mark.slow
 def test_errors_by_step_are_means_over_cutoffs_in_multiples_of_the_mean_change(drawn: Callable[..., Figure]) -> None:
     some = windows()
     predictions = table(some, "base", "adapter")
@@ -252,6 +257,7 @@ def test_the_band_of_a_flat_histogram_is_that_of_chance(drawn: Callable[..., Fig
     assert np.mean((shares >= low) & (shares <= high)) == pytest.approx(0.955, abs=0.015)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 5, 200])
 @pytest.mark.parametrize("every", [1, 10, 1000])
 def test_losses_are_drawn_however_few_there_are(steps: int, every: int) -> None:
@@ -268,6 +274,7 @@ def test_losses_are_drawn_however_few_there_are(steps: int, every: int) -> None:
     assert has_colour(image, "#1a1a1a") or not (step % every == 0).any()
 
 
+@pytest.mark.slow
 def test_pyplot_with_its_global_state_is_not_imported() -> None:
     code = "import sys, kronos_pipeline.evaluation.reports.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

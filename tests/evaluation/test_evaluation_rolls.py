@@ -106,6 +106,7 @@ def test_a_real_model_is_sampled_unless_told_otherwise(tiny_base: Path) -> None:
     np.testing.assert_array_equal(good(found).closes, drawn[..., CLOSE])
 
 
+@pytest.mark.slow
 def test_the_seed_is_the_tickers_own_and_the_same_in_every_process() -> None:
     seeds = {sampling_seed(seed, ticker) for seed in range(5) for ticker in ("AAPL", "MSFT", "BRK.B", "BRK-B")}
     assert len(seeds) == 20

@@ -89,6 +89,7 @@ def test_one_that_fails_is_named_and_the_others_are_as_without_it() -> None:
     assert len(good(not_a_number["XOM"]).predictions)
 
 
+@pytest.mark.slow
 def test_no_more_are_under_way_than_memory_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
     open_now, most = set(), []
 
@@ -159,6 +160,7 @@ def evaluate(folder: Path, trained: Any, tickers: Any, base: KronosModel) -> dic
     return dict(evaluate_tickers(layout, windows, dict.fromkeys(tickers), base, recipe, tickers_tested=2))
 
 
+@pytest.mark.slow
 def test_a_tickers_numbers_do_not_depend_on_its_company_and_cost_three_calls(
     trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +189,7 @@ def test_a_tickers_numbers_do_not_depend_on_its_company_and_cost_three_calls(
         assert layout.plot(ticker).is_file()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_serves_all_tickers_is_loaded_once(
     trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

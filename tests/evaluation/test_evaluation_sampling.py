@@ -172,6 +172,7 @@ def test_temperature_and_top_p_depend_on_the_closes_of_the_older_half_alone() ->
     assert fitted.widths == plain_sampling(recipe).widths
 
 
+@pytest.mark.slow
 @cases(30)
 @given(tickers(), recipes)
 def test_no_holdout_bar_is_read_nor_its_time(bars: Bars, recipe: Recipe) -> None:
@@ -219,6 +220,7 @@ def test_no_lookback_and_no_scored_bar_lies_beyond_a_hole() -> None:
     assert all(origin + 5 < hole or origin - 15 >= hole for origin in origins)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("spread", "best"), [(1 / 0.8, 0.8), (1.0, 1.0), (1 / 1.2, 1.2)])
 def test_the_temperature_that_makes_paths_as_wide_as_the_market_is_chosen(spread: float, best: float) -> None:
     recipe = Recipe(lookback=16, horizon=1, validation_days=5, selection_days=600, eval_samples=400, tune_sampling=True)

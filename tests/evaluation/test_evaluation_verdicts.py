@@ -130,6 +130,7 @@ def test_a_clear_and_steady_gain_is_better_and_the_other_way_round_worse() -> No
     assert one.p_value == pytest.approx(stats.ttest_rel(own, naive).pvalue)
 
 
+@pytest.mark.slow
 def test_a_gain_that_is_real_is_usually_found() -> None:
     found = [judged(losses(24, seed, 0.8), losses(24, seed + 500)).verdict for seed in range(40)]
     assert found.count(BETTER) >= 30

@@ -130,6 +130,7 @@ def teacher_forced(predictor: Any, tokens: Sequence[Tensor], some: Given) -> lis
         return [part[:, some.past.shape[1] - 1 :] for part in teacher_forced_logits(predictor, *tokens, stamps)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 def test_greedy_bars_of_a_published_size_are_upstreams(size: str) -> None:
     predictor, tokenizer = random_model(size)
@@ -140,6 +141,7 @@ def test_greedy_bars_of_a_published_size_are_upstreams(size: str) -> None:
         np.testing.assert_allclose(bars[:, 0], upstreams(predictor, tokenizer, some, context), atol=1e-5)
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=40, deadline=None)
 @hypothesis.example(bars=20, horizon=10, context=100, paths=2)  # the whole fits
 @hypothesis.example(bars=20, horizon=10, context=25, paths=SIDE_BY_SIDE + 1)  # the window begins to slide on the way
@@ -217,6 +219,7 @@ def test_one_adapter_of_any_kind_gives_pefts_own_logits(settings: dict[str, Any]
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", [512, 22])
 @pytest.mark.parametrize("position", ["true", "first"])
 def test_series_of_unequal_length_are_as_each_alone(context: int, position: str) -> None:
@@ -281,6 +284,7 @@ def test_known_tokens_are_the_tokenizers_own() -> None:
     assert torch.equal(s2, expected[1])
 
 
+@pytest.mark.slow
 def test_half_precision_stays_near_single() -> None:
     # bf16 keeps 8 bits, so a rounding is of up to 0.4 %. Logits are compared with their own spread.
     predictor, tokenizer = random_model("small")

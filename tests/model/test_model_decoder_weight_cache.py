@@ -110,6 +110,7 @@ def test_what_is_kept_is_made_once() -> None:
     assert made == [2.0, 2.0, 2.0, 3.0]
 
 
+@pytest.mark.slow
 def test_nothing_outlives_its_model() -> None:
     predictor = adapter()
     weight = weakref.ref(predictor.get_base_model().embedding.emb_s1.weight)

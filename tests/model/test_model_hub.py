@@ -20,6 +20,8 @@ import pytest
 
 from kronos_pipeline.model.weights import weights_hash
 
+pytestmark = pytest.mark.slow
+
 PREDICTOR = f"someone/model@{'1' * 40}"
 TOKENIZER = f"someone/tokenizer@{'2' * 40}"
 UNKNOWN = f"someone/nothing@{'3' * 40}"

@@ -55,6 +55,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_every_setting_gives_upstreams_forecast_and_leaves_the_generator_where_it_does(settings: dict) -> None:
     assert_same_single(sharp_predictor(), 40, **settings)
@@ -70,6 +71,7 @@ MODELS: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(
     ("bars", "context"), [(30, 512), (30, 37), (30, 36), (30, 33), (30, 30), (60, 30), (9, 8), (1, 512)]
@@ -83,6 +85,7 @@ def test_a_horizon_up_to_the_whole_context(horizon: int) -> None:
     assert_same_single(sharp_predictor(), 20, horizon, context=12, sample_count=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bars", "context"), [(25, 512), (40, 30)])
 @pytest.mark.parametrize("settings", [{}, {"sample_count": 4, "T": 0.8}, {"top_k": 1}, {"top_k": 6, "sample_count": 2}])
 def test_a_batch_gives_upstreams_forecasts(bars: int, context: int, settings: dict[str, Any]) -> None:

@@ -46,6 +46,7 @@ def adapters() -> tuple[Any, dict[str, Any]]:
     return model, {**shared, "dora": dora, "own base": own_base(5), "checkpoint": sharp_predictor(seed=6)}
 
 
+@pytest.mark.slow
 def test_each_series_is_forecast_by_its_own_adapter() -> None:
     model, named = adapters()
     ours = KronosPredictor(model, TOKENIZER, adapters=named)

@@ -137,6 +137,7 @@ def test_batches_are_as_large_as_the_memory_allows_and_change_nothing(
     assert torch.equal(torch.get_rng_state(), after)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
     [

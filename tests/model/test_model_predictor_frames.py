@@ -53,6 +53,7 @@ FRAMES: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", FRAMES.values(), ids=FRAMES)
 def test_every_frame_that_upstream_takes_gives_its_forecast(change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
     df, (past, ahead) = change(candles(BARS)), times(BARS, HORIZON)

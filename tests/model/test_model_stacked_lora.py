@@ -41,6 +41,7 @@ def adapters_of(predictor: Any, targets: list[str], count: int) -> list[Any]:
     return models
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("targets", list(TARGETS))
 @pytest.mark.parametrize("counts", [(2, 2, 2), (3, 1, 2)])
 @pytest.mark.parametrize("training", [True, False])

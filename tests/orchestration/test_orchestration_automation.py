@@ -20,6 +20,8 @@ from kronos_pipeline.orchestration.automation.csv_sensor import make_sensor
 from kronos_pipeline.orchestration.automation.jobs import AutomationSettings, make_jobs, make_schedules
 from kronos_pipeline.orchestration.partitions import RANGE_END, RANGE_START, split_into_runs, ticker_partitions
 
+pytestmark = pytest.mark.slow
+
 NIGHT = datetime(2026, 3, 4, 20, tzinfo=ZoneInfo("America/New_York"))
 
 

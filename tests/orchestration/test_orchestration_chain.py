@@ -13,6 +13,8 @@ from locations import Location, checks, failed_steps
 from kronos_pipeline.artifacts import MANIFEST, read_json
 from kronos_pipeline.data.bars import load_bars
 
+pytestmark = pytest.mark.slow
+
 PER_TICKER = ("raw_bars", "windows", "adapter", "holdout_metrics")
 
 

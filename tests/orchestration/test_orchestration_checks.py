@@ -23,6 +23,8 @@ from kronos_pipeline.orchestration.checks import (
     windows_do_not_leak,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def ingested(location: Location) -> Location:

@@ -18,6 +18,8 @@ from locations import TINY, Location, launchpad
 from kronos_pipeline.artifacts import MANIFEST, read_json
 from kronos_pipeline.orchestration.automation.killed_runs import make_killed_runs_sensor
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

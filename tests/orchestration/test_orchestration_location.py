@@ -21,6 +21,8 @@ from kronos_pipeline.orchestration.automation.killed_runs import make_killed_run
 from kronos_pipeline.orchestration.partitions import find_tickers
 from kronos_pipeline.orchestration.resources import PipelineSettings, with_defaults
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -22,6 +22,8 @@ from kronos_pipeline.orchestration.automation.drift_sensor import make_drift_sen
 from kronos_pipeline.orchestration.automation.jobs import AutomationSettings, make_jobs
 from kronos_pipeline.orchestration.partitions import ticker_partitions
 
+pytestmark = pytest.mark.slow
+
 TICKER = "WEEKLY"  # a name that no other test promotes: the MLflow store is one for all of them
 KNOWN, HORIZON = 400, 5
 LEARNS = {

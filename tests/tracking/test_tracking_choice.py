@@ -28,6 +28,8 @@ from kronos_pipeline.tracking.registry import Registry, registered_name
 from kronos_pipeline.tracking.runs import Tracker
 from kronos_pipeline.tracking.store import TrackingError
 
+pytestmark = pytest.mark.slow
+
 _numbers = count()
 
 

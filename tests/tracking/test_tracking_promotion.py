@@ -21,6 +21,8 @@ from kronos_pipeline.promotion.submit import Submission, find_evidence, submit
 from kronos_pipeline.tracking.registry import Registry
 from kronos_pipeline.tracking.runs import Tracker
 
+pytestmark = pytest.mark.slow
+
 GOOD = {"naive": 2.0, "base": 2.0, "adapter": 1.0}
 BAD = {"naive": 1.0, "base": 1.0, "adapter": 2.0}
 

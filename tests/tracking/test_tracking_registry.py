@@ -30,6 +30,8 @@ from kronos_pipeline.tracking.registry import Registry, Version, registered_name
 from kronos_pipeline.tracking.runs import Tracker
 from kronos_pipeline.tracking.store import TrackingError
 
+pytestmark = pytest.mark.slow
+
 GOOD = {"naive": 1.0, "base": 1.0, "adapter": 0.5}
 BAD = {"naive": 1.0, "base": 1.0, "adapter": 1.5}
 SCORES = {"holdout/adapter/mae": 0.5}

@@ -17,6 +17,8 @@ from kronos_pipeline.tracking import runs as runs_module
 from kronos_pipeline.tracking.runs import TrackedRun, Tracker
 from kronos_pipeline.tracking.store import EXPERIMENT, TrackingError
 
+pytestmark = pytest.mark.slow
+
 CONFIG = KronosTrainingConfig(model_name="kronos-nano", horizon=5, adapter="lora", learning_rate=3e-4)
 HISTORY = pd.DataFrame(
     {

@@ -37,6 +37,8 @@ from kronos_pipeline.tracking.packaging import FORECAST
 from kronos_pipeline.tracking.registry import Registry, registered_name
 from kronos_pipeline.tracking.runs import Tracker
 
+pytestmark = pytest.mark.slow
+
 START_SECONDS = 150.0
 BARS = simulated_bars(bars=60)
 

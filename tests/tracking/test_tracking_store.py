@@ -26,6 +26,8 @@ from kronos_pipeline.tracking.store import (
     without_password,
 )
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = """
 import sys

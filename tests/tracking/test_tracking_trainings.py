@@ -15,6 +15,8 @@ from kronos_pipeline.training.publish import TrainingResult
 from kronos_pipeline.training.single import AdapterJob
 from kronos_pipeline.training.trainer_state import HISTORY
 
+pytestmark = pytest.mark.slow
+
 RECIPE = Recipe(model_name="kronos-nano")
 RESULT = TrainingResult(Path("none"), pd.DataFrame([[1, 1, 2.0, 3.0, 0.1, 5.0]], columns=list(HISTORY)), {"steps": 7})
 

@@ -53,6 +53,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     return folder, said
 
 
+@pytest.mark.slow
 def test_what_is_pretrained_works_wherever_a_base_model_s_name_does(tiny: tuple[Path, list[str]]) -> None:
     folder, said = tiny
     base = load_base(find_base_model(str(folder)), CPU)
@@ -62,6 +63,7 @@ def test_what_is_pretrained_works_wherever_a_base_model_s_name_does(tiny: tuple[
     assert any(line.startswith("predictor: step 100 of 100") for line in said)
 
 
+@pytest.mark.slow
 def test_each_folder_says_what_made_it(tiny: tuple[Path, list[str]]) -> None:
     for part, result in (("tokenizer", "reconstruction_error_in_stds"), ("predictor", "unseen_loss")):
         manifest = read_json(tiny[0] / part / "manifest.json")
@@ -83,6 +85,7 @@ def test_pretraining_learns(tiny: tuple[Path, list[str]], tmp_path: Path) -> Non
     assert read_json(tiny[0] / "predictor" / "manifest.json")["results"]["unseen_loss"] < 0.8 * np.log(16)
 
 
+@pytest.mark.slow
 def test_the_same_settings_give_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
     short = TINY.model_copy(update={"tokenizer_steps": 5, "predictor_steps": 5})
     hashes = []
@@ -142,6 +145,7 @@ def test_the_embedded_base_model_is_small_and_honest() -> None:
     assert find_base_model("kronos-nano").demo
 
 
+@pytest.mark.slow
 def test_the_embedded_base_model_is_no_worse_than_naive_on_random_walks() -> None:
     base = load_base(find_base_model("kronos-nano"), CPU)
     walks = [
@@ -163,6 +167,7 @@ def test_the_embedded_base_model_is_no_worse_than_naive_on_random_walks() -> Non
     assert 0.6 < spread / moved < 1.6
 
 
+@pytest.mark.slow
 def test_adapting_to_a_ticker_beats_the_untouched_base_and_naive_on_its_holdout(tmp_path: Path) -> None:
     recipe = Recipe(
         model_name="kronos-nano",

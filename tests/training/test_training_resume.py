@@ -16,6 +16,8 @@ from kronos_pipeline.data.simulate import write_simulated
 from kronos_pipeline.errors import KronosError
 from kronos_pipeline.training.loop import TrainingLoop
 
+pytestmark = pytest.mark.slow
+
 KILL_AT_STEP = """
 import os, signal, sys
 from kronos_pipeline.training.loop import TrainingLoop

@@ -27,6 +27,8 @@ from kronos_pipeline.training.multi_lora.loop import MultiLoraLoop
 from kronos_pipeline.training.publish import TrainingResult
 from kronos_pipeline.training.single import AdapterJob
 
+pytestmark = pytest.mark.slow
+
 BARS = {"AAPL": 130, "MSFT": 171, "NVDA": 118}
 
 

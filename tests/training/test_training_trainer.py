@@ -74,6 +74,7 @@ def test_the_base_model_stays_as_it_is(tiny_base: Path, tmp_path: Path) -> None:
     assert all(torch.equal(value, before[name]) for name, value in trainer.base.predictor.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("freeze", [True, False])
 def test_an_adapter_reloads_to_what_was_measured(tiny_base: Path, tmp_path: Path, freeze: bool) -> None:
     recipe = small_recipe(tiny_base, freeze_backbone=freeze, learning_rate=1e-2)
@@ -107,6 +108,7 @@ def test_the_manifest_says_what_made_it(tiny_base: Path, tmp_path: Path) -> None
     assert manifest["training"] == result.summary
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tiny_base: Path, tmp_path: Path) -> None:
     weights = [
         adapter_bytes(trainer_of(recipe, tmp_path / name).train_adapter(simulated_windows(recipe), "AAPL"))
@@ -119,6 +121,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tiny_base: P
     assert weights[0] == weights[1] != weights[2]
 
 
+@pytest.mark.slow
 def test_no_bar_of_the_holdout_changes_a_byte(tiny_base: Path, tmp_path: Path) -> None:
     recipe = small_recipe(tiny_base)
     bars = simulated_bars()
@@ -144,6 +147,7 @@ def test_a_long_training_on_a_cpu_is_said_to_be_slow_and_how_long_it_takes() -> 
     assert "slow" not in said(60, "cpu") + said(4 * 3600, "cuda")
 
 
+@pytest.mark.slow
 def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
     from tiny_models import save_tiny_base
 
