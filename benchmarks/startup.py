@@ -53,7 +53,7 @@ try:
     from kronos_pipeline.cli import command
 except ImportError:  # a checkout from before it was there
     from kronos_pipeline import command_line as command
-getattr(command, "collect_rarely", lambda: None)()  # what run_command does; a checkout from before it has none
+getattr(command, "tune_garbage_collection", lambda: None)()  # what run_command does; a checkout from before it has none
 stage("import pandas, pyarrow, pandera", lambda: load("kronos_pipeline.data.windows", "kronos_pipeline.data.doctor"))
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.config import KronosTrainingConfig
@@ -70,8 +70,8 @@ stage("import upstream's model, by sktime", lambda: load("kronos_pipeline.model.
 stage("import matplotlib, metrics, trainer", lambda: load("kronos_pipeline.training.trainer",
     "kronos_pipeline.evaluation.holdout", "kronos_pipeline.evaluation.reports.tables"))
 stage("import MLflow", lambda: load("mlflow", "mlflow.store.tracking.sqlalchemy_store"))
-from kronos_pipeline.tracking.store import find_store, open_store
-stage("make an MLflow store", lambda: open_store(find_store(None, output)))
+from kronos_pipeline.tracking.store import find_store_uri, open_store
+stage("make an MLflow store", lambda: open_store(find_store_uri(None, output)))
 from kronos_pipeline.training.trainer import KronosTrainer
 trainer = KronosTrainer(config.recipe, output)
 stage("train four steps and publish", lambda: trainer.train_checkpoint(list(tickers.windows.values())))

@@ -17,7 +17,7 @@ from typing import Any
 
 import dagster as dg
 
-from kronos_pipeline.cli.command import collect_rarely
+from kronos_pipeline.cli.command import tune_garbage_collection
 from kronos_pipeline.code_version import layers_version
 from kronos_pipeline.orchestration.assets.adapter_by_ticker import adapter_doors
 from kronos_pipeline.orchestration.assets.data import raw_bars, windows
@@ -118,7 +118,7 @@ def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Defi
     )
 
 
-collect_rarely()  # a thousand tickers are sixty thousand objects beside Dagster's own, and all of them stay
+tune_garbage_collection()  # a thousand tickers are sixty thousand objects beside Dagster's own, and all of them stay
 with warnings.catch_warnings():
     # Backfill policies and the partitions of checks are Dagster's to change; constraints.txt pins its version.
     warnings.simplefilter("ignore", dg.BetaWarning)

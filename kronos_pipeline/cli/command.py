@@ -51,7 +51,7 @@ def run_command(command: type[Command], arguments: Sequence[str] | None) -> int:
     Returns:
         The exit code: 0, 2 for what a person can mend, or 130 for an interrupt.
     """
-    collect_rarely()
+    tune_garbage_collection()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a line of progress is no use when the run is over
@@ -74,7 +74,7 @@ def run_command(command: type[Command], arguments: Sequence[str] | None) -> int:
 
 
 @cache
-def collect_rarely() -> None:
+def tune_garbage_collection() -> None:
     """Let Python look for garbage that holds itself less often, and not once more as it ends.
 
     It would walk again and again through the half million objects that torch, MLflow and the like make as they are

@@ -55,7 +55,7 @@ class Forecast(Command):
         from kronos_pipeline.data.csv_files import find_csv_files
         from kronos_pipeline.data.ingest import read_files
         from kronos_pipeline.evaluation.rounds import together
-        from kronos_pipeline.pipeline.ingest import tell
+        from kronos_pipeline.pipeline.ingest import report_skipped
         from kronos_pipeline.promotion.champion_forecast import TickerForecast, forecasting_ticker, overview_sheet
         from kronos_pipeline.tracking.registry import Registry
         from kronos_pipeline.tracking.runs import Tracker
@@ -91,7 +91,7 @@ class Forecast(Command):
             print(f"forecasts {forecasts[0].file.parent}\npictures  {forecasts[0].plot.parents[1]}")
         for name in names:
             if name in failed:
-                tell(name, failed[name])
+                report_skipped(name, failed[name])
         return FAILED if failed else 0
 
     @cached_property

@@ -18,7 +18,7 @@ from kronos_pipeline.data.ingest import read_files
 from kronos_pipeline.errors import ArtifactError, DataError
 
 
-def read_changed(
+def read_files_cached(
     files: Sequence[CsvFile], stored_at: Callable[[str], Path], *, now: pd.Timestamp | None = None
 ) -> tuple[dict[str, Bars], dict[str, DataError], set[str]]:
     """`read_files`, but of the files that have not changed the stored bars are loaded.
@@ -31,13 +31,13 @@ def read_changed(
     Returns:
         The good tickers' bars, what is wrong with each bad one, and the tickers whose files have not changed.
     """
-    stored = {file.ticker: one for file in files if (one := stored_bars(file, stored_at(file.ticker))) is not None}
+    stored = {file.ticker: one for file in files if (one := load_cached_bars(file, stored_at(file.ticker))) is not None}
     read, bad = read_files([file for file in files if file.ticker not in stored], now=now)
     good = stored | read
     return {file.ticker: good[file.ticker] for file in files if file.ticker in good}, bad, set(stored)
 
 
-def stored_bars(file: CsvFile, path: Path) -> Bars | None:
+def load_cached_bars(file: CsvFile, path: Path) -> Bars | None:
     """The bars stored at `path`, where they were read from this very file by this version of the code; else None."""
     if not path.exists():
         return None

@@ -1,7 +1,7 @@
 """When a ticker's bars are due: its interval, weekdays and times of day, and so what is a hole and what is a night.
 
-A night, a weekend or a lunch break that returns every day or week is the ticker's rhythm. A hole is a bar that is
-missing where the rhythm has one.
+A night, a weekend or a lunch break that returns every day or week is the ticker's schedule. A hole is a bar that is
+missing where the schedule has one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _REGULAR_WEEKS = 0.5
 
 
 @dataclass(frozen=True)
-class Rhythm:
+class BarSchedule:
     """When bars are due.
 
     Attributes:
@@ -73,8 +73,8 @@ class Rhythm:
         return missing
 
 
-def find_rhythm(stamps: StampArray) -> Rhythm:
-    """Observe a ticker's rhythm in its bars' times, two at least, sorted and distinct."""
+def find_bar_schedule(stamps: StampArray) -> BarSchedule:
+    """Observe a ticker's schedule in its bars' times, two at least, sorted and distinct."""
     times = _nanoseconds(stamps)
     differences, counts = np.unique(np.diff(times), return_counts=True)
     interval = int(differences[counts.argmax()])
@@ -95,15 +95,15 @@ def find_rhythm(stamps: StampArray) -> Rhythm:
     # One date does not show that a pause returns.
     sessions = slots > 1 and pause >= _NIGHT and len(dates) > 1
     if few:
-        return Rhythm(interval, weekdays, np.ones((7, slots), np.bool_), sessions)
+        return BarSchedule(interval, weekdays, np.ones((7, slots), np.bool_), sessions)
     if sessions or slots == 1:
-        return Rhythm(interval, weekdays, np.broadcast_to(regular, (7, slots)), sessions)
+        return BarSchedule(interval, weekdays, np.broadcast_to(regular, (7, slots)), sessions)
     per_weekday = np.zeros((7, slots), np.int64)
     np.add.at(per_weekday, ((occupied // slots + 3) % 7, occupied % slots), 1)
     often = per_weekday >= np.maximum(_REGULAR_WEEKS * days_per_weekday, 1)[:, None]
     # Between a weekday's first and last regular slot each one is due, as a short file may lack one by a hole alone.
     due = _between_first_and_last(often) & regular
-    return Rhythm(interval, weekdays, due, sessions)
+    return BarSchedule(interval, weekdays, due, sessions)
 
 
 def _nanoseconds(stamps: StampArray) -> IntArray:

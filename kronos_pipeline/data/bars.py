@@ -54,7 +54,7 @@ class Bars:
     @property
     def values(self) -> FloatArray:
         """The features, `(bars, 6)`, in the file's units."""
-        return matrix(self.frame, FEATURES)
+        return column_matrix(self.frame, FEATURES)
 
 
 def make_bars(
@@ -67,7 +67,7 @@ def make_bars(
     csv_key: str | None = None,
 ) -> Bars:
     """Put bars together from columns that are already right: `timestamps` and the six features, oldest first."""
-    values = matrix(frame, FEATURES)
+    values = column_matrix(frame, FEATURES)
     values += 0.0  # makes -0.0 the 0.0 it means
     stamps = np.array(frame["timestamps"], "datetime64[ns]")
     clean = pd.DataFrame(values, columns=list(FEATURES))
@@ -75,7 +75,7 @@ def make_bars(
     return Bars(ticker, clean, bars_hash(stamps, values), source, time_zone, notes, csv_key)
 
 
-def matrix(frame: Mapping[str, Any] | pd.DataFrame, names: Sequence[str]) -> FloatArray:
+def column_matrix(frame: Mapping[str, Any] | pd.DataFrame, names: Sequence[str]) -> FloatArray:
     """Some columns, `(rows, names)`; to select them from a frame first would take three times as long."""
     return np.stack([np.asarray(frame[name], np.float64) for name in names], axis=1)
 

@@ -1,10 +1,10 @@
-"""The times of bars to come: by an exchange's calendar where one is set, else by the ticker's own rhythm.
+"""The times of bars to come: by an exchange's calendar where one is set, else by the ticker's own schedule.
 
-    own rhythm   the newest weeks show which slots of which weekdays have a bar; holidays to come are not known
+    own schedule   the newest weeks show which slots of which weekdays have a bar; holidays to come are not known
     exchange     the newest weeks show the slots of a day, the calendar its sessions: holidays, half days, lunch breaks
 
 Times are in the file's own local time. With a calendar they are taken to the exchange's time and back, so that a file
-in UTC follows the exchange's daylight saving. Bars slower than daily ones follow their own rhythm alone.
+in UTC follows the exchange's daylight saving. Bars slower than daily ones follow their own schedule alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from pandas.tseries.offsets import BMonthBegin, BMonthEnd, DateOffset, MonthBegin, MonthEnd
 
-from kronos_pipeline.data.bar_schedule import BoolArray, IntArray, find_rhythm
+from kronos_pipeline.data.bar_schedule import BoolArray, IntArray, find_bar_schedule
 from kronos_pipeline.data.bars import Bars
 from kronos_pipeline.errors import SettingsError
 
@@ -40,7 +40,7 @@ _ZONE = re.compile(r"UTC(?:(?P<sign>[+-])(?P<hours>\d{2}):(?P<minutes>\d{2}))?")
 
 
 @dataclass(frozen=True)
-class UsualWeek:
+class WeeklySchedule:
     """Which slots of which weekdays have a bar.
 
     Attributes:
@@ -96,17 +96,17 @@ def next_stamps(bars: Bars, count: int, calendars: Sequence[str]) -> pd.Datetime
         bars: the ticker's bars, two at least.
         count: how many times.
         calendars: "XNYS" for all tickers, "AAPL=XNYS" for one, which comes first; names are those of
-            exchange_calendars. A ticker without one follows its own rhythm.
+            exchange_calendars. A ticker without one follows its own schedule.
 
     Raises:
         SettingsError: a calendar is unknown or named twice, does not reach so far, or is not that of these bars.
     """
     name = find_calendar(bars.ticker, calendars)
     times = bars.frame["timestamps"].to_numpy("datetime64[ns]").astype(np.int64)
-    recent = newest_weeks(times)
-    week = usual_week(recent)
+    recent = newest_week_times(times)
+    week = find_weekly_schedule(recent)
     if week.slower:
-        stamps = slower_stamps(times, count)
+        stamps = slow_bar_times(times, count)
     elif name is None:
         stamps = week.after(int(times[-1]), count)
     else:
@@ -148,7 +148,7 @@ def _known(name: str) -> str:
 
 def _exchange_stamps(bars: Bars, recent: IntArray, count: int, name: str) -> IntArray:
     """The next times by an exchange's calendar, in the file's local time, nanoseconds."""
-    rough = usual_week(recent)
+    rough = find_weekly_schedule(recent)
     weeks_ahead = -(-count // max(int(rough.due.sum()), 1)) * 3 // 2 + 5
     calendar = _open_calendar(name, int(recent[0]), int(recent[-1]) + weeks_ahead * WEEK, bars.ticker)
     sessions = _sessions(calendar, rough.daily)
@@ -167,7 +167,7 @@ def _exchange_stamps(bars: Bars, recent: IntArray, count: int, name: str) -> Int
             f"with --calendars {bars.ticker}=NAME, or none."
         )
     local = _moved(recent, zone, calendar.tz)
-    week = usual_week(local)
+    week = find_weekly_schedule(local)
     days = np.arange(local[-1] // DAY, local[-1] // DAY + 7 * weeks_ahead)
     slots = np.flatnonzero(week.due.any(axis=0))
     grid = week.times(days[:, None], slots[None, :]).ravel()
@@ -181,7 +181,7 @@ def _exchange_stamps(bars: Bars, recent: IntArray, count: int, name: str) -> Int
     return stamps if zone is None else _moved(stamps, calendar.tz, zone)
 
 
-def _hold(sessions: _Sessions, times: IntArray, week: UsualWeek) -> BoolArray:
+def _hold(sessions: _Sessions, times: IntArray, week: WeeklySchedule) -> BoolArray:
     return sessions.hold(times // DAY * DAY, 1) if week.daily else sessions.hold(times, week.interval)
 
 
@@ -233,16 +233,16 @@ def _moved(times: IntArray, from_zone: tzinfo | None, to_zone: tzinfo) -> IntArr
     return zoned.tz_convert(to_zone).tz_localize(None).to_numpy("datetime64[ns]").astype(np.int64)
 
 
-def newest_weeks(times: IntArray) -> IntArray:
+def newest_week_times(times: IntArray) -> IntArray:
     """The bars' times of the newest weeks that have bars, nanoseconds."""
     week = _week(times // DAY)
     return times[week >= np.unique(week)[-_WEEKS:][0]]
 
 
-def usual_week(times: IntArray) -> UsualWeek:
+def find_weekly_schedule(times: IntArray) -> WeeklySchedule:
     """Observe the usual week in bars' times, nanoseconds, two at least, sorted and distinct."""
-    rhythm = find_rhythm(times.astype("datetime64[ns]"))
-    interval = DAY if rhythm.daily else rhythm.interval
+    schedule = find_bar_schedule(times.astype("datetime64[ns]"))
+    interval = DAY if schedule.daily else schedule.interval
     slots = -(-DAY // interval)
     slot_of = times % DAY // interval
     remainders, number = np.unique(np.stack([slot_of, times % DAY % interval]), axis=1, return_counts=True)
@@ -258,10 +258,10 @@ def usual_week(times: IntArray) -> UsualWeek:
     # A file of some days does not reach every slot of a week: those are as on the days that it has.
     unseen = (_count(span, slots) == 0) & ((np.arange(7) < 5) | due[5:].any())[:, None]
     due |= unseen & due.any(axis=0)
-    return UsualWeek(interval, due, offsets, rhythm.daily, rhythm.interval > _SLOWER)
+    return WeeklySchedule(interval, due, offsets, schedule.daily, schedule.interval > _SLOWER)
 
 
-def slower_stamps(times: IntArray, count: int) -> IntArray:
+def slow_bar_times(times: IntArray, count: int) -> IntArray:
     """The times of the next `count` bars of a ticker whose bars are slower than daily: of some days, weeks or months.
 
     Weekly bars keep their usual weekday. Monthly and slower ones keep their place in the month: its first or last day,

@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kronos_pipeline.config import Recipe
-from kronos_pipeline.data.bar_schedule import Rhythm, find_rhythm
+from kronos_pipeline.data.bar_schedule import BarSchedule, find_bar_schedule
 from kronos_pipeline.data.bars import Bars
 from kronos_pipeline.data.ingest import read_folder
 from kronos_pipeline.data.windows import STRADDLING, WindowSet, build_all_windows
@@ -120,7 +120,7 @@ def examine_folder(data_dir: Path, recipe: Recipe) -> FolderReport:
     """
     good, bad = read_folder(data_dir)
     reports = {name: TickerReport(name, None, None, None, error.problems, ()) for name, error in bad.items()}
-    reports |= examine_all(list(good.values()), recipe)
+    reports |= examine_tickers(list(good.values()), recipe)
     return FolderReport(tuple(reports[name] for name in sorted(reports)))
 
 
@@ -142,7 +142,7 @@ def doctor_table(report: FolderReport) -> Table:
     return table
 
 
-def examine_all(bars: Sequence[Bars], recipe: Recipe) -> dict[str, TickerReport]:
+def examine_tickers(bars: Sequence[Bars], recipe: Recipe) -> dict[str, TickerReport]:
     """Cut the tickers' windows, and say of each, by symbol, whether they are enough.
 
     Raises:
@@ -154,15 +154,15 @@ def examine_all(bars: Sequence[Bars], recipe: Recipe) -> dict[str, TickerReport]
 
 
 def _report(bars: Bars, windows: WindowSet | None, error: DataError | None) -> TickerReport:
-    rhythm = find_rhythm(bars.frame["timestamps"].to_numpy()) if len(bars) > 1 else None
-    interval = _interval(rhythm) if rhythm else None
+    schedule = find_bar_schedule(bars.frame["timestamps"].to_numpy()) if len(bars) > 1 else None
+    interval = _interval(schedule) if schedule else None
     report = TickerReport(bars.ticker, bars, interval, windows, error.problems if error else (), ())
-    if windows is None or rhythm is None:
+    if windows is None or schedule is None:
         return report
-    return replace(report, doubts=_doubts(report, windows, rhythm))
+    return replace(report, doubts=_doubts(report, windows, schedule))
 
 
-def _doubts(report: TickerReport, windows: WindowSet, rhythm: Rhythm) -> tuple[str, ...]:
+def _doubts(report: TickerReport, windows: WindowSet, schedule: BarSchedule) -> tuple[str, ...]:
     doubts = []
     if report.horizons < HORIZONS_PER_TICKER:
         doubts.append(
@@ -171,13 +171,13 @@ def _doubts(report: TickerReport, windows: WindowSet, rhythm: Rhythm) -> tuple[s
         )
     stamps = windows.bars.frame["timestamps"]
     trained = (stamps.iloc[windows.selection_start - 1] - stamps.iloc[windows.lookback]).days
-    if rhythm.daily and trained < _YEAR:
+    if schedule.daily and trained < _YEAR:
         doubts.append(f"training covers {trained} days, less than a year: some months are never seen")
     return tuple(doubts)
 
 
-def _interval(rhythm: Rhythm) -> str:
-    interval = pd.Timedelta(rhythm.interval, "ns")
+def _interval(schedule: BarSchedule) -> str:
+    interval = pd.Timedelta(schedule.interval, "ns")
     for unit, name in ((pd.Timedelta(days=1), "day"), (pd.Timedelta(hours=1), "h"), (pd.Timedelta(minutes=1), "min")):
         if interval % unit == pd.Timedelta(0):
             return f"{interval // unit} {name}"

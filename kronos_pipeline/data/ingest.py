@@ -17,7 +17,7 @@ from kronos_pipeline.data.bars import FEATURES, PRICES, Bars, FloatArray, make_b
 from kronos_pipeline.data.csv_files import CsvFile, find_csv_files
 from kronos_pipeline.data.csv_table import CsvTable, read_csv_table
 from kronos_pipeline.data.quality_flags import find_flags
-from kronos_pipeline.data.schemas import ORDER_RULES, RULES, VALIDATED_TOGETHER, BarFrame
+from kronos_pipeline.data.schemas import ORDER_RULES, RULES, VALIDATION_BATCH, BarFrame
 from kronos_pipeline.data.timestamps import parse_times
 from kronos_pipeline.errors import DataError, Problem
 
@@ -77,9 +77,9 @@ def read_files(
     now = pd.Timestamp.now("UTC") if now is None else now
     good: dict[str, Bars] = {}
     bad: dict[str, DataError] = {}
-    for first in range(0, len(files), VALIDATED_TOGETHER):
+    for first in range(0, len(files), VALIDATION_BATCH):
         drafts: list[_Draft] = []
-        for file in files[first : first + VALIDATED_TOGETHER]:
+        for file in files[first : first + VALIDATION_BATCH]:
             try:
                 drafts.append(_draft(read_csv_table(file)))
             except DataError as error:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from kronos_pipeline.data.bar_schedule import find_rhythm
+from kronos_pipeline.data.bar_schedule import find_bar_schedule
 from kronos_pipeline.data.timestamps import fixed_offset
 from kronos_pipeline.data.windows import WindowSet
 
@@ -35,20 +35,20 @@ class _Clock:
     interval: pd.Timedelta
 
 
-def first_held_out(windows: WindowSet) -> pd.Timestamp | None:
+def holdout_start_time(windows: WindowSet) -> pd.Timestamp | None:
     """The time of the holdout's first bar; None where nothing is held out."""
     if windows.holdout_start >= len(windows.bars):
         return None
     return windows.bars.frame["timestamps"].iloc[windows.holdout_start]
 
 
-def outdated(windows: Sequence[WindowSet]) -> list[str]:
+def outdated_tickers(windows: Sequence[WindowSet]) -> list[str]:
     """The tickers whose bars end before another one's holdout begins."""
-    starts = [start for one in windows if (start := first_held_out(one)) is not None]
+    starts = [start for one in windows if (start := holdout_start_time(one)) is not None]
     return [one.ticker for one in windows if starts and one.bars.frame["timestamps"].iloc[-1] < max(starts)]
 
 
-def known_together(windows: Sequence[WindowSet], aside: Collection[str] = ()) -> list[WindowSet]:
+def purge_overlapping_targets(windows: Sequence[WindowSet], aside: Collection[str] = ()) -> list[WindowSet]:
     """The windows for training, without those that have a target that ends after any ticker's holdout began.
 
     Tickers of one zone and one interval are compared by their bars' times alone: a daily bar is told by its date,
@@ -61,7 +61,7 @@ def known_together(windows: Sequence[WindowSet], aside: Collection[str] = ()) ->
     clocks = [_clock(one) for one in windows]
     firsts: dict[_Clock, pd.Timestamp] = {}
     for one, clock in zip(windows, clocks, strict=True):
-        start = first_held_out(one)
+        start = holdout_start_time(one)
         if start is not None and one.ticker not in aside:
             firsts[clock] = min(start, firsts.get(clock, start))
     if not firsts:
@@ -75,7 +75,7 @@ def known_together(windows: Sequence[WindowSet], aside: Collection[str] = ()) ->
 def _clock(windows: WindowSet) -> _Clock:
     # As the windows do: nothing of training depends on a holdout bar.
     stamps = windows.bars.frame["timestamps"].to_numpy()[: windows.holdout_start]
-    return _Clock(windows.bars.time_zone, pd.Timedelta(find_rhythm(stamps).interval, "ns"))
+    return _Clock(windows.bars.time_zone, pd.Timedelta(find_bar_schedule(stamps).interval, "ns"))
 
 
 def _newest_target(own: _Clock, other: _Clock, start: pd.Timestamp) -> pd.Timestamp:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from kronos_pipeline.data.bar_schedule import Rhythm, find_rhythm
+from kronos_pipeline.data.bar_schedule import BarSchedule, find_bar_schedule
 from kronos_pipeline.data.normalisation import EPSILON
 
 _SPLIT_FACTORS = np.array([1.5, 2, 3, 4, 5, 6, 7, 8, 10, 15, 20, 25, 30, 40, 50, 100])
@@ -34,9 +34,9 @@ def find_flags(frame: pd.DataFrame, zone: str | None, now: pd.Timestamp) -> tupl
     if len(frame) < 3:
         return [], []
     stamps = frame["timestamps"].to_numpy()
-    rhythm = find_rhythm(stamps)
-    lasting = [*_splits(frame), *_without_volume(frame), *_holes(stamps, rhythm), *_tiny(frame)]
-    return lasting, _forming(frame, zone, rhythm, now)
+    schedule = find_bar_schedule(stamps)
+    lasting = [*_splits(frame), *_without_volume(frame), *_holes(stamps, schedule), *_tiny(frame)]
+    return lasting, _forming(frame, zone, schedule, now)
 
 
 def _splits(frame: pd.DataFrame) -> list[str]:
@@ -65,9 +65,9 @@ def _without_volume(frame: pd.DataFrame) -> list[str]:
     return [f"bars without volume, as in a trading halt: {still.sum()}, the first at {_text(first)}"]
 
 
-def _holes(stamps: np.ndarray, rhythm: Rhythm) -> list[str]:
-    missing = rhythm.missing(stamps)
-    holes = missing > (_DAILY_HOLE if rhythm.daily else 0)
+def _holes(stamps: np.ndarray, schedule: BarSchedule) -> list[str]:
+    missing = schedule.missing(stamps)
+    holes = missing > (_DAILY_HOLE if schedule.daily else 0)
     if not holes.any():
         return []
     longest = int(missing.argmax())
@@ -87,20 +87,20 @@ def _tiny(frame: pd.DataFrame) -> list[str]:
     ]
 
 
-def _forming(frame: pd.DataFrame, zone: str | None, rhythm: Rhythm, now: pd.Timestamp) -> list[str]:
+def _forming(frame: pd.DataFrame, zone: str | None, schedule: BarSchedule, now: pd.Timestamp) -> list[str]:
     """A last bar that is off the grid of all others was cut short; one with a known zone may also not be over by now.
 
     Neither the file's date nor its last volume tells it soundly, and without a zone the clock tells nothing.
     """
     stamps = frame["timestamps"]
     last = stamps.iloc[-1]
-    phases = stamps.astype("int64").to_numpy() % rhythm.interval
+    phases = stamps.astype("int64").to_numpy() % schedule.interval
     text = f"the last bar, {last}, may still be forming: "
-    if not rhythm.daily and (phases[:-1] == phases[0]).all() and phases[-1] != phases[0]:
+    if not schedule.daily and (phases[:-1] == phases[0]).all() and phases[-1] != phases[0]:
         return [f"{text}it is off the grid of the others; remove it if so"]
     if zone is not None:
         # Of a winter's and a summer's offset the eastern one: a bar that is not over by it is not over by the other.
-        ends = (last.tz_localize(zone.split("/")[-1]) + pd.Timedelta(rhythm.interval, "ns")).tz_convert("UTC")
+        ends = (last.tz_localize(zone.split("/")[-1]) + pd.Timedelta(schedule.interval, "ns")).tz_convert("UTC")
         if ends > now:
             return [f"{text}its time is up at {ends:%Y-%m-%d %H:%M} UTC, later than now; remove it if so"]
     return []

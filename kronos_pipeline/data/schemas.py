@@ -18,7 +18,7 @@ SPLITS = ("train", "selection", "holdout")
 STATISTICS = (*(f"mean_{name}" for name in FEATURES), *(f"std_{name}" for name in FEATURES))
 """The columns of window rows that hold the lookback's statistics, float64."""
 
-VALIDATED_TOGETHER = 50
+VALIDATION_BATCH = 50
 """Tickers in one call of pandera, which costs milliseconds whatever its size; more would only cost memory."""
 
 RULES = {

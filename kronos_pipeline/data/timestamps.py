@@ -31,7 +31,7 @@ _DAYLIGHT_SAVING = 60
 
 
 @dataclass(frozen=True)
-class Times:
+class ParsedTimes:
     """A parsed time column.
 
     Attributes:
@@ -47,7 +47,7 @@ class Times:
     notes: tuple[str, ...] = ()
 
 
-def parse_times(cells: Sequence[str] | pa.StringArray) -> Times:
+def parse_times(cells: Sequence[str] | pa.StringArray) -> ParsedTimes:
     """Read the time cells of one file.
 
     Known are ISO 8601 (with or without an offset), counts of seconds, milli-, micro- or nanoseconds since 1970 (in
@@ -56,7 +56,7 @@ def parse_times(cells: Sequence[str] | pa.StringArray) -> Times:
     """
     array = pc.utf8_trim_whitespace(pa.array(cells, pa.string()))
     if (plain := _plain(array)) is not None:
-        return Times(plain, None, ())
+        return ParsedTimes(plain, None, ())
     texts = pd.Series(array.to_pylist(), dtype=object)
     if unit := _epoch_unit(texts):
         return _from_epoch(texts, unit)
@@ -66,12 +66,12 @@ def parse_times(cells: Sequence[str] | pa.StringArray) -> Times:
     problems |= zone_problems
     local[list(problems)] = pd.NaT
     if offsets is None:
-        return Times(local, None, tuple(sorted(problems.items())))
+        return ParsedTimes(local, None, tuple(sorted(problems.items())))
     return _zoned(local, offsets, problems)
 
 
 def fixed_offset(zone: str | None) -> pd.Timedelta | None:
-    """How far east of UTC a zone lies, as `Times` states it; None where it states none, or one that changes."""
+    """How far east of UTC a zone lies, as `ParsedTimes` states it; None where it states none, or one that changes."""
     if zone is None or "/" in zone:
         return None
     return pd.Timedelta(minutes=_minutes(zone.removeprefix("UTC") or zone))
@@ -97,13 +97,13 @@ def _count_unit(text: str) -> EpochUnit | None:
     return _EPOCH_UNITS.get(len(text)) if text.isascii() and text.isdecimal() else None
 
 
-def _from_epoch(texts: pd.Series, unit: EpochUnit) -> Times:
+def _from_epoch(texts: pd.Series, unit: EpochUnit) -> ParsedTimes:
     good = np.array([_count_unit(text) == unit for text in texts])
     local = pd.Series(pd.NaT, index=texts.index, dtype="datetime64[ns]")
     local[good] = pd.to_datetime(texts[good].astype("int64").tolist(), unit=unit, errors="coerce")
     rule = f"is no count of {unit} since 1970, as the other lines are"
     problems = tuple((int(row), rule) for row in np.flatnonzero(local.isna()))
-    return Times(local, "UTC", problems, (f"times are counts of {unit} since 1970, read as UTC",))
+    return ParsedTimes(local, "UTC", problems, (f"times are counts of {unit} since 1970, read as UTC",))
 
 
 def _split_zones(texts: pd.Series) -> tuple[list[str | None], pd.Series]:
@@ -176,7 +176,7 @@ def _offsets(zones: list[str | None], readable: pd.Series) -> tuple[np.ndarray |
     return minutes, problems
 
 
-def _zoned(local: pd.Series, offsets: np.ndarray, problems: dict[int, str]) -> Times:
+def _zoned(local: pd.Series, offsets: np.ndarray, problems: dict[int, str]) -> ParsedTimes:
     readable = local.dropna()
     used = np.unique(offsets[readable.index])
     zone = "/".join(_zone_name(minutes) for minutes in used) or "UTC"
@@ -185,11 +185,11 @@ def _zoned(local: pd.Series, offsets: np.ndarray, problems: dict[int, str]) -> T
     # Local times that go another way than the moments they stand for: clocks were set back, or lines are out of order.
     turned = np.sign(np.diff(readable.astype("int64"))) != np.sign(np.diff(instants.astype("int64")))
     if not turned.any():
-        return Times(local, zone, found)
+        return ParsedTimes(local, zone, found)
     standard = int(used[0])
     zone = _zone_name(standard)
     note = f"clocks were set back at {readable.iloc[int(turned.argmax()) + 1]}: all times are read in {zone}"
-    return Times(local - pd.to_timedelta(offsets - standard, unit="min"), zone, found, (note,))
+    return ParsedTimes(local - pd.to_timedelta(offsets - standard, unit="min"), zone, found, (note,))
 
 
 def _minutes(zone: str | None) -> int:

@@ -22,10 +22,10 @@ import pandas as pd
 from kronos_pipeline.artifacts import read_parquet, text_hash, write_parquet
 from kronos_pipeline.code_version import code_version
 from kronos_pipeline.config import Recipe
-from kronos_pipeline.data.bar_schedule import find_rhythm
-from kronos_pipeline.data.bars import FEATURES, Bars, FloatArray, array_hash, bars_hash, matrix
+from kronos_pipeline.data.bar_schedule import find_bar_schedule
+from kronos_pipeline.data.bars import FEATURES, Bars, FloatArray, array_hash, bars_hash, column_matrix
 from kronos_pipeline.data.normalisation import rolling_statistics
-from kronos_pipeline.data.schemas import SPLITS, STATISTICS, VALIDATED_TOGETHER, WindowRows
+from kronos_pipeline.data.schemas import SPLITS, STATISTICS, VALIDATION_BATCH, WindowRows
 from kronos_pipeline.errors import ArtifactError, DataError, Problem
 
 OFFSETS = ("start", "origin", "end")
@@ -94,7 +94,7 @@ class WindowSet:
 
 def row_statistics(rows: pd.DataFrame) -> tuple[FloatArray, FloatArray]:
     """The mean and the standard deviation that window rows hold, two of `(rows, 6)`, for `normalise`."""
-    numbers = matrix(rows, STATISTICS)
+    numbers = column_matrix(rows, STATISTICS)
     return numbers[:, : len(FEATURES)], numbers[:, len(FEATURES) :]
 
 
@@ -136,9 +136,9 @@ def build_all_windows(bars: Sequence[Bars], recipe: Recipe) -> tuple[dict[str, W
     lookback = recipe.used_lookback
     fit: dict[str, WindowSet] = {}
     unfit: dict[str, DataError] = {}
-    for first in range(0, len(bars), VALIDATED_TOGETHER):
+    for first in range(0, len(bars), VALIDATION_BATCH):
         cut = []
-        for one in bars[first : first + VALIDATED_TOGETHER]:
+        for one in bars[first : first + VALIDATION_BATCH]:
             try:
                 cut.append(_cut(one, recipe, lookback, hold_out=True))
             except DataError as error:
@@ -151,11 +151,11 @@ def build_all_windows(bars: Sequence[Bars], recipe: Recipe) -> tuple[dict[str, W
 
 def _cut(bars: Bars, recipe: Recipe, lookback: int, hold_out: bool) -> WindowSet:
     horizon = recipe.horizon
-    blocks = find_blocks(bars, recipe, lookback, hold_out=hold_out)
+    blocks = find_split_boundaries(bars, recipe, lookback, hold_out=hold_out)
     mean, std = rolling_statistics(bars.values, lookback)
     stamps = bars.frame["timestamps"].to_numpy()
-    # The rhythm is observed before the holdout alone, so that no training window depends on a holdout bar.
-    missing = find_rhythm(stamps[: blocks.holdout]).missing(stamps)
+    # The schedule is observed before the holdout alone, so that no training window depends on a holdout bar.
+    missing = find_bar_schedule(stamps[: blocks.holdout]).missing(stamps)
     holes = np.concatenate([[0], np.cumsum(missing > recipe.max_gap)])
 
     excluded = {STRADDLING: blocks.straddling(lookback, horizon, recipe.stride)}
@@ -168,7 +168,7 @@ def _cut(bars: Bars, recipe: Recipe, lookback: int, hold_out: bool) -> WindowSet
         end = np.minimum(start + lookback + horizon + (split != "holdout"), len(bars))
         across = holes[end - 1] > holes[start]
         flat = (std[start, FEATURES.index("close")] == 0) & ~across
-        need_windows(bars, split, len(start), int(across.sum()), int(flat.sum()), recipe)
+        require_windows(bars, split, len(start), int(across.sum()), int(flat.sum()), recipe)
         for reason, left_out in zip(_REASONS[split], (across, flat), strict=True):
             excluded[reason] = excluded.get(reason, 0) + int(left_out.sum())
         kept.append(np.stack([start, start + lookback - 1, end], axis=1)[~(across | flat)])
@@ -231,20 +231,22 @@ def load_windows(path: Path, bars: Bars) -> WindowSet:
     return windows
 
 
-def _starts(blocks: Blocks, lookback: int, horizon: int, stride: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _starts(
+    blocks: SplitBoundaries, lookback: int, horizon: int, stride: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The first bar of every window that train, selection and holdout have room for, oldest first."""
     span = lookback + horizon + 1
     # Counted back from the block's end, so that a stride leaves out old windows and not the newest.
     train = np.arange(blocks.selection - span, -1, -stride)[::-1]
     selection = np.arange(blocks.selection - lookback, blocks.holdout - span + 1)
-    return train, selection, np.arange(blocks.holdout - lookback, blocks.bars - lookback, horizon)
+    return [train, selection, np.arange(blocks.holdout - lookback, blocks.bars - lookback, horizon)]
 
 
 def _training_hash(windows: WindowSet) -> str:
     codes = windows.rows["split"].cat.codes.to_numpy(np.int8)
     known = codes != SPLITS.index("holdout")
-    offsets = matrix(windows.rows, OFFSETS).astype("<i4")
-    statistics = matrix(windows.rows, STATISTICS).astype("<f8", copy=False)
+    offsets = column_matrix(windows.rows, OFFSETS).astype("<i4")
+    statistics = column_matrix(windows.rows, STATISTICS).astype("<f8", copy=False)
     rows = array_hash(offsets[known], codes[known], statistics[known])
     before = slice(windows.holdout_start)
     bars = bars_hash(windows.bars.frame["timestamps"].to_numpy()[before], windows.bars.values[before])
@@ -252,7 +254,7 @@ def _training_hash(windows: WindowSet) -> str:
 
 
 @dataclass(frozen=True)
-class Blocks:
+class SplitBoundaries:
     """Indices of the first bar of the selection block and of the holdout, and how many bars there are."""
 
     selection: int
@@ -270,7 +272,7 @@ class Blocks:
         return later + min(horizon, self.bars - self.holdout)
 
 
-def find_blocks(bars: Bars, recipe: Recipe, lookback: int, *, hold_out: bool = True) -> Blocks:
+def find_split_boundaries(bars: Bars, recipe: Recipe, lookback: int, *, hold_out: bool = True) -> SplitBoundaries:
     """Find the blocks that the recipe's days or bars ask for; without a holdout, that block is empty.
 
     Raises:
@@ -287,10 +289,10 @@ def find_blocks(bars: Bars, recipe: Recipe, lookback: int, *, hold_out: bool = T
     window = lookback + targets
     if selection < window or holdout - selection < targets:
         raise _too_few(bars, recipe, lookback, len(first_bars))
-    return Blocks(selection, holdout, count)
+    return SplitBoundaries(selection, holdout, count)
 
 
-def need_windows(bars: Bars, split: str, windows: int, across: int, flat: int, recipe: Recipe) -> None:
+def require_windows(bars: Bars, split: str, windows: int, across: int, flat: int, recipe: Recipe) -> None:
     """Refuse a split whose windows are all left out.
 
     Raises:

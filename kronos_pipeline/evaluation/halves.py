@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from kronos_pipeline.data.bar_schedule import find_rhythm
+from kronos_pipeline.data.bar_schedule import find_bar_schedule
 from kronos_pipeline.evaluation.forecasting.batching import Rolls, SampledRolls, rolls_from
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Half:
         self._windows, self._recipe = windows, recipe
         stamps = windows.bars.frame["timestamps"].to_numpy()[: windows.holdout_start]
         close = windows.bars.frame["close"].to_numpy()
-        holes = np.concatenate([[0], np.cumsum(find_rhythm(stamps).missing(stamps) > recipe.max_gap)])
+        holes = np.concatenate([[0], np.cumsum(find_bar_schedule(stamps).missing(stamps) > recipe.max_gap)])
         origins = np.arange(max(first - recipe.horizon, windows.lookback - 1), end - 1)
         starts, lasts = origins + 1 - windows.lookback, np.minimum(origins + recipe.horizon, end - 1)
         moves = [np.ptp(close[start : origin + 1]) > 0 for start, origin in zip(starts, origins, strict=True)]

@@ -86,7 +86,7 @@ def evaluate_all(
     return evaluation
 
 
-def backtest_beside(config: KronosTrainingConfig, trainer: KronosTrainer, tickers: Tickers) -> Backtest | None:
+def backtest_if_requested(config: KronosTrainingConfig, trainer: KronosTrainer, tickers: Tickers) -> Backtest | None:
     """A backtest after a training, where one was asked for; none where no ticker can have one, which is told."""
     from kronos_pipeline.evaluation.backtest.folds import BacktestError
 

@@ -36,7 +36,7 @@ class Tickers:
     def skip(self, ticker: str, why: KronosError) -> None:
         """Note, and tell, that a ticker drops out."""
         self.skipped[ticker] = why
-        tell(ticker, why)
+        report_skipped(ticker, why)
 
     def reasons(self) -> list[dict[str, str]]:
         """{"symbol", "reason"} of each ticker that dropped out."""
@@ -50,21 +50,21 @@ def read_tickers(config: KronosTrainingConfig, layout: ArtifactLayout) -> Ticker
         DataError: no ticker is fit.
         SettingsError: the settings cannot work for any data.
     """
-    from kronos_pipeline.data.bar_cache import read_changed
+    from kronos_pipeline.data.bar_cache import read_files_cached
     from kronos_pipeline.data.calendars import find_calendar
     from kronos_pipeline.data.csv_files import find_csv_files
-    from kronos_pipeline.data.doctor import examine_all
+    from kronos_pipeline.data.doctor import examine_tickers
 
     recipe = config.recipe
     recipe.used_lookback  # noqa: B018  (settings that cannot work are told before files are read)
     folder = find_csv_files(Path(config.data_dir))
     for ticker in folder.files if config.calendars else ():
         find_calendar(ticker, config.calendars)
-    bars, bad, unchanged = read_changed(list(folder.files.values()), layout.bars)
+    bars, bad, unchanged = read_files_cached(list(folder.files.values()), layout.bars)
     if unchanged:
         print(f"{len(unchanged)} of {len(folder.files)} CSVs are as they were when they were last read")
     tickers = Tickers({}, dict(sorted({**folder.problems, **bad}.items())))
-    for ticker, report in examine_all(list(bars.values()), recipe).items():
+    for ticker, report in examine_tickers(list(bars.values()), recipe).items():
         if report.windows is None:
             tickers.skipped[ticker] = DataError(report.problems, ticker)
             continue
@@ -76,11 +76,11 @@ def read_tickers(config: KronosTrainingConfig, layout: ArtifactLayout) -> Ticker
     if not tickers.windows:
         raise DataError([problem for why in tickers.skipped.values() for problem in getattr(why, "problems", ())])
     for ticker, why in tickers.skipped.items():
-        tell(ticker, why)
+        report_skipped(ticker, why)
     return tickers
 
 
-def tell(ticker: str, error: KronosError) -> None:
+def report_skipped(ticker: str, error: KronosError) -> None:
     """Say on stderr why a ticker drops out."""
     for line in str(error).splitlines():
         print(f"error: {line}", file=sys.stderr)

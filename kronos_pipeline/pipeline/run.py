@@ -29,7 +29,7 @@ def run_pipeline(config: KronosTrainingConfig) -> bool:
     tickers = read_tickers(config, layout)
 
     from kronos_pipeline.evaluation.reports.tables import leaderboard_sheet, save_leaderboard
-    from kronos_pipeline.pipeline.evaluate import backtest_beside, evaluate_all, log_leaderboard, print_sheets
+    from kronos_pipeline.pipeline.evaluate import backtest_if_requested, evaluate_all, log_leaderboard, print_sheets
     from kronos_pipeline.pipeline.promote import promote_all
     from kronos_pipeline.pipeline.train import train_all
     from kronos_pipeline.tracking.runs import Tracker
@@ -41,7 +41,7 @@ def run_pipeline(config: KronosTrainingConfig) -> bool:
     with trainer.one_run():
         trained = train_all(config, trainer, tracker, tickers.windows, tickers.skip)
         holdout = evaluate_all(config, trainer, tracker, tickers, trained)
-        found = backtest_beside(config, trainer, tickers)
+        found = backtest_if_requested(config, trainer, tickers)
         backtest = found.evaluation if found else None
         save_leaderboard(layout, holdout, backtest)
         log_leaderboard(config, tracker, holdout, found)

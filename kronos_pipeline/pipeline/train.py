@@ -106,7 +106,7 @@ def _train_adapters(
             _tell(f"adapter {job.name}", result)
             trained[job.name] = Trained(job.name, tuple(job.windows), result, run.run_id)
 
-        trainer.train_adapters(jobs, begin=runs.begin, done=done)
+        trainer.train_adapters(jobs, begin=runs.start, done=done)
     raised = next(iter(failed), None) if skip is None or not trained else None
     for name, error in failed.items():
         if skip is not None and name != raised:

@@ -11,7 +11,7 @@ from kronos_pipeline.artifacts import ArtifactLayout, read_json
 from kronos_pipeline.errors import ModelError
 from kronos_pipeline.evaluation.forecasting.tuning import Sampling, load_sampling, plain_sampling
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, CHECKPOINT, NAIVE
-from kronos_pipeline.tracking.packaging import training_manifest_of
+from kronos_pipeline.tracking.packaging import read_training_manifest
 from kronos_pipeline.tracking.registry import Registry, Version, registered_name
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _champion(registry: Registry, champion: Version, ticker: str, base: KronosMo
             raise ModelError(
                 f"The champion {used} cannot forecast: {said} Or take it back: kronos rollback."
             ) from error
-        recipe = recipe.model_copy(update={"lookback": training_manifest_of(folder)["config"]["lookback"]})
+        recipe = recipe.model_copy(update={"lookback": read_training_manifest(folder)["config"]["lookback"]})
         sampling = load_sampling(folder, ticker, model, recipe)
     notes = [*_demo(base), *filter(None, [champion.tags.get("contamination")])]
     said = champion.tags.get("reason", "no reason is on record").removesuffix(".")

@@ -146,7 +146,7 @@ def submit(
     for known in registry.versions(name):
         if known.run_id == run_id and known.tags.get(_FINGERPRINT) == fingerprint:
             if known.tags.get("decided_by") != "person":  # whose word stands
-                registry.settle(name, known.number, decision)
+                registry.record_decision(name, known.number, decision)
             return Submission(name, known.number, evidence.source, decision)
     evaluation = build_evaluation(evidence.predictions, trained, [], evidence.manifest, tickers_tested)
     tags = {"evidence": evidence.source, _FINGERPRINT: fingerprint, "tickers": str(len(tickers))}
@@ -160,7 +160,7 @@ def submit(
         metrics=flat_metrics(evaluation, BACKTEST if evidence.source == BACKTEST else HOLDOUT),
         tags=tags,
     )
-    registry.settle(name, number, decision)
+    registry.record_decision(name, number, decision)
     return Submission(name, number, evidence.source, decision)
 
 

@@ -36,7 +36,7 @@ FORECAST = ("mean", "median", *(f"{side}_{level}" for level in LEVELS for side i
 _ADAPTER_CONFIG, _TORCH_FILE = "adapter_config.json", "adapter.pt"
 
 
-def pack(folder: Path, target: Path, model: Model, evidence: pd.DataFrame | None) -> None:
+def save_pyfunc(folder: Path, target: Path, model: Model, evidence: pd.DataFrame | None) -> None:
     """Write a model folder of MLflow's.
 
     Args:
@@ -50,7 +50,7 @@ def pack(folder: Path, target: Path, model: Model, evidence: pd.DataFrame | None
     """
     from mlflow import pyfunc
 
-    manifest = training_manifest_of(folder)
+    manifest = read_training_manifest(folder)
     with TemporaryDirectory() as temporary:
         copied = Path(temporary) / MODEL
         # PEFT's file holds the same tensors as adapter.pt, which is for scripts and is a pickle inside.
@@ -69,13 +69,13 @@ def pack(folder: Path, target: Path, model: Model, evidence: pd.DataFrame | None
         write_parquet(target / EVIDENCE, evidence, {})
 
 
-def describe(folder: Path) -> dict[str, str]:
+def manifest_tags(folder: Path) -> dict[str, str]:
     """The tags of a version that its folder's manifest gives.
 
     Raises:
         ArtifactError: the folder has no manifest of this project's.
     """
-    manifest = training_manifest_of(folder)
+    manifest = read_training_manifest(folder)
     base = manifest["base_model"]
     tags = {
         "kind": "adapter" if (folder / _ADAPTER_CONFIG).is_file() else "checkpoint",
@@ -89,7 +89,7 @@ def describe(folder: Path) -> dict[str, str]:
     return {key: str(value) for key, value in tags.items() if value}
 
 
-def training_manifest_of(folder: Path) -> dict[str, Any]:
+def read_training_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of an adapter or checkpoint.
 
     Raises:
@@ -106,10 +106,10 @@ def _base_model(manifest: Mapping[str, Any]) -> dict[str, str]:
     """How the base model is found again from anywhere: a folder by its full path, a published model at its commit."""
     base = manifest["base_model"]
     names = {"base_model": ("name", "revision"), "tokenizer": ("tokenizer", "tokenizer_revision")}
-    return {key: _lasting(str(base[name]), base.get(revision)) for key, (name, revision) in names.items()}
+    return {key: _resolved_name(str(base[name]), base.get(revision)) for key, (name, revision) in names.items()}
 
 
-def _lasting(name: str, revision: str | None) -> str:
+def _resolved_name(name: str, revision: str | None) -> str:
     if revision is not None:
         return name if "@" in name else f"{name}@{revision}"
     folder = Path(name).expanduser()

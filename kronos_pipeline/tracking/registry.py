@@ -77,7 +77,7 @@ class Registry:
         check_predictions(predictions)
         known = {**(tags or {}), "measured": "yes"}
         number = self._store.add(folder, name, run_id, predictions, metrics, known)
-        self._store.point(self.version(name, number), CHALLENGER)
+        self._store.set_alias(self.version(name, number), CHALLENGER)
         return number
 
     def register_refit(
@@ -90,10 +90,10 @@ class Registry:
         measured = self.version(name, refit_of)
         known = {**(tags or {}), "measured": "no", "refit_of": str(measured.number)}
         number = self._store.add(folder, name, run_id, None, {}, known)
-        self._store.point(self.version(name, number), REFIT)
+        self._store.set_alias(self.version(name, number), REFIT)
         return number
 
-    def settle(self, name: str, number: int, decision: Decision) -> None:
+    def record_decision(self, name: str, number: int, decision: Decision) -> None:
         """Write on a version what the gate decided, and make it champion where that is to promote it.
 
         The words are written first, so that there is no champion without a reason.
@@ -109,9 +109,9 @@ class Registry:
             "comparisons": json.dumps({rival: one.as_dict() for rival, one in compared.items()}, allow_nan=False),
             **{f"verdict.{rival}": one.verdict for rival, one in compared.items()},
         }
-        self._decide(version, "gate", "yes" if decision.promote else "no", decision.reason, tags)
+        self._tag_decision(version, "gate", "yes" if decision.promote else "no", decision.reason, tags)
         if decision.promote:
-            self._crown(version)
+            self._set_champion(version)
 
     def promote(self, name: str, number: int | None, reason: str) -> Version:
         """Make a version champion because a person says so.
@@ -127,13 +127,13 @@ class Registry:
         Raises:
             TrackingError: there is no such version, it is a refit, or it is champion already.
         """
-        version = self._store.pointed(name, CHALLENGER) if number is None else self.version(name, number)
+        version = self._store.get_by_alias(name, CHALLENGER) if number is None else self.version(name, number)
         if version is None:
-            raise TrackingError(f"{name} has no challenger to promote. {self._store.known(name)}")
+            raise TrackingError(f"{name} has no challenger to promote. {self._store.describe_available(name)}")
         if CHAMPION in _measured(version).aliases:
             raise TrackingError(f"{version} is the champion already.")
-        self._decide(version, "person", "yes", reason)
-        self._crown(version)
+        self._tag_decision(version, "person", "yes", reason)
+        self._set_champion(version)
         return self.version(name, version.number)
 
     def rollback(self, name: str, reason: str) -> Version | None:
@@ -151,17 +151,17 @@ class Registry:
         """
         champion = self.champion(name)
         if champion is None:
-            raise TrackingError(f"{name} has no champion to roll back. {self._store.known(name)}")
+            raise TrackingError(f"{name} has no champion to roll back. {self._store.describe_available(name)}")
         there = {version.number: version for version in self.versions(name) if version.number != champion.number}
-        former = self._former(name)
+        former = self._former_champions(name)
         while former and former[-1] not in there:  # deleted since
             former.pop()
-        self._decide(champion, "person", "rolled back", reason)
+        self._tag_decision(champion, "person", "rolled back", reason)
         if former:
-            self._store.point(there[former.pop()], CHAMPION)
+            self._store.set_alias(there[former.pop()], CHAMPION)
         else:
-            self._store.withdraw(champion, CHAMPION)
-        self._set_former(name, former)
+            self._store.remove_alias(champion, CHAMPION)
+        self._set_former_champions(name, former)
         return self.champion(name)
 
     def names(self) -> list[str]:
@@ -182,7 +182,7 @@ class Registry:
 
     def champion(self, name: str) -> Version | None:
         """The champion; None where there is none, or no such registered model."""
-        return self._store.pointed(name, CHAMPION)
+        return self._store.get_by_alias(name, CHAMPION)
 
     def refit_of(self, version: Version) -> Version | None:
         """The newest refit of a version, or None."""
@@ -209,25 +209,25 @@ class Registry:
         """
         return self._store.fetch(version, FOLDER, into)
 
-    def _decide(
+    def _tag_decision(
         self, version: Version, by: str, promoted: str, reason: str, tags: Mapping[str, str] | None = None
     ) -> None:
         when = datetime.now(UTC).isoformat(timespec="seconds")
         decided = {"decided_by": by, "decided_at": when, "promoted": promoted}
-        self._store.note(version, reason, {**(tags or {}), **decided})
+        self._store.tag_version(version, reason, {**(tags or {}), **decided})
 
-    def _crown(self, version: Version) -> None:
+    def _set_champion(self, version: Version) -> None:
         champion = self.champion(version.name)
         if champion is not None and champion.number != version.number:
-            self._set_former(version.name, [*self._former(version.name), champion.number])
-        self._store.point(version, CHAMPION)
-        self._store.withdraw(version, CHALLENGER)
+            self._set_former_champions(version.name, [*self._former_champions(version.name), champion.number])
+        self._store.set_alias(version, CHAMPION)
+        self._store.remove_alias(version, CHALLENGER)
 
-    def _former(self, name: str) -> list[int]:
-        return [int(number) for number in self._store.recall(name, _FORMER).split(",") if number]
+    def _former_champions(self, name: str) -> list[int]:
+        return [int(number) for number in self._store.get_tag(name, _FORMER).split(",") if number]
 
-    def _set_former(self, name: str, numbers: list[int]) -> None:
-        self._store.remember(name, _FORMER, ",".join(map(str, numbers[-_KEPT_FORMER:])))
+    def _set_former_champions(self, name: str, numbers: list[int]) -> None:
+        self._store.set_tag(name, _FORMER, ",".join(map(str, numbers[-_KEPT_FORMER:])))
 
 
 def _measured(version: Version) -> Version:

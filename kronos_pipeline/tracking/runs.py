@@ -25,11 +25,11 @@ from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json
 from kronos_pipeline.errors import KronosError
 from kronos_pipeline.tracking.store import (
     TrackingError,
-    find_store,
-    for_people,
+    find_store_uri,
     is_local,
     open_experiment,
     open_store,
+    readable_errors,
     without_password,
 )
 
@@ -59,7 +59,7 @@ class Tracker:
             output_dir: folder for artifacts; may be relative to the working directory of now.
             ui_address: address of an MLflow UI, for links; by default the tracking server's, where there is one.
         """
-        self.uri = find_store(tracking_uri, output_dir)
+        self.uri = find_store_uri(tracking_uri, output_dir)
         self._artifacts = ArtifactLayout(output_dir.absolute()).mlflow_artifacts
         self._ui_address = ui_address or (without_password(self.uri) if self.uri.startswith("http") else None)
 
@@ -76,7 +76,7 @@ class Tracker:
             TrackingError: the store cannot be used.
         """
         client, experiment = self._client, self._experiment
-        with for_people(self.uri):
+        with readable_errors(self.uri):
             run_id = client.create_run(experiment, run_name=name, tags=dict(tags or {})).info.run_id
         run = TrackedRun(client, self.uri, run_id, self._link(experiment, run_id))
         try:
@@ -84,9 +84,9 @@ class Tracker:
             yield run
             run.send()
         except BaseException as error:
-            run.end_early("FAILED" if isinstance(error, Exception) else "KILLED")
+            run.terminate("FAILED" if isinstance(error, Exception) else "KILLED")
             raise
-        with for_people(self.uri):
+        with readable_errors(self.uri):
             client.set_terminated(run_id, "FINISHED")
 
     def log_evaluation(
@@ -106,7 +106,7 @@ class Tracker:
         run = TrackedRun(self._client, self.uri, run_id, None)
         run.on_log(0, metrics)
         run.send()
-        with for_people(self.uri):
+        with readable_errors(self.uri):
             for plot in plots:
                 folder = "plots" if plot.parent.name == "plots" else f"plots/{plot.parent.name}"
                 self._client.log_artifact(run_id, str(plot), folder)
@@ -125,7 +125,7 @@ class Tracker:
     @cached_property
     def _experiment(self) -> str:
         client = self._client
-        with for_people(self.uri):
+        with readable_errors(self.uri):
             return open_experiment(client, self._artifacts if is_local(self.uri) else None)
 
     def _link(self, experiment: str, run_id: str) -> str | None:
@@ -190,7 +190,7 @@ class TrackedRun:
         texts = {key: str(value) for key, value in summary.items() if key not in numbers and value is not None}
         self.on_log(0, {f"training/{key}": value for key, value in numbers.items()})
         self.send()
-        with for_people(self._uri), tempfile.TemporaryDirectory() as name:
+        with readable_errors(self._uri), tempfile.TemporaryDirectory() as name:
             temporary = Path(name)
             history.to_csv(temporary / "history.csv", index=False)
             (temporary / "losses.png").write_bytes(loss_plot(history, "Losses by step"))
@@ -211,22 +211,22 @@ class TrackedRun:
             Param(key, ",".join(map(str, value)) if isinstance(value, list) else str(value))
             for key, value in settings.items()
         ]
-        with for_people(self._uri):
+        with readable_errors(self._uri):
             for start in range(0, len(params), _PARAMS_PER_REQUEST):
                 self._client.log_batch(self.run_id, params=params[start : start + _PARAMS_PER_REQUEST])
 
     def send(self) -> None:
         """Send what is pending, as few requests as the store allows; what cannot be sent stays pending."""
-        with for_people(self._uri):
+        with readable_errors(self._uri):
             while self._pending:
                 self._client.log_batch(self.run_id, metrics=self._pending[:_METRICS_PER_REQUEST])
                 del self._pending[:_METRICS_PER_REQUEST]
 
-    def end_early(self, status: str) -> None:
+    def terminate(self, status: str) -> None:
         """Mark a run whose training ended with an error, which matters more than one of the store's."""
         try:
             self.send()
-            with for_people(self._uri):
+            with readable_errors(self._uri):
                 self._client.set_terminated(self.run_id, status)
         except TrackingError as error:
             _log.warning("%s MLflow run %s is not marked %s.", error, self.run_id, status)
@@ -255,7 +255,7 @@ class TrainingRuns:
             stack, _ = self._open.popitem()[1]
             stack.__exit__(kind, error, trace)
 
-    def begin(self, job: AdapterJob, tags: Mapping[str, str] | None = None) -> AdapterJob:
+    def start(self, job: AdapterJob, tags: Mapping[str, str] | None = None) -> AdapterJob:
         """Open the run of a training; the job with it.
 
         Raises:

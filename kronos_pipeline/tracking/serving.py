@@ -16,7 +16,7 @@ from kronos_pipeline.data.ingest import read_table
 from kronos_pipeline.errors import DataError, ModelError, Problem
 from kronos_pipeline.evaluation.forecasting.future import forecast_ahead
 from kronos_pipeline.evaluation.forecasting.tuning import load_sampling, plain_sampling
-from kronos_pipeline.tracking.packaging import FORECAST, training_manifest_of
+from kronos_pipeline.tracking.packaging import FORECAST, read_training_manifest
 
 _REQUEST = "bars"
 """What messages call the table of a request."""
@@ -41,7 +41,7 @@ class ServedForecaster:
         from kronos_pipeline.model.loading import load_base  # imports torch
         from kronos_pipeline.model.lora import load_trained
 
-        manifest = training_manifest_of(folder)
+        manifest = read_training_manifest(folder)
         device = pick_device(environment_settings().get("device", "auto"))
         try:
             base = load_base(find_base_model(base_model, tokenizer), device)

@@ -33,7 +33,7 @@ class TrackingError(KronosError):
     """An MLflow store that cannot be reached, opened or written to."""
 
 
-def find_store(tracking_uri: str | None, output_dir: Path) -> str:
+def find_store_uri(tracking_uri: str | None, output_dir: Path) -> str:
     """The store's URI: as given, else MLFLOW_TRACKING_URI, else `mlflow.db` in the output folder."""
     database = ArtifactLayout(output_dir.absolute()).mlflow_database
     return tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or _sqlite_uri(database)
@@ -46,10 +46,10 @@ def open_store(uri: str) -> MlflowClient:
         TrackingError: it cannot be reached, is damaged, or belongs to another version of MLflow.
         ArtifactError: its folder cannot be written to.
     """
-    _quieten()
+    _silence_mlflow()
     from mlflow import MlflowClient
 
-    with for_people(uri):
+    with readable_errors(uri):
         if uri.startswith(_SQLITE):
             _make_sqlite(_sqlite_path(uri))
         if uri.startswith(("http://", "https://")):
@@ -99,7 +99,7 @@ def without_password(uri: str) -> str:
 
 
 @contextmanager
-def for_people(uri: str) -> Iterator[None]:
+def readable_errors(uri: str) -> Iterator[None]:
     """Turn MLflow's and the system's errors into one of ours, which says which store it was and what to do."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -139,7 +139,7 @@ def _make_sqlite(path: Path) -> None:
             unfinished = path.with_name(f".{path.name}.unfinished")
             for leftover in (unfinished, unfinished.with_name(f"{unfinished.name}-journal")):
                 leftover.unlink(missing_ok=True)
-            with _written_at_once(unfinished):
+            with _synced_once(unfinished):
                 MlflowClient(_sqlite_uri(unfinished))
             unfinished.rename(path)
     except Timeout as error:
@@ -149,7 +149,7 @@ def _make_sqlite(path: Path) -> None:
 
 
 @contextmanager
-def _written_at_once(path: Path) -> Iterator[None]:
+def _synced_once(path: Path) -> Iterator[None]:
     """Have one SQLite file reach the disk at the block's end, and not after each of MLflow's migrations on the way.
 
     There are dozens, and on a busy disk each waits for its turn. What a crash leaves of the file is of no use.
@@ -196,7 +196,7 @@ def _check_database(uri: str) -> None:
         engine.dispose()
 
 
-def _quieten() -> None:
+def _silence_mlflow() -> None:
     """Silence MLflow's notes and telemetry, and shorten its retries, where the user's environment does not say."""
     for variable, value in {
         "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from kronos_pipeline.tracking.packaging import describe, pack
-from kronos_pipeline.tracking.store import TrackingError, for_people, open_store, without_password
+from kronos_pipeline.tracking.packaging import manifest_tags, save_pyfunc
+from kronos_pipeline.tracking.store import TrackingError, open_store, readable_errors, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -91,7 +91,7 @@ class VersionStore:
         Raises:
             ArtifactError: the folder has no manifest of a training.
         """
-        described = describe(folder)
+        described = manifest_tags(folder)
         client = self._client
         from mlflow.entities import LoggedModelOutput, Metric
         from mlflow.models import Model
@@ -99,15 +99,15 @@ class VersionStore:
 
         with TemporaryDirectory() as temporary:
             packed = Path(temporary) / "packed"
-            with for_people(self._uri):
+            with readable_errors(self._uri):
                 experiment = client.get_run(run_id).info.experiment_id
                 logged = client.create_logged_model(experiment, described["kind"], source_run_id=run_id)
             ids: dict[str, Any] = {"run_id": run_id, "model_id": logged.model_id}
             record = Model(artifact_path=logged.artifact_location, model_uuid=logged.model_id, **ids)
-            pack(folder, packed, record, predictions)
-            with for_people(self._uri):
+            save_pyfunc(folder, packed, record, predictions)
+            with readable_errors(self._uri):
                 client.log_model_artifacts(logged.model_id, str(packed))
-        with for_people(self._uri):
+        with readable_errors(self._uri):
             client.finalize_logged_model(logged.model_id, "READY")
             client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
             now = int(time.time() * 1000)
@@ -124,13 +124,13 @@ class VersionStore:
 
     def names(self) -> list[str]:
         """The project's registered models, sorted."""
-        with for_people(self._uri):
+        with readable_errors(self._uri):
             found = _all_pages(self._client.search_registered_models, f"name LIKE '{_PREFIX}%'")
         return sorted(model.name for model in found)
 
     def search(self, name: str, condition: str = "") -> list[Version]:
         """A model's versions that meet a condition of MLflow's, the oldest first; none where there is no such model."""
-        with for_people(self._uri):
+        with readable_errors(self._uri):
             found = _all_pages(self._client.search_model_versions, f"name = '{name}'{condition}")
             model = self._model(name)
         aliases = model.aliases if model else {}
@@ -144,39 +144,39 @@ class VersionStore:
         """
         found = [one for one in self.search(name) if one.number == number]
         if not found:
-            raise TrackingError(f"{name} has no version {number}. {self.known(name)}")
+            raise TrackingError(f"{name} has no version {number}. {self.describe_available(name)}")
         return found[0]
 
-    def pointed(self, name: str, alias: str) -> Version | None:
+    def get_by_alias(self, name: str, alias: str) -> Version | None:
         """The version that an alias points to, or None."""
         return next((one for one in self.search(name) if alias in one.aliases), None)
 
-    def point(self, version: Version, alias: str) -> None:
+    def set_alias(self, version: Version, alias: str) -> None:
         """Let an alias point to a version, and no longer to another."""
-        with for_people(self._uri):
+        with readable_errors(self._uri):
             self._client.set_registered_model_alias(version.name, alias, str(version.number))
 
-    def withdraw(self, version: Version, alias: str) -> None:
+    def remove_alias(self, version: Version, alias: str) -> None:
         """Take an alias from a version, where it points to that."""
         if alias in version.aliases:
-            with for_people(self._uri):
+            with readable_errors(self._uri):
                 self._client.delete_registered_model_alias(version.name, alias)
 
-    def note(self, version: Version, reason: str, tags: Mapping[str, str]) -> None:
+    def tag_version(self, version: Version, reason: str, tags: Mapping[str, str]) -> None:
         """Write tags on a version, and a reason, which is its description in MLflow's pages too."""
-        with for_people(self._uri):
+        with readable_errors(self._uri):
             for key, value in {**tags, "reason": reason}.items():
                 self._client.set_model_version_tag(version.name, str(version.number), key, value)
             self._client.update_model_version(version.name, str(version.number), reason)
 
-    def remember(self, name: str, key: str, value: str) -> None:
+    def set_tag(self, name: str, key: str, value: str) -> None:
         """Write a tag on a registered model."""
-        with for_people(self._uri):
+        with readable_errors(self._uri):
             self._client.set_registered_model_tag(name, key, value)
 
-    def recall(self, name: str, key: str) -> str:
+    def get_tag(self, name: str, key: str) -> str:
         """A tag of a registered model; empty where there is none."""
-        with for_people(self._uri):
+        with readable_errors(self._uri):
             model = self._model(name)
         return str(model.tags.get(key, "")) if model else ""
 
@@ -189,7 +189,7 @@ class VersionStore:
         from mlflow.artifacts import download_artifacts
         from mlflow.exceptions import MlflowException
 
-        with for_people(self._uri):
+        with readable_errors(self._uri):
             place = self._client.get_model_version_download_uri(version.name, str(version.number))
         try:
             uri = f"{place.rstrip('/')}/{part}"
@@ -200,7 +200,7 @@ class VersionStore:
                 "or train again."
             ) from error
 
-    def known(self, name: str) -> str:
+    def describe_available(self, name: str) -> str:
         """What there is under a name, as a sentence for messages."""
         if found := self.search(name):
             return f"Its versions are {', '.join(str(one.number) for one in found)}."

@@ -14,7 +14,7 @@ from kronos_pipeline.artifacts import ArtifactLayout, package_versions
 from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.code_version import WEIGHTS, layers_version
 from kronos_pipeline.config import Recipe
-from kronos_pipeline.data.purge import known_together, outdated
+from kronos_pipeline.data.purge import outdated_tickers, purge_overlapping_targets
 from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.model.devices import explain_out_of_memory
 from kronos_pipeline.model.loading import KronosModel, load_base
@@ -237,7 +237,7 @@ class KronosTrainer:
     def _prepare(
         self, artifact: str, target: Path, layout: ArtifactLayout, windows: Sequence[WindowSet]
     ) -> PreparedTraining:
-        known = known_together(windows, outdated(windows))
+        known = purge_overlapping_targets(windows, outdated_tickers(windows))
         plan.check_windows(known)
         return PreparedTraining(target, ResumeState(layout, artifact, self._parts(known)), known)
 

@@ -132,7 +132,7 @@ def test_a_calendar_that_does_not_reach_is_told() -> None:
         next_stamps(bars_at(pd.bdate_range(end + pd.Timedelta(days=400), periods=60)), 6, ["XSHG"])
 
 
-# By the ticker's own rhythm
+# By the ticker's own schedule
 
 
 def test_hourly_fx_rests_from_friday_afternoon_to_sunday_afternoon(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from market_files import CRYPTO_HOLES, NOW, crypto_five_minutes, hourly_fx, read_frame, stock_frames, write_frame
 
 from kronos_pipeline.config import Recipe
-from kronos_pipeline.data.bar_schedule import find_rhythm
+from kronos_pipeline.data.bar_schedule import find_bar_schedule
 from kronos_pipeline.data.bars import Bars
 from kronos_pipeline.data.ingest import read_bars, read_folder
 from kronos_pipeline.data.windows import build_windows
@@ -61,12 +61,12 @@ def fx(tmp_path: Path) -> Bars:
 
 def test_hourly_fx_trades_round_the_clock_and_its_weekends_are_no_holes(fx: Bars) -> None:
     stamps = fx.frame["timestamps"].to_numpy()
-    rhythm = find_rhythm(stamps)
+    schedule = find_bar_schedule(stamps)
 
-    assert rhythm.interval == 3600 * 10**9
-    assert not rhythm.sessions
-    assert rhythm.weekdays.tolist() == [True] * 5 + [False, True]
-    missing = rhythm.missing(stamps)
+    assert schedule.interval == 3600 * 10**9
+    assert not schedule.sessions
+    assert schedule.weekdays.tolist() == [True] * 5 + [False, True]
+    missing = schedule.missing(stamps)
     assert missing.sum() == missing.max() == 24
     assert str(stamps[missing.argmax()])[:13] == "2023-12-24T23"
 

@@ -165,7 +165,7 @@ def test_any_symbol_can_be_registered_and_found(
 ) -> None:
     own = registered_name(ticker)
     first = registry.register(adapter, own, run_id, predictions=evidence(GOOD), metrics={})
-    registry.settle(own, first, promotion())
+    registry.record_decision(own, first, promotion())
     champion = registry.champion(own)
     assert champion is not None
     assert (champion.name, champion.number) == (f"kronos-{ticker}", 1)
@@ -202,7 +202,7 @@ def test_the_gates_decision_makes_the_champion_and_its_words_stay_on_the_version
 ) -> None:
     decided = promotion()
     assert decided.promote
-    registry.settle(name, register(), decided)
+    registry.record_decision(name, register(), decided)
 
     champion = registry.champion(name)
     assert champion is not None
@@ -222,12 +222,12 @@ def test_the_gates_decision_makes_the_champion_and_its_words_stay_on_the_version
 def test_a_version_that_is_not_promoted_says_why_and_the_champion_stays(
     registry: Registry, name: str, register: Callable[[], int]
 ) -> None:
-    registry.settle(name, register(), promotion())
+    registry.record_decision(name, register(), promotion())
     champion = registry.champion(name)
     assert champion is not None
     decided = refusal(registry.evidence(champion))
     assert not decided.promote
-    registry.settle(name, register(), decided)
+    registry.record_decision(name, register(), decided)
 
     assert aliases(registry, name) == {1: ("champion",), 2: ("challenger",)}
     loser = registry.version(name, 2)
@@ -239,7 +239,7 @@ def test_champions_are_rolled_back_in_the_order_in_which_they_came(
     registry: Registry, name: str, register: Callable[[], int]
 ) -> None:
     for _ in range(3):
-        registry.settle(name, register(), promotion())
+        registry.record_decision(name, register(), promotion())
     assert number(registry.promote(name, 1, "the first was best")) == 1
     found = [number(registry.rollback(name, f"no. {step}")) for step in range(4)]
     assert found == [3, 2, 1, None]
@@ -250,7 +250,7 @@ def test_champions_are_rolled_back_in_the_order_in_which_they_came(
 
 def test_a_person_decides_and_their_words_are_kept(registry: Registry, name: str, register: Callable[[], int]) -> None:
     decided = refusal()
-    registry.settle(name, register(), decided)
+    registry.record_decision(name, register(), decided)
     champion = registry.promote(name, None, "I know of the merger")
     assert aliases(registry, name) == {1: ("champion",)}
     words = {key: champion.tags[key] for key in ("decided_by", "promoted", "reason", "gate_reason")}
@@ -269,7 +269,7 @@ def test_a_rollback_passes_over_a_version_that_was_deleted(
     registry: Registry, name: str, register: Callable[[], int]
 ) -> None:
     for _ in range(3):
-        registry.settle(name, register(), promotion())
+        registry.record_decision(name, register(), promotion())
     MlflowClient(registry.uri).delete_model_version(name, "2")
     assert number(registry.rollback(name, "bad")) == 1
 
@@ -277,17 +277,17 @@ def test_a_rollback_passes_over_a_version_that_was_deleted(
 def test_a_champion_that_was_set_in_mlflow_itself_can_be_rolled_back_too(
     registry: Registry, name: str, register: Callable[[], int]
 ) -> None:
-    registry.settle(name, register(), promotion())
+    registry.record_decision(name, register(), promotion())
     register()
     MlflowClient(registry.uri).set_registered_model_alias(name, "champion", "2")
-    registry.settle(name, register(), promotion())
+    registry.record_decision(name, register(), promotion())
     assert number(registry.rollback(name, "bad")) == 2
 
 
 def test_a_refit_is_labelled_and_never_champion(
     registry: Registry, adapter: Path, name: str, run_id: str, register: Callable[[], int]
 ) -> None:
-    registry.settle(name, register(), promotion())
+    registry.record_decision(name, register(), promotion())
     first, second = (registry.register_refit(adapter, name, run_id, refit_of=1) for _ in range(2))
     assert aliases(registry, name) == {1: ("champion",), second: ("refit",)}
     champion = registry.champion(name)
@@ -298,7 +298,7 @@ def test_a_refit_is_labelled_and_never_champion(
     assert number(registry.refit_of(registry.version(name, first))) is None
     for use in (
         lambda: registry.promote(name, second, "it is newer"),
-        lambda: registry.settle(name, second, promotion()),
+        lambda: registry.record_decision(name, second, promotion()),
         lambda: registry.evidence(refit),
     ):
         with pytest.raises(TrackingError, match=f"version {second} was not itself measured.*refit of version 1: promo"):
@@ -325,7 +325,7 @@ def test_a_refit_of_nothing_is_refused_and_leaves_nothing(
 def test_what_cannot_be_promoted_is_told_and_the_champion_stays(
     registry: Registry, name: str, register: Callable[[], int], which: int | None, message: str
 ) -> None:
-    registry.settle(name, register(), promotion())
+    registry.record_decision(name, register(), promotion())
     with pytest.raises(TrackingError, match=message):
         registry.promote(name, which, "please")
     assert aliases(registry, name) == {1: ("champion",)}
@@ -395,15 +395,15 @@ def test_a_store_that_goes_away_while_the_gate_decides_leaves_no_champion_withou
     method: str,
     reason_kept: bool,
 ) -> None:
-    registry.settle(name, register(), promotion())
+    registry.record_decision(name, register(), promotion())
     arrived = register()
     with monkeypatch.context() as patch:
         patch.setattr(registry._store, "_client", Failing(MlflowClient(registry.uri), method))
         with pytest.raises(TrackingError, match="the store is away"):
-            registry.settle(name, arrived, promotion())
+            registry.record_decision(name, arrived, promotion())
     assert number(registry.champion(name)) == 1
     assert ("reason" in registry.version(name, arrived).tags) is reason_kept
-    registry.settle(name, arrived, promotion())
+    registry.record_decision(name, arrived, promotion())
     assert number(registry.champion(name)) == 2
     assert number(registry.rollback(name, "bad")) == 1
 
@@ -429,7 +429,7 @@ def test_only_the_trackers_own_store_is_used(
 ) -> None:
     """MLflow looks up some addresses in a store of its own default, which it makes in the working directory."""
     monkeypatch.chdir(tmp_path)
-    registry.settle(name, register(), promotion())
+    registry.record_decision(name, register(), promotion())
     champion = registry.champion(name)
     assert champion is not None
     registry.evidence(champion)

@@ -20,7 +20,7 @@ from kronos_pipeline.tracking.runs import Tracker
 from kronos_pipeline.tracking.store import (
     EXPERIMENT,
     TrackingError,
-    find_store,
+    find_store_uri,
     is_local,
     open_store,
     without_password,
@@ -87,7 +87,7 @@ def test_two_processes_make_one_store_together(made_by_two: Path) -> None:
     assert names_of_runs(made_by_two) == {"one", "two"}
     with sqlite3.connect(made_by_two / "mlflow.db") as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    experiments = [one.name for one in MlflowClient(find_store(None, made_by_two)).search_experiments()]
+    experiments = [one.name for one in MlflowClient(find_store_uri(None, made_by_two)).search_experiments()]
     assert sorted(experiments) == ["Default", EXPERIMENT]
     assert not (made_by_two / ".mlflow.db.unfinished").exists()
 
@@ -105,7 +105,7 @@ def test_only_a_store_in_the_making_is_written_without_waiting_for_the_disk(tmp_
 
     sqlalchemy.event.listen(sqlalchemy.Engine, "checkin", note)
     try:
-        client = open_store(find_store(None, tmp_path))
+        client = open_store(find_store_uri(None, tmp_path))
         assert [one.name for one in client.search_experiments()] == ["Default"]
     finally:
         sqlalchemy.event.remove(sqlalchemy.Engine, "checkin", note)
@@ -131,7 +131,7 @@ def test_an_output_folder_that_was_moved_keeps_new_artifacts_where_it_is(output:
 
 def test_a_deleted_experiment_is_restored(output: Path) -> None:
     train(Tracker(None, output), "three")
-    client = MlflowClient(find_store(None, output))
+    client = MlflowClient(find_store_uri(None, output))
     (own,) = (one for one in client.search_experiments() if "in " in one.name)
     client.delete_experiment(own.experiment_id)
     train(Tracker(None, output), "four")
@@ -178,7 +178,7 @@ def test_a_server_that_is_away_is_told_within_seconds_and_without_its_password(t
 def test_a_folder_in_place_of_the_store_is_told(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").mkdir()
     with pytest.raises(TrackingError, match=r"mlflow\.db cannot be used"):
-        open_store(find_store(None, tmp_path))
+        open_store(find_store_uri(None, tmp_path))
 
 
 @pytest.mark.parametrize("uri", ["nonsense://somewhere", "postgresql+nodriver://me@127.0.0.1/db"])
@@ -209,10 +209,10 @@ def test_the_store_is_the_one_given_else_the_environments_else_the_output_folder
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert find_store(None, Path("out")) == f"sqlite:///{tmp_path / 'out' / 'mlflow.db'}"
+    assert find_store_uri(None, Path("out")) == f"sqlite:///{tmp_path / 'out' / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example")
-    assert find_store(None, Path("out")) == "http://mlflow.example"
-    assert find_store("sqlite:///mine.db", Path("out")) == "sqlite:///mine.db"
+    assert find_store_uri(None, Path("out")) == "http://mlflow.example"
+    assert find_store_uri("sqlite:///mine.db", Path("out")) == "sqlite:///mine.db"
 
 
 def test_only_a_server_keeps_the_artifacts_itself() -> None:

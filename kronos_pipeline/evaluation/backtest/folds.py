@@ -20,7 +20,7 @@ import pandas as pd
 
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import Bars, make_bars
-from kronos_pipeline.data.purge import known_together
+from kronos_pipeline.data.purge import purge_overlapping_targets
 from kronos_pipeline.data.windows import WindowSet, build_windows
 from kronos_pipeline.errors import DataError, KronosError, Problem
 
@@ -108,7 +108,7 @@ def _folds_of(
             except DataError as error:
                 errors[ticker] = _of_the_fold(error, cutoffs * horizon, cutoffs)
         if windows:
-            folds.append(Fold(group, own, tuple(windows), tuple(known_together(windows))))
+            folds.append(Fold(group, own, tuple(windows), tuple(purge_overlapping_targets(windows))))
     scored = {one.ticker for fold in folds for one in fold.windows}
     return folds, {ticker: error for ticker, error in errors.items() if ticker not in scored}
 

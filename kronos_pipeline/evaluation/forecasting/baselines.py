@@ -10,7 +10,7 @@ import hashlib
 
 import numpy as np
 
-from kronos_pipeline.data.bar_schedule import StampArray, find_rhythm
+from kronos_pipeline.data.bar_schedule import StampArray, find_bar_schedule
 from kronos_pipeline.data.bars import FloatArray
 
 VOLATILITY_BARS = 20
@@ -65,7 +65,7 @@ def week_length(stamps: StampArray) -> int | None:
         The number of bars; None where the bars span no whole week.
     """
     times = np.asarray(stamps).astype("datetime64[ns]")
-    rhythm = find_rhythm(times)
+    rhythm = find_bar_schedule(times)
     dates, bars = np.unique(times.astype("datetime64[D]"), return_counts=True)
     # The first date and the last may be cut, except where a date is one bar.
     if dates[-1] - dates[0] < (6 * _DAY if rhythm.daily else 8 * _DAY):

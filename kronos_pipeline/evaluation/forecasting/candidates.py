@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json
-from kronos_pipeline.data.purge import first_held_out
+from kronos_pipeline.data.purge import holdout_start_time
 from kronos_pipeline.evaluation.forecasting.holdout_table import Forecasts
 from kronos_pipeline.evaluation.forecasting.tuning import Sampling, fitting_sampling, load_sampling, save_sampling
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, CHECKPOINT
@@ -131,7 +131,7 @@ def _unfit(manifest: Mapping[str, Any], base: KronosModel, windows: WindowSet) -
     made_on = manifest.get("base_model", {})
     if made_on.get("weights_hash") != base.weights_hash:
         return f"it was trained on another base model, {made_on.get('name')}"
-    seen_until, first = manifest.get("seen_until", {}).get(windows.ticker), first_held_out(windows)
+    seen_until, first = manifest.get("seen_until", {}).get(windows.ticker), holdout_start_time(windows)
     if seen_until is not None and first is not None and pd.Timestamp(seen_until) >= first:
         return f"it has seen bars up to {seen_until}, and the holdout begins at {first.isoformat()}"
     return None
@@ -141,7 +141,7 @@ def _doubt(name: str, manifest: Mapping[str, Any], windows: WindowSet) -> str | 
     """Whether a model over several tickers knows others' bars of the holdout's time, which tell of the market's."""
     others = {ticker: until for ticker, until in manifest.get("seen_until", {}).items() if until is not None}
     latest = max(others, key=lambda ticker: pd.Timestamp(others[ticker]), default=None)
-    first = first_held_out(windows)
+    first = holdout_start_time(windows)
     if latest is None or first is None or pd.Timestamp(others[latest]) < first:
         return None
     return f"the {name} was trained on bars of {latest} up to {others[latest][:10]}, later than this holdout's first"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 from kronos_pipeline.artifacts import text_hash
-from kronos_pipeline.data.bar_cache import read_changed
+from kronos_pipeline.data.bar_cache import read_files_cached
 from kronos_pipeline.data.csv_files import find_csv_files
 from kronos_pipeline.data.windows import build_all_windows
 from kronos_pipeline.orchestration.batch import Event, TickerBatch
@@ -29,7 +29,7 @@ def raw_bars(context: dg.AssetExecutionContext, pipeline: PipelineSettings) -> I
         for ticker in batch.tickers:
             with batch.ticker(ticker):
                 files.append(folder.file(ticker))
-        good, bad, unchanged = read_changed(files, pipeline.layout.bars)
+        good, bad, unchanged = read_files_cached(files, pipeline.layout.bars)
         if unchanged:
             context.log.info(f"{len(unchanged)} of {len(files)} CSVs are as they were when they were last read.")
         for ticker, bars in good.items():

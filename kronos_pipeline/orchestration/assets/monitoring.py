@@ -117,14 +117,14 @@ def _drift_of(registry: "Registry", champion: "Version", bars: Bars, base: "Kron
     from kronos_pipeline.evaluation.forecasting.tuning import load_sampling, plain_sampling
     from kronos_pipeline.evaluation.scoring.drift import find_drift, windows_since
     from kronos_pipeline.model.lora import load_trained
-    from kronos_pipeline.tracking.packaging import training_manifest_of
+    from kronos_pipeline.tracking.packaging import read_training_manifest
 
     model = champion.tags["kind"]
     evidence = registry.evidence(champion)
     evidence = evidence[evidence["unique_id"] == bars.ticker]
     with TemporaryDirectory() as temporary:
         folder = registry.fetch(champion, Path(temporary))
-        manifest = training_manifest_of(folder)
+        manifest = read_training_manifest(folder)
         settings = manifest["config"]
         recipe = Recipe.model_validate({name: one for name, one in settings.items() if name in Recipe.model_fields})
         windows = windows_since(bars, evidence, recipe, manifest.get("seen_until", {}).get(bars.ticker))

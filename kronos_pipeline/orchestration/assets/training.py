@@ -37,7 +37,7 @@ def adapter(
         with trainer.one_run(), TrainingRuns(tracker, recipe) as runs:
 
             def begin(job: AdapterJob) -> AdapterJob:
-                return runs.begin(job, run_tags(context, job.name))
+                return runs.start(job, run_tags(context, job.name))
 
             def done(job: AdapterJob, ended: TrainingResult | KronosError) -> None:
                 with batch.ticker(job.name):

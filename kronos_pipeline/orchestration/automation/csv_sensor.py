@@ -18,7 +18,7 @@ import dagster as dg
 import pandas as pd
 
 from kronos_pipeline.artifacts import file_hash
-from kronos_pipeline.data.bar_cache import read_changed
+from kronos_pipeline.data.bar_cache import read_files_cached
 from kronos_pipeline.data.csv_files import CsvFile, CsvFolder, find_csv_files
 from kronos_pipeline.errors import DataError
 from kronos_pipeline.orchestration.automation.jobs import INGEST, RETRAIN_ADAPTER, AutomationSettings
@@ -125,7 +125,7 @@ def _due(
     Of a bad file nothing is said here: ingesting it tells what is wrong.
     """
     trained = {file.ticker: last for file in files if (last := _last_trained_bar(instance, file.ticker)) is not None}
-    good, _, _ = read_changed([file for file in files if file.ticker in trained], stored_at)
+    good, _, _ = read_files_cached([file for file in files if file.ticker in trained], stored_at)
     return [ticker for ticker, bars in good.items() if (bars.frame["timestamps"] > trained[ticker]).sum() >= enough]
 
 

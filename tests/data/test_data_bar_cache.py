@@ -14,7 +14,7 @@ from small_trainings import SMALL
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.config import KronosTrainingConfig
 from kronos_pipeline.data import bars as bars_module
-from kronos_pipeline.data.bar_cache import read_changed
+from kronos_pipeline.data.bar_cache import read_files_cached
 from kronos_pipeline.data.bars import Bars, load_bars, make_bars, save_bars
 from kronos_pipeline.data.csv_files import CsvFile
 from kronos_pipeline.data.ingest import read_bars
@@ -38,7 +38,7 @@ def file(tmp_path: Path, layout: ArtifactLayout) -> CsvFile:
 
 def read(file: CsvFile, layout: ArtifactLayout, now: pd.Timestamp = NOW) -> tuple[Bars, bool]:
     """The bars of a ticker that is good, and whether its file was taken for unchanged."""
-    good, bad, unchanged = read_changed([file], layout.bars, now=now)
+    good, bad, unchanged = read_files_cached([file], layout.bars, now=now)
     assert not bad
     return good["ACME"], "ACME" in unchanged
 
@@ -101,13 +101,13 @@ def test_bars_that_another_version_of_the_code_read_are_made_anew(
 
 def test_a_file_that_has_become_bad_is_told_though_good_bars_are_stored(file: CsvFile, layout: ArtifactLayout) -> None:
     write_frame(file.path.parent, "ACME", daily_frame(50).assign(Close="?"))
-    good, bad, unchanged = read_changed([file], layout.bars)
+    good, bad, unchanged = read_files_cached([file], layout.bars)
     assert (good, list(bad), unchanged) == ({}, ["ACME"], set())
 
 
 def test_a_file_that_is_gone_is_told_though_its_bars_are_stored(file: CsvFile, layout: ArtifactLayout) -> None:
     file.path.unlink()
-    _, bad, _ = read_changed([file], layout.bars)
+    _, bad, _ = read_files_cached([file], layout.bars)
     assert "cannot be read" in str(bad["ACME"])
 
 

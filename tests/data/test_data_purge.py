@@ -7,7 +7,7 @@ from small_trainings import simulated_bars
 
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import Bars, make_bars
-from kronos_pipeline.data.purge import first_held_out, known_together, outdated
+from kronos_pipeline.data.purge import holdout_start_time, outdated_tickers, purge_overlapping_targets
 from kronos_pipeline.data.simulate import simulate_ticker
 from kronos_pipeline.data.windows import WindowSet, build_windows
 
@@ -41,11 +41,11 @@ def last_target(windows: WindowSet) -> pd.Timestamp:
 def test_a_ticker_that_trades_on_weekends_tells_nothing_of_the_others_holdout() -> None:
     stock = windows_of(simulated_bars("AAPL", 200))
     crypto = windows_of(every_day("BTCUSD", stock.bars.frame["timestamps"].iloc[-1]))
-    cut = first_held_out(stock)
+    cut = holdout_start_time(stock)
     assert cut is not None
-    assert cut < first_held_out(crypto)  # type: ignore[operator]
+    assert cut < holdout_start_time(crypto)  # type: ignore[operator]
     assert last_target(crypto) >= cut
-    known = known_together([stock, crypto])
+    known = purge_overlapping_targets([stock, crypto])
     assert known[0] is stock
     assert last_target(known[1]) < cut
     # Nothing else is lost: each window whose targets are older is there, and the holdout is whole.
@@ -58,23 +58,23 @@ def test_a_ticker_that_trades_on_weekends_tells_nothing_of_the_others_holdout() 
 
 def test_a_ticker_that_ended_long_ago_cuts_nothing_and_is_named() -> None:
     now, gone = windows_of(simulated_bars("AAPL", 300)), windows_of(simulated_bars("GONE", 150))
-    assert outdated([now, gone]) == ["GONE"]
-    assert known_together([now, gone], ["GONE"])[0] is now
-    assert last_target(known_together([now, gone])[0]) < first_held_out(gone)  # type: ignore[operator]
+    assert outdated_tickers([now, gone]) == ["GONE"]
+    assert purge_overlapping_targets([now, gone], ["GONE"])[0] is now
+    assert last_target(purge_overlapping_targets([now, gone])[0]) < holdout_start_time(gone)  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("hold_out", [True, False])
 def test_tickers_of_one_calendar_lose_nothing(hold_out: bool) -> None:
     both = [windows_of(simulated_bars(ticker, 200), hold_out=hold_out) for ticker in ("AAPL", "MSFT")]
-    assert all(one is other for one, other in zip(known_together(both), both, strict=True))
-    assert outdated(both) == []
+    assert all(one is other for one, other in zip(purge_overlapping_targets(both), both, strict=True))
+    assert outdated_tickers(both) == []
 
 
 def test_windows_that_hold_nothing_out_use_the_last_bar_and_have_no_holdout() -> None:
     bars = simulated_bars("AAPL", 200)
     windows = windows_of(bars, hold_out=False)
     assert windows.counts()["holdout"] == 0
-    assert first_held_out(windows) is None
+    assert holdout_start_time(windows) is None
     assert windows.rows["end"].max() == len(bars)
     assert windows.selection_start == len(bars) - 30
 
@@ -98,11 +98,11 @@ def test_holdouts_of_other_zones_are_compared_in_utc_or_with_a_day_between(
     zone: str | None, other_zone: str | None, hours: int | None
 ) -> None:
     first = windows_from("FIRST", "2024-01-01", 24 * 60, "h", zone)
-    cut = first_held_out(first)
+    cut = holdout_start_time(first)
     assert cut is not None
     # The other holds out later days, so that its own holdout cuts nothing.
     other = windows_from("OTHER", "2024-01-04", 24 * 60, "h", other_zone)
-    known, beside = known_together([first, other])
+    known, beside = purge_overlapping_targets([first, other])
     assert known is first
     ends = last_target(beside) + HOUR
     if hours is None:
@@ -115,26 +115,26 @@ def test_holdouts_of_other_zones_are_compared_in_utc_or_with_a_day_between(
 def test_a_daily_bar_is_known_a_day_after_its_time_and_an_hourly_one_an_hour_after() -> None:
     hourly = windows_from("HOURLY", "2024-05-01", 24 * 60, "h", opens=10)
     daily = windows_from("DAILY", "2023-11-01", 300, "D")
-    cut = first_held_out(hourly)
+    cut = holdout_start_time(hourly)
     assert cut is not None
     assert cut.hour == 10
-    assert cut < first_held_out(daily)  # type: ignore[operator]
+    assert cut < holdout_start_time(daily)  # type: ignore[operator]
     assert last_target(daily) >= cut
     # That day's bar begins before the cut and closes after it.
-    assert last_target(known_together([hourly, daily])[1]) == cut.normalize() - DAY
+    assert last_target(purge_overlapping_targets([hourly, daily])[1]) == cut.normalize() - DAY
 
     earlier = windows_from("DAILY", "2023-11-01", 230, "D")
-    cut = first_held_out(earlier)
+    cut = holdout_start_time(earlier)
     assert cut is not None
     hourly = windows_from("HOURLY", "2024-05-01", 24 * 60, "h")
     assert last_target(hourly) >= cut
-    assert last_target(known_together([earlier, hourly])[1]) == cut - HOUR
+    assert last_target(purge_overlapping_targets([earlier, hourly])[1]) == cut - HOUR
 
 
 @pytest.mark.parametrize("hour", [0, 16])
 def test_a_daily_bar_of_the_date_before_is_kept_whatever_the_hour(hour: int) -> None:
     stock = windows_of(simulated_bars("AAPL", 200))
     crypto = windows_of(every_day("BTCUSD", stock.bars.frame["timestamps"].iloc[-1] + pd.Timedelta(hours=hour)))
-    cut = first_held_out(stock)
+    cut = holdout_start_time(stock)
     assert cut is not None
-    assert last_target(known_together([stock, crypto])[1]) == cut - DAY + pd.Timedelta(hours=hour)
+    assert last_target(purge_overlapping_targets([stock, crypto])[1]) == cut - DAY + pd.Timedelta(hours=hour)

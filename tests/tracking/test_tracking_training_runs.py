@@ -33,7 +33,7 @@ def status(tracker: Tracker, job: AdapterJob) -> str:
 
 def test_each_run_ends_as_its_training_does_while_the_others_go_on(tracker: Tracker) -> None:
     with TrainingRuns(tracker, RECIPE) as runs:
-        good, bad, slow = (runs.begin(AdapterJob(name, []), {"ticker": name}) for name in ("GOOD", "BAD", "SLOW"))
+        good, bad, slow = (runs.start(AdapterJob(name, []), {"ticker": name}) for name in ("GOOD", "BAD", "SLOW"))
         assert good.listener is not None
         good.listener.on_log(1, {"train_loss": 2.0})
         run, result = runs.end(good, RESULT)
@@ -59,7 +59,7 @@ def test_an_error_of_all_marks_the_runs_that_are_open(tracker: Tracker, error: t
 
     def train() -> None:
         with TrainingRuns(tracker, RECIPE) as runs:
-            jobs.extend(runs.begin(AdapterJob(name, [])) for name in ("AAPL", "MSFT"))
+            jobs.extend(runs.start(AdapterJob(name, [])) for name in ("AAPL", "MSFT"))
             raise error
 
     with pytest.raises(error):
