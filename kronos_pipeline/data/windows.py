@@ -239,7 +239,7 @@ def _starts(
     # Counted back from the block's end, so that a stride leaves out old windows and not the newest.
     train = np.arange(blocks.selection - span, -1, -stride)[::-1]
     selection = np.arange(blocks.selection - lookback, blocks.holdout - span + 1)
-    return [train, selection, np.arange(blocks.holdout - lookback, blocks.bars - lookback, horizon)]
+    return train, selection, np.arange(blocks.holdout - lookback, blocks.bars - lookback, horizon)
 
 
 def _training_hash(windows: WindowSet) -> str:
