@@ -48,7 +48,7 @@ from kronos_pipeline.model.devices import pick_device
 from kronos_pipeline.model.loading import KronosModel, load_base
 from kronos_pipeline.model.lora import load_adapter
 from kronos_pipeline.model.losses import teacher_forced_logits
-from kronos_pipeline.model.modules import inner
+from kronos_pipeline.model.modules import unwrap_peft
 from kronos_pipeline.training.trainer import KronosTrainer
 
 SETTINGS: dict[str, Any] = {
@@ -137,7 +137,7 @@ def fine_loss(windows: WindowSet, model: KronosModel, s2_position: str) -> float
     bars = rows["start"].to_numpy()[:, None] + np.arange(windows.lookback + windows.horizon)
     values = windows.bars.values[bars]
     statistics = lookback_statistics(values[:, : windows.lookback])
-    rotary = inner(model.predictor).dep_layer.cross_attn.rotary
+    rotary = unwrap_peft(model.predictor).dep_layer.cross_attn.rotary
     with torch.no_grad():
         s1, s2 = model.tokenizer.encode(torch.from_numpy(normalise(values, *statistics)), half=True)
         if s2_position == "first":

@@ -27,7 +27,7 @@ from speed.table import Goal, Report, Table, megabytes, number, seconds
 from speed.timing import Run, Sample, Spread, alternate, peak_of, ratio, time_of, timed, times
 from speed.training import batches, recipe, upstream_step
 
-_PEFT, _ALONE, _TOGETHER = "plain PEFT loop, one by one", "train_adapter, one by one", "train_adapters, together"
+_PEFT, _ALONE, _MAX_PREDICTORS = "plain PEFT loop, one by one", "train_adapter, one by one", "train_adapters, together"
 _IMPORTS = "import kronos_pipeline.training.trainer"
 
 
@@ -73,7 +73,7 @@ def beside_peft(
     ways = {
         _PEFT: each(lambda: plain_peft(model, few, settings, steps), alone),
         _ALONE: each(lambda: one_by_one(model, few, settings), alone),
-        _TOGETHER: each(lambda: together(model, windows, settings), adapters),
+        _MAX_PREDICTORS: each(lambda: together(model, windows, settings), adapters),
     }
     short = random_windows(settings, ["WARM", "UP"], batch)
     plain_peft(model, short, settings, 1)
@@ -97,7 +97,7 @@ def beside_peft(
     ]
     if start is not None:
         apart = adapters * (start + time_of(samples[_PEFT]).median)
-        in_one = start + adapters * time_of(samples[_TOGETHER]).median
+        in_one = start + adapters * time_of(samples[_MAX_PREDICTORS]).median
         notes.append(
             f"A process that imports the trainer takes {seconds(start)} to start. A command per ticker waits for that "
             f"{adapters} times: {seconds(apart)} with plain loops, {seconds(in_one)} in one training, "
@@ -105,7 +105,7 @@ def beside_peft(
         )
     columns = ("way", "each", "adapters/min", "times", "peak memory")
     what = f"{adapters} adapters of Kronos-{size}, {machine.device.type}"
-    rivals = samples[_PEFT], samples[_TOGETHER]
+    rivals = samples[_PEFT], samples[_MAX_PREDICTORS]
     found = f"{times(*rivals, 2)} times"
     goals = [] if goal is None else [Goal(what, f"{goal:g} times", found, ratio(*rivals).median >= goal)]
     return Report([Table(what, columns, rows, notes)], goals)

@@ -17,7 +17,7 @@ from kronos_pipeline.data.simulate import simulate_ticker
 from kronos_pipeline.data.windows import WindowSet, build_windows, stamp_features
 from kronos_pipeline.model.loading import KronosModel
 from kronos_pipeline.model.lora import add_lora
-from kronos_pipeline.model.modules import copy_around_weights
+from kronos_pipeline.model.modules import copy_sharing_weights
 from kronos_pipeline.model.upstream import Kronos, KronosTokenizer
 
 
@@ -95,7 +95,7 @@ def adapted(base: KronosModel, adapters: int) -> list[KronosModel]:
     models = []
     for number in range(adapters):
         predictor = add_lora(
-            copy_around_weights(base.predictor),
+            copy_sharing_weights(base.predictor),
             defaults.adapter_r,
             defaults.adapter_alpha,
             0.0,

@@ -90,7 +90,7 @@ def record(
         pool = _new_pool() if share is None else share.pool
         graph = torch.cuda.CUDAGraph()
         try:
-            outputs = _captured(function, graph, pool)
+            outputs = _capture(function, graph, pool)
         except BaseException as error:
             _recover(device, pool)
             if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
@@ -121,7 +121,7 @@ def _capture_stream(device: torch.device) -> Iterator[None]:
             outside.wait_stream(stream)
 
 
-def _captured(function: Callable[[], T], graph: torch.cuda.CUDAGraph, pool: Any) -> T:
+def _capture(function: Callable[[], T], graph: torch.cuda.CUDAGraph, pool: Any) -> T:
     """Capture one call on the current stream."""
     with _no_collection():
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")
@@ -168,4 +168,4 @@ def _recover(device: torch.device, pool: Any) -> None:
         torch._C._cuda_releasePool(torch.cuda.current_device(), pool)
     with contextlib.suppress(RuntimeError):
         number = torch.zeros(1, device=device)
-        _captured(lambda: number.add_(1), torch.cuda.CUDAGraph(), None)
+        _capture(lambda: number.add_(1), torch.cuda.CUDAGraph(), None)

@@ -29,7 +29,7 @@ def dropout(values: Tensor, p: float) -> Tensor:
     return values * keep.to(values.dtype).mul_(_STEPS / (_STEPS - dropped))
 
 
-class QuickDropout(nn.Dropout):
+class FastDropout(nn.Dropout):
     """Takes the place of PyTorch's own dropout.
 
     It is that one away from a CPU, where there is nothing to draw, and in a compiled model, whose compiler knows it.
@@ -42,10 +42,10 @@ class QuickDropout(nn.Dropout):
         return dropout(values, self.p)
 
 
-def quicken_dropout(module: nn.Module) -> None:
-    """Put `QuickDropout` where a module has PyTorch's dropout, in place; LoRA's are among them."""
+def replace_dropout(module: nn.Module) -> None:
+    """Put `FastDropout` where a module has PyTorch's dropout, in place; LoRA's are among them."""
     for parent in list(module.modules()):
         for name, part in list(parent.named_children()):
             if type(part) is nn.Dropout:
-                quick: Any = QuickDropout(part.p)
+                quick: Any = FastDropout(part.p)
                 setattr(parent, name, quick.train(part.training))

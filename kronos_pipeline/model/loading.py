@@ -14,7 +14,7 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, 
 from kronos_pipeline.artifacts import MANIFEST, read_json, text_hash
 from kronos_pipeline.base_models import NANO, BaseModelSource, WeightsSource
 from kronos_pipeline.errors import ArtifactError, ModelError
-from kronos_pipeline.model.modules import inner
+from kronos_pipeline.model.modules import unwrap_peft
 from kronos_pipeline.model.weights import (
     CONFIG,
     WEIGHTS,
@@ -146,7 +146,7 @@ def checkpoint_hash(folder: Path, base_hash: str) -> str:
 
 
 def _check_vocabularies(model: KronosModel, names: str) -> None:
-    predictor, tokenizer = inner(model.predictor), model.tokenizer
+    predictor, tokenizer = unwrap_peft(model.predictor), model.tokenizer
     sizes = [(part.s1_bits, part.s2_bits) for part in (predictor, tokenizer)]
     if sizes[0] != sizes[1]:
         raise ModelError(

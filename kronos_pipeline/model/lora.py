@@ -25,7 +25,7 @@ from kronos_pipeline.errors import ModelError, SettingsError
 from kronos_pipeline.model.devices import exact_products
 from kronos_pipeline.model.loading import KronosModel, check_base, load_checkpoint
 from kronos_pipeline.model.losses import teacher_forced_logits
-from kronos_pipeline.model.modules import copy_around_weights, evaluating, inner
+from kronos_pipeline.model.modules import copy_sharing_weights, eval_mode, unwrap_peft
 from kronos_pipeline.model.weights import (
     check_tensors,
     load_predictor,
@@ -135,7 +135,7 @@ def _assemble(folder: Path, base: KronosModel) -> PeftModel:
     from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
 
     own_base = folder / BASE
-    predictor = load_predictor(own_base, base.device) if own_base.is_dir() else copy_around_weights(base.predictor)
+    predictor = load_predictor(own_base, base.device) if own_base.is_dir() else copy_sharing_weights(base.predictor)
     tensors = read_tensors(folder / WEIGHTS)
     try:
         config = PeftConfig.from_pretrained(str(folder))
@@ -172,13 +172,13 @@ def _settings(peft_model: PeftModel, base: KronosModel) -> dict[str, Any]:
 def _check_same(folder: Path, trained: PeftModel, loaded: PeftModel) -> None:
     """Compare the logits of two models on one device."""
     drawn = torch.Generator().manual_seed(0)
-    core = inner(trained)
+    core = unwrap_peft(trained)
     device = core.head.proj_s1.weight.device
     s1, s2 = (torch.randint(0, 2**bits, (2, 12), generator=drawn) for bits in (core.s1_bits, core.s2_bits))
     tokens = s1.to(device), s2.to(device), torch.randint(0, 7, (2, 12, 5), generator=drawn).to(device)
 
     def logits(model: PeftModel) -> Tensor:
-        with evaluating(model), torch.no_grad(), exact_products():
+        with eval_mode(model), torch.no_grad(), exact_products():
             return torch.cat(teacher_forced_logits(model, *tokens), dim=-1)
 
     before, after = logits(trained), logits(loaded)

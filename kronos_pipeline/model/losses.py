@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from kronos_pipeline.model.modules import inner, rotary_tables
+from kronos_pipeline.model.modules import rotary_tables, unwrap_peft
 
 _SCORES = 2**23
 """Attention scores above which they are not kept for the backward pass; PyTorch's fused attention is slower there."""
@@ -39,7 +39,7 @@ def teacher_forced_logits(
         The logits of s1, (windows, targets, s1 vocabulary), and of s2, (windows, targets, s2 vocabulary). The s2 logits
         know their bar's true s1.
     """
-    core: Any = inner(predictor)
+    core: Any = unwrap_peft(predictor)
     tokens = [s1[:, :-1].long(), s2[:, :-1].long()]
     hidden = core.token_drop(core.embedding(tokens) + core.time_emb(stamps[:, :-1].long()))
     attend = _CausalAttention()

@@ -24,7 +24,7 @@ _SHARED = threading.RLock()
 _LIMITED = threading.Lock()
 
 
-def inner(predictor: nn.Module) -> Any:
+def unwrap_peft(predictor: nn.Module) -> Any:
     """The module with upstream's submodules: the predictor itself, or what a PEFT model wraps."""
     unwrap = getattr(predictor, "get_base_model", None)
     return predictor if unwrap is None else unwrap()
@@ -35,7 +35,7 @@ def is_small(module: nn.Module) -> bool:
     return sum(parameter.numel() for parameter in module.parameters()) < _SMALL
 
 
-def copy_around_weights(module: Any) -> Any:
+def copy_sharing_weights(module: Any) -> Any:
     """A frozen copy of a module, in the same memory: what is put into it, LoRA matrices say, leaves the module as is.
 
     A thousand adapters on one base so take the memory of one base.
@@ -87,7 +87,7 @@ def rotary_tables(rotary: Any, length: int) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
+def eval_mode(module: nn.Module) -> Iterator[None]:
     """Eval mode inside the block; each submodule's own mode comes back after it. One thread at a time is in it."""
     with _SHARED:
         modes = {part: part.training for part in module.modules()}
@@ -111,7 +111,7 @@ _threads = _Threads()
 
 
 @contextmanager
-def fitting_threads(module: nn.Module) -> Iterator[None]:
+def limit_threads(module: nn.Module) -> Iterator[None]:
     """One thread inside the block for a small model on a CPU; as many as before for any other.
 
     The operations of a small model are so short that threads mostly wait for each other, for a whole time slice of the

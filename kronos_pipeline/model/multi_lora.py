@@ -21,14 +21,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from kronos_pipeline.model.dropout import QuickDropout, quicken_dropout
-from kronos_pipeline.model.modules import copy_around_weights
+from kronos_pipeline.model.dropout import FastDropout, replace_dropout
+from kronos_pipeline.model.modules import copy_sharing_weights
 
 _PREFIX = "base_model.model."
 """What PEFT puts before the names of the modules that it wraps."""
 
 
-class StackedLora:
+class MultiLora:
     """Upstream's predictor with a detour beside each target that serves the rows of several adapters.
 
     Attributes:
@@ -59,8 +59,8 @@ class StackedLora:
         tensors = {name: tensor for name, tensor in adapted.named_parameters() if tensor.requires_grad}
         self._shapes = {name: tensor.shape for name, tensor in tensors.items()}
         self.width = sum(shape.numel() for shape in self._shapes.values())
-        self.predictor: Any = copy_around_weights(predictor)
-        quicken_dropout(self.predictor)
+        self.predictor: Any = copy_sharing_weights(predictor)
+        replace_dropout(self.predictor)
         self._rows = _Rows()
         places = dict.fromkeys(name.partition(".lora_")[0] for name in tensors)
         for place in places:
@@ -70,9 +70,9 @@ class StackedLora:
             parent = self.predictor.get_submodule(owner)
             base = getattr(parent, own)
             detour = (
-                _EmbeddingDetour(base, self._rows, (a, b), scaling)
+                _LoraEmbedding(base, self._rows, (a, b), scaling)
                 if isinstance(base, nn.Embedding)
-                else _LinearDetour(base, self._rows, (a, b), scaling, dropout)
+                else _LoraLinear(base, self._rows, (a, b), scaling, dropout)
             )
             setattr(parent, own, detour)
         self._products = products
@@ -120,11 +120,11 @@ class _Rows:
         return stack if self._even else stack.index_select(0, self.which)
 
 
-class _LinearDetour(nn.Module):
+class _LoraLinear(nn.Module):
     def __init__(self, base: nn.Module, rows: _Rows, names: tuple[str, str], scaling: float, dropout: float) -> None:
         super().__init__()
         self.base, self._rows, self._names, self._scaling = base, rows, names, scaling
-        self.dropout = QuickDropout(dropout)
+        self.dropout = FastDropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = (self._rows.blocks(name) for name in self._names)  # (blocks, r, in), (blocks, out, r)
@@ -134,7 +134,7 @@ class _LinearDetour(nn.Module):
         return torch.baddbmm(blocks, thin, b.transpose(1, 2), alpha=self._scaling).view_as(straight)
 
 
-class _EmbeddingDetour(nn.Module):
+class _LoraEmbedding(nn.Module):
     def __init__(self, base: nn.Module, rows: _Rows, names: tuple[str, str], scaling: float) -> None:
         super().__init__()
         self.base, self._rows, self._names, self._scaling = base, rows, names, scaling

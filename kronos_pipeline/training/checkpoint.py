@@ -31,7 +31,7 @@ from kronos_pipeline.training.devices import acquire, device_lock
 from kronos_pipeline.training.host_copy import state_to_host
 from kronos_pipeline.training.progress import Say
 
-_RUN, _TOGETHER = "run.json", "together "
+_RUN, _MAX_PREDICTORS = "run.json", "together "
 _SHAPES_WEIGHTS = Role.MODEL | Role.WINDOWS | Role.TRAINING | Role.ROUNDING
 """Roles of the settings in a training's key: the data before the holdout is hashed itself, the device is resolved."""
 
@@ -131,10 +131,10 @@ def group_state(layout: ArtifactLayout, members: Sequence[ResumeState], say: Say
     States of other groups with one of them in it are dropped, and it is said what changed: it is trained anew.
     """
     keys = sorted(one.key for one in members)
-    group = ResumeState(layout, f"{_TOGETHER}{text_hash(*keys)}", {"members": keys})
+    group = ResumeState(layout, f"{_MAX_PREDICTORS}{text_hash(*keys)}", {"members": keys})
     artifacts = {str((one.layout.root / one.artifact).absolute()) for one in members}
     for run in _runs(layout):
-        of_a_group = run.parent != group.folder and _artifact_of(run).startswith(_TOGETHER)
+        of_a_group = run.parent != group.folder and _artifact_of(run).startswith(_MAX_PREDICTORS)
         if of_a_group and artifacts & (before := set(_read(run).get("artifacts", ()))):
             if (run.parent / "state.pt").is_file():
                 changes = _members_changed(before, artifacts)

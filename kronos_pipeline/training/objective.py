@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from kronos_pipeline.model.dropout import quicken_dropout
+from kronos_pipeline.model.dropout import replace_dropout
 from kronos_pipeline.model.losses import token_loss
 
 
@@ -20,7 +20,7 @@ class Objective(nn.Module):
 
     def __init__(self, predictor: nn.Module, first_target: int) -> None:
         super().__init__()
-        quicken_dropout(predictor)
+        replace_dropout(predictor)
         self._loss = _TokenLoss(predictor, first_target)
 
     @property

@@ -14,7 +14,7 @@ from accelerate.utils import set_seed
 
 from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.model.devices import explain_out_of_memory
-from kronos_pipeline.model.modules import fitting_threads, move
+from kronos_pipeline.model.modules import limit_threads, move
 from kronos_pipeline.training import preflight as plan
 from kronos_pipeline.training.checkpoint import ResumeState, locked
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
@@ -105,7 +105,7 @@ def _train(trainer: KronosTrainer, one: PreparedTraining, *, lora: bool) -> Trai
         saved = one.state.load()
         set_seed(trainer.recipe.seed)
         predictor = trainer.trainable(lora=lora)
-        with fitting_threads(predictor):
+        with limit_threads(predictor):
             outcome = _optimise(trainer, one, predictor, saved, accelerator)
         summary = training_summary(outcome, predictor, one.windows, trainer.device, trainer.precision)
         result = TrainingResult(one.target, outcome.history, summary)

@@ -19,7 +19,7 @@ from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.model.devices import explain_out_of_memory
 from kronos_pipeline.model.loading import KronosModel, load_base
 from kronos_pipeline.model.lora import add_lora
-from kronos_pipeline.model.modules import copy_around_weights, fitting_threads, move
+from kronos_pipeline.model.modules import copy_sharing_weights, limit_threads, move
 from kronos_pipeline.training import preflight as plan
 from kronos_pipeline.training.checkpoint import ResumeState, clear_state, training_settings
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
@@ -183,7 +183,7 @@ class KronosTrainer:
         """Seconds that a training on these windows takes at most, by a batch that is timed; nothing is kept."""
         with explain_out_of_memory("A training", self.device, MORE_MEMORY):
             predictor = move(self.trainable(lora=lora), self.device)
-            with fitting_threads(predictor):
+            with limit_threads(predictor):
                 return expected_seconds(self, predictor, *self.datasets(windows, None), new_microbatch(self))
 
     def prepare(self, job: AdapterJob) -> PreparedTraining:
@@ -211,7 +211,7 @@ class KronosTrainer:
         recipe, predictor = self.recipe, self.base.predictor
         if not lora:
             return copy.deepcopy(predictor)
-        predictor = copy_around_weights(predictor) if recipe.freeze_backbone else copy.deepcopy(predictor)
+        predictor = copy_sharing_weights(predictor) if recipe.freeze_backbone else copy.deepcopy(predictor)
         thawed = [parameter for parameter in predictor.parameters() if parameter.requires_grad]
         adapted = add_lora(
             predictor,

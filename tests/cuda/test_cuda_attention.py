@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from kronos_pipeline.model.decode.decoder import Decoder
-from kronos_pipeline.model.modules import copy_around_weights
+from kronos_pipeline.model.modules import copy_sharing_weights
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -23,7 +23,7 @@ def logits_of(device: str, precision: str, width: int) -> Tensor:
     torch.manual_seed(1)
     targets = ["q_proj", "k_proj", "v_proj", "out_proj"]
     config = LoraConfig(r=2, target_modules=targets, init_lora_weights=False)
-    adapter = get_peft_model(copy_around_weights(base), config).eval()
+    adapter = get_peft_model(copy_sharing_weights(base), config).eval()
     drawn, seen = torch.Generator().manual_seed(3), []
     known = tuple(torch.randint(0, 16, (2, 9), generator=drawn) for _ in range(2))
     past, ahead = (torch.randint(0, 7, (2, count, 5), generator=drawn) for count in (9, 4))

@@ -14,8 +14,8 @@ from kronos_pipeline import KronosPredictor
 from kronos_pipeline.errors import ModelError
 from kronos_pipeline.model.decode import generate, memory, weight_cache
 from kronos_pipeline.model.decode.decoder import Decoder
-from kronos_pipeline.model.modules import copy_around_weights
-from kronos_pipeline.model.predictor.adapters import named_adapters
+from kronos_pipeline.model.modules import copy_sharing_weights
+from kronos_pipeline.model.predictor.adapters import load_adapters
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -73,15 +73,15 @@ def test_kept_graphs_go_before_the_work_is_halved(tried: list[tuple[int, int]]) 
     expected = sampled(ours)
     sampled(ours, 2)  # keeps a batch of another shape, which is of no use to the next call
     tried.clear()
-    fails, begin = [True], generate.Moving.to
+    fails, begin = [True], generate.StaticStep.to
 
-    def once(self: generate.Moving, step: int) -> None:
+    def once(self: generate.StaticStep, step: int) -> None:
         if fails.pop() if fails else False:
             raise torch.OutOfMemoryError("CUDA out of memory")
         begin(self, step)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generate.Moving, "to", once)
+        patch.setattr(generate.StaticStep, "to", once)
         np.testing.assert_allclose(sampled(ours), expected, rtol=1e-4)
     assert tried == [(SERIES, PATHS), (SERIES, PATHS)]
     assert simcuda.counts()["emptied"] > 0
@@ -122,12 +122,12 @@ def test_parts_are_as_small_as_what_others_leave_free() -> None:
     simcuda = pytest.importorskip("simcuda")
     ours, device = predictor(), torch.device("cuda")
     _, total = torch.cuda.mem_get_info()
-    before = memory.room(device)
+    before = memory.memory_budget(device)
     with simcuda.occupy(total / 2**30 * 0.75):
-        assert memory.room(device) < 0.3 * before
+        assert memory.memory_budget(device) < 0.3 * before
         sampled(ours)
     with simcuda.occupy(total / 2**30):
-        assert memory.room(device) == memory._LEAST
+        assert memory.memory_budget(device) == memory._LEAST
 
 
 @pytest.mark.parametrize("after", [0, 3])
@@ -157,15 +157,15 @@ def test_a_model_that_finds_no_memory_is_told_and_stays_where_it_was() -> None:
     with simcuda.occupy(everything), pytest.raises(ModelError, match=f"The model {TOLD}"):
         KronosPredictor(model, tokenizer, "cuda")
     assert {one.device.type for one in model.parameters()} == {"cpu"}
-    adapter = with_lora(copy_around_weights(model))
+    adapter = with_lora(copy_sharing_weights(model))
     ours = KronosPredictor(model, tokenizer, "cuda")
     with simcuda.occupy(everything), pytest.raises(ModelError, match=f"The adapter a {TOLD}"):
-        named_adapters({"a": adapter}, ours.model, ours.tokenizer, memory.Mover(torch.device("cuda:0")))
+        load_adapters({"a": adapter}, ours.model, ours.tokenizer, memory.DeviceMover(torch.device("cuda:0")))
 
 
 def test_adapters_that_share_a_base_share_it_on_the_gpu_and_are_decoded_together(tried: list[tuple[int, int]]) -> None:
     model = sharp_predictor()
-    adapters = {name: with_lora(copy_around_weights(model), seed) for seed, name in enumerate("abc")}
+    adapters = {name: with_lora(copy_sharing_weights(model), seed) for seed, name in enumerate("abc")}
     past, ahead = times(30, HORIZON)
     given = [candles(30)] * SERIES, [past] * SERIES, [ahead] * SERIES, HORIZON
     settings: dict[str, Any] = {"adapters": [*"abc", None], "top_k": 1, "verbose": False}

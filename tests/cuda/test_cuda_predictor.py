@@ -12,7 +12,7 @@ from sktime.libs.kronos import KronosPredictor as Upstream
 
 from kronos_pipeline import KronosPredictor
 from kronos_pipeline.errors import KronosError, ModelError
-from kronos_pipeline.model.modules import copy_around_weights
+from kronos_pipeline.model.modules import copy_sharing_weights
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -55,7 +55,7 @@ def test_unequal_series_through_adapters_are_those_of_the_cpu() -> None:
     forecasts = {}
     for device in ("cpu", "cuda"):
         model = sharp_predictor()
-        adapters = {name: with_lora(copy_around_weights(model), seed) for seed, name in enumerate("ab")}
+        adapters = {name: with_lora(copy_sharing_weights(model), seed) for seed, name in enumerate("ab")}
         predictor = KronosPredictor(model, sharp_tokenizer(), device, adapters=adapters)
         forecasts[device] = batch(predictor, adapters=["a", None, "b"], top_k=1)
     for found, expected in zip(forecasts["cuda"], forecasts["cpu"], strict=True):

@@ -20,7 +20,7 @@ from kronos_pipeline.model.decode import generate
 from kronos_pipeline.model.decode.decoder import Decoder
 from kronos_pipeline.model.decode.sample import sample_paths
 from kronos_pipeline.model.loading import KronosModel
-from kronos_pipeline.model.modules import copy_around_weights, move
+from kronos_pipeline.model.modules import copy_sharing_weights, move
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -34,7 +34,7 @@ def with_lora(predictor: Any, seed: int) -> Any:
     torch.manual_seed(seed)
     targets = ["q_proj", "k_proj", "v_proj", "out_proj", "w2", "emb_s1", "proj_s2", "day_embed"]
     config = LoraConfig(r=2, target_modules=targets, init_lora_weights=False)
-    return get_peft_model(copy_around_weights(predictor), config).eval()
+    return get_peft_model(copy_sharing_weights(predictor), config).eval()
 
 
 def models(device: str, adapters: int = 0) -> list[KronosModel]:

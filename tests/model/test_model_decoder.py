@@ -18,11 +18,11 @@ from torch import Tensor
 
 from kronos_pipeline.errors import ModelError, SettingsError
 from kronos_pipeline.model.decode import generate, linear
-from kronos_pipeline.model.decode.decoder import Decoder, decoders
-from kronos_pipeline.model.decode.generate import Moving
-from kronos_pipeline.model.decode.kv_cache import SIDE_BY_SIDE
+from kronos_pipeline.model.decode.decoder import Decoder, group_into_decoders
+from kronos_pipeline.model.decode.generate import StaticStep
+from kronos_pipeline.model.decode.kv_cache import MAX_GROUP_PATHS
 from kronos_pipeline.model.losses import teacher_forced_logits
-from kronos_pipeline.model.modules import copy_around_weights
+from kronos_pipeline.model.modules import copy_sharing_weights
 from kronos_pipeline.model.upstream import Kronos, KronosTokenizer
 
 BITS = 6
@@ -85,7 +85,7 @@ def with_lora(predictor: Any, seed: int, targets: Sequence[str], r: int = 2, **s
     """An adapter on a predictor, which stays as it is."""
     torch.manual_seed(seed)
     config = LoraConfig(r=r, target_modules=list(targets), init_lora_weights=False, **settings)
-    return get_peft_model(copy_around_weights(predictor), config).eval()
+    return get_peft_model(copy_sharing_weights(predictor), config).eval()
 
 
 def adapters(predictor: Any) -> list[Any]:
@@ -144,7 +144,7 @@ def test_greedy_bars_of_a_published_size_are_upstreams(size: str) -> None:
 @pytest.mark.slow
 @hypothesis.settings(max_examples=40, deadline=None)
 @hypothesis.example(bars=20, horizon=10, context=100, paths=2)  # the whole fits
-@hypothesis.example(bars=20, horizon=10, context=25, paths=SIDE_BY_SIDE + 1)  # the window begins to slide on the way
+@hypothesis.example(bars=20, horizon=10, context=25, paths=MAX_GROUP_PATHS + 1)  # the window begins to slide on the way
 @hypothesis.example(bars=20, horizon=10, context=12, paths=2)  # it slides from the start
 @hypothesis.given(
     bars=st.integers(1, 24), horizon=st.integers(1, 10), context=st.integers(10, 40), paths=st.integers(1, 20)
@@ -180,12 +180,12 @@ def test_paths_that_outlive_the_known_bars_go_on_from_their_own() -> None:
 @pytest.mark.parametrize("which", [[0, 1, 2, 3], [2, 0, 0, 2], [1, 1, 1, 1]])
 def test_each_series_is_drawn_from_its_own_adapters_logits(which: list[int]) -> None:
     several, tokenizer = adapters(tiny_predictor(bits=BITS)), tiny_tokenizer(bits=BITS)
-    some, watched, paths = given(4, 15, 5), Watched(), SIDE_BY_SIDE + 3
+    some, watched, paths = given(4, 15, 5), Watched(), MAX_GROUP_PATHS + 3
     decoder = Decoder(several, tokenizer)
     tokens, _ = decoded(decoder, some, 512, paths, choose=watched, which=torch.tensor(which))
     known = decoder.encode(some.bars)
     for row, place in enumerate(which):
-        for path in (0, SIDE_BY_SIDE - 1, SIDE_BY_SIDE, paths - 1):
+        for path in (0, MAX_GROUP_PATHS - 1, MAX_GROUP_PATHS, paths - 1):
             whole = tuple(torch.cat([known[level][[row]], tokens[[row], path, :, level]], dim=1) for level in (0, 1))
             expected = teacher_forced(several[place], whole, some.of(row))
             for level in (0, 1):
@@ -247,8 +247,8 @@ def test_a_step_as_a_gpu_replays_it_gives_the_same(position: str, monkeypatch: p
     several, tokenizer = adapters(sharp(tiny_predictor(bits=BITS))), tiny_tokenizer(bits=BITS)
     some, lengths, which = given(4, 12, 7), torch.tensor([12, 5, 12, 9]), torch.tensor([3, 1, 0, 2])
     settings: dict[str, Any] = {"paths": 3, "lengths": lengths, "which": which, "s2_position": position}
-    logits, moved, to = [], [], Moving.to
-    monkeypatch.setattr(Moving, "to", lambda self, step: (moved.append(step), to(self, step))[1])
+    logits, moved, to = [], [], StaticStep.to
+    monkeypatch.setattr(StaticStep, "to", lambda self, step: (moved.append(step), to(self, step))[1])
     for kinds in (("cuda",), ("cpu",)):
         monkeypatch.setattr(generate, "REPLAYED", kinds)
         for context in (512, 15):
@@ -311,8 +311,8 @@ def test_without_packed_products_the_numbers_are_the_same(monkeypatch: pytest.Mo
     for can in (linear.can_pack(torch.float32), False):
         calls.clear()
         monkeypatch.setattr(linear, "can_pack", lambda _, can=can: can)
-        predictor = copy_around_weights(predictor)
-        results.append(decoded(Decoder(predictor, copy_around_weights(tokenizer)), some, 512, paths=3))
+        predictor = copy_sharing_weights(predictor)
+        results.append(decoded(Decoder(predictor, copy_sharing_weights(tokenizer)), some, 512, paths=3))
         assert bool(calls) is can
     assert torch.equal(results[0][0], results[1][0])
     torch.testing.assert_close(results[0][1], results[1][1])
@@ -342,8 +342,8 @@ def test_predictors_of_other_weights_share_no_decoder() -> None:
         Decoder([one, other], tokenizer)
     dora = with_lora(one, 1, ["q_proj"], use_dora=True)
     several = [one, other, *adapters(one)[2:], dora]
-    assert [places for _, places in decoders(several, tokenizer)] == [[0], [2], [3], [4], [1]]
-    assert [places for _, places in decoders(several[:-1], tokenizer)] == [[0, 2, 3], [1]]
+    assert [places for _, places in group_into_decoders(several, tokenizer)] == [[0], [2], [3], [4], [1]]
+    assert [places for _, places in group_into_decoders(several[:-1], tokenizer)] == [[0, 2, 3], [1]]
 
 
 def test_an_unknown_precision_is_refused() -> None:

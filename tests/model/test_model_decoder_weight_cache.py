@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kronos_pipeline.model.decode import weight_cache as module
 from kronos_pipeline.model.decode.decoder import Decoder
-from kronos_pipeline.model.decode.weight_cache import kept
+from kronos_pipeline.model.decode.weight_cache import cached_weights
 
 
 def adapter() -> Any:
@@ -105,8 +105,8 @@ def test_what_is_kept_is_made_once() -> None:
 
     layer, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     for layers in ([layer], [layer], [other], [layer], [layer, other]):
-        kept(make, layers, 2.0)
-    kept(make, [layer], 3.0)
+        cached_weights(make, layers, 2.0)
+    cached_weights(make, [layer], 3.0)
     assert made == [2.0, 2.0, 2.0, 3.0]
 
 
@@ -124,5 +124,5 @@ def test_nothing_outlives_its_model() -> None:
 def test_only_the_latest_few_are_kept() -> None:
     layers = [torch.nn.Linear(2, 2) for _ in range(9)]
     for layer in layers:
-        kept(lambda made: made[0].weight * 2, [layer])
+        cached_weights(lambda made: made[0].weight * 2, [layer])
     assert len(module._kept) <= 4

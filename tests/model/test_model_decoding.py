@@ -18,10 +18,10 @@ from kronos_pipeline.errors import ModelError, SettingsError
 from kronos_pipeline.model.decode import decoder
 from kronos_pipeline.model.decode import sample as decoding
 from kronos_pipeline.model.decode.decoder import Decoder
-from kronos_pipeline.model.decode.sample import choose, sample_paths
+from kronos_pipeline.model.decode.sample import sample_paths, sample_top_p
 from kronos_pipeline.model.loading import KronosModel
 from kronos_pipeline.model.losses import teacher_forced_logits
-from kronos_pipeline.model.modules import copy_around_weights
+from kronos_pipeline.model.modules import copy_sharing_weights
 
 SERIES, LOOKBACK, HORIZON, PATHS = 3, 20, 8, 5
 SETTINGS: dict[str, Any] = {"paths": PATHS, "temperature": 1.0, "top_p": 0.9, "seed": 7}
@@ -55,11 +55,11 @@ def choices(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.Tensor, torch.T
     seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
     def watched(logits: torch.Tensor, draws: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
-        tokens = choose(logits, draws, temperature, top_p)
+        tokens = sample_top_p(logits, draws, temperature, top_p)
         seen.append((logits, draws, tokens))
         return tokens
 
-    monkeypatch.setattr(decoding, "choose", watched)
+    monkeypatch.setattr(decoding, "sample_top_p", watched)
     return seen
 
 
@@ -118,11 +118,11 @@ def test_a_slow_loop_with_upstreams_own_methods_draws_the_same_tokens(series, ch
         draws = [fast[2 * step + level][1].flatten() for level in (0, 1)]
         with torch.no_grad():
             logits, hidden = predictor.decode_s1(s1, s2, stamps[:, : LOOKBACK + step])
-            drawn = choose(logits[:, -1], draws[0], 1.0, 0.9)
+            drawn = sample_top_p(logits[:, -1], draws[0], 1.0, 0.9)
             # As in training: every position asks with its own next s1, and the last one with that just drawn.
             asked = torch.cat([s1[:, 1:], drawn[:, None]], dim=1)
             predictor.dep_layer.cross_attn.training = True
-            fine = choose(predictor.decode_s2(hidden, asked)[:, -1], draws[1], 1.0, 0.9)
+            fine = sample_top_p(predictor.decode_s2(hidden, asked)[:, -1], draws[1], 1.0, 0.9)
         s1, s2 = torch.cat([s1, drawn[:, None]], dim=1), torch.cat([s2, fine[:, None]], dim=1)
     assert torch.equal(s1[:, LOOKBACK:], rows([tokens for _, _, tokens in fast[0::2]]))
     assert torch.equal(s2[:, LOOKBACK:], rows([tokens for _, _, tokens in fast[1::2]]))
@@ -183,12 +183,12 @@ def test_a_series_gets_the_same_paths_alone_and_in_company(series) -> None:
 @pytest.mark.parametrize("room", [1, 2**17])
 def test_chunks_change_nothing(series, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
     whole = sample_paths(tiny_model(), *series, **SETTINGS)
-    monkeypatch.setattr(decoding, "room", lambda _: room)
+    monkeypatch.setattr(decoding, "memory_budget", lambda _: room)
     np.testing.assert_allclose(sample_paths(tiny_model(), *series, **SETTINGS), whole, rtol=1e-6)
 
 
 def test_chunks_are_as_small_as_memory_asks(series, choices, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "room", lambda _: 1)
+    monkeypatch.setattr(decoding, "memory_budget", lambda _: 1)
     sample_paths(tiny_model(), *series, **SETTINGS)
     assert {logits.shape[:2] for logits, _, _ in choices} == {(1, 1)}
 
@@ -224,7 +224,7 @@ def test_another_error_is_told(series, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_series_of_several_models_are_as_each_alone(series, monkeypatch: pytest.MonkeyPatch) -> None:
     base = tiny_model()
-    adapters = [replace(base, predictor=with_lora(copy_around_weights(base.predictor), seed)) for seed in (1, 2)]
+    adapters = [replace(base, predictor=with_lora(copy_sharing_weights(base.predictor), seed)) for seed in (1, 2)]
     other = tiny_model(tiny_predictor(seed=5, bits=6))
     models = [adapters[0], base, other, adapters[1], adapters[0], base]
     some = [np.concatenate([part, part[::-1]]) for part in series]
@@ -235,13 +235,13 @@ def test_series_of_several_models_are_as_each_alone(series, monkeypatch: pytest.
         own = {name: value[row] if isinstance(value, list) else value for name, value in settings.items()}
         alone = sample_paths(model, *(part[[row]] for part in some), **own)
         np.testing.assert_allclose(together[row], alone[0], rtol=1e-5)
-    monkeypatch.setattr(decoder, "_TOGETHER", 2)
+    monkeypatch.setattr(decoder, "_MAX_PREDICTORS", 2)
     np.testing.assert_allclose(sample_paths(models, *some, **settings), together, rtol=1e-5)
 
 
 def test_models_that_share_a_base_are_decoded_at_once(series, choices) -> None:
     base = tiny_model()
-    adapters = [replace(base, predictor=with_lora(copy_around_weights(base.predictor), seed)) for seed in (1, 2)]
+    adapters = [replace(base, predictor=with_lora(copy_sharing_weights(base.predictor), seed)) for seed in (1, 2)]
     sample_paths([*adapters, base], *series, **SETTINGS)
     assert {logits.shape[:2] for logits, _, _ in choices} == {(3, PATHS)}
 
@@ -361,7 +361,7 @@ def test_tokens_are_drawn_as_often_as_upstreams_filter_has_them(top_p: float) ->
         filtered = top_k_top_p_filtering(filtered, top_p=top_p)
     expected = filtered.softmax(dim=-1)[0]
     draws = (torch.arange(20_000) + 0.5) / 20_000
-    tokens = choose(logits.expand(len(draws), -1), draws, temperature=0.7, top_p=top_p)
+    tokens = sample_top_p(logits.expand(len(draws), -1), draws, temperature=0.7, top_p=top_p)
     shares = torch.bincount(tokens, minlength=24) / len(draws)
     torch.testing.assert_close(shares, expected, rtol=0, atol=2e-4)
     assert (shares[expected == 0] == 0).all()
@@ -372,15 +372,15 @@ def test_the_largest_draw_is_a_token_that_was_kept(top_p: float) -> None:
     largest = torch.tensor([np.nextafter(np.float32(1), np.float32(0))])
     torch.manual_seed(0)
     for size in (2, 1024):
-        token = choose(torch.randn(1, size), largest, temperature=1.0, top_p=top_p)
+        token = sample_top_p(torch.randn(1, size), largest, temperature=1.0, top_p=top_p)
         assert 0 <= int(token) < size
 
 
 def test_a_small_model_on_a_cpu_takes_one_thread_and_gives_the_others_back(series, monkeypatch) -> None:
     threads: list[int] = []
-    watched = decoding.choose
+    watched = decoding.sample_top_p
     monkeypatch.setattr(
-        decoding, "choose", lambda *given: (threads.append(torch.get_num_threads()), watched(*given))[1]
+        decoding, "sample_top_p", lambda *given: (threads.append(torch.get_num_threads()), watched(*given))[1]
     )
     before = torch.get_num_threads()
     torch.set_num_threads(2)

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from tiny_models import tiny_predictor
 from torch import nn
 
-from kronos_pipeline.model.dropout import QuickDropout, dropout, quicken_dropout
+from kronos_pipeline.model.dropout import FastDropout, dropout, replace_dropout
 
 
 @pytest.mark.parametrize("p", [0.05, 0.2, 0.9])
@@ -40,7 +40,7 @@ def test_neighbours_are_drawn_apart() -> None:
 
 
 def test_a_restored_generator_draws_the_same_mask_and_the_gradient_passes_it() -> None:
-    module, values = QuickDropout(0.3).train(), torch.ones(7, 11, requires_grad=True)
+    module, values = FastDropout(0.3).train(), torch.ones(7, 11, requires_grad=True)
     state = torch.get_rng_state()
     first, second = module(values), module(values)
     torch.set_rng_state(state)
@@ -54,7 +54,7 @@ def test_a_restored_generator_draws_the_same_mask_and_the_gradient_passes_it() -
 @pytest.mark.parametrize(("p", "training", "expected"), [(0.5, False, 1.0), (0.0, True, 1.0), (1.0, True, 0.0)])
 def test_where_nothing_is_drawn_it_is_pytorchs_own(p: float, training: bool, expected: float) -> None:
     state = torch.get_rng_state()
-    assert torch.equal(QuickDropout(p).train(training)(torch.ones(50)), torch.full((50,), expected))
+    assert torch.equal(FastDropout(p).train(training)(torch.ones(50)), torch.full((50,), expected))
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -63,9 +63,9 @@ def test_all_dropouts_of_a_model_and_its_lora_are_replaced_and_keep_share_mode_a
     model.transformer[1].eval()
     before = {name: (part.p, part.training) for name, part in model.named_modules() if isinstance(part, nn.Dropout)}
     tensors = list(model.state_dict())
-    quicken_dropout(model)
+    replace_dropout(model)
     after = {name: part for name, part in model.named_modules() if isinstance(part, nn.Dropout)}
     assert {name: (part.p, part.training) for name, part in after.items()} == before
-    assert {type(part) for part in after.values()} == {QuickDropout}
+    assert {type(part) for part in after.values()} == {FastDropout}
     assert {p for p, _ in before.values()} >= {0.1, 0.2, 0.05}
     assert list(model.state_dict()) == tensors

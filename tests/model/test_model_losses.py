@@ -12,7 +12,7 @@ from tiny_models import tiny_predictor
 
 from kronos_pipeline.model import losses
 from kronos_pipeline.model.losses import teacher_forced_logits, token_loss, token_losses
-from kronos_pipeline.model.modules import evaluating, move, prepare_rotary, rotary_tables
+from kronos_pipeline.model.modules import eval_mode, move, prepare_rotary, rotary_tables
 
 WINDOWS, BARS = 3, 14
 
@@ -209,6 +209,6 @@ def test_evaluating_gives_each_part_its_mode_back() -> None:
     predictor = tiny_predictor().train()
     predictor.norm.eval()
     before = copy.deepcopy({name: part.training for name, part in predictor.named_modules()})
-    with evaluating(predictor):
+    with eval_mode(predictor):
         assert not any(part.training for part in predictor.modules())
     assert {name: part.training for name, part in predictor.named_modules()} == before

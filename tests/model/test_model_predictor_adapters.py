@@ -19,7 +19,7 @@ from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.errors import KronosError, ModelError
 from kronos_pipeline.model.loading import KronosModel, base_identity, load_base
 from kronos_pipeline.model.lora import add_lora, load_adapter, save_adapter
-from kronos_pipeline.model.modules import copy_around_weights
+from kronos_pipeline.model.modules import copy_sharing_weights
 
 HORIZON, PATHS = 5, 3
 LENGTHS = (20, 31, 1, 12)
@@ -41,8 +41,10 @@ def own_base(seed: int) -> Any:
 def adapters() -> tuple[Any, dict[str, Any]]:
     """A model and adapters of many kinds."""
     model = sharp_predictor()
-    shared = {f"plain {seed}": with_lora(copy_around_weights(model), seed, r=1 + seed, lora_alpha=4) for seed in (1, 2)}
-    dora = with_lora(copy_around_weights(model), 3, use_dora=True, target_modules=["q_proj", "w1"])
+    shared = {
+        f"plain {seed}": with_lora(copy_sharing_weights(model), seed, r=1 + seed, lora_alpha=4) for seed in (1, 2)
+    }
+    dora = with_lora(copy_sharing_weights(model), 3, use_dora=True, target_modules=["q_proj", "w1"])
     return model, {**shared, "dora": dora, "own base": own_base(5), "checkpoint": sharp_predictor(seed=6)}
 
 
@@ -104,7 +106,7 @@ def saved(folder: Path, base: KronosModel, seed: int, *, train_base: bool = Fals
     """An adapter as the trainer writes it."""
     torch.manual_seed(seed)
     model = add_lora(
-        copy_around_weights(base.predictor), r=3, alpha=8.0, dropout=0.1, targets=["q_proj", "w1", "emb_s2"]
+        copy_sharing_weights(base.predictor), r=3, alpha=8.0, dropout=0.1, targets=["q_proj", "w1", "emb_s2"]
     )
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -130,7 +130,7 @@ def test_batches_are_as_large_as_the_memory_allows_and_change_nothing(
     expected = ours.predict_batch(*BATCH, **settings)
     after = torch.get_rng_state()
     tried.clear()
-    monkeypatch.setattr(sampling, "room", lambda _: room)
+    monkeypatch.setattr(sampling, "memory_budget", lambda _: room)
     torch.manual_seed(2)
     assert_as_before(ours.predict_batch(*BATCH, **settings), expected)
     assert tried == parts

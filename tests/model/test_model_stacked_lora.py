@@ -11,7 +11,7 @@ from tiny_models import tiny_predictor
 
 from kronos_pipeline.model.lora import add_lora
 from kronos_pipeline.model.losses import token_losses
-from kronos_pipeline.model.multi_lora import StackedLora
+from kronos_pipeline.model.multi_lora import MultiLora
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "out_proj", "w1", "w2", "w3"]
 EMBEDDINGS = ["month_embed", "day_embed"]
@@ -48,7 +48,7 @@ def adapters_of(predictor: Any, targets: list[str], count: int) -> list[Any]:
 def test_each_row_is_its_own_adapters(targets: str, counts: tuple[int, ...], training: bool) -> None:
     predictor = tiny_predictor(dropout=False)
     models = adapters_of(predictor, TARGETS[targets], len(counts))
-    stacked = StackedLora(predictor, models[0], scaling=5.0 / 3, dropout=0.0)
+    stacked = MultiLora(predictor, models[0], scaling=5.0 / 3, dropout=0.0)
     stacked.predictor.train(training)
     packed = torch.stack([stacked.pack(trained_tensors(model)) for model in models]).requires_grad_()
     which = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
@@ -68,7 +68,7 @@ def test_each_row_is_its_own_adapters(targets: str, counts: tuple[int, ...], tra
 def test_bfloat16_products_are_pefts_own_but_for_rounding() -> None:
     predictor = tiny_predictor(dropout=False)
     models = adapters_of(predictor, TARGETS["all"], 2)
-    stacked = StackedLora(predictor, models[0], scaling=5.0 / 3, dropout=0.0)
+    stacked = MultiLora(predictor, models[0], scaling=5.0 / 3, dropout=0.0)
     packed = torch.stack([stacked.pack(trained_tensors(model)) for model in models])
     batch = batch_of(4)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -86,7 +86,7 @@ def test_bfloat16_products_are_pefts_own_but_for_rounding() -> None:
 def test_dropout_falls_on_the_detours_of_linear_targets_while_training() -> None:
     predictor = tiny_predictor(dropout=False)
     (model,) = adapters_of(predictor, LINEAR, 1)
-    stacked = StackedLora(predictor, model, scaling=5.0 / 3, dropout=0.5)
+    stacked = MultiLora(predictor, model, scaling=5.0 / 3, dropout=0.5)
     packed = stacked.pack(trained_tensors(model))[None]
 
     def losses(training: bool) -> torch.Tensor:
@@ -103,7 +103,7 @@ def test_the_base_stays_as_it_is_and_its_memory_is_shared() -> None:
     predictor = tiny_predictor(dropout=False)
     before = [(tensor.clone(), tensor.requires_grad) for tensor in predictor.parameters()]
     (model,) = adapters_of(predictor, LINEAR, 1)
-    stacked = StackedLora(predictor, model, scaling=1.0, dropout=0.0)
+    stacked = MultiLora(predictor, model, scaling=1.0, dropout=0.0)
     assert type(predictor.transformer[0].self_attn.q_proj) is torch.nn.Linear
     shared = stacked.predictor.transformer[0].self_attn.q_proj.base.weight
     assert shared.data_ptr() == predictor.transformer[0].self_attn.q_proj.weight.data_ptr()

@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 
 from kronos_pipeline.errors import ModelError, SettingsError
-from kronos_pipeline.model.decode.generate import Choose, Run, Tokens
-from kronos_pipeline.model.decode.kv_cache import Lengths, Span
-from kronos_pipeline.model.decode.memory import with_room_made
-from kronos_pipeline.model.decode.network import Bars, Network
+from kronos_pipeline.model.decode.generate import Generation, TokenPicker, Tokens
+from kronos_pipeline.model.decode.kv_cache import CacheLayout, SeriesLengths
+from kronos_pipeline.model.decode.memory import retry_after_release
+from kronos_pipeline.model.decode.network import PredictorWeights, TokenizerWeights
 from kronos_pipeline.model.decode.transformer import CachedBlocks
-from kronos_pipeline.model.decode.weight_cache import kept
+from kronos_pipeline.model.decode.weight_cache import cached_weights
 from kronos_pipeline.model.devices import FREE_MEMORY, explain_out_of_memory
-from kronos_pipeline.model.modules import evaluating, fitting_threads, prepare_rotary
+from kronos_pipeline.model.modules import eval_mode, limit_threads, prepare_rotary
 
 S2_POSITIONS = ("true", "first")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
-_TOGETHER = 64
+_MAX_PREDICTORS = 64
 """Predictors of one decoder, at most: the LoRA matrices of each are kept beside the base's weights."""
 
 
@@ -54,11 +54,13 @@ class Decoder:
         several: list[Any] = list(predictors) if listed else [predictors]
         self.device = next(several[0].parameters()).device
 
-        def packed() -> tuple[Network, Bars]:
-            return _network(several, PRECISIONS[precision], beside=listed), kept(Bars, [tokenizer])
+        def packed() -> tuple[PredictorWeights, TokenizerWeights]:
+            return _network(several, PRECISIONS[precision], beside=listed), cached_weights(
+                TokenizerWeights, [tokenizer]
+            )
 
         with explain_out_of_memory("Packing the model's weights for sampling", self.device, FREE_MEMORY):
-            self._network, self._bars = with_room_made(packed, self.device)
+            self._network, self._bars = retry_after_release(packed, self.device)
         self._tokenizer, self._threads_for = tokenizer, several[0]
 
     def encode(self, bars: Tensor, lengths: Tensor | None = None) -> Tokens:
@@ -72,7 +74,7 @@ class Decoder:
             s1 and s2, (series, bars) each; anything where there is no bar.
         """
         tokenizer, bars = self._tokenizer, bars.to(self.device)
-        with torch.no_grad(), evaluating(tokenizer), fitting_threads(tokenizer):
+        with torch.no_grad(), eval_mode(tokenizer), limit_threads(tokenizer):
             prepare_rotary(tokenizer, bars.shape[1])
             if lengths is None:
                 s1, s2 = tokenizer.encode(bars, half=True)
@@ -90,7 +92,7 @@ class Decoder:
         known: Tokens,
         past: Tensor,
         ahead: Tensor,
-        choose: Choose,
+        choose: TokenPicker,
         *,
         paths: int,
         context: int,
@@ -122,8 +124,8 @@ class Decoder:
         """
         if s2_position not in S2_POSITIONS:
             raise SettingsError(f"--s2-position must be true or first, not {s2_position}.")
-        with torch.inference_mode(), fitting_threads(self._threads_for):
-            run = Run(self._network, known, past, ahead, paths, context, lengths, which, s2_position == "true")
+        with torch.inference_mode(), limit_threads(self._threads_for):
+            run = Generation(self._network, known, past, ahead, paths, context, lengths, which, s2_position == "true")
             s1, s2 = run.sample(choose)
         return s1.clone(), s2.clone()
 
@@ -145,7 +147,7 @@ class Decoder:
         horizon = drawn[0].shape[2]
         if horizon > context:
             raise SettingsError(f"{horizon} bars of horizon exceed the context, {context} bars; lower the horizon.")
-        with torch.inference_mode(), fitting_threads(self._threads_for):
+        with torch.inference_mode(), limit_threads(self._threads_for):
             values = self._decode(known, drawn, context, lengths)
         return values.clone()
 
@@ -153,7 +155,7 @@ class Decoder:
         _, paths, horizon = drawn[0].shape
         start = max(0, known[0].shape[1] + horizon - context)
         known = known[0][:, start:], known[1][:, start:]
-        span = Span.of(known[0].shape[1], paths, horizon, Lengths.of(lengths, self.device))
+        span = CacheLayout.of(known[0].shape[1], paths, horizon, SeriesLengths.of(lengths, self.device))
         blocks = CachedBlocks(self._bars.blocks.chosen(None), span)
         blocks.over_context(self._bars.embed(self._tokenizer.indices_to_bits(known, half=True)))
         steps = [span.group(level).transpose(1, 2).flatten(1) for level in drawn]  # (series * groups, steps * paths)
@@ -170,26 +172,26 @@ class Decoder:
             unequal: whether the series differ in length, so that each has masks of its own.
         """
         network, decoder = self._network, self._bars.blocks
-        span = Span.of(bars, paths, horizon, None)
+        span = CacheLayout.of(bars, paths, horizon, None)
         rows, keys = span.groups * span.paths * horizon, span.context + span.paths * horizon
         cached = 2 * series * span.groups * keys * (len(network.blocks) + 1) * network.blocks.width
         context = 12 * series * bars * max(network.width, decoder.width)
         values = series * rows * (12 * decoder.width + 2 * len(decoder) * decoder.width)
         masks = series * (rows * keys + bars**2) if unequal else span.paths * horizon * keys
-        detours = series * network.detoured
+        detours = series * network.lora_size
         return 4 * (max(cached + 8 * series * paths * network.vocabulary, values + masks) + context + detours)
 
 
-def _network(predictors: list[Any], dtype: torch.dtype, *, beside: bool) -> Network:
+def _network(predictors: list[Any], dtype: torch.dtype, *, beside: bool) -> PredictorWeights:
     if len(predictors) > 1 or not beside:
-        return kept(Network, predictors, dtype)
+        return cached_weights(PredictorWeights, predictors, dtype)
     try:  # as of two, whose matrices stay beside the weights
-        return kept(Network, predictors * 2, dtype)
+        return cached_weights(PredictorWeights, predictors * 2, dtype)
     except ModelError:  # no plain LoRA
-        return kept(Network, predictors, dtype)
+        return cached_weights(PredictorWeights, predictors, dtype)
 
 
-def decoders(
+def group_into_decoders(
     predictors: Sequence[Any], tokenizer: Any, *, precision: str = "fp32"
 ) -> Iterator[tuple[Decoder, list[int]]]:
     """As few decoders as there can be for some predictors, each with the places of its own among them.
@@ -206,8 +208,8 @@ def decoders(
         shared = (value for name, value in predictor.named_parameters() if "lora_" not in name)
         groups.setdefault(tuple(sorted(map(Tensor.data_ptr, shared))), []).append(place)
     for group in groups.values():
-        for first in range(0, len(group), _TOGETHER):
-            places = group[first : first + _TOGETHER]
+        for first in range(0, len(group), _MAX_PREDICTORS):
+            places = group[first : first + _MAX_PREDICTORS]
             try:
                 yield Decoder([predictors[place] for place in places], tokenizer, precision=precision), places
             except ModelError:

@@ -25,13 +25,13 @@ import torch
 from torch import Tensor
 
 from kronos_pipeline.model.cuda_graphs import Recording, record
-from kronos_pipeline.model.decode.kv_cache import HIDDEN, Lengths, Span, Steps
-from kronos_pipeline.model.decode.network import CachedNetwork, Network
+from kronos_pipeline.model.decode.kv_cache import HIDDEN, CacheLayout, SeriesLengths, Steps
+from kronos_pipeline.model.decode.network import CachedPredictor, PredictorWeights
 
 Tokens = tuple[Tensor, Tensor]
 """Coarse and fine tokens, s1 and s2, of equal shape."""
 
-Choose = Callable[[Tensor, int, int], Tensor]
+TokenPicker = Callable[[Tensor, int, int], Tensor]
 """Logits (series, paths, vocabulary) in float32, step, and level (0: s1, 1: s2) -> tokens (series, paths)."""
 
 Fine = Callable[[Tensor], Tensor]
@@ -44,16 +44,16 @@ _KEPT = 4
 _SHARE = 1 / 32
 """The largest share of a GPU's memory that the keys and values of all kept batches take."""
 
-_kept: OrderedDict[tuple[Any, ...], tuple[Replayed, weakref.ref[Network]]] = OrderedDict()
+_kept: OrderedDict[tuple[Any, ...], tuple[StepGraphs, weakref.ref[PredictorWeights]]] = OrderedDict()
 _lock = threading.RLock()
 
 
-class Run:
+class Generation:
     """One call of `Decoder.generate`, whose arguments it takes; `lengths` and `which` are on the host."""
 
     def __init__(
         self,
-        network: Network,
+        network: PredictorWeights,
         known: Tokens,
         past: Tensor,
         ahead: Tensor,
@@ -64,7 +64,7 @@ class Run:
         in_place: bool,
     ) -> None:
         device, (series, bars), horizon = network.device, known[0].shape, ahead.shape[1]
-        self._known, self._lengths = (known[0].to(device), known[1].to(device)), Lengths.of(lengths, device)
+        self._known, self._lengths = (known[0].to(device), known[1].to(device)), SeriesLengths.of(lengths, device)
         self._paths, self._context, self._in_place = paths, context, in_place
         self._steps = min(horizon - 1, context - bars)  # of each path that the context has room for
         self._packed, self._replayed = network, None
@@ -79,7 +79,7 @@ class Run:
             self._rows = network.rows(places, series)
         self._past, self._ahead = (self._rows.stamps(part.to(device)) for part in (past, ahead))
 
-    def sample(self, choose: Choose) -> Tokens:
+    def sample(self, choose: TokenPicker) -> Tokens:
         """s1 and s2, (series, paths, horizon)."""
         horizon, bars = self._ahead.shape[1], self._known[0].shape[1]
         drawn: list[Tokens] = []
@@ -105,15 +105,15 @@ class Run:
         known = self._known[0][:, start:], self._known[1][:, start:]
         first = max(0, start - self._known[0].shape[1])
         drawn, steps = drawn[first:], len(drawn) if start else self._steps
-        span = Span.of(known[0].shape[1], self._paths, max(1, steps - first), self._lengths)
+        span = CacheLayout.of(known[0].shape[1], self._paths, max(1, steps - first), self._lengths)
         if self._replayed is not None and not start:
             self._network = self._replayed.network
             self._network.begin(span)
             self._replayed.begin(self._ahead)
         else:
-            self._network = CachedNetwork(self._rows, span, in_place=self._in_place)
+            self._network = CachedPredictor(self._rows, span, in_place=self._in_place)
             if self._replays and not start:
-                self._replayed = Replayed(self._network, self._ahead)
+                self._replayed = StepGraphs(self._network, self._ahead)
         network, dtype, device = self._network, self._packed.dtype, self._packed.device
         hidden = network.over_context(known, self._past[:, start:])
         self._mask = span.paths_mask(1, dtype, device)
@@ -141,10 +141,10 @@ class Run:
         return coarse, lambda s1: network.fine_logits(span.group(s1), last, at)
 
 
-class Moving:
+class StaticStep:
     """A step of a network, whose inputs are tensors that stay where they are in memory."""
 
-    def __init__(self, network: CachedNetwork, ahead: Tensor) -> None:
+    def __init__(self, network: CachedPredictor, ahead: Tensor) -> None:
         """`ahead`: embedded stamps of the bars to come, (series, horizon, width)."""
         span, self._network = network.span, network
         self._horizon_stamps, device = ahead.clone(), ahead.device
@@ -169,7 +169,7 @@ class Moving:
         self._tokens[level].copy_(self._network.span.group(tokens))
 
     def over_paths(self) -> tuple[Tensor, Tensor]:
-        """What `CachedNetwork.over_paths` gives for the tokens at this step."""
+        """What `CachedPredictor.over_paths` gives for the tokens at this step."""
         span = self._network.span
         start = span.context + self._number * span.paths
         self._seen.copy_(self._mask).masked_fill_(self._keys >= start + span.paths, HIDDEN)
@@ -178,19 +178,19 @@ class Moving:
         return self._network.over_paths(self._tokens[0], self._tokens[1], ahead, steps)
 
     def fine_logits(self, last: Tensor) -> Tensor:
-        """What `CachedNetwork.fine_logits` gives for the coarse tokens after this step."""
+        """What `CachedPredictor.fine_logits` gives for the coarse tokens after this step."""
         span = self._network.span
         return self._network.fine_logits(
             self._tokens[0], last, Steps(span.context + self._number, slice(0), self._seen)
         )
 
 
-class Replayed:
+class StepGraphs:
     """A batch whose steps are replayed on a GPU; elsewhere, and where CUDA refuses graphs, they are called."""
 
-    def __init__(self, network: CachedNetwork, ahead: Tensor) -> None:
+    def __init__(self, network: CachedPredictor, ahead: Tensor) -> None:
         """`ahead`: embedded stamps of the bars to come, (series, horizon, width)."""
-        self.network, self._moving, self._device = network, Moving(network, ahead), ahead.device
+        self.network, self._moving, self._device = network, StaticStep(network, ahead), ahead.device
         self._recorded: dict[str, Recording[Any] | None] = {}
 
     def begin(self, ahead: Tensor) -> None:
@@ -236,14 +236,14 @@ class Replayed:
         return None not in self._recorded.values()
 
 
-def take(network: Network, shape: tuple[Any, ...]) -> Replayed | None:
+def take(network: PredictorWeights, shape: tuple[Any, ...]) -> StepGraphs | None:
     """Take out the batch of that shape that was kept for a network."""
     with _lock:
         batch, _ = _kept.pop((id(network), *shape), (None, None))
     return batch
 
 
-def keep(network: Network, shape: tuple[Any, ...], batch: Replayed) -> None:
+def keep(network: PredictorWeights, shape: tuple[Any, ...], batch: StepGraphs) -> None:
     """Keep a batch while the network lives, as one of the latest few."""
     if not batch.is_complete:
         return

@@ -22,16 +22,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from kronos_pipeline.model.decode.linear import Matrix, pad_inputs, pad_outputs
+from kronos_pipeline.model.decode.linear import LinearWeights, pad_inputs, pad_outputs
 
 HIDDEN = float("-inf")
 _ALIGNED = 8
-SIDE_BY_SIDE = 16
+MAX_GROUP_PATHS = 16
 """Paths of one group, at most."""
 
 
 @dataclass(frozen=True)
-class Lengths:
+class SeriesLengths:
     """How many bars of each series are there.
 
     Attributes:
@@ -43,7 +43,7 @@ class Lengths:
     shortest: int
 
     @classmethod
-    def of(cls, lengths: Tensor | None, device: torch.device) -> Lengths | None:
+    def of(cls, lengths: Tensor | None, device: torch.device) -> SeriesLengths | None:
         """From lengths on the host, (series,); None, for series of equal length, stays None."""
         return None if lengths is None else cls(lengths.to(device), int(lengths.min()))
 
@@ -64,7 +64,7 @@ class Steps:
 
 
 @dataclass(frozen=True)
-class Span:
+class CacheLayout:
     """What one run attends to, the same for all layers.
 
     Attributes:
@@ -82,9 +82,9 @@ class Span:
     lengths: Tensor | None = None
 
     @classmethod
-    def of(cls, context: int, paths: int, steps: int, lengths: Lengths | None) -> Span:
+    def of(cls, context: int, paths: int, steps: int, lengths: SeriesLengths | None) -> CacheLayout:
         """With so many paths, or a few more, in groups of equal size."""
-        groups = -(-paths // SIDE_BY_SIDE)
+        groups = -(-paths // MAX_GROUP_PATHS)
         unequal = lengths is not None and lengths.shortest < context
         there = lengths.there.clamp(max=context) if lengths is not None and unequal else None
         return cls(context, groups, -(-paths // groups), steps, there)
@@ -140,10 +140,10 @@ def _to_add(seen: Tensor, dtype: torch.dtype) -> Tensor:
     return mask[..., :keys].masked_fill_(~seen, HIDDEN)
 
 
-class Cache:
+class KVCache:
     """The keys and values of one attention: (series * groups, heads, context + steps * paths, width)."""
 
-    def __init__(self, span: Span) -> None:
+    def __init__(self, span: CacheLayout) -> None:
         self._span = span
         self._kept: tuple[Tensor, Tensor] | None = None
 
@@ -217,16 +217,16 @@ class Heads:
             return cls(count, width, frequencies)
         return cls(count, width + spare, F.pad(frequencies, (0, spare // 2)), width**-0.5)
 
-    def outputs(self, matrix: Matrix) -> Matrix:
+    def outputs(self, matrix: LinearWeights) -> LinearWeights:
         """A projection to the heads, made as wide as they are."""
         return matrix if self.scale is None else pad_outputs(matrix, self.count, self.width)
 
-    def inputs(self, matrix: Matrix) -> Matrix:
+    def inputs(self, matrix: LinearWeights) -> LinearWeights:
         """A projection from the heads, made as wide as they are."""
         return matrix if self.scale is None else pad_inputs(matrix, self.count, self.width)
 
 
-class Turning:
+class RotaryEmbedding:
     """Rotary position embeddings (Su et al., 2021, arXiv 2104.09864) as products of complex numbers.
 
     Upstream turns entry i of a head together with entry i + width / 2. Here such a pair lies side by side, which

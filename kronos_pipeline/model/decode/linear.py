@@ -27,14 +27,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from kronos_pipeline.errors import ModelError
-from kronos_pipeline.model.modules import evaluating
+from kronos_pipeline.model.modules import eval_mode
 
 _ROWS = 32
-"""Rows that a weight is packed for; it serves any other number as well."""
+"""BatchWeights that a weight is packed for; it serves any other number as well."""
 
 
 @dataclass(frozen=True)
-class Detours:
+class LoraDelta:
     """Low-rank matrices of several predictors: `down` (predictors, rank, in) and `up` (predictors, out, rank)."""
 
     down: Tensor
@@ -42,15 +42,15 @@ class Detours:
 
 
 @dataclass(frozen=True)
-class Matrix:
+class LinearWeights:
     """What a linear module does, x -> W x + b, with the detours of the predictors that share W."""
 
     weight: Tensor  # (out, in)
     bias: Tensor | None
-    detours: Detours | None = None
+    detours: LoraDelta | None = None
 
 
-def read(modules: Sequence[Any]) -> Matrix:
+def read(modules: Sequence[Any]) -> LinearWeights:
     """The matrix of one module of a predictor, or of the same module of several predictors.
 
     Args:
@@ -70,44 +70,46 @@ def read(modules: Sequence[Any]) -> Matrix:
     if any(part is None for part in parts):
         raise ModelError("An adapter that is not plain LoRA cannot share a batch with others; give it a decoder.")
     upright = weight.mT if isinstance(bases[0], nn.Embedding) else weight
-    return Matrix(upright.detach(), _bias(bases[0]), _stack([part for part in parts if part is not None], upright))
+    return LinearWeights(
+        upright.detach(), _bias(bases[0]), _stack([part for part in parts if part is not None], upright)
+    )
 
 
-def join(matrices: Sequence[Matrix]) -> Matrix:
+def join(matrices: Sequence[LinearWeights]) -> LinearWeights:
     """Several maps of the same input as one, their outputs one after the other."""
     weight = torch.cat([matrix.weight for matrix in matrices])
     bias = None
     if any(matrix.bias is not None for matrix in matrices):
         bias = torch.cat([weight.new_zeros(len(m.weight)) if m.bias is None else m.bias for m in matrices])
     if all(matrix.detours is None for matrix in matrices):
-        return Matrix(weight, bias)
-    return Matrix(weight, bias, _join_detours(matrices))
+        return LinearWeights(weight, bias)
+    return LinearWeights(weight, bias, _concatenate_deltas(matrices))
 
 
-def reorder(matrix: Matrix, order: Tensor) -> Matrix:
+def reorder(matrix: LinearWeights, order: Tensor) -> LinearWeights:
     """The same map with its outputs in another order."""
     bias = None if matrix.bias is None else matrix.bias[order]
-    detours = matrix.detours and Detours(matrix.detours.down, matrix.detours.up[:, order])
-    return Matrix(matrix.weight[order], bias, detours)
+    detours = matrix.detours and LoraDelta(matrix.detours.down, matrix.detours.up[:, order])
+    return LinearWeights(matrix.weight[order], bias, detours)
 
 
-def pad_outputs(matrix: Matrix, heads: int, width: int) -> Matrix:
+def pad_outputs(matrix: LinearWeights, heads: int, width: int) -> LinearWeights:
     """The same map with zeros after the outputs of each head, up to a width."""
-    detours = matrix.detours and Detours(matrix.detours.down, _padded(matrix.detours.up, 1, heads, width))
+    detours = matrix.detours and LoraDelta(matrix.detours.down, _padded(matrix.detours.up, 1, heads, width))
     bias = None if matrix.bias is None else _padded(matrix.bias, 0, heads, width)
-    return Matrix(_padded(matrix.weight, 0, heads, width), bias, detours)
+    return LinearWeights(_padded(matrix.weight, 0, heads, width), bias, detours)
 
 
-def pad_inputs(matrix: Matrix, heads: int, width: int) -> Matrix:
+def pad_inputs(matrix: LinearWeights, heads: int, width: int) -> LinearWeights:
     """The same map of inputs that have zeros after those of each head, up to a width."""
-    detours = matrix.detours and Detours(_padded(matrix.detours.down, 2, heads, width), matrix.detours.up)
-    return Matrix(_padded(matrix.weight, 1, heads, width), matrix.bias, detours)
+    detours = matrix.detours and LoraDelta(_padded(matrix.detours.down, 2, heads, width), matrix.detours.up)
+    return LinearWeights(_padded(matrix.weight, 1, heads, width), matrix.bias, detours)
 
 
-def scale(matrix: Matrix, factor: float) -> Matrix:
+def scale(matrix: LinearWeights, factor: float) -> LinearWeights:
     """The same map of an input that is multiplied by a factor first."""
-    detours = matrix.detours and Detours(matrix.detours.down * factor, matrix.detours.up)
-    return Matrix(matrix.weight * factor, matrix.bias, detours)
+    detours = matrix.detours and LoraDelta(matrix.detours.down * factor, matrix.detours.up)
+    return LinearWeights(matrix.weight * factor, matrix.bias, detours)
 
 
 def _padded(tensor: Tensor, dim: int, heads: int, width: int) -> Tensor:
@@ -134,7 +136,7 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
     return one.shape == other.shape and one.dtype == other.dtype and (same_memory or torch.equal(one, other))
 
 
-def _merged(module: Any) -> Matrix:
+def _merged(module: Any) -> LinearWeights:
     """One module's own matrix; what PEFT put around it is added to its weight."""
     base = _base(module)
     embedding = isinstance(base, nn.Embedding)
@@ -148,18 +150,18 @@ def _merged(module: Any) -> Matrix:
         down, up = part
         change = (up @ down).to(weight.dtype)
         weight = weight + (change.mT if embedding else change)
-    return Matrix(weight.mT if embedding else weight, bias)
+    return LinearWeights(weight.mT if embedding else weight, bias)
 
 
-def _measured(module: Any, base: Any) -> Matrix:
+def _measured(module: Any, base: Any) -> LinearWeights:
     """The matrix of any module that is linear in what it does, by asking it for every unit vector."""
-    with torch.no_grad(), evaluating(module):
+    with torch.no_grad(), eval_mode(module):
         if isinstance(base, nn.Embedding):
             tokens = torch.arange(base.num_embeddings, device=base.weight.device)
-            return Matrix(module(tokens).mT, None)
+            return LinearWeights(module(tokens).mT, None)
         units = torch.eye(base.in_features, dtype=base.weight.dtype, device=base.weight.device)
         bias = module(units[:1] * 0)[0]
-        return Matrix((module(units) - bias).mT, bias)
+        return LinearWeights((module(units) - bias).mT, bias)
 
 
 def _low_rank(module: Any) -> tuple[Tensor, Tensor] | None:
@@ -192,8 +194,8 @@ def _low_rank(module: Any) -> tuple[Tensor, Tensor] | None:
     return torch.cat(downs), torch.cat(ups, dim=1)
 
 
-def _stack(parts: Sequence[tuple[Tensor, Tensor]], weight: Tensor) -> Detours | None:
-    """Detours of unequal rank as one tensor; what a lower rank lacks is zero."""
+def _stack(parts: Sequence[tuple[Tensor, Tensor]], weight: Tensor) -> LoraDelta | None:
+    """LoraDelta of unequal rank as one tensor; what a lower rank lacks is zero."""
     rank = max(len(down) for down, _ in parts)
     if rank == 0:
         return None
@@ -202,10 +204,10 @@ def _stack(parts: Sequence[tuple[Tensor, Tensor]], weight: Tensor) -> Detours | 
     for place, (one_down, one_up) in enumerate(parts):
         down[place, : len(one_down)] = one_down
         up[place, :, : one_up.shape[1]] = one_up
-    return Detours(down, up)
+    return LoraDelta(down, up)
 
 
-def _join_detours(matrices: Sequence[Matrix]) -> Detours:
+def _concatenate_deltas(matrices: Sequence[LinearWeights]) -> LoraDelta:
     """One detour into the joint output; each map's own fills its rows, so `up` is a block-diagonal matrix."""
     known = next(matrix.detours for matrix in matrices if matrix.detours is not None)
     downs = [matrix.detours.down for matrix in matrices if matrix.detours is not None]
@@ -217,22 +219,22 @@ def _join_detours(matrices: Sequence[Matrix]) -> Detours:
             up[:, row : row + own.shape[1], column : column + own.shape[2]] = own
             column += own.shape[2]
         row += len(matrix.weight)
-    return Detours(torch.cat(downs, dim=1), up)
+    return LoraDelta(torch.cat(downs, dim=1), up)
 
 
-class Product:
+class PackedLinear:
     """A matrix made ready to multiply rows, in its own precision."""
 
-    def __init__(self, matrix: Matrix, dtype: torch.dtype) -> None:
+    def __init__(self, matrix: LinearWeights, dtype: torch.dtype) -> None:
         weight = matrix.weight.to(dtype)
         self._bias = None if matrix.bias is None else matrix.bias.to(dtype).contiguous()
         self._dtype, self._detours = dtype, matrix.detours
         self._packed = weight.device.type == "cpu" and can_pack(dtype)
         self._weight = _pack(weight) if self._packed else weight.contiguous()
 
-    def chosen(self, which: Tensor | None) -> RowProduct:
+    def chosen(self, which: Tensor | None) -> MultiLoraLinear:
         """For a batch whose series take the detours of the predictors `which`, (series,)."""
-        return RowProduct(self, _Choice(self._detours, which, self._dtype))
+        return MultiLoraLinear(self, _Choice(self._detours, which, self._dtype))
 
     def __call__(self, rows: Tensor, add: Tensor | None = None) -> Tensor:
         """(..., in) -> (..., out), added to what is given, (..., out)."""
@@ -242,10 +244,10 @@ class Product:
         return _multiply(rows, self._weight, self._bias, add)
 
 
-class RowProduct:
+class MultiLoraLinear:
     """A product in which every series of the batch takes its own detour."""
 
-    def __init__(self, product: Product, choice: _Choice) -> None:
+    def __init__(self, product: PackedLinear, choice: _Choice) -> None:
         self._product, self._choice, self.choose = product, choice, choice.choose
 
     def __call__(self, rows: Tensor, add: Tensor | None = None) -> Tensor:
@@ -254,18 +256,18 @@ class RowProduct:
         return result if detours is None else _detour(result, rows, detours)
 
 
-class Table:
+class PackedEmbedding:
     """An embedding, in its own precision."""
 
-    def __init__(self, matrix: Matrix, dtype: torch.dtype) -> None:
+    def __init__(self, matrix: LinearWeights, dtype: torch.dtype) -> None:
         self._rows, self._detours = matrix.weight.mT.to(dtype).contiguous(), matrix.detours
 
-    def chosen(self, which: Tensor | None) -> RowTable:
+    def chosen(self, which: Tensor | None) -> MultiLoraEmbedding:
         """For a batch whose series take the detours of the predictors `which`, (series,)."""
-        return RowTable(self._rows, _Choice(self._detours, which, self._rows.dtype))
+        return MultiLoraEmbedding(self._rows, _Choice(self._detours, which, self._rows.dtype))
 
 
-class RowTable:
+class MultiLoraEmbedding:
     """An embedding in which every series of the batch takes its own detour."""
 
     def __init__(self, rows: Tensor, choice: _Choice) -> None:
@@ -310,7 +312,7 @@ def _multiply(rows: Tensor, packed: Tensor, bias: Tensor | None, add: Tensor | N
     return result
 
 
-def _detour(result: Tensor, rows: Tensor, detours: Detours) -> Tensor:
+def _detour(result: Tensor, rows: Tensor, detours: LoraDelta) -> Tensor:
     """A result with what each series' detour adds; the groups of a series lie one after the other."""
     series, out = len(detours.down), result.shape[-1]
     low = torch.bmm(rows.reshape(series, -1, rows.shape[-1]), detours.down)
@@ -320,7 +322,7 @@ def _detour(result: Tensor, rows: Tensor, detours: Detours) -> Tensor:
 class _Choice:
     """The detours of each series, both transposed: (series, in, rank) and (series, rank, out)."""
 
-    def __init__(self, detours: Detours | None, which: Tensor | None, dtype: torch.dtype) -> None:
+    def __init__(self, detours: LoraDelta | None, which: Tensor | None, dtype: torch.dtype) -> None:
         self._all, self._dtype = detours, dtype
         self.detours = None if which is None else self._of(which)
 
@@ -330,7 +332,7 @@ class _Choice:
             self.detours.down.copy_(other.down)
             self.detours.up.copy_(other.up)
 
-    def _of(self, which: Tensor) -> Detours | None:
+    def _of(self, which: Tensor) -> LoraDelta | None:
         if self._all is None:
             return None
-        return Detours(self._all.down[which].mT.to(self._dtype), self._all.up[which].mT.to(self._dtype))
+        return LoraDelta(self._all.down[which].mT.to(self._dtype), self._all.up[which].mT.to(self._dtype))

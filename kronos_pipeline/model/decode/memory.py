@@ -32,14 +32,14 @@ _SHARE = 0.5
 T = TypeVar("T")
 
 
-def room(device: torch.device) -> int:
+def memory_budget(device: torch.device) -> int:
     """Bytes that a part may take, about: half of what a GPU has free; 1 GB on a CPU, where more is no faster."""
     if device.type != "cuda":
         return _ON_CPU
     return max(_LEAST, int(_SHARE * free_memory(device)))
 
 
-def with_room_made(function: Callable[[], T], device: torch.device) -> T:
+def retry_after_release(function: Callable[[], T], device: torch.device) -> T:
     """What a function gives, called once more without what is kept of earlier calls where memory runs out."""
     try:
         return function()
@@ -52,7 +52,7 @@ def with_room_made(function: Callable[[], T], device: torch.device) -> T:
     return function()
 
 
-class Mover:
+class DeviceMover:
     """Moves modules to a device, and keeps shared what they share.
 
     Adapters that were made on one base share its memory; each moved by itself would have a copy of it, and could not be
@@ -77,7 +77,7 @@ class Mover:
         before = {parameter.device for parameter in module.parameters()}
         try:
             with explain_out_of_memory(what, self._device, FREE_MEMORY):
-                with_room_made(lambda: module._apply(self._tensor), self._device)
+                retry_after_release(lambda: module._apply(self._tensor), self._device)
         except ModelError:
             self._moved.clear()
             if len(before) == 1:
@@ -112,7 +112,7 @@ _turns: dict[int, threading.RLock] = {}
 
 
 @contextmanager
-def in_turn(device: torch.device) -> Iterator[None]:
+def one_thread_per_gpu(device: torch.device) -> Iterator[None]:
     """Let one thread at a time sample on a GPU: each sizes its parts by the memory that is free."""
     if device.type != "cuda":
         yield
@@ -122,10 +122,10 @@ def in_turn(device: torch.device) -> Iterator[None]:
         yield
 
 
-def work_in_parts(
+def run_in_oom_safe_parts(
     whole: Part, run: Callable[[Part], None], size: Callable[[Part], int], limit: int, device: torch.device
 ) -> None:
-    """Run some work, as a whole or in parts, one after the other and in order: halves of the series, then of the paths.
+    """Run work as a whole, or in parts in order: halves of the series, then halves of the paths.
 
     Args:
         whole: what is to be done.

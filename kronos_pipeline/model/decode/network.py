@@ -10,13 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kronos_pipeline.model.decode.kv_cache import Span, Steps
-from kronos_pipeline.model.decode.linear import Product, Table, read, scale
-from kronos_pipeline.model.decode.transformer import Blocks, CachedBlocks, CachedCross, Cross, Norm
-from kronos_pipeline.model.modules import inner
+from kronos_pipeline.model.decode.kv_cache import CacheLayout, Steps
+from kronos_pipeline.model.decode.linear import PackedEmbedding, PackedLinear, read, scale
+from kronos_pipeline.model.decode.transformer import (
+    CachedBlocks,
+    CachedCrossAttention,
+    CrossAttention,
+    Norm,
+    TransformerBlocks,
+)
+from kronos_pipeline.model.modules import unwrap_peft
 
 
-class Network:
+class PredictorWeights:
     """The weights of one predictor, or of several that share a base. Their modules are not kept."""
 
     def __init__(self, predictors: Sequence[Any], dtype: torch.dtype) -> None:
@@ -25,25 +31,25 @@ class Network:
         Raises:
             ModelError: several predictors do not share their weights.
         """
-        cores = [inner(predictor) for predictor in predictors]
+        cores = [unwrap_peft(predictor) for predictor in predictors]
         core, embeddings, heads = cores[0], [one.embedding for one in cores], [one.head for one in cores]
         self.device, self.dtype, self.width = core.head.proj_s1.weight.device, dtype, core.d_model
         self.vocabulary = 2 ** max(core.s1_bits, core.s2_bits)
-        self.detoured = 2 * max(map(_detoured, predictors)) if len(predictors) > 1 else 0
+        self.lora_size = 2 * max(map(_lora_size, predictors)) if len(predictors) > 1 else 0
         self.time_embeddings = _shared([one.time_emb for one in cores])
-        self.coarse = Table(read([one.emb_s1 for one in embeddings]), dtype)
-        self.fine = Table(read([one.emb_s2 for one in embeddings]), dtype)
+        self.coarse = PackedEmbedding(read([one.emb_s1 for one in embeddings]), dtype)
+        self.fine = PackedEmbedding(read([one.emb_s2 for one in embeddings]), dtype)
         fusion = read([one.fusion_proj for one in embeddings])
-        self.fusion = Product(scale(fusion, math.sqrt(core.d_model)), dtype)  # upstream scales its input
-        self.blocks = Blocks([one.transformer for one in cores], dtype)
+        self.fusion = PackedLinear(scale(fusion, math.sqrt(core.d_model)), dtype)  # upstream scales its input
+        self.blocks = TransformerBlocks([one.transformer for one in cores], dtype)
         self.norm = Norm(core.norm, dtype)
-        self.cross = Cross([one.dep_layer for one in cores], dtype)
-        self.coarse_head = Product(read([head.proj_s1 for head in heads]), torch.float32)
-        self.fine_head = Product(read([head.proj_s2 for head in heads]), torch.float32)
+        self.cross = CrossAttention([one.dep_layer for one in cores], dtype)
+        self.coarse_head = PackedLinear(read([head.proj_s1 for head in heads]), torch.float32)
+        self.fine_head = PackedLinear(read([head.proj_s2 for head in heads]), torch.float32)
 
-    def rows(self, which: Sequence[int] | None, series: int) -> Rows:
+    def rows(self, which: Sequence[int] | None, series: int) -> BatchWeights:
         """Ready for a batch whose series belong to the predictors `which`; all to the first by default."""
-        return Rows(self, which, series)
+        return BatchWeights(self, which, series)
 
 
 def _shared(modules: Sequence[Any]) -> list[Any]:
@@ -55,15 +61,15 @@ def _shared(modules: Sequence[Any]) -> list[Any]:
     ]
 
 
-def _detoured(predictor: Any) -> int:
+def _lora_size(predictor: Any) -> int:
     """Numbers in a predictor's LoRA matrices."""
     return sum(value.numel() for name, value in predictor.named_parameters() if "lora_" in name)
 
 
-class Rows:
+class BatchWeights:
     """A network in which every series of the batch has its own predictor."""
 
-    def __init__(self, network: Network, which: Sequence[int] | None, series: int) -> None:
+    def __init__(self, network: PredictorWeights, which: Sequence[int] | None, series: int) -> None:
         self._time_embeddings, self._dtype, self.device = network.time_embeddings, network.dtype, network.device
         self._embeddings: dict[Any, int]  # with the number of series of each
         places = self._places(which, series)
@@ -108,15 +114,18 @@ class Rows:
         return torch.cat(each)[self._apart]
 
 
-class CachedNetwork:
+class CachedPredictor:
     """A network over one context and its paths, with the keys and values of what it has read."""
 
-    def __init__(self, rows: Rows, span: Span, *, in_place: bool) -> None:
+    def __init__(self, rows: BatchWeights, span: CacheLayout, *, in_place: bool) -> None:
         """`in_place`: whether fine tokens are asked for at their bar's own position."""
         self.rows, self.span = rows, span
-        self._blocks, self._cross = CachedBlocks(rows.blocks, span), CachedCross(rows.cross, span, in_place=in_place)
+        self._blocks, self._cross = (
+            CachedBlocks(rows.blocks, span),
+            CachedCrossAttention(rows.cross, span, in_place=in_place),
+        )
 
-    def begin(self, span: Span) -> None:
+    def begin(self, span: CacheLayout) -> None:
         """Make ready to read a context; also for another of the same shape, in the same memory."""
         self.span = span
         self._blocks.begin(span)
@@ -155,11 +164,11 @@ class CachedNetwork:
         return self.rows.fine_head(self._cross.over_paths(self.rows.coarse(s1), last, step).float())
 
 
-class Bars:
+class TokenizerWeights:
     """The weights of a tokenizer's decoder, from tokens back to bars; always in float32."""
 
     def __init__(self, tokenizers: Sequence[Any]) -> None:
         (tokenizer,) = tokenizers
-        self.embed = Product(read([tokenizer.post_quant_embed]), torch.float32)
-        self.blocks = Blocks([tokenizer.decoder], torch.float32)
-        self.values = Product(read([tokenizer.head]), torch.float32)
+        self.embed = PackedLinear(read([tokenizer.post_quant_embed]), torch.float32)
+        self.blocks = TransformerBlocks([tokenizer.decoder], torch.float32)
+        self.values = PackedLinear(read([tokenizer.head]), torch.float32)

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from kronos_pipeline.data.normalisation import denormalise, lookback_statistics, normalise
 from kronos_pipeline.errors import ModelError, SettingsError
-from kronos_pipeline.model.decode.decoder import Decoder, decoders
-from kronos_pipeline.model.decode.memory import Part, in_turn, room, work_in_parts
+from kronos_pipeline.model.decode.decoder import Decoder, group_into_decoders
+from kronos_pipeline.model.decode.memory import Part, memory_budget, one_thread_per_gpu, run_in_oom_safe_parts
 from kronos_pipeline.model.loading import KronosModel
 
 
@@ -52,7 +52,7 @@ def sample_paths(
         precision: "fp32" or "bf16", see `Decoder`.
 
     Returns:
-        Bars in the file's units, (series, paths, horizon, 6), as the model gives them: see `model.candles`.
+        TokenizerWeights in the file's units, (series, paths, horizon, 6), as the model gives them: see `model.candles`.
 
     Raises:
         SettingsError: a setting is out of its range, or lookback and horizon do not fit a model's context.
@@ -67,7 +67,7 @@ def sample_paths(
     normalised = normalise(history, mean, std)
     draws = [_draws(*one, paths, *parts) for one, *parts in zip(zip(seeds), history, past, ahead, strict=True)]
     sampled = np.empty((series, paths, horizon, history.shape[-1]), np.float32)
-    with in_turn(models[0].device if models else torch.device("cpu")):
+    with one_thread_per_gpu(models[0].device if models else torch.device("cpu")):
         for decoder, context, place in _decoders(models, precision):
 
             def run(
@@ -94,7 +94,7 @@ def sample_paths(
             def size(part: Part, decoder: Decoder = decoder) -> int:
                 return decoder.bytes(len(part[0]), len(part[1]), history.shape[1], horizon)
 
-            work_in_parts((list(place), range(paths)), run, size, room(decoder.device), decoder.device)
+            run_in_oom_safe_parts((list(place), range(paths)), run, size, memory_budget(decoder.device), decoder.device)
     for row, one in enumerate(models):
         if not np.isfinite(sampled[row]).all():
             raise ModelError(f"{one.source.label} gives forecasts that are not finite; its weights are of no use.")
@@ -110,7 +110,9 @@ def _decoders(models: Sequence[KronosModel], precision: str) -> Iterator[tuple[D
         rows.setdefault(id(model.predictor), []).append(row)
     for (_, context), distinct in alike.items():
         several = list(distinct.values())
-        for decoder, places in decoders([one.predictor for one in several], several[0].tokenizer, precision=precision):
+        for decoder, places in group_into_decoders(
+            [one.predictor for one in several], several[0].tokenizer, precision=precision
+        ):
             members = enumerate(rows[id(several[place].predictor)] for place in places)
             yield decoder, context, {row: number for number, group in members for row in group}
 
@@ -127,7 +129,7 @@ class _Picker:
 
     def __call__(self, logits: Tensor, step: int, level: int) -> Tensor:
         self._sums = self._sums + logits.sum(dim=-1)  # not finite where a logit is not, which no token tells
-        return choose(logits, self._draws[:, :, step, level], self._heat, self._share)
+        return sample_top_p(logits, self._draws[:, :, step, level], self._heat, self._share)
 
     def where_finite(self, values: Tensor) -> Tensor:
         """Bars, (series, paths, horizon, 6), but NaN for a path that was drawn from logits that are not finite."""
@@ -135,7 +137,7 @@ class _Picker:
         return values.where(finite[..., None, None], torch.nan)
 
 
-def choose(logits: Tensor, draws: Tensor, temperature: Tensor | float, top_p: Tensor | float) -> Tensor:
+def sample_top_p(logits: Tensor, draws: Tensor, temperature: Tensor | float, top_p: Tensor | float) -> Tensor:
     """Draw tokens by the inverse of their cumulative distribution, the likeliest tokens first.
 
     Args:
@@ -145,7 +147,7 @@ def choose(logits: Tensor, draws: Tensor, temperature: Tensor | float, top_p: Te
         top_p: one, or (..., 1); the likeliest tokens are kept up to the first at which their probability exceeds this,
             as upstream does.
     """
-    likelihood, order = _likeliest_first((logits.float() / temperature).softmax(dim=-1))
+    likelihood, order = _sort_descending((logits.float() / temperature).softmax(dim=-1))
     cumulative = likelihood.cumsum(dim=-1)
     kept = (cumulative <= top_p) | (torch.as_tensor(top_p, device=logits.device) >= 1)
     last = kept.sum(dim=-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
@@ -154,7 +156,7 @@ def choose(logits: Tensor, draws: Tensor, temperature: Tensor | float, top_p: Te
     return order.gather(-1, place)[..., 0]
 
 
-def _likeliest_first(likelihood: Tensor) -> tuple[Tensor, Tensor]:
+def _sort_descending(likelihood: Tensor) -> tuple[Tensor, Tensor]:
     """Sorted, with the order; on a CPU by numpy, which sorts with vector instructions."""
     if likelihood.device.type != "cpu":
         return likelihood.sort(dim=-1, descending=True)

@@ -10,8 +10,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from kronos_pipeline.model.decode.kv_cache import Cache, Heads, Span, Steps, Turning, over_context, paired
-from kronos_pipeline.model.decode.linear import Product, RowProduct, join, read, reorder
+from kronos_pipeline.model.decode.kv_cache import (
+    CacheLayout,
+    Heads,
+    KVCache,
+    RotaryEmbedding,
+    Steps,
+    over_context,
+    paired,
+)
+from kronos_pipeline.model.decode.linear import MultiLoraLinear, PackedLinear, join, read, reorder
 
 
 class Norm:
@@ -34,7 +42,7 @@ class _Layer:
     down: Any
 
 
-class Blocks:
+class TransformerBlocks:
     """A stack of upstream's blocks, of one predictor or of several that share its weights."""
 
     def __init__(self, stacks: Sequence[Any], dtype: torch.dtype) -> None:
@@ -46,7 +54,7 @@ class Blocks:
     def __len__(self) -> int:
         return len(self._layers)
 
-    def chosen(self, which: Tensor | None) -> RowBlocks:
+    def chosen(self, which: Tensor | None) -> MultiLoraBlocks:
         """For a batch whose series take the detours of the predictors `which`, (series,)."""
         layers = [
             _Layer(
@@ -59,12 +67,12 @@ class Blocks:
             )
             for layer in self._layers
         ]
-        return RowBlocks(layers, self._heads, self._dtype)
+        return MultiLoraBlocks(layers, self._heads, self._dtype)
 
 
 @dataclass(frozen=True)
-class RowBlocks:
-    """Blocks in which every series of the batch takes its own detours."""
+class MultiLoraBlocks:
+    """TransformerBlocks in which every series of the batch takes its own detours."""
 
     layers: Sequence[_Layer]
     heads: Heads
@@ -80,13 +88,13 @@ class RowBlocks:
 class CachedBlocks:
     """The blocks over a context and its paths, with the keys and values of what they have read."""
 
-    def __init__(self, blocks: RowBlocks, span: Span) -> None:
+    def __init__(self, blocks: MultiLoraBlocks, span: CacheLayout) -> None:
         self._heads, self._dtype = blocks.heads, blocks.dtype
-        self._layers = [(layer, Cache(span)) for layer in blocks.layers]
-        self._turning = Turning(blocks.heads.frequencies, span.context + span.steps)
+        self._layers = [(layer, KVCache(span)) for layer in blocks.layers]
+        self._turning = RotaryEmbedding(blocks.heads.frequencies, span.context + span.steps)
         self.begin(span)
 
-    def begin(self, span: Span) -> None:
+    def begin(self, span: CacheLayout) -> None:
         """Make ready to read a context; also for another of the same shape, in the same memory."""
         self._span, self._context_mask = span, span.context_mask(self._dtype, self._turning.device)
 
@@ -117,7 +125,7 @@ class CachedBlocks:
     def _project(self, layer: _Layer, hidden: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys, turned, and values, (series, tokens, heads, width) each."""
         projected = layer.queries_keys_values(layer.first_norm(hidden)).unflatten(-1, (3 * self._heads.count, -1))
-        turned = Turning.turn(projected[:, :, : 2 * self._heads.count], turns)
+        turned = RotaryEmbedding.turn(projected[:, :, : 2 * self._heads.count], turns)
         return (*turned.split(self._heads.count, dim=2), projected[:, :, 2 * self._heads.count :])
 
     @staticmethod
@@ -127,7 +135,7 @@ class CachedBlocks:
         return layer.down(F.silu(gate).mul_(up), hidden)
 
 
-class Cross:
+class CrossAttention:
     """Upstream's dependency-aware layer: a bar's fine token is asked for with its coarse one."""
 
     def __init__(self, layers: Sequence[Any], dtype: torch.dtype) -> None:
@@ -138,23 +146,23 @@ class Cross:
             for projections in ([one.q_proj for one in each], [one.k_proj for one in each])
         )
         values = self._heads.outputs(read([one.v_proj for one in each]))
-        self._query, self._keys_values = Product(queries, dtype), Product(join([keys, values]), dtype)
-        self._out = Product(self._heads.inputs(read([one.out_proj for one in each])), dtype)
+        self._query, self._keys_values = PackedLinear(queries, dtype), PackedLinear(join([keys, values]), dtype)
+        self._out = PackedLinear(self._heads.inputs(read([one.out_proj for one in each])), dtype)
         self._norm = Norm(layers[0].norm, dtype)
 
-    def chosen(self, which: Tensor | None) -> RowCross:
+    def chosen(self, which: Tensor | None) -> MultiLoraCrossAttention:
         """For a batch whose series take the detours of the predictors `which`, (series,)."""
         query, keys_values, out = (one.chosen(which) for one in (self._query, self._keys_values, self._out))
-        return RowCross(query, keys_values, out, self._norm, self._heads)
+        return MultiLoraCrossAttention(query, keys_values, out, self._norm, self._heads)
 
 
 @dataclass(frozen=True)
-class RowCross:
+class MultiLoraCrossAttention:
     """That layer, in which every series of the batch takes its own detours."""
 
-    query: RowProduct
-    keys_values: RowProduct
-    out: RowProduct
+    query: MultiLoraLinear
+    keys_values: MultiLoraLinear
+    out: MultiLoraLinear
     norm: Norm
     heads: Heads
 
@@ -164,14 +172,14 @@ class RowCross:
             product.choose(which)
 
 
-class CachedCross:
+class CachedCrossAttention:
     """That layer over a context and its paths. Where it is not `in_place`, all bars count as the first one."""
 
-    def __init__(self, cross: RowCross, span: Span, *, in_place: bool) -> None:
+    def __init__(self, cross: MultiLoraCrossAttention, span: CacheLayout, *, in_place: bool) -> None:
         self._query, self._keys_values, self._out = cross.query, cross.keys_values, cross.out
         self._norm, self._heads, self._span = cross.norm, cross.heads, span
-        self._cache = Cache(span)
-        self._turning = Turning(cross.heads.frequencies, span.context + span.steps) if in_place else None
+        self._cache = KVCache(span)
+        self._turning = RotaryEmbedding(cross.heads.frequencies, span.context + span.steps) if in_place else None
 
     @property
     def bytes(self) -> int:
@@ -203,7 +211,7 @@ class CachedCross:
         return self._turn(keys, positions, paths), values
 
     def _turn(self, heads: Tensor, positions: slice | Tensor, paths: int) -> Tensor:
-        return heads if self._turning is None else Turning.turn(heads, self._turning.at(positions, paths))
+        return heads if self._turning is None else RotaryEmbedding.turn(heads, self._turning.at(positions, paths))
 
 
 def _layer(blocks: Sequence[Any], heads: Heads, dtype: torch.dtype) -> _Layer:
@@ -215,9 +223,9 @@ def _layer(blocks: Sequence[Any], heads: Heads, dtype: torch.dtype) -> _Layer:
     values = read([one.v_proj for one in attention])
     return _Layer(
         Norm(blocks[0].norm1, dtype),
-        Product(join([heads.outputs(part) for part in (queries, keys, values)]), dtype),
-        Product(heads.inputs(read([one.out_proj for one in attention])), dtype),
+        PackedLinear(join([heads.outputs(part) for part in (queries, keys, values)]), dtype),
+        PackedLinear(heads.inputs(read([one.out_proj for one in attention])), dtype),
         Norm(blocks[0].norm2, dtype),
-        Product(join([read([one.w1 for one in feed]), read([one.w3 for one in feed])]), dtype),
-        Product(read([one.w2 for one in feed]), dtype),
+        PackedLinear(join([read([one.w1 for one in feed]), read([one.w3 for one in feed])]), dtype),
+        PackedLinear(read([one.w2 for one in feed]), dtype),
     )

@@ -29,13 +29,13 @@ _kept: OrderedDict[tuple[Any, ...], tuple[Any, Any, list[Any]]] = OrderedDict()
 _lock = threading.Lock()
 
 
-def kept(make: Callable[..., Made], modules: Sequence[Any], *settings: Any) -> Made:
+def cached_weights(make: Callable[..., Made], modules: Sequence[Any], *settings: Any) -> Made:
     """What `make(modules, *settings)` gives, or gave last time if nothing has changed in the modules since.
 
     It may hold parts of the modules, not the modules themselves, or they would live as long as it is kept.
     """
     key = make, *map(id, modules), *settings
-    now = state(modules)
+    now = weights_state(modules)
     with _lock:
         if key in _kept and _kept[key][0] == now:
             _kept.move_to_end(key)
@@ -59,7 +59,7 @@ def release() -> bool:
     return some
 
 
-def state(modules: Sequence[Any]) -> tuple[Any, ...]:
+def weights_state(modules: Sequence[Any]) -> tuple[Any, ...]:
     """What tells whether some modules' weights, or PEFT's switches in them, have changed.
 
     A tensor's version counts the changes in place but for those through `.data`, which PEFT's merging makes: so sums of

@@ -13,15 +13,15 @@ from torch import nn
 from kronos_pipeline.artifacts import MANIFEST, read_json
 from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.errors import ArtifactError, ModelError
-from kronos_pipeline.model.decode.memory import Mover
+from kronos_pipeline.model.decode.memory import DeviceMover
 from kronos_pipeline.model.devices import FREE_MEMORY, explain_out_of_memory
 from kronos_pipeline.model.loading import KronosModel, load_base
 from kronos_pipeline.model.lora import load_adapter
 from kronos_pipeline.model.predictor.dataframes import InputError
 
 
-def named_adapters(
-    adapters: Mapping[str, Any], model: nn.Module, tokenizer: nn.Module, move: Mover
+def load_adapters(
+    adapters: Mapping[str, Any], model: nn.Module, tokenizer: nn.Module, move: DeviceMover
 ) -> dict[str, nn.Module]:
     """Predictors by name, on the model's device.
 

@@ -120,7 +120,7 @@ def read_batch(dfs: Any, x_timestamps: Any, y_timestamps: Any, horizon: int, cli
     return [read_series(*entry, horizon, clip, f"df_list[{place}]") for place, entry in entries]
 
 
-def in_units(normalised: NDArray[np.float32], series: Series) -> NDArray[np.float32]:
+def to_units(normalised: NDArray[np.float32], series: Series) -> NDArray[np.float32]:
     """Take normalised bars to come, (..., horizon, 6), back to the units of their series."""
     return normalised * (series.std + EPSILON) + series.mean
 
@@ -130,7 +130,7 @@ def frame(values: NDArray[np.float32], series: Series) -> pd.DataFrame:
     return pd.DataFrame(values, columns=list(FEATURES), index=series.index)
 
 
-def frame_of_paths(values: NDArray[np.float32], series: Series) -> pd.DataFrame:
+def paths_to_dataframe(values: NDArray[np.float32], series: Series) -> pd.DataFrame:
     """The bars to come of each path, (paths, horizon, 6), by path and time."""
     index = pd.MultiIndex.from_product([range(len(values)), series.index], names=["path", series.index.name])
     return pd.DataFrame(values.reshape(-1, len(FEATURES)), columns=list(FEATURES), index=index)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kronos_pipeline.errors import ModelError
 from kronos_pipeline.model.decode.decoder import Decoder
-from kronos_pipeline.model.modules import evaluating, inner
+from kronos_pipeline.model.modules import eval_mode, unwrap_peft
 from kronos_pipeline.model.predictor.dataframes import InputError
 
 _BARS = 4
@@ -19,17 +19,17 @@ _EXACT, _ROUGH = 1e-3, 0.2
 _NOT_UPSTREAMS = "Give upstream's predictor, or one of the same modules, and then its tokenizer"
 
 
-def check_pair(model: Any, tokenizer: Any) -> None:
+def check_vocabularies(model: Any, tokenizer: Any) -> None:
     """Raises an InputError where a predictor and a tokenizer do not belong together, or are none."""
     try:
-        sizes = [(part.s1_bits, part.s2_bits) for part in (inner(model), tokenizer)]
+        sizes = [(part.s1_bits, part.s2_bits) for part in (unwrap_peft(model), tokenizer)]
     except AttributeError as error:
         raise InputError(f"{_NOT_UPSTREAMS}: {error}.") from error
     if sizes[0] != sizes[1]:
         raise InputError(f"The model's tokens have {sizes[0]} bits, the tokenizer's {sizes[1]}; give its own one.")
 
 
-def check_likeness(model: nn.Module, tokenizer: nn.Module, precision: str) -> None:
+def check_parity(model: nn.Module, tokenizer: nn.Module, precision: str) -> None:
     """Decode one bar after a few random ones, and compare the logits with those of the model's own methods.
 
     Raises:
@@ -54,7 +54,7 @@ def check_likeness(model: nn.Module, tokenizer: nn.Module, precision: str) -> No
 
 def _logits(model: Any, decoder: Decoder) -> list[tuple[Tensor, Tensor]]:
     """The decoder's and the model's logits of one bar, coarse and fine."""
-    core, drawn = inner(model), torch.Generator().manual_seed(0)
+    core, drawn = unwrap_peft(model), torch.Generator().manual_seed(0)
     s1, s2 = (torch.randint(0, 2**bits, (1, _BARS), generator=drawn) for bits in (core.s1_bits, core.s2_bits))
     past = torch.ones(1, _BARS, 5, dtype=torch.long)
     ours: list[Tensor] = []
@@ -64,7 +64,7 @@ def _logits(model: Any, decoder: Decoder) -> list[tuple[Tensor, Tensor]]:
         return logits.argmax(dim=-1)
 
     decoder.generate((s1, s2), past, past[:, :1], choose, paths=1, context=_BARS, s2_position="first")
-    with torch.inference_mode(False), torch.no_grad(), evaluating(model):
+    with torch.inference_mode(False), torch.no_grad(), eval_mode(model):
         coarse, hidden = model.decode_s1(*(part.to(decoder.device) for part in (s1, s2, past)))
         fine = model.decode_s2(hidden, ours[0].argmax()[None, None].clone())
     return [(ours[0], coarse[0, -1].to(ours[0])), (ours[1], fine[0, -1].to(ours[1]))]

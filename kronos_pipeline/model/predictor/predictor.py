@@ -20,22 +20,22 @@ from numpy.typing import NDArray
 
 from kronos_pipeline.data.bars import FEATURES, PRICES
 from kronos_pipeline.model.decode.decoder import PRECISIONS
-from kronos_pipeline.model.decode.memory import Mover
-from kronos_pipeline.model.predictor.adapters import named_adapters
+from kronos_pipeline.model.decode.memory import DeviceMover
+from kronos_pipeline.model.predictor.adapters import load_adapters
 from kronos_pipeline.model.predictor.dataframes import (
     TIME_FIELDS,
     InputError,
     Series,
     frame,
-    frame_of_paths,
-    in_units,
+    paths_to_dataframe,
     read_batch,
     read_series,
     real,
+    to_units,
     whole,
 )
-from kronos_pipeline.model.predictor.parity import check_likeness, check_pair
-from kronos_pipeline.model.predictor.sampling import Sampling, read_sampling, sample_series
+from kronos_pipeline.model.predictor.parity import check_parity, check_vocabularies
+from kronos_pipeline.model.predictor.sampling import Sampling, parse_sampling, sample_series
 
 
 class KronosPredictor:
@@ -83,20 +83,20 @@ class KronosPredictor:
         """
         self.device = _first_device() if device is None else device
         place = _checked_device(self.device)
-        check_pair(model, tokenizer)
+        check_vocabularies(model, tokenizer)
         if precision not in PRECISIONS:
             raise InputError(f"precision must be {' or '.join(PRECISIONS)}, not {precision!r}.")
         if whole("max_context", max_context) < 1:
             raise InputError(f"max_context must be 1 bar or more, not {max_context}.")
         if not real("clip", clip) > 0:
             raise InputError(f"clip must be above 0, not {clip}.")
-        move = Mover(place)
+        move = DeviceMover(place)
         self.model, self.tokenizer = move(model, "The model"), move(tokenizer, "The tokenizer")
-        check_likeness(self.model, self.tokenizer, precision)
+        check_parity(self.model, self.tokenizer, precision)
         self.max_context, self.clip, self.precision = max_context, clip, precision
         self.price_cols, self.vol_col, self.amt_vol = list(PRICES), *FEATURES[4:]
         self.time_cols = list(TIME_FIELDS)
-        self.adapters = named_adapters(adapters or {}, self.model, self.tokenizer, move)
+        self.adapters = load_adapters(adapters or {}, self.model, self.tokenizer, move)
 
     def predict(
         self,
@@ -139,7 +139,7 @@ class KronosPredictor:
             InputError: an argument is none to forecast from; it is a ValueError.
             ModelError: the model gives numbers that are not finite.
         """
-        sampling = read_sampling(pred_len, T, top_k, top_p, sample_count, verbose, seed, generator)
+        sampling = parse_sampling(pred_len, T, top_k, top_p, sample_count, verbose, seed, generator)
         series = [read_series(df, x_timestamp, y_timestamp, sampling.horizon, self.clip)]
         return self._means(series, self._sample(series, [adapter], sampling))[0]
 
@@ -164,7 +164,7 @@ class KronosPredictor:
         The arguments are lists of those of `predict`; `adapters` has a name for each series, or None for the model.
         The draws are those of one call of upstream's for up to 4,096 paths in all; of several in turn, for more.
         """
-        sampling = read_sampling(pred_len, T, top_k, top_p, sample_count, verbose, seed, generator)
+        sampling = parse_sampling(pred_len, T, top_k, top_p, sample_count, verbose, seed, generator)
         series = read_batch(df_list, x_timestamp_list, y_timestamp_list, sampling.horizon, self.clip)
         return self._means(series, self._sample(series, adapters, sampling))
 
@@ -185,10 +185,10 @@ class KronosPredictor:
         adapter: str | None = None,
     ) -> pd.DataFrame:
         """Every path of which `predict` gives the mean, by path and time: `sample(...).loc[3]` is one of them."""
-        sampling = read_sampling(pred_len, T, top_k, top_p, sample_count, verbose, seed, generator)
+        sampling = parse_sampling(pred_len, T, top_k, top_p, sample_count, verbose, seed, generator)
         series = [read_series(df, x_timestamp, y_timestamp, sampling.horizon, self.clip)]
         (values,) = self._sample(series, [adapter], sampling)
-        return frame_of_paths(in_units(values, series[0]), series[0])
+        return paths_to_dataframe(to_units(values, series[0]), series[0])
 
     def sample_batch(
         self,
@@ -207,10 +207,10 @@ class KronosPredictor:
         adapters: Sequence[str | None] | None = None,
     ) -> list[pd.DataFrame]:
         """Every path of which `predict_batch` gives the mean; see `sample`."""
-        sampling = read_sampling(pred_len, T, top_k, top_p, sample_count, verbose, seed, generator)
+        sampling = parse_sampling(pred_len, T, top_k, top_p, sample_count, verbose, seed, generator)
         series = read_batch(df_list, x_timestamp_list, y_timestamp_list, sampling.horizon, self.clip)
         values = self._sample(series, adapters, sampling)
-        return [frame_of_paths(in_units(paths, one), one) for paths, one in zip(values, series, strict=True)]
+        return [paths_to_dataframe(to_units(paths, one), one) for paths, one in zip(values, series, strict=True)]
 
     def _sample(
         self, series: Sequence[Series], adapters: Sequence[str | None] | None, sampling: Sampling
@@ -236,7 +236,7 @@ class KronosPredictor:
     @staticmethod
     def _means(series: Sequence[Series], values: NDArray[np.float32]) -> list[pd.DataFrame]:
         means = np.mean(values, axis=1)
-        return [frame(in_units(mean, one), one) for mean, one in zip(means, series, strict=True)]
+        return [frame(to_units(mean, one), one) for mean, one in zip(means, series, strict=True)]
 
 
 def _first_device() -> str:

@@ -22,9 +22,9 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from kronos_pipeline.data.bars import FEATURES
 from kronos_pipeline.errors import ModelError
-from kronos_pipeline.model.decode.decoder import Decoder, decoders
-from kronos_pipeline.model.decode.generate import Choose
-from kronos_pipeline.model.decode.memory import Part, in_turn, room, work_in_parts
+from kronos_pipeline.model.decode.decoder import Decoder, group_into_decoders
+from kronos_pipeline.model.decode.generate import TokenPicker
+from kronos_pipeline.model.decode.memory import Part, memory_budget, one_thread_per_gpu, run_in_oom_safe_parts
 from kronos_pipeline.model.predictor.dataframes import InputError, Series, real, whole
 
 ROWS = 4096
@@ -49,7 +49,7 @@ class Sampling:
     generator: torch.Generator | None = None
 
 
-def read_sampling(
+def parse_sampling(
     pred_len: Any,
     temperature: Any,
     top_k: Any,
@@ -146,12 +146,14 @@ def sample_series(
     device, at_once = next(tokenizer.parameters()).device, max(1, ROWS // sampling.paths)
     exact = torch.autocast(device.type, enabled=False)  # the precision is the one that was asked for
     progress_bar = _Progress(len(series), sampling)
-    with generator_for(sampling, device) as generator, in_turn(device), exact, progress_bar as progress:
+    with generator_for(sampling, device) as generator, one_thread_per_gpu(device), exact, progress_bar as progress:
         for first in range(0, len(series), at_once):
             block = slice(first, first + at_once)
             draws = Draws(len(series[block]) * sampling.paths, sampling, generator)
             used, number = np.unique(which[block], return_inverse=True)
-            for decoder, places in decoders([models[place] for place in used], tokenizer, precision=precision):
+            for decoder, places in group_into_decoders(
+                [models[place] for place in used], tokenizer, precision=precision
+            ):
                 place = np.full(len(used), -1)
                 place[places] = np.arange(len(places))
                 _Batch(decoder, series[block], place[number], context).fill(values[block], draws, progress)
@@ -183,9 +185,9 @@ class _Batch:
             return self._decoder.bytes(len(members), len(some), max(lengths), horizon, unequal=len(lengths) > 1)
 
         whole = np.flatnonzero(self._place >= 0).tolist(), range(paths)
-        work_in_parts(whole, run, size, room(self._decoder.device), self._decoder.device)
+        run_in_oom_safe_parts(whole, run, size, memory_budget(self._decoder.device), self._decoder.device)
 
-    def _futures(self, members: NDArray[np.intp], paths: int, choose: Choose) -> NDArray[np.float32]:
+    def _futures(self, members: NDArray[np.intp], paths: int, choose: TokenPicker) -> NDArray[np.float32]:
         """Normalised bars of some series, (series, paths, horizon, 6)."""
         series, decoder, context = [self._series[member] for member in members], self._decoder, self._context
         bars, past = (_end_together([getattr(one, part) for one in series]) for part in ("bars", "past"))
@@ -252,7 +254,7 @@ class Draws:
         self._filters = sampling.temperature, sampling.top_k, sampling.top_p
         self._total: Tensor | float = 0.0
 
-    def part(self, rows: Tensor, drawn: Callable[[int], None]) -> Choose:
+    def part(self, rows: Tensor, drawn: Callable[[int], None]) -> TokenPicker:
         """What draws the tokens of some rows, from the first step on.
 
         Args:

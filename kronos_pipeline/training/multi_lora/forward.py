@@ -11,7 +11,7 @@ from torch import Tensor
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.model.devices import is_out_of_memory
 from kronos_pipeline.model.losses import token_losses
-from kronos_pipeline.model.multi_lora import StackedLora
+from kronos_pipeline.model.multi_lora import MultiLora
 from kronos_pipeline.training import preflight as plan
 from kronos_pipeline.training.dataset import Batch, KronosMultiTickerDataset, to_device
 from kronos_pipeline.training.microbatch import Microbatch
@@ -39,7 +39,7 @@ class BatchedForward:
         device: where it is.
     """
 
-    def __init__(self, stacked: StackedLora, device: torch.device, precision: str, adapters: int, say: Say) -> None:
+    def __init__(self, stacked: MultiLora, device: torch.device, precision: str, adapters: int, say: Say) -> None:
         """Prepare.
 
         Args:

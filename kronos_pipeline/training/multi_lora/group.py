@@ -17,8 +17,8 @@ from accelerate.utils import set_seed
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import KronosError, SettingsError
 from kronos_pipeline.model.devices import explain_out_of_memory, free_memory, is_out_of_memory, shortage
-from kronos_pipeline.model.modules import fitting_threads, inner
-from kronos_pipeline.model.multi_lora import StackedLora
+from kronos_pipeline.model.modules import limit_threads, unwrap_peft
+from kronos_pipeline.model.multi_lora import MultiLora
 from kronos_pipeline.training import preflight as plan
 from kronos_pipeline.training.checkpoint import ResumeState, group_state, locked
 from kronos_pipeline.training.devices import current_device, processes, repeatable
@@ -176,11 +176,11 @@ def _optimise(
     set_seed(recipe.seed)
     adapted = trainer.trainable(lora=True)
     products = torch.bfloat16 if trainer.precision == "bf16" else torch.float32
-    stacked = StackedLora(
+    stacked = MultiLora(
         base.predictor, adapted, recipe.adapter_alpha / recipe.adapter_r, recipe.adapter_dropout, products=products
     )
     start = stacked.pack(dict(adapted.named_parameters()))
-    with fitting_threads(stacked.predictor):
+    with limit_threads(stacked.predictor):
         windows = [one for prepared in group for one in prepared.windows]
         train, selection = trainer.datasets(windows, state.folder)
         members = [
@@ -265,7 +265,7 @@ def adapters_per_pass(
     bars = recipe.batch_size * (recipe.used_lookback + recipe.horizon)
     if device.type != "cuda":
         return max(1, _CPU_BARS // bars)
-    core = inner(predictor)
+    core = unwrap_peft(predictor)
     per_bar = core.n_layers * (_LAYER_WIDTHS * core.d_model + _LAYER_INNER * core.ff_dim)
     per_bar += _LOGITS * (2**core.s1_bits + 2**core.s2_bits)
     needed = bars * per_bar * _BYTES[precision] + 4 * _COPIES * width
