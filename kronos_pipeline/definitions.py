@@ -59,7 +59,10 @@ def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Defi
     over_all: dict[str, Any] = {"backfill_policy": dg.BackfillPolicy.single_run(), "owners": OWNERS}
     per_ticker = {"partitions_def": partitions, **over_all}
     data, model = layers_version("data"), layers_version("model", "training")
-    evaluation, tracking = layers_version("model", "evaluation"), layers_version("model", "evaluation", "tracking")
+    evaluation, tracking = (
+        layers_version("model", "evaluation"),
+        layers_version("model", "evaluation", "tracking", "promotion"),
+    )
     training: dict[str, Any] = {
         "group_name": "training",
         "kinds": {"pytorch", "huggingface"},

@@ -1,15 +1,11 @@
 """Today's forecast of each ticker by its champion, and whether that still errs as little as when it was measured."""
 
 # Annotations are not postponed here: Dagster takes that of `context` as it stands, and refuses a text.
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from kronos_pipeline.config import Recipe
-from kronos_pipeline.data.bars import Bars
 from kronos_pipeline.orchestration.batch import Event, TickerBatch
 from kronos_pipeline.orchestration.failures import failures_of
 from kronos_pipeline.orchestration.io_manager import TickerArtifacts
@@ -17,11 +13,9 @@ from kronos_pipeline.orchestration.metadata import picture_metadata
 from kronos_pipeline.orchestration.resources import PipelineSettings, Tracking, load_base_model
 
 if TYPE_CHECKING:
-    from kronos_pipeline.evaluation.rounds import Asking
     from kronos_pipeline.evaluation.scoring.drift import Drift
-    from kronos_pipeline.model.loading import KronosModel
     from kronos_pipeline.promotion.champion_forecast import TickerForecast
-    from kronos_pipeline.tracking.registry import Registry, Version
+    from kronos_pipeline.tracking.registry import Version
 
 DRIFTED, FINDING, KIND = "drifted", "finding", "kind of champion"
 """Names under which a materialisation of `drift` tells the sensor what was found, and of whom."""
@@ -61,15 +55,17 @@ def drift(
     to the gate.
     """
     from kronos_pipeline.evaluation.rounds import good, together
+    from kronos_pipeline.promotion.drift_watch import champion_drift_job
     from kronos_pipeline.tracking.registry import Registry
 
     with failures_of("drift"):
         base = load_base_model(pipeline.recipe("lora"))
         registry = Registry(tracking.tracker(pipeline.layout))
         batch = TickerBatch(context)
-        for ticker, found in together({one: _watching(registry, raw_bars, one, base) for one in batch.tickers}):
+        jobs = {ticker: champion_drift_job(registry, raw_bars, ticker, base) for ticker in batch.tickers}
+        for ticker, outcome in together(jobs):
             with batch.ticker(ticker):
-                batch.add(ticker, None, good(found))
+                batch.add(ticker, None, _drift_metadata(ticker, good(outcome)))
         yield from batch.events()
 
 
@@ -84,53 +80,23 @@ def _forecast_metadata(made: "TickerForecast") -> dict[str, Any]:
     }
 
 
-def _watching(
-    registry: "Registry", bars: Mapping[str, Bars], ticker: str, base: "KronosModel"
-) -> "Asking[dict[str, Any]]":
-    from kronos_pipeline.promotion.champion import find_champion
-
-    champion, _ = find_champion(registry, ticker)
-    if champion is None:
+def _drift_metadata(ticker: str, measured: "tuple[Version, Drift] | None") -> dict[str, Any]:
+    if measured is None:
         return {DRIFTED: False, "result": f"{ticker} has no champion, so there is nothing to watch"}
-    found = yield from _drift_of(registry, champion, bars[ticker], base)
+    champion, drift = measured
     figures = {
-        "scaled error": found.error,
-        "usual error": found.expected,
-        "bound": found.bound,
-        "naive, times what it was": found.naive_ratio,
+        "scaled error": drift.error,
+        "usual error": drift.expected,
+        "bound": drift.bound,
+        "naive, times what it was": drift.naive_ratio,
     }
     return {
-        DRIFTED: found.drifted,
-        "result": f"{champion}: {'drifted' if found.drifted else 'no drift'}, {found.reason}",
+        DRIFTED: drift.drifted,
+        "result": f"{champion}: {'drifted' if drift.drifted else 'no drift'}, {drift.reason}",
         "champion": str(champion),
-        "cutoffs": found.cutoffs,
+        "cutoffs": drift.cutoffs,
         KIND: champion.tags["kind"],
-        # The same bars and the same champion say the same again, and ask for no second training.
-        FINDING: f"{champion} up to {found.newest}",
+        # The same bars and the same champion give the same finding, which the sensor answers once.
+        FINDING: f"{champion} up to {drift.newest}",
         **{name: dg.MetadataValue.float(value) for name, value in figures.items() if value is not None},
     }
-
-
-def _drift_of(registry: "Registry", champion: "Version", bars: Bars, base: "KronosModel") -> "Asking[Drift]":
-    """Forecast the bars that came since the champion was measured, as it was measured, and compare."""
-    from kronos_pipeline.evaluation.forecasting.holdout_table import predicting
-    from kronos_pipeline.evaluation.forecasting.tuning import load_sampling, plain_sampling
-    from kronos_pipeline.evaluation.scoring.drift import find_drift, windows_since
-    from kronos_pipeline.model.lora import load_trained
-    from kronos_pipeline.tracking.packaging import read_training_manifest
-
-    model = champion.tags["kind"]
-    evidence = registry.evidence(champion)
-    evidence = evidence[evidence["unique_id"] == bars.ticker]
-    with TemporaryDirectory() as temporary:
-        folder = registry.fetch(champion, Path(temporary))
-        manifest = read_training_manifest(folder)
-        settings = manifest["config"]
-        recipe = Recipe.model_validate({name: one for name, one in settings.items() if name in Recipe.model_fields})
-        windows = windows_since(bars, evidence, recipe, manifest.get("seen_until", {}).get(bars.ticker))
-        if windows is None:
-            return find_drift(evidence, None, model, recipe.horizon)
-        trained = load_trained(folder, base)
-        sampling = load_sampling(folder, bars.ticker, trained, recipe) or plain_sampling(recipe)
-    since = yield from predicting(windows, {model: trained}, {model: sampling}, recipe)
-    return find_drift(evidence, since.predictions, model, recipe.horizon)

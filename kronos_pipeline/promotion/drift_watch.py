@@ -1,0 +1,65 @@
+"""Drift of a ticker's champion: forecast the bars since its evidence as the evidence was forecast, and compare."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from kronos_pipeline.config import Recipe
+from kronos_pipeline.evaluation.forecasting.holdout_table import predicting
+from kronos_pipeline.evaluation.forecasting.tuning import load_sampling, plain_sampling
+from kronos_pipeline.evaluation.rounds import Asking
+from kronos_pipeline.evaluation.scoring.drift import Drift, find_drift, windows_since
+from kronos_pipeline.model.lora import load_trained
+from kronos_pipeline.promotion.champion import find_champion
+from kronos_pipeline.tracking.packaging import read_training_manifest
+
+if TYPE_CHECKING:
+    from kronos_pipeline.data.bars import Bars
+    from kronos_pipeline.model.loading import KronosModel
+    from kronos_pipeline.tracking.registry import Registry, Version
+
+
+def champion_drift_job(
+    registry: Registry, bars: Mapping[str, Bars], ticker: str, base: KronosModel
+) -> Asking[tuple[Version, Drift] | None]:
+    """Measure the drift of a ticker's champion on its newest bars, side by side with other forecasts.
+
+    Args:
+        registry: holds the champions and their evidence.
+        bars: each ticker's bars; those of `ticker` are loaded only if it has a champion.
+        ticker: the ticker.
+        base: the base model that an adapter is loaded on.
+
+    Returns:
+        The champion and its drift, or None if the ticker has no champion.
+
+    Raises:
+        TrackingError: the registry cannot be reached, or the champion's files are gone.
+        ModelError: the champion was trained on another base model, is damaged, or forecasts no number.
+    """
+    champion, _ = find_champion(registry, ticker)
+    if champion is None:
+        return None
+    drift = yield from _drift_job(registry, champion, bars[ticker], base)
+    return champion, drift
+
+
+def _drift_job(registry: Registry, champion: Version, bars: Bars, base: KronosModel) -> Asking[Drift]:
+    model = champion.tags["kind"]
+    evidence = registry.evidence(champion)
+    evidence = evidence[evidence["unique_id"] == bars.ticker]
+    with TemporaryDirectory() as temporary:
+        folder = registry.fetch(champion, Path(temporary))
+        manifest = read_training_manifest(folder)
+        settings = {name: value for name, value in manifest["config"].items() if name in Recipe.model_fields}
+        recipe = Recipe.model_validate(settings)
+        windows = windows_since(bars, evidence, recipe, manifest.get("seen_until", {}).get(bars.ticker))
+        if windows is None:
+            return find_drift(evidence, None, model, recipe.horizon)
+        trained = load_trained(folder, base)
+        sampling = load_sampling(folder, bars.ticker, trained, recipe) or plain_sampling(recipe)
+    forecasts = yield from predicting(windows, {model: trained}, {model: sampling}, recipe)
+    return find_drift(evidence, forecasts.predictions, model, recipe.horizon)
