@@ -31,7 +31,7 @@ from kronos_pipeline.data.bars import make_bars
 from kronos_pipeline.data.simulate import simulate_ticker
 from kronos_pipeline.data.windows import build_windows
 from kronos_pipeline.evaluation.forecasting.holdout_table import predict
-from kronos_pipeline.evaluation.forecasting.tuning import plain_sampling
+from kronos_pipeline.evaluation.forecasting.sampling import plain_sampling
 from kronos_pipeline.evaluation.predictions import NAIVE, point_table
 from kronos_pipeline.model.devices import pick_device
 from kronos_pipeline.model.loading import KronosModel, load_base

@@ -30,7 +30,7 @@ from kronos_pipeline.data.bars import make_bars
 from kronos_pipeline.data.simulate import Dynamics, simulate_ticker
 from kronos_pipeline.data.windows import WindowSet, build_windows
 from kronos_pipeline.evaluation.forecasting.holdout_table import predict
-from kronos_pipeline.evaluation.forecasting.tuning import plain_sampling
+from kronos_pipeline.evaluation.forecasting.sampling import plain_sampling
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, NAIVE, models_of
 from kronos_pipeline.evaluation.scoring.gate import decide
 from kronos_pipeline.evaluation.scoring.significance import holm

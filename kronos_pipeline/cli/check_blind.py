@@ -15,7 +15,7 @@ from kronos_pipeline.errors import DataError
 
 if TYPE_CHECKING:
     from kronos_pipeline.data.windows import WindowSet
-    from kronos_pipeline.evaluation.leakage_test import Blindness
+    from kronos_pipeline.evaluation.leakage_test import LeakageResult
 
 
 class CheckBlind(Command, KronosTrainingConfig):
@@ -31,13 +31,13 @@ class CheckBlind(Command, KronosTrainingConfig):
     def run(self) -> int:
         # Imported here, for --help can do without what takes seconds to import.
         from kronos_pipeline.artifacts import check_writable
-        from kronos_pipeline.evaluation.leakage_test import check_blindness
+        from kronos_pipeline.evaluation.leakage_test import check_leakage
 
         windows, skipped = _cut(self)
         output = Path(self.output_dir)
         check_writable(output)
         with tempfile.TemporaryDirectory(prefix="check-blind-", dir=output) as folder:
-            found = check_blindness(windows, self, Path(folder), say=print)
+            found = check_leakage(windows, self, Path(folder), say=print)
         holdout = sum(len(one.bars) - one.holdout_start for one in windows)
         problems = _problems(found)
         for file in found.files:
@@ -69,7 +69,7 @@ def _cut(config: KronosTrainingConfig) -> tuple[list[WindowSet], list[str]]:
     return windows, [line for error in errors for line in str(error).splitlines()]
 
 
-def _problems(found: Blindness) -> list[str]:
+def _problems(found: LeakageResult) -> list[str]:
     if found.blind:
         return []
     files = ", ".join(found.differing)

@@ -54,9 +54,9 @@ class Forecast(Command):
         from kronos_pipeline.artifacts import ArtifactLayout, check_writable
         from kronos_pipeline.data.csv_files import find_csv_files
         from kronos_pipeline.data.ingest import read_files
-        from kronos_pipeline.evaluation.rounds import together
+        from kronos_pipeline.evaluation.forecasting.batching import run_jobs
         from kronos_pipeline.pipeline.ingest import report_skipped
-        from kronos_pipeline.promotion.champion_forecast import TickerForecast, forecasting_ticker, overview_sheet
+        from kronos_pipeline.promotion.champion_forecast import TickerForecast, forecast_ticker_job, overview_sheet
         from kronos_pipeline.tracking.registry import Registry
         from kronos_pipeline.tracking.runs import Tracker
 
@@ -67,11 +67,11 @@ class Forecast(Command):
         check_writable(layout.root)
         registry, made = Registry(Tracker(None, layout.root)), dict[str, TickerForecast]()
         jobs = {
-            name: forecasting_ticker(registry, layout, bars, name, self._base(recipe), recipe)
+            name: forecast_ticker_job(registry, layout, bars, name, self._base(recipe), recipe)
             for name, recipe in recipes.items()
         }
         failed: dict[str, KronosError] = {**errors}
-        for name, found in together(jobs):
+        for name, found in run_jobs(jobs):
             if isinstance(found, KronosError):
                 failed[name] = found
             else:

@@ -10,19 +10,19 @@ import pandas as pd
 
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.errors import KronosError
+from kronos_pipeline.evaluation.forecasting.batching import MAX_JOBS, ForecastJob, gather_jobs, run_jobs
 from kronos_pipeline.evaluation.forecasting.candidates import (
     doubts,
-    finding_sampling,
+    find_sampling_job,
     how_sampled,
     load_candidates,
     loader,
     weights_of,
 )
-from kronos_pipeline.evaluation.forecasting.holdout_table import predicting
+from kronos_pipeline.evaluation.forecasting.holdout_table import predict_job
 from kronos_pipeline.evaluation.predictions import ADAPTER, CHECKPOINT
 from kronos_pipeline.evaluation.provenance import evaluation_manifest
 from kronos_pipeline.evaluation.reports.plots import save_plots
-from kronos_pipeline.evaluation.rounds import AT_ONCE, Asking, side_by_side, together
 from kronos_pipeline.evaluation.scoring.report import save_ticker_evaluation
 
 if TYPE_CHECKING:
@@ -87,15 +87,15 @@ def evaluate_tickers(
 
     load = loader(base)
 
-    def evaluating(ticker: str, run: str | None) -> Asking[HoldoutResult]:
+    def evaluating(ticker: str, run: str | None) -> ForecastJob[HoldoutResult]:
         own = windows[ticker]
         candidates, notes = load_candidates(layout, base, own, adapter_name or ticker, load)
         about = trained or (ADAPTER if ADAPTER in candidates else CHECKPOINT)
-        samplings = yield from side_by_side(
-            {name: finding_sampling(one, own, recipe) for name, one in candidates.items()}
+        samplings = yield from gather_jobs(
+            {name: find_sampling_job(one, own, recipe) for name, one in candidates.items()}
         )
         models = {name: one.model for name, one in candidates.items()}
-        forecasts = yield from predicting(own, models, samplings, recipe)
+        forecasts = yield from predict_job(own, models, samplings, recipe)
         runs = {ticker: run} if run else {}
         manifest = (
             evaluation_manifest([own], recipe, base.source, str(base.device), runs)
@@ -110,4 +110,4 @@ def evaluate_tickers(
 
     whole_models = not adapter_name and any((layout.adapter(ticker) / OWN_BASE).is_dir() for ticker in mlflow_runs)
     jobs = {ticker: evaluating(ticker, run) for ticker, run in mlflow_runs.items()}
-    return together(jobs, at_once=1 if whole_models else AT_ONCE)
+    return run_jobs(jobs, max_jobs=1 if whole_models else MAX_JOBS)

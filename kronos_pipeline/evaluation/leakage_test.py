@@ -21,12 +21,12 @@ from kronos_pipeline.config import KronosTrainingConfig
 from kronos_pipeline.data.bars import FEATURES, Bars, make_bars
 from kronos_pipeline.data.windows import WindowSet, build_windows
 from kronos_pipeline.errors import SettingsError
-from kronos_pipeline.evaluation.forecasting.candidates import Loader, finding_sampling, load_candidates, loader
-from kronos_pipeline.evaluation.rounds import Asking, good, side_by_side, together
+from kronos_pipeline.evaluation.forecasting.batching import ForecastJob, gather_jobs, run_jobs, unwrap
+from kronos_pipeline.evaluation.forecasting.candidates import Loader, find_sampling_job, load_candidates, loader
 from kronos_pipeline.training.progress import Say
 
 if TYPE_CHECKING:
-    from kronos_pipeline.evaluation.forecasting.tuning import Sampling
+    from kronos_pipeline.evaluation.forecasting.sampling import Sampling
     from kronos_pipeline.training.trainer import KronosTrainer
 
 _TOLD_OF_THE_DATA = {MANIFEST, "history.csv"}
@@ -34,7 +34,7 @@ _TOLD_OF_THE_DATA = {MANIFEST, "history.csv"}
 
 
 @dataclass(frozen=True)
-class Blindness:
+class LeakageResult:
     """What two trainings that differ in the holdout alone have made.
 
     Attributes:
@@ -52,7 +52,9 @@ class Blindness:
         return not self.differing
 
 
-def check_blindness(windows: Sequence[WindowSet], config: KronosTrainingConfig, folder: Path, *, say: Say) -> Blindness:
+def check_leakage(
+    windows: Sequence[WindowSet], config: KronosTrainingConfig, folder: Path, *, say: Say
+) -> LeakageResult:
     """Train on windows, train on the same with noise in place of each holdout, and compare what came of it.
 
     Args:
@@ -82,7 +84,7 @@ def check_blindness(windows: Sequence[WindowSet], config: KronosTrainingConfig, 
     noise = made("noise as holdout", noisy)
     differing = _differing(real, noise)
     repeatable = not differing or not _differing(real, made("real holdout again", windows))
-    return Blindness(tuple(sorted({*real, *noise})), differing, repeatable)
+    return LeakageResult(tuple(sorted({*real, *noise})), differing, repeatable)
 
 
 def with_noise(bars: Bars, first: int, seed: int) -> Bars:
@@ -115,19 +117,19 @@ def _train(trainer: KronosTrainer, windows: Sequence[WindowSet], config: KronosT
         trainer.train_adapter(windows, config.adapter_name)
     else:
         for result in trainer.train_adapters([AdapterJob(one.ticker, [one]) for one in windows]):
-            good(result)
+            unwrap(result)
     load = loader(trainer.base)
-    for _, found in together({one.ticker: _fitting(trainer, one, config, load) for one in windows}):
-        good(found)
+    for _, found in run_jobs({one.ticker: _fitting(trainer, one, config, load) for one in windows}):
+        unwrap(found)
 
 
 def _fitting(
     trainer: KronosTrainer, windows: WindowSet, config: KronosTrainingConfig, load: Loader
-) -> Asking[Mapping[str, Sampling]]:
+) -> ForecastJob[Mapping[str, Sampling]]:
     name = config.adapter_name or windows.ticker
     candidates, _ = load_candidates(trainer.layout, trainer.base, windows, name, load)
-    fits = {model: finding_sampling(one, windows, config.recipe) for model, one in candidates.items()}
-    return (yield from side_by_side(fits))
+    fits = {model: find_sampling_job(one, windows, config.recipe) for model, one in candidates.items()}
+    return (yield from gather_jobs(fits))
 
 
 def _hashes(layout: ArtifactLayout) -> dict[str, str]:

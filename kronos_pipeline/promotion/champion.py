@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kronos_pipeline.artifacts import ArtifactLayout, read_json
 from kronos_pipeline.errors import ModelError
-from kronos_pipeline.evaluation.forecasting.tuning import Sampling, load_sampling, plain_sampling
+from kronos_pipeline.evaluation.forecasting.sampling import Sampling, load_sampling, plain_sampling
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, CHECKPOINT, NAIVE
 from kronos_pipeline.tracking.packaging import read_training_manifest
 from kronos_pipeline.tracking.registry import Registry, Version, registered_name
@@ -22,7 +22,7 @@ NOT_MEASURED = "not itself measured"
 
 
 @dataclass(frozen=True)
-class Choice:
+class SelectedModel:
     """The model that a forecast is made with.
 
     Attributes:
@@ -42,7 +42,9 @@ class Choice:
     notes: tuple[str, ...] = ()
 
 
-def choose(registry: Registry, layout: ArtifactLayout, ticker: str, base: KronosModel, recipe: Recipe) -> Choice:
+def select_champion(
+    registry: Registry, layout: ArtifactLayout, ticker: str, base: KronosModel, recipe: Recipe
+) -> SelectedModel:
     """Choose the model that forecasts a ticker's bars to come.
 
     The champion of `kronos-<ticker>` comes first, then that of the adapter which the recipe names, then that of
@@ -59,9 +61,9 @@ def choose(registry: Registry, layout: ArtifactLayout, ticker: str, base: Kronos
     better, reason, marks = _verdict_on_base(layout, ticker, base)
     why = f"{'; '.join(reasons)}; {reason}"
     if not better:
-        return Choice(None, plain_sampling(recipe), recipe, NAIVE, f"{why}, so the last close is repeated.")
+        return SelectedModel(None, plain_sampling(recipe), recipe, NAIVE, f"{why}, so the last close is repeated.")
     sampling = load_sampling(layout.base, ticker, base, recipe) or plain_sampling(recipe)
-    return Choice(base, sampling, recipe, f"base {base.source.label}", f"{why}.", (*_demo(base), *marks))
+    return SelectedModel(base, sampling, recipe, f"base {base.source.label}", f"{why}.", (*_demo(base), *marks))
 
 
 def find_champion(registry: Registry, ticker: str, adapter_name: str | None = None) -> tuple[Version | None, list[str]]:
@@ -88,7 +90,7 @@ def find_champion(registry: Registry, ticker: str, adapter_name: str | None = No
     return None, reasons
 
 
-def _champion(registry: Registry, champion: Version, ticker: str, base: KronosModel, recipe: Recipe) -> Choice:
+def _champion(registry: Registry, champion: Version, ticker: str, base: KronosModel, recipe: Recipe) -> SelectedModel:
     from kronos_pipeline.model.lora import load_trained  # imports torch
 
     used = registry.refit_of(champion) or champion
@@ -110,7 +112,7 @@ def _champion(registry: Registry, champion: Version, ticker: str, base: KronosMo
         label = f"{used}, a refit of version {used.tags.get('refit_of')}, {NOT_MEASURED}"
         reason = f"{reason} {used} is a refit on all bars and {NOT_MEASURED}."
         notes.insert(0, NOT_MEASURED)
-    return Choice(model, sampling or plain_sampling(recipe), recipe, label, reason, tuple(notes))
+    return SelectedModel(model, sampling or plain_sampling(recipe), recipe, label, reason, tuple(notes))
 
 
 def _verdict_on_base(layout: ArtifactLayout, ticker: str, base: KronosModel) -> tuple[bool, str, list[str]]:

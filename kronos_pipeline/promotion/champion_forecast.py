@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from kronos_pipeline.artifacts import ArtifactLayout
+from kronos_pipeline.evaluation.forecasting.batching import ForecastJob
 from kronos_pipeline.evaluation.forecasting.distributions import FEWEST_PATHS
 from kronos_pipeline.evaluation.forecasting.future import (
+    forecast_ahead_job,
     forecast_manifest,
     forecast_sheet,
-    forecasting_ahead,
     save_forecast,
 )
 from kronos_pipeline.evaluation.reports.text_table import Sheet, count, price
-from kronos_pipeline.evaluation.rounds import Asking
-from kronos_pipeline.promotion.champion import choose
+from kronos_pipeline.promotion.champion import select_champion
 
 if TYPE_CHECKING:
     from kronos_pipeline.config import Recipe
@@ -74,9 +74,9 @@ def overview_sheet(forecasts: Sequence[TickerForecast]) -> Sheet:
     )
 
 
-def forecasting_ticker(
+def forecast_ticker_job(
     registry: Registry, layout: ArtifactLayout, bars: Mapping[str, Bars], ticker: str, base: KronosModel, recipe: Recipe
-) -> Asking[TickerForecast]:
+) -> ForecastJob[TickerForecast]:
     """Forecast a ticker's next bars by its champion, else by base or naive, and write the table and the fan chart.
 
     Args:
@@ -94,9 +94,9 @@ def forecasting_ticker(
         ArtifactError: a file cannot be written.
     """
     own = bars[ticker]
-    choice = choose(registry, layout, ticker, base, recipe)
+    choice = select_champion(registry, layout, ticker, base, recipe)
     model, sampling = choice.model, choice.sampling
-    table = yield from forecasting_ahead(own, model, sampling, choice.recipe, label=choice.label)
+    table = yield from forecast_ahead_job(own, model, sampling, choice.recipe, label=choice.label)
     notes = choice.notes
     if model is not None and not sampling.residuals:
         notes = (*notes, NOT_RECALIBRATED)

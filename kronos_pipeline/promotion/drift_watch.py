@@ -8,9 +8,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from kronos_pipeline.config import Recipe
-from kronos_pipeline.evaluation.forecasting.holdout_table import predicting
-from kronos_pipeline.evaluation.forecasting.tuning import load_sampling, plain_sampling
-from kronos_pipeline.evaluation.rounds import Asking
+from kronos_pipeline.evaluation.forecasting.batching import ForecastJob
+from kronos_pipeline.evaluation.forecasting.holdout_table import predict_job
+from kronos_pipeline.evaluation.forecasting.sampling import load_sampling, plain_sampling
 from kronos_pipeline.evaluation.scoring.drift import Drift, find_drift, windows_since
 from kronos_pipeline.model.lora import load_trained
 from kronos_pipeline.promotion.champion import find_champion
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def champion_drift_job(
     registry: Registry, bars: Mapping[str, Bars], ticker: str, base: KronosModel
-) -> Asking[tuple[Version, Drift] | None]:
+) -> ForecastJob[tuple[Version, Drift] | None]:
     """Measure the drift of a ticker's champion on its newest bars, side by side with other forecasts.
 
     Args:
@@ -47,7 +47,7 @@ def champion_drift_job(
     return champion, drift
 
 
-def _drift_job(registry: Registry, champion: Version, bars: Bars, base: KronosModel) -> Asking[Drift]:
+def _drift_job(registry: Registry, champion: Version, bars: Bars, base: KronosModel) -> ForecastJob[Drift]:
     model = champion.tags["kind"]
     evidence = registry.evidence(champion)
     evidence = evidence[evidence["unique_id"] == bars.ticker]
@@ -61,5 +61,5 @@ def _drift_job(registry: Registry, champion: Version, bars: Bars, base: KronosMo
             return find_drift(evidence, None, model, recipe.horizon)
         trained = load_trained(folder, base)
         sampling = load_sampling(folder, bars.ticker, trained, recipe) or plain_sampling(recipe)
-    forecasts = yield from predicting(windows, {model: trained}, {model: sampling}, recipe)
+    forecasts = yield from predict_job(windows, {model: trained}, {model: sampling}, recipe)
     return find_drift(evidence, forecasts.predictions, model, recipe.horizon)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kronos_pipeline.data.windows import build_windows
-from kronos_pipeline.evaluation.forecasting.candidates import Candidate, sampling_of
+from kronos_pipeline.evaluation.forecasting.candidates import Candidate, find_sampling
 from kronos_pipeline.promotion.champion import NOT_MEASURED
 from kronos_pipeline.promotion.submit import Submission
 from kronos_pipeline.tracking.registry import Registry
@@ -61,6 +61,6 @@ def refit(
         run.finish(result.summary, result.history, result.folder)
     candidate = Candidate(load_trained(result.folder, trainer.base), result.folder)
     for one in windows:
-        sampling_of(candidate, one, recipe)
+        find_sampling(candidate, one, recipe)
     number = Registry(tracker).register_refit(result.folder, measured.name, run.run_id, refit_of=measured.version)
     return Refit(measured.name, number, measured.version)

@@ -15,7 +15,7 @@ from kronos_pipeline.data.csv_table import CsvTable
 from kronos_pipeline.data.ingest import read_table
 from kronos_pipeline.errors import DataError, ModelError, Problem
 from kronos_pipeline.evaluation.forecasting.future import forecast_ahead
-from kronos_pipeline.evaluation.forecasting.tuning import load_sampling, plain_sampling
+from kronos_pipeline.evaluation.forecasting.sampling import load_sampling, plain_sampling
 from kronos_pipeline.tracking.packaging import FORECAST, read_training_manifest
 
 _REQUEST = "bars"

@@ -112,13 +112,13 @@ def leaky_selection(patch: pytest.MonkeyPatch) -> None:
 
 def leaky_sampling(patch: pytest.MonkeyPatch) -> None:
     """Fit the intervals' widths where they are tested."""
-    real = candidates_module.fitting_sampling
+    real = candidates_module.fit_sampling_job
 
     def late(windows: WindowSet, *arguments: Any) -> Any:
         moved = replace(windows, selection_start=windows.holdout_start, holdout_start=len(windows.bars))
         return real(moved, *arguments)
 
-    patch.setattr(candidates_module, "fitting_sampling", late)
+    patch.setattr(candidates_module, "fit_sampling_job", late)
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.evaluation.backtest.backtest import Backtest, run_backtest
+from kronos_pipeline.evaluation.forecasting.batching import unwrap
 from kronos_pipeline.evaluation.holdout import HoldoutResult, evaluate_tickers
-from kronos_pipeline.evaluation.rounds import good
 from kronos_pipeline.model.loading import KronosModel, load_base
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -52,7 +52,7 @@ def holdouts(
         layout = ArtifactLayout(tmp_path_factory.mktemp("measured") / device)
         shutil.copytree(made.root, layout.root)
         evaluated = evaluate_tickers(layout, windows, dict.fromkeys(TICKERS), base, recipe, tickers_tested=2)
-        found[device] = {ticker: good(one) for ticker, one in evaluated}
+        found[device] = {ticker: unwrap(one) for ticker, one in evaluated}
     return found
 
 

@@ -17,7 +17,7 @@ from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.evaluation.backtest.backtest import run_backtest
 from kronos_pipeline.evaluation.forecasting.future import forecast_ahead
-from kronos_pipeline.evaluation.forecasting.tuning import plain_sampling
+from kronos_pipeline.evaluation.forecasting.sampling import plain_sampling
 from kronos_pipeline.model.loading import load_base
 from kronos_pipeline.model.lora import load_adapter
 from kronos_pipeline.training.trainer import KronosTrainer

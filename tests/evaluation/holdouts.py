@@ -14,7 +14,7 @@ from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import FEATURES
 from kronos_pipeline.evaluation.forecasting.holdout_table import Forecasts, predict
-from kronos_pipeline.evaluation.forecasting.tuning import plain_sampling
+from kronos_pipeline.evaluation.forecasting.sampling import plain_sampling
 
 CLOSE = FEATURES.index("close")
 

@@ -20,7 +20,7 @@ from kronos_pipeline.data.bars import make_bars
 from kronos_pipeline.data.simulate import Dynamics, simulate_ticker
 from kronos_pipeline.data.windows import WindowSet, build_windows
 from kronos_pipeline.evaluation.forecasting.holdout_table import predict
-from kronos_pipeline.evaluation.forecasting.tuning import plain_sampling
+from kronos_pipeline.evaluation.forecasting.sampling import plain_sampling
 from kronos_pipeline.evaluation.scoring.significance import diebold_mariano
 from kronos_pipeline.evaluation.scoring.verdicts import ALPHA, BETTER, NO_BETTER, WORSE, compare, correct, judge
 

@@ -22,20 +22,11 @@ from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import FEATURES, Bars, make_bars
 from kronos_pipeline.data.windows import WindowSet, build_windows
 from kronos_pipeline.errors import ArtifactError
-from kronos_pipeline.evaluation.forecasting.batching import rolls_from, sample
+from kronos_pipeline.evaluation.forecasting.batching import forecast_request, sample_requests, unwrap
 from kronos_pipeline.evaluation.forecasting.distributions import describe
-from kronos_pipeline.evaluation.forecasting.tuning import (
-    TEMPERATURES,
-    TOP_PS,
-    Sampling,
-    fit_sampling,
-    load_sampling,
-    plain_sampling,
-    save_sampling,
-)
-from kronos_pipeline.evaluation.halves import ORIGINS
+from kronos_pipeline.evaluation.forecasting.sampling import Sampling, load_sampling, plain_sampling, save_sampling
+from kronos_pipeline.evaluation.forecasting.tuning import MAX_ORIGINS, TEMPERATURES, TOP_PS, fit_sampling
 from kronos_pipeline.evaluation.predictions import LEVELS
-from kronos_pipeline.evaluation.rounds import good
 from kronos_pipeline.model.loading import load_base
 
 MODEL: Any = SimpleNamespace(weights_hash="its hash")
@@ -116,8 +107,8 @@ def test_intervals_fitted_on_the_selection_block_cover_the_holdout_as_they_say(s
         fitted = fit_sampling(windows, MODEL, WALK, sampler=sampler)
         rows = windows.of_split("holdout")
         origins = rows["origin"].to_numpy()
-        asked = rolls_from(windows, origins, rows["end"].to_numpy(), MODEL, WALK, fitted)
-        rolls = good(sample([asked], sampler)[0])
+        asked = forecast_request(windows, origins, rows["end"].to_numpy(), MODEL, WALK, fitted)
+        rolls = unwrap(sample_requests([asked], sampler)[0])
         steps = np.tile(np.arange(1, 6), len(origins))
         y = windows.bars.frame["close"].to_numpy()[(origins[:, None] + np.arange(1, 6)).ravel()]
         closes = rolls.closes.swapaxes(1, 2).reshape(len(y), -1)
@@ -199,7 +190,7 @@ def test_work_is_bounded_and_no_cutoff_has_a_flat_lookback(bars: Bars, recipe: R
     fitted = fit_sampling(build(bars, recipe), MODEL, recipe, sampler=sampler)
     grid = len(TEMPERATURES) * len(TOP_PS)
     assert len(sampler.calls) <= 2
-    for call, most in zip(sampler.calls, (grid * ORIGINS, ORIGINS), strict=False):
+    for call, most in zip(sampler.calls, (grid * MAX_ORIGINS, MAX_ORIGINS), strict=False):
         assert 1 <= len(call["history"]) <= most
         assert (np.ptp(call["history"][..., CLOSE], axis=1) > 0).all()
     if fitted.residuals:

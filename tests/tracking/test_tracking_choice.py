@@ -19,11 +19,11 @@ from tiny_models import save_tiny_base
 from kronos_pipeline.artifacts import ArtifactLayout, write_json
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import ModelError
-from kronos_pipeline.evaluation.forecasting.tuning import Sampling, plain_sampling, save_sampling
+from kronos_pipeline.evaluation.forecasting.sampling import Sampling, plain_sampling, save_sampling
 from kronos_pipeline.evaluation.predictions import LEVELS
 from kronos_pipeline.model.loading import KronosModel
 from kronos_pipeline.model.lora import load_trained
-from kronos_pipeline.promotion.champion import Choice, choose
+from kronos_pipeline.promotion.champion import SelectedModel, select_champion
 from kronos_pipeline.tracking.registry import Registry, registered_name
 from kronos_pipeline.tracking.runs import Tracker
 from kronos_pipeline.tracking.store import TrackingError
@@ -87,9 +87,9 @@ def layout(tmp_path: Path) -> ArtifactLayout:
 @pytest.fixture
 def chosen(
     registry: Registry, layout: ArtifactLayout, ticker: str, base: KronosModel, recipe: Recipe
-) -> Callable[..., Choice]:
-    def choice(**changes: Any) -> Choice:
-        return choose(registry, layout, ticker, base, recipe.model_copy(update=changes))
+) -> Callable[..., SelectedModel]:
+    def choice(**changes: Any) -> SelectedModel:
+        return select_champion(registry, layout, ticker, base, recipe.model_copy(update=changes))
 
     return choice
 
@@ -125,7 +125,7 @@ def verdict(path: Path, ticker: str, base_name: str, word: str) -> None:
 
 
 def test_the_tickers_champion_forecasts_as_it_was_fitted(
-    chosen: Callable[..., Choice],
+    chosen: Callable[..., SelectedModel],
     crown: Callable[[Path, str], int],
     made: Callable[[str, int], Path],
     ticker: str,
@@ -146,7 +146,7 @@ def test_the_tickers_champion_forecasts_as_it_was_fitted(
 
 
 def test_the_checkpoints_champion_serves_the_tickers_that_it_was_trained_on_and_no_other(
-    chosen: Callable[..., Choice],
+    chosen: Callable[..., SelectedModel],
     crown: Callable[[Path, str], int],
     made: Callable[[str, int], Path],
     ticker: str,
@@ -169,7 +169,7 @@ def test_the_checkpoints_champion_serves_the_tickers_that_it_was_trained_on_and_
 
 
 def test_a_refit_of_the_champion_forecasts_as_it_is_sampled_itself_and_is_labelled(
-    chosen: Callable[..., Choice],
+    chosen: Callable[..., SelectedModel],
     crown: Callable[[Path, str], int],
     made: Callable[[str, int], Path],
     registry: Registry,
@@ -200,7 +200,12 @@ def test_a_refit_of_the_champion_forecasts_as_it_is_sampled_itself_and_is_labell
 
 @pytest.mark.parametrize("place", ["backtest of the adapter", "backtest of the checkpoint", "holdout"])
 def test_without_a_champion_the_base_model_forecasts_where_it_was_better_than_naive(
-    chosen: Callable[..., Choice], layout: ArtifactLayout, ticker: str, base: KronosModel, recipe: Recipe, place: str
+    chosen: Callable[..., SelectedModel],
+    layout: ArtifactLayout,
+    ticker: str,
+    base: KronosModel,
+    recipe: Recipe,
+    place: str,
 ) -> None:
     path = {
         "backtest of the adapter": layout.backtest_report("adapter", ticker),
@@ -221,7 +226,7 @@ def test_without_a_champion_the_base_model_forecasts_where_it_was_better_than_na
 
 
 def test_a_backtests_verdict_counts_before_the_holdouts(
-    chosen: Callable[..., Choice], layout: ArtifactLayout, ticker: str, base: KronosModel
+    chosen: Callable[..., SelectedModel], layout: ArtifactLayout, ticker: str, base: KronosModel
 ) -> None:
     verdict(layout.ticker_metrics(ticker), ticker, base.source.name, "better")
     verdict(layout.backtest_report("adapter", ticker), ticker, base.source.name, "no better")
@@ -230,7 +235,7 @@ def test_a_backtests_verdict_counts_before_the_holdouts(
 
 @pytest.mark.parametrize("word", ["no better", "worse", "too little evidence"])
 def test_otherwise_the_last_close_is_repeated_and_the_reason_says_why(
-    chosen: Callable[..., Choice], layout: ArtifactLayout, ticker: str, base: KronosModel, word: str
+    chosen: Callable[..., SelectedModel], layout: ArtifactLayout, ticker: str, base: KronosModel, word: str
 ) -> None:
     verdict(layout.ticker_metrics(ticker), ticker, base.source.name, word)
     choice = chosen()
@@ -239,7 +244,7 @@ def test_otherwise_the_last_close_is_repeated_and_the_reason_says_why(
 
 
 def test_a_verdict_on_another_base_model_or_ticker_counts_for_nothing(
-    chosen: Callable[..., Choice], layout: ArtifactLayout, ticker: str, base: KronosModel
+    chosen: Callable[..., SelectedModel], layout: ArtifactLayout, ticker: str, base: KronosModel
 ) -> None:
     assert "no verdict on the base model" in chosen().reason
     verdict(layout.ticker_metrics(ticker), ticker, "another", "better")
@@ -249,7 +254,7 @@ def test_a_verdict_on_another_base_model_or_ticker_counts_for_nothing(
 
 
 def test_a_champion_of_another_base_model_is_an_error_that_names_both_and_no_silent_fallback(
-    chosen: Callable[..., Choice], crown: Callable[[Path, str], int], ticker: str, tmp_path: Path
+    chosen: Callable[..., SelectedModel], crown: Callable[[Path, str], int], ticker: str, tmp_path: Path
 ) -> None:
     other = small_recipe(save_tiny_base(tmp_path / "other", seed=5))
     crown(made_adapter(tmp_path / "adapter", other, [ticker]), registered_name(ticker))
@@ -258,7 +263,7 @@ def test_a_champion_of_another_base_model_is_an_error_that_names_both_and_no_sil
 
 
 def test_a_champion_whose_files_are_gone_or_damaged_is_an_error(
-    chosen: Callable[..., Choice],
+    chosen: Callable[..., SelectedModel],
     crown: Callable[[Path, str], int],
     made: Callable[[str, int], Path],
     tracker: Tracker,
@@ -282,4 +287,4 @@ def test_a_registry_that_cannot_be_reached_is_an_error_and_no_naive_forecast(
         free.bind(("127.0.0.1", 0))
         away = Tracker(f"http://127.0.0.1:{free.getsockname()[1]}", tmp_path)
     with pytest.raises(TrackingError, match="cannot be used"):
-        choose(Registry(away), layout, "AAPL", base, recipe)
+        select_champion(Registry(away), layout, "AAPL", base, recipe)

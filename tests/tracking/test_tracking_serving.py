@@ -30,7 +30,7 @@ from tiny_models import save_tiny_base
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import Bars, make_bars
 from kronos_pipeline.evaluation.forecasting.future import forecast_ahead
-from kronos_pipeline.evaluation.forecasting.tuning import plain_sampling, save_sampling
+from kronos_pipeline.evaluation.forecasting.sampling import plain_sampling, save_sampling
 from kronos_pipeline.evaluation.predictions import LEVELS
 from kronos_pipeline.model.lora import load_adapter
 from kronos_pipeline.tracking.packaging import FORECAST

@@ -16,7 +16,7 @@ from kronos_pipeline.data.simulate import SHIPPED_TICKERS, Dynamics, simulate_ti
 from kronos_pipeline.data.windows import build_windows
 from kronos_pipeline.errors import SettingsError
 from kronos_pipeline.evaluation.forecasting.holdout_table import predict
-from kronos_pipeline.evaluation.forecasting.tuning import plain_sampling
+from kronos_pipeline.evaluation.forecasting.sampling import plain_sampling
 from kronos_pipeline.evaluation.predictions import point_table
 from kronos_pipeline.model.decode.sample import sample_paths
 from kronos_pipeline.model.loading import load_base

@@ -15,18 +15,18 @@ from kronos_pipeline.code_version import PREDICTIONS, layers_version
 from kronos_pipeline.config import Role, settings_of
 from kronos_pipeline.errors import KronosError
 from kronos_pipeline.evaluation.backtest.folds import Fold
+from kronos_pipeline.evaluation.forecasting.batching import ForecastJob, gather_jobs, run_jobs, unwrap
 from kronos_pipeline.evaluation.forecasting.candidates import (
     Candidate,
     Loader,
-    finding_sampling,
+    find_sampling_job,
     how_sampled,
     loader,
     weights_of,
 )
-from kronos_pipeline.evaluation.forecasting.holdout_table import predicting
+from kronos_pipeline.evaluation.forecasting.holdout_table import predict_job
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE
 from kronos_pipeline.evaluation.provenance import evaluation_manifest, merge_manifests, sampling_precision
-from kronos_pipeline.evaluation.rounds import Asking, good, side_by_side, together
 
 if TYPE_CHECKING:
     from kronos_pipeline.data.windows import WindowSet
@@ -132,11 +132,11 @@ def _forecast(
         for one in fold.windows
     }
     made: dict[Path, dict[str, Forecast | KronosError]] = {root: {} for root in folds}
-    for (root, ticker), found in together(jobs):
+    for (root, ticker), found in run_jobs(jobs):
         made[root][ticker] = found
         if len(made[root]) == len(folds[root].windows):
             try:
-                yield root, _keep(root, [good(made[root][one.ticker]) for one in folds[root].windows])
+                yield root, _keep(root, [unwrap(made[root][one.ticker]) for one in folds[root].windows])
             except KronosError as error:
                 yield root, error
 
@@ -149,7 +149,7 @@ def _predicting(
     layout: ArtifactLayout,
     base: KronosModel,
     load: Loader,
-) -> Asking[Forecast]:
+) -> ForecastJob[Forecast]:
     """The predictions of one of a fold's tickers."""
     recipe, ticker = fold.recipe, windows.ticker
     candidates = {
@@ -157,11 +157,11 @@ def _predicting(
         trained: Candidate(load(trained, result.folder), result.folder),
     }
     seen = {name: result.summary[name] for name in ("steps", "best_step", "selection_loss", "seconds")}
-    samplings = yield from side_by_side(
-        {name: finding_sampling(candidate, windows, recipe) for name, candidate in candidates.items()}
+    samplings = yield from gather_jobs(
+        {name: find_sampling_job(candidate, windows, recipe) for name, candidate in candidates.items()}
     )
     models = {name: candidate.model for name, candidate in candidates.items()}
-    forecasts = yield from predicting(windows, models, samplings, recipe)
+    forecasts = yield from predict_job(windows, models, samplings, recipe)
     stamps = windows.bars.frame["timestamps"]
     cutoffs = [stamps.iloc[origin].isoformat() for origin in windows.of_split("holdout")["origin"]]
     return forecasts.predictions, (

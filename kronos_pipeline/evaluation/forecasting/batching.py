@@ -1,14 +1,21 @@
-"""Sampled paths from some cutoffs of a ticker: what every evaluated forecast is made of.
+"""Dynamic batching of evaluations. Each evaluation is a generator (`ForecastJob`) that yields forecast requests;
+`run_jobs` merges the pending requests of all jobs into few calls of the sampler.
 
-A roll knows the real bars up to its origin, never another roll's forecasts, and is asked for the bars up to its end.
-What is asked for is one thing and the sampling another: the rolls of many tickers and models are sampled in one call.
+    AAPL   fit --request--.        .--paths--> fit --request--.        .--paths--> score
+    MSFT   fit --request---> call -+--paths--> fit --request---> call -+--paths--> score
+    TSLA   fit --request--'        '--paths--> fit --request--'        '--paths--> score
+
+A job yields requests, receives their sampled paths, and returns its result. So request, sampling and scoring are
+separate, and each evaluation still reads from top to bottom.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,30 +23,39 @@ from numpy.typing import NDArray
 from kronos_pipeline.artifacts import text_hash
 from kronos_pipeline.data.bars import FEATURES
 from kronos_pipeline.errors import KronosError, ModelError
+from kronos_pipeline.evaluation.provenance import sampling_precision
 
 if TYPE_CHECKING:
     from kronos_pipeline.config import Recipe
     from kronos_pipeline.data.windows import WindowSet
-    from kronos_pipeline.evaluation.forecasting.tuning import Sampling
+    from kronos_pipeline.evaluation.forecasting.sampling import Sampling
     from kronos_pipeline.model.loading import KronosModel
 
+K = TypeVar("K")
+T = TypeVar("T")
+
 Sampler = Callable[..., np.ndarray]
-"""Called as `model.decoding.sample_paths` is, with a model, a temperature, a top-p and a seed per series; returns
-(series, paths, horizon, features) in price units."""
+"""Has the signature of `model.decode.sample.sample_paths`: a model, a temperature, a top-p and a seed per series;
+returns (series, paths, horizon, features) in price units."""
+
+MAX_JOBS = 64
+"""Maximum number of jobs in progress; each job holds its models."""
+MAX_PENDING_BARS = 2**20
+"""Number of requested bars from which on no further job starts; some 100 MB."""
 
 
 @dataclass(frozen=True)
-class Rolls:
-    """Rolls of one ticker that one model is asked for.
+class ForecastRequest:
+    """Forecasts that one model shall make from some cutoffs of one ticker.
 
-    Every model draws a ticker's paths with the same random numbers, so that a difference between two is one between the
-    models.
+    Each forecast knows the real bars up to its cutoff, and never another forecast. All models draw a ticker's paths
+    with the same random numbers, so that a difference between two forecasts is a difference between their models.
 
     Attributes:
-        ticker: the symbol; the paths' random numbers depend on it.
-        history: the bars that each roll knows, (rolls, bars, 6), in the file's units.
-        past: their stamps' features, (rolls, bars, 5).
-        ahead: those of the bars to come, (rolls, horizon, 5).
+        ticker: the symbol; the random numbers of the paths depend on it.
+        history: the known bars of each forecast, (cutoffs, bars, 6), in the file's units.
+        past: stamp features of the known bars, (cutoffs, bars, 5).
+        ahead: stamp features of the bars to forecast, (cutoffs, horizon, 5).
         model: the model that forecasts.
         sampling: temperature, top-p and the position of s2.
         recipe: paths per forecast, seed and number format.
@@ -55,12 +71,12 @@ class Rolls:
 
     @property
     def bars(self) -> int:
-        """How many bars are to be sampled."""
+        """Number of bars to sample."""
         return len(self.history) * self.recipe.eval_samples * self.ahead.shape[1]
 
     @property
-    def shared(self) -> dict[str, Any]:
-        """The settings of a call that are one for all of its series."""
+    def shared_settings(self) -> dict[str, Any]:
+        """Settings that all series of one sampler call share."""
         return {
             "paths": self.recipe.eval_samples,
             "s2_position": self.sampling.s2_position,
@@ -69,14 +85,14 @@ class Rolls:
 
 
 @dataclass(frozen=True)
-class SampledRolls:
-    """The paths of some rolls.
+class SamplePaths:
+    """The sampled paths of one request.
 
     Attributes:
-        values: valid candles in the file's units, (rolls, paths, horizon, 6). Where a roll ends before its horizon, the
-            bars after its end mean nothing.
-        mended: how many of the bars had to be mended, see `repair_candles`.
-        bars: how many there are.
+        values: valid candles in the file's units, (cutoffs, paths, horizon, 6). If a forecast ends before its horizon,
+            the bars after its end have no meaning.
+        mended: number of sampled bars that were no valid candles and were repaired.
+        bars: number of sampled bars.
     """
 
     values: NDArray[np.float64]
@@ -85,95 +101,188 @@ class SampledRolls:
 
     @property
     def closes(self) -> NDArray[np.float64]:
-        """(rolls, paths, horizon)."""
+        """Closes, (cutoffs, paths, horizon)."""
         return self.values[..., FEATURES.index("close")]
 
 
-def rolls_from(
-    windows: WindowSet, origins: np.ndarray, ends: np.ndarray, model: KronosModel, recipe: Recipe, sampling: Sampling
-) -> Rolls:
-    """The rolls from some cutoffs of a ticker.
+ForecastJob = Generator[Sequence[ForecastRequest], Sequence[SamplePaths], T]
+"""A generator that yields requests, any number of times, receives their paths, and returns a `T`."""
 
-    The stamps ahead are the ticker's own, as the calendar is known in advance. Where a roll ends before its horizon
-    they repeat the last one: a forecast never looks at later stamps.
+
+def forecast_request(
+    windows: WindowSet, origins: np.ndarray, ends: np.ndarray, model: KronosModel, recipe: Recipe, sampling: Sampling
+) -> ForecastRequest:
+    """Build the request for forecasts from some cutoffs of a ticker.
+
+    The stamps ahead are the ticker's own, as the calendar is known in advance. If a forecast ends before its horizon,
+    its last stamp is repeated, so that a forecast never reads later stamps.
 
     Args:
         windows: the ticker's windows.
-        origins: index of the last bar that each roll knows, (rolls,).
-        ends: index of the bar after the last that each roll is asked for, (rolls,).
-        model, recipe, sampling: see `Rolls`; the recipe's horizon counts too.
+        origins: index of the last known bar of each forecast, (cutoffs,).
+        ends: index of the bar after the last requested bar of each forecast, (cutoffs,).
+        model, recipe, sampling: see `ForecastRequest`; the recipe's horizon counts too.
     """
     values = windows.bars.frame[list(FEATURES)].to_numpy(np.float64)
     past = origins[:, None] + np.arange(1 - windows.lookback, 1)
     ahead = np.minimum(origins[:, None] + np.arange(1, recipe.horizon + 1), ends[:, None] - 1)
     stamps = windows.stamps
-    return Rolls(windows.ticker, values[past], stamps[past], stamps[ahead], model, sampling, recipe)
+    return ForecastRequest(windows.ticker, values[past], stamps[past], stamps[ahead], model, sampling, recipe)
 
 
-def sample(asked: Sequence[Rolls], sampler: Sampler | None = None) -> list[SampledRolls | KronosError]:
-    """Sample rolls of any tickers and models in as few calls as their lengths and settings allow.
+def run_jobs(
+    jobs: Mapping[K, ForecastJob[T]], *, sampler: Sampler | None = None, max_jobs: int = MAX_JOBS
+) -> Iterator[tuple[K, T | KronosError]]:
+    """Run jobs concurrently and sample their pending requests together; a failing job does not affect the others.
+
+    Memory is bounded for any number of jobs: a further job starts when another job ends.
 
     Args:
-        asked: the rolls.
-        sampler: what samples, `sample_paths` by default.
+        jobs: jobs that have not started, by a name such as the ticker.
+        sampler: the sampler, `sample_paths` by default.
+        max_jobs: maximum number of jobs in progress.
+
+    Yields:
+        Each name with the result of its job or the error that ended the job, in the order in which the jobs end.
+    """
+    pending: dict[K, Sequence[ForecastRequest]] = {}
+
+    def advance(name: K, step: Callable[[], Sequence[ForecastRequest]]) -> Iterator[tuple[K, T | KronosError]]:
+        try:
+            pending[name] = step()
+        except StopIteration as end:
+            yield name, end.value
+        except KronosError as error:
+            yield name, error
+
+    queue = iter(jobs.items())
+    while True:
+        while len(pending) < max_jobs and _count_bars(pending) < MAX_PENDING_BARS and (entry := next(queue, None)):
+            yield from advance(entry[0], partial(next, entry[1]))
+        if not pending:
+            return
+        waiting, pending = pending, {}
+        answers = iter(sample_requests([request for requests in waiting.values() for request in requests], sampler))
+        for name, requests in waiting.items():
+            results = list(islice(answers, len(requests)))
+            errors = [result for result in results if isinstance(result, KronosError)]
+            paths = [result for result in results if not isinstance(result, KronosError)]
+            job = jobs[name]
+            yield from advance(name, partial(job.throw, errors[0]) if errors else partial(job.send, paths))
+
+
+def gather_jobs(jobs: Mapping[K, ForecastJob[T]]) -> ForecastJob[dict[K, T]]:
+    """Combine jobs into one job that yields the pending requests of all of them; the first error ends it."""
+    pending: dict[K, Sequence[ForecastRequest]] = {}
+    results: dict[K, T] = {}
+
+    def advance(name: K, step: Callable[[], Sequence[ForecastRequest]]) -> None:
+        try:
+            pending[name] = step()
+        except StopIteration as end:
+            results[name] = end.value
+
+    for name, job in jobs.items():
+        advance(name, partial(next, job))
+    while pending:
+        waiting, pending = pending, {}
+        answers = iter((yield [request for requests in waiting.values() for request in requests]))
+        for name, requests in waiting.items():
+            advance(name, partial(jobs[name].send, list(islice(answers, len(requests)))))
+    return {name: results[name] for name in jobs}
+
+
+def run_job(job: ForecastJob[T], sampler: Sampler | None = None) -> T:
+    """Run one job and return its result.
+
+    Raises:
+        KronosError: the error that ended the job.
+    """
+    ((_, result),) = run_jobs({"": job}, sampler=sampler)
+    return unwrap(result)
+
+
+def unwrap(result: T | KronosError) -> T:
+    """Return a result, or raise it if it is an error."""
+    if isinstance(result, KronosError):
+        raise result
+    return result
+
+
+def sample_requests(
+    requests: Sequence[ForecastRequest], sampler: Sampler | None = None
+) -> list[SamplePaths | KronosError]:
+    """Sample requests of any tickers and models in as few calls as their lengths and settings allow.
+
+    Args:
+        requests: the requests.
+        sampler: the sampler, `sample_paths` by default.
 
     Returns:
-        For each of them in turn its paths, or why there are none: the model gives numbers that are not finite, or
-        cannot be asked for so many bars.
+        For each request its paths, or the reason that there are none: the model gives numbers that are not finite, or
+        cannot forecast so many bars.
     """
-    alike: dict[tuple[Any, ...], list[int]] = {}
-    for place, rolls in enumerate(asked):
-        lengths = rolls.history.shape[1], rolls.ahead.shape[1]
-        alike.setdefault((*lengths, *rolls.shared.values()), []).append(place)
-    found: dict[int, SampledRolls | KronosError] = {}
-    for places in alike.values():
-        results = _in_one_call([asked[place] for place in places], sampler or _sample_paths)
-        found |= zip(places, results, strict=True)
-    return [found[place] for place in range(len(asked))]
+    batches: dict[tuple[Any, ...], list[int]] = {}
+    for index, request in enumerate(requests):
+        lengths = request.history.shape[1], request.ahead.shape[1]
+        batches.setdefault((*lengths, *request.shared_settings.values()), []).append(index)
+    results: dict[int, SamplePaths | KronosError] = {}
+    for indices in batches.values():
+        batch = [requests[index] for index in indices]
+        results |= zip(indices, _sample_batch(batch, sampler or _sample_paths), strict=True)
+    return [results[index] for index in range(len(requests))]
 
 
 def sampling_seed(seed: int, ticker: str) -> int:
-    """The seed of a ticker's paths, below 2**32: the same for every model, and in every process (`hash` is not)."""
+    """Return the seed of a ticker's paths, below 2**32: equal for every model and in every process, unlike `hash`."""
     return int(text_hash(str(seed), ticker)[:8], 16)
 
 
-def _in_one_call(asked: Sequence[Rolls], sampler: Sampler) -> list[SampledRolls | KronosError]:
-    """Sample rolls that share lengths and settings; where that fails, in halves, until the one that fails is alone."""
-    each = [(rolls, sampling_seed(rolls.recipe.seed, rolls.ticker)) for rolls in asked for _ in rolls.history]
+def _sample_batch(requests: Sequence[ForecastRequest], sampler: Sampler) -> list[SamplePaths | KronosError]:
+    """Sample requests of equal lengths and settings in one call; if it fails, bisect until the failing one is alone."""
+    series = [
+        (request, sampling_seed(request.recipe.seed, request.ticker)) for request in requests for _ in request.history
+    ]
     try:
         values = sampler(
-            [rolls.model for rolls, _ in each],
-            *(np.concatenate([getattr(rolls, part) for rolls in asked]) for part in ("history", "past", "ahead")),
-            temperature=np.array([rolls.sampling.temperature for rolls, _ in each]),
-            top_p=np.array([rolls.sampling.top_p for rolls, _ in each]),
-            seed=[seed for _, seed in each],
-            **asked[0].shared,
+            [request.model for request, _ in series],
+            *(
+                np.concatenate([getattr(request, name) for request in requests])
+                for name in ("history", "past", "ahead")
+            ),
+            temperature=np.array([request.sampling.temperature for request, _ in series]),
+            top_p=np.array([request.sampling.top_p for request, _ in series]),
+            seed=[seed for _, seed in series],
+            **requests[0].shared_settings,
         )
     except KronosError as error:
-        if len(asked) == 1:
+        if len(requests) == 1:
             return [error]
-        half = len(asked) // 2
-        return _in_one_call(asked[:half], sampler) + _in_one_call(asked[half:], sampler)
-    parts = np.split(values, np.cumsum([len(rolls.history) for rolls in asked])[:-1])
-    return [_candles(rolls.ticker, part) for rolls, part in zip(asked, parts, strict=True)]
+        half = len(requests) // 2
+        return _sample_batch(requests[:half], sampler) + _sample_batch(requests[half:], sampler)
+    parts = np.split(values, np.cumsum([len(request.history) for request in requests])[:-1])
+    return [_valid_paths(request.ticker, part) for request, part in zip(requests, parts, strict=True)]
 
 
-def _candles(ticker: str, values: NDArray[Any]) -> SampledRolls | ModelError:
+def _valid_paths(ticker: str, values: NDArray[Any]) -> SamplePaths | ModelError:
     finite = np.isfinite(values).all(axis=-1)
     if bad := int((~finite).sum()):
         return ModelError(
             f"The model's forecasts of {ticker} are not finite numbers in {bad} of {finite.size} sampled bars; train "
             "it again with a lower --learning-rate, or with --precision fp32."
         )
-    mended, changed = repair_candles(values)
-    return SampledRolls(mended, changed, mended[..., 0].size)
+    repaired, count = repair_candles(values)
+    return SamplePaths(repaired, count, repaired[..., 0].size)
 
 
 def _sample_paths(models: Sequence[KronosModel], *series: np.ndarray, precision: str, **settings: Any) -> np.ndarray:
-    from kronos_pipeline.evaluation.provenance import sampling_precision
     from kronos_pipeline.model.decode.sample import sample_paths  # imports torch
 
     return sample_paths(models, *series, precision=sampling_precision(precision, models[0].device), **settings)
+
+
+def _count_bars(pending: Mapping[K, Sequence[ForecastRequest]]) -> int:
+    return sum(request.bars for requests in pending.values() for request in requests)
 
 
 _OPEN, _HIGH, _LOW, _CLOSE = (FEATURES.index(price) for price in ("open", "high", "low", "close"))
@@ -189,12 +298,12 @@ def repair_candles(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], in
         values: bars, (..., 6), finite; they are not changed.
 
     Returns:
-        The mended bars, with low <= min(open, close), high >= max(open, close), volume >= 0 and amount >= 0; and the
-        number of bars in which something had to be mended.
+        The repaired bars, with low <= min(open, close), high >= max(open, close), volume >= 0 and amount >= 0; and the
+        number of repaired bars.
     """
-    mended = np.array(values, np.float64)
-    body = mended[..., [_OPEN, _CLOSE]]
-    mended[..., _HIGH] = np.maximum(mended[..., _HIGH], body.max(axis=-1))
-    mended[..., _LOW] = np.minimum(mended[..., _LOW], body.min(axis=-1))
-    mended[..., _AMOUNTS] = np.maximum(mended[..., _AMOUNTS], 0.0)
-    return mended, int((mended != values).any(axis=-1).sum())
+    repaired = np.array(values, np.float64)
+    body = repaired[..., [_OPEN, _CLOSE]]
+    repaired[..., _HIGH] = np.maximum(repaired[..., _HIGH], body.max(axis=-1))
+    repaired[..., _LOW] = np.minimum(repaired[..., _LOW], body.min(axis=-1))
+    repaired[..., _AMOUNTS] = np.maximum(repaired[..., _AMOUNTS], 0.0)
+    return repaired, int((repaired != values).any(axis=-1).sum())

@@ -15,10 +15,11 @@ import pandas as pd
 
 from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json
 from kronos_pipeline.data.purge import holdout_start_time
+from kronos_pipeline.evaluation.forecasting.batching import ForecastJob, run_job
 from kronos_pipeline.evaluation.forecasting.holdout_table import Forecasts
-from kronos_pipeline.evaluation.forecasting.tuning import Sampling, fitting_sampling, load_sampling, save_sampling
+from kronos_pipeline.evaluation.forecasting.sampling import Sampling, load_sampling, save_sampling
+from kronos_pipeline.evaluation.forecasting.tuning import fit_sampling_job
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, CHECKPOINT
-from kronos_pipeline.evaluation.rounds import Asking, alone
 
 if TYPE_CHECKING:
     from kronos_pipeline.config import Recipe
@@ -92,17 +93,17 @@ def loader(base: KronosModel) -> Loader:
     return lru_cache(maxsize=2)(lambda name, folder: loads[name](folder, base))
 
 
-def sampling_of(candidate: Candidate, windows: WindowSet, recipe: Recipe) -> Sampling:
+def find_sampling(candidate: Candidate, windows: WindowSet, recipe: Recipe) -> Sampling:
     """How a model is sampled for a ticker: as it was fitted on these windows before, or fitted now and kept."""
-    return alone(finding_sampling(candidate, windows, recipe))
+    return run_job(find_sampling_job(candidate, windows, recipe))
 
 
-def finding_sampling(candidate: Candidate, windows: WindowSet, recipe: Recipe) -> Asking[Sampling]:
-    """`sampling_of`, side by side with other evaluations."""
+def find_sampling_job(candidate: Candidate, windows: WindowSet, recipe: Recipe) -> ForecastJob[Sampling]:
+    """`find_sampling`, side by side with other evaluations."""
     known = load_sampling(candidate.folder, windows, candidate.model, recipe)
     if known is not None:
         return known
-    fitted = yield from fitting_sampling(windows, candidate.model, recipe)
+    fitted = yield from fit_sampling_job(windows, candidate.model, recipe)
     save_sampling(candidate.folder, windows, fitted, recipe)
     return fitted
 

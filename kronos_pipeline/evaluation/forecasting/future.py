@@ -16,16 +16,21 @@ from kronos_pipeline.data.calendars import next_stamps
 from kronos_pipeline.data.windows import stamp_features
 from kronos_pipeline.errors import DataError, Problem
 from kronos_pipeline.evaluation.forecasting.baselines import random_walk_paths
-from kronos_pipeline.evaluation.forecasting.batching import Rolls, Sampler, sampling_seed
+from kronos_pipeline.evaluation.forecasting.batching import (
+    ForecastJob,
+    ForecastRequest,
+    Sampler,
+    run_job,
+    sampling_seed,
+)
 from kronos_pipeline.evaluation.forecasting.distributions import describe
 from kronos_pipeline.evaluation.predictions import LEVELS, NAIVE
 from kronos_pipeline.evaluation.provenance import sampling_precision
 from kronos_pipeline.evaluation.reports.text_table import Sheet, count, price
-from kronos_pipeline.evaluation.rounds import Asking, alone
 
 if TYPE_CHECKING:
     from kronos_pipeline.config import Recipe
-    from kronos_pipeline.evaluation.forecasting.tuning import Sampling
+    from kronos_pipeline.evaluation.forecasting.sampling import Sampling
     from kronos_pipeline.model.loading import KronosModel
 
 BOUNDS = tuple(f"{side}_{level}" for level in LEVELS for side in ("lo", "hi"))
@@ -68,12 +73,12 @@ def forecast_ahead(
         SettingsError: a calendar does not fit, see `next_stamps`.
         ModelError: a sampled number is not finite.
     """
-    return alone(forecasting_ahead(bars, model, sampling, recipe, label=label), sampler)
+    return run_job(forecast_ahead_job(bars, model, sampling, recipe, label=label), sampler)
 
 
-def forecasting_ahead(
+def forecast_ahead_job(
     bars: Bars, model: KronosModel | None, sampling: Sampling, recipe: Recipe, *, label: str | None = None
-) -> Asking[pd.DataFrame]:
+) -> ForecastJob[pd.DataFrame]:
     """`forecast_ahead`, side by side with other evaluations."""
     horizon = recipe.horizon
     if len(bars) < 2:
@@ -218,7 +223,7 @@ def _rolls(
     model: KronosModel,
     sampling: Sampling,
     recipe: Recipe,
-) -> Rolls:
+) -> ForecastRequest:
     """The one roll from the last bar."""
     lookback = min(recipe.lookback, model.context - recipe.horizon - 1, len(bars))
     history = bars.values[-lookback:]
@@ -226,4 +231,4 @@ def _rolls(
         rule = f"the last {lookback} closes are all {history[-1, _CLOSE]:g}, of which a model can say nothing"
         raise DataError(Problem(bars.source, rule), bars.ticker)
     past, future = stamp_features(stamps[-lookback:]), stamp_features(ahead)
-    return Rolls(bars.ticker, history[None], past[None], future[None], model, sampling, recipe)
+    return ForecastRequest(bars.ticker, history[None], past[None], future[None], model, sampling, recipe)

@@ -19,7 +19,13 @@ import numpy as np
 import pandas as pd
 
 from kronos_pipeline.evaluation.forecasting import baselines
-from kronos_pipeline.evaluation.forecasting.batching import Sampler, rolls_from, sampling_seed
+from kronos_pipeline.evaluation.forecasting.batching import (
+    ForecastJob,
+    Sampler,
+    forecast_request,
+    run_job,
+    sampling_seed,
+)
 from kronos_pipeline.evaluation.forecasting.distributions import describe
 from kronos_pipeline.evaluation.predictions import (
     COLUMNS,
@@ -30,12 +36,11 @@ from kronos_pipeline.evaluation.predictions import (
     RANDOM_WALK,
     SEASONAL,
 )
-from kronos_pipeline.evaluation.rounds import Asking, alone
 
 if TYPE_CHECKING:
     from kronos_pipeline.config import Recipe
     from kronos_pipeline.data.windows import WindowSet
-    from kronos_pipeline.evaluation.forecasting.tuning import Sampling
+    from kronos_pipeline.evaluation.forecasting.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -73,17 +78,17 @@ def predict(
     Raises:
         ModelError: a model's forecast is not finite.
     """
-    return alone(predicting(windows, models, samplings, recipe), sampler)
+    return run_job(predict_job(windows, models, samplings, recipe), sampler)
 
 
-def predicting(
+def predict_job(
     windows: WindowSet, models: Mapping[str, Any], samplings: Mapping[str, Sampling], recipe: Recipe
-) -> Asking[Forecasts]:
+) -> ForecastJob[Forecasts]:
     """`predict`, side by side with other evaluations."""
     rows = windows.of_split("holdout")
     origins, ends = rows["origin"].to_numpy(np.int64), rows["end"].to_numpy(np.int64)
     sampled = yield [
-        rolls_from(windows, origins, ends, model, recipe, samplings[name]) for name, model in models.items()
+        forecast_request(windows, origins, ends, model, recipe, samplings[name]) for name, model in models.items()
     ]
     known = windows.bars.frame["close"].to_numpy(np.float64)[origins[:, None] + np.arange(1 - windows.lookback, 1)]
     horizon, seed = windows.horizon, sampling_seed(recipe.seed, windows.ticker)

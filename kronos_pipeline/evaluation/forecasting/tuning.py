@@ -1,139 +1,142 @@
-"""How a model is sampled for a ticker, and how far its intervals are stretched: chosen on the selection block alone.
+"""Tuning of a model's sampling for a ticker, on the selection block alone: temperature, top-p and interval widths.
 
     bars    ...------------|----- older half -----|----- newer half -----|---- holdout ----|
-                                 temperature,             widths             not read,
-                                    top-p                                   nor its times
+                                 temperature,             widths          bars and times
+                                    top-p                                    unread
 
-A forecast may start before its half, and is cut where the half ends; the bars of that half alone are scored. So widths
-rest on bars that temperature and top-p were not chosen on. Early stopping has seen both halves, so those of a trained
-model may come out a little small.
+A forecast may start before its half, and is cut at the end of the half; only the bars of that half are scored. So
+temperature, top-p and widths are fitted on different bars. Early stopping has seen both halves, so the widths of a
+trained model may come out a little small.
+
+Widths are split-conformal factors. Each real close lies at some multiple of its interval's side: below 1 inside, above
+1 outside. An interval that is stretched by the right quantile of past multiples covers one more bar with at least the
+chance of its level, if that bar is exchangeable with the past bars (Papadopoulos et al., 2002; Lei et al., 2018).
+
+Bars of one forecast err together, and forecasts from neighbouring cutoffs share bars, so hundreds of residuals may
+carry as much information as two forecasts. Then the guarantee means little, and a factor may describe one quiet month
+and not the model. So each factor is shrunk towards 1 by the number of forecasts that share no bar.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
 
-from kronos_pipeline.artifacts import read_json, write_json
-from kronos_pipeline.code_version import code_version
-from kronos_pipeline.config import Recipe, Role, settings_of
-from kronos_pipeline.errors import ArtifactError
-from kronos_pipeline.evaluation.forecasting.batching import Sampler
-from kronos_pipeline.evaluation.forecasting.distributions import FEWEST_PATHS, crps
-from kronos_pipeline.evaluation.halves import Half
+from kronos_pipeline.data.bar_schedule import find_bar_schedule
+from kronos_pipeline.evaluation.forecasting.batching import (
+    ForecastJob,
+    ForecastRequest,
+    SamplePaths,
+    Sampler,
+    forecast_request,
+    run_job,
+)
+from kronos_pipeline.evaluation.forecasting.distributions import crps, raw_intervals
+from kronos_pipeline.evaluation.forecasting.sampling import Sampling, Score, plain_sampling
 from kronos_pipeline.evaluation.predictions import LEVELS
-from kronos_pipeline.evaluation.recalibration import fit_widths, shrink
-from kronos_pipeline.evaluation.rounds import Asking, alone
 
 if TYPE_CHECKING:
+    from kronos_pipeline.config import Recipe
     from kronos_pipeline.data.windows import WindowSet
     from kronos_pipeline.model.loading import KronosModel
 
 TEMPERATURES = (0.8, 1.0, 1.2)
 TOP_PS = (0.9, 1.0)
-"""The grid that every model is tuned on. Small, as the bars that it is chosen on are few: on 24 simulated tickers
-temperatures from 0.6 to 1.5 came out no better than no choice."""
+"""The grid of temperatures and top-ps. It is small, as the selection block has few bars: on 24 simulated tickers
+temperatures from 0.6 to 1.5 gave no better scores than no choice."""
+MAX_ORIGINS = 16
+"""Maximum number of cutoffs per half of the selection block."""
+MIN_RESIDUALS = 500
+"""Number of residuals that a factor is fitted on, if there are as many: those of its own step and of the nearest steps.
+On 40 simulated tickers pools of 30, 60 and 100 gave worse interval scores than one pool of all, and no better coverage.
+"""
 
 
-@dataclass(frozen=True)
-class Score:
-    """What a temperature and a top-p came to: the mean CRPS of the closes that were forecast, in price units."""
+class CalibrationBlock:
+    """The bars [first, end) before the holdout, and the cutoffs of the forecasts that are scored on them.
 
-    temperature: float
-    top_p: float
-    crps: float
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a model is sampled for one ticker, and what that rests on.
-
-    Attributes:
-        temperature: divides the logits.
-        top_p: the likeliest tokens up to this probability are kept.
-        s2_position: "true" or "first", where decoding asks for a bar's fine token.
-        widths: by level, the factor of its intervals at each step 1 to horizon.
-        residuals: how many forecast closes the widths rest on; 0 where they are all 1.
-        tuned: what each temperature and top-p scored; None where they are the recipe's own.
-        weights_hash: of the model that this is for; None where it is for any.
-        span: times of the first and the last bar that were scored for it; None where none was.
+    The cutoffs are spread evenly, so that each step of the horizon is scored at equally many bars. As in
+    `build_windows`, no cutoff has a flat lookback, or a hole between its first bar and its last.
     """
 
-    temperature: float
-    top_p: float
-    s2_position: str
-    widths: Mapping[int, tuple[float, ...]]
-    residuals: int = 0
-    tuned: tuple[Score, ...] | None = None
-    weights_hash: str | None = None
-    span: tuple[str, str] | None = None
+    def __init__(self, windows: WindowSet, first: int, end: int, recipe: Recipe) -> None:
+        self.first, self.end = first, end
+        self._windows, self._recipe = windows, recipe
+        stamps = windows.bars.frame["timestamps"].to_numpy()[: windows.holdout_start]
+        close = windows.bars.frame["close"].to_numpy()
+        holes = np.concatenate([[0], np.cumsum(find_bar_schedule(stamps).missing(stamps) > recipe.max_gap)])
+        origins = np.arange(max(first - recipe.horizon, windows.lookback - 1), end - 1)
+        starts, lasts = origins + 1 - windows.lookback, np.minimum(origins + recipe.horizon, end - 1)
+        moves = [np.ptp(close[start : origin + 1]) > 0 for start, origin in zip(starts, origins, strict=True)]
+        usable = origins[np.array(moves, np.bool_) & (holes[starts] == holes[lasts])]
+        spread = np.linspace(0, len(usable) - 1, min(MAX_ORIGINS, len(usable)))
+        self.origins = usable[np.rint(spread).astype(np.int64)]
 
-    def widths_at(self, steps: NDArray[np.integer]) -> NDArray[np.float64]:
-        """The factors of bars that are `steps` bars after their cutoff, (n,), counted from 1: (n, levels)."""
-        return np.array([self.widths[level] for level in LEVELS])[:, steps - 1].T
+    @property
+    def disjoint_forecasts(self) -> int:
+        """Number of forecasts without a common bar that fit between the first cutoff and the last."""
+        return min(1 + int(self.origins[-1] - self.origins[0]) // self._recipe.horizon, len(self.origins))
 
-    def summary(self) -> dict[str, Any]:
-        """What a manifest says of it: all but the weights; of the widths the mean over the steps, by level."""
-        content = _SAMPLING.dump_python(self, mode="json", exclude={"weights_hash"})
-        return content | {"widths": {level: float(np.mean(factors)) for level, factors in content["widths"].items()}}
+    def request(self, model: KronosModel, sampling: Sampling) -> ForecastRequest:
+        """Build the request for a model's forecasts from the cutoffs."""
+        ends = np.minimum(self.origins + 1 + self._recipe.horizon, self.end)
+        return forecast_request(self._windows, self.origins, ends, model, self._recipe, sampling)
 
-
-_SAMPLING = TypeAdapter(Sampling)
-
-
-def plain_sampling(recipe: Recipe) -> Sampling:
-    """The recipe's own temperature and top-p, and intervals as they are sampled."""
-    widths = dict.fromkeys(LEVELS, (1.0,) * recipe.horizon)
-    return Sampling(recipe.temperature, recipe.top_p, recipe.s2_position, widths)
+    def scored_closes(self, paths: SamplePaths) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+        """Return the sampled closes (n, paths), real closes (n,) and steps (n,) of the forecast bars in this block."""
+        rows, steps = np.meshgrid(np.arange(len(self.origins)), np.arange(1, self._recipe.horizon + 1), indexing="ij")
+        targets = self.origins[rows] + steps
+        scored = (targets >= self.first) & (targets < self.end)
+        y = self._windows.bars.frame["close"].to_numpy(np.float64)[targets[scored]]
+        return paths.closes.swapaxes(1, 2)[scored], y, steps[scored]
 
 
 def fit_sampling(windows: WindowSet, model: KronosModel, recipe: Recipe, *, sampler: Sampler | None = None) -> Sampling:
-    """Choose temperature and top-p, and fit the widths of intervals, as far as the recipe asks for either.
+    """Choose temperature and top-p, and fit the widths of intervals, if the recipe asks for either.
 
-    Work is bounded: from at most 16 cutoffs each, once per pair of the grid over the older half, once over the newer.
-    Where a half has no cutoff that can be used, as all lie beyond holes or flat bars, what it is for stays as it is.
+    The work is bounded: from at most 16 cutoffs each, one forecast per pair of the grid over the older half, and one
+    forecast over the newer half. If a half has no usable cutoff, as all lie beyond holes or flat bars, its settings
+    stay those of the recipe.
 
     Args:
         windows: the ticker's windows.
-        model: the model that is sampled.
+        model: the model to sample.
         recipe: `tune_sampling` and `recalibrate`; horizon, paths per forecast and seed; temperature and top-p, which
             are a pair of the grid too.
-        sampler: what samples, `sample_paths` by default.
+        sampler: the sampler, `sample_paths` by default.
 
     Raises:
         ModelError: a sampled number is not finite.
     """
-    return alone(fitting_sampling(windows, model, recipe), sampler)
+    return run_job(fit_sampling_job(windows, model, recipe), sampler)
 
 
-def fitting_sampling(windows: WindowSet, model: KronosModel, recipe: Recipe) -> Asking[Sampling]:
-    """`fit_sampling`, side by side with other evaluations."""
+def fit_sampling_job(windows: WindowSet, model: KronosModel, recipe: Recipe) -> ForecastJob[Sampling]:
+    """Run `fit_sampling` as a job."""
     start, end = windows.selection_start, windows.holdout_start
     middle = (start + end) // 2
     sampling = replace(plain_sampling(recipe), weights_hash=model.weights_hash)
     blocks = []
-    older = Half(windows, start, middle, recipe)
+    older = CalibrationBlock(windows, start, middle, recipe)
     if recipe.tune_sampling and len(older.origins):
-        tried = [replace(sampling, temperature=heat, top_p=mass) for heat, mass in _grid(recipe)]
-        sampled = yield [older.rolls(model, one) for one in tried]
+        grid = [replace(sampling, temperature=temperature, top_p=top_p) for temperature, top_p in _grid(recipe)]
+        sampled = yield [older.request(model, point) for point in grid]
         scores = []
-        for one, paths in zip(tried, sampled, strict=True):
-            closes, y, _ = older.scored(paths)
-            scores.append(Score(one.temperature, one.top_p, float(crps(closes, y).mean())))
-        best = min(scores, key=lambda score: score.crps)  # of equals the first, the recipe's own before any other
+        for point, paths in zip(grid, sampled, strict=True):
+            closes, y, _ = older.scored_closes(paths)
+            scores.append(Score(point.temperature, point.top_p, float(crps(closes, y).mean())))
+        best = min(scores, key=lambda score: score.crps)  # of equal scores the first: the recipe's own pair
         sampling = replace(sampling, temperature=best.temperature, top_p=best.top_p, tuned=tuple(scores))
         blocks.append(older)
-    newer = Half(windows, middle, end, recipe)
+    newer = CalibrationBlock(windows, middle, end, recipe)
     if recipe.recalibrate and len(newer.origins):
-        (paths,) = yield [newer.rolls(model, sampling)]
-        closes, y, steps = newer.scored(paths)
-        widths = shrink(fit_widths(closes, y, steps, recipe.horizon), newer.disjoint)
+        (paths,) = yield [newer.request(model, sampling)]
+        closes, y, steps = newer.scored_closes(paths)
+        widths = shrink_widths(fit_widths(closes, y, steps, recipe.horizon), newer.disjoint_forecasts)
         sampling = replace(sampling, widths=widths, residuals=len(y))
         blocks.append(newer)
     if blocks:
@@ -143,71 +146,54 @@ def fitting_sampling(windows: WindowSet, model: KronosModel, recipe: Recipe) -> 
     return sampling
 
 
-def save_sampling(folder: Path, windows: WindowSet, sampling: Sampling, recipe: Recipe) -> None:
-    """Write `<folder>/sampling/<T>.json`: equal input, equal bytes.
+def fit_widths(
+    closes: NDArray[np.float64], y: NDArray[np.float64], steps: NDArray[np.integer], horizon: int
+) -> dict[int, tuple[float, ...]]:
+    """Fit the factors that stretch the intervals of past forecasts to the coverage of their level.
 
     Args:
-        folder: an adapter's or a checkpoint's; the layout's `base` for the untouched base model.
-        windows: the ticker's windows, that it was fitted on.
-        sampling: what `fit_sampling` gave.
-        recipe: the recipe that it was fitted by.
-    """
-    content = {
-        "sampling": _SAMPLING.dump_python(sampling, mode="json"),
-        "fitted_by": _settings(recipe),
-        "fitted_on": {"training_hash": windows.training_hash, "lookback": windows.lookback},
-        "code_version": code_version(),
-    }
-    write_json(_path(folder, windows.ticker), content)
-
-
-def load_sampling(folder: Path, windows: WindowSet | str, model: KronosModel, recipe: Recipe) -> Sampling | None:
-    """Read what `save_sampling` wrote.
-
-    Args:
-        folder: see `save_sampling`.
-        windows: a ticker's windows, to get what was fitted on just these, by just this recipe; or its symbol, to get
-            what serves a forecast of later bars, whose temperature and top-p then stand in place of the recipe's.
-        model: the model that is to be sampled.
-        recipe: the recipe.
+        closes: the sampled closes of some bars, (n, paths), n at least 1.
+        y: the real closes, (n,).
+        steps: distance of each bar from its cutoff in bars, (n,), from 1.
+        horizon: number of steps to fit a factor for.
 
     Returns:
-        None where there is none, or it was fitted for other weights; and for a symbol, where it was fitted for another
-        lookback or a shorter horizon, or for another number of paths, one of the two being too few for every level.
-
-    Raises:
-        ArtifactError: the file is damaged.
+        By level, the factor at each step 1 to horizon; finite.
     """
-    ticker = windows if isinstance(windows, str) else windows.ticker
-    path = _path(folder, ticker)
-    if not path.is_file():
-        return None
-    content: Any = read_json(path)
-    try:
-        sampling = _SAMPLING.validate_python(content["sampling"])
-        by, on = content["fitted_by"], content["fitted_on"]
-        steps = min(len(sampling.widths[level]) for level in LEVELS)
-        if isinstance(windows, str):
-            numbers = {by["eval_samples"], recipe.eval_samples}
-            alike = len(numbers) == 1 or min(numbers) >= FEWEST_PATHS
-            serves = on["lookback"] == recipe.used_lookback and steps >= recipe.horizon and alike
-        else:
-            serves = on["training_hash"] == windows.training_hash and by == _settings(recipe)
-    except (KeyError, TypeError, ValidationError) as error:
-        raise ArtifactError(f"{path} holds no sampling ({error}); delete it and evaluate again.") from error
-    return sampling if serves and sampling.weights_hash == model.weights_hash else None
+    median = np.median(closes, axis=1)[:, None]
+    lows, highs = raw_intervals(closes)
+    real = y[:, None]
+    sides = np.where(real < median, median - lows, highs - median)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a side without width reaches no other close
+        multiples = np.where(real == median, 0.0, np.abs(real - median) / sides)
+    distances = np.abs(steps - np.arange(1, horizon + 1)[:, None])  # (horizon, n)
+    reaches = np.sort(distances, axis=1)[:, min(MIN_RESIDUALS, len(y)) - 1, None]
+    pools = distances <= reaches
+    return {
+        level: tuple(_width_factor(multiples[pool, column], level) for pool in pools)
+        for column, level in enumerate(LEVELS)
+    }
 
 
-def _settings(recipe: Recipe) -> dict[str, Any]:
-    """What shapes a fit beside the windows and the model."""
-    return recipe.model_dump(mode="json", include=set(settings_of(Role.SAMPLING)))
+def shrink_widths(widths: Mapping[int, tuple[float, ...]], forecasts: int) -> dict[int, tuple[float, ...]]:
+    """Raise each factor to the power n / (n + 1), n being the number of its forecasts that share no bar.
+
+    On 40 simulated tickers, with forecasts of 5 and of 30 bars and selection blocks of 60 and of 240, this brought
+    coverage nearer to its level, ticker by ticker, than the unshrunk factors, and gave better interval scores.
+    """
+    weight = forecasts / (forecasts + 1)
+    return {level: tuple(factor**weight for factor in factors) for level, factors in widths.items()}
 
 
-def _path(folder: Path, ticker: str) -> Path:
-    return folder / "sampling" / f"{ticker}.json"
+def _width_factor(multiples: NDArray[np.float64], level: int) -> float:
+    """Return the ceil(level (n + 1))-th smallest of n multiples, or the largest finite one; 1 if none is finite."""
+    ordered = np.sort(multiples)
+    finite = int(np.isfinite(ordered).sum())
+    rank = -(-level * (len(ordered) + 1) // 100)
+    return float(ordered[min(rank, finite) - 1]) if finite else 1.0
 
 
 def _grid(recipe: Recipe) -> list[tuple[float, float]]:
-    """Pairs of temperature and top-p, the recipe's own first."""
+    """Return the pairs of temperature and top-p, the recipe's own pair first."""
     pairs = [(temperature, top_p) for temperature in TEMPERATURES for top_p in TOP_PS]
     return list(dict.fromkeys([(recipe.temperature, recipe.top_p), *pairs]))

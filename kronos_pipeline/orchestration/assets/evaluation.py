@@ -42,9 +42,9 @@ def holdout_metrics(
     Compared are the last close, its drift, the week before, a random walk, base, checkpoint and adapter; a checkpoint
     or an adapter that does not exist or does not fit this base model and holdout is left out.
     """
+    from kronos_pipeline.evaluation.forecasting.batching import unwrap
     from kronos_pipeline.evaluation.holdout import evaluate_tickers  # imports matplotlib
     from kronos_pipeline.evaluation.reports.tables import evaluation_frame, flat_metrics
-    from kronos_pipeline.evaluation.rounds import good
 
     with failures_of("holdout_metrics"):
         recipe, layout = pipeline.recipe("lora"), pipeline.layout
@@ -58,7 +58,7 @@ def holdout_metrics(
         tested = tickers_tested(context)
         for ticker, one in evaluate_tickers(layout, windows, runs, base, recipe, tickers_tested=tested):
             with batch.ticker(ticker):
-                found, run = good(one), runs[ticker]
+                found, run = unwrap(one), runs[ticker]
                 metadata = evaluation_metadata(found.evaluation, plots=found.plots, notes=found.notes)
                 if run is not None:
                     plots, table = list(found.plots.values()), evaluation_frame(found.evaluation)
@@ -77,8 +77,8 @@ def backtest(
     Stored as `backtest/adapter/<T>.*`. It costs as many trainings as there are cutoffs, 12 unless `backtest_origins`
     says, or fewer with `backtest_refit_every`. A run that was killed goes on where it was.
     """
+    from kronos_pipeline.evaluation.forecasting.batching import unwrap
     from kronos_pipeline.evaluation.predictions import ADAPTER
-    from kronos_pipeline.evaluation.rounds import good
 
     with failures_of("backtest"):
         recipe, layout = pipeline.recipe("lora"), pipeline.layout
@@ -92,7 +92,7 @@ def backtest(
             found = _backtests(layout, bars, recipe, base, tested, context.log.info)
             for ticker in bars:
                 with batch.ticker(ticker):
-                    plots = good(found[ticker])
+                    plots = unwrap(found[ticker])
                     evaluation = read_json(layout.backtest_report(ADAPTER, ticker))
                     metadata = evaluation_metadata(evaluation, "Backtest", plots=plots)
                     batch.add(ticker, layout.backtest(ADAPTER, ticker), metadata)
@@ -113,11 +113,11 @@ def leaderboard(
 
     with failures_of("leaderboard"):
         layout, tracker = pipeline.layout, tracking.tracker(pipeline.layout)
-        good, skipped = _measured(holdout_metrics)
-        predictions, manifest = load_predictions([layout.ticker_forecasts(ticker) for ticker in good])
+        unwrap, skipped = _measured(holdout_metrics)
+        predictions, manifest = load_predictions([layout.ticker_forecasts(ticker) for ticker in unwrap])
         trained = ADAPTER if ADAPTER in models_of(predictions) else CHECKPOINT
         holdout = save_evaluation(layout, predictions, trained, skipped, manifest)
-        backtest = _backtest_over(layout, trained, good)
+        backtest = _backtest_over(layout, trained, unwrap)
         save_leaderboard(layout, holdout, backtest)
         numbers = flat_metrics(holdout) | (flat_metrics(backtest, "backtest") if backtest else {})
         marks = {"contamination": "; ".join(holdout["warnings"])} if holdout["warnings"] else {}
@@ -152,7 +152,7 @@ def _backtests(
 
 def _measured(holdout_metrics: TickerArtifacts) -> tuple[list[str], list[dict[str, str]]]:
     """The tickers that have metrics, and why each other one has none."""
-    good: list[str] = []
+    unwrap: list[str] = []
     skipped: list[dict[str, str]] = []
     for ticker in holdout_metrics:
         try:
@@ -160,8 +160,8 @@ def _measured(holdout_metrics: TickerArtifacts) -> tuple[list[str], list[dict[st
         except ArtifactError as error:
             skipped.append({"symbol": ticker, "reason": str(error)})
         else:
-            good.append(ticker)
-    return good, skipped
+            unwrap.append(ticker)
+    return unwrap, skipped
 
 
 def _backtest_over(layout: ArtifactLayout, trained: str, tickers: Sequence[str]) -> Mapping[str, Any] | None:

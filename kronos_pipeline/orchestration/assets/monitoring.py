@@ -29,8 +29,8 @@ def forecast(
     Base forecasts only where the ticker's own verdict has it better than naive. Stored as `forecasts/<T>.parquet` and
     `plots/<T>/forecast.png`.
     """
-    from kronos_pipeline.evaluation.rounds import good, together
-    from kronos_pipeline.promotion.champion_forecast import forecasting_ticker
+    from kronos_pipeline.evaluation.forecasting.batching import run_jobs, unwrap
+    from kronos_pipeline.promotion.champion_forecast import forecast_ticker_job
     from kronos_pipeline.tracking.registry import Registry
 
     with failures_of("forecast"):
@@ -38,10 +38,10 @@ def forecast(
         base = load_base_model(recipe)
         registry = Registry(tracking.tracker(layout))
         batch = TickerBatch(context)
-        jobs = {one: forecasting_ticker(registry, layout, raw_bars, one, base, recipe) for one in batch.tickers}
-        for ticker, found in together(jobs):
+        jobs = {one: forecast_ticker_job(registry, layout, raw_bars, one, base, recipe) for one in batch.tickers}
+        for ticker, found in run_jobs(jobs):
             with batch.ticker(ticker):
-                made = good(found)
+                made = unwrap(found)
                 batch.add(ticker, made.file, _forecast_metadata(made))
         yield from batch.events()
 
@@ -54,7 +54,7 @@ def drift(
     Nothing is stored but the figures here. Where it has drifted, the sensor `drifted_champions` asks for a training up
     to the gate.
     """
-    from kronos_pipeline.evaluation.rounds import good, together
+    from kronos_pipeline.evaluation.forecasting.batching import run_jobs, unwrap
     from kronos_pipeline.promotion.drift_watch import champion_drift_job
     from kronos_pipeline.tracking.registry import Registry
 
@@ -63,9 +63,9 @@ def drift(
         registry = Registry(tracking.tracker(pipeline.layout))
         batch = TickerBatch(context)
         jobs = {ticker: champion_drift_job(registry, raw_bars, ticker, base) for ticker in batch.tickers}
-        for ticker, outcome in together(jobs):
+        for ticker, outcome in run_jobs(jobs):
             with batch.ticker(ticker):
-                batch.add(ticker, None, _drift_metadata(ticker, good(outcome)))
+                batch.add(ticker, None, _drift_metadata(ticker, unwrap(outcome)))
         yield from batch.events()
 
 

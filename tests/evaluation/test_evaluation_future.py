@@ -24,7 +24,7 @@ from kronos_pipeline.evaluation.forecasting.future import (
     save_forecast,
 )
 from kronos_pipeline.evaluation.forecasting.holdout_table import predict
-from kronos_pipeline.evaluation.forecasting.tuning import plain_sampling
+from kronos_pipeline.evaluation.forecasting.sampling import plain_sampling
 from kronos_pipeline.evaluation.predictions import LEVELS
 from kronos_pipeline.model.loading import KronosModel
 

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from kronos_pipeline.evaluation import recalibration
+from kronos_pipeline.evaluation.forecasting import tuning
 from kronos_pipeline.evaluation.forecasting.distributions import describe
+from kronos_pipeline.evaluation.forecasting.tuning import fit_widths, shrink_widths
 from kronos_pipeline.evaluation.predictions import LEVELS
-from kronos_pipeline.evaluation.recalibration import fit_widths, shrink
 
 PATHS = 39
 
@@ -66,7 +66,7 @@ def test_few_residuals_are_pooled_over_all_steps() -> None:
 
 
 def test_where_there_are_many_a_step_has_its_own_factor_from_the_steps_around_it(monkeypatch) -> None:
-    monkeypatch.setattr(recalibration, "POOL", 100)
+    monkeypatch.setattr(tuning, "MIN_RESIDUALS", 100)
     parts = [forecasts(100, spread, seed) for seed, spread in enumerate((1.0, 1.0, 4.0))]
     closes, y = (np.concatenate(part) for part in zip(*parts, strict=True))
     steps = np.repeat([1, 2, 3], 100)
@@ -75,7 +75,7 @@ def test_where_there_are_many_a_step_has_its_own_factor_from_the_steps_around_it
         own = steps == step
         alone = fit_widths(closes[own], y[own], np.ones(100, int), 1)
         assert [together[level][step - 1] for level in LEVELS] == [alone[level][0] for level in LEVELS]
-    monkeypatch.setattr(recalibration, "POOL", 101)
+    monkeypatch.setattr(tuning, "MIN_RESIDUALS", 101)
     nearest = fit_widths(closes, y, steps, 3)  # a step's own 100 are too few now, so the next ones count too
     late = steps >= 2
     pooled = fit_widths(closes[late], y[late], np.ones(200, int), 1)
@@ -113,7 +113,7 @@ def test_a_bar_that_no_width_reaches_counts_as_missed() -> None:
 
 def test_the_fewer_forecasts_a_factor_rests_on_the_nearer_to_1_it_is() -> None:
     widths = {50: (4.0, 1.0), 80: (0.25, 0.0)}
-    assert shrink(widths, 1) == {50: (2.0, 1.0), 80: (0.5, 0.0)}
-    nearness = [abs(np.log(shrink(widths, forecasts)[50][0])) for forecasts in (1, 2, 5, 50, 10**9)]
+    assert shrink_widths(widths, 1) == {50: (2.0, 1.0), 80: (0.5, 0.0)}
+    nearness = [abs(np.log(shrink_widths(widths, forecasts)[50][0])) for forecasts in (1, 2, 5, 50, 10**9)]
     assert nearness == sorted(nearness)
     assert nearness[-1] == pytest.approx(np.log(4.0))

@@ -17,9 +17,14 @@ from small_trainings import simulated_windows, small_recipe
 from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import ModelError
-from kronos_pipeline.evaluation.forecasting.batching import SampledRolls, rolls_from, sample, sampling_seed
-from kronos_pipeline.evaluation.forecasting.tuning import plain_sampling
-from kronos_pipeline.evaluation.rounds import good
+from kronos_pipeline.evaluation.forecasting.batching import (
+    SamplePaths,
+    forecast_request,
+    sample_requests,
+    sampling_seed,
+    unwrap,
+)
+from kronos_pipeline.evaluation.forecasting.sampling import plain_sampling
 from kronos_pipeline.model.decode.sample import sample_paths
 from kronos_pipeline.model.loading import load_base
 
@@ -27,11 +32,11 @@ RECIPE = Recipe(horizon=4, lookback=8, eval_samples=3, seed=7)
 ORIGINS, ENDS = np.array([20, 22, 37]), np.array([25, 27, 40])
 
 
-def sampled(sampler: Any, **changes: Any) -> SampledRolls:
+def sampled(sampler: Any, **changes: Any) -> SamplePaths:
     windows: Any = HandMadeWindows(100 + np.arange(40.0), holdout=10, horizon=4)
     sampling = replace(plain_sampling(RECIPE), **changes)
-    (found,) = sample([rolls_from(windows, ORIGINS, ENDS, 0.0, RECIPE, sampling)], sampler)  # type: ignore[arg-type]
-    return good(found)
+    (found,) = sample_requests([forecast_request(windows, ORIGINS, ENDS, 0.0, RECIPE, sampling)], sampler)  # type: ignore[arg-type]
+    return unwrap(found)
 
 
 def test_each_roll_knows_its_lookback_and_the_times_up_to_its_end() -> None:
@@ -88,7 +93,7 @@ def test_a_real_model_is_sampled_unless_told_otherwise(tiny_base: Path) -> None:
     (windows,) = simulated_windows(recipe)
     model = load_base(find_base_model(str(tiny_base)), torch.device("cpu"))
     origins = np.array([60, 70])
-    (found,) = sample([rolls_from(windows, origins, origins + 6, model, recipe, plain_sampling(recipe))])
+    (found,) = sample_requests([forecast_request(windows, origins, origins + 6, model, recipe, plain_sampling(recipe))])
     values, at = windows.bars.values, origins[:, None]
     past, ahead = at + np.arange(-15, 1), at + np.arange(1, 6)
     seed = sampling_seed(recipe.seed, "AAPL")
@@ -103,7 +108,7 @@ def test_a_real_model_is_sampled_unless_told_otherwise(tiny_base: Path) -> None:
         seed=seed,
         s2_position="first",
     )
-    np.testing.assert_array_equal(good(found).closes, drawn[..., CLOSE])
+    np.testing.assert_array_equal(unwrap(found).closes, drawn[..., CLOSE])
 
 
 @pytest.mark.slow

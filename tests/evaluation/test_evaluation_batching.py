@@ -18,13 +18,13 @@ from kronos_pipeline.artifacts import ArtifactLayout, read_parquet
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.errors import KronosError, ModelError
-from kronos_pipeline.evaluation import rounds
-from kronos_pipeline.evaluation.forecasting import batching as rolls_module
-from kronos_pipeline.evaluation.forecasting.holdout_table import predicting
-from kronos_pipeline.evaluation.forecasting.tuning import fitting_sampling, plain_sampling
+from kronos_pipeline.evaluation.forecasting import batching
+from kronos_pipeline.evaluation.forecasting.batching import ForecastJob, gather_jobs, run_job, run_jobs, unwrap
+from kronos_pipeline.evaluation.forecasting.holdout_table import predict_job
+from kronos_pipeline.evaluation.forecasting.sampling import plain_sampling
+from kronos_pipeline.evaluation.forecasting.tuning import fit_sampling_job
 from kronos_pipeline.evaluation.holdout import HoldoutResult, evaluate_tickers
 from kronos_pipeline.evaluation.provenance import sampling_precision
-from kronos_pipeline.evaluation.rounds import Asking, alone, good, side_by_side, together
 from kronos_pipeline.model.loading import KronosModel
 from kronos_pipeline.training.trainer import KronosTrainer
 
@@ -38,9 +38,9 @@ def holdout(ticker: str, bars: int = 40) -> Any:
     return HandMadeWindows(close, holdout=10, horizon=4, ticker=ticker)
 
 
-def job(ticker: str, shift: float = 1.0, **changes: Any) -> Asking[Any]:
+def job(ticker: str, shift: float = 1.0, **changes: Any) -> ForecastJob[Any]:
     models, plain = {"base": 0.0, "adapter": shift}, replace(plain_sampling(RECIPE), **changes)
-    return predicting(holdout(ticker), models, dict.fromkeys(models, plain), RECIPE)
+    return predict_job(holdout(ticker), models, dict.fromkeys(models, plain), RECIPE)
 
 
 class Failing(RecordingSampler):
@@ -55,12 +55,12 @@ class Failing(RecordingSampler):
 
 def test_what_all_ask_for_is_sampled_in_one_call_and_each_gets_its_own() -> None:
     sampler = RecordingSampler()
-    found = dict(together({name: job(name, at) for at, name in enumerate(TICKERS)}, sampler=sampler))
+    found = dict(run_jobs({name: job(name, at) for at, name in enumerate(TICKERS)}, sampler=sampler))
     assert len(sampler.calls) == 1
     assert len(sampler.calls[0]["history"]) == 4 * 2 * 3
     for at, name in enumerate(TICKERS):
         pd.testing.assert_frame_equal(
-            good(found[name]).predictions, alone(job(name, at), RecordingSampler()).predictions
+            unwrap(found[name]).predictions, run_job(job(name, at), RecordingSampler()).predictions
         )
 
 
@@ -68,9 +68,9 @@ def test_what_differs_in_length_or_in_what_a_call_has_once_is_sampled_apart() ->
     sampler = RecordingSampler()
     long = RECIPE.model_copy(update={"horizon": 6})
     six = HandMadeWindows(holdout("F").close, holdout=10, horizon=6, ticker="F")
-    other: Any = predicting(six, {"base": 0.0}, {"base": plain_sampling(long)}, long)  # type: ignore[arg-type]
+    other: Any = predict_job(six, {"base": 0.0}, {"base": plain_sampling(long)}, long)  # type: ignore[arg-type]
     jobs = {"A": job("A", temperature=0.5), "B": job("B", s2_position="first"), "C": job("C"), "F": other}
-    assert not any(isinstance(one, KronosError) for _, one in together(jobs, sampler=sampler))
+    assert not any(isinstance(one, KronosError) for _, one in run_jobs(jobs, sampler=sampler))
     assert [len(call["history"]) for call in sampler.calls] == [12, 6, 2]
     assert set(sampler.calls[0]["temperature"]) == {0.5, 1.0}
 
@@ -78,22 +78,24 @@ def test_what_differs_in_length_or_in_what_a_call_has_once_is_sampled_apart() ->
 def test_one_that_fails_is_named_and_the_others_are_as_without_it() -> None:
     sampler = Failing()
     jobs = {name: job(name, -1.0 if name == "TSLA" else 1.0) for name in TICKERS}
-    found = dict(together(jobs, sampler=sampler))
+    found = dict(run_jobs(jobs, sampler=sampler))
     assert str(found["TSLA"]) == "its weights are of no use"
     for name in ("AAPL", "MSFT", "XOM"):
-        pd.testing.assert_frame_equal(good(found[name]).predictions, alone(job(name), RecordingSampler()).predictions)
+        pd.testing.assert_frame_equal(
+            unwrap(found[name]).predictions, run_job(job(name), RecordingSampler()).predictions
+        )
     with pytest.raises(ModelError, match="of no use"):
-        alone(job("TSLA", -1.0), sampler)
-    not_a_number = dict(together({"AAPL": job("AAPL", float("nan")), "XOM": job("XOM")}, sampler=RecordingSampler()))
+        run_job(job("TSLA", -1.0), sampler)
+    not_a_number = dict(run_jobs({"AAPL": job("AAPL", float("nan")), "XOM": job("XOM")}, sampler=RecordingSampler()))
     assert "forecasts of AAPL are not finite" in str(not_a_number["AAPL"])
-    assert len(good(not_a_number["XOM"]).predictions)
+    assert len(unwrap(not_a_number["XOM"]).predictions)
 
 
 @pytest.mark.slow
 def test_no_more_are_under_way_than_memory_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
     open_now, most = set(), []
 
-    def watched(name: str) -> Asking[str]:
+    def watched(name: str) -> ForecastJob[str]:
         open_now.add(name)
         most.append(len(open_now))
         yield from job(name)
@@ -101,21 +103,21 @@ def test_no_more_are_under_way_than_memory_is_for(monkeypatch: pytest.MonkeyPatc
         return name
 
     names = [f"T{number}" for number in range(20)]
-    assert dict(together({name: watched(name) for name in names}, sampler=RecordingSampler(), at_once=3)) == {
+    assert dict(run_jobs({name: watched(name) for name in names}, sampler=RecordingSampler(), max_jobs=3)) == {
         name: name for name in names
     }
     assert max(most) == 3
     most.clear()
-    monkeypatch.setattr(rounds, "BARS", 2 * 2 * 3 * 3 * 4)  # of two such evaluations
+    monkeypatch.setattr(batching, "MAX_PENDING_BARS", 2 * 2 * 3 * 3 * 4)  # of two such evaluations
     sampler = RecordingSampler()
-    assert len(dict(together({name: watched(name) for name in names}, sampler=sampler))) == 20
+    assert len(dict(run_jobs({name: watched(name) for name in names}, sampler=sampler))) == 20
     assert max(most) == 2
     assert len(sampler.calls) == 10
 
 
 def test_side_by_side_asks_once_for_all_and_an_error_reaches_whoever_waits() -> None:
     sampler = RecordingSampler()
-    found = alone(side_by_side({name: job(name) for name in TICKERS}), sampler)
+    found = run_job(gather_jobs({name: job(name) for name in TICKERS}), sampler)
     assert (list(found), len(sampler.calls)) == (list(TICKERS), 1)
 
     def minds() -> Iterator[Any]:
@@ -124,7 +126,7 @@ def test_side_by_side_asks_once_for_all_and_an_error_reaches_whoever_waits() -> 
         except ModelError as error:
             return f"told: {error}"
 
-    assert alone(minds(), Failing()) == "told: its weights are of no use"  # type: ignore[arg-type]
+    assert run_job(minds(), Failing()) == "told: its weights are of no use"  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("device", ["cpu", "mps"])
@@ -165,26 +167,26 @@ def test_a_tickers_numbers_do_not_depend_on_its_company_and_cost_three_calls(
     trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, calls = base_of(trained[1]), []
-    real = rolls_module._sample_paths
+    real = batching._sample_paths
 
     def counted(*given: Any, **settings: Any) -> np.ndarray:
         calls.append(len(given[0]))
         return real(*given, **settings)
 
-    monkeypatch.setattr(rolls_module, "_sample_paths", counted)
+    monkeypatch.setattr(batching, "_sample_paths", counted)
     all_ = evaluate(tmp_path / "all", trained, (*TRAINED, "BAD"), base)
     assert len(calls) == 3  # the grid of temperatures, the widths, the holdout: of all tickers and both models
     assert "adapter_model.safetensors" in str(all_["BAD"])
     layout = ArtifactLayout(tmp_path / "all")
     assert not layout.ticker_metrics("BAD").exists()
     for ticker in TRAINED:
-        together_, alone_ = all_[ticker], evaluate(tmp_path / ticker, trained, [ticker], base)[ticker]
-        assert isinstance(together_, HoldoutResult)
+        joint_, alone_ = all_[ticker], evaluate(tmp_path / ticker, trained, [ticker], base)[ticker]
+        assert isinstance(joint_, HoldoutResult)
         assert isinstance(alone_, HoldoutResult)
-        assert set(together_.predictions["model"]) >= {"naive", "random_walk", "base", "adapter"}
-        pd.testing.assert_frame_equal(together_.predictions, alone_.predictions, rtol=1e-5, atol=1e-6)
+        assert set(joint_.predictions["model"]) >= {"naive", "random_walk", "base", "adapter"}
+        pd.testing.assert_frame_equal(joint_.predictions, alone_.predictions, rtol=1e-5, atol=1e-6)
         stored, manifest = read_parquet(layout.ticker_forecasts(ticker))
-        pd.testing.assert_frame_equal(stored, together_.predictions)
+        pd.testing.assert_frame_equal(stored, joint_.predictions)
         assert manifest["precision"] == "fp32"
         assert layout.plot(ticker).is_file()
 
@@ -201,7 +203,7 @@ def test_a_checkpoint_that_serves_all_tickers_is_loaded_once(
     KronosTrainer(recipe, tmp_path, base=base, say=lambda _: None).train_checkpoint(some)
     monkeypatch.setattr(loading, "load_checkpoint", lambda *given: loads.append(given) or real(*given))
     found = dict(evaluate_tickers(ArtifactLayout(tmp_path), windows, dict.fromkeys(TRAINED), base, recipe))
-    assert all("checkpoint" in set(good(one).predictions["model"]) for one in found.values())
+    assert all("checkpoint" in set(unwrap(one).predictions["model"]) for one in found.values())
     assert len(loads) == 1
 
 
@@ -212,7 +214,7 @@ def test_models_are_fitted_side_by_side_in_as_many_calls_as_one() -> None:
     (windows,) = simulated_windows(recipe)
     model: Any = type("Model", (float,), {"weights_hash": "hash"})
     sampler = RecordingSampler()
-    fits = alone(side_by_side({at: fitting_sampling(windows, model(at), recipe) for at in range(3)}), sampler)
+    fits = run_job(gather_jobs({at: fit_sampling_job(windows, model(at), recipe) for at in range(3)}), sampler)
     assert len(sampler.calls) == 2
     for at, fit in fits.items():
-        assert fit == alone(fitting_sampling(windows, model(at), recipe), RecordingSampler())
+        assert fit == run_job(fit_sampling_job(windows, model(at), recipe), RecordingSampler())

@@ -13,7 +13,7 @@ from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import ModelError
 from kronos_pipeline.evaluation.forecasting.batching import sampling_seed
 from kronos_pipeline.evaluation.forecasting.holdout_table import predict
-from kronos_pipeline.evaluation.forecasting.tuning import plain_sampling
+from kronos_pipeline.evaluation.forecasting.sampling import plain_sampling
 from kronos_pipeline.evaluation.predictions import COLUMNS, point_table
 
 CONFIG = Recipe(horizon=4, lookback=8, eval_samples=3, seed=7, temperature=0.9, top_p=0.8)
