@@ -32,6 +32,7 @@ from kronos_pipeline.tracking.store import (
     readable_errors,
     without_password,
 )
+from kronos_pipeline.training.callback import Callback
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -134,7 +135,7 @@ class Tracker:
         return f"{self._ui_address.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
 
 
-class TrackedRun:
+class TrackedRun(Callback):
     """A run that is being written: the trainer's listener, and what is added when the training is done.
 
     Attributes:

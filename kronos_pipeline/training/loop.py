@@ -21,13 +21,14 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import ModelError
 from kronos_pipeline.model.losses import token_losses
+from kronos_pipeline.training.callback import Callback
 from kronos_pipeline.training.checkpoint import random_state, restore_random_state
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
 from kronos_pipeline.training.microbatch import Microbatch
 from kronos_pipeline.training.objective import Objective
 from kronos_pipeline.training.progress import Say, TrainingProgress
 from kronos_pipeline.training.replayed_calls import ReplayedCalls
-from kronos_pipeline.training.trainer_state import Callback, Tensors, TrainerState, TrainOutput, check_finite
+from kronos_pipeline.training.trainer_state import Tensors, TrainerState, TrainOutput, check_finite
 
 LOG_STEPS = 10
 """Steps between two readings of the training loss: reading it waits for the device."""
@@ -171,6 +172,8 @@ class TrainingLoop:
             if not self._accelerator.optimizer_step_was_skipped:
                 self._schedule.step()
             self._update_average()
+            if listener is not None:
+                listener.on_step_end(position.step)
             look = done in self._look_at
             if look or position.step % LOG_STEPS == 0:
                 train_loss = self._read_loss()

@@ -16,6 +16,7 @@ from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.model.devices import explain_out_of_memory
 from kronos_pipeline.model.modules import limit_threads, move
 from kronos_pipeline.training import preflight as plan
+from kronos_pipeline.training.callback import Callback
 from kronos_pipeline.training.checkpoint import ResumeState, locked
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
 from kronos_pipeline.training.devices import current_device, new_accelerator, process, repeatable
@@ -28,7 +29,7 @@ from kronos_pipeline.training.publish import (
     training_manifest,
     training_summary,
 )
-from kronos_pipeline.training.trainer_state import Callback, TrainOutput
+from kronos_pipeline.training.trainer_state import TrainOutput
 
 if TYPE_CHECKING:
     from kronos_pipeline.training.trainer import KronosTrainer

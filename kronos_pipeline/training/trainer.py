@@ -21,6 +21,7 @@ from kronos_pipeline.model.loading import KronosModel, load_base
 from kronos_pipeline.model.lora import add_lora
 from kronos_pipeline.model.modules import copy_sharing_weights, limit_threads, move
 from kronos_pipeline.training import preflight as plan
+from kronos_pipeline.training.callback import Callback
 from kronos_pipeline.training.checkpoint import ResumeState, clear_state, training_settings
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
 from kronos_pipeline.training.devices import check_precision, pick_precision, process, processes, reserve_device
@@ -35,7 +36,6 @@ from kronos_pipeline.training.single import (
     new_microbatch,
     train_single,
 )
-from kronos_pipeline.training.trainer_state import Callback
 
 
 class KronosTrainer:

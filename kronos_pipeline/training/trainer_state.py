@@ -7,9 +7,8 @@ Everything here follows from the settings and the counts alone; a position is pl
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import pandas as pd
 import torch
@@ -20,12 +19,6 @@ from kronos_pipeline.training.host_copy import state_to_host
 HISTORY = ("step", "epoch", "train_loss", "selection_loss", "learning_rate", "windows_per_second")
 
 Tensors = dict[str, torch.Tensor]
-
-
-class Callback(Protocol):
-    """Told the numbers of a step; MLflow's tracker is one."""
-
-    def on_log(self, step: int, values: Mapping[str, float]) -> None: ...
 
 
 @dataclass(frozen=True)

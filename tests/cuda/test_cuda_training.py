@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from killed_trainings import KillAtStep, Killed
 from small_trainings import simulated_windows, small_recipe
 from tiny_models import save_tiny_base
 from torch import Tensor
 
 from kronos_pipeline import KronosTrainer
 from kronos_pipeline.errors import KronosError, ModelError
+from kronos_pipeline.training.callback import Callback
 from kronos_pipeline.training.publish import TrainingResult
 from kronos_pipeline.training.single import AdapterJob
 
@@ -59,24 +61,20 @@ class Trainings:
         return tensors_of(ended), ended[0]
 
 
-class Killed(BaseException):
-    """Raised by a test in the place of a kill."""
+class OnLog(Callback):
+    """Calls a function with the step each time losses are read."""
 
-
-class Listener:
-    """Calls a function with the step as losses are told."""
-
-    def __init__(self, told: Callable[[int], object]) -> None:
-        self._told = told
+    def __init__(self, function: Callable[[int], object]) -> None:
+        self._function = function
 
     def on_log(self, step: int, values: Mapping[str, float]) -> None:  # noqa: ARG002
-        self._told(step)
+        self._function(step)
 
 
-def once(function: Callable[[], object]) -> Listener:
-    """A listener that calls a function the first time."""
+def once(function: Callable[[], object]) -> OnLog:
+    """Return a callback that calls a function the first time."""
     waiting = [function]
-    return Listener(lambda _: waiting and waiting.pop()())
+    return OnLog(lambda _: waiting and waiting.pop()())
 
 
 def tensors_of(results: list[Any]) -> dict[str, Tensor]:
@@ -166,7 +164,7 @@ def test_a_step_launches_little_where_it_is_replayed(train: Trainings, way: str,
             counts.setdefault(step, simcuda.counts()["kernels"])
 
         settings = {"epochs": 1, "evaluations_per_epoch": 1, "batch_size": 3, "precision": "bf16", **changes}
-        train(way, "cuda", listener=Listener(note), **settings)
+        train(way, "cuda", listener=OnLog(note), **settings)
         return (counts[20] - counts[10]) / 10
 
     # The simulated device counts an operation on many tensors, such as clipping, once for each of them.
@@ -176,14 +174,10 @@ def test_a_step_launches_little_where_it_is_replayed(train: Trainings, way: str,
 
 @pytest.mark.parametrize("way", ["checkpoint", "together"])
 def test_a_training_that_died_goes_on_where_it_was(train: Trainings, way: str) -> None:
-    def die(step: int) -> None:
-        if step >= 5:
-            raise Killed
-
     settings = {"precision": "fp32", "save_steps": 3, "folder": "killed"}
     whole, _ = train(way, "cuda", precision="fp32", save_steps=3)
     with pytest.raises(Killed):
-        train(way, "cuda", listener=Listener(die), **settings)
+        train(way, "cuda", listener=KillAtStep(5), **settings)
     again, result = train(way, "cuda", **settings)
     assert result.summary["resumed_from_step"] >= 3
     assert_close(again, whole, atol=1e-5)

@@ -9,52 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from killed_trainings import KillAtStep, Killed
 from small_trainings import simulated_windows, small_flags, small_recipe
 
 from kronos_pipeline import KronosTrainer, run_training
 from kronos_pipeline.data.simulate import write_simulated
 from kronos_pipeline.errors import KronosError
-from kronos_pipeline.training.loop import TrainingLoop
+from kronos_pipeline.training.callback import Callback
 
 pytestmark = pytest.mark.slow
 
 KILL_AT_STEP = """
 import os, signal, sys
-from kronos_pipeline.training.loop import TrainingLoop
 from kronos_pipeline import run_training
+from kronos_pipeline.training.callback import Callback
 
-update = TrainingLoop._update_average
-
-def update_or_die(self):
-    update(self)
-    if self._position.step == 8:
+def kill(self, step):
+    if step == 8:
         os.kill(os.getpid(), signal.SIGKILL)
 
-TrainingLoop._update_average = update_or_die
+Callback.on_step_end = kill
 sys.exit(run_training.main(sys.argv[1:]))
 """
-
-
-class Killed(BaseException):
-    """What a test raises in the place of a kill."""
-
-
-@pytest.fixture
-def die_at(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Makes the next training die after a step; the one after that lives."""
-
-    def arm(step: int) -> None:
-        update = TrainingLoop._update_average
-
-        def update_or_die(self: TrainingLoop) -> None:
-            update(self)
-            if self._position.step == step:
-                monkeypatch.undo()
-                raise Killed
-
-        monkeypatch.setattr(TrainingLoop, "_update_average", update_or_die)
-
-    return arm
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -68,15 +44,14 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("case", list(CASES))
 @pytest.mark.parametrize("step", [5, 7])
-def test_a_training_that_died_ends_with_the_same_bytes(
-    tiny_base: Path, tmp_path: Path, die_at: Any, case: str, step: int
-) -> None:
+def test_a_training_that_died_ends_with_the_same_bytes(tiny_base: Path, tmp_path: Path, case: str, step: int) -> None:
     recipe = small_recipe(tiny_base, save_steps=3, **CASES[case])
     windows = simulated_windows(recipe)
     whole = KronosTrainer(recipe, tmp_path / "whole", say=lambda _: None).train_adapter(windows, "AAPL")
-    die_at(step)
     with pytest.raises(Killed):
-        KronosTrainer(recipe, tmp_path / "killed", say=lambda _: None).train_adapter(windows, "AAPL")
+        KronosTrainer(recipe, tmp_path / "killed", say=lambda _: None).train_adapter(
+            windows, "AAPL", listener=KillAtStep(step)
+        )
     said: list[str] = []
     again = KronosTrainer(recipe, tmp_path / "killed", say=said.append).train_adapter(windows, "AAPL")
     saved = max(done for done in (3, whole.summary["steps"] // 2, 6) if done <= step)
@@ -99,11 +74,12 @@ def test_a_finished_training_is_done_anew_when_asked_for_again(tiny_base: Path, 
     assert second.summary["resumed_from_step"] == 0
 
 
-def test_other_settings_start_anew_and_say_what_changed(tiny_base: Path, tmp_path: Path, die_at: Any) -> None:
+def test_other_settings_start_anew_and_say_what_changed(tiny_base: Path, tmp_path: Path) -> None:
     recipe = small_recipe(tiny_base, save_steps=3)
-    die_at(4)
     with pytest.raises(Killed):
-        KronosTrainer(recipe, tmp_path, say=lambda _: None).train_adapter(simulated_windows(recipe), "AAPL")
+        KronosTrainer(recipe, tmp_path, say=lambda _: None).train_adapter(
+            simulated_windows(recipe), "AAPL", listener=KillAtStep(4)
+        )
     said: list[str] = []
     other = small_recipe(tiny_base, save_steps=3, learning_rate=3e-4)
     result = KronosTrainer(other, tmp_path, say=said.append).train_adapter(simulated_windows(other), "AAPL")
@@ -112,33 +88,31 @@ def test_other_settings_start_anew_and_say_what_changed(tiny_base: Path, tmp_pat
     assert result.summary["resumed_from_step"] == 0
 
 
-def test_settings_of_the_evaluation_alone_do_not_start_anew(tiny_base: Path, tmp_path: Path, die_at: Any) -> None:
+def test_settings_of_the_evaluation_alone_do_not_start_anew(tiny_base: Path, tmp_path: Path) -> None:
     recipe = small_recipe(tiny_base, save_steps=3)
-    die_at(4)
     with pytest.raises(Killed):
-        KronosTrainer(recipe, tmp_path, say=lambda _: None).train_adapter(simulated_windows(recipe), "AAPL")
+        KronosTrainer(recipe, tmp_path, say=lambda _: None).train_adapter(
+            simulated_windows(recipe), "AAPL", listener=KillAtStep(4)
+        )
     other = small_recipe(tiny_base, save_steps=2, eval_samples=9, temperature=0.7)
     result = KronosTrainer(other, tmp_path, say=lambda _: None).train_adapter(simulated_windows(other), "AAPL")
     assert result.summary["resumed_from_step"] == 3
 
 
-def test_a_run_of_several_trainings_keeps_those_that_had_ended(tiny_base: Path, tmp_path: Path, die_at: Any) -> None:
+def test_a_run_of_several_trainings_keeps_those_that_had_ended(tiny_base: Path, tmp_path: Path) -> None:
     recipe = small_recipe(tiny_base, save_steps=3)
     first, second = simulated_windows(recipe, ["AAPL", "MSFT"])
 
-    def run(say: Any) -> None:
+    def run(say: Any, listener: Callback | None = None) -> None:
         trainer = KronosTrainer(recipe, tmp_path, say=say)
         with trainer.one_run():
             trainer.train_adapter([first], "AAPL")
-            if not said:
-                die_at(4)
-            trainer.train_adapter([second], "MSFT")
+            trainer.train_adapter([second], "MSFT", listener=listener)
 
     said: list[str] = []
     with pytest.raises(Killed):
-        run(lambda _: None)
+        run(lambda _: None, KillAtStep(4))
     version = (tmp_path / "adapters/AAPL").resolve()
-    said.append("again")
     run(said.append)
     assert "adapters/AAPL: finished before the interruption, kept" in said
     assert (tmp_path / "adapters/AAPL").resolve() == version
@@ -148,11 +122,12 @@ def test_a_run_of_several_trainings_keeps_those_that_had_ended(tiny_base: Path, 
     assert (tmp_path / "adapters/AAPL").resolve() != version
 
 
-def test_a_damaged_state_is_told_by_file(tiny_base: Path, tmp_path: Path, die_at: Any) -> None:
+def test_a_damaged_state_is_told_by_file(tiny_base: Path, tmp_path: Path) -> None:
     recipe = small_recipe(tiny_base, save_steps=3)
-    die_at(4)
     with pytest.raises(Killed):
-        KronosTrainer(recipe, tmp_path, say=lambda _: None).train_adapter(simulated_windows(recipe), "AAPL")
+        KronosTrainer(recipe, tmp_path, say=lambda _: None).train_adapter(
+            simulated_windows(recipe), "AAPL", listener=KillAtStep(4)
+        )
     (state,) = (tmp_path / "state").glob("*/state.pt")
     state.write_bytes(state.read_bytes()[:200])
     with pytest.raises(KronosError, match=r"state\.pt .*remove"):
@@ -203,6 +178,7 @@ def test_two_processes_train_one_checkpoint_together(tiny_base: Path, tmp_path: 
 RESUMED_BY_TWO = """
 import sys
 from pathlib import Path
+from killed_trainings import Killed, KillAtStep
 from small_trainings import simulated_windows, small_recipe
 from kronos_pipeline import KronosTrainer
 
@@ -211,24 +187,13 @@ recipe = small_recipe(base, epochs=1, batch_size=4, save_steps=3)
 windows = simulated_windows(recipe)
 said = []
 
-def train(name, say=lambda _: None):
-    return KronosTrainer(recipe, folder / name, say=say).train_checkpoint(windows)
-
-def die_at(step):
-    from kronos_pipeline.training.loop import TrainingLoop
-    update = TrainingLoop._update_average
-    def update_or_die(self):
-        update(self)
-        if self._position.step == step:
-            TrainingLoop._update_average = update
-            raise KeyboardInterrupt
-    TrainingLoop._update_average = update_or_die
+def train(name, say=lambda _: None, listener=None):
+    return KronosTrainer(recipe, folder / name, say=say).train_checkpoint(windows, listener=listener)
 
 train("whole")
-die_at(5)
 try:
-    train("killed")
-except KeyboardInterrupt:
+    train("killed", listener=KillAtStep(5))
+except Killed:
     pass
 train("killed", said.append)
 print(*said, sep="\\n", flush=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from killed_trainings import KillAtStep, Killed
 from safetensors.torch import load_file
 from small_trainings import simulated_bars, small_recipe
 from tiny_models import save_tiny_base
@@ -21,6 +22,7 @@ from kronos_pipeline.data.windows import WindowSet, build_windows
 from kronos_pipeline.errors import DataError, ModelError, SettingsError
 from kronos_pipeline.model.lora import load_adapter
 from kronos_pipeline.model.losses import token_losses
+from kronos_pipeline.training.callback import Callback
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
 from kronos_pipeline.training.multi_lora.forward import BatchedForward
 from kronos_pipeline.training.multi_lora.loop import MultiLoraLoop
@@ -172,41 +174,22 @@ def test_where_memory_lacks_fewer_go_at_a_time_and_the_numbers_stay(
         assert_close(weights_of(one), weights_of(whole[name]))
 
 
-class Killed(BaseException):
-    """What a test raises in the place of a kill."""
-
-
-def die_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    take_step = MultiLoraLoop._step
-    taken: list[int] = []
-
-    def step_or_die(self: MultiLoraLoop, progress: Any) -> None:
-        if len(taken) == step:
-            monkeypatch.undo()
-            raise Killed
-        taken.append(1)
-        take_step(self, progress)
-
-    monkeypatch.setattr(MultiLoraLoop, "_step", step_or_die)
-
-
 @pytest.mark.parametrize("one_run", [True, False])
 @pytest.mark.parametrize(("died", "saved"), [(7, 6), (11, 10), (13, 12)])  # at 10 NVDA has ended, at 12 AAPL too
 def test_a_group_that_died_ends_with_the_same_bytes(
-    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, died: int, saved: int, one_run: bool
+    tiny_base: Path, tmp_path: Path, died: int, saved: int, one_run: bool
 ) -> None:
     recipe = small_recipe(tiny_base, save_steps=3)  # with dropout
-    jobs = [AdapterJob(name, [one]) for name, one in windows_of(recipe).items()]
 
-    def train(output: str, say: Any = lambda _: None) -> list[Any]:
+    def train(output: str, say: Any = lambda _: None, listener: Callback | None = None) -> list[Any]:
+        jobs = [AdapterJob(name, [one], listener=listener) for name, one in windows_of(recipe).items()]
         trainer = trainer_of(recipe, tmp_path / output, say)
         with trainer.one_run() if one_run else nullcontext():
             return trainer.train_adapters(jobs)
 
     whole = train("whole")
-    die_after(died, monkeypatch)
     with pytest.raises(Killed):
-        train("killed")
+        train("killed", listener=KillAtStep(died))
     said: list[str] = []
     again = train("killed", said.append)
     assert any(line.endswith(f"resuming from step {saved}") for line in said)
@@ -217,16 +200,13 @@ def test_a_group_that_died_ends_with_the_same_bytes(
     assert list((tmp_path / "killed" / "state").glob("*/*")) == []
 
 
-def test_another_group_with_one_of_them_drops_the_state_of_the_first(
-    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_group_with_one_of_them_drops_the_state_of_the_first(tiny_base: Path, tmp_path: Path) -> None:
     recipe = small_recipe(tiny_base, save_steps=3)
-    jobs = [AdapterJob(name, [one]) for name, one in windows_of(recipe).items()]
-    die_after(4, monkeypatch)
+    jobs = [AdapterJob(name, [one], listener=KillAtStep(4)) for name, one in windows_of(recipe).items()]
     with pytest.raises(Killed):
         trainer_of(recipe, tmp_path).train_adapters(jobs)
     (left,) = (tmp_path / "state").glob("*/state.pt")
-    trainer_of(recipe, tmp_path).train_adapters(jobs[:2])
+    trainer_of(recipe, tmp_path).train_adapters([replace(job, listener=None) for job in jobs[:2]])
     assert not left.exists()
 
 

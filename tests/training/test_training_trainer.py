@@ -22,6 +22,7 @@ from kronos_pipeline.model.loading import load_checkpoint
 from kronos_pipeline.model.lora import load_adapter
 from kronos_pipeline.model.losses import token_losses
 from kronos_pipeline.model.upstream import Kronos
+from kronos_pipeline.training.callback import Callback
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
 from kronos_pipeline.training.preflight import describe
 from kronos_pipeline.training.publish import TrainingResult
@@ -190,17 +191,22 @@ def test_training_stops_when_looks_bring_nothing_and_keeps_the_best(tiny_base: P
     )
 
 
-def test_a_listener_is_told_losses_rate_and_speed(tiny_base: Path, tmp_path: Path) -> None:
-    class Callback:
+def test_a_listener_is_told_steps_losses_rate_and_speed(tiny_base: Path, tmp_path: Path) -> None:
+    class Steps(Callback):
         def __init__(self) -> None:
             self.steps: dict[int, Mapping[str, float]] = {}
+            self.ended: list[int] = []
+
+        def on_step_end(self, step: int) -> None:
+            self.ended.append(step)
 
         def on_log(self, step: int, values: Mapping[str, float]) -> None:
             self.steps[step] = values
 
-    listener = Callback()
+    listener = Steps()
     recipe = small_recipe(tiny_base)
     result = trainer_of(recipe, tmp_path).train_adapter(simulated_windows(recipe), "AAPL", listener=listener)
+    assert listener.ended == list(range(1, result.summary["steps"] + 1))
     assert list(listener.steps) == result.history["step"].tolist()
     values = listener.steps[result.summary["best_step"]]
     assert values["selection_loss"] == result.summary["selection_loss"]

@@ -210,6 +210,8 @@ class MultiLoraLoop:
             course.position.step += 1
             course.position.seconds = self._before + time.monotonic() - self._began
             course.batches_read += len(batches[number])
+            if course.member.listener is not None:
+                course.member.listener.on_step_end(course.position.step)
         self._read_losses(dict(zip(self._open, rates, strict=True)), progress)
 
     def _backward(self, sizes: Mapping[int, int], batches: Mapping[int, Tensor]) -> None:

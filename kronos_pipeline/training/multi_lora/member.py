@@ -10,8 +10,9 @@ from torch import Tensor
 
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import ModelError
+from kronos_pipeline.training.callback import Callback
 from kronos_pipeline.training.loop import LOG_STEPS, batches_of, epoch_order, eval_steps, warmup_then_cosine
-from kronos_pipeline.training.trainer_state import Callback, TrainerState, check_finite
+from kronos_pipeline.training.trainer_state import TrainerState, check_finite
 
 
 @dataclass(frozen=True)
