@@ -12,6 +12,12 @@ from dataclasses import dataclass
 _SHOWN = 20
 
 
+def enumerate_some(items: Sequence[str], limit: int) -> str:
+    """Join items with commas; beyond the limit, give the number of the others: "a, b, c and 5 more"."""
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + more
+
+
 class KronosError(Exception):
     """A problem that the person who runs the pipeline can mend; its text is one or two plain sentences."""
 

@@ -1,7 +1,7 @@
-"""Bars that are stored already: a CSV that has not changed since they were read from it is not read again.
+"""Cache of parsed CSVs: stored bars replace the reading of a CSV that has not changed.
 
-What tells is a hash of the file's name, its bytes and the code, which is stored with the bars: a file that was only
-touched is unchanged, and another version of the code reads everything anew, as it does bars that are damaged.
+The key is a hash of the file's name, its bytes and the code, stored with the bars. A file with only a new modification
+time is unchanged; another version of the code reads every file again, and so does a damaged store.
 """
 
 from __future__ import annotations
@@ -21,28 +21,31 @@ from kronos_pipeline.errors import ArtifactError, DataError
 def read_files_cached(
     files: Sequence[CsvFile], stored_at: Callable[[str], Path], *, now: pd.Timestamp | None = None
 ) -> tuple[dict[str, Bars], dict[str, DataError], set[str]]:
-    """`read_files`, but of the files that have not changed the stored bars are loaded.
+    """Read CSVs as `read_files` does, but load the stored bars of unchanged files.
 
     Args:
         files: the tickers' CSVs.
-        stored_at: where a ticker's bars are stored, by symbol.
-        now: the moment of reading, with a zone; by default the clock's.
+        stored_at: returns the path of a ticker's stored bars.
+        now: the time of reading, with a zone; by default the current time.
 
     Returns:
-        The good tickers' bars, what is wrong with each bad one, and the tickers whose files have not changed.
+        The bars of each valid ticker, the error of each invalid ticker, and the tickers with unchanged files.
     """
-    stored = {file.ticker: one for file in files if (one := load_cached_bars(file, stored_at(file.ticker))) is not None}
-    read, bad = read_files([file for file in files if file.ticker not in stored], now=now)
-    good = stored | read
-    return {file.ticker: good[file.ticker] for file in files if file.ticker in good}, bad, set(stored)
+    cached = {
+        file.ticker: bars for file in files if (bars := load_cached_bars(file, stored_at(file.ticker))) is not None
+    }
+    read, errors = read_files([file for file in files if file.ticker not in cached], now=now)
+    bars_by_ticker = cached | read
+    ordered = {file.ticker: bars_by_ticker[file.ticker] for file in files if file.ticker in bars_by_ticker}
+    return ordered, errors, set(cached)
 
 
 def load_cached_bars(file: CsvFile, path: Path) -> Bars | None:
-    """The bars stored at `path`, where they were read from this very file by this version of the code; else None."""
+    """Return the bars stored at `path` if this version of the code read them from this very file, else None."""
     if not path.exists():
         return None
     try:
         bars = load_bars(path)
         return bars if bars.csv_key == csv_key(file.name, read_content(file)) else None
     except (ArtifactError, DataError):
-        return None  # reading the CSV mends it, or says what is wrong
+        return None  # reading the CSV replaces it or reports the error

@@ -1,7 +1,7 @@
-"""When a ticker's bars are due: its interval, weekdays and times of day, and so what is a hole and what is a night.
+"""The times at which a ticker's bars are due: interval, weekdays and times of day.
 
-A night, a weekend or a lunch break that returns every day or week is the ticker's schedule. A hole is a bar that is
-missing where the schedule has one.
+A night, weekend or lunch break that returns every day or week is part of the schedule. A hole is a missing bar that the
+schedule has.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ BoolArray = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
 _DAY = np.timedelta64(1, "D").astype("timedelta64[ns]").astype(np.int64)
 _NIGHT = _DAY // 8
-"""Nanoseconds: a daily pause of three hours or more makes a ticker one that trades in daily sessions."""
+"""Nanoseconds: a ticker with a daily pause of three hours or more trades in daily sessions."""
 _DAILY = _DAY * 9 // 10
 """Nanoseconds: a clock change makes one day of a year 23 hours long."""
 _REGULAR_DAYS = 0.2
-"""A time of day is regular where that share of days has it: the hour of a session's edge moves with daylight saving."""
+"""Fraction of days that makes a time of day regular: daylight saving moves the hour of a session's edge."""
 _FEW_DATES = 5
-"""In fewer dates a pause that returns cannot be told from a hole, so within a day each slot without a bar is one."""
+"""Dates needed to tell a regular pause from a hole; with fewer, every slot without a bar within a day is a hole."""
 _REGULAR_WEEKS = 0.5
-"""A weekday is regular where bars have that share of its dates."""
+"""Fraction of its dates with bars that makes a weekday regular."""
 
 
 @dataclass(frozen=True)
 class BarSchedule:
-    """When bars are due.
+    """Weekly times at which bars are due.
 
     Attributes:
         interval: nanoseconds from one bar to the next, the most frequent difference.
-        weekdays: `(7,)`, Monday first: True where bars are due.
-        due: `(7, slots)`, True where a bar is due in that slot of that weekday; a slot is as long as the interval, and
-            a day of slower bars is one slot.
-        sessions: True where trading stops for some hours each day.
+        weekdays: `(7,)`, Monday first: True if bars are due.
+        due: `(7, slots)`, True if a bar is due in that slot of that weekday; a slot is as long as the interval, and a
+            day is one slot for daily and slower bars.
+        sessions: True if trading stops for some hours each day.
     """
 
     interval: int
@@ -46,15 +46,15 @@ class BarSchedule:
 
     @property
     def daily(self) -> bool:
-        """True for daily bars and slower ones."""
+        """True for daily and slower bars."""
         return self.interval >= _DAILY
 
     def missing(self, stamps: StampArray) -> IntArray:
-        """Bars missing between each bar and the next, `(bars - 1,)`.
+        """Count the bars missing between each bar and the next, `(bars - 1,)`.
 
-        Round the clock every slot that is due counts. In daily sessions the slots due between two bars of one date
-        count, and between two dates the days due, one each: what is left out at a session's end is mostly a half
-        holiday.
+        For trading round the clock, every due slot counts. For daily sessions, the due slots between two bars of one
+        date count, and between two dates each due day counts as one bar: slots missing at a session's end are mostly a
+        half holiday.
         """
         times = _nanoseconds(stamps)
         gaps = np.diff(times)
@@ -74,35 +74,35 @@ class BarSchedule:
 
 
 def find_bar_schedule(stamps: StampArray) -> BarSchedule:
-    """Observe a ticker's schedule in its bars' times, two at least, sorted and distinct."""
+    """Derive a ticker's schedule from its bar times, two at least, sorted and distinct."""
     times = _nanoseconds(stamps)
     differences, counts = np.unique(np.diff(times), return_counts=True)
     interval = int(differences[counts.argmax()])
     days = times // _DAY
     dates = _distinct(days)
     days_per_weekday = np.bincount((dates + 3) % 7, minlength=7)  # 1970-01-01 was a Thursday
-    # Of each weekday the dates between the first bar and the last: a short file's weeks are not whole.
-    chances = np.bincount((np.arange(dates[0], dates[-1] + 1) + 3) % 7, minlength=7)
-    weekdays = days_per_weekday >= np.maximum(_REGULAR_WEEKS * chances, 1)
+    # Count each weekday's dates between the first and the last bar: a short file has incomplete weeks.
+    possible_days = np.bincount((np.arange(dates[0], dates[-1] + 1) + 3) % 7, minlength=7)
+    weekdays = days_per_weekday >= np.maximum(_REGULAR_WEEKS * possible_days, 1)
     slots = int(max(-(-_DAY // interval), 1))
     slot_of = (times % _DAY) // interval if slots > 1 else np.zeros(len(times), np.int64)
-    # A bar per slot and date, as bars may be denser than the interval here and there.
+    # Count one bar per slot and date, as some bars may be denser than the interval.
     occupied = _distinct(days * slots + slot_of)
     per_slot = np.bincount(occupied % slots, minlength=slots)
     regular = per_slot >= _REGULAR_DAYS * len(dates)
-    few = len(dates) < _FEW_DATES
-    pause = _longest_pause(_between_first_and_last(regular) if few else regular) * interval
-    # One date does not show that a pause returns.
+    few_dates = len(dates) < _FEW_DATES
+    pause = _longest_pause(_between_first_and_last(regular) if few_dates else regular) * interval
+    # A single date cannot show that a pause returns.
     sessions = slots > 1 and pause >= _NIGHT and len(dates) > 1
-    if few:
+    if few_dates:
         return BarSchedule(interval, weekdays, np.ones((7, slots), np.bool_), sessions)
     if sessions or slots == 1:
         return BarSchedule(interval, weekdays, np.broadcast_to(regular, (7, slots)), sessions)
     per_weekday = np.zeros((7, slots), np.int64)
     np.add.at(per_weekday, ((occupied // slots + 3) % 7, occupied % slots), 1)
-    often = per_weekday >= np.maximum(_REGULAR_WEEKS * days_per_weekday, 1)[:, None]
-    # Between a weekday's first and last regular slot each one is due, as a short file may lack one by a hole alone.
-    due = _between_first_and_last(often) & regular
+    frequent = per_weekday >= np.maximum(_REGULAR_WEEKS * days_per_weekday, 1)[:, None]
+    # Every slot between a weekday's first and last frequent slot is due, as a hole may hide a slot in a short file.
+    due = _between_first_and_last(frequent) & regular
     return BarSchedule(interval, weekdays, due, sessions)
 
 
@@ -111,27 +111,27 @@ def _nanoseconds(stamps: StampArray) -> IntArray:
 
 
 def _distinct(values: IntArray) -> IntArray:
-    """The distinct values of a sorted array."""
+    """Return the distinct values of a sorted array."""
     return values[np.concatenate([[True], values[1:] != values[:-1]])]
 
 
 def _between_first_and_last(slots: BoolArray) -> BoolArray:
-    """True from the first to the last True of the last axis."""
+    """Set every value from the first to the last True of the last axis."""
     from_first = np.logical_or.accumulate(slots, axis=-1)
     to_last = np.logical_or.accumulate(slots[..., ::-1], axis=-1)[..., ::-1]
     return from_first & to_last
 
 
 def _longest_pause(regular: BoolArray) -> int:
-    """Slots in the longest run without trading, midnight being no border."""
-    busy = np.flatnonzero(regular)
-    if len(busy) == 0:
+    """Count the slots of the longest run without trading, across midnight."""
+    trading = np.flatnonzero(regular)
+    if len(trading) == 0:
         return 0
-    return int(np.diff(np.append(busy, busy[0] + len(regular))).max()) - 1
+    return int(np.diff(np.append(trading, trading[0] + len(regular))).max()) - 1
 
 
 def _days_due(first: IntArray, last: IntArray, weekdays: BoolArray) -> IntArray:
-    """Days of the regular weekdays that lie between two days, neither of them counted."""
+    """Count the days of regular weekdays strictly between two days."""
     if not weekdays.any():
         return np.zeros(len(first), np.int64)
     after_first = (first + 1).astype("datetime64[D]")
@@ -139,7 +139,7 @@ def _days_due(first: IntArray, last: IntArray, weekdays: BoolArray) -> IntArray:
 
 
 def _slots_due(before: IntArray, after: IntArray, due: BoolArray, interval: int) -> IntArray:
-    """Slots due that lie between the slots of two times, neither of them counted."""
+    """Count the due slots strictly between the slots of two times."""
     week = due.ravel()
     slots = due.shape[1]
     running = np.concatenate([[0], np.cumsum(week)])

@@ -1,4 +1,4 @@
-"""A ticker's bars as every other layer sees them, and their artifact `bars/<T>.parquet`."""
+"""The validated bars of a ticker, and their artifact `bars/<T>.parquet`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kronos_pipeline.data.bar_schedule import StampArray
 from kronos_pipeline.errors import ArtifactError
 
 FEATURES = ("open", "high", "low", "close", "volume", "amount")
-"""What a bar holds beside its time, in the order that Kronos takes: prices, units traded, money traded."""
+"""Values of a bar in the column order of Kronos: four prices, units traded, money traded."""
 PRICES = FEATURES[:4]
 COLUMNS = ("timestamps", *FEATURES)
 
@@ -30,14 +30,14 @@ class Bars:
 
     Attributes:
         ticker: the symbol.
-        frame: `timestamps`, datetime64[ns] without a zone, in the file's own local time; then the six features,
-            float64; a RangeIndex.
+        frame: `timestamps`, datetime64[ns] without a zone, in the file's local time; then the six features, float64; a
+            RangeIndex.
         content_hash: SHA-256 of times and features; the file's name and the notes do not change it.
         source: the file, as the user knows it.
-        time_zone: what the file says of its zone, such as "UTC-05:00/-04:00"; None where it says nothing.
-        notes: what is odd but no error, one sentence each.
-        csv_key: tells the CSV and the code that read it, see `csv_key`; None where there is none, or where reading it
-            again later may give other notes.
+        time_zone: the zone that the file states, such as "UTC-05:00/-04:00"; None if the file states no zone.
+        notes: oddities that are not errors, one sentence each.
+        csv_key: identifies the CSV and the code that read it, see `csv_key`; None without a CSV, or if a later reading
+            may give other notes.
     """
 
     ticker: str
@@ -66,9 +66,9 @@ def make_bars(
     notes: tuple[str, ...] = (),
     csv_key: str | None = None,
 ) -> Bars:
-    """Put bars together from columns that are already right: `timestamps` and the six features, oldest first."""
+    """Make bars from valid columns: `timestamps` and the six features, oldest first."""
     values = column_matrix(frame, FEATURES)
-    values += 0.0  # makes -0.0 the 0.0 it means
+    values += 0.0  # turns -0.0 into 0.0
     stamps = np.array(frame["timestamps"], "datetime64[ns]")
     clean = pd.DataFrame(values, columns=list(FEATURES))
     clean.insert(0, "timestamps", stamps)
@@ -76,17 +76,17 @@ def make_bars(
 
 
 def column_matrix(frame: Mapping[str, Any] | pd.DataFrame, names: Sequence[str]) -> FloatArray:
-    """Some columns, `(rows, names)`; to select them from a frame first would take three times as long."""
+    """Stack columns, `(rows, names)`; a third of the time of selecting them from a frame first."""
     return np.stack([np.asarray(frame[name], np.float64) for name in names], axis=1)
 
 
 def bars_hash(stamps: StampArray, values: FloatArray) -> str:
-    """SHA-256 of bars' times, `(bars,)`, and features, `(bars, 6)`, in hex."""
+    """Return the SHA-256 of bar times, `(bars,)`, and features, `(bars, 6)`, in hex."""
     return array_hash(stamps.astype("datetime64[ns]").astype("<i8"), values.astype("<f8", copy=False))
 
 
 def array_hash(*arrays: np.ndarray) -> str:
-    """SHA-256 of some arrays' numbers, row by row, in hex."""
+    """Return the SHA-256 of the arrays' values, row by row, in hex."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(np.ascontiguousarray(array).data)
@@ -94,12 +94,12 @@ def array_hash(*arrays: np.ndarray) -> str:
 
 
 def csv_key(source: str, content: bytes) -> str:
-    """A hash of a CSV's name and bytes and of the code that reads it: where it is equal, so are the bars."""
+    """Return a hash of a CSV's name and bytes and of the code that reads it: equal keys give equal bars."""
     return text_hash(source, hashlib.sha256(content).hexdigest(), layers_version(*BARS))
 
 
 def save_bars(path: Path, bars: Bars) -> None:
-    """Write `bars/<T>.parquet`, what is known of the bars in its schema's metadata."""
+    """Write `bars/<T>.parquet`, with source, zone and notes in the schema's metadata."""
     manifest = {
         "ticker": bars.ticker,
         "content_hash": bars.content_hash,
@@ -113,10 +113,10 @@ def save_bars(path: Path, bars: Bars) -> None:
 
 
 def load_bars(path: Path) -> Bars:
-    """Read what `save_bars` wrote.
+    """Load the bars that `save_bars` wrote.
 
     Raises:
-        ArtifactError: there is no such file, or it does not hold what its hash says.
+        ArtifactError: the file is missing or damaged.
     """
     frame, manifest = read_parquet(path)
     try:

@@ -1,10 +1,13 @@
-"""The times of bars to come: by an exchange's calendar where one is set, else by the ticker's own schedule.
+"""Predict the timestamps of a ticker's next bars, from an exchange calendar or from the ticker's weekly schedule.
 
-    own schedule   the newest weeks show which slots of which weekdays have a bar; holidays to come are not known
-    exchange     the newest weeks show the slots of a day, the calendar its sessions: holidays, half days, lunch breaks
+    weekly schedule   the newest weeks give the slots of each weekday that have a bar; future holidays are unknown
+    exchange          the newest weeks give the slots of a day, the calendar its holidays, half days and lunch breaks
 
-Times are in the file's own local time. With a calendar they are taken to the exchange's time and back, so that a file
-in UTC follows the exchange's daylight saving. Bars slower than daily ones follow their own schedule alone.
+Times are in the file's local time. With a calendar, times are converted to the exchange's time zone and back, so that
+a file in UTC follows the exchange's daylight saving. Bars slower than daily use the ticker's schedule only.
+
+`bar_schedule` finds missing bars and is lenient: a slot that a fifth of the days have may be due. Here a slot is due if
+most of the newest weeks have it, so that a session edge moved by daylight saving is not forecast at both hours.
 """
 
 from __future__ import annotations
@@ -27,28 +30,28 @@ from kronos_pipeline.errors import SettingsError
 DAY = 86_400_000_000_000
 """Nanoseconds."""
 WEEK = 7 * DAY
-_THURSDAY = 3  # 1970-01-01 was one; Monday is 0
+_THURSDAY = 3  # the weekday of 1970-01-01; Monday is 0
 _WEEKS = 5
-"""Few enough that daylight saving is soon followed, enough that a holiday is outvoted."""
+"""Weeks observed: few enough to follow daylight saving soon, enough to outvote a holiday."""
 _SLOWER = DAY * 3 // 2
 _MONTHLY = 27 * DAY
 _ANCHORS = (MonthBegin, MonthEnd, BMonthBegin, BMonthEnd)
 _SHOWN_MONTHS = 24
 _FIT = 0.9
-"""Of the newest bars so many must lie in a calendar's sessions: less, and it is another market's."""
+"""Minimum fraction of the newest bars inside the calendar's sessions; below it, the calendar is of another market."""
 _ZONE = re.compile(r"UTC(?:(?P<sign>[+-])(?P<hours>\d{2}):(?P<minutes>\d{2}))?")
 
 
 @dataclass(frozen=True)
 class WeeklySchedule:
-    """Which slots of which weekdays have a bar.
+    """Weekdays and time slots that have a bar.
 
     Attributes:
-        interval: nanoseconds from one bar to the next, or a day where bars are daily.
-        due: `(7, slots)`, Monday first.
+        interval: nanoseconds from one bar to the next, or a day for daily bars.
+        due: `(7, slots)`, Monday first: True for a slot with a bar.
         offsets: `(slots,)`, nanoseconds from a slot's start to its bar's time.
-        daily: True where a day is one slot.
-        slower: True where bars are slower than daily ones, and `due` says nothing.
+        daily: True if a day is one slot.
+        slower: True if bars are slower than daily; then `due` has no meaning.
     """
 
     interval: int
@@ -57,49 +60,49 @@ class WeeklySchedule:
     daily: bool
     slower: bool
 
-    def place(self, times: IntArray) -> IntArray:
-        """The number of each time's slot, counted on from day to day."""
+    def slot_number(self, times: IntArray) -> IntArray:
+        """Return the slot of each time, numbered through from 1970."""
         return times // DAY * len(self.offsets) + (0 if self.daily else times % DAY // self.interval)
 
     def times(self, days: IntArray, slots: IntArray) -> IntArray:
-        """The bars' times in these slots of these days since 1970."""
+        """Return the bar times of slots on days since 1970."""
         return days * DAY + slots * self.interval + self.offsets[slots]
 
     def after(self, last: int, count: int) -> IntArray:
-        """The times of the next `count` bars after a bar's."""
-        if DAY % self.interval and self.due.mean() > 0.9:  # its slots move from day to day
+        """Return the times of the next `count` bars after the time `last`."""
+        if DAY % self.interval and self.due.mean() > 0.9:  # the slots shift from day to day
             return last + self.interval * np.arange(1, count + 1)
         weeks = -(-count // int(self.due.sum())) + 2
         monday = last // DAY - (last // DAY + _THURSDAY) % 7
         days, slots = np.nonzero(np.tile(self.due, (weeks, 1)))
         times = self.times(monday + days, slots)
-        return times[self.place(times) > self.place(np.array([last]))][:count]
+        return times[self.slot_number(times) > self.slot_number(np.array([last]))][:count]
 
 
 @dataclass(frozen=True)
 class _Sessions:
-    """When an exchange trades, in its own local time: nanoseconds, `[start, stop)` each, by time."""
+    """Trading sessions of an exchange in its local time: nanoseconds, `[start, stop)` each, ascending."""
 
     starts: IntArray
     stops: IntArray
 
-    def hold(self, times: IntArray, length: int) -> BoolArray:
-        """Whether a bar that starts at each time and lasts `length` has a part in a session."""
+    def overlap(self, times: IntArray, length: int) -> BoolArray:
+        """Return, for each time, whether a bar from that time and of that length overlaps a session."""
         last = np.searchsorted(self.starts, times + length, side="left") - 1
         return (last >= 0) & (self.stops[last] > times)
 
 
 def next_stamps(bars: Bars, count: int, calendars: Sequence[str]) -> pd.DatetimeIndex:
-    """The times of a ticker's next bars, in the file's own local time.
+    """Predict the times of a ticker's next bars, in the file's local time.
 
     Args:
         bars: the ticker's bars, two at least.
-        count: how many times.
-        calendars: "XNYS" for all tickers, "AAPL=XNYS" for one, which comes first; names are those of
-            exchange_calendars. A ticker without one follows its own schedule.
+        count: number of times.
+        calendars: "XNYS" for all tickers, "AAPL=XNYS" for one ticker, which takes precedence; names of
+            exchange_calendars. A ticker without a calendar follows its weekly schedule.
 
     Raises:
-        SettingsError: a calendar is unknown or named twice, does not reach so far, or is not that of these bars.
+        SettingsError: a calendar is unknown, given twice, too short, or does not fit these bars.
     """
     name = find_calendar(bars.ticker, calendars)
     times = bars.frame["timestamps"].to_numpy("datetime64[ns]").astype(np.int64)
@@ -115,31 +118,31 @@ def next_stamps(bars: Bars, count: int, calendars: Sequence[str]) -> pd.Datetime
 
 
 def find_calendar(ticker: str, calendars: Sequence[str]) -> str | None:
-    """The calendar's name that is set for a ticker, or None.
+    """Return the name of the calendar set for a ticker, or None.
 
     Raises:
-        SettingsError: an entry, whichever ticker it is for, has no known calendar, or two are for the same.
+        SettingsError: any entry has an unknown calendar, or two entries are for the same ticker.
     """
-    found: dict[str | None, str] = {}
+    by_ticker: dict[str | None, str] = {}
     for entry in calendars:
         symbol, equals, name = entry.strip().rpartition("=")  # the last, as a symbol such as EURUSD=X may hold one
         key = symbol.strip().upper() if equals else None
         if key == "":
             raise SettingsError(f"--calendars: {entry!r} names no ticker before the =; write AAPL=XNYS, or XNYS.")
-        if key in found:
+        if key in by_ticker:
             raise SettingsError(f"--calendars: {key or 'all tickers'} has two calendars; keep one.")
-        found[key] = _known(name.strip())
-    return found.get(ticker.upper(), found.get(None))
+        by_ticker[key] = _calendar_name(name.strip())
+    return by_ticker.get(ticker.upper(), by_ticker.get(None))
 
 
-def _known(name: str) -> str:
+def _calendar_name(name: str) -> str:
+    """Return the exchange_calendars name that equals `name` in any case."""
     import exchange_calendars  # takes a second
 
-    names = exchange_calendars.get_calendar_names(include_aliases=True)
-    by_case = {one.upper(): one for one in names}
-    if name.upper() in by_case:
-        return by_case[name.upper()]
-    near = [by_case[one] for one in difflib.get_close_matches(name.upper(), by_case)]
+    by_upper_case = {known.upper(): known for known in exchange_calendars.get_calendar_names(include_aliases=True)}
+    if name.upper() in by_upper_case:
+        return by_upper_case[name.upper()]
+    near = [by_upper_case[match] for match in difflib.get_close_matches(name.upper(), by_upper_case)]
     hint = f" Is it {' or '.join(near)}?" if near else ""
     raise SettingsError(
         f"--calendars: no exchange calendar is called {name!r}.{hint} Names are such as XNYS, XTKS, 24/5 and 24/7."
@@ -147,7 +150,7 @@ def _known(name: str) -> str:
 
 
 def _exchange_stamps(bars: Bars, recent: IntArray, count: int, name: str) -> IntArray:
-    """The next times by an exchange's calendar, in the file's local time, nanoseconds."""
+    """Return the next times by an exchange's calendar, in the file's local time, nanoseconds."""
     rough = find_weekly_schedule(recent)
     weeks_ahead = -(-count // max(int(rough.due.sum()), 1)) * 3 // 2 + 5
     calendar = _open_calendar(name, int(recent[0]), int(recent[-1]) + weeks_ahead * WEEK, bars.ticker)
@@ -155,38 +158,38 @@ def _exchange_stamps(bars: Bars, recent: IntArray, count: int, name: str) -> Int
 
     best: tuple[float, tzinfo | None, int] = (0.0, None, 0)
     for zone in (None, *_zones(bars.time_zone)):
-        local = _moved(recent, zone, calendar.tz)
-        # Files stamp a bar by its start, and some by its end.
+        local = _convert_zone(recent, zone, calendar.tz)
+        # Most files stamp a bar with its start, some with its end.
         for shift in (0,) if rough.daily else (0, rough.interval):
-            fit = float(_hold(sessions, local - shift, rough).mean())
-            best = max(best, (fit, zone, shift), key=lambda one: one[0])
+            fit = float(_in_session(sessions, local - shift, rough).mean())
+            best = max(best, (fit, zone, shift), key=lambda candidate: candidate[0])
     fit, zone, shift = best
     if fit < _FIT:
         raise SettingsError(
             f"{bars.ticker}: only {fit:.0%} of its newest bars lie in the sessions of calendar {name}; set its own "
             f"with --calendars {bars.ticker}=NAME, or none."
         )
-    local = _moved(recent, zone, calendar.tz)
+    local = _convert_zone(recent, zone, calendar.tz)
     week = find_weekly_schedule(local)
     days = np.arange(local[-1] // DAY, local[-1] // DAY + 7 * weeks_ahead)
     slots = np.flatnonzero(week.due.any(axis=0))
     grid = week.times(days[:, None], slots[None, :]).ravel()
-    later = week.place(grid) > week.place(local[-1:])
-    stamps = grid[later & _hold(sessions, grid - shift, week)][:count]
+    later = week.slot_number(grid) > week.slot_number(local[-1:])
+    stamps = grid[later & _in_session(sessions, grid - shift, week)][:count]
     if len(stamps) < count:
         raise SettingsError(
             f"{bars.ticker}: calendar {name} ends on {calendar.last_session:%Y-%m-%d}, before {count} bars ahead; "
             "bring exchange-calendars up to date, or set none."
         )
-    return stamps if zone is None else _moved(stamps, calendar.tz, zone)
+    return stamps if zone is None else _convert_zone(stamps, calendar.tz, zone)
 
 
-def _hold(sessions: _Sessions, times: IntArray, week: WeeklySchedule) -> BoolArray:
-    return sessions.hold(times // DAY * DAY, 1) if week.daily else sessions.hold(times, week.interval)
+def _in_session(sessions: _Sessions, times: IntArray, week: WeeklySchedule) -> BoolArray:
+    return sessions.overlap(times // DAY * DAY, 1) if week.daily else sessions.overlap(times, week.interval)
 
 
 def _open_calendar(name: str, first: int, last: int, ticker: str) -> Any:
-    """The calendar from `first` to `last`, nanoseconds, a few days more on each side, cut where it ends."""
+    """Open a calendar from a week before `first` to a week after `last`, nanoseconds, within the calendar's bounds."""
     import exchange_calendars
 
     known = exchange_calendars.get_calendar(name)
@@ -201,7 +204,7 @@ def _open_calendar(name: str, first: int, last: int, ticker: str) -> Any:
 
 
 def _sessions(calendar: Any, daily: bool) -> _Sessions:
-    """A calendar's sessions in its own local time: dates for daily bars, else hours, a lunch break parting two."""
+    """Return a calendar's sessions in its local time: dates for daily bars, else hours; a lunch break splits a day."""
     if daily:
         dates = calendar.sessions.to_numpy("datetime64[ns]").astype(np.int64)
         return _Sessions(dates, dates + DAY)
@@ -211,11 +214,11 @@ def _sessions(calendar: Any, daily: bool) -> _Sessions:
     )
     starts = pd.concat([opens, resumes.dropna()])
     stops = pd.concat([pauses.fillna(closes), closes[resumes.notna()]])
-    return _Sessions(*(np.sort(one.to_numpy("datetime64[ns]").astype(np.int64)) for one in (starts, stops)))
+    return _Sessions(*(np.sort(edges.to_numpy("datetime64[ns]").astype(np.int64)) for edges in (starts, stops)))
 
 
 def _zones(stated: str | None) -> list[tzinfo]:
-    """The zones that a file says it is in, see `Bars.time_zone`; one that says nothing may be in UTC."""
+    """Return the zones that a file states, see `Bars.time_zone`; UTC for a file without a zone."""
     zones: list[tzinfo] = []
     for match in _ZONE.finditer(stated or "UTC"):
         minutes = int(match["hours"] or 0) * 60 + int(match["minutes"] or 0)
@@ -223,49 +226,49 @@ def _zones(stated: str | None) -> list[tzinfo]:
     return zones
 
 
-def _moved(times: IntArray, from_zone: tzinfo | None, to_zone: tzinfo) -> IntArray:
-    """Local times of one zone as those of another; None is the zone that they go to."""
+def _convert_zone(times: IntArray, from_zone: tzinfo | None, to_zone: tzinfo) -> IntArray:
+    """Convert local times from one zone to another; a `from_zone` of None leaves them unchanged."""
     if from_zone is None:
         return times
     index = pd.DatetimeIndex(times.astype("datetime64[ns]"))
-    # An hour that comes twice or never is no trading hour of an exchange with daylight saving.
+    # The hour that daylight saving repeats or skips is not a trading hour.
     zoned = index.tz_localize(from_zone, ambiguous=np.zeros(len(index), np.bool_), nonexistent="shift_forward")
     return zoned.tz_convert(to_zone).tz_localize(None).to_numpy("datetime64[ns]").astype(np.int64)
 
 
 def newest_week_times(times: IntArray) -> IntArray:
-    """The bars' times of the newest weeks that have bars, nanoseconds."""
+    """Return the bar times of the newest weeks that have bars, nanoseconds."""
     week = _week(times // DAY)
     return times[week >= np.unique(week)[-_WEEKS:][0]]
 
 
 def find_weekly_schedule(times: IntArray) -> WeeklySchedule:
-    """Observe the usual week in bars' times, nanoseconds, two at least, sorted and distinct."""
+    """Derive the weekly schedule from bar times, nanoseconds, two at least, sorted and distinct."""
     schedule = find_bar_schedule(times.astype("datetime64[ns]"))
     interval = DAY if schedule.daily else schedule.interval
     slots = -(-DAY // interval)
     slot_of = times % DAY // interval
-    remainders, number = np.unique(np.stack([slot_of, times % DAY % interval]), axis=1, return_counts=True)
-    order = np.argsort(number, kind="stable")
+    remainders, counts = np.unique(np.stack([slot_of, times % DAY % interval]), axis=1, return_counts=True)
+    order = np.argsort(counts, kind="stable")
     offsets = np.zeros(slots, np.int64)
-    offsets[remainders[0, order]] = remainders[1, order]  # the most frequent comes last, and stays
+    offsets[remainders[0, order]] = remainders[1, order]  # the most frequent offset is written last
 
-    places = np.unique(times // DAY * slots + slot_of)
-    span = np.arange(places[0], places[-1] + 1)
-    due = _often(places, span, slots) & _regular_weekdays(times // DAY)[:, None]
+    occupied = np.unique(times // DAY * slots + slot_of)
+    span = np.arange(occupied[0], occupied[-1] + 1)
+    due = _regular_slots(occupied, span, slots) & _regular_weekdays(times // DAY)[:, None]
     if not due.any():
-        due = _count(places, slots) > 0
-    # A file of some days does not reach every slot of a week: those are as on the days that it has.
-    unseen = (_count(span, slots) == 0) & ((np.arange(7) < 5) | due[5:].any())[:, None]
+        due = _count_per_week_slot(occupied, slots) > 0
+    # A file of a few days does not cover every slot of a week; copy the slots of the days that it has.
+    unseen = (_count_per_week_slot(span, slots) == 0) & ((np.arange(7) < 5) | due[5:].any())[:, None]
     due |= unseen & due.any(axis=0)
     return WeeklySchedule(interval, due, offsets, schedule.daily, schedule.interval > _SLOWER)
 
 
 def slow_bar_times(times: IntArray, count: int) -> IntArray:
-    """The times of the next `count` bars of a ticker whose bars are slower than daily: of some days, weeks or months.
+    """Predict the times of the next `count` bars of a ticker with bars slower than daily.
 
-    Weekly bars keep their usual weekday. Monthly and slower ones keep their place in the month: its first or last day,
-    its first or last weekday, or the date of the last bar.
+    Weekly bars keep their usual weekday. Monthly and slower bars keep their position in the month: the first or last
+    day, the first or last weekday, or the date of the last bar.
     """
     gaps = np.diff(times)
     step = int(np.median(gaps))
@@ -274,8 +277,8 @@ def slow_bar_times(times: IntArray, count: int) -> IntArray:
         if step % WEEK:
             return times[-1] + step * ahead
         weekdays = (times // DAY + _THURSDAY) % 7
-        astray = (weekdays[-1] - np.bincount(weekdays).argmax() + 3) % 7 - 3  # as where a Friday was a holiday
-        return times[-1] - astray * DAY + step * ahead
+        shift = (weekdays[-1] - np.bincount(weekdays).argmax() + 3) % 7 - 3  # such as after a holiday on a Friday
+        return times[-1] - shift * DAY + step * ahead
 
     last, time_of_day = pd.Timestamp(times[-1]).normalize(), times[-1] % DAY
     months = max(round(step / (365.2425 / 12 * DAY)), 1)
@@ -285,7 +288,7 @@ def slow_bar_times(times: IntArray, count: int) -> IntArray:
         stamps: list[datetime] = [last + DateOffset(months=int(months * number)) for number in ahead]
     else:
         anchor = _ANCHORS[int(np.argmax(fits))]
-        # Half a month early, as the last bar may have missed its place by a holiday.
+        # Start half a month early, as a holiday may have moved the last bar.
         first = anchor().rollforward((last + pd.Timedelta(step - _MONTHLY // 2)).normalize())
         stamps = [first, *(first + anchor(int(months * number)) for number in ahead[:-1])]
     return pd.DatetimeIndex(stamps).to_numpy("datetime64[ns]").astype(np.int64) + time_of_day
@@ -296,35 +299,35 @@ def _week(days: IntArray) -> IntArray:
 
 
 def _regular_weekdays(days: IntArray) -> BoolArray:
-    """Weekdays that have bars in at least half of the weeks that have any, from the first bar to the last, `(7,)`."""
+    """Find weekdays with bars in at least half of the weeks that have bars, `(7,)`."""
     span = np.arange(days[0], days[-1] + 1)
-    could = span[np.isin(_week(span), _week(days))]
-    came, could = (np.bincount((one + _THURSDAY) % 7, minlength=7) for one in (np.unique(days), could))
-    return (came > 0) & (2 * came >= could)
+    candidates = span[np.isin(_week(span), _week(days))]
+    observed, possible = (np.bincount((dates + _THURSDAY) % 7, minlength=7) for dates in (np.unique(days), candidates))
+    return (observed > 0) & (2 * observed >= possible)
 
 
-def _often(places: IntArray, span: IntArray, slots: int) -> BoolArray:
-    """Slots that most of their weekday's dates have, or half of them and the newest one, `(7, slots)`."""
-    whole = _whole_dates(places, slots)
-    came, could = (one[np.isin(one // slots, whole)] for one in (places, span))
+def _regular_slots(occupied: IntArray, span: IntArray, slots: int) -> BoolArray:
+    """Find slots with a bar on most dates of their weekday, or on half of them and the newest date, `(7, slots)`."""
+    complete = _complete_dates(occupied, slots)
+    observed, possible = (numbers[np.isin(numbers // slots, complete)] for numbers in (occupied, span))
     newest = np.zeros(7 * slots, np.bool_)
-    newest[_cells(could, slots)] = np.isin(could, came)  # by time, so that the newest stays
-    return 2 * _count(came, slots) + newest.reshape(7, slots) > _count(could, slots)
+    newest[_week_slot(possible, slots)] = np.isin(possible, observed)  # ascending, so the newest date is written last
+    return 2 * _count_per_week_slot(observed, slots) + newest.reshape(7, slots) > _count_per_week_slot(possible, slots)
 
 
-def _whole_dates(places: IntArray, slots: int) -> IntArray:
-    """The dates that have bars, without the first and the last, which may be cut, where their weekday has others."""
-    dates = np.unique(places // slots)
+def _complete_dates(occupied: IntArray, slots: int) -> IntArray:
+    """Return the dates with bars, except the first and last, which may be cut, if their weekday has other dates."""
+    dates = np.unique(occupied // slots)
     whole = (dates != dates[0]) & (dates != dates[-1]) | (slots == 1)
     weekdays = (dates + _THURSDAY) % 7
     return dates[whole | ~np.isin(weekdays, weekdays[whole])]
 
 
-def _cells(places: IntArray, slots: int) -> IntArray:
-    """Of places, days times slots, the number of the slot in the week."""
-    return (places // slots + _THURSDAY) % 7 * slots + places % slots
+def _week_slot(numbers: IntArray, slots: int) -> IntArray:
+    """Map slot numbers since 1970 to slot numbers in the week."""
+    return (numbers // slots + _THURSDAY) % 7 * slots + numbers % slots
 
 
-def _count(places: IntArray, slots: int) -> IntArray:
-    """How many places fall on each slot of each weekday, `(7, slots)`."""
-    return np.bincount(_cells(places, slots), minlength=7 * slots).reshape(7, slots)
+def _count_per_week_slot(numbers: IntArray, slots: int) -> IntArray:
+    """Count the slot numbers that fall on each slot of each weekday, `(7, slots)`."""
+    return np.bincount(_week_slot(numbers, slots), minlength=7 * slots).reshape(7, slots)

@@ -1,4 +1,4 @@
-"""What is odd about a ticker's bars but no error: flagged for a person to look at, never changed."""
+"""Flag oddities of a ticker's bars that are not errors, for a person to check; the bars are never changed."""
 
 from __future__ import annotations
 
@@ -7,36 +7,37 @@ import pandas as pd
 
 from kronos_pipeline.data.bar_schedule import BarSchedule, find_bar_schedule
 from kronos_pipeline.data.normalisation import EPSILON
+from kronos_pipeline.errors import enumerate_some
 
 _SPLIT_FACTORS = np.array([1.5, 2, 3, 4, 5, 6, 7, 8, 10, 15, 20, 25, 30, 40, 50, 100])
 _NEAR_OPEN = 0.05
-"""How far, in log price, the open after a split may be from what the ratio says."""
+"""Largest distance, in log price, of the open after a split from the value that the ratio gives."""
 _NEAR_CLOSE = 0.12
-"""The same for the close."""
+"""Largest distance, in log price, of the close after a split from the value that the ratio gives."""
 _ODD_MOVE = 8.0
-"""A jump is odd above that many of the ticker's usual moves between a close and the next open."""
+"""Smallest odd jump, in multiples of the ticker's usual move from a close to the next open."""
 _DAILY_HOLE = 5
-"""Weekdays missing in daily bars that are worth a note: more than any public holiday leaves out."""
-_SHOWN = 3
+"""Missing weekdays of daily bars that are not worth a note: no public holiday is longer."""
+_MAX_SPLITS_SHOWN = 3
 
 
 def find_flags(frame: pd.DataFrame, zone: str | None, now: pd.Timestamp) -> tuple[list[str], list[str]]:
-    """Notes on jumps like unadjusted splits, bars without volume, holes, tiny prices, and a last bar still forming.
+    """Flag jumps like unadjusted splits, bars without volume, holes, tiny prices and an unfinished last bar.
 
     Args:
         frame: validated bars.
-        zone: what the file says of its time zone, or None.
-        now: the moment of reading, with a zone.
+        zone: the time zone that the file states, or None.
+        now: the time of reading, with a zone.
 
     Returns:
-        The notes that the bars alone give, then that on a last bar, which a later moment of reading may take back.
+        The notes that depend on the bars only, and the note on the last bar, which may not hold for a later reading.
     """
     if len(frame) < 3:
         return [], []
     stamps = frame["timestamps"].to_numpy()
     schedule = find_bar_schedule(stamps)
-    lasting = [*_splits(frame), *_without_volume(frame), *_holes(stamps, schedule), *_tiny(frame)]
-    return lasting, _forming(frame, zone, schedule, now)
+    permanent = [*_splits(frame), *_without_volume(frame), *_holes(stamps, schedule), *_tiny_prices(frame)]
+    return permanent, _unfinished_bar(frame, zone, schedule, now)
 
 
 def _splits(frame: pd.DataFrame) -> list[str]:
@@ -48,21 +49,23 @@ def _splits(frame: pd.DataFrame) -> list[str]:
     factors = np.log(_SPLIT_FACTORS)
     nearest = np.abs(np.abs(open_move)[:, None] - factors).argmin(axis=1)
     expected = np.sign(open_move) * factors[nearest]
-    like = (np.abs(open_move - expected) < _NEAR_OPEN) & (np.abs(close_move - expected) < _NEAR_CLOSE)
-    texts = []
-    for index in np.flatnonzero(like):
+    split_like = (np.abs(open_move - expected) < _NEAR_OPEN) & (np.abs(close_move - expected) < _NEAR_CLOSE)
+    splits = []
+    for index in np.flatnonzero(split_like):
         factor = f"{_SPLIT_FACTORS[nearest[index]]:g}"
         ratio = f"1:{factor}" if open_move[index] > 0 else f"{factor}:1"
-        texts.append(f"{frame['timestamps'].iloc[odd[index] + 1]:%Y-%m-%d} (about {ratio})")
-    return [f"jumps like unadjusted splits: {_list(texts)}; adjust the prices if they are"] if texts else []
+        splits.append(f"{frame['timestamps'].iloc[odd[index] + 1]:%Y-%m-%d} (about {ratio})")
+    if not splits:
+        return []
+    return [f"jumps like unadjusted splits: {enumerate_some(splits, _MAX_SPLITS_SHOWN)}; adjust the prices if they are"]
 
 
 def _without_volume(frame: pd.DataFrame) -> list[str]:
-    still = frame["volume"].to_numpy() == 0
-    if still.all() or not still.any():
+    no_volume = frame["volume"].to_numpy() == 0
+    if no_volume.all() or not no_volume.any():
         return []
-    first = frame["timestamps"].to_numpy()[still][0]
-    return [f"bars without volume, as in a trading halt: {still.sum()}, the first at {_text(first)}"]
+    first = frame["timestamps"].to_numpy()[no_volume][0]
+    return [f"bars without volume, as in a trading halt: {no_volume.sum()}, the first at {_text(first)}"]
 
 
 def _holes(stamps: np.ndarray, schedule: BarSchedule) -> list[str]:
@@ -77,7 +80,7 @@ def _holes(stamps: np.ndarray, schedule: BarSchedule) -> list[str]:
     ]
 
 
-def _tiny(frame: pd.DataFrame) -> list[str]:
+def _tiny_prices(frame: pd.DataFrame) -> list[str]:
     usual_move = float(np.median(np.abs(np.diff(frame["close"]))))
     if not 0 < usual_move < EPSILON:
         return []
@@ -87,10 +90,10 @@ def _tiny(frame: pd.DataFrame) -> list[str]:
     ]
 
 
-def _forming(frame: pd.DataFrame, zone: str | None, schedule: BarSchedule, now: pd.Timestamp) -> list[str]:
-    """A last bar that is off the grid of all others was cut short; one with a known zone may also not be over by now.
+def _unfinished_bar(frame: pd.DataFrame, zone: str | None, schedule: BarSchedule, now: pd.Timestamp) -> list[str]:
+    """Flag a last bar that is off the grid of all other bars, or, if the zone is known, that ends after `now`.
 
-    Neither the file's date nor its last volume tells it soundly, and without a zone the clock tells nothing.
+    The file's date and the last volume are no reliable signs; without a zone the current time is of no use.
     """
     stamps = frame["timestamps"]
     last = stamps.iloc[-1]
@@ -99,16 +102,11 @@ def _forming(frame: pd.DataFrame, zone: str | None, schedule: BarSchedule, now: 
     if not schedule.daily and (phases[:-1] == phases[0]).all() and phases[-1] != phases[0]:
         return [f"{text}it is off the grid of the others; remove it if so"]
     if zone is not None:
-        # Of a winter's and a summer's offset the eastern one: a bar that is not over by it is not over by the other.
+        # Take the eastern of the winter and summer offsets: a bar unfinished by it is unfinished by the other too.
         ends = (last.tz_localize(zone.split("/")[-1]) + pd.Timedelta(schedule.interval, "ns")).tz_convert("UTC")
         if ends > now:
             return [f"{text}its time is up at {ends:%Y-%m-%d %H:%M} UTC, later than now; remove it if so"]
     return []
-
-
-def _list(texts: list[str]) -> str:
-    more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
-    return ", ".join(texts[:_SHOWN]) + more
 
 
 def _text(stamp: np.datetime64) -> str:

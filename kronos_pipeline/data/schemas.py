@@ -1,7 +1,7 @@
-"""The rules that bars and window rows keep, as pandera models.
+"""Validation rules of bars and window rows, as pandera models.
 
-Bars of many tickers are checked in one call, as each costs milliseconds whatever its size. Numbers are parsed before:
-one text cell would hide all other failures of its column.
+One call checks the bars of many tickers, as a call costs milliseconds at any size. Numbers are parsed first: a single
+text cell would hide all other failures of its column.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from kronos_pipeline.data.bars import FEATURES
 SPLITS = ("train", "selection", "holdout")
 """The blocks of a ticker's bars, oldest first."""
 STATISTICS = (*(f"mean_{name}" for name in FEATURES), *(f"std_{name}" for name in FEATURES))
-"""The columns of window rows that hold the lookback's statistics, float64."""
+"""Columns of window rows with the lookback's statistics, float64."""
 
 VALIDATION_BATCH = 50
-"""Tickers in one call of pandera, which costs milliseconds whatever its size; more would only cost memory."""
+"""Tickers per call of pandera, which costs milliseconds at any size; a larger batch only needs more memory."""
 
 RULES = {
     "not_nullable": "must be a number",
@@ -27,17 +27,17 @@ RULES = {
     "positive": "must be above 0",
     "not_negative": "must not be negative",
 }
-"""What a message says of a cell that fails a check, by the check's name."""
+"""The message for a cell that fails a check, by the check's name."""
 ORDER_RULES = {
     "high_is_highest": ("high", "is below the low, open or close of its bar"),
     "low_is_lowest": ("low", "is above the open or close of its bar"),
     "later_than_before": ("timestamps", ""),
 }
-"""The column to name, and what is said, where a check looks at several cells; a time's message names the other line."""
+"""Column and message of checks on several cells; the message about times names the other line."""
 
 
 class BarFrame(pa.DataFrameModel):
-    """Bars, of one ticker or of several one after another, numbered by `ticker`."""
+    """Bars of one or more tickers, one after another, numbered by `ticker`."""
 
     ticker: Series[int]
     timestamps: Series[pa.DateTime]
@@ -78,7 +78,7 @@ class BarFrame(pa.DataFrameModel):
 
 
 class WindowRows(pa.DataFrameModel):
-    """A row per window, as `WindowSet.rows` describes them; beside these columns it holds the `STATISTICS`."""
+    """Window rows, see `WindowSet.rows`; the `STATISTICS` columns follow these."""
 
     start: Series[np.int32] = pa.Field(ge=0)
     origin: Series[np.int32]
@@ -87,7 +87,7 @@ class WindowRows(pa.DataFrameModel):
 
     @pa.dataframe_check(name="finite_statistics")
     def _finite_statistics(cls, rows: pd.DataFrame) -> bool:  # noqa: N805
-        # One look at all twelve columns: a column costs half a millisecond per ticker.
+        # Check all twelve columns at once: a check per column costs half a millisecond per ticker.
         return bool(np.isfinite(rows[list(STATISTICS)].to_numpy(np.float64)).all())
 
     @pa.dataframe_check(name="known_before_targets")

@@ -1,11 +1,11 @@
-"""Windows: which bars a model sees and which it predicts, as one row of numbers per window beside the bars.
+"""Cut a ticker's bars into training, selection and holdout windows, and store them as offsets into the bars.
 
     bars      |------------ train ------------|--- selection ---|---- holdout ----|
     window          [ lookback ) targets )
-    belongs to train; its lookback may reach back into any earlier block, its targets lie in one
+    belongs to train; its lookback may reach back into any earlier block, its targets lie in one block
 
-A row holds offsets, the split and the lookback's statistics; no bar is copied, so memory grows with bars, not with bars
-times lookback.
+A row holds offsets, the split and the statistics of the lookback. No bar is copied, so memory grows with the number of
+bars and not with bars times lookback.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from kronos_pipeline.data.schemas import SPLITS, STATISTICS, VALIDATION_BATCH, W
 from kronos_pipeline.errors import ArtifactError, DataError, Problem
 
 OFFSETS = ("start", "origin", "end")
-"""The columns of window rows that hold indices of bars, int32."""
+"""Columns of window rows that hold indices of bars, int32."""
 
 StampFeatures = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
@@ -52,17 +52,17 @@ class WindowSet:
     """One ticker's windows.
 
     Attributes:
-        bars: the bars that the windows look at.
-        lookback: bars that a forecast sees, after the cut to the model's context.
-        horizon: bars that a forecast predicts.
-        rows: a row per window: `start`, `origin`, `end`, int32: it spans the bars [start, end) and knows those up to
-            `origin`; `split`; `mean_<feature>` and `std_<feature>`, float64, of the lookback bars.
+        bars: the ticker's bars.
+        lookback: input bars of a forecast, after the cut to the model's context.
+        horizon: predicted bars of a forecast.
+        rows: a row per window: `start`, `origin`, `end`, int32: the window spans the bars [start, end), and `origin` is
+            the last bar that the model sees; `split`; `mean_<feature>` and `std_<feature>`, float64, of the lookback.
         stamps: `(bars, 5)`: minute, hour, weekday (Monday is 0), day, month of each bar.
-        excluded: how many windows were left out, by reason.
+        excluded: number of windows left out, by reason.
         selection_start: index of the selection block's first bar.
         holdout_start: index of the holdout's first bar.
-        training_hash: SHA-256 of all that training can depend on: the bars before the holdout, and the rows cut from
-            them; no holdout bar changes it.
+        training_hash: SHA-256 of everything that training can depend on: the bars before the holdout and the rows cut
+            from them; no holdout bar changes it.
     """
 
     bars: Bars
@@ -83,23 +83,23 @@ class WindowSet:
         return self.bars.ticker
 
     def of_split(self, split: str) -> pd.DataFrame:
-        """The rows of one split, oldest first, with an index of their own."""
+        """Return the rows of a split, oldest first, with a new index."""
         return self.rows[self.rows["split"] == split].reset_index(drop=True)
 
     def counts(self) -> dict[str, int]:
-        """Windows per split."""
+        """Count the windows of each split."""
         codes = self.rows["split"].cat.codes.to_numpy()
         return {split: int((codes == code).sum()) for code, split in enumerate(SPLITS)}
 
 
 def row_statistics(rows: pd.DataFrame) -> tuple[FloatArray, FloatArray]:
-    """The mean and the standard deviation that window rows hold, two of `(rows, 6)`, for `normalise`."""
-    numbers = column_matrix(rows, STATISTICS)
-    return numbers[:, : len(FEATURES)], numbers[:, len(FEATURES) :]
+    """Return the lookback means and standard deviations of window rows, each `(rows, 6)`, for `normalise`."""
+    statistics = column_matrix(rows, STATISTICS)
+    return statistics[:, : len(FEATURES)], statistics[:, len(FEATURES) :]
 
 
 def stamp_features(stamps: pd.DatetimeIndex) -> StampFeatures:
-    """What a model knows of bars' times, `(bars, 5)`: minute, hour, weekday (Monday is 0), day, month."""
+    """Return the time features of bars, `(bars, 5)`: minute, hour, weekday (Monday is 0), day, month."""
     fields = (stamps.minute, stamps.hour, stamps.weekday, stamps.day, stamps.month)
     return np.stack(fields, axis=1).astype(np.uint8)
 
@@ -107,17 +107,19 @@ def stamp_features(stamps: pd.DatetimeIndex) -> StampFeatures:
 def build_windows(bars: Bars, recipe: Recipe, *, hold_out: bool = True) -> WindowSet:
     """Cut a ticker's bars into windows.
 
-    Train and selection windows span lookback + horizon + 1 bars. Holdout rows are the rolls of an evaluation: the first
-    origin is the last bar before the holdout, the next are `horizon` bars apart, and the last is cut at the last bar.
+    Train and selection windows span lookback + horizon + 1 bars. Holdout rows are the cutoffs of an evaluation: the
+    first origin is the last bar before the holdout, origins are `horizon` bars apart, and the last window ends with the
+    last bar.
 
     Args:
         bars: the ticker's bars.
         recipe: the settings.
-        hold_out: by default the recipe's holdout is set aside; else the selection block ends with the last bar, and no
-            window is left to evaluate.
+        hold_out: reserve the recipe's holdout; otherwise the selection block ends with the last bar and there are no
+            holdout rows.
 
     Raises:
-        DataError: there are too few bars (it says how many there are and are needed), or a split has no window left.
+        DataError: there are too few bars (the message gives the number present and the number needed), or a split has
+            no window.
         SettingsError: lookback and horizon do not fit the base model's context.
         ModelError: the base model is unknown.
     """
@@ -127,26 +129,30 @@ def build_windows(bars: Bars, recipe: Recipe, *, hold_out: bool = True) -> Windo
 
 
 def build_all_windows(bars: Sequence[Bars], recipe: Recipe) -> tuple[dict[str, WindowSet], dict[str, DataError]]:
-    """`build_windows` of some tickers: the windows of those that are fit, and what is wrong with each of the others.
+    """Cut many tickers' bars into windows, see `build_windows`.
+
+    Returns:
+        The windows of each usable ticker, and the errors of each unusable ticker.
 
     Raises:
         SettingsError: lookback and horizon do not fit the base model's context.
         ModelError: the base model is unknown.
     """
     lookback = recipe.used_lookback
-    fit: dict[str, WindowSet] = {}
-    unfit: dict[str, DataError] = {}
+    windows: dict[str, WindowSet] = {}
+    errors: dict[str, DataError] = {}
     for first in range(0, len(bars), VALIDATION_BATCH):
-        cut = []
-        for one in bars[first : first + VALIDATION_BATCH]:
+        batch: dict[str, WindowSet] = {}
+        for ticker_bars in bars[first : first + VALIDATION_BATCH]:
             try:
-                cut.append(_cut(one, recipe, lookback, hold_out=True))
+                batch[ticker_bars.ticker] = _cut(ticker_bars, recipe, lookback, hold_out=True)
             except DataError as error:
-                unfit[one.ticker] = error
-        if cut:
-            WindowRows.validate(pd.concat([one.rows for one in cut], ignore_index=True), inplace=True)
-        fit |= {one.ticker: one for one in cut}
-    return fit, unfit
+                errors[ticker_bars.ticker] = error
+        if batch:
+            rows = pd.concat([ticker_windows.rows for ticker_windows in batch.values()], ignore_index=True)
+            WindowRows.validate(rows, inplace=True)
+        windows |= batch
+    return windows, errors
 
 
 def _cut(bars: Bars, recipe: Recipe, lookback: int, hold_out: bool) -> WindowSet:
@@ -154,16 +160,16 @@ def _cut(bars: Bars, recipe: Recipe, lookback: int, hold_out: bool) -> WindowSet
     blocks = find_split_boundaries(bars, recipe, lookback, hold_out=hold_out)
     mean, std = rolling_statistics(bars.values, lookback)
     stamps = bars.frame["timestamps"].to_numpy()
-    # The schedule is observed before the holdout alone, so that no training window depends on a holdout bar.
+    # Observe the schedule before the holdout only, so that no training window depends on a holdout bar.
     missing = find_bar_schedule(stamps[: blocks.holdout]).missing(stamps)
     holes = np.concatenate([[0], np.cumsum(missing > recipe.max_gap)])
 
     excluded = {STRADDLING: blocks.straddling(lookback, horizon, recipe.stride)}
-    kept = []
+    offsets_per_split = []
     starts = _starts(blocks, lookback, horizon, recipe.stride)
     for split, start in zip(SPLITS, starts, strict=True):
         if split == "holdout" and not hold_out:
-            kept.append(np.empty((0, 3), np.int64))
+            offsets_per_split.append(np.empty((0, 3), np.int64))
             continue
         end = np.minimum(start + lookback + horizon + (split != "holdout"), len(bars))
         across = holes[end - 1] > holes[start]
@@ -171,16 +177,17 @@ def _cut(bars: Bars, recipe: Recipe, lookback: int, hold_out: bool) -> WindowSet
         require_windows(bars, split, len(start), int(across.sum()), int(flat.sum()), recipe)
         for reason, left_out in zip(_REASONS[split], (across, flat), strict=True):
             excluded[reason] = excluded.get(reason, 0) + int(left_out.sum())
-        kept.append(np.stack([start, start + lookback - 1, end], axis=1)[~(across | flat)])
-    excluded[TOO_MANY_CUTOFFS] = max(len(kept[-1]) - recipe.max_cutoffs, 0)
-    kept[-1] = kept[-1][-recipe.max_cutoffs :]
-    offsets = np.concatenate(kept).astype(np.int32)
-    codes: Any = np.repeat(np.arange(len(SPLITS), dtype=np.int8), [len(rows_of) for rows_of in kept])
-    numbers = np.concatenate([mean[offsets[:, 0]], std[offsets[:, 0]]], axis=1)
+        offsets_per_split.append(np.stack([start, start + lookback - 1, end], axis=1)[~(across | flat)])
+    cutoffs = offsets_per_split[-1]
+    excluded[TOO_MANY_CUTOFFS] = max(len(cutoffs) - recipe.max_cutoffs, 0)
+    offsets_per_split[-1] = cutoffs[-recipe.max_cutoffs :]
+    offsets = np.concatenate(offsets_per_split).astype(np.int32)
+    codes: Any = np.repeat(np.arange(len(SPLITS), dtype=np.int8), list(map(len, offsets_per_split)))
+    statistics = np.concatenate([mean[offsets[:, 0]], std[offsets[:, 0]]], axis=1)
     rows = pd.DataFrame(
         dict(zip(OFFSETS, offsets.T, strict=True))
         | {"split": pd.Categorical.from_codes(codes, pd.Index(SPLITS))}
-        | dict(zip(STATISTICS, numbers.T, strict=True))
+        | dict(zip(STATISTICS, statistics.T, strict=True))
     )
     excluded = {reason: count for reason, count in excluded.items() if count}
     features = stamp_features(pd.DatetimeIndex(stamps))
@@ -188,7 +195,7 @@ def _cut(bars: Bars, recipe: Recipe, lookback: int, hold_out: bool) -> WindowSet
 
 
 def save_windows(path: Path, windows: WindowSet, recipe: Recipe) -> None:
-    """Write `windows/<T>.parquet`: the rows, and in the schema's metadata what they were cut from and how."""
+    """Write `windows/<T>.parquet`: the rows, with the source bars' hash and the settings in the schema's metadata."""
     manifest = {
         "ticker": windows.ticker,
         "bars_hash": windows.bars.content_hash,
@@ -205,14 +212,14 @@ def save_windows(path: Path, windows: WindowSet, recipe: Recipe) -> None:
 
 
 def load_windows(path: Path, bars: Bars) -> WindowSet:
-    """Read what `save_windows` wrote.
+    """Load the windows that `save_windows` wrote.
 
     Args:
         path: the file.
         bars: the bars that the windows were cut from.
 
     Raises:
-        ArtifactError: there is no such file, it is damaged, or its windows were cut from other bars.
+        ArtifactError: the file is missing or damaged, or its windows were cut from other bars.
     """
     rows, manifest = read_parquet(path)
     try:
@@ -220,9 +227,9 @@ def load_windows(path: Path, bars: Bars) -> WindowSet:
             raise ArtifactError(f"{path} was cut from other bars than these of {bars.ticker}; materialise it again.")
         rows["split"] = pd.Categorical(rows["split"], SPLITS)
         names = ("lookback", "horizon", "excluded", "selection_start", "holdout_start")
-        found: dict[str, Any] = {name: manifest[name] for name in names}
+        fields: dict[str, Any] = {name: manifest[name] for name in names}
         features = stamp_features(pd.DatetimeIndex(bars.frame["timestamps"]))
-        windows = WindowSet(bars=bars, rows=rows, stamps=features, **found)
+        windows = WindowSet(bars=bars, rows=rows, stamps=features, **fields)
         damaged = windows.training_hash != manifest["training_hash"]
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path} holds no windows ({error}); materialise them again.") from error
@@ -234,9 +241,9 @@ def load_windows(path: Path, bars: Bars) -> WindowSet:
 def _starts(
     blocks: SplitBoundaries, lookback: int, horizon: int, stride: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The first bar of every window that train, selection and holdout have room for, oldest first."""
+    """Return the start index of every possible train, selection and holdout window, oldest first."""
     span = lookback + horizon + 1
-    # Counted back from the block's end, so that a stride leaves out old windows and not the newest.
+    # Count back from the block's end, so that a stride leaves out old windows and not the newest window.
     train = np.arange(blocks.selection - span, -1, -stride)[::-1]
     selection = np.arange(blocks.selection - lookback, blocks.holdout - span + 1)
     return train, selection, np.arange(blocks.holdout - lookback, blocks.bars - lookback, horizon)
@@ -244,27 +251,33 @@ def _starts(
 
 def _training_hash(windows: WindowSet) -> str:
     codes = windows.rows["split"].cat.codes.to_numpy(np.int8)
-    known = codes != SPLITS.index("holdout")
+    before_holdout = codes != SPLITS.index("holdout")
     offsets = column_matrix(windows.rows, OFFSETS).astype("<i4")
     statistics = column_matrix(windows.rows, STATISTICS).astype("<f8", copy=False)
-    rows = array_hash(offsets[known], codes[known], statistics[known])
-    before = slice(windows.holdout_start)
-    bars = bars_hash(windows.bars.frame["timestamps"].to_numpy()[before], windows.bars.values[before])
+    rows = array_hash(offsets[before_holdout], codes[before_holdout], statistics[before_holdout])
+    holdout = windows.holdout_start
+    bars = bars_hash(windows.bars.frame["timestamps"].to_numpy()[:holdout], windows.bars.values[:holdout])
     return text_hash(windows.ticker, bars, f"{windows.lookback} {windows.horizon}", rows)
 
 
 @dataclass(frozen=True)
 class SplitBoundaries:
-    """Indices of the first bar of the selection block and of the holdout, and how many bars there are."""
+    """Boundaries of the splits of a ticker's bars.
+
+    Attributes:
+        selection: index of the selection block's first bar.
+        holdout: index of the holdout's first bar.
+        bars: number of bars.
+    """
 
     selection: int
     holdout: int
     bars: int
 
     def straddling(self, lookback: int, horizon: int, stride: int) -> int:
-        """Windows that no split has, as their targets lie on both sides of a block's first bar.
+        """Count the windows that belong to no split because their targets lie on both sides of a boundary.
 
-        Around the selection block's start these are windows that training would have had, so its stride counts.
+        Around the start of the selection block these are training windows, so the stride applies.
         """
         span = lookback + horizon + 1
         training = range(self.selection - span, -1, -stride)
@@ -273,11 +286,11 @@ class SplitBoundaries:
 
 
 def find_split_boundaries(bars: Bars, recipe: Recipe, lookback: int, *, hold_out: bool = True) -> SplitBoundaries:
-    """Find the blocks that the recipe's days or bars ask for; without a holdout, that block is empty.
+    """Find the boundaries for the recipe's days or bars; without `hold_out`, the holdout is empty.
 
     Raises:
-        DataError: there are too few bars for one window in each block; it says how many there are and are needed, and
-            which settings ask for them.
+        DataError: there are too few bars for one window in each block; the message gives the number present, the number
+            needed and the settings that need them.
     """
     count = len(bars)
     dates = bars.frame["timestamps"].to_numpy().astype("datetime64[D]")
@@ -293,10 +306,10 @@ def find_split_boundaries(bars: Bars, recipe: Recipe, lookback: int, *, hold_out
 
 
 def require_windows(bars: Bars, split: str, windows: int, across: int, flat: int, recipe: Recipe) -> None:
-    """Refuse a split whose windows are all left out.
+    """Check that a split has a window left.
 
     Raises:
-        DataError: none of the split's windows is left; it says why.
+        DataError: every window of the split was left out; the message gives the reason.
     """
     if across + flat < windows:
         return
@@ -314,7 +327,7 @@ def require_windows(bars: Bars, split: str, windows: int, across: int, flat: int
 
 
 def _block_start(end: int, first_bars: np.ndarray, bars: int | None, days: int) -> int:
-    """Index of the first bar of a block that ends before bar `end`; 0 where there are not that many."""
+    """Return the index of the first bar of a block that ends before bar `end`; 0 if there are too few bars."""
     if bars is not None:
         return max(end - bars, 0)
     earlier = first_bars[first_bars < end]
@@ -324,8 +337,8 @@ def _block_start(end: int, first_bars: np.ndarray, bars: int | None, days: int) 
 def _too_few(bars: Bars, recipe: Recipe, lookback: int, trading_days: int) -> DataError:
     horizon, targets = recipe.horizon, recipe.horizon + 1
     per_day = len(bars) / trading_days
-    selection_setting, selection = _asked("selection", recipe.selection_bars, recipe.selection_days, per_day)
-    holdout_setting, holdout = _asked("validation", recipe.validation_bars, recipe.validation_days, per_day)
+    selection_setting, selection = _block_size("selection", recipe.selection_bars, recipe.selection_days, per_day)
+    holdout_setting, holdout = _block_size("validation", recipe.validation_bars, recipe.validation_days, per_day)
     if selection < targets:
         rule = (
             f"{selection_setting} holds {selection} bars, and a selection window needs {targets} "
@@ -341,8 +354,8 @@ def _too_few(bars: Bars, recipe: Recipe, lookback: int, trading_days: int) -> Da
     return DataError(Problem(bars.source, rule), bars.ticker)
 
 
-def _asked(block: str, bars: int | None, days: int, per_day: float) -> tuple[str, int]:
-    """The setting that sizes a block, as the command line spells it, and the bars that it asks for."""
+def _block_size(block: str, bars: int | None, days: int, per_day: float) -> tuple[str, int]:
+    """Return the flag that sizes a block, as on the command line, and the block's size in bars."""
     if bars is not None:
         return f"--{block}-bars {bars}", bars
     return f"--{block}-days {days}", math.ceil(days * per_day)
