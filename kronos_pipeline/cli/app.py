@@ -11,6 +11,7 @@ from kronos_pipeline.cli.backtest import Backtest
 from kronos_pipeline.cli.check_blind import CheckBlind
 from kronos_pipeline.cli.command import CLI, Command, run_command
 from kronos_pipeline.cli.doctor import Doctor
+from kronos_pipeline.cli.drift import Drift
 from kronos_pipeline.cli.forecast import Forecast
 from kronos_pipeline.cli.pretrain import Pretrain
 from kronos_pipeline.cli.promote import Promote, Rollback
@@ -26,6 +27,7 @@ class Kronos(Command):
     train: CliSubCommand[Train] = Field(description="fine-tune on a folder of CSVs, and evaluate")
     backtest: CliSubCommand[Backtest] = Field(description="train and score anew at one cutoff after another")
     forecast: CliSubCommand[Forecast] = Field(description="forecast a ticker's next bars by its champion")
+    drift: CliSubCommand[Drift] = Field(description="compare champions' errors on new bars with their evidence")
     promote: CliSubCommand[Promote] = Field(description="make a registered version the champion")
     rollback: CliSubCommand[Rollback] = Field(description="make the champion before it champion again")
     check_blind: CliSubCommand[CheckBlind] = Field(

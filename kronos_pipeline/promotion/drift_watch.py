@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -22,29 +23,42 @@ if TYPE_CHECKING:
     from kronos_pipeline.tracking.registry import Registry, Version
 
 
-def champion_drift_job(
-    registry: Registry, bars: Mapping[str, Bars], ticker: str, base: KronosModel
-) -> ForecastJob[tuple[Version, Drift] | None]:
-    """Measure the drift of a ticker's champion on its newest bars, side by side with other forecasts.
+@dataclass(frozen=True)
+class WatchedChampion:
+    """The drift of the champion that forecasts a ticker; `champion` and `drift` are None if there is no champion."""
+
+    ticker: str
+    champion: Version | None = None
+    drift: Drift | None = None
+
+    def sentence(self) -> str:
+        """Return the result in one line."""
+        if self.drift is None:
+            return f"{self.ticker} has no champion, so there is nothing to watch"
+        return f"{self.champion}: {'drifted' if self.drift.drifted else 'no drift'}, {self.drift.reason}"
+
+
+def watch_drift_job(
+    registry: Registry, bars: Mapping[str, Bars], ticker: str, base: KronosModel, adapter_name: str | None = None
+) -> ForecastJob[WatchedChampion]:
+    """Measure the drift of a ticker's champion on its newest bars.
 
     Args:
         registry: holds the champions and their evidence.
         bars: each ticker's bars; those of `ticker` are loaded only if it has a champion.
         ticker: the ticker.
         base: the base model that an adapter is loaded on.
-
-    Returns:
-        The champion and its drift, or None if the ticker has no champion.
+        adapter_name: an adapter over several tickers that may serve this one.
 
     Raises:
         TrackingError: the registry cannot be reached, or the champion's files are gone.
         ModelError: the champion was trained on another base model, is damaged, or forecasts no number.
     """
-    champion, _ = find_champion(registry, ticker)
+    champion, _ = find_champion(registry, ticker, adapter_name)
     if champion is None:
-        return None
+        return WatchedChampion(ticker)
     drift = yield from _drift_job(registry, champion, bars[ticker], base)
-    return champion, drift
+    return WatchedChampion(ticker, champion, drift)
 
 
 def _drift_job(registry: Registry, champion: Version, bars: Bars, base: KronosModel) -> ForecastJob[Drift]:

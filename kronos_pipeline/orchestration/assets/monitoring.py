@@ -13,9 +13,8 @@ from kronos_pipeline.orchestration.metadata import picture_metadata
 from kronos_pipeline.orchestration.resources import PipelineSettings, Tracking, load_base_model
 
 if TYPE_CHECKING:
-    from kronos_pipeline.evaluation.scoring.drift import Drift
     from kronos_pipeline.promotion.champion_forecast import TickerForecast
-    from kronos_pipeline.tracking.registry import Version
+    from kronos_pipeline.promotion.drift_watch import WatchedChampion
 
 DRIFTED, FINDING, KIND = "drifted", "finding", "kind of champion"
 """Names under which a materialisation of `drift` tells the sensor what was found, and of whom."""
@@ -55,17 +54,17 @@ def drift(
     to the gate.
     """
     from kronos_pipeline.evaluation.forecasting.batching import run_jobs, unwrap
-    from kronos_pipeline.promotion.drift_watch import champion_drift_job
+    from kronos_pipeline.promotion.drift_watch import watch_drift_job
     from kronos_pipeline.tracking.registry import Registry
 
     with failures_of("drift"):
         base = load_base_model(pipeline.recipe("lora"))
         registry = Registry(tracking.tracker(pipeline.layout))
         batch = TickerBatch(context)
-        jobs = {ticker: champion_drift_job(registry, raw_bars, ticker, base) for ticker in batch.tickers}
+        jobs = {ticker: watch_drift_job(registry, raw_bars, ticker, base) for ticker in batch.tickers}
         for ticker, outcome in run_jobs(jobs):
             with batch.ticker(ticker):
-                batch.add(ticker, None, _drift_metadata(ticker, unwrap(outcome)))
+                batch.add(ticker, None, _drift_metadata(unwrap(outcome)))
         yield from batch.events()
 
 
@@ -80,10 +79,10 @@ def _forecast_metadata(made: "TickerForecast") -> dict[str, Any]:
     }
 
 
-def _drift_metadata(ticker: str, measured: "tuple[Version, Drift] | None") -> dict[str, Any]:
-    if measured is None:
-        return {DRIFTED: False, "result": f"{ticker} has no champion, so there is nothing to watch"}
-    champion, drift = measured
+def _drift_metadata(watched: "WatchedChampion") -> dict[str, Any]:
+    champion, drift = watched.champion, watched.drift
+    if champion is None or drift is None:
+        return {DRIFTED: False, "result": watched.sentence()}
     figures = {
         "scaled error": drift.error,
         "usual error": drift.expected,
@@ -92,7 +91,7 @@ def _drift_metadata(ticker: str, measured: "tuple[Version, Drift] | None") -> di
     }
     return {
         DRIFTED: drift.drifted,
-        "result": f"{champion}: {'drifted' if drift.drifted else 'no drift'}, {drift.reason}",
+        "result": watched.sentence(),
         "champion": str(champion),
         "cutoffs": drift.cutoffs,
         KIND: champion.tags["kind"],

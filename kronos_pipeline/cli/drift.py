@@ -1,0 +1,47 @@
+"""`kronos drift AAPL MSFT`: does the champion of a ticker err more on new bars than its evidence lets expect?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kronos_pipeline.cli.command import FAILED
+from kronos_pipeline.cli.tickers import TickersCommand
+from kronos_pipeline.errors import KronosError
+
+
+class Drift(TickersCommand):
+    """Compare each champion's errors on the bars since its evaluation with its errors in the evaluation, and report
+    each champion that has drifted. Nothing is written; train and promote again if a champion has drifted."""
+
+    def run(self) -> int:
+        # Imported here, so that --help needs no imports that take seconds.
+        from kronos_pipeline.artifacts import ArtifactLayout
+        from kronos_pipeline.data.csv_files import find_csv_files
+        from kronos_pipeline.data.ingest import read_files
+        from kronos_pipeline.evaluation.forecasting.batching import run_jobs
+        from kronos_pipeline.pipeline.ingest import report_skipped
+        from kronos_pipeline.promotion.drift_watch import WatchedChampion, watch_drift_job
+        from kronos_pipeline.tracking.registry import Registry
+        from kronos_pipeline.tracking.runs import Tracker
+
+        layout, folder = ArtifactLayout(Path(self.output_dir)), find_csv_files(Path(self.data_dir))
+        symbols = self.symbols(folder)
+        bars, errors = read_files([folder.file(symbol) for symbol in symbols])
+        registry = Registry(Tracker(None, layout.root))
+        jobs = {
+            ticker: watch_drift_job(
+                registry, bars, ticker, self.base_of(self.recipe_of(layout, ticker)), self.adapter_name
+            )
+            for ticker in symbols
+            if ticker in bars
+        }
+        results: dict[str, WatchedChampion | KronosError] = {**errors, **dict(run_jobs(jobs))}
+        failed = 0
+        for ticker in symbols:
+            result = results[ticker]
+            if isinstance(result, KronosError):
+                report_skipped(ticker, result)
+                failed += 1
+            else:
+                print(f"{ticker}: {result.sentence()}" if result.champion else result.sentence())
+        return FAILED if failed else 0

@@ -1,0 +1,85 @@
+"""`kronos drift`: champions that err more on new bars than their evidence lets expect, by the command line."""
+
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+
+import pytest
+from market_files import daily_frame, write_frame
+from registered import evidence, for_tickers, made_adapter
+from small_trainings import small_recipe
+
+from kronos_pipeline.cli import app as cli
+from kronos_pipeline.config import Recipe
+from kronos_pipeline.tracking.registry import Registry, registered_name
+from kronos_pipeline.tracking.runs import Tracker
+
+_numbers = count()
+BARS = daily_frame(90)
+
+
+@pytest.fixture(autouse=True)
+def store(own_mlflow_store: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", own_mlflow_store)
+    return own_mlflow_store
+
+
+@pytest.fixture
+def ticker(tmp_path: Path) -> str:
+    """A symbol that no other test uses, with its CSV."""
+    name = f"D{next(_numbers)}=X"
+    write_frame(tmp_path / "data", name, BARS)
+    return name
+
+
+def drift(tmp_path: Path, tiny_base: Path, *words: str) -> int:
+    folders = ["--data-dir", str(tmp_path / "data"), "--output-dir", str(tmp_path / "out"), "--device", "cpu"]
+    return cli.main(["drift", *folders, "--model-name", str(tiny_base), *words])
+
+
+def crown(tmp_path: Path, store: str, tiny_base: Path, ticker: str, loss: float, first: str) -> str:
+    """Make an adapter the champion of a ticker, with evidence of that mean loss from that time on."""
+    made = made_adapter(tmp_path / "made", small_recipe(tiny_base, horizon=2))
+    folder = for_tickers(made, tmp_path / "adapter", [ticker])
+    tracker = Tracker(store, tmp_path)
+    with tracker.training_run("made", Recipe()) as run:
+        pass
+    registry, name = Registry(tracker), registered_name(ticker)
+    predictions = evidence({"naive": loss, "adapter": loss}, symbol=ticker, first=first)
+    number = registry.register(folder, name, run.run_id, predictions=predictions, metrics={})
+    registry.promote(name, number, "it looked good.")
+    return f"{name} version {number}"
+
+
+@pytest.mark.parametrize(("loss", "result"), [(1e-3, "drifted"), (1e3, "no drift")])
+def test_a_champion_drifts_if_it_errs_more_on_newer_bars_than_in_its_evidence(
+    tmp_path: Path,
+    store: str,
+    tiny_base: Path,
+    ticker: str,
+    capsys: pytest.CaptureFixture[str],
+    loss: float,
+    result: str,
+) -> None:
+    champion = crown(tmp_path, store, tiny_base, ticker, loss, first="2022-03-01")
+    assert drift(tmp_path, tiny_base, ticker.lower()) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{ticker}: {champion}: {result}, scaled error ")
+    assert "over 3 cutoffs up to 2022-" in line
+    assert "times what it was" in line
+
+
+def test_tickers_without_new_bars_or_champion_are_reported_and_a_bad_file_is_named(
+    tmp_path: Path, store: str, tiny_base: Path, ticker: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_frame(tmp_path / "data", "NONE", BARS)
+    (tmp_path / "data/BAD.csv").write_text("date,open,high,low,close\n2024-01-02,-1,2,1,2\n")
+    champion = crown(tmp_path, store, tiny_base, ticker, 1.0, first="2022-05-01")
+    assert drift(tmp_path, tiny_base) == 2
+    told = capsys.readouterr()
+    assert told.out.splitlines() == [
+        f"{ticker}: {champion}: no drift, the bars since it was measured are not yet a whole horizon of 2",
+        "NONE has no champion, so there is nothing to watch",
+    ]
+    assert "BAD.csv:2: open" in told.err
