@@ -269,6 +269,14 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     write_json(folder / MANIFEST, {**manifest, "files": files})
 
 
+def mlflow_run_of(folder: Path) -> str | None:
+    """Return the id of the MLflow run that trained the adapter or checkpoint in a folder; None if none is recorded."""
+    if not (folder / MANIFEST).is_file():
+        return None
+    run: str | None = read_json(folder / MANIFEST).get("mlflow_run")
+    return run
+
+
 def file_hash(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     with path.open("rb") as handle:

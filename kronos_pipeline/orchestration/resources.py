@@ -26,7 +26,7 @@ import dagster as dg
 from pydantic import Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
-from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json
+from kronos_pipeline.artifacts import ArtifactLayout, mlflow_run_of
 from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.config import KronosTrainingConfig, Recipe, environment_settings
 from kronos_pipeline.errors import ArtifactError, SettingsError
@@ -167,14 +167,6 @@ def training_run(layout: ArtifactLayout, ticker: str) -> str | None:
         if folder.is_dir():
             return mlflow_run_of(folder)
     raise ArtifactError(f"{ticker} has no adapter, and there is no checkpoint; materialise one of them first.")
-
-
-def mlflow_run_of(folder: Path) -> str | None:
-    """The MLflow run that trained an adapter or checkpoint; None where none is on record."""
-    if not (folder / MANIFEST).is_file():
-        return None
-    run: str | None = read_json(folder / MANIFEST).get("mlflow_run")
-    return run
 
 
 def run_tags(context: dg.AssetExecutionContext, partition: str | None = None) -> Mapping[str, str]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json, read_parquet
+from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, mlflow_run_of, read_json, read_parquet
 from kronos_pipeline.config import Role, settings_of
 from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.evaluation.predictions import ADAPTER, CHECKPOINT, COLUMNS
@@ -94,6 +94,20 @@ def find_evidence(layout: ArtifactLayout, trained: str, tickers: Sequence[str], 
             return Evidence(BACKTEST, measured, made)
         source = f"{HOLDOUT} (the backtest is of other settings, tickers or bars)"
     return Evidence(source, predictions, manifest)
+
+
+def evaluated_run(layout: ArtifactLayout, ticker: str) -> str:
+    """Return the id of the MLflow run that trained a ticker's adapter, if the ticker's holdout metrics are of it.
+
+    Raises:
+        ArtifactError: there is no adapter, or it was trained after the metrics were made.
+    """
+    run = mlflow_run_of(layout.adapter(ticker))
+    if run is None:
+        raise ArtifactError(f"{ticker} has no adapter with an MLflow run; train (materialise) its adapter first.")
+    if read_json(layout.ticker_metrics(ticker))["manifest"]["mlflow_runs"].get(ticker) != run:
+        raise ArtifactError(f"The holdout metrics of {ticker} are of another adapter; evaluate (materialise) it again.")
+    return run
 
 
 def submit(

@@ -29,7 +29,7 @@ from kronos_pipeline.evaluation.backtest.folds import BacktestError, Fold, plan_
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE
 from kronos_pipeline.evaluation.provenance import manifest_of_ticker, merge_manifests
 from kronos_pipeline.evaluation.reports.text_table import count
-from kronos_pipeline.evaluation.scoring.report import build_evaluation, save_report
+from kronos_pipeline.evaluation.scoring.report import build_evaluation, load_predictions, save_report
 from kronos_pipeline.evaluation.scoring.verdicts import MIN_CUTOFFS
 from kronos_pipeline.training.progress import Say, duration
 
@@ -115,6 +115,27 @@ def run_backtest(
         for ticker, rows in predictions.groupby("unique_id", sort=True)
     }
     return Backtest(predictions, evaluation, skipped, plots)
+
+
+def combine_backtests(layout: ArtifactLayout, trained: str, tickers: Sequence[str]) -> dict[str, Any] | None:
+    """Evaluate the stored backtests of some tickers together, and write `backtest/<trained>.json`.
+
+    Returns:
+        The evaluation, as `build_evaluation` makes it, or None if no ticker has a backtest.
+
+    Raises:
+        ArtifactError: a stored backtest is damaged.
+    """
+    files = {ticker: layout.backtest(trained, ticker) for ticker in tickers}
+    stored = [path for path in files.values() if path.is_file()]
+    if not stored:
+        return None
+    missing = [ticker for ticker, path in files.items() if not path.is_file()]
+    predictions, manifest = load_predictions(stored)
+    skipped = [{"symbol": ticker, "reason": "it has no backtest"} for ticker in missing]
+    evaluation = build_evaluation(predictions, trained, skipped, manifest)
+    write_json(layout.backtest_evaluation(trained), evaluation)
+    return evaluation
 
 
 def _anchors(layout: ArtifactLayout, trained: str, tickers: Sequence[str]) -> dict[str, pd.Timestamp]:

@@ -1,13 +1,13 @@
 """The evaluation assets: each ticker's holdout metrics and backtest, and the leaderboard over all of them."""
 
 # Annotations are not postponed here: Dagster takes that of `context` as it stands, and refuses a text.
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from kronos_pipeline.artifacts import ArtifactLayout, read_json, write_json
+from kronos_pipeline.artifacts import ArtifactLayout, mlflow_run_of, read_json
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import Bars
 from kronos_pipeline.errors import ArtifactError, KronosError
@@ -20,7 +20,6 @@ from kronos_pipeline.orchestration.resources import (
     PipelineSettings,
     Tracking,
     load_base_model,
-    mlflow_run_of,
     run_tags,
     training_run,
 )
@@ -107,17 +106,18 @@ def leaderboard(
     Stored as `metrics/leaderboard.json`, `evaluation.json`, `predictions.parquet` and `forecasts.parquet`, and as a run
     of its own in MLflow. Tickers without metrics are left out and named.
     """
+    from kronos_pipeline.evaluation.backtest.backtest import combine_backtests
     from kronos_pipeline.evaluation.predictions import ADAPTER, CHECKPOINT, models_of
     from kronos_pipeline.evaluation.reports.tables import evaluation_frame, flat_metrics, save_leaderboard
     from kronos_pipeline.evaluation.scoring.report import load_predictions, save_evaluation
 
     with failures_of("leaderboard"):
         layout, tracker = pipeline.layout, tracking.tracker(pipeline.layout)
-        unwrap, skipped = _measured(holdout_metrics)
-        predictions, manifest = load_predictions([layout.ticker_forecasts(ticker) for ticker in unwrap])
+        evaluated, skipped = _evaluated_tickers(holdout_metrics)
+        predictions, manifest = load_predictions([layout.ticker_forecasts(ticker) for ticker in evaluated])
         trained = ADAPTER if ADAPTER in models_of(predictions) else CHECKPOINT
         holdout = save_evaluation(layout, predictions, trained, skipped, manifest)
-        backtest = _backtest_over(layout, trained, unwrap)
+        backtest = combine_backtests(layout, trained, evaluated)
         save_leaderboard(layout, holdout, backtest)
         numbers = flat_metrics(holdout) | (flat_metrics(backtest, "backtest") if backtest else {})
         marks = {"contamination": "; ".join(holdout["warnings"])} if holdout["warnings"] else {}
@@ -150,9 +150,9 @@ def _backtests(
     return {**found.skipped, **found.plots}
 
 
-def _measured(holdout_metrics: TickerArtifacts) -> tuple[list[str], list[dict[str, str]]]:
-    """The tickers that have metrics, and why each other one has none."""
-    unwrap: list[str] = []
+def _evaluated_tickers(holdout_metrics: TickerArtifacts) -> tuple[list[str], list[dict[str, str]]]:
+    """Return the tickers that have metrics, and for each other ticker the reason that it has none."""
+    evaluated: list[str] = []
     skipped: list[dict[str, str]] = []
     for ticker in holdout_metrics:
         try:
@@ -160,22 +160,5 @@ def _measured(holdout_metrics: TickerArtifacts) -> tuple[list[str], list[dict[st
         except ArtifactError as error:
             skipped.append({"symbol": ticker, "reason": str(error)})
         else:
-            unwrap.append(ticker)
-    return unwrap, skipped
-
-
-def _backtest_over(layout: ArtifactLayout, trained: str, tickers: Sequence[str]) -> Mapping[str, Any] | None:
-    """The backtests of some tickers put together as `backtest/<trained>.json`; None where none of them has one."""
-    from kronos_pipeline.evaluation.scoring.report import build_evaluation, load_predictions
-
-    files = {ticker: layout.backtest(trained, ticker) for ticker in tickers}
-    there = [path for path in files.values() if path.is_file()]
-    if not there:
-        return None
-    skipped = [
-        {"symbol": ticker, "reason": "it has no backtest"} for ticker, path in files.items() if not path.is_file()
-    ]
-    predictions, manifest = load_predictions(there)
-    evaluation = build_evaluation(predictions, trained, skipped, manifest)
-    write_json(layout.backtest_evaluation(trained), evaluation)
-    return evaluation
+            evaluated.append(ticker)
+    return evaluated, skipped

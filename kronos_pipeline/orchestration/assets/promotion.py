@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json
+from kronos_pipeline.artifacts import MANIFEST, mlflow_run_of, read_json
 from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.orchestration.batch import Event, TickerBatch
@@ -14,7 +14,7 @@ from kronos_pipeline.orchestration.failures import failures_of
 from kronos_pipeline.orchestration.io_manager import TickerArtifacts
 from kronos_pipeline.orchestration.metadata import bullets, mlflow_metadata
 from kronos_pipeline.orchestration.partitions import tickers_tested
-from kronos_pipeline.orchestration.resources import PipelineSettings, Tracking, mlflow_run_of, run_tags
+from kronos_pipeline.orchestration.resources import PipelineSettings, Tracking, run_tags
 
 if TYPE_CHECKING:
     from kronos_pipeline.promotion.submit import Submission
@@ -29,7 +29,7 @@ def champion(
     backtest, where that is of this recipe and these bars, else by the holdout. With `refit_all` the same recipe is
     trained once more on all bars, for forecasts.
     """
-    from kronos_pipeline.promotion.submit import submit
+    from kronos_pipeline.promotion.submit import evaluated_run, submit
     from kronos_pipeline.tracking.registry import Registry
 
     with failures_of("champion"):
@@ -39,7 +39,7 @@ def champion(
         batch = TickerBatch(context)
         for ticker in batch.tickers:
             with batch.ticker(ticker):
-                run = _measured_run(layout, ticker)
+                run = evaluated_run(layout, ticker)
                 found = submit(registry, layout, ticker, [ticker], run, recipe, tickers_tested=tested)
                 metadata = _decision_metadata(found) | mlflow_metadata(run, tracker.link(run))
                 if recipe.refit_all:
@@ -74,20 +74,6 @@ def checkpoint_champion(
             metadata |= _refit(context, found, None, [windows[ticker] for ticker in tickers], pipeline, tracking)
         left_out = [ticker for ticker in tickers if ticker not in measured]
         return dg.MaterializeResult(metadata=metadata | {"not measured since": ", ".join(left_out) or "none"})
-
-
-def _measured_run(layout: ArtifactLayout, ticker: str) -> str:
-    """The MLflow run that trained the adapter which the holdout metrics are of.
-
-    Raises:
-        ArtifactError: there is no adapter, or it was trained after they were made.
-    """
-    run = mlflow_run_of(layout.adapter(ticker))
-    if run is None:
-        raise ArtifactError(f"{ticker} has no adapter with an MLflow run; materialise adapter for it first.")
-    if read_json(layout.ticker_metrics(ticker))["manifest"]["mlflow_runs"].get(ticker) != run:
-        raise ArtifactError(f"The holdout metrics of {ticker} are of another adapter; materialise them again first.")
-    return run
 
 
 def _measured_since_checkpoint(context: dg.AssetExecutionContext, tickers: list[str]) -> list[str]:
