@@ -6,16 +6,25 @@ with 2; Dagster shows it as a `Failure` that is not retried.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 _SHOWN = 20
 
 
-def enumerate_some(items: Sequence[str], limit: int) -> str:
+def enumerate_some(items: Collection[object], limit: int = 5) -> str:
     """Join items with commas; beyond the limit, give the number of the others: "a, b, c and 5 more"."""
     more = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(items[:limit]) + more
+    return ", ".join(map(str, islice(items, limit))) + more
+
+
+def first_sentence(error: BaseException) -> str:
+    """Return the first sentence of an error's root cause, such as "Connection refused", without a full stop."""
+    while cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
+        error = cause
+    return re.split(r"\.?\s*\n|\.\s", str(error).strip() or type(error).__name__, maxsplit=1)[0].rstrip(".")
 
 
 class KronosError(Exception):

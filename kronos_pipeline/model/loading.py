@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, 
 
 from kronos_pipeline.artifacts import MANIFEST, read_json, text_hash
 from kronos_pipeline.base_models import NANO, BaseModelSource, WeightsSource
-from kronos_pipeline.errors import ArtifactError, ModelError
+from kronos_pipeline.errors import ArtifactError, ModelError, first_sentence
 from kronos_pipeline.model.modules import unwrap_peft
 from kronos_pipeline.model.weights import (
     CONFIG,
@@ -204,9 +203,5 @@ def _fetch(weights: WeightsSource, file: str, source: BaseModelSource) -> Path:
 
 
 def _reason(error: BaseException) -> str:
-    """The first sentence of what lies at the bottom, without the library's advice."""
-    if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set"
-    while cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
-        error = cause
-    return re.split(r"\.?\s*\n|\.\s", str(error).strip() or type(error).__name__, maxsplit=1)[0].rstrip(".")
+    """Return the reason of a failed download, without the library's advice."""
+    return "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else first_sentence(error)

@@ -14,13 +14,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from kronos_pipeline.artifacts import MANIFEST, file_hash, read_json, text_hash, write_file, write_json
-from kronos_pipeline.errors import ArtifactError, ModelError
+from kronos_pipeline.errors import ArtifactError, ModelError, enumerate_some
 from kronos_pipeline.model.devices import FREE_MEMORY, explain_out_of_memory
 from kronos_pipeline.model.modules import move
 from kronos_pipeline.model.upstream import Kronos, KronosTokenizer
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-_SHOWN = 5
 
 
 def save_predictor(folder: Path, predictor: Any) -> None:
@@ -77,7 +76,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"{path} is damaged or unreadable ({error}); fetch or make it again.") from error
     broken = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if broken:
-        raise ModelError(f"{path} holds NaN or infinity in {_names(broken)}; fetch or make it again.")
+        raise ModelError(f"{path} holds NaN or infinity in {enumerate_some(broken)}; fetch or make it again.")
     return tensors
 
 
@@ -103,7 +102,7 @@ def check_tensors(path: Path, found: Mapping[str, Tensor], expected: Mapping[str
         "unexpected": sorted(found.keys() - expected.keys()),
         "of another shape": shapes,
     }
-    told = "; ".join(f"{len(names)} {fault}: {_names(names)}" for fault, names in faults.items() if names)
+    told = "; ".join(f"{len(names)} {fault}: {enumerate_some(names)}" for fault, names in faults.items() if names)
     if told:
         raise ModelError(f"{path} does not fit the model that its folder's settings describe. Tensors {told}.")
 
@@ -118,8 +117,8 @@ def _load(folder: Path, architecture: Any, role: str) -> Any:
     wanted = _parameters(architecture)
     if missing := [name for name in wanted if name not in config]:
         others = sorted(config.keys() - set(wanted))
-        hint = f"; it has {_names(others)}, which no {role} has" if others else ""
-        raise ModelError(f"{folder / CONFIG} describes no Kronos {role}: it lacks {_names(missing)}{hint}.")
+        hint = f"; it has {enumerate_some(others)}, which no {role} has" if others else ""
+        raise ModelError(f"{folder / CONFIG} describes no Kronos {role}: it lacks {enumerate_some(missing)}{hint}.")
     tensors = read_tensors(folder / WEIGHTS)
     # Weights are drawn at random before they are replaced; the caller's generator should not notice.
     with torch.random.fork_rng(devices=[]):
@@ -161,8 +160,3 @@ def _check_against_manifest(path: Path) -> None:
         recorded = manifest.get("files", {}).get(path.relative_to(folder).as_posix())
         if recorded is not None and recorded != file_hash(path):
             raise ArtifactError(f"its hash is not the one in {folder / MANIFEST}")
-
-
-def _names(names: list[str]) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import dagster as dg
 
-from kronos_pipeline.errors import DataError, KronosError, Problem
+from kronos_pipeline.errors import DataError, KronosError, Problem, enumerate_some
 
 _COLUMNS = ("ticker", "file", "line", "column", "rule", "value")
 _SHOWN = 200
@@ -36,7 +36,7 @@ def make_failure(what: str, errors: Mapping[str, Exception]) -> dg.Failure:
 def describe(what: str, errors: Mapping[str, Exception]) -> str:
     """One line of what failed for whom, then a line for each of the first problems."""
     tickers = [ticker for ticker in errors if ticker != WHOLE]
-    names = ", ".join(tickers[:_NAMED]) + (f" and {len(tickers) - _NAMED} more" if len(tickers) > _NAMED else "")
+    names = enumerate_some(tickers, _NAMED)
     lines = [line for error in errors.values() for line in str(error).splitlines()]
     more = [f"... and {len(lines) - _NAMED} more problems; the table has them"] if len(lines) > _NAMED else []
     return "\n".join([f"{what} failed" + (f" for {names}:" if names else ":"), *lines[:_NAMED], *more])

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from filelock import FileLock, Timeout
 
 from kronos_pipeline.artifacts import ArtifactLayout, check_writable
-from kronos_pipeline.errors import KronosError
+from kronos_pipeline.errors import KronosError, first_sentence
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -108,7 +107,7 @@ def readable_errors(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
         shown = without_password(uri)
-        what = _reason(error).replace(uri, shown)
+        what = first_sentence(error).replace(uri, shown)
         if "out-of-date database schema" in what:
             advice = f"it was made by another version of MLflow; save a copy and run `mlflow db upgrade '{shown}'`"
         elif uri.startswith(_SQLITE):
@@ -209,10 +208,3 @@ def _silence_mlflow() -> None:
         os.environ.setdefault(variable, value)
     logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
     logging.getLogger("alembic").setLevel(logging.WARNING)
-
-
-def _reason(error: BaseException) -> str:
-    """The first sentence of what lies at the bottom: "Connection refused", not the errors made of it on the way."""
-    while cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
-        error = cause
-    return re.split(r"\.?\s*\n|\.\s", str(error).strip() or type(error).__name__, maxsplit=1)[0].rstrip(".")

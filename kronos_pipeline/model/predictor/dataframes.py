@@ -7,7 +7,6 @@ and standard deviation are those of all bars given, also of those that the model
 from __future__ import annotations
 
 import operator
-from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +16,11 @@ from numpy.typing import NDArray
 
 from kronos_pipeline.data.bars import FEATURES, PRICES
 from kronos_pipeline.data.normalisation import EPSILON
-from kronos_pipeline.errors import KronosError
+from kronos_pipeline.errors import KronosError, enumerate_some
 
 TIME_FIELDS = ("minute", "hour", "weekday", "day", "month")
 _VOLUME, _AMOUNT = FEATURES[4:]
 _READABLE = ("datetime", "datetime64", "date", "string")
-_SHOWN = 5
 
 
 class InputError(KronosError, ValueError):
@@ -102,7 +100,9 @@ def read_series(df: Any, x_timestamp: Any, y_timestamp: Any, horizon: int, clip:
     with np.errstate(over="ignore", invalid="ignore"):
         mean, std = np.mean(values, axis=0), np.std(values, axis=0)
     if too_large := [str(column) for column, size in zip(FEATURES, std, strict=True) if not np.isfinite(size)]:
-        raise InputError(f"{name}: infinity, or numbers too large for float32, in {_listed(too_large)}; rescale them.")
+        raise InputError(
+            f"{name}: infinity, or numbers too large for float32, in {enumerate_some(too_large)}; rescale them."
+        )
     bars = np.clip((values - mean) / (std + EPSILON), -clip, clip)
     return Series(bars, _stamps(past), _stamps(ahead), mean, std, ahead)
 
@@ -141,13 +141,15 @@ def _values(df: Any, name: str) -> NDArray[np.float32]:
     if not isinstance(df, pd.DataFrame):
         raise InputError(f"{name} must be a pandas DataFrame, not {type(df).__name__}.")
     if missing := [price for price in PRICES if price not in df.columns]:
-        have = _listed([str(column) for column in df.columns]) or "none"
-        raise InputError(f"{name}: price columns {_listed(missing)} are missing among {have}; names are lower case.")
+        have = enumerate_some([str(column) for column in df.columns]) or "none"
+        raise InputError(
+            f"{name}: price columns {enumerate_some(missing)} are missing among {have}; names are lower case."
+        )
     found = df[[column for column in FEATURES if column in df.columns]].copy()
     if found.columns.nlevels > 1:
         raise InputError(f"{name}: the columns have {found.columns.nlevels} levels; give them one.")
     if (twice := found.columns[found.columns.duplicated()]).size:
-        raise InputError(f"{name}: there is more than one column {_listed(twice)}; give each once.")
+        raise InputError(f"{name}: there is more than one column {enumerate_some(twice)}; give each once.")
     found = _numbers(found, name)
     try:
         if _VOLUME not in found:
@@ -170,7 +172,7 @@ def _numbers(found: pd.DataFrame, name: str) -> pd.DataFrame:
             )
         found[column] = read
     if (missing := found.columns[found.isna().any()]).size:
-        raise InputError(f"{name} contains NaN values in {_listed(missing)}; fill or drop those bars.")
+        raise InputError(f"{name} contains NaN values in {enumerate_some(missing)}; fill or drop those bars.")
     return found
 
 
@@ -192,8 +194,3 @@ def _times(given: Any, name: str) -> pd.Index:
 def _stamps(times: Any) -> NDArray[np.uint8]:
     """(bars, 5)."""
     return np.stack([np.asarray(getattr(times, field)) for field in TIME_FIELDS], axis=1).astype(np.uint8)
-
-
-def _listed(names: Sequence[Hashable] | pd.Index) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(map(str, names[:_SHOWN])) + (f" and {more} more" if more > 0 else "")

@@ -15,7 +15,7 @@ import torch
 from accelerate.utils import set_seed
 
 from kronos_pipeline.config import Recipe
-from kronos_pipeline.errors import KronosError, SettingsError
+from kronos_pipeline.errors import KronosError, SettingsError, enumerate_some
 from kronos_pipeline.model.devices import explain_out_of_memory, free_memory, is_out_of_memory, shortage
 from kronos_pipeline.model.modules import limit_threads, unwrap_peft
 from kronos_pipeline.model.multi_lora import MultiLora
@@ -246,7 +246,7 @@ def _ranges(group: Sequence[PreparedTraining], split: str) -> list[range]:
 
 def _names(group: Sequence[PreparedTraining]) -> str:
     names = [one.target.name for one in group]
-    return f"adapters/{', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"adapters/{enumerate_some(names, 3)}"
 
 
 def adapters_per_pass(
