@@ -43,7 +43,7 @@ _TURN = threading.RLock()
 _streams: dict[int, torch.cuda.Stream] = {}
 
 
-class Recording(Generic[T]):
+class CudaGraph(Generic[T]):
     """A CUDA graph of one call.
 
     Attributes:
@@ -65,8 +65,8 @@ class Recording(Generic[T]):
 
 
 def record(
-    function: Callable[[], T], device: torch.device, *, warm_ups: int = 1, share: Recording[Any] | None = None
-) -> Recording[T] | None:
+    function: Callable[[], T], device: torch.device, *, warm_ups: int = 1, share: CudaGraph[Any] | None = None
+) -> CudaGraph[T] | None:
     """Record what a function launches on a device.
 
     The function is called `warm_ups` times for real, and once more for the capture, in which nothing is computed. In
@@ -96,7 +96,7 @@ def record(
             if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
                 return None
             raise
-    return Recording(function, outputs, graph)
+    return CudaGraph(function, outputs, graph)
 
 
 def warm_up(function: Callable[[], T], device: torch.device) -> T:

@@ -18,13 +18,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from kronos_pipeline.model.cuda_graphs import Recording, record, warm_up
+from kronos_pipeline.model.cuda_graphs import CudaGraph, record, warm_up
 
 T = TypeVar("T")
 
 _PLAIN_CALLS = 2
 _KEPT = 2
-"""Recordings at most: each keeps the memory of all that its pass computes."""
+"""CudaGraphs at most: each keeps the memory of all that its pass computes."""
 
 
 @dataclass
@@ -33,7 +33,7 @@ class _Shape:
 
     inputs: list[Tensor]
     calls: int = 0
-    recording: Recording[Any] | None = None
+    recording: CudaGraph[Any] | None = None
 
 
 class ReplayedCalls:

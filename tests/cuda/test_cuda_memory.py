@@ -25,8 +25,8 @@ TOLD = r"needs more memory than cuda:0 has free: \d+\.\d+ of \d+\.\d GB\. Free m
 
 @pytest.fixture(autouse=True)
 def _nothing_kept() -> Iterator[None]:
-    generate.release()
-    weight_cache.release()
+    generate.release_graphs()
+    weight_cache.release_weights()
     yield
     torch.cuda.empty_cache()
 
@@ -61,7 +61,7 @@ def test_a_part_that_runs_out_of_memory_is_halved(tried: list[tuple[int, int]]) 
     expected = sampled(ours)
     tried.clear()
     for after in (60, 200, 400):
-        generate.release()
+        generate.release_graphs()
         with simcuda.inject_oom(after=after):
             np.testing.assert_allclose(sampled(ours), expected, rtol=1e-4)
     assert (SERIES // 2, PATHS) in tried
@@ -73,7 +73,7 @@ def test_kept_graphs_go_before_the_work_is_halved(tried: list[tuple[int, int]]) 
     expected = sampled(ours)
     sampled(ours, 2)  # keeps a batch of another shape, which is of no use to the next call
     tried.clear()
-    fails, begin = [True], generate.StaticStep.to
+    fails, begin = [True], generate.StaticStep.set_step
 
     def once(self: generate.StaticStep, step: int) -> None:
         if fails.pop() if fails else False:
@@ -81,7 +81,7 @@ def test_kept_graphs_go_before_the_work_is_halved(tried: list[tuple[int, int]]) 
         begin(self, step)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generate.StaticStep, "to", once)
+        patch.setattr(generate.StaticStep, "set_step", once)
         np.testing.assert_allclose(sampled(ours), expected, rtol=1e-4)
     assert tried == [(SERIES, PATHS), (SERIES, PATHS)]
     assert simcuda.counts()["emptied"] > 0
@@ -136,10 +136,10 @@ def test_packing_that_runs_out_of_memory_is_tried_again_without_what_is_kept(aft
     other = predictor()
     sampled(other)
     model, tokenizer = sharp_predictor().to("cuda"), sharp_tokenizer().to("cuda")
-    assert len(weight_cache._kept) > 2
+    assert len(weight_cache._cache) > 2
     with simcuda.inject_oom(after=after):
         Decoder(model, tokenizer)
-    assert len(weight_cache._kept) == 2
+    assert len(weight_cache._cache) == 2
 
 
 def test_packing_that_finds_no_memory_is_told() -> None:

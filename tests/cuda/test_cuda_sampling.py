@@ -63,7 +63,7 @@ def sampled(several: Sequence[KronosModel], count: int, which: Sequence[int] = (
 
 @pytest.fixture(autouse=True)
 def _nothing_kept() -> None:
-    generate.release()
+    generate.release_graphs()
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -150,14 +150,14 @@ def test_only_the_latest_few_shapes_are_kept() -> None:
     several = models("cuda")
     for horizon in range(3, 12):
         sampled(several, 1, horizon=horizon)
-    assert len(generate._kept) == generate._KEPT
+    assert len(generate._cache) == generate._CACHED_BATCHES
 
 
 def test_no_more_is_kept_than_a_share_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generate, "_limit", lambda _: 1)
     expected = sampled(models("cpu"), 1)
     np.testing.assert_allclose(sampled(models("cuda"), 1), expected, rtol=1e-4)
-    assert not generate._kept
+    assert not generate._cache
 
 
 def sampled_in_turn(several: Sequence[KronosModel], without_graphs: AbstractContextManager[object]) -> None:
@@ -170,14 +170,14 @@ def sampled_in_turn(several: Sequence[KronosModel], without_graphs: AbstractCont
 def test_where_captures_are_refused_the_numbers_are_the_same() -> None:
     several = models("cuda", 2)
     sampled_in_turn(several, pytest.importorskip("simcuda").refuse_capture())
-    assert generate._kept, "the refusal was remembered"
+    assert generate._cache, "the refusal was remembered"
 
 
 def test_graphs_can_be_turned_off() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generate, "REPLAYED", ())
         sampled_in_turn(models("cuda", 2), nullcontext())
-        assert not generate._kept
+        assert not generate._cache
 
 
 def test_threads_sample_as_one_does() -> None:

@@ -247,8 +247,8 @@ def test_a_step_as_a_gpu_replays_it_gives_the_same(position: str, monkeypatch: p
     several, tokenizer = adapters(sharp(tiny_predictor(bits=BITS))), tiny_tokenizer(bits=BITS)
     some, lengths, which = given(4, 12, 7), torch.tensor([12, 5, 12, 9]), torch.tensor([3, 1, 0, 2])
     settings: dict[str, Any] = {"paths": 3, "lengths": lengths, "which": which, "s2_position": position}
-    logits, moved, to = [], [], StaticStep.to
-    monkeypatch.setattr(StaticStep, "to", lambda self, step: (moved.append(step), to(self, step))[1])
+    logits, moved, to = [], [], StaticStep.set_step
+    monkeypatch.setattr(StaticStep, "set_step", lambda self, step: (moved.append(step), to(self, step))[1])
     for kinds in (("cuda",), ("cpu",)):
         monkeypatch.setattr(generate, "REPLAYED", kinds)
         for context in (512, 15):

@@ -118,11 +118,11 @@ def test_nothing_outlives_its_model() -> None:
     del predictor
     gc.collect()
     assert weight() is None
-    assert not any(made for states, made, watches in module._kept.values() if any(ref() is None for ref in watches))
+    assert not any(made for states, made, watches in module._cache.values() if any(ref() is None for ref in watches))
 
 
 def test_only_the_latest_few_are_kept() -> None:
     layers = [torch.nn.Linear(2, 2) for _ in range(9)]
     for layer in layers:
         cached_weights(lambda made: made[0].weight * 2, [layer])
-    assert len(module._kept) <= 4
+    assert len(module._cache) <= 4

@@ -124,7 +124,7 @@ def assert_as_before(given: list[pd.DataFrame], expected: list[pd.DataFrame]) ->
 def test_batches_are_as_large_as_the_memory_allows_and_change_nothing(
     fits: int, parts: list[tuple[int, int]], tried: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    room = Decoder(sharp_predictor(), TOKENIZER).bytes(fits, PATHS, max(LENGTHS), HORIZON) if fits else 1
+    room = Decoder(sharp_predictor(), TOKENIZER).estimate_bytes(fits, PATHS, max(LENGTHS), HORIZON) if fits else 1
     ours, settings = predictor(), {"sample_count": PATHS, "verbose": False}
     torch.manual_seed(2)
     expected = ours.predict_batch(*BATCH, **settings)

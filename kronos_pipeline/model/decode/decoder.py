@@ -1,6 +1,6 @@
-"""Decoding: from known bars to sampled tokens and back to bars, for many series, paths and adapters at once.
+"""Decoding: sample tokens after known bars, and map tokens back to bars, for many series, paths and adapters at once.
 
-Upstream runs the whole context again for every bar and path; here it is run once per series, and by packed products.
+Upstream runs the whole context again for every bar and path; the decoder runs it once per series, with packed weights.
 """
 
 from __future__ import annotations
@@ -25,28 +25,29 @@ S2_POSITIONS = ("true", "first")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 _MAX_PREDICTORS = 64
-"""Predictors of one decoder, at most: the LoRA matrices of each are kept beside the base's weights."""
+"""Largest number of predictors per decoder: it holds the LoRA matrices of each beside the base's weights."""
 
 
 class Decoder:
-    """A base predictor, or several adapters on it, and their tokenizer, made ready to decode.
+    """A base predictor, or several adapters on it, and their tokenizer, with packed weights.
 
-    Their modules stay as they are. Weights that change later are not seen; make another decoder then.
+    The modules do not change. The decoder does not notice later changes of their weights; make another one then.
     """
 
     def __init__(self, predictors: Any | Sequence[Any], tokenizer: Any, *, precision: str = "fp32") -> None:
-        """Read the weights.
+        """Read and pack the weights.
 
         Args:
-            predictors: upstream's predictor or a PEFT model around one, which is added to the weights; or a list of one
-                or several that share the base's weights. Their LoRA matrices stay beside these, so that each series
-                gets the same to the last bit, or nearly, whatever the company.
+            predictors: upstream's predictor or a PEFT model around one, whose LoRA matrices are added to the weights;
+                or a list of one or several that share the base's weights. The LoRA matrices of a list stay beside these
+                weights, so that the numbers of a series do not depend on the other predictors, to the last bit or
+                nearly.
             tokenizer: upstream's tokenizer.
             precision: "fp32" or "bf16", of the predictor's blocks. Logits and the tokenizer are always in fp32.
 
         Raises:
-            SettingsError: there is no such precision.
-            ModelError: several predictors do not share their weights, or the memory is not enough for a packed copy.
+            SettingsError: the precision is unknown.
+            ModelError: several predictors do not share their weights, or the memory is too small for a packed copy.
         """
         if precision not in PRECISIONS:
             raise SettingsError(f"Decoding is done in {' or '.join(PRECISIONS)}, not in {precision}; choose one.")
@@ -54,24 +55,23 @@ class Decoder:
         several: list[Any] = list(predictors) if listed else [predictors]
         self.device = next(several[0].parameters()).device
 
-        def packed() -> tuple[PredictorWeights, TokenizerWeights]:
-            return _network(several, PRECISIONS[precision], beside=listed), cached_weights(
-                TokenizerWeights, [tokenizer]
-            )
+        def pack() -> tuple[PredictorWeights, TokenizerWeights]:
+            weights = _predictor_weights(several, PRECISIONS[precision], separate=listed)
+            return weights, cached_weights(TokenizerWeights, [tokenizer])
 
         with explain_out_of_memory("Packing the model's weights for sampling", self.device, FREE_MEMORY):
-            self._network, self._bars = retry_after_release(packed, self.device)
-        self._tokenizer, self._threads_for = tokenizer, several[0]
+            self._weights, self._tokenizer_weights = retry_after_release(pack, self.device)
+        self._tokenizer, self._first_predictor = tokenizer, several[0]
 
     def encode(self, bars: Tensor, lengths: Tensor | None = None) -> Tokens:
-        """Tokens of normalised bars, as upstream's tokenizer gives them.
+        """Encode normalised bars as upstream's tokenizer does.
 
         Args:
             bars: (series, bars, 6).
-            lengths: bars of each series that are there, (series,), the last ones; all by default.
+            lengths: number of valid bars of each series, (series,), the last ones; all by default.
 
         Returns:
-            s1 and s2, (series, bars) each; anything where there is no bar.
+            s1 and s2, (series, bars) each; arbitrary tokens for bars that are not valid.
         """
         tokenizer, bars = self._tokenizer, bars.to(self.device)
         with torch.no_grad(), eval_mode(tokenizer), limit_threads(tokenizer):
@@ -79,12 +79,12 @@ class Decoder:
             if lengths is None:
                 s1, s2 = tokenizer.encode(bars, half=True)
                 return s1, s2
-            # The encoder is causal, so what stands behind the bars does not matter: each series begins at place 0.
+            # The encoder is causal, so each series is moved to place 0; the padding after it has no effect.
             place = torch.arange(bars.shape[1], device=self.device)
             missing = bars.shape[1] - lengths.to(self.device)[:, None]
-            begun = bars.gather(1, ((place + missing) % len(place))[..., None].expand_as(bars))
+            moved = bars.gather(1, ((place + missing) % len(place))[..., None].expand_as(bars))
             back = (place - missing) % len(place)
-            s1, s2 = (level.gather(1, back) for level in tokenizer.encode(begun, half=True))
+            s1, s2 = (level.gather(1, back) for level in tokenizer.encode(moved, half=True))
             return s1, s2
 
     def generate(
@@ -92,7 +92,7 @@ class Decoder:
         known: Tokens,
         past: Tensor,
         ahead: Tensor,
-        choose: TokenPicker,
+        pick: TokenPicker,
         *,
         paths: int,
         context: int,
@@ -103,43 +103,44 @@ class Decoder:
         """Continue every series by several paths, bar by bar.
 
         Args:
-            known: s1 and s2 of the bars that are known, (series, bars).
-            past: their minute, hour, weekday, day and month, (series, bars, 5).
-            ahead: the same of the bars to come, (series, horizon, 5).
-            choose: what picks tokens; called for s1 and then for s2 of each step.
-            paths: how many futures per series.
-            context: bars that the predictor attends to. Where there are more, it sees the last ones, at positions
+            known: s1 and s2 of the known bars, (series, bars).
+            past: minute, hour, weekday, day and month of the known bars, (series, bars, 5).
+            ahead: the same of the horizon, (series, horizon, 5).
+            pick: picks tokens from logits; called for s1 and then for s2 of each step.
+            paths: number of paths per series.
+            context: bars that the predictor attends to. If there are more, it attends to the last ones, at positions
                 from 0 on, as upstream does; every bar is then computed again at each step.
-            lengths: bars of each series that are there, (series,), the last ones; all by default.
-            which: place of each series' predictor among those that the decoder was made of, (series,); all the first
-                by default.
-            s2_position: "true": the fine token is asked for at the bar's own position, as in training; "first": as
-                upstream's decoding does, with itself and all bars before it at the first position.
+            lengths: number of valid bars of each series, (series,), the last ones; all by default.
+            which: index of each series' predictor in the decoder's list, (series,); by default all use the first.
+            s2_position: "true": the fine token is predicted at the bar's own position, as in training; "first": as in
+                upstream's decoding, with this bar and all bars before it at the first position.
 
         Returns:
             s1 and s2, (series, paths, horizon) each.
 
         Raises:
-            SettingsError: there is no such position.
+            SettingsError: `s2_position` is unknown.
         """
         if s2_position not in S2_POSITIONS:
             raise SettingsError(f"--s2-position must be true or first, not {s2_position}.")
-        with torch.inference_mode(), limit_threads(self._threads_for):
-            run = Generation(self._network, known, past, ahead, paths, context, lengths, which, s2_position == "true")
-            s1, s2 = run.sample(choose)
+        with torch.inference_mode(), limit_threads(self._first_predictor):
+            generation = Generation(
+                self._weights, known, past, ahead, paths, context, lengths, which, s2_position == "true"
+            )
+            s1, s2 = generation.sample(pick)
         return s1.clone(), s2.clone()
 
     def decode(self, known: Tokens, drawn: Tokens, *, context: int, lengths: Tensor | None = None) -> Tensor:
-        """Normalised bars of the futures, by the tokenizer's decoder over the last `context` tokens.
+        """Decode tokens to normalised bars, by the tokenizer's decoder over the last `context` tokens.
 
         Args:
-            known: s1 and s2 of the bars that are known, (series, bars).
-            drawn: s1 and s2 of the futures, (series, paths, horizon).
+            known: s1 and s2 of the known bars, (series, bars).
+            drawn: s1 and s2 of the sampled paths, (series, paths, horizon).
             context: tokens that the decoder attends to.
-            lengths: bars of each series that are there, (series,), the last ones; all by default.
+            lengths: number of valid bars of each series, (series,), the last ones; all by default.
 
         Returns:
-            (series, paths, horizon, 6) in float32.
+            The bars of the horizon, (series, paths, horizon, 6), in float32.
 
         Raises:
             SettingsError: the horizon exceeds the context.
@@ -147,7 +148,7 @@ class Decoder:
         horizon = drawn[0].shape[2]
         if horizon > context:
             raise SettingsError(f"{horizon} bars of horizon exceed the context, {context} bars; lower the horizon.")
-        with torch.inference_mode(), limit_threads(self._threads_for):
+        with torch.inference_mode(), limit_threads(self._first_predictor):
             values = self._decode(known, drawn, context, lengths)
         return values.clone()
 
@@ -155,48 +156,53 @@ class Decoder:
         _, paths, horizon = drawn[0].shape
         start = max(0, known[0].shape[1] + horizon - context)
         known = known[0][:, start:], known[1][:, start:]
-        span = CacheLayout.of(known[0].shape[1], paths, horizon, SeriesLengths.of(lengths, self.device))
-        blocks = CachedBlocks(self._bars.blocks.chosen(None), span)
-        blocks.over_context(self._bars.embed(self._tokenizer.indices_to_bits(known, half=True)))
-        steps = [span.group(level).transpose(1, 2).flatten(1) for level in drawn]  # (series * groups, steps * paths)
-        whole = span.at(0, horizon, span.paths_mask(horizon, torch.float32, self.device))
-        hidden = blocks.over_paths(self._bars.embed(self._tokenizer.indices_to_bits(steps, half=True)), whole)
-        values = self._bars.values(hidden).unflatten(1, (horizon, -1)).transpose(1, 2)
-        return span.ungroup(values, paths)
+        layout = CacheLayout.of(known[0].shape[1], paths, horizon, SeriesLengths.of(lengths, self.device))
+        weights = self._tokenizer_weights
+        blocks = CachedBlocks(weights.blocks.for_batch(None), layout)
+        blocks.prefill(weights.embed(self._tokenizer.indices_to_bits(known, half=True)))
+        tokens = [layout.group(level).transpose(1, 2).flatten(1) for level in drawn]  # (series * groups, steps * paths)
+        steps = layout.slice_steps(0, horizon, layout.paths_mask(horizon, torch.float32, self.device))
+        hidden = blocks.decode(weights.embed(self._tokenizer.indices_to_bits(tokens, half=True)), steps)
+        values = weights.values(hidden).unflatten(1, (horizon, -1)).transpose(1, 2)
+        return layout.ungroup(values, paths)
 
-    def bytes(self, series: int, paths: int, bars: int, horizon: int, *, unequal: bool = False) -> int:
-        """What sampling takes of the memory at once, about: caches, masks, logits, and what the layers pass on.
+    def estimate_bytes(self, series: int, paths: int, bars: int, horizon: int, *, unequal: bool = False) -> int:
+        """Estimate the peak memory of sampling: caches, masks, logits and activations.
 
         Args:
-            series, paths, bars, horizon: how many of each; `bars` of the longest series.
-            unequal: whether the series differ in length, so that each has masks of its own.
+            series: number of series.
+            paths: number of paths per series.
+            bars: known bars of the longest series.
+            horizon: bars to sample.
+            unequal: whether the series differ in length, so that each has its own masks.
         """
-        network, decoder = self._network, self._bars.blocks
-        span = CacheLayout.of(bars, paths, horizon, None)
-        rows, keys = span.groups * span.paths * horizon, span.context + span.paths * horizon
-        cached = 2 * series * span.groups * keys * (len(network.blocks) + 1) * network.blocks.width
-        context = 12 * series * bars * max(network.width, decoder.width)
+        predictor, decoder = self._weights, self._tokenizer_weights.blocks
+        layout = CacheLayout.of(bars, paths, horizon, None)
+        rows, keys = layout.groups * layout.paths * horizon, layout.context + layout.paths * horizon
+        cached = 2 * series * layout.groups * keys * (len(predictor.blocks) + 1) * predictor.blocks.width
+        context = 12 * series * bars * max(predictor.width, decoder.width)
         values = series * rows * (12 * decoder.width + 2 * len(decoder) * decoder.width)
-        masks = series * (rows * keys + bars**2) if unequal else span.paths * horizon * keys
-        detours = series * network.lora_size
-        return 4 * (max(cached + 8 * series * paths * network.vocabulary, values + masks) + context + detours)
+        masks = series * (rows * keys + bars**2) if unequal else layout.paths * horizon * keys
+        lora = series * predictor.lora_size
+        return 4 * (max(cached + 8 * series * paths * predictor.vocabulary, values + masks) + context + lora)
 
 
-def _network(predictors: list[Any], dtype: torch.dtype, *, beside: bool) -> PredictorWeights:
-    if len(predictors) > 1 or not beside:
+def _predictor_weights(predictors: list[Any], dtype: torch.dtype, *, separate: bool) -> PredictorWeights:
+    """Pack predictors; `separate` keeps LoRA matrices beside the base's weights, also for a single predictor."""
+    if len(predictors) > 1 or not separate:
         return cached_weights(PredictorWeights, predictors, dtype)
-    try:  # as of two, whose matrices stay beside the weights
+    try:  # two predictors, as their LoRA matrices stay beside the weights
         return cached_weights(PredictorWeights, predictors * 2, dtype)
-    except ModelError:  # no plain LoRA
+    except ModelError:  # not plain LoRA
         return cached_weights(PredictorWeights, predictors, dtype)
 
 
 def group_into_decoders(
     predictors: Sequence[Any], tokenizer: Any, *, precision: str = "fp32"
 ) -> Iterator[tuple[Decoder, list[int]]]:
-    """As few decoders as there can be for some predictors, each with the places of its own among them.
+    """Yield as few decoders as possible for some predictors, each with the indices of its predictors.
 
-    Those that share their base's tensors are decoded together, but for an adapter that only itself can apply.
+    Predictors that share their base's tensors share a decoder, except adapters that are not plain LoRA.
 
     Args:
         predictors: upstream's predictors, or PEFT models around them.

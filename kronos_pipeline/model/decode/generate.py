@@ -1,16 +1,15 @@
-"""The loop over the bars to come.
+"""Autoregressive generation of tokens, bar by bar, with CUDA graphs of the step from one bar to the next.
 
-For each next bar the predictor gives the coarse token s1 from the bars before, then the fine token s2 from these and
-s1 by a cross-attention.
+For each next bar the predictor gives the coarse token s1 from the bars before, then the fine token s2 from these bars
+and s1 by a cross-attention.
 
-The step from one bar to the next as CUDA graphs: two calls start its hundreds of small kernels.
+For few series and paths, a GPU computes a step in less time than Python needs to launch its hundreds of small kernels.
+So CUDA graphs of the first step are recorded, and two calls replay them for each later step. A graph reads and writes
+the same memory each time: the step number is a tensor, and the step attends to the keys of all steps, of which a mask
+hides the later ones.
 
-With few series and paths, a GPU computes a step in less time than Python needs to launch it. Graphs are recorded of the
-first step and replayed for the others. They read and write the same memory each time, so tensors say which step it is,
-and the step looks at all keys there will ever be, of which a mask hides the later ones.
-
-What a batch needs for that is kept, for the next batch of the same shape: the caches of keys and values, the chosen
-adapters, the masks and the graphs. A batch takes it out while it samples, so two threads never share one.
+A finished batch is cached for the next batch of the same shape: its key-value caches, selected adapters, masks and
+graphs. A running batch is not in the cache, so two threads never share one.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kronos_pipeline.model.cuda_graphs import Recording, record
-from kronos_pipeline.model.decode.kv_cache import HIDDEN, CacheLayout, SeriesLengths, Steps
+from kronos_pipeline.model.cuda_graphs import CudaGraph, record
+from kronos_pipeline.model.decode.kv_cache import MASKED, CacheLayout, SeriesLengths, Steps
 from kronos_pipeline.model.decode.network import CachedPredictor, PredictorWeights
 
 Tokens = tuple[Tensor, Tensor]
@@ -34,26 +33,27 @@ Tokens = tuple[Tensor, Tensor]
 TokenPicker = Callable[[Tensor, int, int], Tensor]
 """Logits (series, paths, vocabulary) in float32, step, and level (0: s1, 1: s2) -> tokens (series, paths)."""
 
-Fine = Callable[[Tensor], Tensor]
+FineLogits = Callable[[Tensor], Tensor]
 """Coarse tokens, (series, paths) -> logits of their fine tokens, (series * groups, paths of a group, vocabulary)."""
 
 REPLAYED = ("cuda",)
-"""Kinds of devices on which the step from one bar to the next is recorded once and replayed."""
-_KEPT = 4
-"""Batches kept at most, of all networks."""
-_SHARE = 1 / 32
-"""The largest share of a GPU's memory that the keys and values of all kept batches take."""
+"""Types of devices on which the step from one bar to the next is recorded once and replayed."""
 
-_kept: OrderedDict[tuple[Any, ...], tuple[StepGraphs, weakref.ref[PredictorWeights]]] = OrderedDict()
+_CACHED_BATCHES = 4
+"""Largest number of cached batches, of all predictors."""
+_MEMORY_FRACTION = 1 / 32
+"""Largest fraction of a GPU's memory for the keys and values of all cached batches."""
+
+_cache: OrderedDict[tuple[Any, ...], tuple[GraphedBatch, weakref.ref[PredictorWeights]]] = OrderedDict()
 _lock = threading.RLock()
 
 
 class Generation:
-    """One call of `Decoder.generate`, whose arguments it takes; `lengths` and `which` are on the host."""
+    """One call of `Decoder.generate`, with the same arguments; `lengths` and `which` are on the host."""
 
     def __init__(
         self,
-        network: PredictorWeights,
+        weights: PredictorWeights,
         known: Tokens,
         past: Tensor,
         ahead: Tensor,
@@ -61,212 +61,213 @@ class Generation:
         context: int,
         lengths: Tensor | None,
         which: Tensor | None,
-        in_place: bool,
+        true_positions: bool,
     ) -> None:
-        device, (series, bars), horizon = network.device, known[0].shape, ahead.shape[1]
+        device, (series, bars), horizon = weights.device, known[0].shape, ahead.shape[1]
         self._known, self._lengths = (known[0].to(device), known[1].to(device)), SeriesLengths.of(lengths, device)
-        self._paths, self._context, self._in_place = paths, context, in_place
-        self._steps = min(horizon - 1, context - bars)  # of each path that the context has room for
-        self._packed, self._replayed = network, None
-        self._replays = device.type in REPLAYED and self._steps > 1
+        self._paths, self._context, self._true_positions = paths, context, true_positions
+        self._steps = min(horizon - 1, context - bars)  # steps per path that fit into the context
+        self._weights, self._graphed = weights, None
+        self._uses_graphs = device.type in REPLAYED and self._steps > 1
         unequal = self._lengths is not None and self._lengths.shortest < bars
-        self._shape = series, paths, bars, horizon, self._steps, in_place, unequal
-        places = None if which is None else which.tolist()
-        if self._replays and (replayed := take(network, self._shape)) is not None:
-            self._replayed, self._rows = replayed, replayed.network.rows
-            self._rows.choose(places, series)
+        self._shape = series, paths, bars, horizon, self._steps, true_positions, unequal
+        index = None if which is None else which.tolist()
+        if self._uses_graphs and (graphed := _take(weights, self._shape)) is not None:
+            self._graphed, self._batch = graphed, graphed.predictor.weights
+            self._batch.select(index, series)
         else:
-            self._rows = network.rows(places, series)
-        self._past, self._ahead = (self._rows.stamps(part.to(device)) for part in (past, ahead))
+            self._batch = weights.for_batch(index, series)
+        self._past, self._ahead = (self._batch.embed_stamps(part.to(device)) for part in (past, ahead))
 
-    def sample(self, choose: TokenPicker) -> Tokens:
-        """s1 and s2, (series, paths, horizon)."""
+    def sample(self, pick: TokenPicker) -> Tokens:
+        """Generate s1 and s2, (series, paths, horizon)."""
         horizon, bars = self._ahead.shape[1], self._known[0].shape[1]
         drawn: list[Tokens] = []
         for step in range(horizon):
             start = max(0, bars + step - self._context)
             if start or not step:
-                coarse, fine = self._begin(drawn, start)
-            elif self._replayed is not None:
-                coarse, fine = self._replayed.next_coarse(*drawn[-1], step - 1), self._replayed.next_fine
+                coarse, fine = self._prefill(drawn, start)
+            elif self._graphed is not None:
+                coarse, fine = self._graphed.coarse_logits(*drawn[-1], step - 1), self._graphed.fine_logits
             else:
-                at = self._network.span.at(step - 1, 1, self._mask)
-                coarse, fine = self._go_on(drawn[-1:], step - 1, at, at)
-            s1 = choose(self._network.span.ungroup(coarse, self._paths), step, 0)
-            s2 = choose(self._network.span.ungroup(fine(s1), self._paths), step, 1)
+                last = self._predictor.layout.slice_steps(step - 1, 1, self._mask)
+                coarse, fine = self._decode(drawn[-1:], step - 1, last, last)
+            s1 = pick(self._predictor.layout.ungroup(coarse, self._paths), step, 0)
+            s2 = pick(self._predictor.layout.ungroup(fine(s1), self._paths), step, 1)
             drawn.append((s1, s2))
-        if self._replayed is not None:
-            keep(self._packed, self._shape, self._replayed)
+        if self._graphed is not None:
+            _keep(self._weights, self._shape, self._graphed)
         s1, s2 = (torch.stack(level, dim=-1) for level in zip(*drawn, strict=True))
         return s1, s2
 
-    def _begin(self, drawn: list[Tokens], start: int) -> tuple[Tensor, Fine]:
-        """Read all bars from `start` on, those of the paths included; see `_go_on`."""
+    def _prefill(self, drawn: list[Tokens], start: int) -> tuple[Tensor, FineLogits]:
+        """Read all bars from `start` on, drawn bars included; see `_decode` for the result."""
         known = self._known[0][:, start:], self._known[1][:, start:]
         first = max(0, start - self._known[0].shape[1])
         drawn, steps = drawn[first:], len(drawn) if start else self._steps
-        span = CacheLayout.of(known[0].shape[1], self._paths, max(1, steps - first), self._lengths)
-        if self._replayed is not None and not start:
-            self._network = self._replayed.network
-            self._network.begin(span)
-            self._replayed.begin(self._ahead)
+        layout = CacheLayout.of(known[0].shape[1], self._paths, max(1, steps - first), self._lengths)
+        if self._graphed is not None and not start:
+            self._predictor = self._graphed.predictor
+            self._predictor.reset(layout)
+            self._graphed.reset(self._ahead)
         else:
-            self._network = CachedPredictor(self._rows, span, in_place=self._in_place)
-            if self._replays and not start:
-                self._replayed = StepGraphs(self._network, self._ahead)
-        network, dtype, device = self._network, self._packed.dtype, self._packed.device
-        hidden = network.over_context(known, self._past[:, start:])
-        self._mask = span.paths_mask(1, dtype, device)
-        at = span.at(len(drawn) - 1, 1, self._mask)
+            self._predictor = CachedPredictor(self._batch, layout, true_positions=self._true_positions)
+            if self._uses_graphs and not start:
+                self._graphed = GraphedBatch(self._predictor, self._ahead)
+        predictor, dtype, device = self._predictor, self._weights.dtype, self._weights.device
+        hidden = predictor.prefill(known, self._past[:, start:])
+        self._mask = layout.paths_mask(1, dtype, device)
+        last_step = layout.slice_steps(len(drawn) - 1, 1, self._mask)
         if drawn:
-            whole = span.at(0, len(drawn), span.paths_mask(len(drawn), dtype, device))
-            return self._go_on(drawn, first, whole, at)
-        last = span.group(hidden[:, -1:].expand(-1, self._paths, -1))
-        return self._rows.coarse_head(last.float()), lambda s1: network.fine_logits(span.group(s1), last, at)
+            steps_drawn = layout.slice_steps(0, len(drawn), layout.paths_mask(len(drawn), dtype, device))
+            return self._decode(drawn, first, steps_drawn, last_step)
+        last = layout.group(hidden[:, -1:].expand(-1, self._paths, -1))
+        coarse = self._batch.coarse_head(last.float())
+        return coarse, lambda s1: predictor.fine_logits(layout.group(s1), last, last_step)
 
-    def _go_on(self, drawn: Sequence[Tokens], first: int, whole: Steps, at: Steps) -> tuple[Tensor, Fine]:
-        """Read some steps of the paths, `whole`, of which `at` is the last.
+    def _decode(self, drawn: Sequence[Tokens], first: int, steps: Steps, last_step: Steps) -> tuple[Tensor, FineLogits]:
+        """Read some steps of the paths.
 
         Args:
-            drawn: their tokens.
-            first: the number of the first one among the bars to come.
+            drawn: tokens of the steps.
+            first: index of the first step in the horizon.
+            steps: positions, keys and mask of the steps.
+            last_step: the same of the last of them.
 
         Returns:
-            The logits of the next coarse tokens, and the function from these to the logits of their fine tokens.
+            The logits of the next coarse tokens, and the function from coarse tokens to logits of their fine tokens.
         """
-        network, span = self._network, self._network.span
-        s1, s2 = (torch.cat([span.group(one) for one in level], dim=1) for level in zip(*drawn, strict=True))
-        ahead = self._ahead[:, first : first + len(drawn)].repeat_interleave(span.groups, dim=0)
-        last, coarse = network.over_paths(s1, s2, ahead.repeat_interleave(span.paths, dim=1), whole)
-        return coarse, lambda s1: network.fine_logits(span.group(s1), last, at)
+        predictor, layout = self._predictor, self._predictor.layout
+        s1, s2 = (torch.cat([layout.group(step) for step in level], dim=1) for level in zip(*drawn, strict=True))
+        ahead = self._ahead[:, first : first + len(drawn)].repeat_interleave(layout.groups, dim=0)
+        last, coarse = predictor.decode(s1, s2, ahead.repeat_interleave(layout.paths, dim=1), steps)
+        return coarse, lambda s1: predictor.fine_logits(layout.group(s1), last, last_step)
 
 
 class StaticStep:
-    """A step of a network, whose inputs are tensors that stay where they are in memory."""
+    """A decoding step that reads its inputs from fixed memory, as a CUDA graph requires."""
 
-    def __init__(self, network: CachedPredictor, ahead: Tensor) -> None:
-        """`ahead`: embedded stamps of the bars to come, (series, horizon, width)."""
-        span, self._network = network.span, network
-        self._horizon_stamps, device = ahead.clone(), ahead.device
+    def __init__(self, predictor: CachedPredictor, ahead: Tensor) -> None:
+        """Allocate the inputs; `ahead`: embedded stamps of the horizon, (series, horizon, width)."""
+        layout, self._predictor = predictor.layout, predictor
+        self._ahead, device = ahead.clone(), ahead.device
         self._number = torch.zeros(1, dtype=torch.long, device=device)
-        self._tokens = torch.zeros(2, len(ahead) * span.groups, span.paths, dtype=torch.long, device=device)
-        self._paths = torch.arange(span.paths, device=device)
-        self._keys = torch.arange(span.context + span.steps * span.paths, device=device)
-        self._mask = span.paths_mask(1, ahead.dtype, device)
-        self._seen = span.paths_mask(1, ahead.dtype, device)
+        self._tokens = torch.zeros(2, len(ahead) * layout.groups, layout.paths, dtype=torch.long, device=device)
+        self._paths = torch.arange(layout.paths, device=device)
+        self._keys = torch.arange(layout.context + layout.steps * layout.paths, device=device)
+        self._mask = layout.paths_mask(1, ahead.dtype, device)
+        self._step_mask = layout.paths_mask(1, ahead.dtype, device)
 
-    def begin(self, ahead: Tensor) -> None:
-        """Make ready for other series, in the same memory."""
-        self._horizon_stamps.copy_(ahead)
-        self._mask.copy_(self._network.span.paths_mask(1, ahead.dtype, ahead.device))
+    def reset(self, ahead: Tensor) -> None:
+        """Prepare for other series, in the same memory."""
+        self._ahead.copy_(ahead)
+        self._mask.copy_(self._predictor.layout.paths_mask(1, ahead.dtype, ahead.device))
 
-    def to(self, step: int) -> None:
-        """Move on to a step."""
+    def set_step(self, step: int) -> None:
+        """Set the number of the step."""
         self._number.fill_(step)
 
-    def give(self, level: int, tokens: Tensor) -> None:
-        """Tokens of one level, (series, paths)."""
-        self._tokens[level].copy_(self._network.span.group(tokens))
+    def set_tokens(self, level: int, tokens: Tensor) -> None:
+        """Set the tokens of one level (0: s1, 1: s2), (series, paths)."""
+        self._tokens[level].copy_(self._predictor.layout.group(tokens))
 
-    def over_paths(self) -> tuple[Tensor, Tensor]:
-        """What `CachedPredictor.over_paths` gives for the tokens at this step."""
-        span = self._network.span
-        start = span.context + self._number * span.paths
-        self._seen.copy_(self._mask).masked_fill_(self._keys >= start + span.paths, HIDDEN)
-        ahead = self._horizon_stamps.index_select(1, self._number).repeat_interleave(span.groups, dim=0)
-        steps = Steps(span.context + self._number, self._paths + start, self._seen)
-        return self._network.over_paths(self._tokens[0], self._tokens[1], ahead, steps)
+    def decode(self) -> tuple[Tensor, Tensor]:
+        """Return the result of `CachedPredictor.decode` for the tokens of this step."""
+        layout = self._predictor.layout
+        start = layout.context + self._number * layout.paths
+        self._step_mask.copy_(self._mask).masked_fill_(self._keys >= start + layout.paths, MASKED)
+        ahead = self._ahead.index_select(1, self._number).repeat_interleave(layout.groups, dim=0)
+        steps = Steps(layout.context + self._number, self._paths + start, self._step_mask)
+        return self._predictor.decode(self._tokens[0], self._tokens[1], ahead, steps)
 
     def fine_logits(self, last: Tensor) -> Tensor:
-        """What `CachedPredictor.fine_logits` gives for the coarse tokens after this step."""
-        span = self._network.span
-        return self._network.fine_logits(
-            self._tokens[0], last, Steps(span.context + self._number, slice(0), self._seen)
-        )
+        """Return the result of `CachedPredictor.fine_logits` for the coarse tokens after this step."""
+        positions = self._predictor.layout.context + self._number
+        return self._predictor.fine_logits(self._tokens[0], last, Steps(positions, slice(0), self._step_mask))
 
 
-class StepGraphs:
-    """A batch whose steps are replayed on a GPU; elsewhere, and where CUDA refuses graphs, they are called."""
+class GraphedBatch:
+    """A batch that replays its steps as CUDA graphs; on other devices, or if CUDA refuses, it calls the functions."""
 
-    def __init__(self, network: CachedPredictor, ahead: Tensor) -> None:
-        """`ahead`: embedded stamps of the bars to come, (series, horizon, width)."""
-        self.network, self._moving, self._device = network, StaticStep(network, ahead), ahead.device
-        self._recorded: dict[str, Recording[Any] | None] = {}
+    def __init__(self, predictor: CachedPredictor, ahead: Tensor) -> None:
+        """Record nothing yet; `ahead`: embedded stamps of the horizon, (series, horizon, width)."""
+        self.predictor, self._step, self._device = predictor, StaticStep(predictor, ahead), ahead.device
+        self._graphs: dict[str, CudaGraph[Any] | None] = {}
 
-    def begin(self, ahead: Tensor) -> None:
-        """Make ready for other series, in the same memory; the network has begun."""
-        self._moving.begin(ahead)
+    def reset(self, ahead: Tensor) -> None:
+        """Prepare for other series, in the same memory, after `CachedPredictor.reset`."""
+        self._step.reset(ahead)
 
-    def next_coarse(self, s1: Tensor, s2: Tensor, step: int) -> Tensor:
-        """Read a step's tokens, (series, paths) each.
+    def coarse_logits(self, s1: Tensor, s2: Tensor, step: int) -> Tensor:
+        """Read the tokens of a step, (series, paths) each.
 
         Returns:
-            Logits of the next coarse tokens, (series * groups, paths of a group, vocabulary), until the next call.
+            Logits of the next coarse tokens, (series * groups, paths of a group, vocabulary), valid until the next
+            call.
         """
-        moving = self._moving
-        moving.to(step)
-        moving.give(0, s1)
-        moving.give(1, s2)
-        self._last, coarse = self._call("coarse", moving.over_paths)
+        self._step.set_step(step)
+        self._step.set_tokens(0, s1)
+        self._step.set_tokens(1, s2)
+        self._last, coarse = self._call("coarse", self._step.decode)
         return coarse
 
-    def next_fine(self, s1: Tensor) -> Tensor:
-        """Logits of the fine tokens that go with the coarse ones just drawn, until the next call."""
-        moving, last = self._moving, self._last
-        moving.give(0, s1)
-        logits: Tensor = self._call("fine", lambda: moving.fine_logits(last))
+    def fine_logits(self, s1: Tensor) -> Tensor:
+        """Return the logits of the fine tokens of the coarse tokens just drawn, valid until the next call."""
+        step, last = self._step, self._last
+        step.set_tokens(0, s1)
+        logits: Tensor = self._call("fine", lambda: step.fine_logits(last))
         return logits
 
     def _call(self, name: str, function: Callable[[], Any]) -> Any:
         if self._device.type != "cuda":
             return function()
-        if name not in self._recorded:
-            # One pool for both: the logits of one are used up before the other is replayed, and `last`, which the
-            # second reads, was there when the second was recorded.
-            self._recorded[name] = record(function, self._device, share=self._recorded.get("coarse"))
-        recording = self._recorded[name]
-        if recording is None:
+        if name not in self._graphs:
+            # Both graphs share a pool: the logits of one are read before the other is replayed, and `last`, which the
+            # second reads, existed when the second was recorded.
+            self._graphs[name] = record(function, self._device, share=self._graphs.get("coarse"))
+        graph = self._graphs[name]
+        if graph is None:
             return function()
-        recording.replay()
-        return recording.outputs
+        graph.replay()
+        return graph.outputs
 
     @property
     def is_complete(self) -> bool:
-        """Whether CUDA recorded what it was asked to."""
-        return None not in self._recorded.values()
+        """Whether CUDA recorded every function."""
+        return None not in self._graphs.values()
 
 
-def take(network: PredictorWeights, shape: tuple[Any, ...]) -> StepGraphs | None:
-    """Take out the batch of that shape that was kept for a network."""
+def _take(weights: PredictorWeights, shape: tuple[Any, ...]) -> GraphedBatch | None:
+    """Remove the cached batch of that shape from the cache and return it."""
     with _lock:
-        batch, _ = _kept.pop((id(network), *shape), (None, None))
+        batch, _ = _cache.pop((id(weights), *shape), (None, None))
     return batch
 
 
-def keep(network: PredictorWeights, shape: tuple[Any, ...], batch: StepGraphs) -> None:
-    """Keep a batch while the network lives, as one of the latest few."""
+def _keep(weights: PredictorWeights, shape: tuple[Any, ...], batch: GraphedBatch) -> None:
+    """Cache a batch, at most as long as its weights live."""
     if not batch.is_complete:
         return
-    key, device = (id(network), *shape), network.device
+    key, device = (id(weights), *shape), weights.device
     with _lock:
-        _kept[key] = batch, weakref.ref(network, lambda _: _kept.pop(key, None))
-        while len(_kept) > _KEPT or _bytes(device) > _limit(device):
-            _kept.popitem(last=False)
+        _cache[key] = batch, weakref.ref(weights, lambda _: _cache.pop(key, None))
+        while len(_cache) > _CACHED_BATCHES or _bytes(device) > _limit(device):
+            _cache.popitem(last=False)
 
 
-def release() -> bool:
-    """Drop all batches that are kept; whether there were some."""
+def release_graphs() -> bool:
+    """Empty the cache of batches; return whether it held any."""
     with _lock:
-        some = bool(_kept)
-        _kept.clear()
-    return some
+        held = bool(_cache)
+        _cache.clear()
+    return held
 
 
 def _bytes(device: torch.device) -> int:
-    return sum(batch.network.bytes for batch, _ in _kept.values() if batch.network.rows.device == device)
+    return sum(batch.predictor.bytes for batch, _ in _cache.values() if batch.predictor.weights.device == device)
 
 
 def _limit(device: torch.device) -> float:
     if device.type != "cuda":
         return float("inf")
-    return _SHARE * torch.cuda.get_device_properties(device).total_memory
+    return _MEMORY_FRACTION * torch.cuda.get_device_properties(device).total_memory

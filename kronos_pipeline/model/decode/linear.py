@@ -1,18 +1,18 @@
-"""Upstream's linear modules and embeddings as plain matrices, with the LoRA detours of predictors that share them.
+"""Linear layers and embeddings for decoding: packed weights, and the LoRA matrices of several predictors beside them.
 
-Decoding runs no module: it multiplies by the matrices that are read here. One predictor's LoRA matrices are added to
-the weight. Those of several predictors stay beside the one weight that they share, and each row of a batch takes the
-detour of its own predictor, by one pair of batched products:
+Decoding calls no module: it multiplies by matrices that `read_linear` extracts from upstream's modules. The LoRA
+matrices of a single predictor are added to its weight. Those of several predictors stay beside the weight that the
+predictors share, and each row of a batch takes the LoRA delta of its own predictor, by one pair of batched products:
 
     rows of predictor 0   x --+------------- W -------------+--> W x + B0 A0 x
                               +--- A0 --- B0 ---------------+
     rows of predictor 1   x --+------------- W -------------+--> W x + B1 A1 x
                               +--- A1 --- B1 ---------------+
 
-On a CPU, torch's `linear` goes to MKL, which takes a weight as it lies and, on processors of another make, leaves the
-widest vector instructions unused. oneDNN, which torch brings too, has a layout of its own for weights. A product with a
-weight in that layout is 2 to 4 times as fast in float32, and exactly as precise. `torch.compile` calls the same two
-operators; as they are no public ones, they are tried before they are used, and `linear` is there where they fail.
+On a CPU, torch's `linear` calls MKL, which reads a weight in its plain layout and, on processors of other makers,
+leaves the widest vector instructions unused. oneDNN, which torch includes, has its own layout for weights. A product
+with a weight in that layout is 2 to 4 times as fast in float32, and exactly as precise. `torch.compile` calls the same
+two operators; as they are not public, `can_pack` tries them before use, and `linear` replaces them if they fail.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 from kronos_pipeline.errors import ModelError
 from kronos_pipeline.model.modules import eval_mode
 
-_ROWS = 32
-"""BatchWeights that a weight is packed for; it serves any other number as well."""
+_PACKED_ROWS = 32
+"""Number of rows that a weight is packed for; the packed weight works for any other number as well."""
 
 
 @dataclass(frozen=True)
@@ -43,28 +43,28 @@ class LoraDelta:
 
 @dataclass(frozen=True)
 class LinearWeights:
-    """What a linear module does, x -> W x + b, with the detours of the predictors that share W."""
+    """A linear map, x -> W x + b, with the LoRA matrices of the predictors that share W."""
 
     weight: Tensor  # (out, in)
     bias: Tensor | None
-    detours: LoraDelta | None = None
+    lora: LoraDelta | None = None
 
 
-def read(modules: Sequence[Any]) -> LinearWeights:
-    """The matrix of one module of a predictor, or of the same module of several predictors.
+def read_linear(modules: Sequence[Any]) -> LinearWeights:
+    """Read the weights of one module of a predictor, or of the same module of several predictors.
 
     Args:
-        modules: linear modules or embeddings, plain or with LoRA, one of each predictor. An embedding counts as the
-            linear map of a one-hot token, so its weight is (width, tokens).
+        modules: linear modules or embeddings, plain or with LoRA, one per predictor. An embedding counts as the linear
+            map of a one-hot token, so its weight is (width, tokens).
 
     Raises:
         ModelError: the modules of several predictors do not share their weight, or change it by more than plain LoRA.
     """
     if len(modules) == 1:
-        return _merged(modules[0])
+        return _merge(modules[0])
     bases = [_base(module) for module in modules]
     weight = bases[0].weight
-    if not all(_same(base.weight, weight) and _same(_bias(base), _bias(bases[0])) for base in bases[1:]):
+    if not all(_equal(base.weight, weight) and _equal(_bias(base), _bias(bases[0])) for base in bases[1:]):
         raise ModelError("Predictors of different weights cannot be decoded in one batch; give each a decoder.")
     parts = [_low_rank(module) for module in modules]
     if any(part is None for part in parts):
@@ -75,45 +75,45 @@ def read(modules: Sequence[Any]) -> LinearWeights:
     )
 
 
-def join(matrices: Sequence[LinearWeights]) -> LinearWeights:
-    """Several maps of the same input as one, their outputs one after the other."""
+def concatenate(matrices: Sequence[LinearWeights]) -> LinearWeights:
+    """Concatenate the outputs of several maps of the same input into one map."""
     weight = torch.cat([matrix.weight for matrix in matrices])
     bias = None
     if any(matrix.bias is not None for matrix in matrices):
         bias = torch.cat([weight.new_zeros(len(m.weight)) if m.bias is None else m.bias for m in matrices])
-    if all(matrix.detours is None for matrix in matrices):
+    if all(matrix.lora is None for matrix in matrices):
         return LinearWeights(weight, bias)
     return LinearWeights(weight, bias, _concatenate_deltas(matrices))
 
 
-def reorder(matrix: LinearWeights, order: Tensor) -> LinearWeights:
-    """The same map with its outputs in another order."""
+def reorder_outputs(matrix: LinearWeights, order: Tensor) -> LinearWeights:
+    """Permute the outputs of a map."""
     bias = None if matrix.bias is None else matrix.bias[order]
-    detours = matrix.detours and LoraDelta(matrix.detours.down, matrix.detours.up[:, order])
-    return LinearWeights(matrix.weight[order], bias, detours)
+    lora = matrix.lora and LoraDelta(matrix.lora.down, matrix.lora.up[:, order])
+    return LinearWeights(matrix.weight[order], bias, lora)
 
 
 def pad_outputs(matrix: LinearWeights, heads: int, width: int) -> LinearWeights:
-    """The same map with zeros after the outputs of each head, up to a width."""
-    detours = matrix.detours and LoraDelta(matrix.detours.down, _padded(matrix.detours.up, 1, heads, width))
-    bias = None if matrix.bias is None else _padded(matrix.bias, 0, heads, width)
-    return LinearWeights(_padded(matrix.weight, 0, heads, width), bias, detours)
+    """Pad the outputs of each head with zeros, up to a width."""
+    lora = matrix.lora and LoraDelta(matrix.lora.down, _pad(matrix.lora.up, 1, heads, width))
+    bias = None if matrix.bias is None else _pad(matrix.bias, 0, heads, width)
+    return LinearWeights(_pad(matrix.weight, 0, heads, width), bias, lora)
 
 
 def pad_inputs(matrix: LinearWeights, heads: int, width: int) -> LinearWeights:
-    """The same map of inputs that have zeros after those of each head, up to a width."""
-    detours = matrix.detours and LoraDelta(_padded(matrix.detours.down, 2, heads, width), matrix.detours.up)
-    return LinearWeights(_padded(matrix.weight, 1, heads, width), matrix.bias, detours)
+    """Adapt a map to inputs that are padded with zeros after each head, up to a width."""
+    lora = matrix.lora and LoraDelta(_pad(matrix.lora.down, 2, heads, width), matrix.lora.up)
+    return LinearWeights(_pad(matrix.weight, 1, heads, width), matrix.bias, lora)
 
 
 def scale(matrix: LinearWeights, factor: float) -> LinearWeights:
-    """The same map of an input that is multiplied by a factor first."""
-    detours = matrix.detours and LoraDelta(matrix.detours.down * factor, matrix.detours.up)
-    return LinearWeights(matrix.weight * factor, matrix.bias, detours)
+    """Scale the input of a map by a factor."""
+    lora = matrix.lora and LoraDelta(matrix.lora.down * factor, matrix.lora.up)
+    return LinearWeights(matrix.weight * factor, matrix.bias, lora)
 
 
-def _padded(tensor: Tensor, dim: int, heads: int, width: int) -> Tensor:
-    """A dimension (heads * narrower) as (heads * width), with zeros after the entries of each head."""
+def _pad(tensor: Tensor, dim: int, heads: int, width: int) -> Tensor:
+    """Pad a dimension of (heads * narrower) entries to (heads * width), with zeros after the entries of each head."""
     by_head = tensor.unflatten(dim, (heads, -1))
     zeros = by_head.new_zeros(*by_head.shape[: dim + 1], width - by_head.shape[dim + 1], *by_head.shape[dim + 2 :])
     return torch.cat([by_head, zeros], dim=dim + 1).flatten(dim, dim + 1)
@@ -129,15 +129,15 @@ def _bias(base: Any) -> Tensor | None:
     return None if bias is None else bias.detach()
 
 
-def _same(one: Tensor | None, other: Tensor | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    same_memory = one.data_ptr() == other.data_ptr() and one.stride() == other.stride()
-    return one.shape == other.shape and one.dtype == other.dtype and (same_memory or torch.equal(one, other))
+def _equal(first: Tensor | None, second: Tensor | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    same_memory = first.data_ptr() == second.data_ptr() and first.stride() == second.stride()
+    return first.shape == second.shape and first.dtype == second.dtype and (same_memory or torch.equal(first, second))
 
 
-def _merged(module: Any) -> LinearWeights:
-    """One module's own matrix; what PEFT put around it is added to its weight."""
+def _merge(module: Any) -> LinearWeights:
+    """Read the weights of one module, with the LoRA matrices that PEFT put around it added."""
     base = _base(module)
     embedding = isinstance(base, nn.Embedding)
     if base.weight.ndim != 2 or not base.weight.is_floating_point():
@@ -146,15 +146,15 @@ def _merged(module: Any) -> LinearWeights:
     if module is not base:
         part = _low_rank(module)
         if part is None:
-            return _measured(module, base)
+            return _measure(module, base)
         down, up = part
         change = (up @ down).to(weight.dtype)
         weight = weight + (change.mT if embedding else change)
     return LinearWeights(weight.mT if embedding else weight, bias)
 
 
-def _measured(module: Any, base: Any) -> LinearWeights:
-    """The matrix of any module that is linear in what it does, by asking it for every unit vector."""
+def _measure(module: Any, base: Any) -> LinearWeights:
+    """Measure the weights of any module that computes a linear map, by calling it on every unit vector."""
     with torch.no_grad(), eval_mode(module):
         if isinstance(base, nn.Embedding):
             tokens = torch.arange(base.num_embeddings, device=base.weight.device)
@@ -165,18 +165,18 @@ def _measured(module: Any, base: Any) -> LinearWeights:
 
 
 def _low_rank(module: Any) -> tuple[Tensor, Tensor] | None:
-    """The detour of one module as (rank, in) and (out, rank), of rank 0 if it has none; None if it is no plain LoRA."""
+    """Read the LoRA matrices of one module, (rank, in) and (out, rank); rank 0 without LoRA, None if not plain LoRA."""
     base = _base(module)
     wide, tall = base.weight.shape[::-1]
     if isinstance(base, nn.Embedding):
         wide, tall = tall, wide
-    none = base.weight.new_zeros(0, wide), base.weight.new_zeros(tall, 0)
+    empty = base.weight.new_zeros(0, wide), base.weight.new_zeros(tall, 0)
     if module is base or getattr(module, "merged", False) or getattr(module, "disable_adapters", False):
-        return none
+        return empty
     names = getattr(module, "active_adapters", None)
     if names is None or not hasattr(module, "lora_A"):
         return None
-    downs, ups = [none[0]], [none[1]]
+    downs, ups = [empty[0]], [empty[1]]
     for name in names:
         if name in module.lora_A:
             pair = module.lora_A[name], module.lora_B[name]
@@ -195,49 +195,49 @@ def _low_rank(module: Any) -> tuple[Tensor, Tensor] | None:
 
 
 def _stack(parts: Sequence[tuple[Tensor, Tensor]], weight: Tensor) -> LoraDelta | None:
-    """LoraDelta of unequal rank as one tensor; what a lower rank lacks is zero."""
+    """Stack LoRA matrices of unequal rank; lower ranks are padded with zeros."""
     rank = max(len(down) for down, _ in parts)
     if rank == 0:
         return None
     down = weight.new_zeros(len(parts), rank, weight.shape[1])
     up = weight.new_zeros(len(parts), len(weight), rank)
-    for place, (one_down, one_up) in enumerate(parts):
-        down[place, : len(one_down)] = one_down
-        up[place, :, : one_up.shape[1]] = one_up
+    for place, (lora_a, lora_b) in enumerate(parts):
+        down[place, : len(lora_a)] = lora_a
+        up[place, :, : lora_b.shape[1]] = lora_b
     return LoraDelta(down, up)
 
 
 def _concatenate_deltas(matrices: Sequence[LinearWeights]) -> LoraDelta:
-    """One detour into the joint output; each map's own fills its rows, so `up` is a block-diagonal matrix."""
-    known = next(matrix.detours for matrix in matrices if matrix.detours is not None)
-    downs = [matrix.detours.down for matrix in matrices if matrix.detours is not None]
+    """Combine the LoRA matrices of maps whose outputs are concatenated; `up` is a block-diagonal matrix."""
+    known = next(matrix.lora for matrix in matrices if matrix.lora is not None)
+    downs = [matrix.lora.down for matrix in matrices if matrix.lora is not None]
     up = known.up.new_zeros(len(known.up), sum(len(m.weight) for m in matrices), sum(down.shape[1] for down in downs))
     row = column = 0
     for matrix in matrices:
-        if matrix.detours is not None:
-            own = matrix.detours.up
-            up[:, row : row + own.shape[1], column : column + own.shape[2]] = own
-            column += own.shape[2]
+        if matrix.lora is not None:
+            block = matrix.lora.up
+            up[:, row : row + block.shape[1], column : column + block.shape[2]] = block
+            column += block.shape[2]
         row += len(matrix.weight)
     return LoraDelta(torch.cat(downs, dim=1), up)
 
 
 class PackedLinear:
-    """A matrix made ready to multiply rows, in its own precision."""
+    """A linear map in a given precision, packed where the CPU allows it."""
 
     def __init__(self, matrix: LinearWeights, dtype: torch.dtype) -> None:
         weight = matrix.weight.to(dtype)
         self._bias = None if matrix.bias is None else matrix.bias.to(dtype).contiguous()
-        self._dtype, self._detours = dtype, matrix.detours
+        self._dtype, self._lora = dtype, matrix.lora
         self._packed = weight.device.type == "cpu" and can_pack(dtype)
         self._weight = _pack(weight) if self._packed else weight.contiguous()
 
-    def chosen(self, which: Tensor | None) -> MultiLoraLinear:
-        """For a batch whose series take the detours of the predictors `which`, (series,)."""
-        return MultiLoraLinear(self, _Choice(self._detours, which, self._dtype))
+    def for_batch(self, which: Tensor | None) -> MultiLoraLinear:
+        """Bind the map to a batch: series i uses the LoRA matrices of predictor `which[i]`, (series,)."""
+        return MultiLoraLinear(self, _SelectedLora(self._lora, which, self._dtype))
 
     def __call__(self, rows: Tensor, add: Tensor | None = None) -> Tensor:
-        """(..., in) -> (..., out), added to what is given, (..., out)."""
+        """Map (..., in) to (..., out), and add `add`, (..., out)."""
         if not self._packed:
             result = F.linear(rows, self._weight, self._bias)
             return result if add is None else result + add
@@ -245,61 +245,80 @@ class PackedLinear:
 
 
 class MultiLoraLinear:
-    """A product in which every series of the batch takes its own detour."""
+    """A linear map in which every series of the batch uses the LoRA matrices of its own predictor."""
 
-    def __init__(self, product: PackedLinear, choice: _Choice) -> None:
-        self._product, self._choice, self.choose = product, choice, choice.choose
+    def __init__(self, linear: PackedLinear, selected: _SelectedLora) -> None:
+        self._linear, self._selected, self.select = linear, selected, selected.select
 
     def __call__(self, rows: Tensor, add: Tensor | None = None) -> Tensor:
-        """(series or series * groups, tokens, in) -> (the same, out), added to what is given."""
-        result, detours = self._product(rows, add), self._choice.detours
-        return result if detours is None else _detour(result, rows, detours)
+        """Map (series or series * groups, tokens, in) to (the same, out), and add `add`."""
+        result, lora = self._linear(rows, add), self._selected.lora
+        return result if lora is None else _add_lora(result, rows, lora)
 
 
 class PackedEmbedding:
-    """An embedding, in its own precision."""
+    """An embedding in a given precision."""
 
     def __init__(self, matrix: LinearWeights, dtype: torch.dtype) -> None:
-        self._rows, self._detours = matrix.weight.mT.to(dtype).contiguous(), matrix.detours
+        self._rows, self._lora = matrix.weight.mT.to(dtype).contiguous(), matrix.lora
 
-    def chosen(self, which: Tensor | None) -> MultiLoraEmbedding:
-        """For a batch whose series take the detours of the predictors `which`, (series,)."""
-        return MultiLoraEmbedding(self._rows, _Choice(self._detours, which, self._rows.dtype))
+    def for_batch(self, which: Tensor | None) -> MultiLoraEmbedding:
+        """Bind the embedding to a batch: series i uses the LoRA matrices of predictor `which[i]`, (series,)."""
+        return MultiLoraEmbedding(self._rows, _SelectedLora(self._lora, which, self._rows.dtype))
 
 
 class MultiLoraEmbedding:
-    """An embedding in which every series of the batch takes its own detour."""
+    """An embedding in which every series of the batch uses the LoRA matrices of its own predictor."""
 
-    def __init__(self, rows: Tensor, choice: _Choice) -> None:
-        self._rows, self._choice, self.choose = rows, choice, choice.choose
+    def __init__(self, rows: Tensor, selected: _SelectedLora) -> None:
+        self._rows, self._selected, self.select = rows, selected, selected.select
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """(series or series * groups, tokens) -> (the same, width)."""
+        """Map (series or series * groups, tokens) to (the same, width)."""
         result = F.embedding(tokens, self._rows)
-        if self._choice.detours is None:
+        if self._selected.lora is None:
             return result
-        down, up = self._choice.detours.down, self._choice.detours.up
-        of_series = tokens.reshape(len(down), -1, 1).expand(-1, -1, down.shape[-1])
-        return torch.baddbmm(result.view(len(down), -1, up.shape[-1]), down.gather(1, of_series), up).view_as(result)
+        down, up = self._selected.lora.down, self._selected.lora.up
+        by_series = tokens.reshape(len(down), -1, 1).expand(-1, -1, down.shape[-1])
+        return torch.baddbmm(result.view(len(down), -1, up.shape[-1]), down.gather(1, by_series), up).view_as(result)
+
+
+class _SelectedLora:
+    """The LoRA matrices of each series of a batch, both transposed: (series, in, rank) and (series, rank, out)."""
+
+    def __init__(self, lora: LoraDelta | None, which: Tensor | None, dtype: torch.dtype) -> None:
+        self._all, self._dtype = lora, dtype
+        self.lora = None if which is None else self._gather(which)
+
+    def select(self, which: Tensor) -> None:
+        """Switch to other predictors, for the same number of series, in the same memory."""
+        if self.lora is not None and (other := self._gather(which)) is not None:
+            self.lora.down.copy_(other.down)
+            self.lora.up.copy_(other.up)
+
+    def _gather(self, which: Tensor) -> LoraDelta | None:
+        if self._all is None:
+            return None
+        return LoraDelta(self._all.down[which].mT.to(self._dtype), self._all.up[which].mT.to(self._dtype))
 
 
 @cache
 def can_pack(dtype: torch.dtype) -> bool:
-    """Whether oneDNN's packed products are there on this CPU, and right."""
-    drawn = torch.Generator().manual_seed(0)
-    rows, weight, bias, add = (torch.randn(size, generator=drawn) for size in ((3, 32), (48, 32), (48,), (3, 48)))
-    given = [part.to(dtype) for part in (rows, weight, bias, add)]
+    """Return whether oneDNN's packed products are available on this CPU, and correct."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = (torch.randn(size, generator=generator).to(dtype) for size in ((3, 32), (48, 32), (48,), (3, 48)))
+    rows, weight, bias, add = inputs
     try:
         with torch.inference_mode():
-            result = _multiply(given[0], _pack(given[1]), given[2], given[3])
+            result = _multiply(rows, _pack(weight), bias, add)
     except (AttributeError, RuntimeError, NotImplementedError):
         return False
-    expected = F.linear(*(part.double() for part in given[:3])) + given[3].double()
+    expected = F.linear(rows.double(), weight.double(), bias.double()) + add.double()
     return torch.allclose(result.double(), expected, atol=64 * torch.finfo(dtype).eps)
 
 
 def _pack(weight: Tensor) -> Tensor:
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS)
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _PACKED_ROWS)
     return packed
 
 
@@ -312,27 +331,8 @@ def _multiply(rows: Tensor, packed: Tensor, bias: Tensor | None, add: Tensor | N
     return result
 
 
-def _detour(result: Tensor, rows: Tensor, detours: LoraDelta) -> Tensor:
-    """A result with what each series' detour adds; the groups of a series lie one after the other."""
-    series, out = len(detours.down), result.shape[-1]
-    low = torch.bmm(rows.reshape(series, -1, rows.shape[-1]), detours.down)
-    return torch.baddbmm(result.reshape(series, -1, out), low, detours.up).view_as(result)
-
-
-class _Choice:
-    """The detours of each series, both transposed: (series, in, rank) and (series, rank, out)."""
-
-    def __init__(self, detours: LoraDelta | None, which: Tensor | None, dtype: torch.dtype) -> None:
-        self._all, self._dtype = detours, dtype
-        self.detours = None if which is None else self._of(which)
-
-    def choose(self, which: Tensor) -> None:
-        """Take the detours of other predictors, for as many series, in the same memory."""
-        if self.detours is not None and (other := self._of(which)) is not None:
-            self.detours.down.copy_(other.down)
-            self.detours.up.copy_(other.up)
-
-    def _of(self, which: Tensor) -> LoraDelta | None:
-        if self._all is None:
-            return None
-        return LoraDelta(self._all.down[which].mT.to(self._dtype), self._all.up[which].mT.to(self._dtype))
+def _add_lora(result: Tensor, rows: Tensor, lora: LoraDelta) -> Tensor:
+    """Add the LoRA delta of each series to a result; the groups of a series are consecutive."""
+    series, out = len(lora.down), result.shape[-1]
+    low_rank = torch.bmm(rows.reshape(series, -1, rows.shape[-1]), lora.down)
+    return torch.baddbmm(result.reshape(series, -1, out), low_rank, lora.up).view_as(result)

@@ -1,4 +1,4 @@
-"""Work in parts that fit into the memory: halved beforehand by an estimate, and again where the device runs out."""
+"""Run work in parts that fit into the memory: halved by an estimate beforehand, and again if the device runs out."""
 
 from __future__ import annotations
 
@@ -22,68 +22,68 @@ from kronos_pipeline.model.devices import (
 from kronos_pipeline.model.modules import move
 
 Part = tuple[list[int], range]
-"""Some series, and of each some paths."""
+"""Series, by index, and the paths of each."""
 
-_ON_CPU = 2**30
+_CPU_BUDGET = 2**30
 _LEAST = 2**26
-"""Bytes that are tried whatever seems to be free: with little more than nothing, all would be sampled path by path."""
-_SHARE = 0.5
+"""Smallest budget in bytes: with a budget near 0, all work would be sampled path by path."""
+_FREE_FRACTION = 0.5
 
 T = TypeVar("T")
 
 
 def memory_budget(device: torch.device) -> int:
-    """Bytes that a part may take, about: half of what a GPU has free; 1 GB on a CPU, where more is no faster."""
+    """Return the bytes that a part may take: half of a GPU's free memory; 1 GB on a CPU, where more is not faster."""
     if device.type != "cuda":
-        return _ON_CPU
-    return max(_LEAST, int(_SHARE * free_memory(device)))
+        return _CPU_BUDGET
+    return max(_LEAST, int(_FREE_FRACTION * free_memory(device)))
 
 
 def retry_after_release(function: Callable[[], T], device: torch.device) -> T:
-    """What a function gives, called once more without what is kept of earlier calls where memory runs out."""
+    """Call a function; if memory runs out, release the cached graphs and weights of earlier calls and call it again."""
     try:
         return function()
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-    # The error is gone here, and with it what its traceback held of the device's memory.
+    # Outside of the except block: the traceback holds tensors on the device.
     release_graphs(device)
     release_weights(device)
     return function()
 
 
 class DeviceMover:
-    """Moves modules to a device, and keeps shared what they share.
+    """Moves modules to a device; tensors that modules share stay shared.
 
-    Adapters that were made on one base share its memory; each moved by itself would have a copy of it, and could not be
-    decoded together with the others.
+    Adapters on one base share its memory. If each were moved alone, each would have a copy of the base, and could not
+    be decoded together with the others.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        # With the tensors that were moved, as memory that is freed could become another's.
+        # Holds the original tensors too, as freed memory could be reused at the same address.
         self._moved: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
 
-    def __call__(self, module: nn.Module, what: str) -> nn.Module:
-        """The module, moved; where the device has no memory left, it stays where it was.
+    def __call__(self, module: nn.Module, name: str) -> nn.Module:
+        """Move a module in place and return it; if the device has no memory left, the module stays on its device.
 
         Args:
-            module: what to move.
-            what: its name, as the subject of a sentence.
+            module: the module to move.
+            name: name of the module, as the subject of a sentence.
 
         Raises:
             ModelError: the device has no memory left.
         """
-        before = {parameter.device for parameter in module.parameters()}
+        devices = {parameter.device for parameter in module.parameters()}
         try:
-            with explain_out_of_memory(what, self._device, FREE_MEMORY):
+            with explain_out_of_memory(name, self._device, FREE_MEMORY):
                 retry_after_release(lambda: module._apply(self._tensor), self._device)
         except ModelError:
             self._moved.clear()
-            if len(before) == 1:
-                move(module, before.pop())
+            if len(devices) == 1:
+                move(module, devices.pop())
             raise
-        return move(module, self._device)  # nothing is left to be moved but the caches of positions
+        return move(module, self._device)  # only the caches of positions are left to move
 
     def _tensor(self, tensor: Tensor) -> Tensor:
         key = tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
@@ -93,32 +93,32 @@ class DeviceMover:
 
 
 def release_graphs(device: torch.device) -> bool:
-    """Drop the graphs of decoding that are kept for the next batch of the same shape; whether there were some."""
-    return _emptied(device, generate.release())
+    """Drop the cached graphs of decoding; return whether there were any."""
+    return _empty_cuda_cache(device, generate.release_graphs())
 
 
 def release_weights(device: torch.device) -> bool:
-    """Drop the packed weights that are kept for the next call; whether there were some."""
-    return _emptied(device, weight_cache.release())
+    """Drop the cached packed weights; return whether there were any."""
+    return _empty_cuda_cache(device, weight_cache.release_weights())
 
 
-def _emptied(device: torch.device, released: bool) -> bool:
+def _empty_cuda_cache(device: torch.device, released: bool) -> bool:
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return released
 
 
-_turns: dict[int, threading.RLock] = {}
+_locks: dict[int, threading.RLock] = {}
 
 
 @contextmanager
 def one_thread_per_gpu(device: torch.device) -> Iterator[None]:
-    """Let one thread at a time sample on a GPU: each sizes its parts by the memory that is free."""
+    """Let one thread at a time sample on a GPU: each sizes its parts by the free memory."""
     if device.type != "cuda":
         yield
         return
     index = torch.cuda.current_device() if device.index is None else device.index
-    with _turns.setdefault(index, threading.RLock()):
+    with _locks.setdefault(index, threading.RLock()):
         yield
 
 
@@ -128,22 +128,22 @@ def run_in_oom_safe_parts(
     """Run work as a whole, or in parts in order: halves of the series, then halves of the paths.
 
     Args:
-        whole: what is to be done.
-        run: does a part; where the device runs out of memory it is called again: without the graphs that are kept, if
-            there are some, else for each half.
-        size: what a part takes of the memory, about.
+        whole: all of the work.
+        run: does one part. If the device runs out of memory, it is called again: after cached graphs are released, if
+            there are any, else for each half.
+        size: estimates the bytes of a part.
         limit: the size of the largest part to try.
-        device: where it is done.
+        device: the device of the work.
 
     Raises:
-        ModelError: there is not enough memory for one path of one series.
+        ModelError: one path of one series needs more memory than the device has free.
     """
-    waiting, without_graphs, without_weights = [whole], False, False
-    while waiting:
-        part = waiting.pop()
-        smaller = _halves(part)
-        if smaller and size(part) > limit:
-            waiting += reversed(smaller)
+    pending, without_graphs, without_weights = [whole], False, False
+    while pending:
+        part = pending.pop()
+        halves = _halves(part)
+        if halves and size(part) > limit:
+            pending += reversed(halves)
             continue
         try:
             run(part)
@@ -151,23 +151,23 @@ def run_in_oom_safe_parts(
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-        # The error is gone here, and with it what its traceback held of the device's memory.
+        # Outside of the except block: the traceback holds tensors on the device.
         if release_graphs(device) and not without_graphs:
-            without_graphs = True  # once: each try may keep some again
-            waiting.append(part)
-        elif smaller:
-            limit = max(map(size, smaller))
-            waiting += reversed(smaller)
+            without_graphs = True  # once only, as each try may cache graphs again
+            pending.append(part)
+        elif halves:
+            limit = max(map(size, halves))
+            pending += reversed(halves)
         elif not without_weights:
             without_weights = True
             release_weights(device)
-            waiting.append(part)
+            pending.append(part)
         else:
             raise shortage("Sampling one path of one series", device, FREE_MEMORY)
 
 
 def _halves(part: Part) -> list[Part]:
-    """None where a part cannot be divided."""
+    """Halve the series of a part, or the paths of a single series; an empty list if a part cannot be divided."""
     rows, paths = part
     if (half := len(rows) // 2) > 0:
         return [(rows[:half], paths), (rows[half:], paths)]

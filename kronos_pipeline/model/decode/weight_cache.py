@@ -1,6 +1,7 @@
-"""What was made from a model's weights, kept for the next call as long as the model lives and its weights stay.
+"""Cache of packed weights, keyed by model and weight checksum.
 
-Packing the weights of a predictor takes as long as sampling some bars with it.
+Packing the weights of a predictor takes as long as sampling some bars with it. An entry is dropped when its model is
+freed or its weights change.
 """
 
 from __future__ import annotations
@@ -16,55 +17,55 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-Made = TypeVar("Made")
+T = TypeVar("T")
 
-_KEPT = 4
-"""What is kept at most; a predictor's packed weights take as much memory as the predictor."""
+_CAPACITY = 4
+"""Largest number of entries; packed weights take as much memory as the predictor."""
 
 _ROW = 2**10
-_AT_ONCE = 2**24
-"""Numbers of weights that are copied side by side to be summed."""
+_CHECKSUM_CHUNK = 2**24
+"""Largest number of weights that are copied side by side for one checksum."""
 
-_kept: OrderedDict[tuple[Any, ...], tuple[Any, Any, list[Any]]] = OrderedDict()
+_cache: OrderedDict[tuple[Any, ...], tuple[Any, Any, list[Any]]] = OrderedDict()
 _lock = threading.Lock()
 
 
-def cached_weights(make: Callable[..., Made], modules: Sequence[Any], *settings: Any) -> Made:
-    """What `make(modules, *settings)` gives, or gave last time if nothing has changed in the modules since.
+def cached_weights(make: Callable[..., T], modules: Sequence[Any], *settings: Any) -> T:
+    """Return `make(modules, *settings)`, cached as long as the modules do not change.
 
-    It may hold parts of the modules, not the modules themselves, or they would live as long as it is kept.
+    The result may hold tensors or submodules of the modules, but not the modules: the cache would keep them alive.
     """
     key = make, *map(id, modules), *settings
-    now = weights_state(modules)
+    state = weights_state(modules)
     with _lock:
-        if key in _kept and _kept[key][0] == now:
-            _kept.move_to_end(key)
-            found: Made = _kept[key][1]
-            return found
+        if key in _cache and _cache[key][0] == state:
+            _cache.move_to_end(key)
+            cached: T = _cache[key][1]
+            return cached
     made = make(modules, *settings)
-    watches = [weakref.ref(module, lambda _: _kept.pop(key, None)) for module in modules]
+    references = [weakref.ref(module, lambda _: _cache.pop(key, None)) for module in modules]
     with _lock:
-        _kept[key] = now, made, watches
-        _kept.move_to_end(key)
-        while len(_kept) > _KEPT:
-            _kept.popitem(last=False)
+        _cache[key] = state, made, references
+        _cache.move_to_end(key)
+        while len(_cache) > _CAPACITY:
+            _cache.popitem(last=False)
     return made
 
 
-def release() -> bool:
-    """Drop all that is kept; whether there was something."""
+def release_weights() -> bool:
+    """Empty the cache; return whether it held any weights."""
     with _lock:
-        some = bool(_kept)
-        _kept.clear()
-    return some
+        held = bool(_cache)
+        _cache.clear()
+    return held
 
 
 def weights_state(modules: Sequence[Any]) -> tuple[Any, ...]:
-    """What tells whether some modules' weights, or PEFT's switches in them, have changed.
+    """Return a value that changes if the weights of the modules, or PEFT's switches in them, change.
 
-    A tensor's version counts the changes in place but for those through `.data`, which PEFT's merging makes: so sums of
-    the weights, each weighed by its place, take part as well. They cost a reading of the weights, as one sampled bar
-    does. Memory that several modules share is read once.
+    The version of a tensor counts changes in place, except those through `.data`, which PEFT's merging makes. So
+    checksums of the weights, sums weighted by position, are part of the state. They cost one read of the weights, as
+    one sampled bar does. Memory that several modules share is read once.
     """
     tensors = {id(tensor): tensor for module in modules for tensor in [*module.parameters(), *module.buffers()]}
     memory = {(tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype): tensor for tensor in tensors.values()}
@@ -79,7 +80,7 @@ def weights_state(modules: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def _weighted_sums(tensors: Sequence[Tensor]) -> bytes:
-    """Sums of `_ROW` numbers each, weighed by their place; few kernels, and one copy to the host."""
+    """Sum `_ROW` weights each, weighted by position, with few kernels and one copy to the host."""
     with torch.no_grad():
         sums = []
         for group in _groups(tensors):
@@ -92,14 +93,14 @@ def _weighted_sums(tensors: Sequence[Tensor]) -> bytes:
 
 
 def _groups(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Tensors of one precision and device, up to `_AT_ONCE` numbers together on a GPU; on a CPU each alone."""
+    """Group tensors of one precision and device: up to `_CHECKSUM_CHUNK` numbers on a GPU, one tensor on a CPU."""
     groups: list[list[Tensor]] = []
     size: dict[Any, int] = {}
     last: dict[Any, list[Tensor]] = {}
     for tensor in tensors:
         kind = tensor.dtype, tensor.device
         size[kind] = size.get(kind, 0) + tensor.numel()
-        if kind not in last or size[kind] > (_AT_ONCE if tensor.is_cuda else 0):
+        if kind not in last or size[kind] > (_CHECKSUM_CHUNK if tensor.is_cuda else 0):
             last[kind], size[kind] = [], tensor.numel()
             groups.append(last[kind])
         last[kind].append(tensor)
@@ -113,5 +114,5 @@ def _ramp(device: torch.device) -> Tensor:
 
 
 def _version(tensor: Tensor) -> int:
-    """How often a tensor was changed in place; inference tensors do not count."""
+    """Return how often a tensor was changed in place; -1 for inference tensors, which have no counter."""
     return -1 if tensor.is_inference() else tensor._version

@@ -182,7 +182,9 @@ class _Batch:
         def size(part: Part) -> int:
             members, some = part
             lengths = {len(self._series[member].bars) for member in members}
-            return self._decoder.bytes(len(members), len(some), max(lengths), horizon, unequal=len(lengths) > 1)
+            return self._decoder.estimate_bytes(
+                len(members), len(some), max(lengths), horizon, unequal=len(lengths) > 1
+            )
 
         whole = np.flatnonzero(self._place >= 0).tolist(), range(paths)
         run_in_oom_safe_parts(whole, run, size, memory_budget(self._decoder.device), self._decoder.device)
