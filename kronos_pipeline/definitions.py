@@ -6,8 +6,7 @@ raw_bars[T] -> windows[T] -+-> adapter[T] --+-> holdout_metrics[T] -+-> champion
                            |                                        |
                            +-> backtest[T] -------------------------+-> leaderboard
 
-What `champion[T]` decides on is the backtest too, and where a ticker has no champion of its own, `checkpoint_champion`
-serves its forecasts.
+`champion[T]` reads the backtest too. If a ticker has no champion of its own, `checkpoint_champion` forecasts it.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ import dagster as dg
 
 from kronos_pipeline.cli.command import tune_garbage_collection
 from kronos_pipeline.code_version import layers_version
-from kronos_pipeline.orchestration.assets.adapter_by_ticker import adapter_doors
+from kronos_pipeline.orchestration.assets.adapter_by_ticker import adapters_by_ticker
 from kronos_pipeline.orchestration.assets.data import raw_bars, windows
 from kronos_pipeline.orchestration.assets.evaluation import backtest, holdout_metrics, leaderboard
 from kronos_pipeline.orchestration.assets.monitoring import drift, forecast
 from kronos_pipeline.orchestration.assets.promotion import champion, checkpoint_champion
 from kronos_pipeline.orchestration.assets.training import adapter, checkpoint
-from kronos_pipeline.orchestration.automation.csv_sensor import make_sensor
+from kronos_pipeline.orchestration.automation.csv_sensor import make_csv_sensor
 from kronos_pipeline.orchestration.automation.drift_sensor import make_drift_sensor
 from kronos_pipeline.orchestration.automation.jobs import AutomationSettings, make_jobs, make_schedules
 from kronos_pipeline.orchestration.automation.killed_runs import make_killed_runs_sensor
@@ -47,22 +46,20 @@ from kronos_pipeline.orchestration.resources import PipelineSettings, Tracking
 OWNERS = ["team:forecasting"]
 PER_TICKER = ("raw_bars", "windows", "adapter", "holdout_metrics", "backtest", "champion", "forecast", "drift")
 GPU = "gpu"
-"""The pool of assets that use a GPU; by the instance's settings, `KRONOS_GPUS` runs of it go on at a time."""
+"""The pool of assets that use a GPU; the instance's settings allow `KRONOS_GPUS` runs of it at a time."""
 RETRY = dg.RetryPolicy(max_retries=2, delay=10, backoff=dg.Backoff.EXPONENTIAL)
-"""For what may pass: a store that is away, a full GPU. Bad input is a failure that is not retried."""
+"""For transient errors: an unreachable store, a full GPU. Bad input is a failure without retries."""
 
 
 def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Definitions:
-    """The code location for the tickers that `settings.data_dir` holds now."""
+    """Return the code location for the tickers of `settings.data_dir`."""
     tickers = find_tickers(settings.data_folder)
     partitions = ticker_partitions(tickers)
     over_all: dict[str, Any] = {"backfill_policy": dg.BackfillPolicy.single_run(), "owners": OWNERS}
     per_ticker = {"partitions_def": partitions, **over_all}
     data, model = layers_version("data"), layers_version("model", "training")
-    evaluation, tracking = (
-        layers_version("model", "evaluation"),
-        layers_version("model", "evaluation", "tracking", "promotion"),
-    )
+    evaluation = layers_version("model", "evaluation")
+    promotion = layers_version("model", "evaluation", "tracking", "promotion")
     training: dict[str, Any] = {
         "group_name": "training",
         "kinds": {"pytorch", "huggingface"},
@@ -70,7 +67,7 @@ def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Defi
         "retry_policy": RETRY,
     }
     scoring: dict[str, Any] = {"group_name": "evaluation", "retry_policy": RETRY, "code_version": evaluation}
-    serving: dict[str, Any] = {"group_name": "serving", "retry_policy": RETRY, "code_version": tracking, "pool": GPU}
+    serving: dict[str, Any] = {"group_name": "serving", "retry_policy": RETRY, "code_version": promotion, "pool": GPU}
     assets = [
         dg.asset(
             **per_ticker,
@@ -89,7 +86,7 @@ def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Defi
         dg.asset(**over_all, **serving, kinds={"mlflow"}, deps=["checkpoint", "holdout_metrics"])(checkpoint_champion),
         dg.asset(**per_ticker, **serving, kinds={"pytorch"}, deps=["champion", "checkpoint_champion"])(forecast),
         dg.asset(**per_ticker, **serving, kinds={"pytorch"}, deps=["champion", "checkpoint_champion"])(drift),
-        *adapter_doors(tickers, group_name="doors", owners=OWNERS, kinds={"dagster"}),
+        *adapters_by_ticker(tickers, group_name="doors", owners=OWNERS, kinds={"dagster"}),
     ]
     checks = [
         *(complete_check(asset, partitions) for asset in PER_TICKER),
@@ -108,7 +105,7 @@ def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Defi
         jobs=jobs,
         schedules=make_schedules(tickers, automation),
         sensors=[
-            make_sensor(settings.data_folder, tickers, jobs, automation),
+            make_csv_sensor(settings.data_folder, tickers, jobs, automation),
             make_drift_sensor(tickers, jobs, automation),
             make_killed_runs_sensor(),
         ],
@@ -121,9 +118,9 @@ def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Defi
     )
 
 
-tune_garbage_collection()  # a thousand tickers are sixty thousand objects beside Dagster's own, and all of them stay
+tune_garbage_collection()  # a thousand tickers are sixty thousand objects that live as long as the process
 with warnings.catch_warnings():
-    # Backfill policies and the partitions of checks are Dagster's to change; constraints.txt pins its version.
+    # Backfill policies and partitioned checks are not stable in Dagster yet; constraints.txt pins its version.
     warnings.simplefilter("ignore", dg.BetaWarning)
     warnings.simplefilter("ignore", dg.PreviewWarning)
     defs = build(PipelineSettings.from_environment(), AutomationSettings.from_environment())

@@ -1,1 +1,1 @@
-"""The pipeline in Dagster: assets, checks, jobs, schedules and a sensor around the functions of the layers below."""
+"""The pipeline in Dagster: assets, checks, jobs, schedules and sensors that call the functions of lower layers."""

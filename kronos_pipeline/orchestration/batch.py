@@ -1,10 +1,10 @@
-"""One step over one ticker or many: the good ones are stored, recorded and passed on, and the bad ones fail by name.
+"""Batches of tickers in one step: good tickers are stored, recorded and passed on; bad tickers fail by name.
 
-Dagster records a materialisation of every partition in a run's range as soon as a step gives its output, and it skips
-all that is downstream of a step that fails. So a bad ticker among good ones would either count as made, or keep the
-good ones from being trained. Here the step gives its output without that record, writes a materialisation for each good
-ticker and an observation with the problems for each bad one, and goes on; the asset's `complete` check then fails the
-run, naming them. A step with no good ticker, or without that check in its run, fails itself.
+Dagster records a materialisation of every partition in a run's range when a step yields its output, and it skips all
+steps downstream of a failed step. So one bad ticker would either be recorded as materialised, or keep the good tickers
+from being trained. Here the step yields its output without that record, adds a materialisation for each good ticker and
+an observation with the problems for each bad ticker, and succeeds; the asset's `complete` check then fails the run and
+names the bad tickers. A step without any good ticker, or in a run without that check, fails itself.
 """
 
 from __future__ import annotations
@@ -17,57 +17,57 @@ import dagster as dg
 from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION
 
 from kronos_pipeline.errors import ArtifactError, DataError, KronosError
-from kronos_pipeline.orchestration.failures import describe, make_failure, problem_table, read_problem_table
+from kronos_pipeline.orchestration.failures import failure_message, make_failure, problem_table, read_problem_table
 
 COMPLETE = "complete"
-"""The name of the check that fails a run for the tickers that its step could not make."""
+"""The name of the check that fails a run if tickers of its step failed."""
 _NO_RECORD = {SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION: True}
 """Metadata of an output that keeps Dagster from recording it for the whole range. Dagster has no public name for it; a
-test fails where it stops working."""
+test fails if it stops working."""
 _PROBLEMS = "problems"
-"""Metadata of an observation that says that a ticker failed."""
+"""Metadata of an observation that marks its ticker as failed."""
 
 Event = dg.Output | dg.AssetMaterialization | dg.AssetObservation
 
 
 class TickerBatch:
-    """The tickers of a step, what was made of them, and what went wrong.
+    """The tickers of a step, with their artifacts and errors.
 
     Attributes:
-        tickers: those of the run that nothing upstream in it has failed.
-        done: what was made, by ticker.
-        errors: what was wrong, by ticker.
+        tickers: the run's tickers, without those that failed upstream in the same run.
+        done: artifacts, by ticker.
+        errors: errors, by ticker.
     """
 
     def __init__(self, context: dg.AssetExecutionContext) -> None:
         self._context = context
         self._metadata: dict[str, Mapping[str, Any]] = {}
-        left_out = failed_in_run(context, context.asset_key)
-        self.tickers = [ticker for ticker in sorted(context.partition_keys) if ticker not in left_out]
+        failed = failed_in_run(context, context.asset_key)
+        self.tickers = [ticker for ticker in sorted(context.partition_keys) if ticker not in failed]
         self.done: dict[str, Any] = {}
         self.errors: dict[str, KronosError] = {}
 
     @contextmanager
     def ticker(self, ticker: str) -> Iterator[None]:
-        """Work on one ticker; a `KronosError` of the block is that ticker's failure, and the others go on."""
+        """Record a `KronosError` of the block as this ticker's failure, so that the other tickers go on."""
         try:
             yield
         except KronosError as error:
             self.errors[ticker] = error
 
     def add(self, ticker: str, artifact: Any, metadata: Mapping[str, Any]) -> None:
-        """Note what was made of a ticker, and what the UI shows of it."""
+        """Record a ticker's artifact and the metadata that the UI shows with it."""
         self.done[ticker] = artifact
         self._metadata[ticker] = metadata
 
     def events(self, data_version: str | None = None) -> Iterator[Event]:
-        """What the step gives to Dagster.
+        """Yield the step's events for Dagster.
 
         Args:
-            data_version: a hash of what was made, for assets whose inputs Dagster does not see.
+            data_version: a hash of the artifacts, for assets with inputs that Dagster does not see.
 
         Raises:
-            dagster.Failure: no ticker is good, or some are bad and nothing later in the run would say so.
+            dagster.Failure: no ticker is good, or some are bad and the run has no `complete` check to report them.
         """
         asset = self._context.asset_key.to_user_string()
         if not self.done:
@@ -82,7 +82,7 @@ class TickerBatch:
         for ticker, metadata in self._metadata.items():
             yield dg.AssetMaterialization(self._context.asset_key, partition=ticker, metadata=dict(metadata))
         for ticker, error in self.errors.items():
-            self._context.log.error(describe(asset, {ticker: error}))
+            self._context.log.error(failure_message(asset, {ticker: error}))
             problems = {_PROBLEMS: problem_table({ticker: error})}
             yield dg.AssetObservation(self._context.asset_key, partition=ticker, metadata=problems)
         if self.errors and not _will_run(self._context, f"{asset}_{COMPLETE}"):
@@ -92,34 +92,39 @@ class TickerBatch:
 def failed_in_run(
     context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext, asset: dg.AssetKey
 ) -> dict[str, str]:
-    """Tickers that this run has failed on the way to an asset or in making it, and the asset that failed."""
-    way = context.job_def.asset_layer.asset_graph.get_ancestor_asset_keys(asset, include_self=True)
+    """Return the tickers that failed in this run, at an asset or upstream of it, with the name of the failed asset."""
+    ancestors = context.job_def.asset_layer.asset_graph.get_ancestor_asset_keys(asset, include_self=True)
     records = context.instance.get_records_for_run(
         context.run.run_id, of_type=dg.DagsterEventType.ASSET_OBSERVATION
     ).records
     observations = [record.event_log_entry.asset_observation for record in records]
     return {
-        one.partition: one.asset_key.to_user_string()
-        for one in observations
-        if one and one.partition and one.asset_key in way and _PROBLEMS in one.metadata
+        observation.partition: observation.asset_key.to_user_string()
+        for observation in observations
+        if observation
+        and observation.partition
+        and observation.asset_key in ancestors
+        and _PROBLEMS in observation.metadata
     }
 
 
 def failed_tickers(instance: dg.DagsterInstance, asset: dg.AssetKey, tickers: Sequence[str]) -> dict[str, KronosError]:
-    """Those of some tickers whose latest attempt failed or that were never made, and why."""
-    wanted = set(tickers)
-    made = instance.get_latest_storage_id_by_partition(asset, dg.DagsterEventType.ASSET_MATERIALIZATION, wanted)
-    tried = instance.get_latest_storage_id_by_partition(asset, dg.DagsterEventType.ASSET_OBSERVATION, wanted)
+    """Return the tickers that were never materialised or failed in their latest attempt, with the error."""
+    partitions = set(tickers)
+    materialised = instance.get_latest_storage_id_by_partition(
+        asset, dg.DagsterEventType.ASSET_MATERIALIZATION, partitions
+    )
+    observed = instance.get_latest_storage_id_by_partition(asset, dg.DagsterEventType.ASSET_OBSERVATION, partitions)
     return {
         ticker: _latest_error(instance, asset, ticker)
         for ticker in tickers
-        if ticker not in made or tried.get(ticker, -1) > made[ticker]
+        if ticker not in materialised or observed.get(ticker, -1) > materialised[ticker]
     }
 
 
 def _latest_error(instance: dg.DagsterInstance, asset: dg.AssetKey, ticker: str) -> KronosError:
-    wanted = dg.AssetRecordsFilter(asset_key=asset, asset_partitions=[ticker])
-    records = instance.fetch_observations(wanted, limit=1).records
+    newest = dg.AssetRecordsFilter(asset_key=asset, asset_partitions=[ticker])
+    records = instance.fetch_observations(newest, limit=1).records
     observation = records[0].asset_observation if records else None
     table = observation.metadata.get(_PROBLEMS) if observation else None
     if not isinstance(table, dg.TableMetadataValue):
@@ -128,6 +133,6 @@ def _latest_error(instance: dg.DagsterInstance, asset: dg.AssetKey, ticker: str)
 
 
 def _will_run(context: dg.AssetExecutionContext, step: str) -> bool:
-    """Whether the run has a step of that name still to come."""
+    """Return whether the run includes the step."""
     steps = context.run.step_keys_to_execute
     return step in steps if steps else context.job_def.has_node_named(step)

@@ -1,10 +1,10 @@
-"""Asset checks: was every ticker made, is what was stored sound, and is a trained model better than its rivals.
+"""Asset checks: completeness of a run, soundness of stored artifacts, and verdicts on trained models.
 
-A check is given the tickers' partitions, or it would run over every ticker whatever the run's range is. In a run of
-several tickers it gives one evaluation for each of them.
+Each check has the tickers' partitions, or it would run over every ticker regardless of the run's range. In a run of
+several tickers a check yields an evaluation for each ticker.
 """
 
-# Annotations are not postponed here: Dagster takes that of `context` as it stands, and refuses a text.
+# Annotations are not postponed here: Dagster reads the annotation of `context` and refuses a string.
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,49 +27,49 @@ from kronos_pipeline.orchestration.failures import make_failure
 from kronos_pipeline.orchestration.resources import PipelineSettings
 
 Events = Iterator[dg.AssetCheckEvaluation | dg.Output]
-Verdict = tuple[bool, str]
-"""Whether a ticker passes, and a sentence that says why or why not."""
+Outcome = tuple[bool, str]
+"""Whether a ticker passes, and the reason as a sentence."""
 
 RIVALS = {NAIVE: "repeating the last close", BASE: "the untouched base model"}
 _RECOMPUTED = 256
-"""Windows of which a check computes the lookback's statistics again, spread over all of them."""
+"""Number of windows, evenly spaced, for which a check computes the lookback's statistics again."""
 
 
 def complete_check(asset: str, partitions: dg.PartitionsDefinition) -> dg.AssetChecksDefinition:
-    """The check that fails a run, by name, for the tickers that the asset's step could not make."""
+    """Return the check that fails a run if tickers failed in the asset's step, and names them."""
 
     def complete(context: dg.AssetCheckExecutionContext) -> Events:
         key = dg.AssetKey(asset)
-        elsewhere = {ticker for ticker, failed in failed_in_run(context, key).items() if failed != asset}
-        tickers = [ticker for ticker in sorted(context.partition_keys) if ticker not in elsewhere]
+        upstream = {ticker for ticker, failed in failed_in_run(context, key).items() if failed != asset}
+        tickers = [ticker for ticker in sorted(context.partition_keys) if ticker not in upstream]
         failed = failed_tickers(context.instance, key, tickers)
         for ticker in tickers:
-            verdict = ticker not in failed, str(failed.get(ticker, "made"))
-            yield _evaluation(context, key, COMPLETE, ticker, verdict)
+            outcome = ticker not in failed, str(failed.get(ticker, "made"))
+            yield _evaluation(context, key, COMPLETE, ticker, outcome)
         if failed:
             raise make_failure(asset, failed)
-        yield dg.Output(None)  # what a check's step that gives no `AssetCheckResult` lacks
+        yield dg.Output(None)  # a check that yields no `AssetCheckResult` must yield its output itself
 
-    description = f"Every ticker of the run has its {asset}; where it fails, the other tickers went on."
+    description = f"Every ticker of the run has its {asset}. If this fails, the good tickers went on."
     return dg.asset_check(asset=asset, name=COMPLETE, description=description, partitions_def=partitions)(complete)  # type: ignore[arg-type]
 
 
 def ticker_check(
     asset: str,
     name: str,
-    check: Callable[[ArtifactLayout, str], Verdict],
+    check: Callable[[ArtifactLayout, str], Outcome],
     partitions: dg.PartitionsDefinition,
     *,
     blocking: bool,
 ) -> dg.AssetChecksDefinition:
-    """A check of what is stored for a ticker.
+    """Return a check of a ticker's stored artifact.
 
     Args:
-        asset: the asset that it checks.
+        asset: the checked asset.
         name: the check's name.
-        check: says whether the ticker passes; its docstring is the check's description.
+        check: returns whether a ticker passes; its docstring is the check's description.
         partitions: the tickers.
-        blocking: whether what is downstream waits for it and is not made where it fails; else it is a warning.
+        blocking: if true, assets downstream wait for the check and are skipped if it fails; else it only warns.
     """
     severity = dg.AssetCheckSeverity.ERROR if blocking else dg.AssetCheckSeverity.WARN
 
@@ -80,10 +80,10 @@ def ticker_check(
             if ticker in failed:
                 continue
             try:
-                verdict = check(pipeline.layout, ticker)
+                outcome = check(pipeline.layout, ticker)
             except KronosError as error:
-                verdict = False, str(error)
-            yield _evaluation(context, key, name, ticker, verdict, severity=severity, blocking=blocking)
+                outcome = False, str(error)
+            yield _evaluation(context, key, name, ticker, outcome, severity=severity, blocking=blocking)
         yield dg.Output(None)
 
     return dg.asset_check(
@@ -91,8 +91,8 @@ def ticker_check(
     )(run)  # type: ignore[arg-type]
 
 
-def bars_are_sound(layout: ArtifactLayout, ticker: str) -> Verdict:
-    """The stored bars are those that were validated: readable, unchanged, ordered by time, and of this ticker."""
+def bars_are_sound(layout: ArtifactLayout, ticker: str) -> Outcome:
+    """The stored bars are readable, unchanged since validation, ordered by time, and of this ticker."""
     bars = load_bars(layout.bars(ticker))
     if bars.ticker != ticker:
         return False, f"{layout.bars(ticker)} holds the bars of {bars.ticker}"
@@ -101,7 +101,7 @@ def bars_are_sound(layout: ArtifactLayout, ticker: str) -> Verdict:
     return True, f"{len(bars):,} bars"
 
 
-def windows_do_not_leak(layout: ArtifactLayout, ticker: str) -> Verdict:
+def windows_do_not_leak(layout: ArtifactLayout, ticker: str) -> Outcome:
     """No target bar is in two splits, and each window is normalised by its lookback alone."""
     windows = load_windows(layout.windows(ticker), load_bars(layout.bars(ticker)))
     borders = (0, windows.selection_start, windows.holdout_start, len(windows.bars))
@@ -121,31 +121,34 @@ def windows_do_not_leak(layout: ArtifactLayout, ticker: str) -> Verdict:
 
 
 def holdout_report(layout: ArtifactLayout, ticker: str) -> Path:
-    """Where the verdicts of a ticker's holdout are."""
+    """Return the report with the verdicts of a ticker's holdout."""
     return layout.ticker_metrics(ticker)
 
 
 def backtest_report(layout: ArtifactLayout, ticker: str) -> Path:
-    """Where the verdicts of its backtest are."""
+    """Return the report with the verdicts of a ticker's backtest."""
     return layout.backtest_report(ADAPTER, ticker)
 
 
-def better_than(rival: str, report: Callable[[ArtifactLayout, str], Path]) -> Callable[[ArtifactLayout, str], Verdict]:
-    """A check of the verdict that a ticker's report holds.
+def better_than(rival: str, report: Callable[[ArtifactLayout, str], Path]) -> Callable[[ArtifactLayout, str], Outcome]:
+    """Return a check of the verdict in a ticker's report.
 
     Args:
         rival: "naive" or "base".
-        report: where the report is, from the layout and the ticker.
+        report: returns the report's path from the layout and the ticker.
     """
 
-    def check(layout: ArtifactLayout, ticker: str) -> Verdict:
+    def check(layout: ArtifactLayout, ticker: str) -> Outcome:
         evaluation: Mapping[str, Any] = read_json(report(layout, ticker))
         model, entry = evaluation["model"], evaluation["per_symbol"][0]
-        found = entry["verdicts"].get(model, {}).get(rival)
-        if found is None:
+        comparison = entry["verdicts"].get(model, {}).get(rival)
+        if comparison is None:
             return False, f"There is no verdict on the {model} against {rival}."
-        sentences = [f"The {model} against {rival}: {found['verdict']}; {found['reason']}.", *evaluation["warnings"]]
-        return found["verdict"] == BETTER, " ".join(sentences)
+        sentences = [
+            f"The {model} against {rival}: {comparison['verdict']}; {comparison['reason']}.",
+            *evaluation["warnings"],
+        ]
+        return comparison["verdict"] == BETTER, " ".join(sentences)
 
     check.__doc__ = (
         f"Whether the trained model is better than {RIVALS[rival]}: by the test of Diebold and Mariano and a block "
@@ -160,14 +163,14 @@ def _evaluation(
     asset: dg.AssetKey,
     name: str,
     ticker: str,
-    verdict: Verdict,
+    outcome: Outcome,
     severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
     blocking: bool = False,
 ) -> dg.AssetCheckEvaluation:
-    """One ticker's evaluation; a `dg.AssetCheckResult` of a run over a range would belong to no partition."""
-    passed, text = verdict
-    wanted = dg.AssetRecordsFilter(asset_key=asset, asset_partitions=[ticker])
-    records = context.instance.fetch_materializations(wanted, limit=1).records
+    """Return a ticker's evaluation; a `dg.AssetCheckResult` of a run over a range would have no partition."""
+    passed, text = outcome
+    newest = dg.AssetRecordsFilter(asset_key=asset, asset_partitions=[ticker])
+    records = context.instance.fetch_materializations(newest, limit=1).records
     target = (
         AssetCheckEvaluationTargetMaterializationData(
             run_id=records[0].run_id, storage_id=records[0].storage_id, timestamp=records[0].timestamp

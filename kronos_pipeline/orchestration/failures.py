@@ -1,4 +1,4 @@
-"""What is shown of a failure: one sentence, and a table of every problem found."""
+"""Errors as Dagster failures: a sentence, and a table of every problem."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from kronos_pipeline.errors import DataError, KronosError, Problem, enumerate_so
 _COLUMNS = ("ticker", "file", "line", "column", "rule", "value")
 _SHOWN = 200
 _NAMED = 10
-WHOLE = ""
-"""The name that an error which is no single ticker's has in a mapping of errors by ticker."""
+NO_TICKER = ""
+"""The key of an error that belongs to no single ticker, in a mapping of errors by ticker."""
 
 
-def make_failure(what: str, errors: Mapping[str, Exception]) -> dg.Failure:
-    """A failure that names the tickers and shows every problem.
+def make_failure(asset: str, errors: Mapping[str, Exception]) -> dg.Failure:
+    """Return a failure that names the tickers and shows every problem.
 
     Args:
-        what: what could not be made, such as "windows".
-        errors: what was wrong, by ticker.
+        asset: the asset that failed, such as "windows".
+        errors: the errors, by ticker.
 
     Returns:
-        A failure which is retried only where every error may pass by itself, as that of an MLflow server that is away.
+        A failure that Dagster retries only if every error is transient, such as an unreachable MLflow server.
     """
     return dg.Failure(
-        description=describe(what, errors),
+        description=failure_message(asset, errors),
         metadata={"problems": problem_table(errors)},
-        allow_retries=all(_may_pass(error) for error in errors.values()),
+        allow_retries=all(_is_transient(error) for error in errors.values()),
     )
 
 
-def describe(what: str, errors: Mapping[str, Exception]) -> str:
-    """One line of what failed for whom, then a line for each of the first problems."""
-    tickers = [ticker for ticker in errors if ticker != WHOLE]
+def failure_message(asset: str, errors: Mapping[str, Exception]) -> str:
+    """Return a line with the failed asset and its tickers, then a line for each of the first problems."""
+    tickers = [ticker for ticker in errors if ticker != NO_TICKER]
     names = enumerate_some(tickers, _NAMED)
     lines = [line for error in errors.values() for line in str(error).splitlines()]
     more = [f"... and {len(lines) - _NAMED} more problems; the table has them"] if len(lines) > _NAMED else []
-    return "\n".join([f"{what} failed" + (f" for {names}:" if names else ":"), *lines[:_NAMED], *more])
+    return "\n".join([f"{asset} failed" + (f" for {names}:" if names else ":"), *lines[:_NAMED], *more])
 
 
 def problem_table(errors: Mapping[str, Exception]) -> dg.TableMetadataValue:
-    """File, line, column, rule and value of each problem, by ticker, the first few hundred of them."""
+    """Return a table with ticker, file, line, column, rule and value of the first few hundred problems."""
     records = [
         dg.TableRecord(
             {
@@ -63,25 +63,25 @@ def problem_table(errors: Mapping[str, Exception]) -> dg.TableMetadataValue:
 
 
 def read_problem_table(table: dg.TableMetadataValue) -> list[Problem]:
-    """The problems that a `problem_table` shows."""
+    """Return the problems of a `problem_table`."""
     fields = ("file", "rule", "line", "column", "value")
     return [Problem(**{field: record.data[field] for field in fields}) for record in table.records]  # type: ignore[arg-type]
 
 
 @contextmanager
-def failures_of(what: str) -> Iterator[None]:
-    """Turn a `KronosError` of the block into a failure; other errors pass, and the asset's retry policy sees them."""
+def as_failure(asset: str) -> Iterator[None]:
+    """Turn a `KronosError` of the block into a Dagster failure; other errors reach the asset's retry policy."""
     try:
         yield
     except KronosError as error:
-        raise make_failure(what, {getattr(error, "ticker", None) or WHOLE: error}) from error
+        raise make_failure(asset, {getattr(error, "ticker", None) or NO_TICKER: error}) from error
 
 
 def _problems(ticker: str, error: Exception) -> tuple[Problem, ...]:
     return error.problems if isinstance(error, DataError) else (Problem(file=ticker, rule=str(error)),)
 
 
-def _may_pass(error: Exception) -> bool:
+def _is_transient(error: Exception) -> bool:
     from kronos_pipeline.tracking.store import TrackingError
 
     return isinstance(error, TrackingError)

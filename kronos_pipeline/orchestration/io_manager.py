@@ -1,8 +1,8 @@
-"""Artifacts of one or of many tickers, where the plain command puts them: the same files through the same functions.
+"""The IO manager: artifacts by ticker, in the same files and through the same functions as the plain command.
 
-An asset gets and gives a mapping from ticker to artifact, whether its run has one partition or a thousand. What it gets
-is loaded ticker by ticker when it is asked for, so that a damaged file is the failure of its own ticker, and memory
-holds what is in use.
+An asset receives and returns a mapping from ticker to artifact, for a run of one partition or of a thousand. An input
+is loaded ticker by ticker on access, so that a damaged file fails its own ticker only, and memory holds the artifacts
+in use.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from kronos_pipeline.config import Role, settings_of
 from kronos_pipeline.data.bars import Bars, load_bars, save_bars
 from kronos_pipeline.data.windows import WindowSet, load_windows, save_windows
 from kronos_pipeline.errors import ArtifactError
-from kronos_pipeline.orchestration.failures import failures_of
+from kronos_pipeline.orchestration.failures import as_failure
 from kronos_pipeline.orchestration.resources import PipelineSettings
 
 WINDOW_SETTINGS = ("model_name", *sorted(settings_of(Role.WINDOWS | Role.HOLDOUT)))
-"""Settings that windows are cut with; the model's name stands for its context."""
+"""Settings that shape windows; the model's name stands for its context."""
 
 
 class TickerArtifacts(Mapping[str, Any]):
-    """Artifacts by ticker, each loaded when it is asked for.
+    """Artifacts by ticker, each loaded on access.
 
-    A ticker's artifact that is missing or damaged raises `ArtifactError`, not `KeyError`.
+    A missing or damaged artifact raises `ArtifactError`, not `KeyError`.
     """
 
     def __init__(self, tickers: list[str], load: Callable[[str], Any]) -> None:
@@ -48,9 +48,9 @@ class TickerArtifacts(Mapping[str, Any]):
 
 
 class ArtifactIOManager(dg.IOManager):
-    """Stores and loads bars, windows and what is trained or measured below one output folder.
+    """Store and load the artifacts of an output folder.
 
-    Champions are in the registry, and drift in the figures of its materialisations: of these nothing is stored here.
+    Champions are kept in the registry, and drift in the metadata of its materialisations; the manager stores neither.
     """
 
     def __init__(self, settings: PipelineSettings) -> None:
@@ -60,41 +60,41 @@ class ArtifactIOManager(dg.IOManager):
             "raw_bars": self._save_bars,
             "windows": self._save_windows,
             **dict.fromkeys(("adapter", "holdout_metrics", "backtest", "forecast"), self._check_stored),
-            **dict.fromkeys(("champion", "drift"), _kept_elsewhere),
+            **dict.fromkeys(("champion", "drift"), _not_stored),
         }
         self._load: dict[str, Callable[[str], Any]] = {
             "raw_bars": self._load_bars,
             "windows": self._load_windows,
-            "adapter": lambda ticker: _there(layout.adapter(ticker), "adapter", ticker),
-            "holdout_metrics": lambda ticker: _there(layout.ticker_forecasts(ticker), "holdout_metrics", ticker),
+            "adapter": lambda ticker: _require(layout.adapter(ticker), "adapter", ticker),
+            "holdout_metrics": lambda ticker: _require(layout.ticker_forecasts(ticker), "holdout_metrics", ticker),
         }
 
     def handle_output(self, context: dg.OutputContext, obj: Mapping[str, Any]) -> None:
-        """Store each ticker's artifact, atomically one by one; the artifact before is replaced."""
+        """Store each ticker's artifact atomically, replacing the artifact before."""
         asset = context.asset_key.to_user_string()
-        with failures_of(asset):
+        with as_failure(asset):
             for ticker, artifact in obj.items():
                 self._save[asset](ticker, artifact)
 
     def load_input(self, context: dg.InputContext) -> TickerArtifacts:
-        """The artifacts of the partitions that the step depends on, by ticker."""
+        """Return the artifacts of the partitions that the step depends on, by ticker."""
         return TickerArtifacts(sorted(context.asset_partition_keys), self._load[context.asset_key.to_user_string()])
 
     def _save_bars(self, ticker: str, bars: Bars) -> None:
         save_bars(self._layout.bars(ticker), bars)
 
     def _load_bars(self, ticker: str) -> Bars:
-        return load_bars(_there(self._layout.bars(ticker), "raw_bars", ticker))
+        return load_bars(_require(self._layout.bars(ticker), "raw_bars", ticker))
 
     def _save_windows(self, ticker: str, windows: WindowSet) -> None:
         save_windows(self._layout.windows(ticker), windows, self._settings.recipe("lora"))
 
     def _load_windows(self, ticker: str) -> WindowSet:
-        path = _there(self._layout.windows(ticker), "windows", ticker)
+        path = _require(self._layout.windows(ticker), "windows", ticker)
         _, manifest = read_parquet(path)
-        cut_with = {name: manifest.get("config", {}).get(name) for name in WINDOW_SETTINGS}
-        asked_for = {name: getattr(self._settings, name) for name in WINDOW_SETTINGS}
-        if differing := [f"{name} {cut_with[name]}" for name in WINDOW_SETTINGS if cut_with[name] != asked_for[name]]:
+        stored = {name: manifest.get("config", {}).get(name) for name in WINDOW_SETTINGS}
+        requested = {name: getattr(self._settings, name) for name in WINDOW_SETTINGS}
+        if differing := [f"{name} {stored[name]}" for name in WINDOW_SETTINGS if stored[name] != requested[name]]:
             raise ArtifactError(
                 f"The windows of {ticker} were cut with {', '.join(differing)}, not with the settings of this run; "
                 "materialise windows for it with these settings."
@@ -102,22 +102,22 @@ class ArtifactIOManager(dg.IOManager):
         return load_windows(path, self._load_bars(ticker))
 
     def _check_stored(self, ticker: str, path: Path) -> None:
-        # What trains or evaluates publishes it too, in one step; here is only looked for it.
+        # Training and evaluation publish their artifacts themselves; the manager only checks that they exist.
         if not path.exists() or not path.resolve().is_relative_to(self._layout.root.resolve()):
             raise ArtifactError(f"{ticker}: {path} is not in the output folder; materialise it again.")
 
 
 @dg.io_manager(required_resource_keys={"pipeline"}, description="Artifacts below the output folder, by ticker.")
 def artifact_io_manager(context: dg.InitResourceContext) -> ArtifactIOManager:
-    """The IO manager, for the output folder and the recipe of the run's settings."""
+    """Return the IO manager for the output folder and the recipe of the run's settings."""
     return ArtifactIOManager(context.resources.pipeline)
 
 
-def _kept_elsewhere(ticker: str, artifact: object) -> None:
-    """For what the registry or Dagster itself keeps."""
+def _not_stored(ticker: str, artifact: object) -> None:
+    """Store nothing: the registry or Dagster itself keeps the result."""
 
 
-def _there(path: Path, asset: str, ticker: str) -> Path:
+def _require(path: Path, asset: str, ticker: str) -> Path:
     if not path.exists():
         raise ArtifactError(f"{ticker} has no {asset} yet ({path}); materialise {asset} for it first.")
     return path

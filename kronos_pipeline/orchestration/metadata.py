@@ -1,4 +1,4 @@
-"""What the UI shows of each materialisation."""
+"""The metadata of each materialisation, as the Dagster UI shows it: figures, tables, pictures."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 _PREVIEW_BARS = 5
 _IMAGE_WIDTH = 960
-"""Of the plots' 1200 pixels; the dialog of a laptop's browser is narrower, and cuts off what does not fit."""
+"""Pixels, of the plots' 1200; the dialog of a laptop's browser is narrower and cuts off the rest."""
 _COLOURS = 64
-"""As many as the plots need; every picture is kept in Dagster's event log, and so takes a third of the bytes."""
+"""Enough for the plots; Dagster's event log stores the pictures, and few colours take a third of the bytes."""
 _COLUMNS = {
     "timestamps": ("datetime64[ns]", "start of the bar, in the file's own local time"),
     "open": ("float64", "price"),
@@ -33,10 +33,10 @@ _COLUMNS = {
     "volume": ("float64", "units traded"),
     "amount": ("float64", "money traded"),
 }
-_OWN = ("mae", "mape", "mase", "scaled_crps", "bias", "directional_accuracy", "coverage_80", "width_80")
-"""Metrics of the trained model that the asset's page draws over time."""
+_METRICS_OF_TRAINED = ("mae", "mape", "mase", "scaled_crps", "bias", "directional_accuracy", "coverage_80", "width_80")
+"""Metrics of the trained model that the asset's page plots over time."""
 _RIVALS = ("base", "naive")
-_OF_RIVALS = ("mae", "mase", "scaled_crps")
+_METRICS_OF_RIVALS = ("mae", "mase", "scaled_crps")
 _PICTURES = {
     "holdout": ("forecasts", "forecasts beside the truth"),
     "fan": ("fan chart", "intervals beside the truth"),
@@ -45,31 +45,31 @@ _PICTURES = {
     "forecast": ("fan chart", "the bars to come, with intervals"),
 }
 LAST_BAR = "last bar"
-"""Under this name an adapter's materialisation says which bar its data ended with, for the sensor to count from."""
+"""Metadata of an adapter's materialisation: the last bar of its data, from which the sensor counts new bars."""
 
 
 def bars_columns() -> dg.TableSchema:
-    """The columns of `raw_bars`, for the asset's page."""
+    """Return the columns of `raw_bars`, for the asset's page."""
     return dg.TableSchema([dg.TableColumn(name, kind, text) for name, (kind, text) in _COLUMNS.items()])
 
 
 def bars_metadata(bars: Bars) -> dict[str, Any]:
-    """Count, date range, what is odd, and the newest bars."""
+    """Return number of bars, date range, notes, and the newest bars."""
     stamps = bars.frame["timestamps"]
     return {
         "dagster/row_count": len(bars),
         "first bar": stamps.iloc[0].isoformat(),
         LAST_BAR: stamps.iloc[-1].isoformat(),
-        "time zone": bars.time_zone or "not said by the file",
+        "time zone": bars.time_zone or "not stated in the file",
         "file": bars.source,
         "content hash": bars.content_hash,
         "notes": dg.MetadataValue.md(bullets(bars.notes) or "nothing odd"),
-        "newest bars": dg.MetadataValue.md(markdown(bars.frame.tail(_PREVIEW_BARS))),
+        "newest bars": dg.MetadataValue.md(markdown_table(bars.frame.tail(_PREVIEW_BARS))),
     }
 
 
 def windows_metadata(windows: WindowSet) -> dict[str, Any]:
-    """Windows per split, what each split spans, and what was left out and why."""
+    """Return the windows per split, the span of each split, and the excluded windows by reason."""
     stamps = windows.bars.frame["timestamps"]
     blocks = {"train": 0, "selection": windows.selection_start, "holdout": windows.holdout_start}
     ends = [*list(blocks.values())[1:], len(stamps)]
@@ -89,7 +89,7 @@ def windows_metadata(windows: WindowSet) -> dict[str, Any]:
     return {
         "dagster/row_count": len(windows.rows),
         **{f"{split} windows": count for split, count in counts.items()},
-        "splits": dg.MetadataValue.md(markdown(pd.DataFrame(splits))),
+        "splits": dg.MetadataValue.md(markdown_table(pd.DataFrame(splits))),
         "left out": dg.MetadataValue.md(bullets(left_out) or "none"),
         "lookback (bars)": windows.lookback,
         "horizon (bars)": windows.horizon,
@@ -97,73 +97,73 @@ def windows_metadata(windows: WindowSet) -> dict[str, Any]:
 
 
 def training_metadata(result: TrainingResult, recipe: Recipe, windows: Sequence[WindowSet]) -> dict[str, Any]:
-    """Losses, speed, device and settings of a training."""
+    """Return losses, speed, device and settings of a training."""
     from kronos_pipeline.evaluation.reports.plots import loss_plot  # imports matplotlib
 
     summary = {key: value for key, value in result.summary.items() if value is not None}
     numbers = {key: float(value) for key, value in summary.items() if isinstance(value, float)}
-    settings = pd.DataFrame({"setting": key, "value": _text(value)} for key, value in recipe.model_dump().items())
+    settings = pd.DataFrame({"setting": key, "value": _cell(value)} for key, value in recipe.model_dump().items())
     manifest = read_json(result.folder / MANIFEST)
     return {
         "base model": _base_label(manifest),
         **{key.replace("_", " "): numbers.get(key, value) for key, value in summary.items()},
         "losses": inline_image(loss_plot(result.history, "Losses by step"), "losses by step"),
-        "settings": dg.MetadataValue.md(markdown(settings)),
+        "settings": dg.MetadataValue.md(markdown_table(settings)),
         "folder": dg.MetadataValue.path(str(result.folder)),
-        LAST_BAR: max(one.bars.frame["timestamps"].iloc[-1] for one in windows).isoformat(),
+        LAST_BAR: max(ticker_windows.bars.frame["timestamps"].iloc[-1] for ticker_windows in windows).isoformat(),
         "tickers": len(windows),
     }
 
 
 def evaluation_metadata(
     evaluation: Mapping[str, Any],
-    what: str = "Holdout",
+    source: str = "Holdout",
     *,
     plots: Mapping[str, Path] | None = None,
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The tables, the verdicts in sentences, some scores as numbers, and pictures.
+    """Return tables, verdicts in sentences, some scores as numbers, and pictures of an evaluation.
 
     Args:
         evaluation: as `build_evaluation` returns it.
-        what: "Holdout" or "Backtest".
+        source: "Holdout" or "Backtest".
         plots: pictures by kind; see `HoldoutResult.plots`.
-        notes: what was left out, and why.
+        notes: models that were left out, with the reason.
     """
     from kronos_pipeline.evaluation.reports.tables import evaluation_sheet, leaderboard_sheet, verdict_sentences
 
     total, trained = evaluation["aggregate"], evaluation["model"]
     metadata: dict[str, Any] = {
-        "leaderboard": dg.MetadataValue.md(leaderboard_sheet(evaluation, what).markdown()),
-        "scores": dg.MetadataValue.md(evaluation_sheet(evaluation, what).markdown()),
+        "leaderboard": dg.MetadataValue.md(leaderboard_sheet(evaluation, source).markdown()),
+        "scores": dg.MetadataValue.md(evaluation_sheet(evaluation, source).markdown()),
         "verdicts": dg.MetadataValue.md(bullets(_verdicts(evaluation, verdict_sentences)) or "none"),
         **_numbers(total["models"], trained),
         "evaluated": f"{evaluation['holdout']['first']} to {evaluation['holdout']['last']}",
         "bars": total["bars"],
         "cutoffs": total["cutoffs"],
     }
-    if said := [*evaluation["warnings"], *notes]:
-        metadata["notes"] = dg.MetadataValue.md(bullets(said))
+    if warnings := [*evaluation["warnings"], *notes]:
+        metadata["notes"] = dg.MetadataValue.md(bullets(warnings))
     return metadata | picture_metadata(plots or {})
 
 
 def picture_metadata(plots: Mapping[str, Path]) -> dict[str, Any]:
-    """Pictures by kind, each shown in a dialog, and where the full-sized ones lie."""
+    """Return pictures by kind, each shown in a dialog, and the paths of the full-sized files."""
     if not plots:
         return {}
-    shown = {_PICTURES[kind][0]: inline_image(path.read_bytes(), _PICTURES[kind][1]) for kind, path in plots.items()}
-    return shown | {"pictures": dg.MetadataValue.md(bullets([f"`{path}`" for path in plots.values()]))}
+    pictures = {_PICTURES[kind][0]: inline_image(path.read_bytes(), _PICTURES[kind][1]) for kind, path in plots.items()}
+    return pictures | {"pictures": dg.MetadataValue.md(bullets([f"`{path}`" for path in plots.values()]))}
 
 
 def mlflow_metadata(run_id: str | None, link: str | None) -> dict[str, Any]:
-    """The MLflow run and, where the address of an MLflow UI is set, its page."""
+    """Return the id of an MLflow run and, if the address of an MLflow UI is set, its page."""
     if run_id is None:
         return {}
     return {"MLflow run": run_id} | ({"MLflow page": dg.MetadataValue.url(link)} if link else {})
 
 
-def inline_image(png: bytes, text: str) -> dg.MarkdownMetadataValue:
-    """A picture that the UI shows in a dialog, whatever machine it is opened from, and small enough to fit it."""
+def inline_image(png: bytes, caption: str) -> dg.MarkdownMetadataValue:
+    """Return a picture inside the metadata itself, scaled to the UI's dialog, so that every browser can show it."""
     from PIL import Image
 
     with Image.open(io.BytesIO(png)) as picture:
@@ -171,14 +171,14 @@ def inline_image(png: bytes, text: str) -> dg.MarkdownMetadataValue:
     small.thumbnail((_IMAGE_WIDTH, small.height), Image.Resampling.LANCZOS)
     encoded = io.BytesIO()
     small.quantize(_COLOURS).save(encoded, "PNG", optimize=True)
-    return dg.MetadataValue.md(f"![{text}](data:image/png;base64,{base64.b64encode(encoded.getvalue()).decode()})")
+    return dg.MetadataValue.md(f"![{caption}](data:image/png;base64,{base64.b64encode(encoded.getvalue()).decode()})")
 
 
 def _verdicts(evaluation: Mapping[str, Any], sentences: Any) -> list[str]:
     trained, entries = evaluation["model"], evaluation["per_symbol"]
-    # Of one symbol its own verdict counts, as it is corrected for all that were tested.
+    # For a single symbol its own verdict counts: it is corrected for all tickers that were tested.
     entry = entries[0] if len(entries) == 1 else evaluation["aggregate"]
-    return [f"{trained} {one}" for one in sentences(entry, trained)]
+    return [f"{trained} {sentence}" for sentence in sentences(entry, trained)]
 
 
 def _numbers(models: Mapping[str, Mapping[str, Any]], trained: str) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def _numbers(models: Mapping[str, Mapping[str, Any]], trained: str) -> dict[str,
         f"{model}/{metric}": dg.MetadataValue.float(models[model][metric])
         for model in (trained, *_RIVALS)
         if model in models
-        for metric in (_OWN if model == trained else _OF_RIVALS)
+        for metric in (_METRICS_OF_TRAINED if model == trained else _METRICS_OF_RIVALS)
         if models[model][metric] is not None
     }
 
@@ -196,14 +196,14 @@ def _base_label(manifest: Mapping[str, Any]) -> str:
     return f"{name} (embedded demo model)" if manifest.get("demo") else name
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """A table as GitHub Markdown."""
+def markdown_table(table: pd.DataFrame) -> str:
+    """Return a table as GitHub Markdown."""
     rows = [[str(name) for name in table.columns], ["---"] * len(table.columns)]
-    rows += [[_text(value) for value in row] for row in table.itertuples(index=False)]
+    rows += [[_cell(value) for value in row] for row in table.itertuples(index=False)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _text(value: Any) -> str:
+def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}" if abs(value) < 1e6 else f"{value:,.0f}"
     if isinstance(value, pd.Timestamp):
@@ -214,5 +214,5 @@ def _text(value: Any) -> str:
 
 
 def bullets(lines: Sequence[str]) -> str:
-    """Lines as a list in Markdown."""
+    """Return lines as a list in Markdown."""
     return "\n".join(f"- {line}" for line in lines)

@@ -1,7 +1,7 @@
-"""Tickers as partitions: the data folder is the list, read when the code location loads.
+"""Tickers as partitions: the symbols of the data folder when the code location loads.
 
-Partitions are static, so that a run of several tickers is one contiguous range of them. A symbol that comes later is
-seen when the code location is loaded again; the sensor names it until then.
+Partitions are static, so that a run of several tickers is one contiguous range. A new symbol becomes a partition when
+the code location is reloaded; until then the sensor `changed_csvs` names it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ RANGE_END = "dagster/asset_partition_range_end"
 
 
 def find_tickers(data_dir: Path) -> list[str]:
-    """The symbols in the data folder, sorted.
+    """Return the symbols of the data folder, sorted.
 
-    Where there is none, the code location still loads, without tickers, and a warning says why: a folder that is filled
-    later needs a reload and no restart.
+    Without any CSV the code location loads without tickers, and a warning gives the reason: after the folder is filled,
+    a reload suffices.
     """
     try:
         folder = find_csv_files(data_dir)
@@ -35,32 +35,32 @@ def find_tickers(data_dir: Path) -> list[str]:
     return list(folder.files)
 
 
-def split_into_runs(wanted: Iterable[str], tickers: Sequence[str], per_run: int) -> list[Mapping[str, str]]:
-    """Tags of the runs that cover the wanted tickers, each a contiguous range of at most `per_run`.
+def split_into_runs(selected: Iterable[str], tickers: Sequence[str], per_run: int) -> list[Mapping[str, str]]:
+    """Return the tags of the runs that cover some tickers, each a contiguous range of at most `per_run`.
 
     Args:
-        wanted: tickers to run.
-        tickers: all partitions, in their order; others than these are left out.
-        per_run: tickers in one run, at most.
+        selected: tickers to run; symbols that are no partition are left out.
+        tickers: all partitions, in their order.
+        per_run: the largest number of tickers in a run.
     """
-    wanted = set(wanted)
+    chosen = set(selected)
     ranges: list[list[str]] = []
     for before, ticker in zip([None, *tickers], tickers, strict=False):
-        if ticker not in wanted:
+        if ticker not in chosen:
             continue
         if ranges and ranges[-1][-1] == before and len(ranges[-1]) < per_run:
             ranges[-1].append(ticker)
         else:
             ranges.append([ticker])
-    return [{RANGE_START: one[0], RANGE_END: one[-1]} for one in ranges]
+    return [{RANGE_START: tickers_of_run[0], RANGE_END: tickers_of_run[-1]} for tickers_of_run in ranges]
 
 
 def ticker_partitions(tickers: Sequence[str]) -> dg.StaticPartitionsDefinition:
-    """One partition per ticker."""
+    """Return the partitions, a ticker each."""
     return dg.StaticPartitionsDefinition(list(tickers))
 
 
 def tickers_tested(context: dg.AssetExecutionContext) -> int:
-    """How many tickers a verdict is corrected for: all of the code location, whichever of them this run covers."""
+    """Return the number of tickers that a verdict is corrected for: all of the code location, not only the run's."""
     partitions = context.assets_def.partitions_def
     return len(partitions.get_partition_keys()) if partitions else 1

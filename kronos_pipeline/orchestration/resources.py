@@ -1,8 +1,7 @@
-"""The settings and the tracking of a run, as Dagster resources.
+"""The settings and the tracking of a run as Dagster resources, and the models that several assets look up.
 
-The settings are a resource and not the assets' run config, because several assets of a run must agree on them: windows
-are cut, adapters trained and forecasts scored with one recipe. As a resource it is set in one place, and the launchpad
-still changes it for one run:
+The settings are a resource and not the assets' run config, because the assets of a run must agree on them: one recipe
+cuts windows, trains adapters and scores forecasts. A resource is set once, and the launchpad can change it for a run:
 
     resources:
       pipeline:
@@ -30,19 +29,19 @@ from kronos_pipeline.artifacts import ArtifactLayout, mlflow_run_of
 from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.config import KronosTrainingConfig, Recipe, environment_settings
 from kronos_pipeline.errors import ArtifactError, SettingsError
-from kronos_pipeline.orchestration.automation.killed_runs import alive
+from kronos_pipeline.orchestration.automation.killed_runs import hold_run_lock
 
 if TYPE_CHECKING:
     from kronos_pipeline.model.loading import KronosModel
 
 Resource = TypeVar("Resource", bound=dg.ConfigurableResource)
 
-_SAID_BY_THE_ASSET = ("adapter", "adapter_name")
-"""Not for the launchpad: `adapter[AAPL]` trains an adapter called AAPL, and `checkpoint` a checkpoint."""
+_SET_BY_THE_ASSET = ("adapter", "adapter_name")
+"""Settings that the launchpad lacks: `adapter[AAPL]` trains an adapter named AAPL, and `checkpoint` a checkpoint."""
 
 
 def _without_limits(field: FieldInfo) -> FieldInfo:
-    # A value out of limits is `recipe`'s to tell, as a failure; here Dagster would show it as a resource that broke.
+    # `recipe` reports a value out of limits, as a failure; here Dagster would report a broken resource.
     changed = copy(field)
     changed.metadata = []
     return changed
@@ -51,13 +50,13 @@ def _without_limits(field: FieldInfo) -> FieldInfo:
 _FIELDS: dict[str, Any] = {
     name: (field.annotation, _without_limits(field))
     for name, field in KronosTrainingConfig.model_fields.items()
-    if name not in _SAID_BY_THE_ASSET
+    if name not in _SET_BY_THE_ASSET
 }
 _Settings: Any = create_model("_Settings", __base__=dg.ConfigurableResource, **_FIELDS)
 
 
 class PipelineSettings(_Settings):
-    """Every field of `KronosTrainingConfig`, but for those that the asset itself says."""
+    """Every field of `KronosTrainingConfig`, except those that the asset sets itself."""
 
     if TYPE_CHECKING:
         data_dir: str
@@ -65,30 +64,31 @@ class PipelineSettings(_Settings):
 
     @classmethod
     def from_environment(cls) -> PipelineSettings:
-        """The defaults, with what KRONOS_DATA_DIR, KRONOS_OUTPUT_DIR, KRONOS_BASE_MODEL and KRONOS_DEVICE say."""
+        """Return the defaults, changed by KRONOS_DATA_DIR, KRONOS_OUTPUT_DIR, KRONOS_BASE_MODEL and KRONOS_DEVICE."""
         return with_defaults(cls, environment_settings())
 
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[PipelineSettings]:  # type: ignore[override]
-        """Hold the run's lock as long as its steps need settings, which is as long as it runs."""
+        """Hold the run's lock while its steps use the settings, that is, until the run ends."""
         if context.run is None or context.instance is None:
             yield self
             return
-        with alive(context.instance, context.run.run_id):
+        with hold_run_lock(context.instance, context.run.run_id):
             yield self
 
     def recipe(self, adapter: Literal["none", "lora"]) -> Recipe:
-        """What shapes a result, for training a checkpoint ("none") or an adapter ("lora").
+        """Return the settings that shape a result, for a checkpoint ("none") or an adapter ("lora").
 
         Raises:
-            SettingsError: a setting is not what it may be.
+            SettingsError: a setting is invalid.
         """
-        values = {name: getattr(self, name) for name in Recipe.model_fields if name not in _SAID_BY_THE_ASSET}
+        values = {name: getattr(self, name) for name in Recipe.model_fields if name not in _SET_BY_THE_ASSET}
         try:
             return Recipe.model_validate({**values, "adapter": adapter})
         except ValidationError as error:
             problems = [
-                f"{'.'.join(map(str, one['loc']))}: {one['msg']} (found {one['input']!r})" for one in error.errors()
+                f"{'.'.join(map(str, problem['loc']))}: {problem['msg']} (found {problem['input']!r})"
+                for problem in error.errors()
             ]
             raise SettingsError(f"{'; '.join(problems)}.") from error
 
@@ -99,12 +99,12 @@ class PipelineSettings(_Settings):
 
     @property
     def layout(self) -> ArtifactLayout:
-        """Where artifacts lie."""
+        """The layout of the output folder."""
         return ArtifactLayout(Path(self.output_dir))
 
 
 class Tracking(dg.ConfigurableResource):
-    """The MLflow store that trainings and their holdout metrics are written to."""
+    """The MLflow store of trainings and their holdout metrics."""
 
     tracking_uri: Optional[str] = Field(
         None, description="MLflow tracking URI; by default MLFLOW_TRACKING_URI, else mlflow.db in the output folder"
@@ -115,21 +115,21 @@ class Tracking(dg.ConfigurableResource):
 
     @classmethod
     def from_environment(cls) -> Tracking:
-        """The defaults, with the address of an MLflow UI that KRONOS_MLFLOW_UI gives."""
+        """Return the defaults, with the address of an MLflow UI from KRONOS_MLFLOW_UI."""
         return with_defaults(cls, {"ui_address": os.environ.get("KRONOS_MLFLOW_UI") or None})
 
     def tracker(self, layout: ArtifactLayout) -> Any:
-        """A `kronos_pipeline.tracking.runs.Tracker` for artifacts that lie in `layout`."""
+        """Return a `kronos_pipeline.tracking.runs.Tracker` for the artifacts of `layout`."""
         from kronos_pipeline.tracking.runs import Tracker
 
         return Tracker(self.tracking_uri, layout.root, self.ui_address)
 
 
 def with_defaults(resource: type[Resource], values: Mapping[str, Any]) -> Resource:
-    """A resource with other defaults.
+    """Return a resource with other defaults.
 
-    Values given to the constructor would be dropped, all of them, when the launchpad changes one: a run with two epochs
-    would train another base model than the one that the environment names. Defaults of the class hold.
+    Dagster drops all values of the constructor if the launchpad changes any: a run with two epochs would train another
+    base model than the environment names. It keeps the defaults of the class.
     """
     fields = resource.model_fields
     changed: dict[str, Any] = {
@@ -146,10 +146,10 @@ def _with_default(field: FieldInfo, value: Any) -> FieldInfo:
 
 
 def load_base_model(recipe: Recipe) -> KronosModel:
-    """The recipe's untouched base model, on its device.
+    """Load the recipe's untouched base model to its device.
 
     Raises:
-        ModelError, SettingsError: it is not to be had, or the device is not.
+        ModelError, SettingsError: the base model or the device is not available.
     """
     from kronos_pipeline.model.devices import pick_device  # imports torch
     from kronos_pipeline.model.loading import load_base  # imports torch
@@ -157,11 +157,11 @@ def load_base_model(recipe: Recipe) -> KronosModel:
     return load_base(find_base_model(recipe.model_name, recipe.tokenizer_name), pick_device(recipe.device))
 
 
-def training_run(layout: ArtifactLayout, ticker: str) -> str | None:
-    """The MLflow run that trained the ticker's adapter, or where there is none the checkpoint.
+def training_run_id(layout: ArtifactLayout, ticker: str) -> str | None:
+    """Return the MLflow run of the ticker's adapter, or of the checkpoint if the ticker has no adapter.
 
     Raises:
-        ArtifactError: there is neither.
+        ArtifactError: neither exists.
     """
     for folder in (layout.adapter(ticker), layout.best_checkpoint):
         if folder.is_dir():
@@ -170,7 +170,7 @@ def training_run(layout: ArtifactLayout, ticker: str) -> str | None:
 
 
 def run_tags(context: dg.AssetExecutionContext, partition: str | None = None) -> Mapping[str, str]:
-    """What an MLflow run should be found by: Dagster run, asset, partition, and the commit where there is one."""
+    """Return the tags of an MLflow run: Dagster run, asset, partition, and the commit if the project is a git clone."""
     tags = {
         "dagster_run": context.run.run_id,
         "asset": context.asset_key.to_user_string(),

@@ -16,7 +16,7 @@ from locations import Location
 
 from kronos_pipeline.data.bars import load_bars, make_bars, save_bars
 from kronos_pipeline.errors import SettingsError
-from kronos_pipeline.orchestration.automation.csv_sensor import make_sensor
+from kronos_pipeline.orchestration.automation.csv_sensor import make_csv_sensor
 from kronos_pipeline.orchestration.automation.jobs import AutomationSettings, make_jobs, make_schedules
 from kronos_pipeline.orchestration.partitions import RANGE_END, RANGE_START, split_into_runs, ticker_partitions
 
@@ -40,7 +40,7 @@ class Folder:
         self.location = location
         self.tickers = list(tickers)
         jobs = make_jobs(ticker_partitions(tickers))
-        self.sensor = make_sensor(location.data, tickers, jobs, AutomationSettings(**settings))
+        self.sensor = make_csv_sensor(location.data, tickers, jobs, AutomationSettings(**settings))
         self.cursor: str | None = None
 
     def tick(self) -> list[tuple[str | None, str, str]]:

@@ -15,7 +15,7 @@ from locations import Location, failed_steps
 
 from kronos_pipeline.definitions import build
 from kronos_pipeline.errors import KronosError
-from kronos_pipeline.orchestration.assets.adapter_by_ticker import door_name
+from kronos_pipeline.orchestration.assets.adapter_by_ticker import step_name
 from kronos_pipeline.orchestration.automation.jobs import AutomationSettings
 from kronos_pipeline.orchestration.automation.killed_runs import make_killed_runs_sensor
 from kronos_pipeline.orchestration.partitions import find_tickers
@@ -79,7 +79,7 @@ def test_symbols_that_look_alike_have_doors_of_their_own(location: Location) -> 
     graph = location.definitions.resolve_asset_graph()
     for ticker in ("BRK-B", "BRK.B", "BRK_B", "EURUSD=X", "^GSPC"):
         assert dg.AssetKey(["adapter", ticker]) in graph.get_all_asset_keys()
-    assert len({door_name(ticker) for ticker in ("BRK-B", "BRK.B", "BRK_B")}) == 3
+    assert len({step_name(ticker) for ticker in ("BRK-B", "BRK.B", "BRK_B")}) == 3
 
 
 def test_a_door_depends_on_its_own_partition_of_adapter_alone(location: Location) -> None:
@@ -171,10 +171,10 @@ def test_the_workspace_names_this_code_location() -> None:
 
 def test_errors_of_the_pipeline_become_failures_that_are_not_retried() -> None:
     from kronos_pipeline.errors import DataError, Problem
-    from kronos_pipeline.orchestration.failures import failures_of, make_failure
+    from kronos_pipeline.orchestration.failures import as_failure, make_failure
     from kronos_pipeline.tracking.store import TrackingError
 
-    with pytest.raises(dg.Failure) as caught, failures_of("raw_bars"):
+    with pytest.raises(dg.Failure) as caught, as_failure("raw_bars"):
         raise DataError([Problem("A.csv", "must be above 0", 3, "close", "-1")], "A")
     assert caught.value.allow_retries is False
     assert caught.value.description == "raw_bars failed for A:\nA.csv:3: close: must be above 0 (found '-1')"

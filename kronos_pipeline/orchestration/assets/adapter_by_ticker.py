@@ -1,11 +1,11 @@
-"""A door per ticker: the unpartitioned asset `adapter/<TICKER>`, which runs the partitioned job for that ticker.
+"""The unpartitioned asset `adapter/<TICKER>` of each ticker, which runs the partitioned job for that ticker.
 
-`dagster asset materialize --select adapter/AAPL` works on an empty store, as the door runs all that is upstream of an
-adapter too. It has no training of its own: there is one way to make an adapter, and the partitions of all assets record
-what the job did.
+`dagster asset materialize --select adapter/AAPL` works on an empty store, because the job includes every asset upstream
+of the adapter. The asset does not train by itself: the job is the only code path, and the partitions of all its assets
+record their events.
 """
 
-# Annotations are not postponed here: Dagster takes that of `context` as it stands, and refuses a text.
+# Annotations are not postponed here: Dagster reads the annotation of `context` and refuses a string.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -17,22 +17,22 @@ from kronos_pipeline.orchestration.automation.jobs import RETRAIN_ADAPTER
 
 _ADAPTER = dg.AssetKey("adapter")
 _BACKFILL = "dagster/backfill"
-_NOT_FOR_NAMES = re.compile(r"[^A-Za-z0-9]+")
+_ILLEGAL_IN_NAMES = re.compile(r"[^A-Za-z0-9]+")
 
 
-def adapter_doors(tickers: Sequence[str], **options: Any) -> list[dg.AssetsDefinition]:
-    """The doors of some tickers.
+def adapters_by_ticker(tickers: Sequence[str], **options: Any) -> list[dg.AssetsDefinition]:
+    """Return the asset `adapter/<TICKER>` of each ticker.
 
     Args:
         tickers: the symbols.
-        options: what all doors share, such as group and owners; see `dagster.AssetSpec`.
+        options: options of every asset, such as group and owners; see `dagster.AssetSpec`.
     """
-    return [_door(ticker, options) for ticker in tickers]
+    return [_adapter_asset(ticker, options) for ticker in tickers]
 
 
-def _door(ticker: str, options: dict[str, Any]) -> dg.AssetsDefinition:
-    # Put together by hand: the decorator would examine the one function anew for each ticker, half a second in all for
-    # a thousand.
+def _adapter_asset(ticker: str, options: dict[str, Any]) -> dg.AssetsDefinition:
+    # Assembled without the decorator, which would inspect the function again for each ticker: half a second for a
+    # thousand tickers.
     spec = dg.AssetSpec(
         ["adapter", ticker],
         deps=[dg.AssetDep(_ADAPTER, partition_mapping=dg.SpecificPartitionsPartitionMapping([ticker]))],
@@ -40,8 +40,8 @@ def _door(ticker: str, options: dict[str, Any]) -> dg.AssetsDefinition:
         **options,
     )
     step = dg.OpDefinition(
-        _go_through,
-        name=door_name(ticker),
+        _run_job,
+        name=step_name(ticker),
         ins={"adapter": dg.In(dg.Nothing)},
         outs={"door": dg.Out(dg.Nothing)},
         required_resource_keys={"pipeline", "tracking", "io_manager"},
@@ -55,17 +55,17 @@ def _door(ticker: str, options: dict[str, Any]) -> dg.AssetsDefinition:
     )
 
 
-def _go_through(context: dg.AssetExecutionContext, _: Mapping[str, Any]) -> Iterator[dg.MaterializeResult]:
-    """What every door does; the asset's key says for which ticker."""
+def _run_job(context: dg.AssetExecutionContext, _: Mapping[str, Any]) -> Iterator[dg.MaterializeResult]:
+    """Run the job for the ticker in the asset's key, and return the run's id as metadata."""
     ticker = context.asset_key.path[-1]
-    run_id = _made_together(context, ticker) or _retrain(context, ticker)
+    run_id = _run_of_same_request(context, ticker) or _retrain(context, ticker)
     yield dg.MaterializeResult(metadata={"run": dg.MetadataValue.dagster_run(run_id)})
 
 
 def _retrain(context: dg.AssetExecutionContext, ticker: str) -> str:
     """Run the partitioned job for the ticker, and return the run's id."""
     result = context.repository_def.get_job(RETRAIN_ADAPTER).execute_in_process(
-        # What the launchpad says of resources for this run holds for the job, whose steps are others.
+        # The job has other steps, so it takes only the resources of this run's launchpad settings.
         run_config={"resources": context.run.run_config.get("resources", {})},
         instance=context.instance,
         partition_key=ticker,
@@ -77,28 +77,28 @@ def _retrain(context: dg.AssetExecutionContext, ticker: str) -> str:
     return result.run_id
 
 
-def door_name(ticker: str) -> str:
-    """A step's name for a door: symbols hold characters that names may not, and BRK.B is not BRK-B."""
-    return f"door_{_NOT_FOR_NAMES.sub('_', ticker)}_{text_hash(ticker)[:8]}"
+def step_name(ticker: str) -> str:
+    """Return a step name for a ticker: legal for any symbol, and different for BRK.B and BRK-B."""
+    return f"door_{_ILLEGAL_IN_NAMES.sub('_', ticker)}_{text_hash(ticker)[:8]}"
 
 
-def _made_together(context: dg.AssetExecutionContext, ticker: str) -> str | None:
-    """The run that made the ticker's adapter, where it is this one or of the same backfill.
+def _run_of_same_request(context: dg.AssetExecutionContext, ticker: str) -> str | None:
+    """Return the run that trained the ticker's adapter if it is this run or belongs to the same backfill, else None.
 
-    Who materialises all assets selects the doors with the rest, and would train everything twice.
+    A request for all assets selects both assets of a ticker; without this it would train each adapter twice.
     """
-    wanted = dg.AssetRecordsFilter(asset_key=_ADAPTER, asset_partitions=[ticker])
-    records = context.instance.fetch_materializations(wanted, limit=1).records
+    newest = dg.AssetRecordsFilter(asset_key=_ADAPTER, asset_partitions=[ticker])
+    records = context.instance.fetch_materializations(newest, limit=1).records
     run = context.instance.get_run_by_id(records[0].run_id) if records else None
     if run is None:
         return None
     backfill = context.run.tags.get(_BACKFILL)
-    together = run.run_id == context.run.run_id or (backfill is not None and run.tags.get(_BACKFILL) == backfill)
-    return run.run_id if together else None
+    same_request = run.run_id == context.run.run_id or (backfill is not None and run.tags.get(_BACKFILL) == backfill)
+    return run.run_id if same_request else None
 
 
 def _failure_of(result: dg.ExecuteInProcessResult) -> dg.Failure:
-    """The failure of the job's first step that failed, its table included."""
+    """Return the failure of the job's first failed step, with its table."""
     for event in result.all_events:
         if event.is_step_failure:
             failed = event.step_failure_data

@@ -1,6 +1,6 @@
-"""The data assets: a ticker's bars from its CSV, and its windows from the bars."""
+"""The data assets: bars from CSVs, and windows from bars."""
 
-# Annotations are not postponed here: Dagster takes that of `context` as it stands, and refuses a text.
+# Annotations are not postponed here: Dagster reads the annotation of `context` and refuses a string.
 from collections.abc import Iterator
 
 import dagster as dg
@@ -10,7 +10,7 @@ from kronos_pipeline.data.bar_cache import read_files_cached
 from kronos_pipeline.data.csv_files import find_csv_files
 from kronos_pipeline.data.windows import build_all_windows
 from kronos_pipeline.orchestration.batch import Event, TickerBatch
-from kronos_pipeline.orchestration.failures import failures_of
+from kronos_pipeline.orchestration.failures import as_failure
 from kronos_pipeline.orchestration.io_manager import TickerArtifacts
 from kronos_pipeline.orchestration.metadata import bars_metadata, windows_metadata
 from kronos_pipeline.orchestration.resources import PipelineSettings
@@ -19,10 +19,10 @@ from kronos_pipeline.orchestration.resources import PipelineSettings
 def raw_bars(context: dg.AssetExecutionContext, pipeline: PipelineSettings) -> Iterator[Event]:
     """A ticker's validated OHLCV bars, from its CSV in the data folder; stored as `bars/<T>.parquet`.
 
-    Every bad line of a file is shown at once: file, line, column, rule, value. A file that has not changed since it was
-    last read is not read again.
+    All bad lines of a file are reported at once, with file, line, column, rule and value. An unchanged file is not read
+    again.
     """
-    with failures_of("raw_bars"):
+    with as_failure("raw_bars"):
         folder = find_csv_files(pipeline.data_folder)
         batch = TickerBatch(context)
         files = []
@@ -41,19 +41,19 @@ def raw_bars(context: dg.AssetExecutionContext, pipeline: PipelineSettings) -> I
 def windows(
     context: dg.AssetExecutionContext, raw_bars: TickerArtifacts, pipeline: PipelineSettings
 ) -> Iterator[Event]:
-    """A ticker's windows: which bars are seen and which predicted, split into train, selection and holdout.
+    """A ticker's windows of lookback and target bars, split into train, selection and holdout.
 
     Stored as `windows/<T>.parquet`: one row per window, with its offsets, split and normalisation statistics.
     """
-    with failures_of("windows"):
+    with as_failure("windows"):
         recipe = pipeline.recipe("lora")
         batch = TickerBatch(context)
         bars = []
         for ticker in batch.tickers:
             with batch.ticker(ticker):
                 bars.append(raw_bars[ticker])
-        fit, unfit = build_all_windows(bars, recipe)
-        for ticker, cut in fit.items():
-            batch.add(ticker, cut, windows_metadata(cut))
-        batch.errors |= unfit
+        cut, errors = build_all_windows(bars, recipe)
+        for ticker, window_set in cut.items():
+            batch.add(ticker, window_set, windows_metadata(window_set))
+        batch.errors |= errors
         yield from batch.events()

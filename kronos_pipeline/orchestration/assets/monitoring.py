@@ -1,13 +1,13 @@
-"""Today's forecast of each ticker by its champion, and whether that still errs as little as when it was measured."""
+"""The monitoring assets: each ticker's forecast by its champion, and the drift of the champion."""
 
-# Annotations are not postponed here: Dagster takes that of `context` as it stands, and refuses a text.
+# Annotations are not postponed here: Dagster reads the annotation of `context` and refuses a string.
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from kronos_pipeline.orchestration.batch import Event, TickerBatch
-from kronos_pipeline.orchestration.failures import failures_of
+from kronos_pipeline.orchestration.failures import as_failure
 from kronos_pipeline.orchestration.io_manager import TickerArtifacts
 from kronos_pipeline.orchestration.metadata import picture_metadata
 from kronos_pipeline.orchestration.resources import PipelineSettings, Tracking, load_base_model
@@ -17,47 +17,49 @@ if TYPE_CHECKING:
     from kronos_pipeline.promotion.drift_watch import WatchedChampion
 
 DRIFTED, FINDING, KIND = "drifted", "finding", "kind of champion"
-"""Names under which a materialisation of `drift` tells the sensor what was found, and of whom."""
+"""Metadata of `drift` for the sensor: whether the champion drifted, the finding's identity, and the champion's kind."""
 
 
 def forecast(
     context: dg.AssetExecutionContext, raw_bars: TickerArtifacts, pipeline: PipelineSettings, tracking: Tracking
 ) -> Iterator[Event]:
-    """The next `horizon` bars of a ticker, with intervals, by its champion; without one, by base or the last close.
+    """The next `horizon` bars of a ticker, with intervals, by its champion, else by base or the last close.
 
-    Base forecasts only where the ticker's own verdict has it better than naive. Stored as `forecasts/<T>.parquet` and
-    `plots/<T>/forecast.png`.
+    Base forecasts only if the ticker's own verdict says that base is better than naive. Stored as
+    `forecasts/<T>.parquet` and `plots/<T>/forecast.png`.
     """
     from kronos_pipeline.evaluation.forecasting.batching import run_jobs, unwrap
     from kronos_pipeline.promotion.champion_forecast import forecast_ticker_job
     from kronos_pipeline.tracking.registry import Registry
 
-    with failures_of("forecast"):
+    with as_failure("forecast"):
         recipe, layout = pipeline.recipe("lora"), pipeline.layout
         base = load_base_model(recipe)
         registry = Registry(tracking.tracker(layout))
         batch = TickerBatch(context)
-        jobs = {one: forecast_ticker_job(registry, layout, raw_bars, one, base, recipe) for one in batch.tickers}
-        for ticker, found in run_jobs(jobs):
+        jobs = {
+            ticker: forecast_ticker_job(registry, layout, raw_bars, ticker, base, recipe) for ticker in batch.tickers
+        }
+        for ticker, outcome in run_jobs(jobs):
             with batch.ticker(ticker):
-                made = unwrap(found)
-                batch.add(ticker, made.file, _forecast_metadata(made))
+                result = unwrap(outcome)
+                batch.add(ticker, result.file, _forecast_metadata(result))
         yield from batch.events()
 
 
 def drift(
     context: dg.AssetExecutionContext, raw_bars: TickerArtifacts, pipeline: PipelineSettings, tracking: Tracking
 ) -> Iterator[Event]:
-    """Whether a ticker's champion errs more on the bars that came since it was measured than its evidence lets expect.
+    """Whether a ticker's champion errs more on the bars since its evidence than the evidence predicts.
 
-    Nothing is stored but the figures here. Where it has drifted, the sensor `drifted_champions` asks for a training up
-    to the gate.
+    The figures are stored in the metadata alone. If the champion has drifted, the sensor `drifted_champions` requests a
+    training and a decision by the gate.
     """
     from kronos_pipeline.evaluation.forecasting.batching import run_jobs, unwrap
     from kronos_pipeline.promotion.drift_watch import watch_drift_job
     from kronos_pipeline.tracking.registry import Registry
 
-    with failures_of("drift"):
+    with as_failure("drift"):
         base = load_base_model(pipeline.recipe("lora"))
         registry = Registry(tracking.tracker(pipeline.layout))
         batch = TickerBatch(context)
@@ -68,14 +70,14 @@ def drift(
         yield from batch.events()
 
 
-def _forecast_metadata(made: "TickerForecast") -> dict[str, Any]:
+def _forecast_metadata(forecast: "TickerForecast") -> dict[str, Any]:
     return {
-        "forecast by": made.label,
-        "why": made.reason,
-        "bars": len(made.table),
-        "first bar": made.table["ds"].iloc[0].isoformat(),
-        "close": dg.MetadataValue.md(made.sheet().markdown()),
-        **picture_metadata({"forecast": made.plot}),
+        "forecast by": forecast.label,
+        "why": forecast.reason,
+        "bars": len(forecast.table),
+        "first bar": forecast.table["ds"].iloc[0].isoformat(),
+        "close": dg.MetadataValue.md(forecast.sheet().markdown()),
+        **picture_metadata({"forecast": forecast.plot}),
     }
 
 

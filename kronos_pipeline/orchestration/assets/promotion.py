@@ -1,6 +1,6 @@
-"""The gate as assets: what was trained becomes a version in the registry, and champion where it has earned that."""
+"""The promotion assets: trained models become registered versions, and the gate decides which become champion."""
 
-# Annotations are not postponed here: Dagster takes that of `context` as it stands, and refuses a text.
+# Annotations are not postponed here: Dagster reads the annotation of `context` and refuses a string.
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ from kronos_pipeline.artifacts import MANIFEST, mlflow_run_of, read_json
 from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.orchestration.batch import Event, TickerBatch
-from kronos_pipeline.orchestration.failures import failures_of
+from kronos_pipeline.orchestration.failures import as_failure
 from kronos_pipeline.orchestration.io_manager import TickerArtifacts
 from kronos_pipeline.orchestration.metadata import bullets, mlflow_metadata
 from kronos_pipeline.orchestration.partitions import tickers_tested
@@ -25,14 +25,14 @@ def champion(
 ) -> Iterator[Event]:
     """The gate's decision on a ticker's adapter, which becomes a version of the registered model `kronos-<T>`.
 
-    It becomes champion where it is better than naive and than base, and not worse than the present champion: by the
-    backtest, where that is of this recipe and these bars, else by the holdout. With `refit_all` the same recipe is
-    trained once more on all bars, for forecasts.
+    The adapter becomes champion if it is better than naive and than base, and not worse than the present champion. The
+    evidence is the backtest if it is of this recipe and these bars, else the holdout. With `refit_all` the same recipe
+    is trained once more on all bars, for forecasts.
     """
     from kronos_pipeline.promotion.submit import evaluated_run, submit
     from kronos_pipeline.tracking.registry import Registry
 
-    with failures_of("champion"):
+    with as_failure("champion"):
         recipe, layout = pipeline.recipe("lora"), pipeline.layout
         tracker = tracking.tracker(layout)
         registry, tested = Registry(tracker), tickers_tested(context)
@@ -40,25 +40,26 @@ def champion(
         for ticker in batch.tickers:
             with batch.ticker(ticker):
                 run = evaluated_run(layout, ticker)
-                found = submit(registry, layout, ticker, [ticker], run, recipe, tickers_tested=tested)
-                metadata = _decision_metadata(found) | mlflow_metadata(run, tracker.link(run))
+                submission = submit(registry, layout, ticker, [ticker], run, recipe, tickers_tested=tested)
+                metadata = _decision_metadata(submission) | mlflow_metadata(run, tracker.link(run))
                 if recipe.refit_all:
-                    metadata |= _refit(context, found, ticker, [windows[ticker]], pipeline, tracking)
-                batch.add(ticker, found.version, metadata)
+                    metadata |= _refit(context, submission, ticker, [windows[ticker]], pipeline, tracking)
+                batch.add(ticker, submission.version, metadata)
         yield from batch.events()
 
 
 def checkpoint_champion(
     context: dg.AssetExecutionContext, windows: TickerArtifacts, pipeline: PipelineSettings, tracking: Tracking
 ) -> dg.MaterializeResult:
-    """The gate's decision on the checkpoint: a version of the registered model `kronos-all`, as `champion` does it.
+    """The gate's decision on the checkpoint, which becomes a version of the registered model `kronos-all`.
 
-    It rests on the tickers whose holdout metrics are newer than the checkpoint; the others are named.
+    The rule is that of `champion`. The evidence is from the tickers with holdout metrics newer than the checkpoint; the
+    metadata names the other tickers.
     """
     from kronos_pipeline.promotion.submit import submit
     from kronos_pipeline.tracking.registry import Registry
 
-    with failures_of("checkpoint_champion"):
+    with as_failure("checkpoint_champion"):
         recipe, layout = pipeline.recipe("none"), pipeline.layout
         tracker = tracking.tracker(layout)
         run = mlflow_run_of(layout.best_checkpoint)
@@ -68,16 +69,16 @@ def checkpoint_champion(
         measured = _measured_since_checkpoint(context, tickers)
         if not measured:
             raise ArtifactError("No holdout metrics are newer than the checkpoint; materialise holdout_metrics first.")
-        found = submit(Registry(tracker), layout, None, measured, run, recipe, tickers_tested=1)
-        metadata = _decision_metadata(found) | mlflow_metadata(run, tracker.link(run))
+        submission = submit(Registry(tracker), layout, None, measured, run, recipe, tickers_tested=1)
+        metadata = _decision_metadata(submission) | mlflow_metadata(run, tracker.link(run))
         if recipe.refit_all:
-            metadata |= _refit(context, found, None, [windows[ticker] for ticker in tickers], pipeline, tracking)
+            metadata |= _refit(context, submission, None, [windows[ticker] for ticker in tickers], pipeline, tracking)
         left_out = [ticker for ticker in tickers if ticker not in measured]
         return dg.MaterializeResult(metadata=metadata | {"not measured since": ", ".join(left_out) or "none"})
 
 
 def _measured_since_checkpoint(context: dg.AssetExecutionContext, tickers: list[str]) -> list[str]:
-    """Those of some tickers whose holdout metrics were made after the checkpoint."""
+    """Return the tickers with holdout metrics newer than the checkpoint."""
     records = context.instance.fetch_materializations(dg.AssetKey("checkpoint"), limit=1).records
     made = context.instance.get_latest_storage_id_by_partition(
         dg.AssetKey("holdout_metrics"), dg.DagsterEventType.ASSET_MATERIALIZATION, set(tickers)
@@ -85,20 +86,20 @@ def _measured_since_checkpoint(context: dg.AssetExecutionContext, tickers: list[
     return [ticker for ticker in tickers if records and made.get(ticker, -1) > records[0].storage_id]
 
 
-def _decision_metadata(found: "Submission") -> dict[str, Any]:
-    decision = found.decision
+def _decision_metadata(submission: "Submission") -> dict[str, Any]:
+    decision = submission.decision
     against = [
-        f"{rival}: {one.verdict}" + (f", {one.reason}" if one.reason else "")
-        for rival, one in decision.comparisons.items()
+        f"{rival}: {comparison.verdict}" + (f", {comparison.reason}" if comparison.reason else "")
+        for rival, comparison in decision.comparisons.items()
     ]
     return {
         "promoted": decision.promote,
-        "decision": found.sentence(),
+        "decision": submission.sentence(),
         "against": dg.MetadataValue.md(bullets(against) or "nothing"),
         "gate": decision.gate,
-        "evidence": found.source,
-        "registered model": found.name,
-        "version": found.version,
+        "evidence": submission.source,
+        "registered model": submission.name,
+        "version": submission.version,
     }
 
 
@@ -110,11 +111,11 @@ def _refit(
     pipeline: PipelineSettings,
     tracking: Tracking,
 ) -> dict[str, Any]:
-    """Train the recipe of a submitted model once more, on all bars, and register it as its refit."""
+    """Train the recipe of a submitted model once more, on all bars, and register the result as its refit."""
     from kronos_pipeline.promotion.refit import refit
     from kronos_pipeline.training.trainer import KronosTrainer  # imports torch
 
     recipe, tracker = pipeline.recipe("none" if adapter is None else "lora"), tracking.tracker(pipeline.layout)
     trainer = KronosTrainer(recipe, pipeline.layout.root, say=context.log.info)
-    bars = [one.bars for one in windows]
+    bars = [ticker_windows.bars for ticker_windows in windows]
     return {"refit": refit(tracker, trainer, measured, adapter, bars, run_tags(context, adapter)).sentence()}

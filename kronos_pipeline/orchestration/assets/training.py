@@ -1,6 +1,6 @@
-"""The training assets: an adapter per ticker, and one checkpoint over all tickers."""
+"""The training assets: a LoRA adapter per ticker, and a checkpoint over all tickers."""
 
-# Annotations are not postponed here: Dagster takes that of `context` as it stands, and refuses a text.
+# Annotations are not postponed here: Dagster reads the annotation of `context` and refuses a string.
 from collections.abc import Iterator
 
 import dagster as dg
@@ -8,13 +8,13 @@ import dagster as dg
 from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.errors import KronosError
 from kronos_pipeline.orchestration.batch import Event, TickerBatch, failed_in_run
-from kronos_pipeline.orchestration.failures import failures_of, make_failure
+from kronos_pipeline.orchestration.failures import as_failure, make_failure
 from kronos_pipeline.orchestration.io_manager import TickerArtifacts
 from kronos_pipeline.orchestration.metadata import mlflow_metadata, training_metadata
 from kronos_pipeline.orchestration.resources import PipelineSettings, Tracking, run_tags
 
-_AT_ONCE = 256
-"""Tickers whose windows are in memory at the same time."""
+_TICKERS_IN_MEMORY = 256
+"""The largest number of tickers with windows in memory at the same time."""
 
 
 def adapter(
@@ -22,14 +22,15 @@ def adapter(
 ) -> Iterator[Event]:
     """A ticker's LoRA adapter on the base model; stored as `adapters/<T>/`.
 
-    The best weights by the selection block are kept; the holdout is never read. `adapter/<T>` is the same folder.
+    Training keeps the weights with the lowest loss on the selection block, and never reads the holdout. The asset
+    `adapter/<T>` publishes the same folder.
     """
     from kronos_pipeline.tracking.runs import TrainingRuns
     from kronos_pipeline.training.publish import TrainingResult
     from kronos_pipeline.training.single import AdapterJob  # imports torch
     from kronos_pipeline.training.trainer import KronosTrainer
 
-    with failures_of("adapter"):
+    with as_failure("adapter"):
         recipe = pipeline.recipe("lora")
         tracker = tracking.tracker(pipeline.layout)
         trainer = KronosTrainer(recipe, pipeline.layout.root, say=context.log.info)
@@ -45,9 +46,9 @@ def adapter(
                     metadata = training_metadata(result, recipe, job.windows)
                     batch.add(job.name, result.folder, metadata | mlflow_metadata(run.run_id, run.link))
 
-            for first in range(0, len(batch.tickers), _AT_ONCE):
+            for first in range(0, len(batch.tickers), _TICKERS_IN_MEMORY):
                 jobs = []
-                for ticker in batch.tickers[first : first + _AT_ONCE]:
+                for ticker in batch.tickers[first : first + _TICKERS_IN_MEMORY]:
                     with batch.ticker(ticker):
                         jobs.append(AdapterJob(ticker, [windows[ticker]]))
                 trainer.train_adapters(jobs, begin=begin, done=done)
@@ -59,15 +60,15 @@ def checkpoint(
 ) -> dg.MaterializeResult:
     """The whole predictor, fine-tuned over all tickers' windows; stored as `checkpoints/best_model/`.
 
-    Tickers without windows are left out and named.
+    The metadata names the tickers without windows, which are left out.
     """
     from kronos_pipeline.training.trainer import KronosTrainer  # imports torch
 
-    with failures_of("checkpoint"):
+    with as_failure("checkpoint"):
         recipe = pipeline.recipe("none")
         tracker = tracking.tracker(pipeline.layout)
         trainer = KronosTrainer(recipe, pipeline.layout.root, say=context.log.info)
-        good, left_out = _load_all(context, windows)
+        good, left_out = _load_windows(context, windows)
         with tracker.training_run("checkpoint", recipe, run_tags(context)) as run:
             result = trainer.train_checkpoint(good, listener=run, mlflow_run=run.run_id)
             run.finish(result.summary, result.history, result.folder)
@@ -75,8 +76,10 @@ def checkpoint(
         return dg.MaterializeResult(metadata=metadata | {"left out": left_out})
 
 
-def _load_all(context: dg.AssetExecutionContext, windows: TickerArtifacts) -> tuple[list[WindowSet], dict[str, str]]:
-    """The windows of every ticker that has them, and why each other one is left out."""
+def _load_windows(
+    context: dg.AssetExecutionContext, windows: TickerArtifacts
+) -> tuple[list[WindowSet], dict[str, str]]:
+    """Load the windows of every ticker, and return them with the reason for each ticker that is left out."""
     good: list[WindowSet] = []
     left_out = dict.fromkeys(sorted(failed_in_run(context, context.asset_key)), "failed earlier in this run")
     errors: dict[str, KronosError] = {}

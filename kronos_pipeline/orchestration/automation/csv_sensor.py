@@ -1,10 +1,10 @@
-"""The sensor of the data folder: what changed is ingested, and retrained when enough new bars have come.
+"""The sensor of the data folder: ingest changed CSVs, and retrain adapters after enough new bars.
 
     a file's size or time differs -> its hash differs -> ingest, or with enough bars after its adapter's last: retrain
 
-Most files are no more than looked at: only one whose size or time changed is hashed, and only one whose hash changed is
-read, if its bars are not stored already, as they are for a sensor that starts anew. A ticker without an adapter is
-ingested and not trained: the first training is for a person or a schedule to ask.
+The sensor hashes a file only if its size or time changed, and reads it only if its hash changed and its bars are not
+stored already (after a reset of the sensor they are). A ticker without an adapter is ingested and not trained: a person
+or a schedule requests the first training.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 _READ_PER_TICK = 200
-"""Changed files that one tick reads: a tick has a minute. The others are the next tick's."""
+"""The largest number of changed files read in a tick, which has a minute. The next tick reads the others."""
 
-Seen = dict[str, list[str]]
-"""By ticker: the file's size and time as they were last seen, and its hash."""
+FileStates = dict[str, list[str]]
+"""By ticker: the file's size, time and hash at the last tick."""
 
 
-def make_sensor(
+def make_csv_sensor(
     data_dir: Path,
     tickers: Sequence[str],
     jobs: Sequence[UnresolvedAssetJobDefinition],
     settings: AutomationSettings,
 ) -> dg.SensorDefinition:
-    """The sensor `changed_csvs`.
+    """Return the sensor `changed_csvs`.
 
     Args:
         data_dir: the folder with the CSVs.
-        tickers: the partitions, as they were found when the code location loaded.
-        jobs: those of the code location.
-        settings: how many new bars ask for retraining, and how many tickers one run covers.
+        tickers: the partitions of the code location.
+        jobs: the jobs of the code location.
+        settings: the number of new bars that triggers retraining, and the number of tickers per run.
     """
 
     @dg.sensor(
@@ -62,18 +62,18 @@ def make_sensor(
             folder = find_csv_files(data_dir)
         except DataError as error:
             return dg.SkipReason(str(error))
-        notes = _differences(folder, tickers)
+        notes = _folder_notes(folder, tickers)
         for note in notes:
             context.log.warning(note)
-        seen: Seen = json.loads(context.cursor or "{}")
-        changed = _changed([folder.files[ticker] for ticker in tickers if ticker in folder.files], seen)
+        seen: FileStates = json.loads(context.cursor or "{}")
+        changed = _changed_files([folder.files[ticker] for ticker in tickers if ticker in folder.files], seen)
         layout = context.resources.pipeline.layout
-        retrained = _due(context.instance, changed, layout.bars, settings.retrain_after_bars)
+        retrained = _tickers_to_retrain(context.instance, changed, layout.bars, settings.retrain_after_bars)
         ingested = {file.ticker for file in changed} - set(retrained)
         requests = [
             dg.RunRequest(job_name=job, tags=tags)
-            for job, wanted in ((INGEST, ingested), (RETRAIN_ADAPTER, retrained))
-            for tags in split_into_runs(wanted, tickers, settings.tickers_per_run)
+            for job, selected in ((INGEST, ingested), (RETRAIN_ADAPTER, retrained))
+            for tags in split_into_runs(selected, tickers, settings.tickers_per_run)
         ]
         cursor = json.dumps({ticker: seen[ticker] for ticker in seen if ticker in folder.files})
         if requests:
@@ -84,8 +84,8 @@ def make_sensor(
     return changed_csvs
 
 
-def _differences(folder: CsvFolder, tickers: Sequence[str]) -> list[str]:
-    """What a person should know of a folder that is not what the partitions are."""
+def _folder_notes(folder: CsvFolder, tickers: Sequence[str]) -> list[str]:
+    """Return notes on problems of the folder, and on its differences from the partitions."""
     new = [ticker for ticker in folder.files if ticker not in tickers]
     gone = [ticker for ticker in tickers if ticker not in folder.files]
     notes = [str(problem) for problem in folder.problems.values()]
@@ -96,43 +96,43 @@ def _differences(folder: CsvFolder, tickers: Sequence[str]) -> list[str]:
     return notes
 
 
-def _changed(files: Sequence[CsvFile], seen: Seen) -> list[CsvFile]:
-    """The files whose content is not what was seen last, up to what one tick can read; `seen` is brought up to date."""
+def _changed_files(files: Sequence[CsvFile], seen: FileStates) -> list[CsvFile]:
+    """Return the files with new content, at most as many as a tick can read, and update `seen`."""
     changed: list[CsvFile] = []
     for file in files:
         try:
             state = file.path.stat()
             stamp = [str(state.st_size), str(state.st_mtime_ns)]
-            before = seen.get(file.ticker, ["", "", ""])
-            if before[:2] == stamp:
+            previous = seen.get(file.ticker, ["", "", ""])
+            if previous[:2] == stamp:
                 continue
             if len(changed) == _READ_PER_TICK:
                 break
             content = file_hash(file.path)
         except OSError:
-            continue  # gone or locked since the folder was listed; the next tick looks again
-        if content != before[2]:
+            continue  # gone or locked since the folder was listed; the next tick tries again
+        if content != previous[2]:
             changed.append(file)
         seen[file.ticker] = [*stamp, content]
     return changed
 
 
-def _due(
-    instance: dg.DagsterInstance, files: Sequence[CsvFile], stored_at: Callable[[str], Path], enough: int
+def _tickers_to_retrain(
+    instance: dg.DagsterInstance, files: Sequence[CsvFile], bars_path: Callable[[str], Path], enough: int
 ) -> list[str]:
-    """The tickers whose files hold enough bars that came after those of their last training.
+    """Return the tickers with enough bars after the last bar of their last training.
 
-    Of a bad file nothing is said here: ingesting it tells what is wrong.
+    A bad file is not reported here: its ingestion reports the problems.
     """
     trained = {file.ticker: last for file in files if (last := _last_trained_bar(instance, file.ticker)) is not None}
-    good, _, _ = read_files_cached([file for file in files if file.ticker in trained], stored_at)
+    good, _, _ = read_files_cached([file for file in files if file.ticker in trained], bars_path)
     return [ticker for ticker, bars in good.items() if (bars.frame["timestamps"] > trained[ticker]).sum() >= enough]
 
 
 def _last_trained_bar(instance: dg.DagsterInstance, ticker: str) -> pd.Timestamp | None:
-    """The time of the last bar of the data of the ticker's last training, or None."""
-    wanted = dg.AssetRecordsFilter(asset_key=dg.AssetKey("adapter"), asset_partitions=[ticker])
-    records = instance.fetch_materializations(wanted, limit=1).records
+    """Return the time of the last bar in the data of the ticker's last training, or None if it was never trained."""
+    newest = dg.AssetRecordsFilter(asset_key=dg.AssetKey("adapter"), asset_partitions=[ticker])
+    records = instance.fetch_materializations(newest, limit=1).records
     trained = records[0].asset_materialization if records else None
     if trained is None or LAST_BAR not in trained.metadata:
         return None

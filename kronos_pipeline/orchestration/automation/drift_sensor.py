@@ -1,4 +1,4 @@
-"""The sensor of drift: a champion that errs more than it did asks for a training that ends with the gate."""
+"""The sensor of drift: request a training and a decision by the gate for each drifted champion."""
 
 from __future__ import annotations
 
@@ -18,38 +18,39 @@ if TYPE_CHECKING:
 
 _DRIFT = dg.AssetKey("drift")
 
-Seen = dict[str, tuple[int, str]]
-"""By ticker: the newest materialisation that was looked at, and the finding that a training was asked for last."""
+LastFindings = dict[str, tuple[int, str]]
+"""By ticker: the id of the last examined materialisation, and the last finding that a training was requested for."""
 
 
 def make_drift_sensor(
     tickers: Sequence[str], jobs: Sequence[UnresolvedAssetJobDefinition], settings: AutomationSettings
 ) -> dg.SensorDefinition:
-    """The sensor `drifted_champions`.
+    """Return the sensor `drifted_champions`.
 
-    A drifted adapter is trained, backtested and judged anew; for a drifted checkpoint that forecasts some tickers, the
-    checkpoint is trained anew over all of them. One finding asks once, however often it is made.
+    For a drifted adapter it requests training, backtest and gate of that ticker; for a drifted checkpoint, a training
+    of the checkpoint over all tickers. A finding triggers a single request, even if it is materialised again.
 
     Args:
-        tickers: the partitions, as they were found when the code location loaded.
-        jobs: those of the code location.
-        settings: how many tickers one run covers.
+        tickers: the partitions of the code location.
+        jobs: the jobs of the code location.
+        settings: the number of tickers per run.
     """
 
     @dg.sensor(
         name="drifted_champions",
         jobs=[job for job in jobs if job.name in (PROMOTE_ADAPTER, RETRAIN_CHECKPOINT)],
         minimum_interval_seconds=300,
-        description="Trains anew, up to the gate, where a champion errs more on new bars than when it was measured.",
+        description="Retrains, up to the gate, if a champion errs more on new bars than its evidence predicts.",
     )
     def drifted_champions(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-        seen: Seen = {ticker: (number, said) for ticker, (number, said) in json.loads(context.cursor or "{}").items()}
+        cursor_content = json.loads(context.cursor or "{}").items()
+        seen: LastFindings = {ticker: (number, finding) for ticker, (number, finding) in cursor_content}
         drifted: dict[str, str] = {}
-        for ticker, number, found in _new(context.instance, tickers, seen):
-            asked_for = seen.get(ticker, (0, ""))[1]
-            finding = str(found[FINDING].value) if found[DRIFTED].value is True else asked_for
-            if finding != asked_for:
-                drifted[ticker] = str(found[KIND].value)
+        for ticker, number, metadata in _new_findings(context.instance, tickers, seen):
+            requested = seen.get(ticker, (0, ""))[1]
+            finding = str(metadata[FINDING].value) if metadata[DRIFTED].value is True else requested
+            if finding != requested:
+                drifted[ticker] = str(metadata[KIND].value)
             seen[ticker] = (number, finding)
         adapters = {ticker for ticker, kind in drifted.items() if kind != CHECKPOINT}
         requests = [
@@ -57,28 +58,28 @@ def make_drift_sensor(
             for tags in split_into_runs(adapters, tickers, settings.tickers_per_run)
         ]
         if len(adapters) < len(drifted):
-            everything = split_into_runs(tickers, tickers, len(tickers))
-            requests += [dg.RunRequest(job_name=RETRAIN_CHECKPOINT, tags=tags) for tags in everything]
+            all_tickers = split_into_runs(tickers, tickers, len(tickers))
+            requests += [dg.RunRequest(job_name=RETRAIN_CHECKPOINT, tags=tags) for tags in all_tickers]
         cursor = json.dumps({ticker: seen[ticker] for ticker in tickers if ticker in seen})
         if requests:
             return dg.SensorResult(run_requests=requests, cursor=cursor)
         context.update_cursor(cursor)
-        return dg.SkipReason("No champion has drifted since the last look.")
+        return dg.SkipReason("No champion has drifted since the last tick.")
 
     return drifted_champions
 
 
-def _new(
-    instance: dg.DagsterInstance, tickers: Sequence[str], seen: Seen
+def _new_findings(
+    instance: dg.DagsterInstance, tickers: Sequence[str], seen: LastFindings
 ) -> Iterator[tuple[str, int, Mapping[str, dg.MetadataValue]]]:
-    """The tickers whose newest materialisation was not looked at yet: its number, and what it says."""
+    """Yield ticker, id and metadata of each newest materialisation that was not examined yet."""
     newest = instance.get_latest_storage_id_by_partition(
         _DRIFT, dg.DagsterEventType.ASSET_MATERIALIZATION, set(tickers)
     )
     for ticker, number in sorted(newest.items()):
         if number == seen.get(ticker, (0, ""))[0]:
             continue
-        wanted = dg.AssetRecordsFilter(asset_key=_DRIFT, asset_partitions=[ticker])
-        materialised = instance.fetch_materializations(wanted, limit=1).records[0].asset_materialization
+        latest = dg.AssetRecordsFilter(asset_key=_DRIFT, asset_partitions=[ticker])
+        materialised = instance.fetch_materializations(latest, limit=1).records[0].asset_materialization
         if materialised is not None:
             yield ticker, number, materialised.metadata

@@ -1,4 +1,4 @@
-"""Jobs and schedules: what is retrained, and when, in the market's own time."""
+"""Jobs, and their schedules in the market's own time."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _NO_TICKERS = "There are no tickers: reload the code location when the data fold
 
 
 class AutomationSettings(BaseSettings):
-    """When and how much is retrained; the environment says it, as KRONOS_MARKET_TIME_ZONE and so on."""
+    """Times and sizes of automatic runs, from environment variables such as KRONOS_MARKET_TIME_ZONE."""
 
     model_config = SettingsConfigDict(env_prefix=_ENVIRONMENT, env_ignore_empty=True)
 
     market_time_zone: str = Field("America/New_York", description="time zone of the schedules")
-    watch_cron: str = Field("0 18 * * 1-5", description="when new bars are forecast and drift is looked for: weekdays")
-    adapter_cron: str = Field("0 20 * * 1-5", description="when adapters are retrained: weekday nights")
-    checkpoint_cron: str = Field("0 8 * * 6", description="when the checkpoint is retrained: once a week")
-    promote_cron: str = Field("0 8 * * 0", description="when adapters are backtested and may be promoted: once a week")
-    tickers_per_run: int = Field(50, ge=1, description="tickers that one requested run covers, at most")
-    retrain_after_bars: int = Field(20, ge=1, description="new bars after which the sensor asks for retraining")
+    watch_cron: str = Field("0 18 * * 1-5", description="times of forecasts and of the search for drift: weekdays")
+    adapter_cron: str = Field("0 20 * * 1-5", description="times of the retraining of adapters: weekday nights")
+    checkpoint_cron: str = Field("0 8 * * 6", description="times of the retraining of the checkpoint: once a week")
+    promote_cron: str = Field("0 8 * * 0", description="times of backtest and gate of adapters: once a week")
+    tickers_per_run: int = Field(50, ge=1, description="the largest number of tickers in a requested run")
+    retrain_after_bars: int = Field(20, ge=1, description="new bars after which the sensor requests retraining")
 
     @field_validator("market_time_zone")
     @classmethod
@@ -57,10 +57,10 @@ class AutomationSettings(BaseSettings):
 
     @classmethod
     def from_environment(cls) -> AutomationSettings:
-        """The settings.
+        """Read the settings.
 
         Raises:
-            SettingsError: a variable holds what it cannot.
+            SettingsError: a variable is invalid.
         """
         try:
             return cls()
@@ -71,14 +71,14 @@ class AutomationSettings(BaseSettings):
 
 
 class Job(NamedTuple):
-    """What a job is for, and its assets; the checks of these are in it too."""
+    """A job: its description, and its assets, with their checks."""
 
     description: str
     assets: tuple[str, ...]
 
 
 class Timetable(NamedTuple):
-    """When a job runs for all tickers, and how many of them one run covers."""
+    """A schedule of a job for all tickers, with the number of tickers per run, or None for all in a run."""
 
     name: str
     job: str
@@ -92,27 +92,27 @@ _MEASURED = ("holdout_metrics", "leaderboard")
 JOBS = {
     INGEST: Job("Read CSVs and cut windows.", _INGESTED),
     RETRAIN_ADAPTER: Job(
-        "From CSV to adapter and holdout metrics, for one ticker or many. Nothing is promoted.",
+        "From CSV to adapter and holdout metrics, for one ticker or many, without promotion.",
         (*_INGESTED, "adapter", *_MEASURED),
     ),
     PROMOTE_ADAPTER: Job(
-        "The same, then a backtest, which trains at each of its cutoffs, then the gate: an adapter becomes champion "
-        "only where it is better than naive and than the base model. Ends with the forecast.",
+        "From CSV to adapter and holdout metrics, then a backtest, which trains at each of its cutoffs, then the gate: "
+        "an adapter becomes champion only if it is better than naive and than the base model. Ends with the forecast.",
         (*_INGESTED, "adapter", *_MEASURED, "backtest", "champion", "forecast"),
     ),
     RETRAIN_CHECKPOINT: Job(
-        "From CSVs to one checkpoint over all tickers, measured on each of them, and the gate.",
+        "From CSVs to a checkpoint over all tickers, its holdout metrics for each ticker, and the gate.",
         (*_INGESTED, "checkpoint", *_MEASURED, "checkpoint_champion"),
     ),
     WATCH: Job(
-        "Read CSVs, forecast the bars to come, and look whether champions err more than they did. Nothing is trained.",
+        "Read CSVs, forecast the bars to come, and measure the drift of champions, without training.",
         (*_INGESTED, "forecast", "drift"),
     ),
 }
 
 
 def make_jobs(partitions: dg.PartitionsDefinition) -> list[UnresolvedAssetJobDefinition]:
-    """The jobs, each for one ticker or for a range of them, with the checks of their assets."""
+    """Return the jobs, each for one ticker or a range of tickers, with the checks of their assets."""
     return [
         dg.define_asset_job(
             name, dg.AssetSelection.assets(*job.assets), description=job.description, partitions_def=partitions
@@ -122,9 +122,9 @@ def make_jobs(partitions: dg.PartitionsDefinition) -> list[UnresolvedAssetJobDef
 
 
 def make_schedules(tickers: Sequence[str], settings: AutomationSettings) -> list[dg.ScheduleDefinition]:
-    """Forecasts and drift on weekdays, adapters on weekday nights, the gate and the checkpoint weekly.
+    """Return the schedules: forecasts and drift on weekdays, adapters on weekday nights, gate and checkpoint weekly.
 
-    A run covers a chunk of the sorted tickers; that of the checkpoint covers all of them.
+    A run covers a chunk of the sorted tickers; the run of the checkpoint covers all tickers.
     """
     chunk = settings.tickers_per_run
     chunks = f"{chunk} tickers a run."
@@ -132,7 +132,7 @@ def make_schedules(tickers: Sequence[str], settings: AutomationSettings) -> list
         Timetable(
             "forecasts_on_weekdays",
             WATCH,
-            f"Reads new bars, forecasts, and looks for drift, {chunks}",
+            f"Reads new bars, forecasts, and measures drift, {chunks}",
             settings.watch_cron,
             chunk,
         ),
@@ -158,7 +158,7 @@ def make_schedules(tickers: Sequence[str], settings: AutomationSettings) -> list
             chunk,
         ),
     ]
-    return [_schedule(one, tickers, settings.market_time_zone) for one in timetables]
+    return [_schedule(timetable, tickers, settings.market_time_zone) for timetable in timetables]
 
 
 def _schedule(timetable: Timetable, tickers: Sequence[str], time_zone: str) -> dg.ScheduleDefinition:
@@ -169,7 +169,7 @@ def _schedule(timetable: Timetable, tickers: Sequence[str], time_zone: str) -> d
         if not tickers:
             yield dg.SkipReason(_NO_TICKERS)
         for number, tags in enumerate(split_into_runs(tickers, tickers, per_run or len(tickers))):
-            # The key keeps a tick that is evaluated twice from training twice.
+            # With the key, Dagster launches a run once, even if the tick is evaluated twice.
             yield dg.RunRequest(run_key=f"{context.scheduled_execution_time.isoformat()} {number}", tags=tags)
 
     return schedule

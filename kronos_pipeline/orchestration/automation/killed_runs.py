@@ -1,8 +1,8 @@
-"""Runs whose process was killed: found, and marked as failed.
+"""The sensor that finds runs of killed processes and marks them as failed.
 
-Nobody tells Dagster of a process that ends by kill -9 or for want of memory. Its run stays "started" for ever, and so
-does its place in the pool: no training that the daemon queues would begin again. So each run holds a file lock, which
-the system frees with its process, and a sensor looks for started runs whose lock is free.
+Dagster does not notice a process that ends by kill -9 or by lack of memory. The run stays "started" and keeps its slot
+in the pool, so that no queued training starts. So each run holds a file lock, which the operating system frees with the
+process, and the sensor looks for started runs with a free lock.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from filelock import FileLock, Timeout
 
 
 @contextmanager
-def alive(instance: dg.DagsterInstance, run_id: str) -> Iterator[None]:
-    """Hold the run's lock during the block; where another process of the run has it, that one holds it for both."""
+def hold_run_lock(instance: dg.DagsterInstance, run_id: str) -> Iterator[None]:
+    """Hold the run's lock during the block, unless another process of the run holds it already."""
     lock = FileLock(_lock_path(instance, run_id))
     try:
         lock.acquire(timeout=0)
@@ -32,7 +32,7 @@ def alive(instance: dg.DagsterInstance, run_id: str) -> Iterator[None]:
 
 
 def was_killed(instance: dg.DagsterInstance, run_id: str) -> bool:
-    """Whether the run once held its lock and holds it no more, without having ended."""
+    """Return whether the run has a lock file that no process holds, so its process ended before the run did."""
     path = _lock_path(instance, run_id)
     if not path.exists():
         return False
@@ -44,13 +44,13 @@ def was_killed(instance: dg.DagsterInstance, run_id: str) -> bool:
 
 
 def make_killed_runs_sensor() -> dg.SensorDefinition:
-    """The sensor `killed_runs`, which is on without being asked, as the queue would stand still without it."""
+    """Return the sensor `killed_runs`, which is on by default: without it the queue stops after a killed run."""
 
     @dg.sensor(
         name="killed_runs",
         minimum_interval_seconds=60,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Marks runs as failed whose process was killed, so that the next training may begin.",
+        description="Marks runs of killed processes as failed, so that the next training can start.",
     )
     def killed_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         ended = []
