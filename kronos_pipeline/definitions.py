@@ -86,7 +86,7 @@ def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Defi
         dg.asset(**over_all, **serving, kinds={"mlflow"}, deps=["checkpoint", "holdout_metrics"])(checkpoint_champion),
         dg.asset(**per_ticker, **serving, kinds={"pytorch"}, deps=["champion", "checkpoint_champion"])(forecast),
         dg.asset(**per_ticker, **serving, kinds={"pytorch"}, deps=["champion", "checkpoint_champion"])(drift),
-        *adapters_by_ticker(tickers, group_name="doors", owners=OWNERS, kinds={"dagster"}),
+        *adapters_by_ticker(tickers, group_name="adapter_by_ticker", owners=OWNERS, kinds={"dagster"}),
     ]
     checks = [
         *(complete_check(asset, partitions) for asset in PER_TICKER),

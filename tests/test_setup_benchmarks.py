@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from printed import document, rows
+from benchmark_output import document, rows
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 

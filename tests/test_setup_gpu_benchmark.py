@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from printed import document, rows
+from benchmark_output import document, rows
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "benchmarks"))

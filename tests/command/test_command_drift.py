@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from market_files import daily_frame, write_frame
-from registered import evidence, for_tickers, made_adapter
+from registered_models import evidence, for_tickers, made_adapter
 from small_trainings import small_recipe
 
 from kronos_pipeline.cli import app as cli

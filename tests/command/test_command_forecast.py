@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from market_files import daily_frame, write_frame
-from registered import base_of, evidence, made_adapter
+from registered_models import base_of, evidence, made_adapter
 from small_trainings import small_recipe
 
 from kronos_pipeline.artifacts import ArtifactLayout, read_parquet, write_json

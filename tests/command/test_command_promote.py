@@ -6,7 +6,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from registered import evidence, made_adapter
+from registered_models import evidence, made_adapter
 from small_trainings import small_recipe
 
 from kronos_pipeline.cli import app as cli

@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("dagster")
 
-from locations import Location, failed_steps
+from code_locations import Location, failed_steps
 
 from kronos_pipeline.artifacts import MANIFEST, read_json
 

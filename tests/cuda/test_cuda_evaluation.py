@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from registered import made_adapter, made_checkpoint
+from registered_models import made_adapter, made_checkpoint
 from small_trainings import simulated_bars, simulated_windows, small_recipe
 
 from kronos_pipeline.artifacts import ArtifactLayout

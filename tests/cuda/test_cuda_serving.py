@@ -10,7 +10,7 @@ from threading import Barrier
 import pandas as pd
 import pytest
 import torch
-from registered import made_adapter
+from registered_models import made_adapter
 from small_trainings import simulated_bars, small_recipe
 
 from kronos_pipeline.tracking.serving import ServedForecaster

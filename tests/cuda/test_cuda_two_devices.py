@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from registered import made_adapter
+from registered_models import made_adapter
 from small_trainings import simulated_bars, simulated_windows, small_recipe
 
 from kronos_pipeline.artifacts import ArtifactLayout

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from holdouts import HandMadeWindows, RecordingSampler
-from registered import base_of
+from registered_models import base_of
 from small_trainings import simulated_windows, small_recipe
 
 from kronos_pipeline.artifacts import ArtifactLayout, read_parquet

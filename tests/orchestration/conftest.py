@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from locations import Location
+from code_locations import Location
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 import dagster as dg
 import pandas as pd
 import pytest
-from locations import Location
+from code_locations import Location
 
 from kronos_pipeline.data.bars import load_bars, make_bars, save_bars
 from kronos_pipeline.errors import SettingsError

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import dagster as dg
 import pandas as pd
 import pytest
-from locations import Location, checks, failed_steps
+from code_locations import Location, checks, failed_steps
 
 from kronos_pipeline.artifacts import MANIFEST, read_json
 from kronos_pipeline.data.bars import load_bars
@@ -231,14 +231,14 @@ def test_without_its_check_in_the_run_a_step_with_a_bad_ticker_fails_itself(loca
     assert location.made("raw_bars") == {"AAPL"}
 
 
-def test_a_door_selected_with_the_adapter_itself_does_not_train_it_again(location: Location) -> None:
+def test_a_tickers_asset_selected_with_adapter_itself_does_not_train_it_again(location: Location) -> None:
     location.write("AAPL")
     result = location.select(["raw_bars", "windows", "adapter", "adapter/AAPL"], "AAPL")
     assert result.success, failed_steps(result)
-    door = location.instance.get_latest_materialization_event(dg.AssetKey(["adapter", "AAPL"]))
-    assert door is not None
-    assert door.asset_materialization is not None
-    assert door.asset_materialization.metadata["run"].value == result.run_id
+    event = location.instance.get_latest_materialization_event(dg.AssetKey(["adapter", "AAPL"]))
+    assert event is not None
+    assert event.asset_materialization is not None
+    assert event.asset_materialization.metadata["run"].value == result.run_id
     assert [run.run_id for run in location.instance.get_runs()] == [result.run_id]
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import dagster as dg
 import numpy as np
 import pytest
+from code_locations import Location, checks, failed_steps
 from evaluation.made_predictions import predictions_of_losses
-from locations import Location, checks, failed_steps
 
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.data.bars import load_bars, make_bars, save_bars

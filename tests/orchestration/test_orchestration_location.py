@@ -11,7 +11,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 import yaml
-from locations import Location, failed_steps
+from code_locations import Location, failed_steps
 
 from kronos_pipeline.definitions import build
 from kronos_pipeline.errors import KronosError
@@ -74,7 +74,7 @@ def test_a_thousand_tickers_load_in_seconds(tmp_path: Path) -> None:
     assert time.monotonic() - began < 30
 
 
-def test_symbols_that_look_alike_have_doors_of_their_own(location: Location) -> None:
+def test_symbols_that_look_alike_have_assets_of_their_own(location: Location) -> None:
     location.write("BRK-B", "BRK.B", "BRK_B", "EURUSD=X", "^GSPC")
     graph = location.definitions.resolve_asset_graph()
     for ticker in ("BRK-B", "BRK.B", "BRK_B", "EURUSD=X", "^GSPC"):
@@ -82,12 +82,12 @@ def test_symbols_that_look_alike_have_doors_of_their_own(location: Location) -> 
     assert len({step_name(ticker) for ticker in ("BRK-B", "BRK.B", "BRK_B")}) == 3
 
 
-def test_a_door_depends_on_its_own_partition_of_adapter_alone(location: Location) -> None:
+def test_a_tickers_asset_depends_on_its_own_partition_of_adapter_alone(location: Location) -> None:
     location.write("AAPL", "MSFT")
-    door = next(
+    asset = next(
         one for one in location.definitions.assets or [] if dg.AssetKey(["adapter", "MSFT"]) in getattr(one, "keys", ())
     )
-    mapping = door.get_partition_mapping_for_dep(dg.AssetKey("adapter"))
+    mapping = asset.get_partition_mapping_for_dep(dg.AssetKey("adapter"))
     assert mapping == dg.SpecificPartitionsPartitionMapping(["MSFT"])
 
 

@@ -14,7 +14,7 @@ import dagster as dg
 import numpy as np
 import pandas as pd
 import pytest
-from locations import Location, checks, failed_steps
+from code_locations import Location, checks, failed_steps
 
 from kronos_pipeline.artifacts import read_json, read_parquet
 from kronos_pipeline.data.simulate import Calendar, Dynamics, simulate_ticker

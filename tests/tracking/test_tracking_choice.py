@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from registered import base_of, evidence, for_tickers, made_adapter, made_checkpoint
+from registered_models import base_of, evidence, for_tickers, made_adapter, made_checkpoint
 from small_trainings import simulated_windows, small_recipe
 from tiny_models import save_tiny_base
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from registered import base_of, evidence, made_adapter
+from registered_models import base_of, evidence, made_adapter
 from small_trainings import simulated_bars, small_recipe
 
 from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json, write_json, write_manifest, write_parquet

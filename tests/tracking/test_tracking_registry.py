@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from registered import base_of, evidence, made_adapter, made_checkpoint
+from registered_models import base_of, evidence, made_adapter, made_checkpoint
 from safetensors.numpy import load_file
 from small_trainings import small_recipe
 

@@ -23,7 +23,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel
-from registered import base_of, evidence, made_adapter, made_checkpoint
+from registered_models import base_of, evidence, made_adapter, made_checkpoint
 from small_trainings import simulated_bars, simulated_windows, small_recipe
 from tiny_models import save_tiny_base
 

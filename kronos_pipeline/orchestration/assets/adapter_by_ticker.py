@@ -43,7 +43,7 @@ def _adapter_asset(ticker: str, options: dict[str, Any]) -> dg.AssetsDefinition:
         _run_job,
         name=step_name(ticker),
         ins={"adapter": dg.In(dg.Nothing)},
-        outs={"door": dg.Out(dg.Nothing)},
+        outs={"done": dg.Out(dg.Nothing)},
         required_resource_keys={"pipeline", "tracking", "io_manager"},
         config_schema={},
     )
@@ -51,7 +51,7 @@ def _adapter_asset(ticker: str, options: dict[str, Any]) -> dg.AssetsDefinition:
         node_def=step,
         specs=[spec],
         keys_by_input_name={"adapter": _ADAPTER},
-        keys_by_output_name={"door": spec.key},
+        keys_by_output_name={"done": spec.key},
     )
 
 
@@ -79,7 +79,7 @@ def _retrain(context: dg.AssetExecutionContext, ticker: str) -> str:
 
 def step_name(ticker: str) -> str:
     """Return a step name for a ticker: legal for any symbol, and different for BRK.B and BRK-B."""
-    return f"door_{_ILLEGAL_IN_NAMES.sub('_', ticker)}_{text_hash(ticker)[:8]}"
+    return f"adapter_{_ILLEGAL_IN_NAMES.sub('_', ticker)}_{text_hash(ticker)[:8]}"
 
 
 def _run_of_same_request(context: dg.AssetExecutionContext, ticker: str) -> str | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from locations import TINY, Location, launchpad
+from code_locations import TINY, Location, launchpad
 
 from kronos_pipeline.artifacts import MANIFEST, read_json
 from kronos_pipeline.orchestration.automation.killed_runs import make_killed_runs_sensor
@@ -74,7 +74,7 @@ def shell(location: Location) -> Shell:
     return found
 
 
-def test_a_door_works_on_an_empty_store_after_its_predecessor_was_killed(shell: Shell) -> None:
+def test_a_tickers_asset_works_on_an_empty_store_after_its_predecessor_was_killed(shell: Shell) -> None:
     shell.location.write("AAPL", "MSFT")
     killed = shell.start("adapter/AAPL", epochs=100_000)
     assert killed.stdout is not None
@@ -97,10 +97,10 @@ def test_a_door_works_on_an_empty_store_after_its_predecessor_was_killed(shell: 
     with shell.instance() as instance:
         for asset in ("raw_bars", "windows", "adapter", "holdout_metrics"):
             assert instance.get_materialized_partitions(dg.AssetKey(asset)) == {"AAPL"}
-        door = instance.get_latest_materialization_event(dg.AssetKey(["adapter", "AAPL"]))
-        assert door is not None
-        assert door.asset_materialization is not None
-        run = instance.get_run_by_id(str(door.asset_materialization.metadata["run"].value))
+        event = instance.get_latest_materialization_event(dg.AssetKey(["adapter", "AAPL"]))
+        assert event is not None
+        assert event.asset_materialization is not None
+        run = instance.get_run_by_id(str(event.asset_materialization.metadata["run"].value))
         assert run is not None
         assert (run.job_name, run.tags["dagster/partition"], run.status) == (
             "retrain_adapter",
@@ -114,7 +114,7 @@ def test_a_door_works_on_an_empty_store_after_its_predecessor_was_killed(shell: 
     assert (shell.location.layout.adapter("AAPL") / MANIFEST).stat().st_mtime >= began
 
 
-def test_a_door_whose_ticker_is_bad_fails_with_the_problems_of_its_file(shell: Shell) -> None:
+def test_a_tickers_asset_fails_with_the_problems_of_its_file(shell: Shell) -> None:
     shell.location.write_bad("^GSPC")
     code, output = shell.run('key:"adapter/^GSPC"')
     assert code != 0
