@@ -1,11 +1,11 @@
-"""A trained model as MLflow keeps it: a `pyfunc` made from code, with signature and input example, and no pickle in it.
+"""Package a trained model as an MLflow `pyfunc` made from code, with signature and input example, without a pickle.
 
     MLmodel  served_model.py  input_example.json  requirements.txt ...
-    artifacts/model/     the adapter or checkpoint with its manifest and how it is sampled
-    evidence.parquet     the predictions that it was judged by; a refit has none
+    artifacts/model/     the adapter or checkpoint with its manifest and sampling settings
+    evidence.parquet     the predictions of its verdict; a refit has none
 
-The base model of an adapter is not copied: its name and the hash of its weights are in the manifest. `served_model.py`
-imports this project, so the project has to be installed where the model is served.
+The package does not contain the base model of an adapter: the manifest has its name and the hash of its weights.
+`served_model.py` imports this project, so a serving environment needs this project installed.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ MODEL = "model"
 FOLDER = f"artifacts/{MODEL}"
 EVIDENCE = "evidence.parquet"
 FORECAST = ("mean", "median", *(f"{side}_{level}" for level in LEVELS for side in ("lo", "hi")))
-"""The numbers that a served forecast has beside its time, in the file's price unit."""
+"""Values of a served forecast beside its time, in the file's price unit."""
 _ADAPTER_CONFIG, _TORCH_FILE = "adapter_config.json", "adapter.pt"
 
 
 def save_pyfunc(folder: Path, target: Path, model: Model, evidence: pd.DataFrame | None) -> None:
-    """Write a model folder of MLflow's.
+    """Write an MLflow model folder.
 
     Args:
         folder: the adapter or checkpoint, with its manifest.
-        target: the folder to make.
-        model: MLflow's own record of it, with its ids.
-        evidence: the predictions that it was judged by; None for a refit.
+        target: the folder to create.
+        model: MLflow's record of the model, with its ids.
+        evidence: the predictions of its verdict; None for a refit.
 
     Raises:
-        ArtifactError: the folder has no manifest of this project's.
+        ArtifactError: the folder has no manifest of this project.
     """
     from mlflow import pyfunc
 
     manifest = read_training_manifest(folder)
     with TemporaryDirectory() as temporary:
         copied = Path(temporary) / MODEL
-        # PEFT's file holds the same tensors as adapter.pt, which is for scripts and is a pickle inside.
+        # Leave out adapter.pt: it is for scripts, contains a pickle and has the same tensors as PEFT's file.
         shutil.copytree(folder.resolve(), copied, ignore=shutil.ignore_patterns(_TORCH_FILE))
         pyfunc.save_model(
             str(target),
@@ -70,10 +70,10 @@ def save_pyfunc(folder: Path, target: Path, model: Model, evidence: pd.DataFrame
 
 
 def manifest_tags(folder: Path) -> dict[str, str]:
-    """The tags of a version that its folder's manifest gives.
+    """Return the version tags from a folder's manifest.
 
     Raises:
-        ArtifactError: the folder has no manifest of this project's.
+        ArtifactError: the folder has no manifest of this project.
     """
     manifest = read_training_manifest(folder)
     base = manifest["base_model"]
@@ -90,20 +90,20 @@ def manifest_tags(folder: Path) -> dict[str, str]:
 
 
 def read_training_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of an adapter or checkpoint.
+    """Read the manifest of an adapter or checkpoint.
 
     Raises:
-        ArtifactError: there is none, or it is not one of a training.
+        ArtifactError: the manifest is missing or is not of a training.
     """
     manifest = read_json(folder / MANIFEST)
-    wanted = ("base_model", "data", "config", "code_version")
-    if not isinstance(manifest, dict) or any(key not in manifest for key in wanted):
+    required = ("base_model", "data", "config", "code_version")
+    if not isinstance(manifest, dict) or any(key not in manifest for key in required):
         raise ArtifactError(f"{folder / MANIFEST} is not that of a training; train again.")
     return manifest
 
 
 def _base_model(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """How the base model is found again from anywhere: a folder by its full path, a published model at its commit."""
+    """Return location-independent base model names: a folder by its absolute path, a published model at its commit."""
     base = manifest["base_model"]
     names = {"base_model": ("name", "revision"), "tokenizer": ("tokenizer", "tokenizer_revision")}
     return {key: _resolved_name(str(base[name]), base.get(revision)) for key, (name, revision) in names.items()}
@@ -122,20 +122,20 @@ def _signature() -> ModelSignature:
     from mlflow.types.schema import AnyType
 
     optional = [name for name in FEATURES if name not in PRICES]
-    # This project reads times, as MLflow would move zoned ones to UTC, and volumes, which MLflow takes for doubles only
-    # where they are no integers.
-    given: list[Any] = [
+    # Times are AnyType because MLflow would convert zoned times to UTC; volumes are AnyType because MLflow rejects
+    # integers for doubles. `serving` parses both.
+    inputs: list[Any] = [
         ColSpec(AnyType(), "timestamps"),
         *(ColSpec(DataType.double, name) for name in PRICES),
         *(ColSpec(AnyType(), name, required=False) for name in optional),
         ColSpec(DataType.string, "unique_id", required=False),
     ]
-    told: list[Any] = [ColSpec(DataType.datetime, "ds"), *(ColSpec(DataType.double, name) for name in FORECAST)]
-    return ModelSignature(inputs=Schema(given), outputs=Schema(told))
+    outputs: list[Any] = [ColSpec(DataType.datetime, "ds"), *(ColSpec(DataType.double, name) for name in FORECAST)]
+    return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs))
 
 
 def _example(bars: int) -> pd.DataFrame:
-    """Simulated bars, as many as the lookback has."""
+    """Return a lookback of simulated bars."""
     frame = simulate_ticker([0], bars).frame()
     return frame.assign(timestamps=frame["timestamps"].astype(str))[["timestamps", *PRICES, "volume"]]
 

@@ -1,11 +1,11 @@
-"""The registry: every adapter and checkpoint a version, with its evidence; who is champion, and why.
+"""The model registry: a version per adapter or checkpoint, its evidence, and the promotion of champions.
 
-    kronos-AAPL   the adapter of that name        alias challenger   the newest that was measured
-    kronos-all    the checkpoint over all         alias champion     the one that forecasts are made with
-                                                  alias refit        the newest that was trained on all bars
+    kronos-AAPL   the adapter of that name        alias challenger   the newest measured version
+    kronos-all    the checkpoint over all         alias champion     the version that makes forecasts
+                                                  alias refit        the newest version trained on all bars
 
-What was decided on a version, and why, is on its tags. Nothing but a person decides here: the gate's decisions come
-from `evaluation.gate`.
+Tags of a version record each decision and its reason. This module records decisions of the gate, `scoring.gate`, and of
+people; it decides nothing.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 __all__ = ["Registry", "Version", "registered_name"]
 
 _FORMER = "former_champions"
-"""Tag of a registered model: the numbers of the versions that were champion before, the oldest first."""
+"""Tag of a registered model: the numbers of former champions, oldest first."""
 _KEPT_FORMER = 100
 
 
 class Registry:
-    """The registered models of a tracker's store, which is opened at the first use.
+    """The registered models of a tracker's MLflow store, opened at the first use.
 
-    Every method raises TrackingError where the store cannot be used, and leaves no promotion behind then.
+    Every method raises TrackingError if the store cannot be used, and then promotes nothing.
     """
 
     def __init__(self, tracker: Tracker) -> None:
@@ -57,75 +57,74 @@ class Registry:
         metrics: Mapping[str, float],
         tags: Mapping[str, str] | None = None,
     ) -> int:
-        """Make a measured adapter or checkpoint a version, with the alias `challenger`.
+        """Register a measured adapter or checkpoint as a version with the alias `challenger`.
 
         Args:
             folder: the adapter or checkpoint, with its manifest.
-            name: the registered model's; see `registered_name`.
-            run_id: the MLflow run that trained it.
-            predictions: the evidence: what its verdict rests on.
-            metrics: its scores, by MLflow's names; undefined ones are no measurement and are not among them.
-            tags: what should be found again, beside what the manifest says.
+            name: name of the registered model, see `registered_name`.
+            run_id: the MLflow run of the training.
+            predictions: the evidence of the verdict.
+            metrics: scores by MLflow metric name, without undefined scores.
+            tags: tags beside those from the manifest.
 
         Returns:
             The version's number.
 
         Raises:
-            ArtifactError: the folder has no manifest, or the predictions are no such table.
-            TrackingError: there is no such run.
+            ArtifactError: the folder has no manifest, or the table of predictions is invalid.
+            TrackingError: the run does not exist.
         """
         check_predictions(predictions)
-        known = {**(tags or {}), "measured": "yes"}
-        number = self._store.add(folder, name, run_id, predictions, metrics, known)
+        number = self._store.add(folder, name, run_id, predictions, metrics, {**(tags or {}), "measured": "yes"})
         self._store.set_alias(self.version(name, number), CHALLENGER)
         return number
 
     def register_refit(
         self, folder: Path, name: str, run_id: str, *, refit_of: int, tags: Mapping[str, str] | None = None
     ) -> int:
-        """Make a model of the same recipe that was trained on all bars a version, with the alias `refit`.
+        """Register a model of the same recipe, trained on all bars, as a version with the alias `refit`.
 
-        Arguments and errors are those of `register`; `refit_of` is the version that was measured in its place.
+        Arguments and errors are those of `register`; `refit_of` is the measured version of the same recipe.
         """
         measured = self.version(name, refit_of)
-        known = {**(tags or {}), "measured": "no", "refit_of": str(measured.number)}
-        number = self._store.add(folder, name, run_id, None, {}, known)
+        refit_tags = {**(tags or {}), "measured": "no", "refit_of": str(measured.number)}
+        number = self._store.add(folder, name, run_id, None, {}, refit_tags)
         self._store.set_alias(self.version(name, number), REFIT)
         return number
 
     def record_decision(self, name: str, number: int, decision: Decision) -> None:
-        """Write on a version what the gate decided, and make it champion where that is to promote it.
+        """Record the gate's decision on a version, and make the version champion if the gate promotes it.
 
-        The words are written first, so that there is no champion without a reason.
+        The reason is written first, so that there is no champion without a reason.
 
         Raises:
-            TrackingError: there is no such version, or it is a refit.
+            TrackingError: the version does not exist or is a refit.
         """
         version = _measured(self.version(name, number))
-        compared = decision.comparisons
+        comparisons = {rival: comparison.as_dict() for rival, comparison in decision.comparisons.items()}
         tags = {
             "gate": decision.gate,
-            "gate_reason": decision.reason,  # a person's reason may take the place of `reason` later
-            "comparisons": json.dumps({rival: one.as_dict() for rival, one in compared.items()}, allow_nan=False),
-            **{f"verdict.{rival}": one.verdict for rival, one in compared.items()},
+            "gate_reason": decision.reason,  # a person's reason may replace `reason` later
+            "comparisons": json.dumps(comparisons, allow_nan=False),
+            **{f"verdict.{rival}": comparison.verdict for rival, comparison in decision.comparisons.items()},
         }
         self._tag_decision(version, "gate", "yes" if decision.promote else "no", decision.reason, tags)
         if decision.promote:
             self._set_champion(version)
 
     def promote(self, name: str, number: int | None, reason: str) -> Version:
-        """Make a version champion because a person says so.
+        """Make a version champion by a person's decision.
 
         Args:
-            name: the registered model's.
-            number: the version; None is the challenger.
-            reason: the person's words, which are kept on the version.
+            name: name of the registered model.
+            number: number of the version; None for the challenger.
+            reason: the person's reason, stored on the version.
 
         Returns:
             The champion.
 
         Raises:
-            TrackingError: there is no such version, it is a refit, or it is champion already.
+            TrackingError: the version does not exist, is a refit, or is already champion.
         """
         version = self._store.get_by_alias(name, CHALLENGER) if number is None else self.version(name, number)
         if version is None:
@@ -137,14 +136,14 @@ class Registry:
         return self.version(name, version.number)
 
     def rollback(self, name: str, reason: str) -> Version | None:
-        """Take the champion back because a person says so: the one before it is champion again.
+        """Restore the previous champion by a person's decision.
 
         Args:
-            name: the registered model's.
-            reason: the person's words, which are kept on the version that is no longer champion.
+            name: name of the registered model.
+            reason: the person's reason, stored on the version that was champion.
 
         Returns:
-            The champion now; None where there was none before, and forecasts fall back on the base model or naive.
+            The new champion; None without a previous champion: forecasts then come from the base model or naive.
 
         Raises:
             TrackingError: there is no champion.
@@ -152,48 +151,48 @@ class Registry:
         champion = self.champion(name)
         if champion is None:
             raise TrackingError(f"{name} has no champion to roll back. {self._store.describe_available(name)}")
-        there = {version.number: version for version in self.versions(name) if version.number != champion.number}
+        others = {version.number: version for version in self.versions(name) if version.number != champion.number}
         former = self._former_champions(name)
-        while former and former[-1] not in there:  # deleted since
+        while former and former[-1] not in others:  # deleted since
             former.pop()
         self._tag_decision(champion, "person", "rolled back", reason)
         if former:
-            self._store.set_alias(there[former.pop()], CHAMPION)
+            self._store.set_alias(others[former.pop()], CHAMPION)
         else:
             self._store.remove_alias(champion, CHAMPION)
         self._set_former_champions(name, former)
         return self.champion(name)
 
     def names(self) -> list[str]:
-        """The project's registered models, sorted."""
+        """List the names of the project's registered models, sorted."""
         return self._store.names()
 
     def versions(self, name: str) -> list[Version]:
-        """The versions of a registered model, the oldest first; none where there is no such model."""
+        """List the versions of a registered model, oldest first; empty if the model does not exist."""
         return self._store.search(name)
 
     def version(self, name: str, number: int) -> Version:
-        """One version.
+        """Return a version.
 
         Raises:
-            TrackingError: there is no such version.
+            TrackingError: the version does not exist.
         """
         return self._store.get(name, number)
 
     def champion(self, name: str) -> Version | None:
-        """The champion; None where there is none, or no such registered model."""
+        """Return the champion; None without a champion or without such a registered model."""
         return self._store.get_by_alias(name, CHAMPION)
 
     def refit_of(self, version: Version) -> Version | None:
-        """The newest refit of a version, or None."""
-        found = self._store.search(version.name, f" and tags.refit_of = '{version.number}'")
-        return found[-1] if found else None
+        """Return the newest refit of a version, or None."""
+        refits = self._store.search(version.name, f" and tags.refit_of = '{version.number}'")
+        return refits[-1] if refits else None
 
     def evidence(self, version: Version) -> pd.DataFrame:
-        """The predictions that a version was judged by.
+        """Load the predictions that are the evidence of a version.
 
         Raises:
-            TrackingError: they are gone or damaged, or it is a refit, which nothing judged.
+            TrackingError: the predictions are missing or damaged, or the version is a refit without evidence.
         """
         with TemporaryDirectory() as temporary:
             try:
@@ -202,19 +201,19 @@ class Registry:
                 raise TrackingError(f"The evidence of {version} is damaged: {error}") from error
 
     def fetch(self, version: Version, into: Path) -> Path:
-        """Copy a version's adapter or checkpoint below the folder `into`, and say where it is.
+        """Copy a version's adapter or checkpoint below the folder `into`, and return its path.
 
         Raises:
-            TrackingError: its files are gone.
+            TrackingError: the files are missing.
         """
         return self._store.fetch(version, FOLDER, into)
 
     def _tag_decision(
         self, version: Version, by: str, promoted: str, reason: str, tags: Mapping[str, str] | None = None
     ) -> None:
-        when = datetime.now(UTC).isoformat(timespec="seconds")
-        decided = {"decided_by": by, "decided_at": when, "promoted": promoted}
-        self._store.tag_version(version, reason, {**(tags or {}), **decided})
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        decision = {"decided_by": by, "decided_at": now, "promoted": promoted}
+        self._store.tag_version(version, reason, {**(tags or {}), **decision})
 
     def _set_champion(self, version: Version) -> None:
         champion = self.champion(version.name)
@@ -231,15 +230,15 @@ class Registry:
 
 
 def _measured(version: Version) -> Version:
-    """The version itself, which no refit may pass for.
+    """Check that a version was measured, and return it.
 
     Raises:
-        TrackingError: it was not measured.
+        TrackingError: the version is a refit, which was not measured.
     """
     if not version.measured:
-        of = version.tags.get("refit_of", "none that is known")
+        refit_of = version.tags.get("refit_of", "none that is known")
         raise TrackingError(
-            f"{version} was not itself measured, so it can be no champion. It is a refit of version {of}: promote that "
-            "one, and the refit is used with it."
+            f"{version} was not itself measured, so it can be no champion. It is a refit of version {refit_of}: "
+            "promote that one, and the refit is used with it."
         )
     return version

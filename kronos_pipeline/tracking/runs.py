@@ -1,7 +1,7 @@
-"""One MLflow run per training: its settings, its losses by step, its plots, and the holdout metrics when they come.
+"""MLflow runs, one per training: settings, losses by step, plots, and later the holdout metrics.
 
-Everything goes through a client that is told the run's id each time. MLflow's global "active run" would leak between
-the trainings and threads of one process.
+Every call passes the run's id to a client. MLflow's global "active run" would leak between the trainings and threads of
+a process.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from kronos_pipeline.training.single import AdapterJob
 
 _SEND_SECONDS = 5.0
-"""Losses are sent together, this often: a request per step would cost more than the step."""
+"""Seconds between two requests with losses: a request per step would cost more than the step."""
 _AFTER_FAILURE_SECONDS = 60.0
 _METRICS_PER_REQUEST = 1000
 _PARAMS_PER_REQUEST = 100
@@ -50,15 +50,15 @@ _log = logging.getLogger(__name__)
 
 
 class Tracker:
-    """Writes trainings to one MLflow store. The store is opened, and made if need be, at the first use."""
+    """Write trainings to an MLflow store, which is opened, and created if needed, at the first use."""
 
     def __init__(self, tracking_uri: str | None, output_dir: Path, ui_address: str | None = None) -> None:
         """Name the store.
 
         Args:
             tracking_uri: an MLflow tracking URI; by default MLFLOW_TRACKING_URI, else `<output_dir>/mlflow.db`.
-            output_dir: folder for artifacts; may be relative to the working directory of now.
-            ui_address: address of an MLflow UI, for links; by default the tracking server's, where there is one.
+            output_dir: folder for artifacts; may be relative to the current working directory.
+            ui_address: address of an MLflow UI, for links; by default the tracking server, if the URI is of a server.
         """
         self.uri = find_store_uri(tracking_uri, output_dir)
         self._artifacts = ArtifactLayout(output_dir.absolute()).mlflow_artifacts
@@ -66,12 +66,12 @@ class Tracker:
 
     @contextmanager
     def training_run(self, name: str, config: BaseModel, tags: Mapping[str, str] | None = None) -> Iterator[TrackedRun]:
-        """Record what the block trains as one run: FINISHED when it ends well, else FAILED, or KILLED on an interrupt.
+        """Record the training in the block as a run: FINISHED, FAILED on an error, or KILLED on an interrupt.
 
         Args:
             name: the run's name, such as "adapter AAPL".
             config: the settings; each field becomes a parameter.
-            tags: whatever should be found again: Dagster run, asset, partition, commit.
+            tags: tags for searches: Dagster run, asset, partition, commit.
 
         Raises:
             TrackingError: the store cannot be used.
@@ -93,16 +93,16 @@ class Tracker:
     def log_evaluation(
         self, run_id: str, metrics: Mapping[str, float], plots: Sequence[Path] = (), table: pd.DataFrame | None = None
     ) -> None:
-        """Add holdout metrics to the run of the training that they measure, so that one row of MLflow's compares all.
+        """Add holdout metrics to the run of the measured training, so that a row of MLflow's table has both.
 
         Args:
             run_id: the training's run, finished or not.
-            metrics: as `evaluation.tables.flat_metrics` makes them.
-            plots: pictures, kept under `plots/` with the name of their folder.
-            table: the scores per symbol and model, kept as CSV under `evaluation/`, one file per symbol.
+            metrics: the result of `evaluation.reports.tables.flat_metrics`.
+            plots: pictures, stored under `plots/` with the name of their folder.
+            table: the scores per symbol and model, stored as CSV under `evaluation/`, one file per symbol.
 
         Raises:
-            TrackingError: the store cannot be used, or has no such run.
+            TrackingError: the store cannot be used, or the run does not exist.
         """
         run = TrackedRun(self._client, self.uri, run_id, None)
         run.on_log(0, metrics)
@@ -116,7 +116,7 @@ class Tracker:
                     self._client.log_text(run_id, rows.to_csv(index=False), f"evaluation/{symbol}.csv")
 
     def link(self, run_id: str) -> str | None:
-        """The run's page, where the address of an MLflow UI is known."""
+        """Return the address of the run's page, or None if the address of the MLflow UI is unknown."""
         return self._link(self._experiment, run_id) if self._ui_address else None
 
     @cached_property
@@ -136,10 +136,10 @@ class Tracker:
 
 
 class TrackedRun(Callback):
-    """A run that is being written: the trainer's listener, and what is added when the training is done.
+    """An open run: the trainer's listener during the training, and the writer of the results after it.
 
     Attributes:
-        run_id: MLflow's id.
+        run_id: MLflow's id of the run.
         link: the run's page in an MLflow UI, or None.
     """
 
@@ -152,10 +152,10 @@ class TrackedRun(Callback):
         self._next_send = time.monotonic() + _SEND_SECONDS
 
     def on_log(self, step: int, values: Mapping[str, float]) -> None:
-        """Note metrics of an optimiser step (a NaN is no measurement and is left out); they are sent every few seconds.
+        """Buffer metrics of an optimiser step, without NaN; the buffer is sent every few seconds.
 
-        A store that is away for a while does not stop a training: what could not be sent is kept and tried again, and
-        only the end insists.
+        A store that is unavailable for a while does not stop a training: unsent metrics stay in the buffer and are sent
+        later. Only the end of the run raises the error.
         """
         from mlflow.entities import Metric
 
@@ -173,14 +173,14 @@ class TrackedRun(Callback):
             self._next_send = time.monotonic() + _AFTER_FAILURE_SECONDS
 
     def finish(self, summary: Mapping[str, Any], history: pd.DataFrame, folder: Path | None = None) -> None:
-        """Add what a training left: its summary, its history as CSV and as a plot, and its manifest.
+        """Log the results of a training: summary, history as CSV and as a plot, and manifest.
 
-        Where the manifest says that the base model may have seen the holdout, the tag `contamination` says it too.
+        If the manifest says that the base model may have seen the holdout, the run gets the tag `contamination`.
 
         Args:
-            summary: `TrainingResult.summary`; numbers become metrics `training/...`, texts tags.
+            summary: `TrainingResult.summary`; numbers become metrics `training/...`, texts become tags.
             history: `TrainingResult.history`.
-            folder: the published adapter or checkpoint, whose manifest is kept.
+            folder: the published adapter or checkpoint; its manifest is logged.
 
         Raises:
             TrackingError: the store cannot be used.
@@ -200,11 +200,11 @@ class TrackedRun(Callback):
                 self._client.set_tag(self.run_id, f"training.{key}", text)
             if folder is not None and (folder / MANIFEST).is_file():
                 self._client.log_artifact(self.run_id, str(folder / MANIFEST))
-                if mark := read_json(folder / MANIFEST).get("contamination"):
-                    self._client.set_tag(self.run_id, "contamination", mark)
+                if contamination := read_json(folder / MANIFEST).get("contamination"):
+                    self._client.set_tag(self.run_id, "contamination", contamination)
 
     def log_params(self, config: BaseModel) -> None:
-        """Record each setting as a parameter; lists are joined with commas."""
+        """Log each setting as a parameter; lists are joined with commas."""
         from mlflow.entities import Param
 
         settings = config.model_dump(mode="json")
@@ -217,14 +217,14 @@ class TrackedRun(Callback):
                 self._client.log_batch(self.run_id, params=params[start : start + _PARAMS_PER_REQUEST])
 
     def send(self) -> None:
-        """Send what is pending, as few requests as the store allows; what cannot be sent stays pending."""
+        """Send the buffered metrics in as few requests as the store allows; unsent metrics stay in the buffer."""
         with readable_errors(self._uri):
             while self._pending:
                 self._client.log_batch(self.run_id, metrics=self._pending[:_METRICS_PER_REQUEST])
                 del self._pending[:_METRICS_PER_REQUEST]
 
     def terminate(self, status: str) -> None:
-        """Mark a run whose training ended with an error, which matters more than one of the store's."""
+        """Set the final status of a failed run; log a tracking error, as the training's own error matters more."""
         try:
             self.send()
             with readable_errors(self._uri):
@@ -234,14 +234,18 @@ class TrackedRun(Callback):
 
 
 class TrainingRuns:
-    """Runs that are open; a context manager, which marks those that an error leaves open as the error says."""
+    """The MLflow runs of adapters that train at the same time.
+
+    A run starts and ends with its training. As a context manager, mark runs that an error leaves open as FAILED or
+    KILLED.
+    """
 
     def __init__(self, tracker: Tracker, config: BaseModel) -> None:
-        """Prepare.
+        """Set the common arguments of the runs.
 
         Args:
-            tracker: where runs are written.
-            config: the settings of all of them.
+            tracker: writes the runs.
+            config: the settings of all runs.
         """
         self._tracker, self._config = tracker, config
         self._open: dict[str, tuple[ExitStack, TrackedRun]] = {}
@@ -257,7 +261,7 @@ class TrainingRuns:
             stack.__exit__(kind, error, trace)
 
     def start(self, job: AdapterJob, tags: Mapping[str, str] | None = None) -> AdapterJob:
-        """Open the run of a training; the job with it.
+        """Start the run of a training, and return the job with the run attached.
 
         Raises:
             TrackingError: the store cannot be used.
@@ -268,13 +272,13 @@ class TrainingRuns:
         return replace(job, listener=run, mlflow_run=run.run_id)
 
     def end(self, job: AdapterJob, ended: TrainingResult | KronosError) -> tuple[TrackedRun, TrainingResult]:
-        """Close the run of a training: with what it made, or FAILED.
+        """End the run of a training: log its result, or mark the run FAILED and raise the error.
 
         Raises:
-            KronosError: what the training ended with, or the store cannot be used.
+            KronosError: the training failed, or the store cannot be used.
         """
         if job.name not in self._open and isinstance(ended, KronosError):
-            raise ended  # it had not begun
+            raise ended  # failed before the run started
         stack, run = self._open.pop(job.name)
         with stack:
             if isinstance(ended, KronosError):

@@ -1,7 +1,7 @@
-"""What `mlflow models serve` runs: bars in, the forecast of the next bars and its quantiles out.
+"""The model code that `mlflow models serve` runs: bars in, the forecast of the next bars and its quantiles out.
 
-MLflow keeps a copy of this file in each registered model and runs that copy, so it holds only the way from MLflow's
-words to this project's functions.
+MLflow copies this file into each registered model and runs the copy, so the file only maps MLflow's interface to this
+project's functions.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ class ServedModel(PythonModel):
         """Load the model on its base.
 
         Raises:
-            ModelError: the base model is gone, or is another than the one that it was trained on.
+            ModelError: the base model is missing, or differs from the base model of the training.
         """
         self._forecaster = ServedForecaster(Path(context.artifacts["model"]), **context.model_config)
 
     def predict(self, model_input: pd.DataFrame) -> pd.DataFrame:  # type: ignore[override]  # MLflow takes it so
-        """The forecast of the bars to come; see `ServedForecaster.forecast`.
+        """Forecast the next bars; see `ServedForecaster.forecast`.
 
         Raises:
-            MlflowException: the bars are bad; over HTTP it is a status 400 that says what is wrong with them.
+            MlflowException: the bars are invalid; over HTTP, a status 400 with the errors of the bars.
         """
         try:
             return self._forecaster.forecast(model_input)

@@ -1,4 +1,4 @@
-"""A registered model at work: bars as a request gives them, read as a CSV's are, and the forecast of the next bars."""
+"""Serve a registered model: parse the bars of a request as a CSV is parsed, and forecast the next bars."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from kronos_pipeline.evaluation.forecasting.sampling import load_sampling, plain
 from kronos_pipeline.tracking.packaging import FORECAST, read_training_manifest
 
 _REQUEST = "bars"
-"""What messages call the table of a request."""
+"""Name of a request's table in messages."""
 
 
 class ServedForecaster:
     """An adapter or checkpoint on its base model, ready for requests."""
 
     def __init__(self, folder: Path, base_model: str, tokenizer: str) -> None:
-        """Load it. It runs on KRONOS_DEVICE, or on the best device that there is.
+        """Load the model on KRONOS_DEVICE, or on the best device available.
 
         Args:
             folder: the adapter or checkpoint, with its manifest.
-            base_model: where its base model is.
-            tokenizer: where that one's tokenizer is.
+            base_model: name or folder of its base model.
+            tokenizer: name or folder of the base model's tokenizer.
 
         Raises:
-            ModelError: the base model is gone, or is another than the one that it was trained on.
-            SettingsError: there is no such device.
+            ModelError: the base model is missing, or differs from the base model of the training.
+            SettingsError: the device does not exist.
         """
         from kronos_pipeline.model.devices import pick_device  # imports torch
         from kronos_pipeline.model.loading import load_base  # imports torch
@@ -51,26 +51,26 @@ class ServedForecaster:
         self._model = load_trained(folder, base)
         self._tickers = sorted(manifest["data"])
         try:
-            # The base model was named from the folder that the training was started in.
-            named = {"model_name": base_model, "tokenizer_name": tokenizer}
-            self._recipe = Recipe.model_validate({**manifest["config"], **named})
+            # The recipe's base model may be a path relative to the working directory of the training.
+            base_names = {"model_name": base_model, "tokenizer_name": tokenizer}
+            self._recipe = Recipe.model_validate({**manifest["config"], **base_names})
         except ValidationError as error:
             raise ModelError(f"{folder}: its settings are of another version of this project: {error}") from error
 
     def forecast(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """The forecast of the bars that follow some bars.
+        """Forecast the bars that follow the given bars.
 
         Args:
-            frame: oldest first, two bars or more, of which the newest `lookback` are used: `timestamps` (in the
-                ticker's local time, in any form that a CSV may have), `open`, `high`, `low`, `close`, and, if known,
-                `volume` and `amount`. `unique_id`, the ticker, counts where the model was trained on several.
+            frame: two bars or more, oldest first; the newest `lookback` bars are used. Columns: `timestamps` (in the
+                ticker's local time, in any format of a CSV), `open`, `high`, `low`, `close`, and, if known, `volume`
+                and `amount`. `unique_id`, the ticker, is needed if the model was trained on several tickers.
 
         Returns:
-            A row per bar to come: `ds`, its time; `mean`, `median` and the bounds of the central 50, 80 and 90 percent
+            A row per future bar: `ds`, its time; `mean`, `median` and the bounds of the central 50, 80 and 90 percent
             intervals of its close, in the unit of the prices.
 
         Raises:
-            DataError: the bars are bad; every bad row is named.
+            DataError: the bars are invalid; the error names every invalid row.
         """
         ticker = self._ticker(frame)
         bars = _read(frame, ticker)
@@ -79,13 +79,13 @@ class ServedForecaster:
         return ahead[["ds", *FORECAST]].reset_index(drop=True)
 
     def _ticker(self, frame: pd.DataFrame) -> str:
-        given = frame["unique_id"].dropna().unique().tolist() if "unique_id" in frame else []
-        if len(given) > 1:
-            raise _bad(f"unique_id names {len(given)} tickers; send the bars of one at a time")
-        if given:
-            if not NAME.fullmatch(str(given[0])):
-                raise _bad(f"unique_id {given[0]!r} is no symbol: letters, digits and .-_^= only")
-            return str(given[0])
+        symbols = frame["unique_id"].dropna().unique().tolist() if "unique_id" in frame else []
+        if len(symbols) > 1:
+            raise _bad(f"unique_id names {len(symbols)} tickers; send the bars of one at a time")
+        if symbols:
+            if not NAME.fullmatch(str(symbols[0])):
+                raise _bad(f"unique_id {symbols[0]!r} is no symbol: letters, digits and .-_^= only")
+            return str(symbols[0])
         if len(self._tickers) > 1:
             raise _bad(f"say in unique_id whose bars they are; the model was trained on {', '.join(self._tickers)}")
         return self._tickers[0]

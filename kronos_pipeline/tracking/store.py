@@ -1,6 +1,6 @@
-"""Where MLflow keeps its runs: found, made if need be, and opened, with an answer in seconds where it cannot be.
+"""Locate, create and open the MLflow store, and fail within seconds if it is unavailable.
 
-MLflow takes seconds to import, so it is imported by the functions that need it.
+MLflow takes seconds to import, so the functions that need it import it.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ _LOCK_SECONDS = 120
 
 
 class TrackingError(KronosError):
-    """An MLflow store that cannot be reached, opened or written to."""
+    """Unreachable, damaged or read-only MLflow store."""
 
 
 def find_store_uri(tracking_uri: str | None, output_dir: Path) -> str:
-    """The store's URI: as given, else MLFLOW_TRACKING_URI, else `mlflow.db` in the output folder."""
+    """Return the store's URI: the argument, else MLFLOW_TRACKING_URI, else `mlflow.db` in the output folder."""
     database = ArtifactLayout(output_dir.absolute()).mlflow_database
     return tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or _sqlite_uri(database)
 
 
 def open_store(uri: str) -> MlflowClient:
-    """Connect to a store; an SQLite file is made where there is none.
+    """Connect to a store; create a missing SQLite file.
 
     Raises:
-        TrackingError: it cannot be reached, is damaged, or belongs to another version of MLflow.
-        ArtifactError: its folder cannot be written to.
+        TrackingError: the store cannot be reached, is damaged, or belongs to another version of MLflow.
+        ArtifactError: the folder of the SQLite file cannot be written to.
     """
     _silence_mlflow()
     from mlflow import MlflowClient
@@ -59,11 +59,11 @@ def open_store(uri: str) -> MlflowClient:
 
 
 def open_experiment(client: MlflowClient, artifacts: Path | None) -> str:
-    """The id of the project's experiment, which is made where there is none.
+    """Return the id of the project's experiment; create a missing experiment.
 
     Args:
         client: a client of the store.
-        artifacts: the folder for the artifacts of its runs; None leaves that to a server.
+        artifacts: the folder for the artifacts of its runs; None if a server stores artifacts.
     """
     from mlflow.exceptions import MlflowException
 
@@ -71,7 +71,7 @@ def open_experiment(client: MlflowClient, artifacts: Path | None) -> str:
     name = EXPERIMENT
     experiment = client.get_experiment_by_name(name)
     if experiment is not None and location is not None and experiment.artifact_location != location:
-        # An experiment's place is fixed for good, so an output folder that was moved gets one of its own.
+        # An experiment's artifact location is fixed, so a moved output folder gets an experiment of its own.
         name = f"{EXPERIMENT} in {artifacts}"
         experiment = client.get_experiment_by_name(name)
     if experiment is None:
@@ -87,19 +87,19 @@ def open_experiment(client: MlflowClient, artifacts: Path | None) -> str:
 
 
 def is_local(uri: str) -> bool:
-    """Whether the client itself writes artifacts, rather than a server."""
+    """Return whether the client writes artifacts itself, and not a server."""
     return not uri.startswith(("http://", "https://", "databricks"))
 
 
 def without_password(uri: str) -> str:
-    """The URI as it may be shown."""
+    """Return the URI without the password, for display."""
     parts = urlsplit(uri)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
 
 
 @contextmanager
 def readable_errors(uri: str) -> Iterator[None]:
-    """Turn MLflow's and the system's errors into one of ours, which says which store it was and what to do."""
+    """Convert errors of MLflow, the database and the system to a TrackingError with the store and the remedy."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -107,18 +107,18 @@ def readable_errors(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
         shown = without_password(uri)
-        what = first_sentence(error).replace(uri, shown)
-        if "out-of-date database schema" in what:
+        reason = first_sentence(error).replace(uri, shown)
+        if "out-of-date database schema" in reason:
             advice = f"it was made by another version of MLflow; save a copy and run `mlflow db upgrade '{shown}'`"
         elif uri.startswith(_SQLITE):
-            advice = f"{what}; mend the file, or move it away and a new one is made"
+            advice = f"{reason}; mend the file, or move it away and a new one is made"
         else:
-            advice = f"{what}; start it, mend MLFLOW_TRACKING_URI, or unset that to track in --output-dir"
+            advice = f"{reason}; start it, mend MLFLOW_TRACKING_URI, or unset that to track in --output-dir"
         raise TrackingError(f"The MLflow store {shown} cannot be used: {advice}.") from error
 
 
 def _sqlite_uri(path: Path) -> str:
-    # SQLAlchemy decodes %XX and takes what follows a ? for options. Other letters stay, for MLflow decodes nothing.
+    # SQLAlchemy decodes %XX and parses options after a ?. Leave other characters, as MLflow decodes nothing.
     return _SQLITE + str(path).replace("%", "%25").replace("?", "%3F")
 
 
@@ -127,7 +127,7 @@ def _sqlite_path(uri: str) -> Path:
 
 
 def _make_sqlite(path: Path) -> None:
-    """Make the SQLite file under a lock; it gets its name when it is whole, or a kill would leave half a schema."""
+    """Create the SQLite file under a lock; rename it when it is complete, so that a kill leaves no half schema."""
     from mlflow import MlflowClient
 
     check_writable(path.parent)
@@ -149,23 +149,23 @@ def _make_sqlite(path: Path) -> None:
 
 @contextmanager
 def _synced_once(path: Path) -> Iterator[None]:
-    """Have one SQLite file reach the disk at the block's end, and not after each of MLflow's migrations on the way.
+    """Sync an SQLite file to disk once, at the block's end, and not after each of MLflow's dozens of migrations.
 
-    There are dozens, and on a busy disk each waits for its turn. What a crash leaves of the file is of no use.
+    On a busy disk every sync waits. An incomplete file after a crash is useless anyway.
     """
     import sqlalchemy
 
-    def relax(connection: object, _: object) -> None:
-        # Other databases may be opened meanwhile, by other threads: theirs to keep as they are.
+    def disable_sync(connection: object, _: object) -> None:
+        # Other threads may open other databases meanwhile; leave their settings unchanged.
         if isinstance(connection, sqlite3.Connection) and _file_of(connection) == path.resolve():
             connection.execute("PRAGMA synchronous = OFF")
             connection.execute("PRAGMA journal_mode = MEMORY")
 
-    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", relax)
+    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", disable_sync)
     try:
         yield
     finally:
-        sqlalchemy.event.remove(sqlalchemy.Engine, "connect", relax)
+        sqlalchemy.event.remove(sqlalchemy.Engine, "connect", disable_sync)
     with path.open("r+b") as database:
         os.fsync(database.fileno())
 
@@ -175,7 +175,7 @@ def _file_of(connection: sqlite3.Connection) -> Path:
 
 
 def _check_server(uri: str) -> None:
-    """Ask a server once, as MLflow would try for minutes. Any answer will do: a refusal is told later."""
+    """Send one request to a server, as MLflow would retry for minutes. Any response counts, even a refusal."""
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
@@ -185,7 +185,7 @@ def _check_server(uri: str) -> None:
 
 
 def _check_database(uri: str) -> None:
-    """Ask a database once, as MLflow would try for minutes, with a damaged file too."""
+    """Connect to a database once, as MLflow would retry for minutes, even with a damaged file."""
     import sqlalchemy
 
     engine = sqlalchemy.create_engine(uri)
@@ -196,7 +196,7 @@ def _check_database(uri: str) -> None:
 
 
 def _silence_mlflow() -> None:
-    """Silence MLflow's notes and telemetry, and shorten its retries, where the user's environment does not say."""
+    """Silence MLflow's messages and telemetry and shorten its retries, unless the environment sets them."""
     for variable, value in {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
