@@ -196,8 +196,8 @@ class VersionStore:
             return Path(download_artifacts(artifact_uri=uri, dst_path=str(into), tracking_uri=self._uri))
         except (MlflowException, OSError) as error:
             raise TrackingError(
-                f"The files of {version} cannot be fetched from {without_password(location)} ({error}); bring them back, "
-                "or train again."
+                f"The files of {version} cannot be fetched from {without_password(location)} ({error}); bring them "
+                "back, or train again."
             ) from error
 
     def describe_available(self, name: str) -> str:

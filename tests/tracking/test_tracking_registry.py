@@ -417,7 +417,7 @@ def test_a_registry_that_cannot_be_reached_is_an_error_and_not_a_model_without_a
     for use in (
         lambda: away.champion("kronos-AAPL"),
         lambda: away.promote("kronos-AAPL", None, "please"),
-        lambda: away.settle("kronos-AAPL", 1, promotion()),
+        lambda: away.record_decision("kronos-AAPL", 1, promotion()),
     ):
         with pytest.raises(TrackingError, match=f"{address} cannot be used"):
             use()
