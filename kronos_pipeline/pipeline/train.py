@@ -97,7 +97,7 @@ def _train_adapters(
     failed: dict[str, KronosError] = {}
     with TrainingRuns(tracker, config) as runs:
 
-        def done(job: AdapterJob, ended: TrainingResult | KronosError) -> None:
+        def on_end(job: AdapterJob, ended: TrainingResult | KronosError) -> None:
             try:
                 run, result = runs.end(job, ended)
             except KronosError as error:
@@ -106,7 +106,7 @@ def _train_adapters(
             _tell(f"adapter {job.name}", result)
             trained[job.name] = Trained(job.name, tuple(job.windows), result, run.run_id)
 
-        trainer.train_adapters(jobs, begin=runs.start, done=done)
+        trainer.train_adapters(jobs, on_start=runs.start, on_end=on_end)
     raised = next(iter(failed), None) if skip is None or not trained else None
     for name, error in failed.items():
         if skip is not None and name != raised:

@@ -144,7 +144,7 @@ def group_state(layout: ArtifactLayout, members: Sequence[ResumeState], say: Say
     return group
 
 
-def clear_state(states: Sequence[ResumeState]) -> None:
+def clear_states(states: Sequence[ResumeState]) -> None:
     """Remove all that is left of trainings of these artifacts."""
     artifacts = {(one.layout, one.artifact) for one in states}
     for layout in {one.layout for one in states}:

@@ -65,7 +65,7 @@ def expected_seconds(
         selection: the windows of the selection block.
         batch_size: windows per batch.
         epochs: passes over the training windows.
-        looks_per_epoch: evaluations of the selection block per epoch.
+        evals_per_epoch: evaluations of the selection block per epoch.
         device: where the predictor is.
         precision: the number format of its matrix products.
     """

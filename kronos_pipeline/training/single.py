@@ -1,39 +1,44 @@
-"""One training by itself: from windows to the checkpoint or adapter that it publishes."""
+"""One training: from windows to the checkpoint or adapter that it publishes."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
+from kronos_pipeline.artifacts import ArtifactLayout, package_versions
+from kronos_pipeline.code_version import WEIGHTS, layers_version
+from kronos_pipeline.config import Recipe
+from kronos_pipeline.data.purge import outdated_tickers, purge_overlapping_targets
 from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.model.devices import explain_out_of_memory
-from kronos_pipeline.model.modules import limit_threads, move
-from kronos_pipeline.training import preflight as plan
+from kronos_pipeline.model.loading import KronosModel
+from kronos_pipeline.model.lora import add_lora
+from kronos_pipeline.model.modules import copy_sharing_weights, limit_threads, move
+from kronos_pipeline.training import preflight
 from kronos_pipeline.training.callback import Callback
-from kronos_pipeline.training.checkpoint import ResumeState, locked
+from kronos_pipeline.training.checkpoint import ResumeState, locked, training_settings
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
-from kronos_pipeline.training.devices import current_device, new_accelerator, process, repeatable
+from kronos_pipeline.training.devices import current_device, new_accelerator, process, processes, repeatable
 from kronos_pipeline.training.loop import TrainingLoop
 from kronos_pipeline.training.microbatch import Microbatch
+from kronos_pipeline.training.progress import Say
 from kronos_pipeline.training.publish import (
     TrainingResult,
+    load_result,
     publish_adapter,
     publish_checkpoint,
     training_manifest,
     training_summary,
 )
 from kronos_pipeline.training.trainer_state import TrainOutput
-
-if TYPE_CHECKING:
-    from kronos_pipeline.training.trainer import KronosTrainer
-
 
 MORE_MEMORY = (
     "Not even one window at a time fits. Free memory there (nvidia-smi shows which programs hold some), lower "
@@ -43,13 +48,13 @@ MORE_MEMORY = (
 
 @dataclass(frozen=True)
 class AdapterJob:
-    """One adapter that is to be trained.
+    """Request to train one adapter.
 
     Attributes:
         name: the adapter's name; it is published as `adapters/<name>`.
-        windows: those of one ticker, or of all that the adapter is to cover.
+        windows: windows of one ticker, or of all tickers that the adapter is to cover.
         root: folder for its artifacts and state; by default the trainer's.
-        listener: told the losses as they are read.
+        listener: receives the events of the training.
         mlflow_run: id of the MLflow run that records this training, for the manifest.
     """
 
@@ -62,12 +67,12 @@ class AdapterJob:
 
 @dataclass(frozen=True)
 class PreparedTraining:
-    """One training whose windows are fit.
+    """Training whose windows are checked.
 
     Attributes:
-        target: the folder that it publishes.
-        state: what is resumed of it.
-        windows: those that it may read.
+        target: folder to publish.
+        state: its resumable state on disk.
+        windows: the windows that it may read.
         listener, mlflow_run: as in `AdapterJob`.
     """
 
@@ -78,120 +83,249 @@ class PreparedTraining:
     mlflow_run: str | None = None
 
     def count(self, split: str) -> int:
-        """Windows of a split."""
-        return sum(one.counts()[split] for one in self.windows)
+        """Count the windows of a split."""
+        return sum(windows.counts()[split] for windows in self.windows)
 
 
-def train_single(trainer: KronosTrainer, one: PreparedTraining, *, lora: bool) -> TrainingResult:
-    """Train, in this process or as one of several, and publish what comes of it.
+@dataclass(frozen=True)
+class TrainingContext:
+    """Settings, device and base model that the trainings of a trainer share.
+
+    Attributes:
+        recipe: the settings.
+        base: the base model, on the device; no training changes it.
+        layout: folders of artifacts.
+        device: the device to train on.
+        precision: number format of matrix products, "fp32", "bf16" or "fp16".
+        say: takes lines for the person who runs the pipeline.
+        run_states: states of the trainings of a run of several, as they start; None outside such a run.
+    """
+
+    recipe: Recipe
+    base: KronosModel
+    layout: ArtifactLayout
+    device: torch.device
+    precision: str
+    say: Say
+    run_states: list[ResumeState] | None = None
+
+    def prepare(
+        self,
+        artifact: str,
+        target: Path,
+        windows: Sequence[WindowSet],
+        *,
+        layout: ArtifactLayout | None = None,
+        listener: Callback | None = None,
+        mlflow_run: str | None = None,
+    ) -> PreparedTraining:
+        """Check the windows of a training and name its state.
+
+        Args:
+            artifact: name of the artifact, such as "checkpoints/best_model".
+            target: folder to publish.
+            windows: windows to train on.
+            layout: folders of its artifacts and state; by default the context's.
+            listener, mlflow_run: as in `AdapterJob`.
+
+        Raises:
+            DataError: the train or the selection split is empty.
+            SettingsError: there is no ticker.
+        """
+        purged = purge_overlapping_targets(windows, outdated_tickers(windows))
+        preflight.check_windows(purged)
+        parts = {
+            "data": {ticker.ticker: ticker.training_hash for ticker in purged},
+            "config": training_settings(self.recipe),
+            "base": self.base.weights_hash,
+            "code": layers_version(*WEIGHTS),
+            "packages": package_versions(),
+            "device": self.device.type,
+            "precision": self.precision,
+            "processes": processes(),
+        }
+        state = ResumeState(layout or self.layout, artifact, parts)
+        return PreparedTraining(target, state, purged, listener, mlflow_run)
+
+    def prepare_adapter(self, job: AdapterJob) -> PreparedTraining:
+        """Prepare the training of `adapters/<name>`; errors are those of `prepare`."""
+        layout = self.layout if job.root is None else ArtifactLayout(job.root)
+        return self.prepare(
+            f"adapters/{job.name}",
+            layout.adapter(job.name),
+            job.windows,
+            layout=layout,
+            listener=job.listener,
+            mlflow_run=job.mlflow_run,
+        )
+
+    def finished_result(self, training: PreparedTraining) -> TrainingResult | None:
+        """Return the published result if this training finished before its run was interrupted, else None."""
+        if self.run_states is None:
+            return None
+        self.run_states.append(training.state)
+        result = load_result(training.target, training.state.key) if training.state.finished else None
+        if result is not None:
+            self.say(f"{training.state.artifact}: finished before the interruption, kept")
+        return result
+
+    def clear_state(self, training: PreparedTraining) -> None:
+        """Remove the saved state of a finished training."""
+        training.state.finish(keep_mark=self.run_states is not None)
+
+    def trainable(self, *, lora: bool) -> Any:
+        """Copy the base's predictor, with gradients on for the parameters to train."""
+        recipe, predictor = self.recipe, self.base.predictor
+        if not lora:
+            return copy.deepcopy(predictor)
+        predictor = copy_sharing_weights(predictor) if recipe.freeze_backbone else copy.deepcopy(predictor)
+        thawed = [parameter for parameter in predictor.parameters() if parameter.requires_grad]
+        adapted = add_lora(
+            predictor,
+            r=recipe.adapter_r,
+            alpha=recipe.adapter_alpha,
+            dropout=recipe.adapter_dropout,
+            targets=recipe.adapter_targets,
+        )
+        for parameter in thawed:
+            parameter.requires_grad_(True)
+        return adapted
+
+    def datasets(
+        self, windows: Sequence[WindowSet], folder: Path | None
+    ) -> tuple[KronosMultiTickerDataset, KronosMultiTickerDataset]:
+        """Encode the training windows and the selection windows; many tokens go to files in the folder."""
+        train, selection = (
+            KronosMultiTickerDataset(windows, split, self.base.tokenizer, device=self.device, folder=folder)
+            for split in ("train", "selection")
+        )
+        return train, selection
+
+
+def train_single(context: TrainingContext, training: PreparedTraining, *, lora: bool) -> TrainingResult:
+    """Train in this process, or in this process and its peers, and publish the result.
+
+    Args:
+        context: settings, device and base model.
+        training: the windows and the folder to publish.
+        lora: whether to train an adapter; a checkpoint otherwise.
 
     Raises:
         ModelError, ArtifactError: see their messages.
     """
     with (
-        current_device(trainer.device),
-        repeatable(trainer.recipe.deterministic),
-        explain_out_of_memory(f"The training of {one.state.artifact}", trainer.device, MORE_MEMORY),
+        current_device(context.device),
+        repeatable(context.recipe.deterministic),
+        explain_out_of_memory(f"The training of {training.state.artifact}", context.device, MORE_MEMORY),
     ):
-        return _train(trainer, one, lora=lora)
+        return _train(context, training, lora=lora)
 
 
-def _train(trainer: KronosTrainer, one: PreparedTraining, *, lora: bool) -> TrainingResult:
-    accelerator = new_accelerator(trainer.recipe, trainer.device, trainer.precision)
-    with locked([one.state], trainer.device, trainer.say) if process() == 0 else nullcontext():
-        if kept := trainer.kept(one):
-            return kept
-        if process() == 0:
-            one.state.begin(trainer.say)
-        saved = one.state.load()
-        set_seed(trainer.recipe.seed)
-        predictor = trainer.trainable(lora=lora)
+def estimate_seconds(context: TrainingContext, windows: Sequence[WindowSet], *, lora: bool) -> float:
+    """Estimate the longest time of a training on these windows, in seconds, by timing a batch; nothing is kept."""
+    with explain_out_of_memory("A training", context.device, MORE_MEMORY):
+        predictor = move(context.trainable(lora=lora), context.device)
         with limit_threads(predictor):
-            outcome = _optimise(trainer, one, predictor, saved, accelerator)
-        summary = training_summary(outcome, predictor, one.windows, trainer.device, trainer.precision)
-        result = TrainingResult(one.target, outcome.history, summary)
+            train, selection = context.datasets(windows, None)
+            return _expected_seconds(context, predictor, train, selection, _whole_batch(context))
+
+
+def _train(context: TrainingContext, training: PreparedTraining, *, lora: bool) -> TrainingResult:
+    accelerator = new_accelerator(context.recipe, context.device, context.precision)
+    with locked([training.state], context.device, context.say) if process() == 0 else nullcontext():
+        if finished := context.finished_result(training):
+            return finished
+        if process() == 0:
+            training.state.begin(context.say)
+        saved = training.state.load()
+        set_seed(context.recipe.seed)
+        predictor = context.trainable(lora=lora)
+        with limit_threads(predictor):
+            output = _optimise(context, training, predictor, saved, accelerator)
+        summary = training_summary(output, predictor, training.windows, context.device, context.precision)
+        result = TrainingResult(training.target, output.history, summary)
         if accelerator.is_main_process:
-            _publish(trainer, one, result, predictor, outcome, lora)
-            trainer.finish(one)
+            _publish(context, training, result, predictor, output, lora)
+            context.clear_state(training)
         accelerator.wait_for_everyone()
     return result
 
 
-def expected_seconds(
-    trainer: KronosTrainer,
+def _expected_seconds(
+    context: TrainingContext,
     predictor: torch.nn.Module,
     train: KronosMultiTickerDataset,
     selection: KronosMultiTickerDataset,
     microbatch: Microbatch,
 ) -> float:
-    """Seconds that a training takes at most; see `plan.expected_seconds`. The microbatch is made to fit."""
+    """See `preflight.expected_seconds`; halves the microbatch until it fits."""
     return microbatch.fit(
-        lambda size: plan.expected_seconds(
+        lambda size: preflight.expected_seconds(
             predictor,
             train,
             selection,
             batch_size=size,
-            epochs=trainer.recipe.epochs,
-            evals_per_epoch=trainer.recipe.evaluations_per_epoch,
-            device=trainer.device,
-            precision=trainer.precision,
+            epochs=context.recipe.epochs,
+            evals_per_epoch=context.recipe.evaluations_per_epoch,
+            device=context.device,
+            precision=context.precision,
         )
     )
 
 
-def new_microbatch(trainer: KronosTrainer) -> Microbatch:
-    """All windows of a batch at once, to begin with."""
-    return Microbatch(trainer.recipe.batch_size, "windows", trainer.device, trainer.say)
+def _whole_batch(context: TrainingContext) -> Microbatch:
+    """Make a microbatch of all windows of a batch, the size to begin with."""
+    return Microbatch(context.recipe.batch_size, "windows", context.device, context.say)
 
 
 def _optimise(
-    trainer: KronosTrainer,
-    one: PreparedTraining,
+    context: TrainingContext,
+    training: PreparedTraining,
     predictor: torch.nn.Module,
     saved: dict[str, Any] | None,
     accelerator: Accelerator,
 ) -> TrainOutput:
-    artifact, recipe = one.state.artifact, trainer.recipe
-    train, selection = trainer.datasets(one.windows, one.state.folder / f"process-{process()}")
-    move(predictor, trainer.device)
-    microbatch = new_microbatch(trainer)
-    seconds = expected_seconds(trainer, predictor, train, selection, microbatch)
-    disk = plan.needed_bytes(predictor)
-    plan.check_disk(trainer.layout.root, disk)
+    artifact, recipe = training.state.artifact, context.recipe
+    train, selection = context.datasets(training.windows, training.state.folder / f"process-{process()}")
+    move(predictor, context.device)
+    microbatch = _whole_batch(context)
+    seconds = _expected_seconds(context, predictor, train, selection, microbatch)
+    disk = preflight.needed_bytes(predictor)
+    preflight.check_disk(context.layout.root, disk)
     set_seed(recipe.seed, device_specific=True)
-    optimisation = TrainingLoop(predictor, train, selection, recipe, accelerator, microbatch)
-    name = trainer.base.source.name
-    numbers = len(train), len(selection), optimisation.steps, seconds, disk
-    described = plan.describe(*numbers, name, trainer.device, compiled=recipe.torch_compile)
-    trainer.say(f"{artifact}: {described}")
+    loop = TrainingLoop(predictor, train, selection, recipe, accelerator, microbatch)
+    numbers = len(train), len(selection), loop.steps, seconds, disk
+    name = context.base.source.name
+    described = preflight.describe(*numbers, name, context.device, compiled=recipe.torch_compile)
+    context.say(f"{artifact}: {described}")
     if saved is not None:
-        optimisation.restore(saved)
-        trainer.say(f"{artifact}: resuming from step {saved['position']['step']}")
+        loop.restore(saved)
+        context.say(f"{artifact}: resuming from step {saved['state']['step']}")
 
     def save(current: dict[str, Any]) -> None:
         if accelerator.is_main_process:
-            one.state.save(current)
+            training.state.save(current)
 
-    return optimisation.run(artifact, save, one.listener, trainer.say)
+    return loop.run(artifact, save, training.listener, context.say)
 
 
 def _publish(
-    trainer: KronosTrainer,
-    one: PreparedTraining,
+    context: TrainingContext,
+    training: PreparedTraining,
     result: TrainingResult,
     predictor: Any,
-    outcome: TrainOutput,
+    output: TrainOutput,
     lora: bool,
 ) -> None:
-    recipe, base, layout = trainer.recipe, trainer.base, trainer.layout
+    recipe, base, layout, state = context.recipe, context.base, context.layout, training.state
     manifest = training_manifest(
-        one.state.artifact, one.state.key, one.windows, recipe, base, trainer.device, one.mlflow_run
+        state.artifact, state.key, training.windows, recipe, base, context.device, training.mlflow_run
     )
     predictor.eval()
     if lora:
-        publish_adapter(result, predictor, outcome.best, base, manifest, with_base=not recipe.freeze_backbone)
+        publish_adapter(result, predictor, output.best, base, manifest, with_base=not recipe.freeze_backbone)
         return
     if result.folder == layout.best_checkpoint:
         last = TrainingResult(layout.last_checkpoint, result.history, result.summary)
-        publish_checkpoint(last, predictor, outcome.last, manifest)
-    publish_checkpoint(result, predictor, outcome.best, manifest)
+        publish_checkpoint(last, predictor, output.last, manifest)
+    publish_checkpoint(result, predictor, output.best, manifest)

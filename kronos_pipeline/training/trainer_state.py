@@ -1,7 +1,7 @@
-"""The course of a training: its order, rates and looks, where it is, and what came of it.
+"""State and output of a training.
 
-A lone training follows it, and so does each of the adapters that train together, so both end with the same numbers.
-Everything here follows from the settings and the counts alone; a position is plain data and saved with the state.
+A single training and each member of a joint training keep the same state, so both end with the same numbers. The state
+is plain data and is saved for resumption.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class TrainOutput:
-    """What an optimisation found.
+    """Output of a training.
 
     Attributes:
-        best: the trained tensors by name, at the best look at the selection block.
+        best: the trained tensors by name, at the best evaluation on the selection block.
         last: the same at the last step.
-        history: a row per look or reading, see `HISTORY`; losses in nats per token, NaN where not measured.
+        history: a row per evaluation or log, with the columns of `HISTORY`; losses in nats per token, NaN if not
+            measured.
         summary: numbers of the whole: steps, best_step, selection_loss, seconds and so on.
     """
 
@@ -40,16 +41,16 @@ class TrainOutput:
 
 @dataclass
 class TrainerState:
-    """Where a training is; plain data, saved with the state.
+    """Position and history of a training; plain data, saved for resumption.
 
     Attributes:
         step: optimiser steps done.
-        stopped: whether early stopping has ended it.
-        best_step: the step of the best look at the selection block.
+        stopped: whether early stopping has ended the training.
+        best_step: the step of the best evaluation on the selection block.
         best_loss: the loss there, in nats per token.
-        looks_since_best: looks since then.
-        seconds: time it has taken so far, over all its processes' lives.
-        rows: a row per look or reading, with the columns of `HISTORY`.
+        evals_since_best: evaluations since then.
+        seconds: training time so far, over all runs of the process.
+        rows: a row per evaluation or log, with the columns of `HISTORY`.
     """
 
     step: int = 0
@@ -60,8 +61,11 @@ class TrainerState:
     seconds: float = 0.0
     rows: list[list[float]] = field(default_factory=list)
 
-    def look(self, loss: float, patience: int) -> bool:
-        """Take in a look at the selection block; tell whether it is the best so far, and stop if none were lately.
+    def evaluate(self, loss: float, patience: int) -> bool:
+        """Record an evaluation on the selection block, and stop if the last `patience` ones brought no improvement.
+
+        Returns:
+            Whether the loss is the best so far.
 
         Raises:
             ModelError: the loss is not finite.
@@ -73,7 +77,7 @@ class TrainerState:
         self.stopped = self.evals_since_best >= patience
         return False
 
-    def record(
+    def log(
         self,
         *,
         epoch: int,
@@ -82,21 +86,21 @@ class TrainerState:
         learning_rate: float,
         windows_per_second: float,
     ) -> dict[str, float]:
-        """Add a row to the history at this step; the row by name, the step aside, as a listener is told it."""
+        """Add a row to the history at this step; return its values by name for `Callback.on_log`."""
         self.rows.append([self.step, epoch, train_loss, selection_loss, learning_rate, windows_per_second])
         return dict(zip(HISTORY[1:], self.rows[-1][1:], strict=True))
 
-    def outcome(
+    def output(
         self, best: Tensors, last: Tensors, *, steps: int, windows_per_step: int, resumed_from: int
     ) -> TrainOutput:
-        """What the training found, once it has ended.
+        """Make the output of the training when it has ended.
 
         Args:
-            best: the tensors at the best look; they are copied to the host, as are the last.
-            last: those at the last step.
-            steps: the steps that were planned.
+            best: the tensors at the best evaluation; they are copied to the host, like the last.
+            last: the tensors at the last step.
+            steps: planned steps.
             windows_per_step: windows per optimiser step.
-            resumed_from: the step from which this process went on.
+            resumed_from: the step at which this process resumed.
         """
         history = pd.DataFrame(self.rows, columns=list(HISTORY))
         return TrainOutput(
@@ -116,10 +120,10 @@ class TrainerState:
 
 
 def check_finite(loss: float, step: int) -> float:
-    """The loss.
+    """Return the loss.
 
     Raises:
-        ModelError: it is no finite number.
+        ModelError: it is not finite.
     """
     if not math.isfinite(loss):
         raise ModelError(f"The loss is {loss} at step {step}; lower --learning-rate, or use --precision fp32.")

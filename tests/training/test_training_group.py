@@ -30,7 +30,7 @@ def test_a_timing_that_runs_out_of_memory_is_tried_with_half_the_adapters(monkey
             raise torch.OutOfMemoryError("no room")
         return 7.0
 
-    monkeypatch.setattr(forward.plan, "expected_seconds", seconds)
+    monkeypatch.setattr(forward.preflight, "expected_seconds", seconds)
     stacked: Any = SimpleNamespace(serving=lambda *_, **__: nullcontext(), predictor=None)
     recipe: Any = SimpleNamespace(batch_size=8, epochs=1, evaluations_per_epoch=1)
     data: list[Any] = [range(5000), range(10)]

@@ -125,7 +125,7 @@ def test_a_bad_ticker_fails_by_name_and_the_others_go_on(base: Path, tmp_path: P
     empty = replace(good["NVDA"], rows=good["NVDA"].rows[good["NVDA"].rows["split"] != "selection"])
     jobs = [AdapterJob("BAD", [empty]), *(AdapterJob(name, [one]) for name, one in good.items())]
     told: list[str] = []
-    results = trainer_of(recipe, tmp_path).train_adapters(jobs, done=lambda job, _: told.append(job.name))
+    results = trainer_of(recipe, tmp_path).train_adapters(jobs, on_end=lambda job, _: told.append(job.name))
     assert isinstance(results[0], DataError)
     assert "selection" in str(results[0])
     assert [type(one) for one in results[1:]] == [TrainingResult] * 3
@@ -214,13 +214,13 @@ def test_jobs_begin_with_their_group_and_may_have_roots_of_their_own(base: Path,
     recipe = recipe_of(base, epochs=1, adapters_together=2)
     order: list[str] = []
 
-    def begin(job: AdapterJob) -> AdapterJob:
+    def on_start(job: AdapterJob) -> AdapterJob:
         order.append(f"begin {job.windows[0].ticker}")
         return replace(job, mlflow_run=f"run of {job.windows[0].ticker}")
 
     jobs = [AdapterJob("same", [one], root=tmp_path / name) for name, one in windows_of(recipe).items()]
     results = trainer_of(recipe, tmp_path / "own").train_adapters(
-        jobs, begin=begin, done=lambda job, _: order.append(f"end {job.mlflow_run}")
+        jobs, on_start=on_start, on_end=lambda job, _: order.append(f"end {job.mlflow_run}")
     )
     assert order == [
         *("begin NVDA", "begin AAPL", "end run of NVDA", "end run of AAPL"),

@@ -37,10 +37,10 @@ def adapter(
         batch = TickerBatch(context)
         with trainer.one_run(), TrainingRuns(tracker, recipe) as runs:
 
-            def begin(job: AdapterJob) -> AdapterJob:
+            def on_start(job: AdapterJob) -> AdapterJob:
                 return runs.start(job, run_tags(context, job.name))
 
-            def done(job: AdapterJob, ended: TrainingResult | KronosError) -> None:
+            def on_end(job: AdapterJob, ended: TrainingResult | KronosError) -> None:
                 with batch.ticker(job.name):
                     run, result = runs.end(job, ended)
                     metadata = training_metadata(result, recipe, job.windows)
@@ -51,7 +51,7 @@ def adapter(
                 for ticker in batch.tickers[first : first + _TICKERS_IN_MEMORY]:
                     with batch.ticker(ticker):
                         jobs.append(AdapterJob(ticker, [windows[ticker]]))
-                trainer.train_adapters(jobs, begin=begin, done=done)
+                trainer.train_adapters(jobs, on_start=on_start, on_end=on_end)
         yield from batch.events()
 
 

@@ -1,4 +1,4 @@
-"""Batches of several adapters through the one predictor, as many at a time as the device's memory holds."""
+"""Forward passes over batches of several adapters at a time, in parts that fit into the device's memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kronos_pipeline.config import Recipe
 from kronos_pipeline.model.devices import is_out_of_memory
 from kronos_pipeline.model.losses import token_losses
 from kronos_pipeline.model.multi_lora import MultiLora
-from kronos_pipeline.training import preflight as plan
+from kronos_pipeline.training import preflight
 from kronos_pipeline.training.dataset import Batch, KronosMultiTickerDataset, to_device
 from kronos_pipeline.training.microbatch import Microbatch
 from kronos_pipeline.training.progress import Say
@@ -20,103 +20,103 @@ from kronos_pipeline.training.progress import Say
 
 @dataclass(frozen=True)
 class AdapterIndices:
-    """Which adapter each window of a batch belongs to.
+    """Adapter of each window of a batch.
 
     Attributes:
-        which: the adapter's place in the pass, (windows,) int64, ascending.
-        even: whether every adapter has as many windows.
+        indices: the adapter's place in the pass, (windows,) int64, ascending.
+        even: whether all adapters have the same number of windows.
     """
 
-    which: Tensor
+    indices: Tensor
     even: bool
 
 
 class BatchedForward:
-    """Passes through a predictor with detours.
+    """Runs batches of several adapters through one frozen predictor.
 
     Attributes:
-        stacked: the predictor, on its device.
-        device: where it is.
+        multi_lora: the predictor with its LoRA branches, on its device.
+        device: that device.
     """
 
-    def __init__(self, stacked: MultiLora, device: torch.device, precision: str, adapters: int, say: Say) -> None:
-        """Prepare.
+    def __init__(self, multi_lora: MultiLora, device: torch.device, precision: str, adapters: int, say: Say) -> None:
+        """Set the size of a pass.
 
         Args:
-            stacked: the predictor with detours, made for that precision.
-            device: where it is.
+            multi_lora: the predictor, made for that precision.
+            device: its device.
             precision: "fp32" or "bf16".
-            adapters: adapters of one pass, at most; fewer, where the device turns out to lack the memory.
-            say: takes plain lines for people.
+            adapters: the most adapters of a pass; halved if the device runs out of memory.
+            say: takes lines for the person who runs the pipeline.
         """
-        self.stacked, self.device = stacked, device
+        self.multi_lora, self.device = multi_lora, device
         self._precision, self._say = precision, say
         self._adapters = Microbatch(adapters, "adapters", device, say)
         self._windows: Microbatch | None = None
 
-    def owners(self, counts: Sequence[int]) -> AdapterIndices:
-        """Return the owners of a batch that holds so many windows of each adapter, one adapter after the other."""
-        which = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-        return AdapterIndices(to_device(which, self.device), even=len(set(counts)) == 1)
+    def adapter_indices(self, counts: Sequence[int]) -> AdapterIndices:
+        """Index a batch that holds `counts` windows of each adapter, adapter after adapter."""
+        indices = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+        return AdapterIndices(to_device(indices, self.device), even=len(set(counts)) == 1)
 
-    def losses(self, adapters: Tensor, owners: AdapterIndices, batch: Batch, lookback: int) -> Tensor:
-        """The losses of a batch, in nats per token, (windows,).
+    def losses(self, adapters: Tensor, indices: AdapterIndices, batch: Batch, lookback: int) -> Tensor:
+        """Compute the losses of a batch, in nats per token, (windows,).
 
         Args:
             adapters: the adapters, (adapters, width).
-            owners: from `owners`.
-            batch: the windows of all.
+            indices: the adapter of each window.
+            batch: windows of all adapters.
             lookback: bars of a window before its targets.
         """
         products = torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bf16")
-        with products, self.stacked.serving(adapters, owners.which, even=owners.even):
-            return token_losses(self.stacked.predictor, **batch, first_target=lookback)
+        with products, self.multi_lora.serving(adapters, indices.indices, even=indices.even):
+            return token_losses(self.multi_lora.predictor, **batch, first_target=lookback)
 
-    def each(
+    def run_in_parts(
         self,
         batches: Mapping[int, Tensor],
         work: Callable[[Mapping[int, Tensor]], None],
         release: Callable[[], bool],
     ) -> None:
-        """Do some work for a batch of each of some adapters, for as many of them at a time as the device takes.
+        """Call `work` on the batches of several adapters, for as many adapters at a time as the device's memory holds.
 
-        A batch that does not fit by itself is divided. `work` leaves nothing behind where it fails for want of memory.
-        Where it is done anew, dropout is drawn anew too: that run does not repeat a run with more memory.
+        A batch that does not fit by itself is divided. `work` must leave nothing behind if it runs out of memory. A
+        repeated call draws dropout anew, so such a run differs from a run with more memory.
 
         Args:
-            batches: the windows of each adapter, by the adapter's number.
-            work: takes batches, or parts of them, likewise.
-            release: as `Microbatch.fit` takes it.
+            batches: windows of each adapter, by the adapter's number.
+            work: takes batches of some adapters, or parts of them, in the same form.
+            release: as in `Microbatch.fit`.
 
         Raises:
             MemoryError, RuntimeError: the device lacks the memory for one window.
         """
         waiting = list(batches.items())
         while waiting:
-            some = waiting[: self._adapters.size]
-            number, windows = some[0]
+            part = waiting[: self._adapters.size]
+            number, windows = part[0]
             if self._windows is not None and len(windows) > self._windows.size:
-                some = [(number, windows[: self._windows.size])]
+                part = [(number, windows[: self._windows.size])]
             try:
-                work(dict(some))
+                work(dict(part))
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
                 failed = error.with_traceback(None)  # which holds tensors of the failed call
             else:
-                waiting = waiting[len(some) :]
-                if len(some[0][1]) < len(windows):
-                    waiting.insert(0, (number, windows[len(some[0][1]) :]))
+                waiting = waiting[len(part) :]
+                if len(part[0][1]) < len(windows):
+                    waiting.insert(0, (number, windows[len(part[0][1]) :]))
                 continue
             if not release():
-                if len(some) == len(some[0][1]) == 1:
+                if len(part) == len(part[0][1]) == 1:
                     raise failed
-                self._halve(len(some), len(some[0][1]))
+                self._halve(len(part), len(part[0][1]))
 
     def expected_seconds(
         self, start: Tensor, train: KronosMultiTickerDataset, selection: KronosMultiTickerDataset, recipe: Recipe
     ) -> float:
-        """Seconds that a training takes at most, by a pass of adapters like `start`, (width,), that is timed.
+        """Estimate the longest time of a training, in seconds, by timing a pass of adapters like `start`, (width,).
 
         Raises:
             MemoryError, RuntimeError: the device lacks the memory for one window.
@@ -149,11 +149,11 @@ class BatchedForward:
         windows: int,
     ) -> float:
         rows = min(adapters * windows, len(train))
-        which = torch.arange(rows, device=self.device) * adapters // rows
+        indices = torch.arange(rows, device=self.device) * adapters // rows
         weights = start.to(self.device).repeat(adapters, 1).requires_grad_()
-        with self.stacked.serving(weights, which, even=False):
-            return plan.expected_seconds(
-                self.stacked.predictor,
+        with self.multi_lora.serving(weights, indices, even=False):
+            return preflight.expected_seconds(
+                self.multi_lora.predictor,
                 train,
                 selection,
                 batch_size=rows,

@@ -1,6 +1,10 @@
-"""Adapters that train together: from their windows to what each of them publishes.
+"""Joint training of adapters, from their windows to the published folder of each.
 
-jobs ---> groups of like length ---> one optimisation per group ---> adapters/<name> of each, as it ends
+jobs ---> groups of similar length ---> one joint loop per group ---> adapters/<name> of each, as it ends
+
+The size of a group follows from the settings and the whole memory of the device, never from the memory that is free, so
+that the same tickers form the same groups each time. A pass of a group may be smaller if other processes hold most of
+the device.
 """
 
 from __future__ import annotations
@@ -9,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.utils import set_seed
@@ -19,7 +23,7 @@ from kronos_pipeline.errors import KronosError, SettingsError, enumerate_some
 from kronos_pipeline.model.devices import explain_out_of_memory, free_memory, is_out_of_memory, shortage
 from kronos_pipeline.model.modules import limit_threads, unwrap_peft
 from kronos_pipeline.model.multi_lora import MultiLora
-from kronos_pipeline.training import preflight as plan
+from kronos_pipeline.training import preflight
 from kronos_pipeline.training.checkpoint import ResumeState, group_state, locked
 from kronos_pipeline.training.devices import current_device, processes, repeatable
 from kronos_pipeline.training.multi_lora.forward import BatchedForward
@@ -32,235 +36,233 @@ from kronos_pipeline.training.publish import (
     training_manifest,
     training_summary,
 )
-from kronos_pipeline.training.single import MORE_MEMORY, AdapterJob, PreparedTraining, train_single
+from kronos_pipeline.training.single import MORE_MEMORY, AdapterJob, PreparedTraining, TrainingContext, train_single
 from kronos_pipeline.training.trainer_state import TrainOutput
 
-if TYPE_CHECKING:
-    from kronos_pipeline.training.trainer import KronosTrainer
-
-
-JobOutcome = TrainingResult | KronosError
-"""What became of a training."""
+JobResult = TrainingResult | KronosError
+"""Result of a training, or the error that ended it."""
 
 _MEMORY_SHARE = 0.45
 """Share of the device's memory for the activations of a pass. While a pass of another shape runs, a CUDA graph keeps
-those of the pass that it replays, so they have to fit twice; the rest is for weights and the allocator."""
+the activations of the pass that it replays, so they have to fit twice; the rest is for weights and the allocator."""
 _FREE_SHARE = 0.9
-"""Share of what is free of the memory that a pass may take, where other processes hold more than half of it."""
+"""Share of the free memory that a pass may take if other processes hold more than half of the device's memory."""
 _LAYER_WIDTHS, _LAYER_INNER, _LOGITS = 20, 6, 8
 """Numbers kept for the backward pass per bar: of each layer in units of its width and of its feed-forward width, and of
 the logits in units of the vocabulary. Measured for targets in every layer, with dropout: up to 0.9 of that sum."""
 _BYTES = {"fp32": 4, "bf16": 3}
 """Bytes of such a number, on average: norms and losses stay in float32."""
 _COPIES = 9
-"""Float32 copies of an adapter: weights, gradients, two moments, average, best, and what a step needs beside them."""
+"""Float32 copies of an adapter: weights, gradients, two moments, average, best, and the temporaries of a step."""
 _CPU_BARS = 6000
-"""Bars per pass on a CPU. Measured on two cores: more make an adapter's share of a pass slower, as caches overflow."""
+"""Bars per pass on a CPU. Measured on two cores: with more, caches overflow and each adapter takes longer."""
 _CPU_GROUP, _MOST = 16, 256
+"""Adapters of a group on a CPU, and the most on a GPU."""
 
 
 def train_jobs(
-    trainer: KronosTrainer,
+    context: TrainingContext,
     jobs: Sequence[AdapterJob],
-    begin: Callable[[AdapterJob], AdapterJob] | None,
-    done: Callable[[AdapterJob, JobOutcome], None] | None,
-) -> list[JobOutcome]:
-    """See `KronosTrainer.train_adapters`."""
-    ended: dict[int, JobOutcome] = {}
+    on_start: Callable[[AdapterJob], AdapterJob] | None,
+    on_end: Callable[[AdapterJob, JobResult], None] | None,
+) -> list[JobResult]:
+    """Train adapters in groups, or one by one if they cannot train jointly; see `KronosTrainer.train_adapters`."""
+    results: dict[int, JobResult] = {}
     places: dict[Path, tuple[int, AdapterJob]] = {}
-    fit: list[PreparedTraining] = []
+    prepared: list[PreparedTraining] = []
 
-    def end(number: int, job: AdapterJob, result: JobOutcome) -> None:
-        ended[number] = result
-        if done is not None:
-            done(job, result)
+    def end(number: int, job: AdapterJob, result: JobResult) -> None:
+        results[number] = result
+        if on_end is not None:
+            on_end(job, result)
 
     for number, job in enumerate(jobs):
         try:
-            fit.append(trainer.prepare(job))
+            prepared.append(context.prepare_adapter(job))
         except KronosError as error:
             end(number, job, error)
             continue
-        if fit[-1].target in places:
-            raise SettingsError(f"Two adapters would be {fit[-1].target}; give each a name of its own.")
-        places[fit[-1].target] = number, job
-    why_alone = separate_reason(trainer.recipe, trainer.precision, processes())
-    if why_alone and len(fit) > 1 and trainer.recipe.adapters_together != 1:
-        trainer.say(f"{len(fit)} adapters train one by one, as {why_alone}")
-    for group in group_by_length(fit, 1 if why_alone or len(fit) == 1 else _most_in_a_group(trainer)):
-        begun = []
-        for one in group:
-            number, job = places[one.target]
+        if prepared[-1].target in places:
+            raise SettingsError(f"Two adapters would be {prepared[-1].target}; give each a name of its own.")
+        places[prepared[-1].target] = number, job
+    reason = separate_reason(context.recipe, context.precision, processes())
+    if reason and len(prepared) > 1 and context.recipe.adapters_together != 1:
+        context.say(f"{len(prepared)} adapters train one by one, as {reason}")
+    for group in group_by_length(prepared, 1 if reason or len(prepared) == 1 else _largest_group(context)):
+        started = []
+        for training in group:
+            number, job = places[training.target]
             try:
-                job = job if begin is None else begin(job)
+                job = job if on_start is None else on_start(job)
             except KronosError as error:
                 end(number, job, error)
                 continue
-            places[one.target] = number, job
-            begun.append(replace(one, listener=job.listener, mlflow_run=job.mlflow_run))
-        for one, result in _train_group(trainer, begun) if len(group) > 1 else _train_alone(trainer, begun):
-            end(*places[one.target], result)
-    return [ended[number] for number in range(len(jobs))]
+            places[training.target] = number, job
+            started.append(replace(training, listener=job.listener, mlflow_run=job.mlflow_run))
+        train = _train_group if len(group) > 1 else _train_separately
+        for training, result in train(context, started):
+            end(*places[training.target], result)
+    return [results[number] for number in range(len(jobs))]
 
 
-def _most_in_a_group(trainer: KronosTrainer) -> int:
-    with explain_out_of_memory("A training of adapters", trainer.device, MORE_MEMORY):
-        width = sum(p.numel() for p in trainer.trainable(lora=True).parameters() if p.requires_grad)
-    per_pass = adapters_per_pass(trainer.base.predictor, width, trainer.recipe, trainer.precision, trainer.device)
-    return group_size(trainer.recipe, per_pass, trainer.device)
+def _largest_group(context: TrainingContext) -> int:
+    with explain_out_of_memory("A training of adapters", context.device, MORE_MEMORY):
+        width = sum(p.numel() for p in context.trainable(lora=True).parameters() if p.requires_grad)
+    per_pass = adapters_per_pass(context.base.predictor, width, context.recipe, context.precision, context.device)
+    return group_size(context.recipe, per_pass, context.device)
 
 
-def _train_alone(
-    trainer: KronosTrainer, group: Sequence[PreparedTraining]
-) -> Iterator[tuple[PreparedTraining, JobOutcome]]:
-    for one in group:
+def _train_separately(
+    context: TrainingContext, trainings: Sequence[PreparedTraining]
+) -> Iterator[tuple[PreparedTraining, JobResult]]:
+    for training in trainings:
         try:
-            result: JobOutcome = train_single(trainer, one, lora=True)
+            result: JobResult = train_single(context, training, lora=True)
         except KronosError as error:
             if processes() > 1:
                 raise  # the other processes have ended with it
             result = error
-        yield one, result
+        yield training, result
 
 
 def _train_group(
-    trainer: KronosTrainer, group: Sequence[PreparedTraining]
-) -> Iterator[tuple[PreparedTraining, JobOutcome]]:
-    """Train some adapters together, and give what became of each as it ends."""
-    left = {one.target: one for one in group}
-    if not left:
+    context: TrainingContext, group: Sequence[PreparedTraining]
+) -> Iterator[tuple[PreparedTraining, JobResult]]:
+    """Train the adapters of a group jointly, and yield the result of each as it ends."""
+    remaining = {training.target: training for training in group}
+    if not remaining:
         return
-    device = trainer.device
+    device = context.device
     with (
         current_device(device),
-        repeatable(trainer.recipe.deterministic),
-        locked([one.state for one in group], device, trainer.say),
+        repeatable(context.recipe.deterministic),
+        locked([training.state for training in group], device, context.say),
     ):
         try:
-            for one in group:
-                if kept := trainer.kept(one):
-                    yield left.pop(one.target), kept
-            if not left:
+            for training in group:
+                if finished := context.finished_result(training):
+                    yield remaining.pop(training.target), finished
+            if not remaining:
                 return
-            state = group_state(trainer.layout, [one.state for one in group], trainer.say)
+            state = group_state(context.layout, [training.state for training in group], context.say)
             saved = state.load()
-            for one in _not_in(saved, left.values()):
-                if published := load_result(one.target, one.state.key):
-                    yield left.pop(one.target), published
-            if _not_in(saved, left.values()):
-                saved = None  # what one of them had made is gone, and with it the state that it was trained from
-            for one in left.values():
-                one.state.begin(trainer.say)
-            for one, result in _optimise(trainer, list(left.values()), state, saved) if left else ():
-                yield left.pop(one.target), result
+            for training in _missing_in(saved, remaining.values()):
+                if published := load_result(training.target, training.state.key):
+                    yield remaining.pop(training.target), published
+            if _missing_in(saved, remaining.values()):
+                saved = None  # a published adapter is gone, and with it the state that its training resumed from
+            for training in remaining.values():
+                training.state.begin(context.say)
+            for training, result in _optimise(context, list(remaining.values()), state, saved) if remaining else ():
+                yield remaining.pop(training.target), result
             state.finish(keep_mark=False)
         except KronosError as error:
-            for one in left.values():
-                yield one, error
+            for training in remaining.values():
+                yield training, error
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            for one in left.values():
-                yield one, shortage(f"The training of {one.state.artifact}", device, MORE_MEMORY)
+            for training in remaining.values():
+                yield training, shortage(f"The training of {training.state.artifact}", device, MORE_MEMORY)
 
 
-def _not_in(saved: dict[str, Any] | None, members: Iterable[PreparedTraining]) -> list[PreparedTraining]:
-    """Those that had ended when the state was saved."""
-    return [] if saved is None else [one for one in members if one.state.key not in saved["members"]]
+def _missing_in(saved: dict[str, Any] | None, group: Iterable[PreparedTraining]) -> list[PreparedTraining]:
+    """List the trainings that had ended when the state was saved."""
+    return [] if saved is None else [training for training in group if training.state.key not in saved["members"]]
 
 
 def _optimise(
-    trainer: KronosTrainer, group: Sequence[PreparedTraining], state: ResumeState, saved: dict[str, Any] | None
-) -> Iterator[tuple[PreparedTraining, JobOutcome]]:
-    recipe, base, device = trainer.recipe, trainer.base, trainer.device
+    context: TrainingContext, group: Sequence[PreparedTraining], state: ResumeState, saved: dict[str, Any] | None
+) -> Iterator[tuple[PreparedTraining, JobResult]]:
+    recipe, base, device, precision = context.recipe, context.base, context.device, context.precision
     set_seed(recipe.seed)
-    adapted = trainer.trainable(lora=True)
-    products = torch.bfloat16 if trainer.precision == "bf16" else torch.float32
-    stacked = MultiLora(
+    adapted = context.trainable(lora=True)
+    products = torch.bfloat16 if precision == "bf16" else torch.float32
+    multi_lora = MultiLora(
         base.predictor, adapted, recipe.adapter_alpha / recipe.adapter_r, recipe.adapter_dropout, products=products
     )
-    start = stacked.pack(dict(adapted.named_parameters()))
-    with limit_threads(stacked.predictor):
-        windows = [one for prepared in group for one in prepared.windows]
-        train, selection = trainer.datasets(windows, state.folder)
+    start = multi_lora.pack(dict(adapted.named_parameters()))
+    with limit_threads(multi_lora.predictor):
+        windows = [ticker for training in group for ticker in training.windows]
+        train, selection = context.datasets(windows, state.folder)
         members = [
-            Member(one.state.key, of_train, of_selection, one.listener)
-            for one, of_train, of_selection in zip(
+            Member(training.state.key, train_range, selection_range, training.listener)
+            for training, train_range, selection_range in zip(
                 group, _ranges(group, "train"), _ranges(group, "selection"), strict=True
             )
         ]
-        at_once = adapters_per_pass(base.predictor, stacked.width, recipe, trainer.precision, device, shared=True)
-        passes = BatchedForward(stacked, device, trainer.precision, min(at_once, len(group)), trainer.say)
-        optimisation = MultiLoraLoop(passes, start, members, train, selection, recipe, trainer.say)
-        disk = len(group) * plan.needed_bytes(adapted)
-        plan.check_disk(trainer.layout.root, disk)
-        seconds = passes.expected_seconds(start, train, selection, recipe)
-        what = _names(group)
-        described = plan.describe(
-            len(train), len(selection), optimisation.steps, seconds, disk, base.source.name, device
-        )
-        trainer.say(f"{what}: {len(group)} adapters together, {described}")
+        per_pass = adapters_per_pass(base.predictor, multi_lora.width, recipe, precision, device, shared=True)
+        forward = BatchedForward(multi_lora, device, precision, min(per_pass, len(group)), context.say)
+        loop = MultiLoraLoop(forward, start, members, train, selection, recipe, context.say)
+        disk = len(group) * preflight.needed_bytes(adapted)
+        preflight.check_disk(context.layout.root, disk)
+        seconds = forward.expected_seconds(start, train, selection, recipe)
+        name = _name(group)
+        described = preflight.describe(len(train), len(selection), loop.steps, seconds, disk, base.source.name, device)
+        context.say(f"{name}: {len(group)} adapters together, {described}")
         set_seed(recipe.seed)
         if saved is not None:
-            optimisation.restore(saved)
-            step = max(position["step"] for position, *_ in saved["courses"])
-            trainer.say(f"{what}: resuming from step {step}")
-        for number, outcome in optimisation.run(what, state.save):
-            yield group[number], _published(trainer, group, group[number], adapted, outcome)
+            loop.restore(saved)
+            step = max(member_state["step"] for member_state, *_ in saved["states"])
+            context.say(f"{name}: resuming from step {step}")
+        for number, output in loop.run(name, state.save):
+            yield group[number], _publish(context, group, group[number], adapted, output)
 
 
-def _published(
-    trainer: KronosTrainer,
+def _publish(
+    context: TrainingContext,
     group: Sequence[PreparedTraining],
-    one: PreparedTraining,
+    training: PreparedTraining,
     adapted: Any,
-    outcome: TrainOutput | KronosError,
-) -> JobOutcome:
-    if isinstance(outcome, KronosError):
-        return outcome
-    summary = training_summary(outcome, adapted, one.windows, trainer.device, trainer.precision, together=len(group))
-    result = TrainingResult(one.target, outcome.history, summary)
+    output: TrainOutput | KronosError,
+) -> JobResult:
+    if isinstance(output, KronosError):
+        return output
+    summary = training_summary(
+        output, adapted, training.windows, context.device, context.precision, together=len(group)
+    )
+    result = TrainingResult(training.target, output.history, summary)
     manifest = training_manifest(
-        one.state.artifact,
-        one.state.key,
-        one.windows,
-        trainer.recipe,
-        trainer.base,
-        trainer.device,
-        one.mlflow_run,
-        together=sorted({other.target.name for other in group} - {one.target.name}),
+        training.state.artifact,
+        training.state.key,
+        training.windows,
+        context.recipe,
+        context.base,
+        context.device,
+        training.mlflow_run,
+        together=sorted({other.target.name for other in group} - {training.target.name}),
     )
     try:
-        publish_adapter(result, adapted.eval(), outcome.best, trainer.base, manifest, with_base=False)
-        trainer.finish(one)
+        publish_adapter(result, adapted.eval(), output.best, context.base, manifest, with_base=False)
+        context.clear_state(training)
     except KronosError as error:
         return error
     return result
 
 
 def _ranges(group: Sequence[PreparedTraining], split: str) -> list[range]:
-    """The numbers of each one's windows in the data of all."""
-    ends = accumulate((one.count(split) for one in group), initial=0)
+    """Give each training the numbers of its windows in the dataset of the group."""
+    ends = accumulate((training.count(split) for training in group), initial=0)
     return [range(*pair) for pair in pairwise(ends)]
 
 
-def _names(group: Sequence[PreparedTraining]) -> str:
-    names = [one.target.name for one in group]
+def _name(group: Sequence[PreparedTraining]) -> str:
+    names = [training.target.name for training in group]
     return f"adapters/{enumerate_some(names, 3)}"
 
 
 def adapters_per_pass(
     predictor: Any, width: int, recipe: Recipe, precision: str, device: torch.device, *, shared: bool = False
 ) -> int:
-    """Adapters whose batches the device can take through the predictor at once, at least one.
+    """Count the adapters that a pass may take, by the memory for their batches; at least 1.
 
     Args:
-        predictor: the base's.
+        predictor: the base model's predictor.
         width: numbers of one adapter.
         recipe: the settings.
         precision: "fp32" or "bf16".
-        device: where they are to train.
-        shared: whether to heed what other processes hold of a GPU just now.
+        device: the device to train on.
+        shared: whether to respect the memory that other processes hold on a GPU now.
     """
     bars = recipe.batch_size * (recipe.used_lookback + recipe.horizon)
     if device.type != "cuda":
@@ -276,7 +278,7 @@ def adapters_per_pass(
 
 
 def separate_reason(recipe: Recipe, precision: str, processes: int) -> str | None:
-    """Why adapters cannot train together, or None where they can."""
+    """Return the reason why adapters cannot train jointly, or None if they can."""
     reasons = {
         "float16 scales the loss of all by one number": precision == "fp16",
         "the model is compiled": recipe.torch_compile,
@@ -287,21 +289,22 @@ def separate_reason(recipe: Recipe, precision: str, processes: int) -> str | Non
 
 
 def group_size(recipe: Recipe, per_pass: int, device: torch.device) -> int:
-    """Adapters of one training, where they can train together."""
+    """Return the most adapters of a group, by the setting or the memory of the device."""
     by_memory = min(per_pass, _MOST) if device.type == "cuda" else _CPU_GROUP
     return recipe.adapters_together or by_memory
 
 
 def group_by_length(trainings: Sequence[PreparedTraining], most: int) -> list[list[PreparedTraining]]:
-    """Trainings in groups: those of like length together, for one that ends early leaves the others alone.
+    """Group trainings of similar length, as a training that ends early makes the passes of its group smaller.
 
     Args:
-        trainings: what to group.
-        most: trainings of one group, at most.
+        trainings: the trainings; only those with the same lookback and horizon share a group.
+        most: the most trainings of a group.
     """
     if most == 1:
-        return [[one] for one in trainings]
-    alike: dict[tuple[int, int], list[PreparedTraining]] = {}
-    for one in sorted(trainings, key=lambda one: one.count("train")):
-        alike.setdefault((one.windows[0].lookback, one.windows[0].horizon), []).append(one)
-    return [some[first : first + most] for some in alike.values() for first in range(0, len(some), most)]
+        return [[training] for training in trainings]
+    by_window: dict[tuple[int, int], list[PreparedTraining]] = {}
+    for training in sorted(trainings, key=lambda training: training.count("train")):
+        windows = training.windows[0]
+        by_window.setdefault((windows.lookback, windows.horizon), []).append(training)
+    return [similar[first : first + most] for similar in by_window.values() for first in range(0, len(similar), most)]

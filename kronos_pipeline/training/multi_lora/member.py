@@ -1,4 +1,4 @@
-"""One of the adapters that train together: its windows, its plan, and where it is in it."""
+"""Member of a joint training: its windows, its schedule and its state."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from kronos_pipeline.training.trainer_state import TrainerState, check_finite
 
 @dataclass(frozen=True)
 class Member:
-    """One of the adapters that train together.
+    """Adapter of a joint training.
 
     Attributes:
-        key: of its training, by which it is known again in a saved state.
-        train: the numbers of its windows in the training data that all share.
-        selection: the same in the data of the selection blocks.
-        listener: told its losses as they are read.
+        key: key of its training, which identifies it in a saved state.
+        train: numbers of its windows in the training data of the group.
+        selection: numbers of its windows in the selection data of the group.
+        listener: receives the events of its training.
     """
 
     key: str
@@ -33,17 +33,17 @@ class Member:
 
 
 class MemberTraining:
-    """A member's plan, and where it is in it.
+    """Schedule and state of a member.
 
     Attributes:
-        windows_per_step: windows of an optimiser step, the last of an epoch aside.
+        windows_per_step: windows of an optimiser step; the last step of an epoch may have fewer.
         steps_per_epoch: optimiser steps of an epoch.
-        steps: those of all epochs.
-        position: where it is.
-        error: why it failed, or None.
-        batches_read: batches since the training loss was read.
-        read: the step and the time at which it was.
-        resumed_from: the step that a saved state had it at.
+        steps: optimiser steps of all epochs.
+        state: its position and history.
+        error: the message of the error that ended it, or None.
+        unlogged_batches: batches since the training loss was logged.
+        last_log: step and time of the last log.
+        resumed_from: its step in the saved state.
     """
 
     def __init__(self, member: Member, recipe: Recipe) -> None:
@@ -51,70 +51,83 @@ class MemberTraining:
         self.windows_per_step = recipe.batch_size * recipe.grad_accum_steps
         self.steps_per_epoch = math.ceil(len(member.train) / self.windows_per_step)
         self.steps = recipe.epochs * self.steps_per_epoch
-        self.position = TrainerState()
+        self.state = TrainerState()
         self.error: str | None = None
-        self.batches_read = 0
-        self.read = (0, 0.0)
+        self.unlogged_batches = 0
+        self.last_log = (0, 0.0)
         self.resumed_from = 0
-        self._look_at = eval_steps(recipe, self.steps_per_epoch)
+        self._eval_steps = eval_steps(recipe, self.steps_per_epoch)
         self._factor = warmup_then_cosine(recipe, self.steps)
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
 
     @property
     def ended(self) -> bool:
-        return self.error is not None or self.position.stopped or self.position.step >= self.steps
+        return self.error is not None or self.state.stopped or self.state.step >= self.steps
 
     @property
-    def looks(self) -> bool:
-        """Whether the step that was taken last is followed by a look at the selection block."""
-        return (self.position.step - 1) % self.steps_per_epoch + 1 in self._look_at
+    def should_evaluate(self) -> bool:
+        """Whether an evaluation on the selection block follows the last step."""
+        return (self.state.step - 1) % self.steps_per_epoch + 1 in self._eval_steps
 
     @property
-    def is_due(self) -> bool:
-        """Whether the training loss is read after that step."""
-        return self.looks or self.position.step % LOG_STEPS == 0
+    def should_log(self) -> bool:
+        """Whether the training loss is read after the last step."""
+        return self.should_evaluate or self.state.step % LOG_STEPS == 0
 
     def learning_rate(self) -> float:
-        """That of the step to come."""
-        return self._recipe.learning_rate * self._factor(self.position.step)
+        """Return the learning rate of the next step."""
+        return self._recipe.learning_rate * self._factor(self.state.step)
 
     def batches(self) -> list[Tensor]:
-        """The windows of the step to come, by number: a batch, or those whose gradients add up."""
-        epoch, done = divmod(self.position.step, self.steps_per_epoch)
+        """Return the batches of the next step, whose gradients add up: windows by number."""
+        epoch, done = divmod(self.state.step, self.steps_per_epoch)
         if self._order[0] != epoch:
             order = epoch_order(self._recipe.seed, epoch, len(self.member.train)) + self.member.train.start
             self._order = epoch, order
         first = done * self.windows_per_step
         return batches_of(self._order[1][first : first + self.windows_per_step], self._recipe.batch_size)
 
-    def take_in(self, total: float, look: float, learning_rate: float, now: float) -> dict[str, float] | None:
-        """Note losses after a step, and tell the listener; an error, where one of them is not finite.
+    def end_step(self, batches: int, seconds: float) -> None:
+        """Count an optimiser step and call the listener.
 
         Args:
-            total: the losses of the batches since the last reading, in sum.
-            look: the loss on the selection block, or NaN where it was not looked at.
-            learning_rate: that of the step.
+            batches: batches of the step.
+            seconds: training time so far.
+        """
+        self.state.step += 1
+        self.state.seconds = seconds
+        self.unlogged_batches += batches
+        if self.member.listener is not None:
+            self.member.listener.on_step_end(self.state.step)
+
+    def log(self, total: float, selection_loss: float, learning_rate: float, now: float) -> dict[str, float] | None:
+        """Log losses after a step and call the listener; set `error` if a loss is not finite.
+
+        Args:
+            total: sum of the losses of the batches since the last log.
+            selection_loss: loss on the selection block, or NaN without an evaluation.
+            learning_rate: learning rate of the step.
             now: the time.
 
         Returns:
-            What was noted, by name, or None.
+            The logged values by name, or None after an error.
         """
-        position, (read_step, read_at) = self.position, self.read
+        state, (last_step, last_time) = self.state, self.last_log
         try:
-            train_loss = check_finite(total / self.batches_read, position.step)
-            if self.looks:
-                position.look(look, self._recipe.patience)
+            train_loss = check_finite(total / self.unlogged_batches, state.step)
+            if self.should_evaluate:
+                state.evaluate(selection_loss, self._recipe.patience)
         except ModelError as error:
             self.error = str(error)
             return None
-        values = position.record(
-            epoch=(position.step - 1) // self.steps_per_epoch + 1,
+        values = state.log(
+            epoch=(state.step - 1) // self.steps_per_epoch + 1,
             train_loss=train_loss,
-            selection_loss=look,
+            selection_loss=selection_loss,
             learning_rate=learning_rate,
-            windows_per_second=(position.step - read_step) * self.windows_per_step / max(now - read_at, 1e-9),
+            windows_per_second=(state.step - last_step) * self.windows_per_step / max(now - last_time, 1e-9),
         )
-        self.batches_read, self.read = 0, (position.step, now)
+        self.unlogged_batches, self.last_log = 0, (state.step, now)
         if self.member.listener is not None:
-            self.member.listener.on_log(position.step, values)
+            self.member.listener.on_log(state.step, values)
         return values
