@@ -46,6 +46,8 @@ _PICTURES = {
 }
 LAST_BAR = "last bar"
 """Metadata of an adapter's materialisation: the last bar of its data, from which the sensor counts new bars."""
+DRIFTED, FINDING, KIND = "drifted", "finding", "kind of champion"
+"""Metadata of `drift` for the sensor: whether the champion drifted, the finding's identity, and the champion's kind."""
 
 
 def bars_columns() -> dg.TableSchema:

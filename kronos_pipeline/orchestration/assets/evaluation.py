@@ -74,7 +74,7 @@ def backtest(
     cutoff, and the verdicts.
 
     Stored as `backtest/adapter/<T>.*`. It costs a training per cutoff, 12 by default (`backtest_origins`), or fewer
-    with `backtest_refit_every`. A killed run resumes at its last finished fold.
+    with `backtest_refit_every`. A killed run resumes from its saved state.
     """
     from kronos_pipeline.evaluation.forecasting.batching import unwrap
     from kronos_pipeline.evaluation.predictions import ADAPTER

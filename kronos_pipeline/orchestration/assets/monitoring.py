@@ -9,15 +9,12 @@ import dagster as dg
 from kronos_pipeline.orchestration.batch import Event, TickerBatch
 from kronos_pipeline.orchestration.failures import as_failure
 from kronos_pipeline.orchestration.io_manager import TickerArtifacts
-from kronos_pipeline.orchestration.metadata import picture_metadata
+from kronos_pipeline.orchestration.metadata import DRIFTED, FINDING, KIND, picture_metadata
 from kronos_pipeline.orchestration.resources import PipelineSettings, Tracking, load_base_model
 
 if TYPE_CHECKING:
     from kronos_pipeline.promotion.champion_forecast import TickerForecast
     from kronos_pipeline.promotion.drift_watch import WatchedChampion
-
-DRIFTED, FINDING, KIND = "drifted", "finding", "kind of champion"
-"""Metadata of `drift` for the sensor: whether the champion drifted, the finding's identity, and the champion's kind."""
 
 
 def forecast(

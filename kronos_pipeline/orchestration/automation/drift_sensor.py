@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from kronos_pipeline.evaluation.predictions import CHECKPOINT
-from kronos_pipeline.orchestration.assets.monitoring import DRIFTED, FINDING, KIND
 from kronos_pipeline.orchestration.automation.jobs import PROMOTE_ADAPTER, RETRAIN_CHECKPOINT, AutomationSettings
+from kronos_pipeline.orchestration.metadata import DRIFTED, FINDING, KIND
 from kronos_pipeline.orchestration.partitions import split_into_runs
 
 if TYPE_CHECKING:
