@@ -80,10 +80,10 @@ def checkpoint_champion(
 def _measured_since_checkpoint(context: dg.AssetExecutionContext, tickers: list[str]) -> list[str]:
     """Return the tickers with holdout metrics newer than the checkpoint."""
     records = context.instance.fetch_materializations(dg.AssetKey("checkpoint"), limit=1).records
-    made = context.instance.get_latest_storage_id_by_partition(
+    newest = context.instance.get_latest_storage_id_by_partition(
         dg.AssetKey("holdout_metrics"), dg.DagsterEventType.ASSET_MATERIALIZATION, set(tickers)
     )
-    return [ticker for ticker in tickers if records and made.get(ticker, -1) > records[0].storage_id]
+    return [ticker for ticker in tickers if records and newest.get(ticker, -1) > records[0].storage_id]
 
 
 def _decision_metadata(submission: "Submission") -> dict[str, Any]:
@@ -105,7 +105,7 @@ def _decision_metadata(submission: "Submission") -> dict[str, Any]:
 
 def _refit(
     context: dg.AssetExecutionContext,
-    measured: "Submission",
+    submission: "Submission",
     adapter: str | None,
     windows: list[WindowSet],
     pipeline: PipelineSettings,
@@ -118,4 +118,4 @@ def _refit(
     recipe, tracker = pipeline.recipe("none" if adapter is None else "lora"), tracking.tracker(pipeline.layout)
     trainer = KronosTrainer(recipe, pipeline.layout.root, say=context.log.info)
     bars = [ticker_windows.bars for ticker_windows in windows]
-    return {"refit": refit(tracker, trainer, measured, adapter, bars, run_tags(context, adapter)).sentence()}
+    return {"refit": refit(tracker, trainer, submission, adapter, bars, run_tags(context, adapter)).sentence()}

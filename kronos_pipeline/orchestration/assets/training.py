@@ -68,11 +68,11 @@ def checkpoint(
         recipe = pipeline.recipe("none")
         tracker = tracking.tracker(pipeline.layout)
         trainer = KronosTrainer(recipe, pipeline.layout.root, say=context.log.info)
-        good, left_out = _load_windows(context, windows)
+        loaded, left_out = _load_windows(context, windows)
         with tracker.training_run("checkpoint", recipe, run_tags(context)) as run:
-            result = trainer.train_checkpoint(good, listener=run, mlflow_run=run.run_id)
+            result = trainer.train_checkpoint(loaded, listener=run, mlflow_run=run.run_id)
             run.finish(result.summary, result.history, result.folder)
-        metadata = training_metadata(result, recipe, good) | mlflow_metadata(run.run_id, run.link)
+        metadata = training_metadata(result, recipe, loaded) | mlflow_metadata(run.run_id, run.link)
         return dg.MaterializeResult(metadata=metadata | {"left out": left_out})
 
 
@@ -80,16 +80,16 @@ def _load_windows(
     context: dg.AssetExecutionContext, windows: TickerArtifacts
 ) -> tuple[list[WindowSet], dict[str, str]]:
     """Load the windows of every ticker, and return them with the reason for each ticker that is left out."""
-    good: list[WindowSet] = []
+    loaded: list[WindowSet] = []
     left_out = dict.fromkeys(sorted(failed_in_run(context, context.asset_key)), "failed earlier in this run")
     errors: dict[str, KronosError] = {}
     for ticker in windows:
         if ticker in left_out:
             continue
         try:
-            good.append(windows[ticker])
+            loaded.append(windows[ticker])
         except KronosError as error:
             errors[ticker] = error
-    if not good:
+    if not loaded:
         raise make_failure("checkpoint", errors)
-    return good, left_out | {ticker: str(error) for ticker, error in errors.items()}
+    return loaded, left_out | {ticker: str(error) for ticker, error in errors.items()}
