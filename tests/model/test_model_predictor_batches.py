@@ -104,7 +104,7 @@ def test_more_rows_than_torch_draws_at_once_are_drawn_as_by_several_calls(
         for forecast in upstream.predict_batch(dfs[some], past[some], ahead[some], HORIZON, **settings)
     ]
     after = torch.get_rng_state()
-    monkeypatch.setattr(sampling, "ROWS", 2 * PATHS + 1)
+    monkeypatch.setattr(sampling, "ROWS_PER_DRAW", 2 * PATHS + 1)
     tried.clear()
     torch.manual_seed(2)
     for df, forecast, wanted in zip(

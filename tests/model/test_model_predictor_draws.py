@@ -10,19 +10,24 @@ from hypothesis import strategies as st
 from sktime.libs.kronos import sample_from_logits
 
 from kronos_pipeline.errors import ModelError
-from kronos_pipeline.model.predictor.sampling import Draws, Sampling, generator_for, probabilities
+from kronos_pipeline.model.predictor.sampling import (
+    MultinomialPicker,
+    SamplingSettings,
+    filtered_probabilities,
+    generator_for,
+)
 
 CPU = torch.device("cpu")
-SAMPLING = Sampling(horizon=3, temperature=1.0, top_k=0, top_p=0.9, paths=3)
+SAMPLING = SamplingSettings(horizon=3, temperature=1.0, top_k=0, top_p=0.9, paths=3)
 
 
 def logits_of(seed: int, rows: int, vocabulary: int, spread: float = 2.0) -> torch.Tensor:
     return torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed)) * spread
 
 
-def drawn(draws: Draws, steps: list[torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
+def drawn(draws: MultinomialPicker, steps: list[torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
     """Tokens of some rows over all steps and levels, (series, paths, draws)."""
-    choose = draws.part(rows, lambda _: None)
+    choose = draws.for_rows(rows, lambda _: None)
     tokens = [choose(logits[rows], *divmod(number, 2)) for number, logits in enumerate(steps)]
     return torch.stack(tokens, dim=-1)
 
@@ -46,9 +51,9 @@ def test_the_tokens_and_the_generators_state_are_upstreams(
     after = torch.get_rng_state()
 
     torch.manual_seed(seed)
-    sampling = Sampling(1, temperature, top_k, top_p, 1)
+    sampling = SamplingSettings(1, temperature, top_k, top_p, 1)
     with generator_for(sampling, CPU) as generator:
-        choose = Draws(rows, sampling, generator).part(torch.arange(rows)[:, None], lambda _: None)
+        choose = MultinomialPicker(rows, sampling, generator).for_rows(torch.arange(rows)[:, None], lambda _: None)
         tokens = choose(logits[:, None], 0, 0)
     assert torch.equal(tokens[:, 0], expected)
     assert torch.equal(torch.get_rng_state(), after)
@@ -62,7 +67,7 @@ def test_rows_that_are_sampled_apart_draw_what_they_draw_together(
     rows = torch.arange(series * paths).view(series, paths)
     steps = [logits_of(seed + number, series * paths, 16) for number in range(4)]
     generator = torch.Generator().manual_seed(seed)
-    draws = Draws(rows.numel(), SAMPLING, generator)
+    draws = MultinomialPicker(rows.numel(), SAMPLING, generator)
     together = drawn(draws, steps, rows)
     after = generator.get_state()
 
@@ -79,7 +84,7 @@ def test_rows_that_are_sampled_apart_draw_what_they_draw_together(
 def test_what_is_as_likely_as_the_last_token_kept_is_kept_too() -> None:
     logits = torch.tensor([[3.0, 1.0, 1.0, 1.0, -9.0]])
     for top_k, top_p in ((2, 1.0), (0, 0.85)):
-        kept = probabilities(logits, 1.0, top_k, top_p) > 0
+        kept = filtered_probabilities(logits, 1.0, top_k, top_p) > 0
         assert kept.tolist() == [[True, True, True, True, False]]
 
 
@@ -87,19 +92,19 @@ def test_top_k_and_a_tiny_temperature_are_greedy() -> None:
     logits = logits_of(0, 50, 64)
     likeliest = logits.argmax(dim=-1)
     for greedy in ((1.0, 1, 1.0), (1e-4, 0, 1.0), (1.0, 0, 0.0), (1.0, 0, 1e-9)):
-        assert torch.equal(probabilities(logits, *greedy).argmax(dim=-1), likeliest)
-        assert (probabilities(logits, *greedy).max(dim=-1).values > 0.99).all()
+        assert torch.equal(filtered_probabilities(logits, *greedy).argmax(dim=-1), likeliest)
+        assert (filtered_probabilities(logits, *greedy).max(dim=-1).values > 0.99).all()
 
 
 def test_logits_that_are_not_finite_are_told() -> None:
-    choose = Draws(1, SAMPLING, torch.Generator()).part(torch.tensor([[0]]), lambda _: None)
+    choose = MultinomialPicker(1, SAMPLING, torch.Generator()).for_rows(torch.tensor([[0]]), lambda _: None)
     with pytest.raises(ModelError, match="not finite"):
         choose(torch.full((1, 1, 8), np.nan), 0, 0)
 
 
 def test_each_bar_that_is_drawn_is_counted_once() -> None:
     counted: list[int] = []
-    choose = Draws(6, SAMPLING, torch.Generator()).part(torch.arange(6).view(2, 3), counted.append)
+    choose = MultinomialPicker(6, SAMPLING, torch.Generator()).for_rows(torch.arange(6).view(2, 3), counted.append)
     for step in range(3):
         for level in (0, 1):
             choose(torch.zeros(2, 3, 8), step, level)

@@ -1,4 +1,4 @@
-"""Adapters by name, for a model that is in memory: as models, or as folders, whose base has to be that very model."""
+"""Adapters of `KronosPredictor`, by name: models, or folders of adapters that were trained on the given model."""
 
 from __future__ import annotations
 
@@ -23,18 +23,17 @@ from kronos_pipeline.model.predictor.dataframes import InputError
 def load_adapters(
     adapters: Mapping[str, Any], model: nn.Module, tokenizer: nn.Module, move: DeviceMover
 ) -> dict[str, nn.Module]:
-    """Predictors by name, on the model's device.
+    """Load predictors by name, on the model's device.
 
     Args:
-        adapters: PEFT models or other predictors, what `load_adapter` gives, or folders of adapters.
-        model: the base that the folders' adapters are put on; its tensors are shared.
-        tokenizer: the base's.
-        move: what moved both to their device.
+        adapters: PEFT models or other predictors, results of `load_adapter`, or folders of adapters.
+        model: the base of the adapters in folders; they share its tensors.
+        tokenizer: the tokenizer of the base.
+        move: the mover that moved both to their device.
 
     Raises:
-        InputError: a name is no text, or an adapter neither a model nor a folder.
-        ModelError: a folder is damaged, or its adapter was trained on another model than this one; or the device has
-            no memory left for an adapter.
+        InputError: a name is no text, or an adapter is neither a model nor a folder.
+        ModelError: a folder is damaged, its adapter was trained on another model, or the device has no memory left.
     """
     if not isinstance(adapters, Mapping):
         raise InputError(f"adapters must map names to models or folders, not be of {type(adapters).__name__}.")
@@ -48,7 +47,7 @@ def load_adapters(
             folder = Path(adapter)
             key = _base_of(folder)
             if key not in bases:
-                bases[key] = _same_base(folder, *key, model, tokenizer, device)
+                bases[key] = _check_base(folder, *key, model, tokenizer, device)
             with explain_out_of_memory(f"Loading the adapter {name}", device, FREE_MEMORY):
                 named[name] = load_adapter(folder, bases[key]).predictor
         else:
@@ -60,7 +59,7 @@ def load_adapters(
 
 
 def _base_of(folder: Path) -> tuple[str, str]:
-    """The names of the predictor and the tokenizer that an adapter was trained on, as its manifest says."""
+    """Return the names of the predictor and the tokenizer that an adapter was trained on, from its manifest."""
     try:
         made_on = read_json(folder / MANIFEST)["base_model"]
         return str(made_on["name"]), str(made_on["tokenizer"])
@@ -71,14 +70,16 @@ def _base_of(folder: Path) -> tuple[str, str]:
         ) from error
 
 
-def _same_base(
+def _check_base(
     folder: Path, name: str, tokenizer_name: str, model: nn.Module, tokenizer: nn.Module, device: torch.device
 ) -> KronosModel:
-    """The base of that name, with the model in memory in its place, which has to hold the same tensors."""
+    """Check that the given model has the tensors of the base of that name, and return it as that base."""
     base = load_base(find_base_model(name, tokenizer_name), torch.device("cpu"))
     for part, given in ((base.predictor, model), (base.tokenizer, tokenizer)):
-        known, ours = part.state_dict(), given.state_dict()
-        if known.keys() != ours.keys() or any(not torch.equal(ours[key].cpu(), known[key]) for key in known):
+        expected, actual = part.state_dict(), given.state_dict()
+        if expected.keys() != actual.keys() or any(
+            not torch.equal(actual[key].cpu(), expected[key]) for key in expected
+        ):
             raise ModelError(
                 f"{folder} was trained on {name}, which is not the model given; load that one in its place."
             )

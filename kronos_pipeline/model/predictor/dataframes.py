@@ -1,7 +1,7 @@
-"""Series as DataFrames, the way upstream's `KronosPredictor` takes and gives them.
+"""Conversion between DataFrames and normalised arrays, compatible with upstream's `KronosPredictor`.
 
-The arithmetic is upstream's, in float32 and on arrays that lie in memory as there, so that a sum is rounded alike: mean
-and standard deviation are those of all bars given, also of those that the model's context then cuts off.
+The arithmetic is upstream's, in float32 and on arrays of the same memory layout, so that sums are rounded alike. Mean
+and standard deviation cover all bars given, also the bars that exceed the model's context.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ _READABLE = ("datetime", "datetime64", "date", "string")
 
 
 class InputError(KronosError, ValueError):
-    """A DataFrame, timestamps or an argument that cannot be forecast from; a ValueError too, as upstream raises."""
+    """Error in a DataFrame, timestamps or an argument of a forecast; a ValueError too, as upstream raises."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """One series, ready to be forecast.
+    """A series in the form that the decoder reads.
 
     Attributes:
         bars: normalised and clipped, (bars, 6), float32.
         past: minute, hour, weekday, day and month of the bars, (bars, 5).
-        ahead: the same of the bars to come, (horizon, 5).
-        mean: of the bars, (6,), float32.
-        std: of the bars, (6,), float32.
-        index: the times of the bars to come, as they were given.
+        ahead: the same of the horizon, (horizon, 5).
+        mean: mean of the bars, (6,), float32.
+        std: standard deviation of the bars, (6,), float32.
+        index: times of the horizon, as given.
     """
 
     bars: NDArray[np.float32]
@@ -48,11 +48,11 @@ class Series:
     index: pd.Index
 
 
-def whole(name: str, given: Any) -> int:
-    """An argument that is a whole number; numpy's are too.
+def as_integer(name: str, given: Any) -> int:
+    """Return an argument as an integer; numpy's integers are accepted.
 
     Raises:
-        InputError: it is none.
+        InputError: the argument is no whole number.
     """
     try:
         return operator.index(given)
@@ -60,11 +60,11 @@ def whole(name: str, given: Any) -> int:
         raise InputError(f"{name} must be a whole number, not {given!r}.") from error
 
 
-def real(name: str, given: Any) -> float:
-    """An argument that is a number.
+def as_number(name: str, given: Any) -> float:
+    """Return an argument as a float.
 
     Raises:
-        InputError: it is none.
+        InputError: the argument is no number.
     """
     if isinstance(given, str):
         raise InputError(f"{name} must be a number, not {given!r}.")
@@ -75,16 +75,16 @@ def real(name: str, given: Any) -> float:
 
 
 def read_series(df: Any, x_timestamp: Any, y_timestamp: Any, horizon: int, clip: float, name: str = "df") -> Series:
-    """Read one series.
+    """Check and normalise one series.
 
     Args:
         df: bars, oldest first, with columns open, high, low and close. Without a volume, volume and amount are 0;
             without an amount, it is the volume times the mean price.
         x_timestamp: times of the bars: a Series, an index, an array or a list.
-        y_timestamp: times of the bars to come.
-        horizon: how many these are.
+        y_timestamp: times of the horizon.
+        horizon: number of bars to forecast.
         clip: the largest size of a normalised value.
-        name: what an error calls the series, "df" by default.
+        name: name of the series in errors, "df" by default.
 
     Raises:
         InputError: something is missing, of the wrong length, or no finite number or time.
@@ -108,36 +108,36 @@ def read_series(df: Any, x_timestamp: Any, y_timestamp: Any, horizon: int, clip:
 
 
 def read_batch(dfs: Any, x_timestamps: Any, y_timestamps: Any, horizon: int, clip: float) -> list[Series]:
-    """Read several series, given as lists or tuples; see `read_series`."""
+    """Check and normalise several series, given as lists or tuples; see `read_series`."""
     given = {"df_list": dfs, "x_timestamp_list": x_timestamps, "y_timestamp_list": y_timestamps}
-    for name, one in given.items():
-        if not isinstance(one, list | tuple):
-            raise InputError(f"{name} must be a list or a tuple, not {type(one).__name__}.")
+    for name, values in given.items():
+        if not isinstance(values, list | tuple):
+            raise InputError(f"{name} must be a list or a tuple, not {type(values).__name__}.")
     if len(set(map(len, given.values()))) > 1:
-        lengths = ", ".join(f"{name} has {len(one)}" for name, one in given.items())
+        lengths = ", ".join(f"{name} has {len(values)}" for name, values in given.items())
         raise InputError(f"The lists must be of one length, an entry for each series: {lengths}.")
     entries = enumerate(zip(dfs, x_timestamps, y_timestamps, strict=True))
     return [read_series(*entry, horizon, clip, f"df_list[{place}]") for place, entry in entries]
 
 
 def to_units(normalised: NDArray[np.float32], series: Series) -> NDArray[np.float32]:
-    """Take normalised bars to come, (..., horizon, 6), back to the units of their series."""
+    """Convert normalised bars of the horizon, (..., horizon, 6), to the units of their series."""
     return normalised * (series.std + EPSILON) + series.mean
 
 
-def frame(values: NDArray[np.float32], series: Series) -> pd.DataFrame:
-    """Bars to come, (horizon, 6), at their times."""
+def to_dataframe(values: NDArray[np.float32], series: Series) -> pd.DataFrame:
+    """Convert the bars of the horizon, (horizon, 6), to a DataFrame indexed by time."""
     return pd.DataFrame(values, columns=list(FEATURES), index=series.index)
 
 
 def paths_to_dataframe(values: NDArray[np.float32], series: Series) -> pd.DataFrame:
-    """The bars to come of each path, (paths, horizon, 6), by path and time."""
+    """Convert the bars of each path, (paths, horizon, 6), to a DataFrame indexed by path and time."""
     index = pd.MultiIndex.from_product([range(len(values)), series.index], names=["path", series.index.name])
     return pd.DataFrame(values.reshape(-1, len(FEATURES)), columns=list(FEATURES), index=index)
 
 
 def _values(df: Any, name: str) -> NDArray[np.float32]:
-    """The six features, (bars, 6)."""
+    """Extract the six features, (bars, 6)."""
     if not isinstance(df, pd.DataFrame):
         raise InputError(f"{name} must be a pandas DataFrame, not {type(df).__name__}.")
     if missing := [price for price in PRICES if price not in df.columns]:
@@ -145,39 +145,39 @@ def _values(df: Any, name: str) -> NDArray[np.float32]:
         raise InputError(
             f"{name}: price columns {enumerate_some(missing)} are missing among {have}; names are lower case."
         )
-    found = df[[column for column in FEATURES if column in df.columns]].copy()
-    if found.columns.nlevels > 1:
-        raise InputError(f"{name}: the columns have {found.columns.nlevels} levels; give them one.")
-    if (twice := found.columns[found.columns.duplicated()]).size:
+    features = df[[column for column in FEATURES if column in df.columns]].copy()
+    if features.columns.nlevels > 1:
+        raise InputError(f"{name}: the columns have {features.columns.nlevels} levels; give them one.")
+    if (twice := features.columns[features.columns.duplicated()]).size:
         raise InputError(f"{name}: there is more than one column {enumerate_some(twice)}; give each once.")
-    found = _numbers(found, name)
+    features = _numbers(features, name)
     try:
-        if _VOLUME not in found:
-            found[_VOLUME] = found[_AMOUNT] = 0.0
-        elif _AMOUNT not in found:
-            found[_AMOUNT] = found[_VOLUME] * found[list(PRICES)].mean(axis=1)
-        return found[list(FEATURES)].to_numpy().astype(np.float32)
+        if _VOLUME not in features:
+            features[_VOLUME] = features[_AMOUNT] = 0.0
+        elif _AMOUNT not in features:
+            features[_AMOUNT] = features[_VOLUME] * features[list(PRICES)].mean(axis=1)
+        return features[list(FEATURES)].to_numpy().astype(np.float32)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name} holds something that is no number: {error}.") from error
 
 
-def _numbers(found: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The columns with numbers that are written as texts read, as upstream's arithmetic would; no cell is missing."""
-    for column in found.columns[found.dtypes.map(pd.api.types.is_object_dtype) | (found.dtypes == "string")]:
-        read = pd.to_numeric(found[column], errors="coerce")
-        if (unread := (read.isna() & found[column].notna()).to_numpy()).any():
+def _numbers(features: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Parse numbers that are stored as text, as upstream's arithmetic does, and check that no value is missing."""
+    for column in features.columns[features.dtypes.map(pd.api.types.is_object_dtype) | (features.dtypes == "string")]:
+        read = pd.to_numeric(features[column], errors="coerce")
+        if (unread := (read.isna() & features[column].notna()).to_numpy()).any():
             row = int(unread.argmax())
             raise InputError(
-                f"{name} holds something that is no number: {column} of bar {row} is {found[column].iloc[row]!r}."
+                f"{name} holds something that is no number: {column} of bar {row} is {features[column].iloc[row]!r}."
             )
-        found[column] = read
-    if (missing := found.columns[found.isna().any()]).size:
+        features[column] = read
+    if (missing := features.columns[features.isna().any()]).size:
         raise InputError(f"{name} contains NaN values in {enumerate_some(missing)}; fill or drop those bars.")
-    return found
+    return features
 
 
 def _times(given: Any, name: str) -> pd.Index:
-    """Times as an index of datetimes or periods, the given one where it is one."""
+    """Convert times to an index of datetimes or periods; such an index is returned unchanged."""
     try:
         index = pd.Index(given.infer_objects() if isinstance(given, pd.Series) else given)
         if not isinstance(index, pd.DatetimeIndex | pd.PeriodIndex):
@@ -192,5 +192,5 @@ def _times(given: Any, name: str) -> pd.Index:
 
 
 def _stamps(times: Any) -> NDArray[np.uint8]:
-    """(bars, 5)."""
+    """Return minute, hour, weekday, day and month, (bars, 5)."""
     return np.stack([np.asarray(getattr(times, field)) for field in TIME_FIELDS], axis=1).astype(np.uint8)

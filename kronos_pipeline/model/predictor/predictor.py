@@ -1,11 +1,12 @@
-"""`KronosPredictor`: upstream's class of that name, with the same results, many times as fast.
+"""`KronosPredictor`: a faster replacement of upstream's class of that name, with the same results.
 
     from kronos_pipeline import KronosPredictor      # in place of upstream's
 
-Constructor, `predict` and `predict_batch` take what upstream's take and give what it gives with its model in eval mode;
-after the same `torch.manual_seed` the same sampled numbers, to float tolerance. So what upstream's decoding does
-otherwise than training is done here too: a bar's fine token is asked for as if all bars stood at the first position,
-and a history longer than the context is normalised before it is cut. `sample` and `sample_batch` give every path.
+Constructor, `predict` and `predict_batch` have upstream's arguments and give the results of upstream's class with its
+model in eval mode; after the same `torch.manual_seed` also the same sampled numbers, to float tolerance. So decoding
+differs from training in the same way as upstream's: a fine token is predicted as if all bars stood at the first
+position, and a history longer than the context is normalised before it is cut. `sample` and `sample_batch` return
+every path.
 """
 
 from __future__ import annotations
@@ -26,28 +27,28 @@ from kronos_pipeline.model.predictor.dataframes import (
     TIME_FIELDS,
     InputError,
     Series,
-    frame,
+    as_integer,
+    as_number,
     paths_to_dataframe,
     read_batch,
     read_series,
-    real,
+    to_dataframe,
     to_units,
-    whole,
 )
 from kronos_pipeline.model.predictor.parity import check_parity, check_vocabularies
-from kronos_pipeline.model.predictor.sampling import Sampling, parse_sampling, sample_series
+from kronos_pipeline.model.predictor.sampling import SamplingSettings, check_sampling, sample_series
 
 
 class KronosPredictor:
-    """Forecasts of series that are DataFrames.
+    """Forecasts DataFrames of bars.
 
     Attributes:
-        model: the predictor, on `device`; its mode, train or eval, is nobody's business here, and stays.
+        model: the predictor, on `device`; its mode, train or eval, has no effect and does not change.
         tokenizer: the tokenizer, on `device`.
-        device: as it was given; where it was not, the first that there is of cuda:0, mps and cpu.
+        device: the given device; by default the first available one of cuda:0, mps and cpu.
         max_context: bars that the predictor attends to.
         clip: the largest size of a normalised value.
-        precision: of the predictor's blocks, "fp32" or "bf16".
+        precision: precision of the predictor's blocks, "fp32" or "bf16".
         adapters: predictors by name.
     """
 
@@ -62,33 +63,33 @@ class KronosPredictor:
         precision: str = "fp32",
         adapters: Mapping[str, Any] | None = None,
     ) -> None:
-        """Put a model to use.
+        """Move a model to a device and check that the decoder gives its numbers.
 
         Args:
             model: upstream's predictor, a PEFT model around one, or any object with the same submodules; it is moved to
-                the device and else left as it is.
+                the device, and not changed otherwise.
             tokenizer: upstream's tokenizer, or one with the same submodules.
-            device: a name, a number or a `torch.device`; by default the first that there is of cuda:0, mps and cpu.
+            device: a name, a number or a `torch.device`; by default the first available one of cuda:0, mps and cpu.
             max_context: bars that the predictor attends to, 512 by default; 2048 for Kronos-mini.
             clip: the largest size of a normalised value, 5 by default.
-            precision: "fp32" by default; "bf16" is faster where the hardware has it, and gives other numbers.
+            precision: "fp32" by default; "bf16" is faster on hardware that supports it, and gives other numbers.
             adapters: predictors for single series, by name: PEFT models, or folders of adapters that were trained on
-                `model`. Those that are plain LoRA on the same weights are decoded together.
+                `model`. Plain LoRA adapters on the same weights are decoded together.
 
         Raises:
-            InputError: there is no such device or precision, another argument is of no use, or tokenizer and model do
-                not belong together.
-            ModelError: the model computes otherwise than upstream's do, an adapter is damaged or another model's, or
-                the device has not enough memory for them.
+            InputError: the device or the precision does not exist, another argument is of no use, or tokenizer and
+                model do not belong together.
+            ModelError: the model does not compute as upstream's does, an adapter is damaged or belongs to another
+                model, or the device has too little memory.
         """
         self.device = _first_device() if device is None else device
         place = _checked_device(self.device)
         check_vocabularies(model, tokenizer)
         if precision not in PRECISIONS:
             raise InputError(f"precision must be {' or '.join(PRECISIONS)}, not {precision!r}.")
-        if whole("max_context", max_context) < 1:
+        if as_integer("max_context", max_context) < 1:
             raise InputError(f"max_context must be 1 bar or more, not {max_context}.")
-        if not real("clip", clip) > 0:
+        if not as_number("clip", clip) > 0:
             raise InputError(f"clip must be above 0, not {clip}.")
         move = DeviceMover(place)
         self.model, self.tokenizer = move(model, "The model"), move(tokenizer, "The tokenizer")
@@ -114,32 +115,32 @@ class KronosPredictor:
         generator: torch.Generator | None = None,
         adapter: str | None = None,
     ) -> pd.DataFrame:
-        """Forecast one series: the mean of the sampled paths.
+        """Forecast one series by the mean of sampled paths.
 
         Args:
-            df: bars, oldest first, with columns open, high, low, close and, where there are, volume and amount. Without
+            df: bars, oldest first, with columns open, high, low, close and, optionally, volume and amount. Without
                 a volume both are 0; without an amount it is the volume times the mean price.
             x_timestamp: times of the bars: a Series, a DatetimeIndex, an array or a list.
-            y_timestamp: times of the bars to come.
-            pred_len: how many these are, at most `max_context`.
-            T: temperature, above 0; below 1 sharpens the distributions, above it flattens them.
-            top_k: each token is drawn from so many of the likeliest; 0, the default, is no limit. Where it is given,
-                `top_p` says nothing.
-            top_p: each token is drawn from the likeliest ones that together have this probability.
-            sample_count: paths.
+            y_timestamp: times of the bars to forecast.
+            pred_len: number of bars to forecast, at most `max_context`.
+            T: temperature, above 0; values below 1 sharpen the distributions, values above 1 flatten them.
+            top_k: each token is drawn from this number of the likeliest tokens; 0, the default, is no limit. If it is
+                given, `top_p` has no effect.
+            top_p: each token is drawn from the likeliest tokens that together have this probability.
+            sample_count: number of paths.
             verbose: show the progress on stderr.
-            seed: of the draws; as after `torch.manual_seed(seed)`, but the global generator stays as it is.
-            generator: of the draws, on the model's device; by default the global one.
-            adapter: the name of the adapter that forecasts; by default `model` itself does.
+            seed: seed of the draws; as after `torch.manual_seed(seed)`, but the global generator does not change.
+            generator: generator of the draws, on the model's device; by default the global one.
+            adapter: name of the adapter that forecasts; by default `model` forecasts.
 
         Returns:
             Open, high, low, close, volume and amount, float32, at the times of `y_timestamp`.
 
         Raises:
-            InputError: an argument is none to forecast from; it is a ValueError.
+            InputError: an argument cannot be forecast from; a ValueError.
             ModelError: the model gives numbers that are not finite.
         """
-        sampling = parse_sampling(pred_len, T, top_k, top_p, sample_count, verbose, seed, generator)
+        sampling = check_sampling(pred_len, T, top_k, top_p, sample_count, verbose, seed, generator)
         series = [read_series(df, x_timestamp, y_timestamp, sampling.horizon, self.clip)]
         return self._means(series, self._sample(series, [adapter], sampling))[0]
 
@@ -159,12 +160,12 @@ class KronosPredictor:
         generator: torch.Generator | None = None,
         adapters: Sequence[str | None] | None = None,
     ) -> list[pd.DataFrame]:
-        """Forecast several series at once, of equal or unequal length; what does not fit the memory at once, in parts.
+        """Forecast several series of equal or unequal length at once, in parts if the memory is too small.
 
-        The arguments are lists of those of `predict`; `adapters` has a name for each series, or None for the model.
-        The draws are those of one call of upstream's for up to 4,096 paths in all; of several in turn, for more.
+        The arguments are lists of the arguments of `predict`; `adapters` has a name for each series, or None for the
+        model. Up to 4,096 paths in all are drawn as by one call of upstream's class, more as by several calls in turn.
         """
-        sampling = parse_sampling(pred_len, T, top_k, top_p, sample_count, verbose, seed, generator)
+        sampling = check_sampling(pred_len, T, top_k, top_p, sample_count, verbose, seed, generator)
         series = read_batch(df_list, x_timestamp_list, y_timestamp_list, sampling.horizon, self.clip)
         return self._means(series, self._sample(series, adapters, sampling))
 
@@ -184,8 +185,8 @@ class KronosPredictor:
         generator: torch.Generator | None = None,
         adapter: str | None = None,
     ) -> pd.DataFrame:
-        """Every path of which `predict` gives the mean, by path and time: `sample(...).loc[3]` is one of them."""
-        sampling = parse_sampling(pred_len, T, top_k, top_p, sample_count, verbose, seed, generator)
+        """Sample the paths that `predict` averages, by path and time: `sample(...).loc[3]` is one path."""
+        sampling = check_sampling(pred_len, T, top_k, top_p, sample_count, verbose, seed, generator)
         series = [read_series(df, x_timestamp, y_timestamp, sampling.horizon, self.clip)]
         (values,) = self._sample(series, [adapter], sampling)
         return paths_to_dataframe(to_units(values, series[0]), series[0])
@@ -206,16 +207,16 @@ class KronosPredictor:
         generator: torch.Generator | None = None,
         adapters: Sequence[str | None] | None = None,
     ) -> list[pd.DataFrame]:
-        """Every path of which `predict_batch` gives the mean; see `sample`."""
-        sampling = parse_sampling(pred_len, T, top_k, top_p, sample_count, verbose, seed, generator)
+        """Sample the paths that `predict_batch` averages; see `sample`."""
+        sampling = check_sampling(pred_len, T, top_k, top_p, sample_count, verbose, seed, generator)
         series = read_batch(df_list, x_timestamp_list, y_timestamp_list, sampling.horizon, self.clip)
         values = self._sample(series, adapters, sampling)
-        return [paths_to_dataframe(to_units(paths, one), one) for paths, one in zip(values, series, strict=True)]
+        return [paths_to_dataframe(to_units(paths, entry), entry) for paths, entry in zip(values, series, strict=True)]
 
     def _sample(
-        self, series: Sequence[Series], adapters: Sequence[str | None] | None, sampling: Sampling
+        self, series: Sequence[Series], adapters: Sequence[str | None] | None, sampling: SamplingSettings
     ) -> NDArray[np.float32]:
-        """Normalised bars, (series, paths, horizon, 6)."""
+        """Sample normalised bars, (series, paths, horizon, 6)."""
         adapters = [None] * len(series) if adapters is None else adapters
         if isinstance(adapters, str) or len(adapters) != len(series):
             raise InputError(f"adapters must have a name, or None, for each of the {len(series)} series.")
@@ -236,23 +237,23 @@ class KronosPredictor:
     @staticmethod
     def _means(series: Sequence[Series], values: NDArray[np.float32]) -> list[pd.DataFrame]:
         means = np.mean(values, axis=1)
-        return [frame(to_units(mean, one), one) for mean, one in zip(means, series, strict=True)]
+        return [to_dataframe(to_units(mean, entry), entry) for mean, entry in zip(means, series, strict=True)]
 
 
 def _first_device() -> str:
-    """As upstream chooses."""
+    """Return the default device, chosen as upstream does."""
     if torch.cuda.is_available():
         return "cuda:0"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _checked_device(given: Any) -> torch.device:
-    """The device of that name, with its number where it is a GPU."""
+    """Return the device of that name; a GPU gets an index."""
     try:
         device = torch.device(given)
     except (RuntimeError, TypeError) as error:
         raise InputError(f"device={given!r} is no device; give cpu, cuda:0 or mps.") from error
-    there = {"cuda": (device.index or 0) < torch.cuda.device_count(), "mps": torch.backends.mps.is_available()}
-    if not there.get(device.type, True):
+    available = {"cuda": (device.index or 0) < torch.cuda.device_count(), "mps": torch.backends.mps.is_available()}
+    if not available.get(device.type, True):
         raise InputError(f"device={given!r}: torch finds no such device here; give cpu, or leave it out.")
     return torch.device("cuda", torch.cuda.current_device()) if str(device) == "cuda" else device
