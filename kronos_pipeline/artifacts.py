@@ -1,7 +1,8 @@
-"""Where artifacts lie, how they are written so that a reader never sees half of one, and what says how each was made.
+"""Layout of the output folder, atomic writes, and manifests that record the origin of each artifact.
 
-Files are written to a temporary sibling, flushed to the disk and renamed. A folder cannot be renamed over another, so
-a published folder is a symbolic link to a version beside it, replaced by renaming a new link:
+Files are written to a temporary sibling, flushed to the disk and renamed, so a reader never sees a partial file. A
+folder cannot replace another by renaming, so a published folder is a symbolic link to a version beside it, and a new
+link replaces the old link by renaming:
 
     adapters/AAPL -> .versions/AAPL-20260102T030405-1f2e3d4c/
 """
@@ -31,23 +32,23 @@ from kronos_pipeline.errors import ArtifactError
 
 MANIFEST = "manifest.json"
 _PARQUET_MANIFEST = b"kronos_manifest"
-_KEPT_VERSIONS = 2
+_VERSIONS_KEPT = 2
 
 
 @dataclass(frozen=True)
 class ArtifactLayout:
-    """The paths below one output folder. Symbols and adapter names are checked before they become part of a path."""
+    """Paths below an output folder; symbols and adapter names are checked before they become part of a path."""
 
     root: Path
 
     def bars(self, ticker: str) -> Path:
-        return self.root / "bars" / f"{_checked(ticker)}.parquet"
+        return self.root / "bars" / f"{_checked_name(ticker)}.parquet"
 
     def windows(self, ticker: str) -> Path:
-        return self.root / "windows" / f"{_checked(ticker)}.parquet"
+        return self.root / "windows" / f"{_checked_name(ticker)}.parquet"
 
     def adapter(self, name: str) -> Path:
-        return self.root / "adapters" / _checked(name)
+        return self.root / "adapters" / _checked_name(name)
 
     @property
     def best_checkpoint(self) -> Path:
@@ -58,13 +59,13 @@ class ArtifactLayout:
         return self.root / "checkpoints" / "last_model"
 
     def state(self, key: str) -> Path:
-        return self.root / "state" / _checked(key)
+        return self.root / "state" / _checked_name(key)
 
     def ticker_metrics(self, ticker: str) -> Path:
-        return self.root / "metrics" / f"{_checked(ticker)}.json"
+        return self.root / "metrics" / f"{_checked_name(ticker)}.json"
 
     def ticker_forecasts(self, ticker: str) -> Path:
-        return self.root / "metrics" / f"{_checked(ticker)}.parquet"
+        return self.root / "metrics" / f"{_checked_name(ticker)}.parquet"
 
     @property
     def evaluation(self) -> Path:
@@ -83,43 +84,43 @@ class ArtifactLayout:
         return self.root / "metrics" / "leaderboard.json"
 
     def backtest_evaluation(self, trained: str) -> Path:
-        """The backtest of all tickers together."""
-        return self.root / "backtest" / f"{_checked(trained)}.json"
+        """The backtest over all tickers."""
+        return self.root / "backtest" / f"{_checked_name(trained)}.json"
 
     def backtest(self, trained: str, ticker: str) -> Path:
         """The predictions of a ticker's backtest; `trained` is "adapter" or "checkpoint"."""
-        return self.root / "backtest" / _checked(trained) / f"{_checked(ticker)}.parquet"
+        return self.root / "backtest" / _checked_name(trained) / f"{_checked_name(ticker)}.parquet"
 
     def backtest_report(self, trained: str, ticker: str) -> Path:
-        return self.root / "backtest" / _checked(trained) / f"{_checked(ticker)}.json"
+        return self.root / "backtest" / _checked_name(trained) / f"{_checked_name(ticker)}.json"
 
     def backtest_fold(self, key: str) -> Path:
-        return self.root / "backtest" / "folds" / _checked(key)
+        return self.root / "backtest" / "folds" / _checked_name(key)
 
     def forecast(self, ticker: str) -> Path:
-        """The forecast of the bars to come."""
-        return self.root / "forecasts" / f"{_checked(ticker)}.parquet"
+        """The forecast of the next bars."""
+        return self.root / "forecasts" / f"{_checked_name(ticker)}.parquet"
 
     def refit(self, name: str) -> Path:
-        """An adapter trained on all bars, the holdout's included; nothing has measured it."""
-        return self.root / "refits" / _checked(name)
+        """An adapter trained on all bars, including the holdout, so it is not measured."""
+        return self.root / "refits" / _checked_name(name)
 
     @property
     def refit_checkpoint(self) -> Path:
-        """The same for a checkpoint."""
+        """A checkpoint trained on all bars, including the holdout, so it is not measured."""
         return self.root / "checkpoints" / "refit_model"
 
     @property
     def base(self) -> Path:
-        """What is known of the untouched base model: how it is sampled, by ticker."""
+        """The sampling settings of the base model, by ticker."""
         return self.root / "base"
 
     def plot(self, ticker: str) -> Path:
-        return self.root / "plots" / f"{_checked(ticker)}.png"
+        return self.root / "plots" / f"{_checked_name(ticker)}.png"
 
     def picture(self, ticker: str, kind: str) -> Path:
-        """A ticker's further pictures: "fan", "steps", "reliability", "forecast"."""
-        return self.root / "plots" / _checked(ticker) / f"{_checked(kind)}.png"
+        """A further picture of a ticker: "fan", "steps", "reliability" or "forecast"."""
+        return self.root / "plots" / _checked_name(ticker) / f"{_checked_name(kind)}.png"
 
     @property
     def mlflow_database(self) -> Path:
@@ -130,19 +131,19 @@ class ArtifactLayout:
         return self.root / "mlruns"
 
 
-def _checked(name: str) -> str:
+def _checked_name(name: str) -> str:
     if not NAME.fullmatch(name):
         raise ArtifactError(f"{name!r} cannot name a file: letters, digits and .-_^= only, without a leading dot.")
     return name
 
 
 def check_writable(folder: Path) -> None:
-    """Make `folder` and write to it, before long work whose result would have nowhere to go.
+    """Create `folder` and check that it is writable, before long work.
 
     Raises:
-        ArtifactError: the folder cannot be made or written to.
+        ArtifactError: the folder cannot be created or written to.
     """
-    with _for_people(folder):
+    with _readable_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         probe = _sibling(folder / "probe")
         probe.touch()
@@ -150,16 +151,16 @@ def check_writable(folder: Path) -> None:
 
 
 def write_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Write a file so that readers see the old one or the new one, whole.
+    """Write a file atomically: readers see the complete old file or the complete new file.
 
     Args:
-        path: the file; its folder is made.
-        write: gets the temporary file, open for writing bytes.
+        path: the file; missing parent folders are created.
+        write: receives the temporary file, open for writing bytes.
 
     Raises:
-        ArtifactError: the file cannot be written; an earlier one is left as it was.
+        ArtifactError: the file cannot be written; an earlier file stays unchanged.
     """
-    with _for_people(path):
+    with _readable_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _sibling(path)
         try:
@@ -174,7 +175,7 @@ def write_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` as JSON, atomically; NaN and infinity are refused, as no other JSON reader takes them."""
+    """Write `content` as JSON, atomically; NaN and infinity raise ValueError, as standard JSON has neither."""
     text = _json(content, indent=2) + "\n"
     write_file(path, lambda handle: handle.write(text.encode()))
 
@@ -183,7 +184,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON artifact.
 
     Raises:
-        ArtifactError: there is none, or it is damaged.
+        ArtifactError: the file is missing or damaged.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -196,7 +197,7 @@ def write_parquet(path: Path, frame: pd.DataFrame, manifest: dict[str, Any]) -> 
     table = pa.Table.from_pandas(frame, preserve_index=False)
     note = _json(manifest).encode()
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), _PARQUET_MANIFEST: note})
-    # Prices hardly ever repeat, so a dictionary of them makes the file larger and its writing twice as long.
+    # Prices rarely repeat, so a dictionary encoding makes the file larger and doubles the time of writing.
     repeating = [field.name for field in table.schema if not pa.types.is_floating(field.type)]
     write_file(path, lambda handle: pq.write_table(table, handle, use_dictionary=repeating))
 
@@ -205,7 +206,7 @@ def read_parquet(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Read a frame that `write_parquet` wrote, and its manifest.
 
     Raises:
-        ArtifactError: there is none, or it is damaged.
+        ArtifactError: the file is missing or damaged, or has no manifest.
     """
     try:
         table = pq.read_table(path)
@@ -220,15 +221,15 @@ def read_parquet(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
 
 @contextmanager
 def publish_folder(path: Path) -> Iterator[Path]:
-    """Write a folder that readers see whole or not at all.
+    """Publish a folder atomically: readers see the complete folder or the previous version.
 
-    Yields an empty folder to fill. When the block ends well, `path` becomes a link to it; when it raises, the folder is
-    removed and `path` stays as it was. The version before is kept for readers that have it open.
+    Yields an empty folder to fill. After the block, `path` becomes a link to it; if the block raises, the folder is
+    removed and `path` stays unchanged. The previous version is kept for readers that have it open.
 
     Raises:
-        ArtifactError: the folder cannot be written, or `path` is a folder that this project did not make.
+        ArtifactError: the folder cannot be written, or `path` is a folder that this project did not create.
     """
-    with _for_people(path):
+    with _readable_errors(path):
         if path.exists() and not path.is_symlink():
             raise ArtifactError(f"{path} is in the way: it is no artifact of this project; move it and run again.")
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
@@ -254,13 +255,13 @@ def _drop_old_versions(path: Path) -> None:
     escaped = path.name.replace("[", "[[]")
     versions = sorted((path.parent / ".versions").glob(f"{escaped}-{stamped}"), key=lambda version: version.name)
     current = path.readlink().name
-    for version in versions[:-_KEPT_VERSIONS]:
-        if version.name != current:  # as it is where another process began later and ended sooner
+    for version in versions[:-_VERSIONS_KEPT]:
+        if version.name != current:  # an older version is current if a process that began later ended sooner
             shutil.rmtree(version, ignore_errors=True)
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write `manifest.json` into a folder, with the hash of every other file in it, nested ones included."""
+    """Write `manifest.json` into a folder, with the hash of every other file, including nested files."""
     files = {
         file.relative_to(folder).as_posix(): file_hash(file)
         for file in sorted(folder.rglob("*"))
@@ -278,13 +279,13 @@ def mlflow_run_of(folder: Path) -> str | None:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
+    """Return the SHA-256 of a file, in hex."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def text_hash(*parts: str) -> str:
-    """SHA-256 of some texts in order, in hex."""
+    """Return the SHA-256 of texts in order, in hex."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part.encode())
@@ -292,17 +293,17 @@ def text_hash(*parts: str) -> str:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that shape a result."""
+    """Return the versions of the packages that shape a result."""
     names = ("torch", "numpy", "pandas", "peft", "accelerate", "sktime", "safetensors")
     return {name: importlib.metadata.version(name) for name in names}
 
 
 def _json(content: Any, indent: int | None = None) -> str:
-    return json.dumps(content, indent=indent, allow_nan=False, default=_plain)
+    return json.dumps(content, indent=indent, allow_nan=False, default=_json_value)
 
 
-def _plain(value: Any) -> Any:
-    """What JSON has for a NumPy scalar, a path or a time; anything else is a mistake of the caller's."""
+def _json_value(value: Any) -> Any:
+    """Convert a NumPy scalar, a path or a date to a JSON type; other types are an error of the caller."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Path | date):
@@ -315,7 +316,7 @@ def _sibling(path: Path) -> Path:
 
 
 def _sync(path: Path) -> None:
-    """Flush a file, or a folder's list of names, to the disk."""
+    """Flush a file or a folder's entries to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -324,7 +325,7 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def _for_people(path: Path) -> Iterator[None]:
+def _readable_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

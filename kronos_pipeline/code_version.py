@@ -1,7 +1,7 @@
-"""Versions of the code that makes an artifact: hashes of what the code does, not of how it is written down.
+"""Versions of the code that makes an artifact: hashes of the compiled code, and not of the source text.
 
-A comment, a docstring, an assertion or a line break changes no version. Each kind of artifact follows the layers that
-shape it, so that a change to the scoring, say, throws no trained weights away.
+A comment, a docstring, an assertion or a line break changes no version. Each kind of artifact depends on the layers
+that shape it, so that a change to the scoring, for example, invalidates no trained weights.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ def layers_version(*layers: str, package: Path = _PACKAGE) -> str:
     """
     folders = [package / layer for layer in layers] or [package]
     sources = [source for folder in folders for source in sorted(folder.rglob("*.py"))]
-    # Optimised, compiled code has no docstrings; comments and texts that stand alone it never has.
+    # Code compiled with optimize=2 has no docstrings; compiled code has no comments or other bare strings.
     compiled = (compile(source.read_bytes(), "", "exec", dont_inherit=True, optimize=2) for source in sources)
-    return text_hash(*map(_meaning, compiled))[:12]
+    return text_hash(*map(_code_hash, compiled))[:12]
 
 
-def _meaning(code: Any) -> str:
-    """Return what compiled code does, as a text: its instructions, names and constants, but not its lines."""
+def _code_hash(code: Any) -> str:
+    """Return a hash of compiled code: its instructions, names and constants, without line numbers."""
     parts = [code.co_code.hex(), *code.co_names, *code.co_varnames, *code.co_freevars, *code.co_cellvars]
     return text_hash(*parts, *map(_constant, code.co_consts))
 
 
 def _constant(value: Any) -> str:
     if isinstance(value, CodeType):
-        return _meaning(value)
-    if isinstance(value, frozenset):  # in an order that differs from process to process
+        return _code_hash(value)
+    if isinstance(value, frozenset):  # the order differs between processes
         return repr(sorted(map(repr, value)))
     return repr(value)

@@ -1,4 +1,4 @@
-"""Every setting of the pipeline, written once, for the command line, Dagster's run config and MLflow's parameters."""
+"""All settings of the pipeline, for the command line, Dagster's run config and MLflow's parameters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.errors import SettingsError
 
 NAME = re.compile(r"[A-Za-z0-9^=_-][A-Za-z0-9.^=_-]{0,63}")
-"""What a symbol or an adapter may be called: it becomes a file name, so no slash and no leading dot."""
+"""Valid symbols and adapter names: they become file names, so no slash and no leading dot."""
 
 _ENVIRONMENT = {
     "data_dir": "KRONOS_DATA_DIR",
@@ -25,53 +25,53 @@ _ENVIRONMENT = {
 
 
 def environment_settings() -> dict[str, str]:
-    """The settings that the environment gives: KRONOS_DATA_DIR, KRONOS_OUTPUT_DIR, KRONOS_BASE_MODEL, KRONOS_DEVICE."""
+    """Return the settings from KRONOS_DATA_DIR, KRONOS_OUTPUT_DIR, KRONOS_BASE_MODEL and KRONOS_DEVICE."""
     return {field: os.environ[variable] for field, variable in _ENVIRONMENT.items() if os.environ.get(variable)}
 
 
 class Role(Flag):
-    """What a setting shapes: whether an artifact that is there still serves after the setting has changed."""
+    """The parts of a result that a setting changes; they decide whether an artifact is reused after a change."""
 
     MODEL = auto()
     """The base model."""
     WINDOWS = auto()
-    """The windows that training reads."""
+    """The training windows."""
     HOLDOUT = auto()
-    """The days that are held out, and the cutoffs on them."""
+    """The holdout days and their cutoffs."""
     TRAINING = auto()
-    """The weights."""
+    """The trained weights."""
     ROUNDING = auto()
-    """The last digits of the weights."""
+    """The last digits of the trained weights."""
     NAME = auto()
-    """What the artifact is called."""
+    """The artifact's name."""
     SAMPLING = auto()
-    """How futures are drawn from the weights."""
+    """The sampling of forecast paths."""
     FORECAST = auto()
-    """The times of the bars to come."""
+    """The times of forecast bars."""
     DECISION = auto()
-    """What is promoted, and on which evidence."""
+    """The evidence and rule of a promotion."""
     RUN = auto()
-    """Where and how it is done, and not what comes of it."""
+    """The execution only, and not the result."""
 
 
 def _setting(default: Any, role: Role, **about: Any) -> Any:
-    """A field of the settings with its role; `about` as pydantic's `Field` takes it."""
+    """Return a settings field with its role; `about` are further arguments of pydantic's `Field`."""
     return Field(default, json_schema_extra={"role": role.value}, **about)
 
 
 def settings_of(roles: Role) -> frozenset[str]:
-    """Return the names of a recipe's settings that have any of some roles."""
+    """Return the names of a recipe's settings with any of the given roles."""
     return frozenset(name for name, role in _roles().items() if role & roles)
 
 
 @cache
 def _roles() -> dict[str, Role]:
     extra = {name: field.json_schema_extra for name, field in Recipe.model_fields.items()}
-    return {name: Role(one["role"]) for name, one in extra.items() if isinstance(one, dict)}
+    return {name: Role(schema["role"]) for name, schema in extra.items() if isinstance(schema, dict)}
 
 
 class Recipe(BaseModel):
-    """How windows are cut, a model is trained and its forecasts are scored: all that shapes the result but the data.
+    """All settings that shape the result apart from the data: windows, training, sampling, scoring.
 
     Lengths are in bars unless the name says days; days are trading days, the distinct dates in a ticker's file.
     """
@@ -86,29 +86,32 @@ class Recipe(BaseModel):
         "[environment: KRONOS_BASE_MODEL]",
     )
     tokenizer_name: Optional[str] = _setting(
-        None, Role.MODEL, min_length=1, description="tokenizer, named likewise; by default the base model's own"
+        None,
+        Role.MODEL,
+        min_length=1,
+        description="tokenizer: the same kinds of names; by default the base model's own",
     )
 
-    lookback: int = _setting(64, Role.WINDOWS, ge=2, description="bars that a forecast sees")
-    horizon: int = _setting(30, Role.WINDOWS, ge=1, description="bars that a forecast predicts")
+    lookback: int = _setting(64, Role.WINDOWS, ge=2, description="input bars of a forecast")
+    horizon: int = _setting(30, Role.WINDOWS, ge=1, description="predicted bars of a forecast")
     validation_days: int = _setting(
-        30, Role.HOLDOUT, ge=1, description="trading days at each ticker's end that are held out"
+        30, Role.HOLDOUT, ge=1, description="last trading days of each ticker that are held out for evaluation"
     )
     selection_days: int = _setting(
-        60, Role.WINDOWS, ge=1, description="trading days before the holdout that early stopping may look at"
+        60, Role.WINDOWS, ge=1, description="trading days before the holdout that early stopping evaluates on"
     )
     validation_bars: Optional[int] = _setting(
-        None, Role.HOLDOUT, ge=1, description="bars held out, in place of --validation-days"
+        None, Role.HOLDOUT, ge=1, description="held-out bars, instead of --validation-days"
     )
     selection_bars: Optional[int] = _setting(
-        None, Role.WINDOWS, ge=1, description="bars for selection, in place of --selection-days"
+        None, Role.WINDOWS, ge=1, description="bars for early stopping, instead of --selection-days"
     )
     stride: int = _setting(1, Role.WINDOWS, ge=1, description="bars between the starts of two training windows")
     max_gap: int = _setting(
-        10, Role.WINDOWS | Role.SAMPLING, ge=1, description="bar intervals that may be missing inside a window, at most"
+        10, Role.WINDOWS | Role.SAMPLING, ge=1, description="largest number of missing bar intervals inside a window"
     )
     max_cutoffs: int = _setting(
-        64, Role.HOLDOUT, ge=1, description="evaluated cutoffs per ticker, at most (the newest are kept)"
+        64, Role.HOLDOUT, ge=1, description="largest number of evaluated cutoffs per ticker; the newest are kept"
     )
 
     epochs: int = _setting(3, Role.TRAINING, ge=1, description="passes over the training windows")
@@ -119,17 +122,35 @@ class Recipe(BaseModel):
     learning_rate: float = _setting(1e-4, Role.TRAINING, gt=0, description="AdamW's peak learning rate")
     weight_decay: float = _setting(0.01, Role.TRAINING, ge=0, description="AdamW's decoupled weight decay")
     warmup_fraction: float = _setting(
-        0.1, Role.TRAINING, ge=0, lt=1, description="share of the steps in which the rate rises linearly"
+        0.1,
+        Role.TRAINING,
+        ge=0,
+        lt=1,
+        description="fraction of the optimiser steps with a linearly rising learning rate",
     )
-    max_grad_norm: float = _setting(1.0, Role.TRAINING, gt=0, description="norm at which gradients are clipped")
+    max_grad_norm: float = _setting(
+        1.0, Role.TRAINING, gt=0, description="gradient norm above which gradients are clipped"
+    )
     average_decay: float = _setting(
-        0.0, Role.TRAINING, ge=0, lt=1, description="decay per step of averaged weights; 0 keeps the plain ones"
+        0.0,
+        Role.TRAINING,
+        ge=0,
+        lt=1,
+        description="decay per step of the moving average of the weights; 0: no averaging",
     )
-    evaluations_per_epoch: int = _setting(4, Role.TRAINING, ge=1, description="looks at the selection block per epoch")
-    patience: int = _setting(6, Role.TRAINING, ge=1, description="looks without improvement before training stops")
-    save_steps: int = _setting(200, Role.RUN, ge=1, description="optimiser steps between two resumable states")
+    evaluations_per_epoch: int = _setting(
+        4, Role.TRAINING, ge=1, description="evaluations per epoch on the selection block"
+    )
+    patience: int = _setting(
+        6, Role.TRAINING, ge=1, description="evaluations without improvement before training stops"
+    )
+    save_steps: int = _setting(200, Role.RUN, ge=1, description="optimiser steps between two resumable checkpoints")
     seed: int = _setting(
-        0, Role.TRAINING | Role.SAMPLING, ge=0, lt=2**32, description="seed of weights, order, dropout and sampling"
+        0,
+        Role.TRAINING | Role.SAMPLING,
+        ge=0,
+        lt=2**32,
+        description="seed of LoRA weights, window order, dropout and sampling",
     )
     device: str = _setting(
         "auto",
@@ -140,34 +161,36 @@ class Recipe(BaseModel):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _setting(
         "auto",
         Role.TRAINING | Role.SAMPLING,
-        description="number format of matrix products; auto takes bf16 on a GPU that has it, and to train a published "
-        "model on a CPU that has it, else fp32",
+        description="number format of matrix products; auto: bf16 on a GPU that supports it, and to train a published "
+        "model on a CPU that supports it; else fp32",
     )
     torch_compile: bool = _setting(
         False,
         Role.TRAINING,
-        description="compile the model (worth its start-up on long GPU runs); adapters then train one by one",
+        description="compile the model (pays off on long GPU runs); adapters then train one by one",
     )
     cuda_graphs: bool = _setting(
-        True, Role.RUN, description="replay training steps from CUDA graphs, on a GPU, where they can be had"
+        True, Role.RUN, description="replay training steps from CUDA graphs on a GPU, if the graphs can be captured"
     )
     deterministic: bool = _setting(
         False,
         Role.ROUNDING,
-        description="take deterministic algorithms alone on a GPU, for the same weights each time; slower",
+        description="use only deterministic algorithms on a GPU: every training gives the same weights; slower",
     )
 
     adapter: Literal["none", "lora"] = _setting(
         "none", Role.TRAINING, description="none: one checkpoint over all tickers; lora: adapters"
     )
     adapter_name: Optional[str] = _setting(
-        None, Role.NAME, description="train one adapter over all of the data under this name, not one per ticker"
+        None, Role.NAME, description="train one adapter of this name on all tickers, instead of one adapter per ticker"
     )
     adapter_r: int = _setting(8, Role.TRAINING, ge=1, description="rank of the LoRA matrices")
     adapter_alpha: float = _setting(
         16, Role.TRAINING, gt=0, description="LoRA scale; the update is multiplied by alpha / r"
     )
-    adapter_dropout: float = _setting(0.05, Role.TRAINING, ge=0, lt=1, description="dropout on the LoRA inputs")
+    adapter_dropout: float = _setting(
+        0.05, Role.TRAINING, ge=0, lt=1, description="dropout probability of the LoRA inputs"
+    )
     adapter_targets: list[str] = _setting(
         ["q_proj", "k_proj", "v_proj", "out_proj", "w1", "w2", "w3"],
         Role.TRAINING,
@@ -178,21 +201,21 @@ class Recipe(BaseModel):
         0,
         Role.ROUNDING,
         ge=0,
-        description="adapters of one training, at most; 0: as many as the device's memory holds; 1: each alone",
+        description="largest number of adapters trained jointly; 0: as many as fit the device's memory; 1: one by one",
     )
     freeze_backbone: bool = _setting(
-        True, Role.TRAINING, description="train the LoRA matrices alone, not the base model with them"
+        True, Role.TRAINING, description="train only the LoRA matrices, and not the base model"
     )
 
     eval_samples: int = _setting(32, Role.SAMPLING, ge=1, description="paths sampled per forecast")
     temperature: float = _setting(1.0, Role.SAMPLING, gt=0, description="sampling temperature")
     top_p: float = _setting(
-        0.9, Role.SAMPLING, gt=0, le=1, description="nucleus sampling: probability mass that is kept"
+        0.9, Role.SAMPLING, gt=0, le=1, description="nucleus sampling: probability mass to sample from"
     )
     s2_position: Literal["true", "first"] = _setting(
         "true",
         Role.SAMPLING,
-        description="where decoding asks for a bar's fine token: at its true position, or as upstream, at the first",
+        description="position at which decoding predicts a bar's fine token: true, the bar's own; first, as upstream",
     )
     tune_sampling: bool = _setting(
         False, Role.SAMPLING, description="choose temperature and top-p per ticker and model on the selection block"
@@ -200,8 +223,8 @@ class Recipe(BaseModel):
     recalibrate: bool = _setting(
         True,
         Role.SAMPLING,
-        description="widen or narrow forecast intervals by what the newer half of the selection block shows; "
-        "the longer that is, the better",
+        description="widen or narrow forecast intervals by their coverage on the newer half of the selection block; "
+        "a longer block gives better intervals",
     )
     calendars: list[str] = _setting(
         [],
@@ -214,20 +237,18 @@ class Recipe(BaseModel):
         0,
         Role.DECISION,
         ge=0,
-        description="cutoffs per ticker of a walk-forward backtest, each a horizon after the one before; 0: none",
+        description="cutoffs per ticker of a walk-forward backtest, one horizon apart; 0: no backtest",
     )
-    backtest_refit_every: int = _setting(
-        1, Role.DECISION, ge=1, description="cutoffs of the backtest that one training serves"
-    )
+    backtest_refit_every: int = _setting(1, Role.DECISION, ge=1, description="backtest cutoffs per training")
     gate: Literal["strict", "lenient"] = _setting(
         "strict",
         Role.DECISION,
-        description="who becomes champion: strict, better than naive and than the base model; lenient, not worse",
+        description="rule for a new champion: strict, better than naive and the base model; lenient, not worse",
     )
     refit_all: bool = _setting(
         False,
         Role.DECISION,
-        description="train once more on all bars after the verdict, for forecasts; not itself measured",
+        description="train again on all bars after the verdict, for forecasts; this training is not measured",
     )
 
     @field_validator("adapter_name")
@@ -239,15 +260,15 @@ class Recipe(BaseModel):
 
     @property
     def context(self) -> int:
-        """Bars that the base model attends to."""
+        """The context length of the base model, in bars."""
         return find_base_model(self.model_name, self.tokenizer_name).context
 
     @property
     def used_lookback(self) -> int:
-        """Lookback bars that fit the context beside the horizon: where lookback + horizon + 1 exceed it, the oldest go.
+        """The lookback in bars, shortened so that lookback + horizon + 1 fits the context.
 
         Raises:
-            SettingsError: the lookback is above the context, or the horizon leaves no room for two lookback bars.
+            SettingsError: the lookback exceeds the context, or the horizon leaves no room for two lookback bars.
             ModelError: the base model is unknown.
         """
         context = self.context
@@ -265,7 +286,7 @@ class Recipe(BaseModel):
 
 
 class KronosTrainingConfig(Recipe):
-    """A recipe, where the CSVs are, and where artifacts go: all that one run of the pipeline needs to know."""
+    """A recipe and the two folders, for CSVs and for artifacts: all settings of a run of the pipeline."""
 
     data_dir: str = Field(
         "trainingdata",
@@ -278,7 +299,7 @@ class KronosTrainingConfig(Recipe):
 
     @property
     def recipe(self) -> Recipe:
-        """The settings that shape the result, without the two folders."""
+        """The settings without the two folders."""
         return Recipe.model_validate(self.model_dump(include=set(Recipe.model_fields)))
 
     @model_validator(mode="after")

@@ -1,7 +1,7 @@
-"""What a person is told when something is wrong: what it was, where, and what to do.
+"""Errors for users: each message gives the problem, its place and the remedy.
 
-Every error that the project raises on purpose is a `KronosError`. The command line prints it as `error: ...` and exits
-with 2; Dagster shows it as a `Failure` that is not retried.
+Every intentional error of the project is a `KronosError`. The command line prints it as `error: ...` and exits with 2;
+Dagster shows it as a `Failure` that is not retried.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ def first_sentence(error: BaseException) -> str:
 
 
 class KronosError(Exception):
-    """A problem that the person who runs the pipeline can mend; its text is one or two plain sentences."""
+    """A problem that the user can fix; the text is one or two plain sentences."""
 
 
 class SettingsError(KronosError):
-    """A setting, or a combination of settings, that cannot work."""
+    """Invalid setting or combination of settings."""
 
 
 class ModelError(KronosError):
-    """A base model, checkpoint or adapter that is missing, damaged or does not fit."""
+    """Missing, damaged or incompatible base model, checkpoint or adapter."""
 
 
 class ArtifactError(KronosError):
-    """An artifact folder or file that cannot be read or written."""
+    """Artifact folder or file that cannot be read or written."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong in one file.
+    """A single problem of an input file.
 
     Attributes:
         file: the file's name as the user knows it.
-        rule: what the file breaks, and what to do where that is not plain.
-        line: the 1-based line in the file, or None where the problem is the whole file's.
-        column: the column's name as the file spells it, or None.
-        value: the offending text, or None.
+        rule: the violated rule, and the remedy unless it is obvious.
+        line: the 1-based line in the file, or None for a problem of the whole file.
+        column: the column's name in the file's spelling, or None.
+        value: the invalid text, or None.
     """
 
     file: str
@@ -69,11 +69,11 @@ class Problem:
 
 
 class DataError(KronosError):
-    """Bad input data; it carries every problem found, not the first alone. Its text shows twenty and counts the rest.
+    """Invalid input data, with all problems found; the text shows twenty problems and the number of the others.
 
     Attributes:
         problems: the problems, in file order.
-        ticker: the symbol concerned, where there is one.
+        ticker: the symbol of the file, or None.
     """
 
     def __init__(self, problems: Sequence[Problem] | Problem, ticker: str | None = None) -> None:
