@@ -1,4 +1,4 @@
-"""A code location over simulated tickers and a tiny base model, and what its runs left in the instance."""
+"""A code location over simulated tickers and a tiny base model, and the events of its runs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BAD_CSV = "date,open,high,low,close,volume\n2024-01-02,1,2,0.5,text,10\n2024-01-
 
 @dataclass
 class Location:
-    """Definitions of the tickers in `root/data`, whose artifacts go to `root/out`, with an instance of their own."""
+    """Definitions of the tickers in `root/data`, with artifacts in `root/out` and an instance of their own."""
 
     root: Path
     base: Path
@@ -63,11 +63,11 @@ class Location:
 
     @cached_property
     def definitions(self) -> dg.Definitions:
-        """Built at the first use: the tickers are those that the folder has then."""
+        """The definitions, built at the first use for the tickers that the folder holds then."""
         return build(self.settings, AutomationSettings())
 
     def run(self, job: str, *tickers: str, settings: dict[str, Any] | None = None) -> dg.ExecuteInProcessResult:
-        """Run a job for one ticker, or for the range from the first to the last of several."""
+        """Run a job for a ticker, or for the range from the first to the last of several tickers."""
         one = {"partition_key": tickers[0]} if len(tickers) == 1 else {"tags": ticker_range(tickers)}
         return self.definitions.resolve_job_def(job).execute_in_process(
             **one, run_config=launchpad(settings or {}), instance=self.instance, raise_on_error=False
@@ -84,11 +84,11 @@ class Location:
         return chosen.execute_in_process(**one, instance=self.instance, raise_on_error=False)
 
     def made(self, asset: str) -> set[str]:
-        """The tickers that Dagster knows as materialised."""
+        """Return the tickers with a materialisation."""
         return self.instance.get_materialized_partitions(dg.AssetKey(asset))
 
     def metadata(self, asset: str, ticker: str | None = None) -> dict[str, Any]:
-        """The metadata of the latest materialisation, of a ticker's where the asset has one for each."""
+        """Return the metadata of the latest materialisation, of a ticker if the asset is partitioned."""
         partitions = None if ticker is None else [ticker]
         wanted = dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=partitions)
         event = self.instance.fetch_materializations(wanted, limit=1).records[0].asset_materialization
@@ -97,17 +97,17 @@ class Location:
 
 
 def launchpad(settings: dict[str, Any]) -> dict[str, Any]:
-    """A run's config, as the launchpad's editor holds it."""
+    """Return a run's config in the form of the launchpad's editor."""
     return {"resources": {"pipeline": {"config": settings}}} if settings else {}
 
 
 def ticker_range(tickers: Sequence[str]) -> dict[str, str]:
-    """Tags of a run over several tickers."""
+    """Return the tags of a run over several tickers."""
     return {"dagster/asset_partition_range_start": tickers[0], "dagster/asset_partition_range_end": tickers[-1]}
 
 
 def failed_steps(result: dg.ExecuteInProcessResult) -> dict[str, str]:
-    """Steps that failed, and what the UI says of each."""
+    """Return the failed steps with the description that the UI shows."""
     found = {}
     for event in result.all_events:
         if event.is_step_failure:
@@ -117,7 +117,7 @@ def failed_steps(result: dg.ExecuteInProcessResult) -> dict[str, str]:
 
 
 def checks(result: dg.ExecuteInProcessResult) -> dict[tuple[str, str], dict[str | None, bool]]:
-    """Whether each ticker passed, by asset and check."""
+    """Return whether each ticker passed, by asset and check."""
     found: dict[tuple[str, str], dict[str | None, bool]] = {}
     for one in result.get_asset_check_evaluations():
         found.setdefault((one.asset_key.to_user_string(), one.check_name), {})[one.partition] = one.passed

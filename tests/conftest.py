@@ -1,4 +1,4 @@
-"""Fixtures that more than one layer's tests share."""
+"""Fixtures for the tests of several layers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ for _variable in _SETTINGS + _DAGSTER:
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A local base model of a few thousand random parameters; what a test writes into it, later tests see."""
+    """A local base model of a few thousand random parameters; later tests see the files that a test adds to it."""
     from tiny_models import save_tiny_base
 
     return save_tiny_base(tmp_path_factory.mktemp("tiny_base"))
@@ -24,7 +24,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def empty_mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow store with nothing in it, to be copied: making one takes seconds."""
+    """An empty MLflow store to copy: creating a store takes seconds."""
     from kronos_pipeline.tracking.store import open_store
 
     path = tmp_path_factory.mktemp("mlflow") / "empty.db"
@@ -34,26 +34,26 @@ def empty_mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def made_mlflow_store(empty_mlflow_store: Path) -> str:
-    """The URI of a store that those share who do not look at what else is in it."""
+    """The URI of a store shared by tests that ignore the other runs in it."""
     return f"sqlite:///{shutil.copy(empty_mlflow_store, empty_mlflow_store.with_name('mlflow.db'))}"
 
 
 @pytest.fixture(scope="module")
 def own_mlflow_store(empty_mlflow_store: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The URI of a store of the test file's own."""
+    """The URI of a store for one test file."""
     return f"sqlite:///{shutil.copy(empty_mlflow_store, tmp_path_factory.mktemp('mlflow') / 'mlflow.db')}"
 
 
 @pytest.fixture
 def one_mlflow_store(made_mlflow_store: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What MLFLOW_TRACKING_URI names during the test."""
+    """Set MLFLOW_TRACKING_URI to the shared store during the test, and return it."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", made_mlflow_store)
     return made_mlflow_store
 
 
 @pytest.fixture
 def clean_mlflow_store(empty_mlflow_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What MLFLOW_TRACKING_URI names during the test: a store of its own with nothing in it yet."""
+    """Set MLFLOW_TRACKING_URI to a new, empty store during the test, and return it."""
     uri = f"sqlite:///{shutil.copy(empty_mlflow_store, tmp_path / 'mlflow.db')}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     return uri

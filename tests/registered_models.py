@@ -1,4 +1,4 @@
-"""Adapters, checkpoints and their evidence, made without training, as the registry is given them."""
+"""Adapters, checkpoints and their evidence, made without training, for the registry."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def base_of(recipe: Recipe) -> KronosModel:
 
 
 def made_adapter(folder: Path, recipe: Recipe, tickers: Sequence[str] = ("AAPL",), seed: int = 1) -> Path:
-    """An adapter with weights drawn at random, published as a training does it."""
+    """Publish an adapter with random weights as a training does."""
     base = base_of(recipe)
     adapted = add_lora(copy.deepcopy(base.predictor), r=2, alpha=4, dropout=0.0, targets=["q_proj", "w1"])
     _shake(adapted, seed)
@@ -47,7 +47,7 @@ def made_checkpoint(folder: Path, recipe: Recipe, tickers: Sequence[str] = ("AAP
 
 
 def for_tickers(folder: Path, target: Path, tickers: Sequence[str]) -> Path:
-    """A copy whose manifest says that it was trained on other tickers."""
+    """Copy an adapter, with a manifest of a training on other tickers."""
     shutil.copytree(folder, target)
     manifest = read_json(target / MANIFEST)
     write_manifest(target, {**manifest, "data": dict.fromkeys(tickers, "hash")})
@@ -57,7 +57,7 @@ def for_tickers(folder: Path, target: Path, tickers: Sequence[str]) -> Path:
 def evidence(
     losses: Mapping[str, float], *, symbol: str = "AAPL", cutoffs: int = 12, seed: int = 0, first: str = "2024-01-01"
 ) -> pd.DataFrame:
-    """Predictions of two bars from each of some cutoffs, whose mean scaled loss is about the one given, by model."""
+    """Return predictions of two bars per cutoff with about the given mean scaled loss, by model."""
     rng = np.random.default_rng(seed)
     starts = pd.Timestamp(first) + pd.to_timedelta(2 * np.repeat(np.arange(cutoffs), 2), unit="D")
     step = np.tile([1, 2], cutoffs)

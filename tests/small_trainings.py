@@ -1,4 +1,4 @@
-"""Settings and simulated tickers so small that a training takes a second."""
+"""Settings and simulated tickers for trainings of a second."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def small_recipe(base: Path, **changes: Any) -> Recipe:
 
 
 def small_flags(base: Path, **changes: Any) -> list[str]:
-    """The same settings as flags of the command."""
+    """Return the settings of `small_recipe` as flags of the command."""
     settings = {"model_name": str(base), **SMALL, **changes}
     flags: list[str] = []
     for name, value in settings.items():

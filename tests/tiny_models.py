@@ -1,4 +1,4 @@
-"""A base model of a few thousand parameters with random weights, in upstream's own classes and files."""
+"""Base models of a few thousand random parameters, in upstream's classes and files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DROPOUT = {"ffn_dropout_p": 0.2, "attn_dropout_p": 0.1, "resid_dropout_p": 0.2}
 
 
 def tiny_predictor(seed: int = 0, *, bits: int = 4, dropout: bool = True, **changes: Any) -> Any:
-    """A predictor with two layers and, unless told otherwise, dropout as the published ones have it."""
+    """Return a predictor with two layers and, by default, the dropout of the published predictors."""
     torch.manual_seed(seed)
     rates = {**DROPOUT, "token_dropout_p": 0.1} if dropout else {**NO_DROPOUT, "token_dropout_p": 0.0}
     settings = {"s1_bits": bits, "s2_bits": bits, "n_layers": 2, "learn_te": True, **LAYERS, **rates, **changes}
@@ -23,7 +23,7 @@ def tiny_predictor(seed: int = 0, *, bits: int = 4, dropout: bool = True, **chan
 
 
 def tiny_tokenizer(seed: int = 0, *, bits: int = 4, **changes: Any) -> Any:
-    """A tokenizer with one encoder layer and one decoder layer (upstream builds one fewer than its settings say)."""
+    """Return a tokenizer with one encoder and one decoder layer (upstream builds one fewer than its settings say)."""
     torch.manual_seed(seed)
     quantiser = {"s1_bits": bits, "s2_bits": bits, "beta": 0.05, "gamma0": 1.0, "gamma": 1.1, "zeta": 0.05}
     settings = {"d_in": 6, "n_enc_layers": 2, "n_dec_layers": 2, "group_size": bits, **LAYERS, **NO_DROPOUT}
@@ -31,7 +31,7 @@ def tiny_tokenizer(seed: int = 0, *, bits: int = 4, **changes: Any) -> Any:
 
 
 def save_tiny_base(folder: Path, seed: int = 0, *, dropout: bool = True) -> Path:
-    """Write such a model as upstream's `save_pretrained` does, in the folders of a local base model."""
+    """Write a tiny base model with upstream's `save_pretrained`, in the folders of a local base model."""
     tiny_predictor(seed, dropout=dropout).save_pretrained(folder / "predictor")
     tiny_tokenizer(seed).save_pretrained(folder / "tokenizer")
     return folder

@@ -12,7 +12,7 @@ from code_locations import Location
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_mlflow_store(empty_mlflow_store: Path, tmp_path_factory: pytest.TempPathFactory) -> object:
-    """One MLflow store for all of these tests: making one takes seconds."""
+    """Use one MLflow store for all tests of this folder: creating a store takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
         store = shutil.copy(empty_mlflow_store, tmp_path_factory.mktemp("mlflow") / "mlflow.db")
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
@@ -27,5 +27,5 @@ def location(tmp_path: Path, tiny_base: Path) -> Location:
 
 @pytest.fixture(scope="module")
 def new_location(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Callable[[], Location]:
-    """Makes code locations that a module's tests share."""
+    """Return a function that makes code locations for the tests of a module."""
     return lambda: Location(tmp_path_factory.mktemp("location"), tiny_base)

@@ -1,4 +1,4 @@
-"""`dagster asset materialize --select adapter/AAPL`, as a person types it, in processes that can be killed."""
+"""`dagster asset materialize --select adapter/AAPL` in real processes, of which a test kills some."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass
 class Shell:
-    """A fresh clone's shell: an instance of its own, with the project's settings, on an empty store."""
+    """The shell of a fresh clone: a new instance with the project's settings, and an empty store."""
 
     location: Location
 

@@ -1,4 +1,4 @@
-"""Schedules and the sensor are evaluated as the daemon evaluates them."""
+"""Schedules and the CSV sensor, evaluated as the daemon evaluates them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def evaluate(schedule: dg.ScheduleDefinition) -> list[dg.RunRequest]:
 
 
 class Folder:
-    """A data folder with the sensor over it, ticked by hand."""
+    """A data folder and its sensor, with a tick per call."""
 
     def __init__(self, location: Location, *tickers: str, **settings: int) -> None:
         self.location = location

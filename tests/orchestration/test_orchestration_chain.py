@@ -1,4 +1,4 @@
-"""The asset graph is materialised for real: one ticker, several in one run, bad ones among good ones."""
+"""Real materialisations of the asset graph: one ticker, several in a run, bad tickers among good ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PER_TICKER = ("raw_bars", "windows", "adapter", "holdout_metrics")
 
 @dataclass
 class Story:
-    """A location in which three good tickers and a bad one between them were run together, after one alone."""
+    """A location after a run of one ticker, then a run of three good tickers and a bad ticker between them."""
 
     location: Location
     alone: dg.ExecuteInProcessResult

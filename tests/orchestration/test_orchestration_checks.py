@@ -1,4 +1,4 @@
-"""What the asset checks find, and what a blocking one keeps from being made."""
+"""Findings of the asset checks, and the assets that a blocking check stops."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_windows_that_look_ahead_are_found(ingested: Location, change: dict[str,
 
 
 def report_of(layout: ArtifactLayout, losses: dict[str, np.ndarray], tickers_tested: int = 1, **manifest: Any) -> None:
-    """Keep AAPL's metrics, with the scaled error given by model and cutoff."""
+    """Store metrics of AAPL with a given scaled error by model and cutoff."""
     base = {"label": "a base", "name": "a base", "demo": False}
     predictions = predictions_of_losses(losses)
     save_ticker_evaluation(layout, predictions, "adapter", {"base_model": base, **manifest}, tickers_tested)
@@ -131,7 +131,7 @@ def test_a_blocking_check_keeps_what_is_downstream_from_being_made(location: Loc
     def trained() -> None: ...
 
     def only_msft(layout: object, ticker: str) -> tuple[bool, str]:  # noqa: ARG001
-        """Whether it is MSFT."""
+        """Pass MSFT alone."""
         return ticker == "MSFT", f"this is {ticker}"
 
     definitions = dg.Definitions(

@@ -1,4 +1,4 @@
-"""The code location: what it takes to load, and what it holds for tickers of every name."""
+"""The code location: its imports and loading time, its assets for symbols of every kind, its failures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def load_location(data_dir: Path, code: str) -> subprocess.CompletedProcess[str]:
-    """Load the code location in a process of its own, and run some code after it."""
+    """Load the code location in a new process, and run some code after it."""
     program = f"import sys, kronos_pipeline.definitions as d\n{code}"
     environment = {**os.environ, "KRONOS_DATA_DIR": str(data_dir)}
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False)

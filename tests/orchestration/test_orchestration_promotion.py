@@ -1,4 +1,4 @@
-"""From a training to a champion, its forecasts and the watch over it: one ticker whose pattern an adapter can learn.
+"""From training to champion, forecast and drift, on a ticker with a pattern that an adapter can learn.
 
 The levels of the days of the week are the pattern: strong, the same all along, and nothing that the last close or the
 embedded base model knows. When they change, what was learned is out of date.
@@ -43,7 +43,7 @@ LEARNS = {
 
 
 def bars(count: int, *, changed: bool) -> pd.DataFrame:
-    """So many bars; with `changed`, the days of the week have other levels after the known bars."""
+    """Write bars; with `changed`, the days of the week have other levels after the known bars."""
     rng = np.random.default_rng(5)
     pattern = Calendar(np.zeros((13, 32)), 0.06 * rng.standard_normal(7), np.zeros(24))
     dynamics = Dynamics(walk=0.002, deviation=0.0)
@@ -66,7 +66,7 @@ def write(location: Location, frame: pd.DataFrame) -> None:
 
 @dataclass
 class Champion:
-    """A location in which the gate has decided on an adapter, and the sensor that watches over it."""
+    """A location after a decision of the gate on an adapter, and the sensor of drift."""
 
     location: Location
     promoted: dg.ExecuteInProcessResult
@@ -74,14 +74,14 @@ class Champion:
     asked: list[dg.RunRequest] = field(default_factory=list)
 
     def watch(self, count: int, *, changed: bool = False) -> dict[str, Any]:
-        """Run the job `watch` when so many bars have come, and say what `drift` found."""
+        """Run the job `watch` on some bars, and return the metadata of `drift`."""
         write(self.location, bars(count, changed=changed))
         result = self.location.run("watch", TICKER, settings=LEARNS)
         assert result.success, failed_steps(result)
         return self.location.metadata("drift", TICKER)
 
     def tick(self) -> list[str | None]:
-        """The jobs that the sensor asks for now."""
+        """Return the jobs that the sensor requests now."""
         jobs = make_jobs(ticker_partitions([TICKER]))
         sensor = make_drift_sensor([TICKER], jobs, AutomationSettings())
         with dg.build_sensor_context(
