@@ -1,12 +1,11 @@
-"""What a killed training leaves behind, so that the same command goes on where it was.
+"""Resumable state of trainings, so that the same command continues a killed training.
 
-    state/<key>/run.json    the artifact it makes, and all that shapes its weights: the parts that <key> is a hash of
+    state/<key>/run.json    the artifact of the training, and the parts that shape its weights; <key> is their hash
     state/<key>/state.pt    weights, best weights, optimiser, schedule, random numbers, position in the data
-    state/<key>/tokens-*    the windows' tokens, where they are too many for memory
+    state/<key>/tokens-*    tokens of the windows, if they are too many for memory
 
 The parts are the data before the holdout, the settings that training reads, the base model, the code and the device.
-Adapters that train together have a `state.pt` in common, in a folder whose parts are their keys; what each of them has
-of its own is its `run.json`.
+Adapters that train jointly share a `state.pt`, in a folder whose parts are their keys; each has its own `run.json`.
 """
 
 from __future__ import annotations
@@ -33,17 +32,17 @@ from kronos_pipeline.training.progress import Say
 
 _RUN, _MAX_PREDICTORS = "run.json", "together "
 _SHAPES_WEIGHTS = Role.MODEL | Role.WINDOWS | Role.TRAINING | Role.ROUNDING
-"""Roles of the settings in a training's key: the data before the holdout is hashed itself, the device is resolved."""
+"""Roles of the settings in a training's key, which has a hash of the data and the resolved device beside them."""
 
 
 @dataclass(frozen=True)
 class ResumeState:
-    """The resumable state of one training.
+    """Resumable state of one training.
 
     Attributes:
-        layout: where artifacts lie.
-        artifact: the artifact that it makes, such as "adapters/AAPL".
-        parts: all that shapes its weights, by name.
+        layout: folders of artifacts.
+        artifact: the artifact that the training makes, such as "adapters/AAPL".
+        parts: everything that shapes its weights, by name.
     """
 
     layout: ArtifactLayout
@@ -60,11 +59,11 @@ class ResumeState:
 
     @property
     def finished(self) -> bool:
-        """Whether this very training has ended, in a run of several trainings that has not."""
+        """Whether this training has ended in a run of several trainings that has not ended."""
         return self._run_file.is_file() and bool(read_json(self._run_file).get("finished"))
 
     def begin(self, say: Say) -> None:
-        """Note what is trained here, and say what changed since a training of the artifact that was interrupted.
+        """Write the parts of this training, and report the changes since an interrupted training of the artifact.
 
         Raises:
             ArtifactError: the state cannot be read or written.
@@ -76,7 +75,7 @@ class ResumeState:
             write_json(self._run_file, {"artifact": self.artifact, "parts": dict(self.parts)})
 
     def load(self) -> dict[str, Any] | None:
-        """The state to go on from, or None where the training starts anew.
+        """Load the saved state, or return None if there is none.
 
         Raises:
             ArtifactError: the state cannot be read.
@@ -89,15 +88,15 @@ class ResumeState:
             raise ArtifactError(f"{self._state_file} cannot be read; remove its folder to start anew.") from error
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Write the state, atomically: a kill while it is written leaves the one before."""
+        """Write the state atomically: a kill during the write leaves the previous state."""
         on_host = state_to_host(dict(state))
         write_file(self._state_file, lambda handle: torch.save(on_host, handle))
 
     def finish(self, *, keep_mark: bool) -> None:
-        """Drop the state of a training that has ended, and those of earlier tries at the same artifact.
+        """Remove the state of this ended training, and the states of earlier attempts at the same artifact.
 
         Args:
-            keep_mark: leave a note that it has ended, for a run of several trainings; `forget` removes it.
+            keep_mark: leave a mark that it has ended, for a run of several trainings; `clear_states` removes the mark.
         """
         if keep_mark:
             write_json(self._run_file, {**read_json(self._run_file), "finished": True})
@@ -117,7 +116,7 @@ class ResumeState:
         return self.folder / "state.pt"
 
     def _folders(self) -> list[Path]:
-        """The folders of every training of this artifact, this one's included."""
+        """List the folders of all trainings of this artifact, including this one."""
         return [run.parent for run in _runs(self.layout) if _artifact_of(run) == self.artifact]
 
     def _unfinished_others(self) -> list[dict[str, Any]]:
@@ -126,13 +125,13 @@ class ResumeState:
 
 
 def group_state(layout: ArtifactLayout, members: Sequence[ResumeState], say: Say) -> ResumeState:
-    """The state in common of adapters that train together; their locks are to be held.
+    """Make the shared state of adapters that train jointly; the caller holds their locks.
 
-    States of other groups with one of them in it are dropped, and it is said what changed: it is trained anew.
+    States of other groups with one of these adapters are removed, and the change is reported: all train anew.
     """
-    keys = sorted(one.key for one in members)
+    keys = sorted(member.key for member in members)
     group = ResumeState(layout, f"{_MAX_PREDICTORS}{text_hash(*keys)}", {"members": keys})
-    artifacts = {str((one.layout.root / one.artifact).absolute()) for one in members}
+    artifacts = {str((member.layout.root / member.artifact).absolute()) for member in members}
     for run in _runs(layout):
         of_a_group = run.parent != group.folder and _artifact_of(run).startswith(_MAX_PREDICTORS)
         if of_a_group and artifacts & (before := set(_read(run).get("artifacts", ()))):
@@ -145,9 +144,9 @@ def group_state(layout: ArtifactLayout, members: Sequence[ResumeState], say: Say
 
 
 def clear_states(states: Sequence[ResumeState]) -> None:
-    """Remove all that is left of trainings of these artifacts."""
-    artifacts = {(one.layout, one.artifact) for one in states}
-    for layout in {one.layout for one in states}:
+    """Remove the states of all trainings of these artifacts."""
+    artifacts = {(state.layout, state.artifact) for state in states}
+    for layout in {state.layout for state in states}:
         for run in _runs(layout):
             if (layout, _artifact_of(run)) in artifacts:
                 shutil.rmtree(run.parent, ignore_errors=True)
@@ -155,9 +154,9 @@ def clear_states(states: Sequence[ResumeState]) -> None:
 
 @contextmanager
 def locked(states: Sequence[ResumeState], device: torch.device, say: Say) -> Iterator[None]:
-    """Hold the GPU, where there is one, and then the artifacts, for one training; the system frees all if we die.
+    """Hold the locks of the GPU, if any, and of the artifacts; the system releases them if the process dies.
 
-    Every process takes them in this order, artifacts by name, so that two of them never hold half each.
+    Every process takes the locks in this order, artifacts by name, so that two processes never block each other.
     """
     locks = {}
     for state in states:
@@ -172,7 +171,7 @@ def locked(states: Sequence[ResumeState], device: torch.device, say: Say) -> Ite
 
 
 def training_settings(recipe: Recipe) -> dict[str, Any]:
-    """The settings of a recipe that shape weights, as plain data."""
+    """Return the settings of a recipe that shape weights, as plain data."""
     return recipe.model_dump(mode="json", include=set(settings_of(_SHAPES_WEIGHTS)))
 
 
@@ -181,7 +180,7 @@ def _runs(layout: ArtifactLayout) -> list[Path]:
 
 
 def _artifact_of(run: Path) -> str:
-    """What a training makes; "" where another process, whose training has ended, has removed it."""
+    """Return the artifact of a training, or "" if another process has removed its state."""
     try:
         return _artifact_read(run)
     except ArtifactError:
@@ -192,12 +191,12 @@ def _artifact_of(run: Path) -> str:
 
 @lru_cache(maxsize=65536)
 def _artifact_read(run: Path) -> str:
-    """What a training makes; its folder is named by a hash of that, so it is read once."""
+    """Return the artifact of a training; the path contains a hash of the artifact, so the result is cached."""
     return str(read_json(run).get("artifact"))
 
 
 def _read(run: Path) -> dict[str, Any]:
-    """What a run.json says; nothing where another process, whose training has ended, has removed it."""
+    """Read a run.json, or return an empty dictionary if another process has removed it."""
     try:
         return read_json(run)
     except ArtifactError:
@@ -213,7 +212,7 @@ def _members_changed(before: set[str], after: set[str]) -> str:
 
 
 def _changes(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """What differs between the parts of two keys, as people say it."""
+    """Describe the differences between the parts of two keys for people."""
     old, new = _flat(before), _flat(after)
     names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
     described = [f"{name} was {_short(old.get(name))}, is {_short(new.get(name))}" for name in names[:6]]
@@ -234,7 +233,7 @@ def _short(value: Any) -> str:
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """The states of PyTorch's generators: the processor's, and the device's own."""
+    """Return the states of PyTorch's random generators, of the CPU and of the device."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -244,7 +243,7 @@ def random_state(device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def restore_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Put those states back."""
+    """Restore the states of PyTorch's random generators."""
     torch.set_rng_state(state["cpu"])
     if "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)

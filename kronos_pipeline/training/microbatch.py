@@ -1,7 +1,7 @@
-"""The part of a batch that a device takes at once; a batch that does not fit is worked off in parts.
+"""Microbatches: the part of a batch that a device takes at once.
 
-The gradients of the parts add up to those of the batch, so an optimiser step stays what it was, but for rounding and
-for what dropout draws.
+A batch that does not fit into memory is processed in parts. The gradients of the parts add up to the gradients of the
+batch, so an optimiser step stays the same up to rounding and the random numbers of dropout.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ T = TypeVar("T")
 
 
 class Microbatch:
-    """How many windows, or adapters, a device takes at once.
+    """Number of windows, or adapters, that a device takes at once.
 
     Attributes:
-        size: the number; it is halved where the device runs out of memory.
+        size: the number; it is halved if the device runs out of memory.
     """
 
     def __init__(self, size: int, unit: str, device: torch.device, say: Say) -> None:
-        """Begin with all at once.
+        """Start with everything at once.
 
         Args:
-            size: the number that is tried first.
-            unit: what is counted, in the plural, for messages.
-            device: where the work is done.
+            size: the number to try first.
+            unit: the counted noun in the plural, for messages.
+            device: the device of the work.
             say: takes lines for the person who runs the pipeline.
         """
         self.size, self._unit, self._device, self._say = size, unit, device, say
@@ -39,12 +39,12 @@ class Microbatch:
         """Call `work` with the size, and again with half of it each time the device runs out of memory.
 
         Args:
-            work: takes the size; leaves nothing behind where it fails for want of memory.
-            release: gives memory back that can be done without, and tells whether there was any; the size is then tried
-                again.
+            work: takes the size; it must leave nothing behind if it runs out of memory.
+            release: frees memory that the training can do without, and returns whether there was any; the size is then
+                tried again.
 
         Raises:
-            MemoryError, RuntimeError: the device lacks the memory for one.
+            MemoryError, RuntimeError: the device lacks the memory for a size of 1.
         """
         while True:
             size = self.size
@@ -60,7 +60,7 @@ class Microbatch:
                 self.halve(size)
 
     def halve(self, tried: int) -> None:
-        """Take half of a number, 2 or more, that was too many."""
+        """Set the size to half of a number, 2 or more, that did not fit."""
         self.size = (tried + 1) // 2
         if self._device.type == "cuda":
             torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""What a training leaves: a folder with weights, losses by step and a manifest that says what made them."""
+"""Published folder of a training: weights, losses by step, and a manifest of the inputs."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ HISTORY_FILE = "history.csv"
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training made.
+    """Result of a training.
 
     Attributes:
         folder: the published adapter or checkpoint.
-        history: losses (nats per token), learning rate and speed by step; see `loop.HISTORY`.
+        history: losses (nats per token), learning rate and speed by step; see `trainer_state.HISTORY`.
         summary: numbers of the whole: steps, best_step, selection_loss, seconds, windows_per_second, device, precision,
             together, trained_parameters, total_parameters, windows_train, windows_selection, stopped_early,
-            resumed_from_step. Where several adapters trained together, the time is that of all.
+            resumed_from_step. For adapters that trained jointly, the time is the time of the group.
     """
 
     folder: Path
@@ -46,7 +46,7 @@ class TrainingResult:
 
 
 def load_result(folder: Path, key: str) -> TrainingResult | None:
-    """The result that a folder holds, or None where it holds none of the training with that key.
+    """Load the result in a folder, or return None unless the training with that key published it.
 
     Raises:
         ArtifactError: its manifest is damaged.
@@ -68,10 +68,18 @@ def publish_adapter(
     *,
     with_base: bool,
 ) -> None:
-    """Publish an adapter as `result.folder`; `predictor` gets the tensors, and `with_base` writes the base as well.
+    """Publish an adapter as `result.folder`.
+
+    Args:
+        result: its folder, history and summary.
+        predictor: the predictor with the adapter; it receives the tensors.
+        tensors: the trained tensors by name.
+        base: the base model.
+        manifest: the manifest, from `training_manifest`.
+        with_base: whether to write the base as well, for an adapter that was trained with it.
 
     Raises:
-        ModelError: what was written gives other logits when it is loaded again.
+        ModelError: the written adapter gives other logits when it is loaded again.
         ArtifactError: it cannot be written.
     """
     _put(predictor, tensors)
@@ -81,11 +89,11 @@ def publish_adapter(
 
 
 def publish_checkpoint(result: TrainingResult, predictor: Any, tensors: Tensors, manifest: dict[str, Any]) -> None:
-    """Publish a fully trained predictor as `result.folder`; `predictor` gets the tensors.
+    """Publish a fully trained predictor as `result.folder`; `predictor` receives the tensors.
 
     Raises:
-        ModelError: what was written comes back changed.
-        ArtifactError: it cannot be written.
+        ModelError: the written weights differ when they are loaded again.
+        ArtifactError: they cannot be written.
     """
     _put(predictor, tensors)
     with publish_folder(result.folder) as folder:
@@ -104,11 +112,11 @@ def training_manifest(
     *,
     together: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """What made an artifact, the training's own numbers aside.
+    """Return the manifest of an artifact, without the numbers of the training.
 
-    `seen_until` is the time of the last bar of each ticker that training may have read: an evaluation on bars before it
-    would not be one on unseen days. `together` names the adapters that were trained in the same batches, which share no
-    weight with this one. `contamination` says so where the base model may have met the holdouts before.
+    `seen_until` is the time of the last bar of each ticker that training may have read; evaluations on earlier bars are
+    not out of sample. `together` names the adapters that trained in the same batches, without shared weights.
+    `contamination` says whether the base model may have seen the holdouts in pre-training.
     """
     return {
         "artifact": artifact,
@@ -117,8 +125,8 @@ def training_manifest(
         "demo": base.source.demo,
         "context": base.source.context,
         "contamination": _contamination(windows, base),
-        "data": {one.ticker: one.bars.content_hash for one in windows},
-        "seen_until": {one.ticker: _last_seen(one) for one in windows},
+        "data": {ticker.ticker: ticker.bars.content_hash for ticker in windows},
+        "seen_until": {ticker.ticker: _last_seen(ticker) for ticker in windows},
         "config": recipe.model_dump(mode="json"),
         "seed": recipe.seed,
         "code_version": code_version(),
@@ -138,7 +146,7 @@ def training_summary(
     *,
     together: int = 1,
 ) -> dict[str, Any]:
-    """The numbers of a training that `TrainingResult.summary` holds; `together`: of how many adapters it was."""
+    """Return the numbers for `TrainingResult.summary`; `together` is the number of jointly trained adapters."""
     return {
         **outcome.summary,
         "device": device_name(device),
@@ -146,8 +154,8 @@ def training_summary(
         "together": together,
         "trained_parameters": sum(p.numel() for p in predictor.parameters() if p.requires_grad),
         "total_parameters": sum(p.numel() for p in predictor.parameters()),
-        "windows_train": sum(one.counts()["train"] for one in windows),
-        "windows_selection": sum(one.counts()["selection"] for one in windows),
+        "windows_train": sum(ticker.counts()["train"] for ticker in windows),
+        "windows_selection": sum(ticker.counts()["selection"] for ticker in windows),
     }
 
 
@@ -157,9 +165,11 @@ def _describe(folder: Path, result: TrainingResult, manifest: dict[str, Any]) ->
 
 
 def _contamination(windows: Sequence[WindowSet], base: KronosModel) -> str | None:
-    """Of the ticker whose holdout begins first; None where none has a holdout."""
+    """Return the contamination of the ticker whose holdout begins first; None without a holdout."""
     firsts = [
-        one.bars.frame["timestamps"].iloc[one.holdout_start] for one in windows if one.holdout_start < len(one.bars)
+        ticker.bars.frame["timestamps"].iloc[ticker.holdout_start]
+        for ticker in windows
+        if ticker.holdout_start < len(ticker.bars)
     ]
     return base.source.contamination(min(firsts)) if firsts else None
 

@@ -1,11 +1,11 @@
-"""Forward and backward passes as CUDA graphs: a pass's hundreds of kernels are started by one call.
+"""Forward and backward passes as CUDA graphs: one call starts the hundreds of kernels of a pass.
 
-A GPU works off a step of a small model in less time than Python needs to ask for it. A pass over batches of a shape
-that came before is recorded once, and replayed from then on:
+A GPU computes a step of a small model in less time than Python needs to launch its kernels. A pass over batches of a
+known shape is recorded once and replayed from then on:
 
-    calls 1 and 2 of a shape   plain, on the stream for captures: libraries set themselves up
-    call 3                     recorded, and replayed
-    call 4 and on              the batches are copied to where the graph reads them, and it is replayed
+    calls 1 and 2 of a shape   plain, on the capture stream: libraries initialise
+    call 3                     recorded and replayed
+    call 4 and later           the batches are copied to the inputs of the graph, and it is replayed
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from kronos_pipeline.model.cuda_graphs import CudaGraph, record, warm_up
 T = TypeVar("T")
 
 _PLAIN_CALLS = 2
-_KEPT = 2
-"""CudaGraphs at most: each keeps the memory of all that its pass computes."""
+_MAX_GRAPHS = 2
+"""Graphs at most: each keeps the memory of all tensors of its pass."""
 
 
 @dataclass
 class _Shape:
-    """What is known of the calls with one key."""
+    """Calls with the same key: their inputs, their number and their graph."""
 
     inputs: list[Tensor]
     calls: int = 0
@@ -37,29 +37,29 @@ class _Shape:
 
 
 class ReplayedCalls:
-    """Calls functions of tensors on a device; on CUDA from graphs, where they can be had."""
+    """Calls functions of tensors on a device; on CUDA from graphs if CUDA can record them."""
 
     def __init__(self, device: torch.device, *, wanted: bool) -> None:
-        """Begin without a recording.
+        """Start without a graph.
 
         Args:
-            device: where the functions compute.
-            wanted: whether to record; CUDA devices alone do.
+            device: the device of the functions.
+            wanted: whether to record; only CUDA devices do.
         """
         self._device, self._wanted = device, wanted and device.type == "cuda"
         self._shapes: OrderedDict[Hashable, _Shape] = OrderedDict()
 
     def __call__(self, key: Hashable, function: Callable[[Sequence[Tensor]], T], inputs: Sequence[Tensor]) -> T:
-        """Return what a function gives; its tensors hold until the next call.
+        """Return the outputs of a function; its tensors are valid until the next call.
 
         Args:
             key: functions with the same key do the same to inputs of the same shapes.
-            function: changes no tensor that it did not make, and never waits for the device. It may read others, at
+            function: changes only tensors that it made, and never waits for the device. It may read other tensors, at
                 the same place in memory each time.
             inputs: tensors on the device.
 
         Raises:
-            torch.OutOfMemoryError: the device has no memory left; `release` may give some back.
+            torch.OutOfMemoryError: the device has no memory left; `release` may free some.
         """
         if not self._wanted:
             return function(inputs)
@@ -77,23 +77,23 @@ class ReplayedCalls:
         return outputs
 
     def release(self) -> bool:
-        """Drop all recordings, with the memory that they keep, and record no more; return whether there were any."""
+        """Drop all graphs with their memory, and record no more; return whether there were any."""
         had = any(shape.recording is not None for shape in self._shapes.values())
         self._shapes.clear()
         self._wanted = False
         if had:
-            torch.cuda.empty_cache()  # what a graph kept is free for others only then
+            torch.cuda.empty_cache()  # only then can others use the memory of the graphs
         return had
 
     def _shape(self, key: Hashable, inputs: Sequence[Tensor]) -> _Shape:
-        """Return the shape of that key, its inputs filled."""
+        """Return the shape of a key, with its inputs filled."""
         if key in self._shapes:
             self._shapes.move_to_end(key)
             shape = self._shapes[key]
-            for kept, new in zip(shape.inputs, inputs, strict=True):
-                kept.copy_(new)
+            for static, tensor in zip(shape.inputs, inputs, strict=True):
+                static.copy_(tensor)
             return shape
         shape = self._shapes[key] = _Shape([tensor.clone() for tensor in inputs])
-        while len(self._shapes) > _KEPT:
+        while len(self._shapes) > _MAX_GRAPHS:
             self._shapes.popitem(last=False)
         return shape
