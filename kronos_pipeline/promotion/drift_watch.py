@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.evaluation.forecasting.batching import ForecastJob
-from kronos_pipeline.evaluation.forecasting.holdout_table import predict_job
+from kronos_pipeline.evaluation.forecasting.candidates import Candidate, evaluate_models_job
 from kronos_pipeline.evaluation.forecasting.sampling import load_sampling, plain_sampling
 from kronos_pipeline.evaluation.scoring.drift import Drift, find_drift, windows_since
 from kronos_pipeline.model.lora import load_trained
@@ -75,5 +75,6 @@ def _drift_job(registry: Registry, champion: Version, bars: Bars, base: KronosMo
             return find_drift(evidence, None, model, recipe.horizon)
         trained = load_trained(folder, base)
         sampling = load_sampling(folder, bars.ticker, trained, recipe) or plain_sampling(recipe)
-    forecasts = yield from predict_job(windows, {model: trained}, {model: sampling}, recipe)
+    candidate = Candidate(trained, folder, sampling=sampling)
+    forecasts = yield from evaluate_models_job(windows, {model: candidate}, recipe)
     return find_drift(evidence, forecasts.predictions, model, recipe.horizon)

@@ -15,18 +15,10 @@ from kronos_pipeline.code_version import PREDICTIONS, layers_version
 from kronos_pipeline.config import Role, settings_of
 from kronos_pipeline.errors import KronosError
 from kronos_pipeline.evaluation.backtest.folds import Fold
-from kronos_pipeline.evaluation.forecasting.batching import ForecastJob, gather_jobs, run_jobs, unwrap
-from kronos_pipeline.evaluation.forecasting.candidates import (
-    Candidate,
-    Loader,
-    find_sampling_job,
-    how_sampled,
-    loader,
-    weights_of,
-)
-from kronos_pipeline.evaluation.forecasting.holdout_table import predict_job
+from kronos_pipeline.evaluation.forecasting.batching import ForecastJob, run_jobs, unwrap
+from kronos_pipeline.evaluation.forecasting.candidates import Candidate, Loader, evaluate_models_job, loader
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE
-from kronos_pipeline.evaluation.provenance import evaluation_manifest, merge_manifests, sampling_precision
+from kronos_pipeline.evaluation.provenance import merge_manifests, sampling_precision
 
 if TYPE_CHECKING:
     from kronos_pipeline.data.windows import WindowSet
@@ -127,7 +119,7 @@ def _forecast(
 ) -> Iterator[tuple[Path, pd.DataFrame | KronosError]]:
     load = loader(base)
     jobs = {
-        (root, one.ticker): _predicting(fold, one, results[root], trained, ArtifactLayout(root), base, load)
+        (root, one.ticker): _forecast_job(fold, one, results[root], trained, ArtifactLayout(root), base, load)
         for root, fold in folds.items()
         for one in fold.windows
     }
@@ -141,7 +133,7 @@ def _forecast(
                 yield root, error
 
 
-def _predicting(
+def _forecast_job(
     fold: Fold,
     windows: WindowSet,
     result: TrainingResult,
@@ -151,25 +143,17 @@ def _predicting(
     load: Loader,
 ) -> ForecastJob[Forecast]:
     """The predictions of one of a fold's tickers."""
-    recipe, ticker = fold.recipe, windows.ticker
+    ticker = windows.ticker
     candidates = {
         BASE: Candidate(base, layout.base),
         trained: Candidate(load(trained, result.folder), result.folder),
     }
-    seen = {name: result.summary[name] for name in ("steps", "best_step", "selection_loss", "seconds")}
-    samplings = yield from gather_jobs(
-        {name: find_sampling_job(candidate, windows, recipe) for name, candidate in candidates.items()}
-    )
-    models = {name: candidate.model for name, candidate in candidates.items()}
-    forecasts = yield from predict_job(windows, models, samplings, recipe)
+    training = {name: result.summary[name] for name in ("steps", "best_step", "selection_loss", "seconds")}
+    forecasts = yield from evaluate_models_job(windows, candidates, fold.recipe)
     stamps = windows.bars.frame["timestamps"]
     cutoffs = [stamps.iloc[origin].isoformat() for origin in windows.of_split("holdout")["origin"]]
-    return forecasts.predictions, (
-        evaluation_manifest([windows], recipe, base.source, str(base.device))
-        | how_sampled(ticker, samplings, forecasts)
-        | weights_of(ticker, candidates)
-        | {"folds": {ticker: [{"cutoffs": cutoffs, **seen}]}, "group": {ticker: list(fold.group)}}
-    )
+    group = {"folds": {ticker: [{"cutoffs": cutoffs, **training}]}, "group": {ticker: list(fold.group)}}
+    return forecasts.predictions, forecasts.manifest | group
 
 
 def _keep(root: Path, made: Collection[Forecast]) -> pd.DataFrame:

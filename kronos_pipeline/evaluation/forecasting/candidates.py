@@ -1,6 +1,6 @@
-"""The models whose forecasts are compared, and how each is sampled.
+"""Candidates: the models that are compared on a ticker, their sampling, and the one sequence that evaluates them.
 
-They are those that exist, stand on the same base, and have not seen the holdout.
+Candidates exist, share one base model, and have not seen the ticker's holdout.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import pandas as pd
 
 from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json
 from kronos_pipeline.data.purge import holdout_start_time
-from kronos_pipeline.evaluation.forecasting.batching import ForecastJob, run_job
-from kronos_pipeline.evaluation.forecasting.holdout_table import Forecasts
+from kronos_pipeline.evaluation.forecasting.batching import ForecastJob, gather_jobs, run_job
+from kronos_pipeline.evaluation.forecasting.holdout_table import predict_job
 from kronos_pipeline.evaluation.forecasting.sampling import Sampling, load_sampling, save_sampling
 from kronos_pipeline.evaluation.forecasting.tuning import fit_sampling_job
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, CHECKPOINT
+from kronos_pipeline.evaluation.provenance import evaluation_manifest
 
 if TYPE_CHECKING:
     from kronos_pipeline.config import Recipe
@@ -32,17 +33,34 @@ Loader = Callable[[str, Path], "KronosModel"]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that can be compared.
+    """A model to compare.
 
     Attributes:
         model: the model.
-        folder: where what belongs to it lies: how it is sampled, by ticker.
-        doubt: what must be said of its scores on this ticker, or None.
+        folder: the model's folder, with a file of its sampling per ticker.
+        doubt: warning about its scores on this ticker, or None.
+        sampling: its sampling; None to read it from the folder, or to fit it on the windows.
     """
 
     model: KronosModel
     folder: Path
     doubt: str | None = None
+    sampling: Sampling | None = None
+
+
+@dataclass(frozen=True)
+class ModelEvaluation:
+    """The forecasts of candidates on a ticker's holdout.
+
+    Attributes:
+        predictions: a row per holdout bar and model, see `evaluation.predictions`.
+        manifest: provenance of the forecasts, see `evaluation_manifest`, with sampling, repaired bars and weights.
+        notes: baselines without a forecast, and the reason.
+    """
+
+    predictions: pd.DataFrame
+    manifest: dict[str, Any]
+    notes: tuple[str, ...]
 
 
 def load_candidates(
@@ -52,40 +70,40 @@ def load_candidates(
     adapter_name: str | None,
     load: Loader | None = None,
 ) -> tuple[dict[str, Candidate], list[str]]:
-    """Load what can be compared on a ticker's holdout.
+    """Load the models that can be compared on a ticker's holdout.
 
     Args:
-        layout: where artifacts lie.
+        layout: the layout of the artifacts.
         base: the untouched base model.
         windows: the ticker's windows.
         adapter_name: the adapter that serves the ticker, or None for none.
-        load: `loader(base)` by default; one for many tickers loads once what serves them all.
+        load: `loader(base)` by default; a shared loader loads once a model that serves many tickers.
 
     Returns:
-        Candidates by model, in the order base, checkpoint, adapter; and a sentence for each that exists and is left
-        out, saying why.
+        Candidates by model, in the order base, checkpoint, adapter; and a sentence with the reason for each model that
+        exists and is left out.
 
     Raises:
-        ModelError, ArtifactError: one that belongs here is damaged.
+        ModelError, ArtifactError: a model of the ticker is damaged.
     """
     load = load or loader(base)
-    found, notes = {BASE: Candidate(base, layout.base)}, []
-    places = [(CHECKPOINT, layout.best_checkpoint)]
+    candidates, notes = {BASE: Candidate(base, layout.base)}, []
+    folders = [(CHECKPOINT, layout.best_checkpoint)]
     if adapter_name is not None:
-        places.append((ADAPTER, layout.adapter(adapter_name)))
-    for name, folder in places:
+        folders.append((ADAPTER, layout.adapter(adapter_name)))
+    for name, folder in folders:
         if not folder.is_dir():
             continue
         manifest: dict[str, Any] = read_json(folder / MANIFEST)
         if reason := _unfit(manifest, base, windows):
             notes.append(f"{windows.ticker}: the {name} is left out: {reason}.")
         else:
-            found[name] = Candidate(load(name, folder), folder, _doubt(name, manifest, windows))
-    return found, notes
+            candidates[name] = Candidate(load(name, folder), folder, _doubt(name, manifest, windows))
+    return candidates, notes
 
 
 def loader(base: KronosModel) -> Loader:
-    """What loads checkpoints and adapters on a base model; of those asked for in turn it keeps the last two."""
+    """Return a function that loads checkpoints and adapters on a base model, and caches the last two."""
     from kronos_pipeline.model.loading import load_checkpoint  # imports torch
     from kronos_pipeline.model.lora import load_adapter
 
@@ -94,44 +112,64 @@ def loader(base: KronosModel) -> Loader:
 
 
 def find_sampling(candidate: Candidate, windows: WindowSet, recipe: Recipe) -> Sampling:
-    """How a model is sampled for a ticker: as it was fitted on these windows before, or fitted now and kept."""
+    """Return a candidate's sampling for a ticker: the one stored for these windows, else a new fit, which is stored."""
     return run_job(find_sampling_job(candidate, windows, recipe))
 
 
 def find_sampling_job(candidate: Candidate, windows: WindowSet, recipe: Recipe) -> ForecastJob[Sampling]:
-    """`find_sampling`, side by side with other evaluations."""
-    known = load_sampling(candidate.folder, windows, candidate.model, recipe)
-    if known is not None:
-        return known
+    """Run `find_sampling` as a job."""
+    stored = candidate.sampling or load_sampling(candidate.folder, windows, candidate.model, recipe)
+    if stored is not None:
+        return stored
     fitted = yield from fit_sampling_job(windows, candidate.model, recipe)
     save_sampling(candidate.folder, windows, fitted, recipe)
     return fitted
 
 
-def doubts(ticker: str, candidates: Mapping[str, Candidate]) -> dict[str, Any]:
-    """The entry of a manifest that says what must be said of each model's scores, by ticker; empty without doubts."""
-    found = {name: one.doubt for name, one in candidates.items() if one.doubt}
-    return {"doubts": {ticker: found} if found else {}}
+def evaluate_models_job(
+    windows: WindowSet,
+    candidates: Mapping[str, Candidate],
+    recipe: Recipe,
+    mlflow_runs: Mapping[str, str] | None = None,
+) -> ForecastJob[ModelEvaluation]:
+    """Forecast a ticker's holdout with the baselines and each candidate: the holdout's, a fold's, or bars since then.
 
+    Args:
+        windows: the ticker's windows.
+        candidates: the candidates by model name, all on one base model.
+        recipe: horizon, paths per forecast, temperature, top_p, seed and number format.
+        mlflow_runs: the id of the MLflow run that trained the ticker's model, by ticker.
 
-def weights_of(ticker: str, candidates: Mapping[str, Candidate]) -> dict[str, Any]:
-    """The entry of a manifest that says which weights were evaluated: the hash of each model's, by ticker."""
-    return {"weights": {ticker: {name: one.model.weights_hash for name, one in candidates.items()}}}
-
-
-def how_sampled(ticker: str, samplings: Mapping[str, Sampling], forecasts: Forecasts) -> dict[str, Any]:
-    """Entries of a manifest: how each model was sampled, and the share of its bars that were mended, by ticker."""
-    return {
-        "sampling": {ticker: {name: one.summary() for name, one in samplings.items()}},
+    Raises:
+        ModelError: a model's forecast is not finite.
+        ArtifactError: a stored sampling is damaged, or a new one cannot be written.
+    """
+    ticker = windows.ticker
+    samplings = yield from gather_jobs(
+        {name: find_sampling_job(candidate, windows, recipe) for name, candidate in candidates.items()}
+    )
+    models = {name: candidate.model for name, candidate in candidates.items()}
+    forecasts = yield from predict_job(windows, models, samplings, recipe)
+    model = next(iter(models.values()))
+    manifest = evaluation_manifest([windows], recipe, model.source, str(model.device), mlflow_runs) | {
+        "sampling": {ticker: {name: sampling.summary() for name, sampling in samplings.items()}},
         "mended": {ticker: forecasts.mended},
+        "weights": {ticker: {name: model.weights_hash for name, model in models.items()}},
     }
+    return ModelEvaluation(forecasts.predictions, manifest, forecasts.notes)
+
+
+def doubts(ticker: str, candidates: Mapping[str, Candidate]) -> dict[str, Any]:
+    """Return a manifest's entry with the warning about each model's scores, by ticker; empty without warnings."""
+    warnings = {name: candidate.doubt for name, candidate in candidates.items() if candidate.doubt}
+    return {"doubts": {ticker: warnings} if warnings else {}}
 
 
 def _unfit(manifest: Mapping[str, Any], base: KronosModel, windows: WindowSet) -> str | None:
-    """Why a trained model cannot be compared on this holdout, or None where it can."""
-    made_on = manifest.get("base_model", {})
-    if made_on.get("weights_hash") != base.weights_hash:
-        return f"it was trained on another base model, {made_on.get('name')}"
+    """Return the reason that a trained model cannot be compared on this holdout, or None if it can."""
+    trained_on = manifest.get("base_model", {})
+    if trained_on.get("weights_hash") != base.weights_hash:
+        return f"it was trained on another base model, {trained_on.get('name')}"
     seen_until, first = manifest.get("seen_until", {}).get(windows.ticker), holdout_start_time(windows)
     if seen_until is not None and first is not None and pd.Timestamp(seen_until) >= first:
         return f"it has seen bars up to {seen_until}, and the holdout begins at {first.isoformat()}"
@@ -139,10 +177,14 @@ def _unfit(manifest: Mapping[str, Any], base: KronosModel, windows: WindowSet) -
 
 
 def _doubt(name: str, manifest: Mapping[str, Any], windows: WindowSet) -> str | None:
-    """Whether a model over several tickers knows others' bars of the holdout's time, which tell of the market's."""
-    others = {ticker: until for ticker, until in manifest.get("seen_until", {}).items() if until is not None}
-    latest = max(others, key=lambda ticker: pd.Timestamp(others[ticker]), default=None)
+    """Return a warning if a model of several tickers has seen other tickers' bars of the holdout's time, else None.
+
+    Tickers of one market move together, so such bars tell of the holdout.
+    """
+    seen_until = {ticker: until for ticker, until in manifest.get("seen_until", {}).items() if until is not None}
+    latest = max(seen_until, key=lambda ticker: pd.Timestamp(seen_until[ticker]), default=None)
     first = holdout_start_time(windows)
-    if latest is None or first is None or pd.Timestamp(others[latest]) < first:
+    if latest is None or first is None or pd.Timestamp(seen_until[latest]) < first:
         return None
-    return f"the {name} was trained on bars of {latest} up to {others[latest][:10]}, later than this holdout's first"
+    day = seen_until[latest][:10]
+    return f"the {name} was trained on bars of {latest} up to {day}, later than this holdout's first"
