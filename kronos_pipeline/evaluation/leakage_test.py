@@ -1,10 +1,10 @@
-"""Is everything that training makes blind to the holdout? Tried, not argued: train again on a holdout of noise.
+"""Leakage test: train again with noise in place of the holdout, and compare weights and sampling byte by byte.
 
     real     |---- train ----|- selection -|--- holdout ---|  ->  weights, sampling
     noise    |---- train ----|- selection -|~~~~ noise ~~~~|  ->  weights, sampling      the same seed, the same bytes?
 
-The noise is valid bars at the holdout's own times, all else of them drawn at random. Where a byte differs, something
-has read the holdout, and no number measured on it can be believed.
+The noise is random valid bars at the holdout's times. If a byte differs, the training has read the holdout, and no
+score on the holdout is valid.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
     from kronos_pipeline.training.trainer import KronosTrainer
 
 _TOLD_OF_THE_DATA = {MANIFEST, "history.csv"}
-"""Files beside the weights that no forecast reads, and that are never the same twice: hashes of the data, speeds."""
+"""Files beside the weights that no forecast reads and that differ between runs: hashes of the data, speeds."""
 
 
 @dataclass(frozen=True)
 class LeakageResult:
-    """What two trainings that differ in the holdout alone have made.
+    """Comparison of the files of two trainings that differ only in the holdout.
 
     Attributes:
-        files: what was compared, by its path below an output folder.
-        differing: those of them that are not the same, or that one training alone has made.
-        repeatable: whether a training on the same data gives the same bytes here; it is tried where some differ.
+        files: the compared files, by path below an output folder.
+        differing: the files that differ or that only one training has written.
+        repeatable: True if a training on the same data gives the same bytes here; tested if some files differ.
     """
 
     files: tuple[str, ...]
@@ -55,13 +55,13 @@ class LeakageResult:
 def check_leakage(
     windows: Sequence[WindowSet], config: KronosTrainingConfig, folder: Path, *, say: Say
 ) -> LeakageResult:
-    """Train on windows, train on the same with noise in place of each holdout, and compare what came of it.
+    """Train on windows, train on the same windows with noise in place of each holdout, and compare the files.
 
     Args:
-        windows: the tickers', cut with the recipe of `config`.
+        windows: the tickers' windows, cut with the recipe of `config`.
         config: the settings of the training.
-        folder: where the trainings write; what they leave there is the caller's to remove.
-        say: takes lines for the person who runs the pipeline.
+        folder: output folder of the trainings; the caller removes it.
+        say: prints progress lines.
 
     Raises:
         SettingsError: this is one of several processes, or see the message.
@@ -74,24 +74,27 @@ def check_leakage(
         raise SettingsError("check-blind compares the trainings of one process; start it without torchrun.")
     base = KronosTrainer(config.recipe, folder).base
 
-    def made(name: str, of: Sequence[WindowSet]) -> dict[str, str]:
+    def train(name: str, windows: Sequence[WindowSet]) -> dict[str, str]:
         trainer = KronosTrainer(config.recipe, folder / name, base=base, say=lambda line: say(f"{name}: {line}"))
-        _train(trainer, of, config)
+        _train(trainer, windows, config)
         return _hashes(trainer.layout)
 
-    real = made("real holdout", windows)
-    noisy = [build_windows(with_noise(one.bars, one.holdout_start, config.seed), config.recipe) for one in windows]
-    noise = made("noise as holdout", noisy)
+    real = train("real holdout", windows)
+    noisy = [
+        build_windows(with_noise(ticker_windows.bars, ticker_windows.holdout_start, config.seed), config.recipe)
+        for ticker_windows in windows
+    ]
+    noise = train("noise as holdout", noisy)
     differing = _differing(real, noise)
-    repeatable = not differing or not _differing(real, made("real holdout again", windows))
+    repeatable = not differing or not _differing(real, train("real holdout again", windows))
     return LeakageResult(tuple(sorted({*real, *noise})), differing, repeatable)
 
 
 def with_noise(bars: Bars, first: int, seed: int) -> Bars:
-    """The same bars up to number `first`, and from there on valid bars of noise at the same times.
+    """Replace the bars from number `first` on by random valid bars at the same times.
 
-    Prices and volumes are independent from bar to bar and as wild as e to the power of a standard normal number, around
-    the mean of the bars before.
+    Prices and volumes are independent from bar to bar, and log-normal with deviation 1 around the mean of the bars
+    before.
     """
     rng = np.random.default_rng(seed)
     count = len(bars) - first
@@ -108,7 +111,7 @@ def with_noise(bars: Bars, first: int, seed: int) -> Bars:
 
 
 def _train(trainer: KronosTrainer, windows: Sequence[WindowSet], config: KronosTrainingConfig) -> None:
-    """Train what the settings ask for, and fit how each ticker's models are sampled, as the pipeline itself does."""
+    """Train the models of the settings and fit the sampling of each ticker's models, as the pipeline does."""
     from kronos_pipeline.training.single import AdapterJob  # imports torch
 
     if config.adapter == "none":
@@ -116,32 +119,37 @@ def _train(trainer: KronosTrainer, windows: Sequence[WindowSet], config: KronosT
     elif config.adapter_name is not None:
         trainer.train_adapter(windows, config.adapter_name)
     else:
-        for result in trainer.train_adapters([AdapterJob(one.ticker, [one]) for one in windows]):
+        for result in trainer.train_adapters(
+            [AdapterJob(ticker_windows.ticker, [ticker_windows]) for ticker_windows in windows]
+        ):
             unwrap(result)
     load = loader(trainer.base)
-    for _, found in run_jobs({one.ticker: _fitting(trainer, one, config, load) for one in windows}):
-        unwrap(found)
+    jobs = {
+        ticker_windows.ticker: _fit_samplings_job(trainer, ticker_windows, config, load) for ticker_windows in windows
+    }
+    for _, samplings in run_jobs(jobs):
+        unwrap(samplings)
 
 
-def _fitting(
+def _fit_samplings_job(
     trainer: KronosTrainer, windows: WindowSet, config: KronosTrainingConfig, load: Loader
 ) -> ForecastJob[Mapping[str, Sampling]]:
     name = config.adapter_name or windows.ticker
     candidates, _ = load_candidates(trainer.layout, trainer.base, windows, name, load)
-    fits = {model: find_sampling_job(one, windows, config.recipe) for model, one in candidates.items()}
+    fits = {model: find_sampling_job(candidate, windows, config.recipe) for model, candidate in candidates.items()}
     return (yield from gather_jobs(fits))
 
 
 def _hashes(layout: ArtifactLayout) -> dict[str, str]:
-    """The hash of every file that a training has made and that a forecast depends on, by its path."""
+    """Return the hash of every file of a training that a forecast depends on, by path."""
     hashes = {}
     for link in (*layout.root.glob("adapters/[!.]*"), *layout.root.glob("checkpoints/[!.]*"), layout.base):
-        version = link.resolve()  # which has a name of its own at each attempt
+        version = link.resolve()  # its name differs between runs
         for file in version.rglob("*"):
             if file.is_file() and file.name not in _TOLD_OF_THE_DATA:
                 hashes[(link.relative_to(layout.root) / file.relative_to(version)).as_posix()] = file_hash(file)
     return hashes
 
 
-def _differing(one: Mapping[str, str], other: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(sorted(name for name in {*one, *other} if one.get(name) != other.get(name)))
+def _differing(hashes: Mapping[str, str], others: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(sorted(name for name in {*hashes, *others} if hashes.get(name) != others.get(name)))

@@ -1,15 +1,15 @@
-"""The one table that every number of an evaluation comes from: a row per ticker, cutoff, bar ahead and model.
+"""The table of predictions, the source of every number of an evaluation: a row per ticker, cutoff, bar and model.
 
     unique_id  cutoff      ds          step  y      last   scale  model    mean   median  lo_80  hi_80 ...  crps  pit
     AAPL       2024-03-01  2024-03-04  1     181.2  179.9  2.31   naive    179.9  179.9   -      -          1.3   -
     AAPL       2024-03-01  2024-03-04  1     181.2  179.9  2.31   adapter  180.6  180.5   176.0  185.1      0.9   0.61
 
 Prices are in the file's unit. `step` counts bars after the cutoff from 1. `y` is the real close, `last` the close at
-the cutoff, `scale` the mean absolute change from one close to the next before any bar that is evaluated: what a
-scaled error is divided by. `mean` and `median` are those of the sampled paths' closes. `lo_80` and `hi_80` bound the
+the cutoff, `scale` the mean absolute change from one close to the next before the first evaluated bar, the divisor of
+scaled errors. `mean` and `median` are those of the sampled paths' closes. `lo_80` and `hi_80` bound the
 central interval of 80 percent, after recalibration; `raw_lo_80` and `raw_hi_80` before it. `crps` (price units) and
-`pit` (from 0 to 1) are those of the sampled paths. A forecast of points alone has no interval and no pit, and its
-crps is its absolute error.
+`pit` (from 0 to 1) are those of the sampled paths. A point forecast has no interval and no pit, and its crps is its
+absolute error.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ NAIVE, DRIFT, SEASONAL, RANDOM_WALK = "naive", "drift", "seasonal_naive", "rando
 BASELINES = (NAIVE, DRIFT, SEASONAL, RANDOM_WALK)
 BASE, CHECKPOINT, ADAPTER = "base", "checkpoint", "adapter"
 MODELS = (*BASELINES, BASE, CHECKPOINT, ADAPTER)
-"""Every model that a table may hold, in the order in which tables and legends name them."""
+"""Every model of a table, in the order of tables and legends."""
 
 
 def models_of(predictions: pd.DataFrame) -> list[str]:
-    """The models that a table holds, in the order of `MODELS`."""
-    found = set(predictions["model"].unique())
-    return [model for model in MODELS if model in found]
+    """Return the models of a table, in the order of `MODELS`."""
+    present = set(predictions["model"].unique())
+    return [model for model in MODELS if model in present]
 
 
 def check_predictions(predictions: pd.DataFrame) -> None:
     """Check that a table has its columns, and one row per ticker, cutoff, bar and model.
 
     Raises:
-        ArtifactError: it has not.
+        ArtifactError: a column is missing, or a row occurs twice.
     """
     if missing := [column for column in COLUMNS if column not in predictions.columns]:
         raise ArtifactError(f"The table of predictions has no column {', '.join(missing)}; evaluate again.")
@@ -56,9 +56,9 @@ def check_predictions(predictions: pd.DataFrame) -> None:
 
 
 def point_table(predictions: pd.DataFrame) -> pd.DataFrame:
-    """One row per ticker and bar: `unique_id, ds, cutoff, y`, and the mean path's close of each model.
+    """Return a row per ticker and bar: `unique_id, ds, cutoff, y`, and the mean path's close of each model.
 
-    A ticker that a model does not forecast has NaN in its column.
+    A ticker without a forecast of a model has NaN in the model's column.
     """
     keys = ["unique_id", "ds", "cutoff", "y"]
     wide = predictions.pivot_table(index=keys, columns="model", values="mean").reset_index()

@@ -22,7 +22,7 @@ _PER_TICKER = (
     "data", "cutoffs_left_out", "contamination", "doubts", "mlflow_runs", "sampling", "mended", "weights", "folds",
     "group",
 )  # fmt: skip
-"""Entries that hold something of each ticker, by symbol."""
+"""Entries with a value per ticker, by symbol."""
 
 
 def evaluation_manifest(
@@ -32,22 +32,25 @@ def evaluation_manifest(
     device: str,
     mlflow_runs: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """What made an evaluation: data, config, base model, code, packages, device, number format and MLflow runs.
+    """Return the provenance of an evaluation: data, config, base model, code, packages, device, precision, MLflow runs.
 
     Args:
         windows: the evaluated tickers' windows.
         config: the run's settings.
         base: the base model.
-        device: where the forecasts were made, such as "cpu".
-        mlflow_runs: the id of the MLflow run that trained each ticker's model, by ticker.
+        device: the device of the forecasts, such as "cpu".
+        mlflow_runs: the id of the MLflow run that trained the ticker's model, by ticker.
     """
-    suspicions = {
-        one.ticker: contamination(base, one.bars.frame["timestamps"].iloc[one.holdout_start]) for one in windows
+    contaminations = {
+        window_set.ticker: contamination(base, window_set.bars.frame["timestamps"].iloc[window_set.holdout_start])
+        for window_set in windows
     }
     return {
-        "data": {one.ticker: one.bars.content_hash for one in windows},
-        "cutoffs_left_out": {one.ticker: int(one.excluded.get(TOO_MANY_CUTOFFS, 0)) for one in windows},
-        "contamination": {ticker: text for ticker, text in suspicions.items() if text},
+        "data": {window_set.ticker: window_set.bars.content_hash for window_set in windows},
+        "cutoffs_left_out": {
+            window_set.ticker: int(window_set.excluded.get(TOO_MANY_CUTOFFS, 0)) for window_set in windows
+        },
+        "contamination": {ticker: text for ticker, text in contaminations.items() if text},
         "base_model": {
             "name": base.name,
             "label": base.label,
@@ -68,9 +71,9 @@ def evaluation_manifest(
 
 
 def merge_manifests(manifests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One manifest of several: what was recorded per ticker is joined, and what differs between them is named.
+    """Merge manifests: entries per ticker are joined, and differing entries are listed.
 
-    An entry that is the same in all stays as it is; of one that is not, "differing" lists the distinct values.
+    An entry with one value in all manifests is kept; of a differing entry, "differing" lists the distinct values.
     """
     merged: dict[str, Any] = {}
     differing: dict[str, list[Any]] = {}
@@ -86,9 +89,9 @@ def merge_manifests(manifests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def manifest_of_ticker(manifest: Mapping[str, Any], ticker: str) -> dict[str, Any]:
-    """A manifest of several tickers, without what it records of the others."""
+    """Return a manifest of several tickers without the entries of the other tickers."""
     return {
-        key: {name: one for name, one in value.items() if name == ticker} if key in _PER_TICKER else value
+        key: {name: entry for name, entry in value.items() if name == ticker} if key in _PER_TICKER else value
         for key, value in manifest.items()
     }
 

@@ -1,4 +1,4 @@
-"""Which model forecasts a ticker: the champion, else the base model where it was better than naive, else naive."""
+"""Selection of a ticker's forecast model: the champion, else the base model if better than naive, else naive."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ NOT_MEASURED = "not itself measured"
 
 @dataclass(frozen=True)
 class SelectedModel:
-    """The model that a forecast is made with.
+    """The model of a forecast.
 
     Attributes:
-        model: the model; None is the naive forecast.
-        sampling: how it is sampled for the ticker.
-        recipe: the settings to forecast with: those given, and the lookback that a champion was trained with.
-        label: what tables and plots call it.
-        reason: why it was chosen, in a sentence.
-        notes: what has to stand on every picture: that it is not itself measured, say.
+        model: the model; None means the naive forecast.
+        sampling: its sampling for the ticker.
+        recipe: the settings of the forecast: the given settings, with the lookback of a champion's training.
+        label: its name in tables and plots.
+        reason: the reason for the selection, in a sentence.
+        notes: notes on every plot, for instance that the model is not itself measured.
     """
 
     model: KronosModel | None
@@ -45,11 +45,11 @@ class SelectedModel:
 def select_champion(
     registry: Registry, layout: ArtifactLayout, ticker: str, base: KronosModel, recipe: Recipe
 ) -> SelectedModel:
-    """Choose the model that forecasts a ticker's bars to come.
+    """Select the model that forecasts a ticker's next bars.
 
-    The champion of `kronos-<ticker>` comes first, then that of the adapter which the recipe names, then that of
-    `kronos-all`; a champion that was not trained on the ticker says nothing about it. Of a champion with a refit, the
-    refit forecasts. Without a champion it is the base model where the ticker's own verdict has it better than naive.
+    The champion of `kronos-<ticker>` comes first, then the champion of the recipe's `adapter_name`, then the champion
+    of `kronos-all`; a champion that was not trained on the ticker is skipped. If a champion has a refit, the refit
+    forecasts. Without a champion, the base model forecasts if the ticker's own verdict is better than naive.
 
     Raises:
         TrackingError: the registry cannot be reached, or a champion's files are gone.
@@ -58,16 +58,16 @@ def select_champion(
     champion, reasons = find_champion(registry, ticker, recipe.adapter_name)
     if champion is not None:
         return _champion(registry, champion, ticker, base, recipe)
-    better, reason, marks = _verdict_on_base(layout, ticker, base)
+    better, reason, notes = _verdict_on_base(layout, ticker, base)
     why = f"{'; '.join(reasons)}; {reason}"
     if not better:
         return SelectedModel(None, plain_sampling(recipe), recipe, NAIVE, f"{why}, so the last close is repeated.")
     sampling = load_sampling(layout.base, ticker, base, recipe) or plain_sampling(recipe)
-    return SelectedModel(base, sampling, recipe, f"base {base.source.label}", f"{why}.", (*_demo(base), *marks))
+    return SelectedModel(base, sampling, recipe, f"base {base.source.label}", f"{why}.", (*_demo(base), *notes))
 
 
 def find_champion(registry: Registry, ticker: str, adapter_name: str | None = None) -> tuple[Version | None, list[str]]:
-    """The champion that forecasts a ticker, or None; and why those that come before it do not.
+    """Return the champion that forecasts a ticker, or None, and the reasons that earlier names in the order do not.
 
     Args:
         registry: the registry.
@@ -99,16 +99,16 @@ def _champion(registry: Registry, champion: Version, ticker: str, base: KronosMo
         try:
             model = load_trained(folder, base)
         except ModelError as error:
-            said = str(error).replace(str(folder), "it")
+            cause = str(error).replace(str(folder), "it")
             raise ModelError(
-                f"The champion {used} cannot forecast: {said} Or take it back: kronos rollback."
+                f"The champion {used} cannot forecast: {cause} Or take it back: kronos rollback."
             ) from error
         recipe = recipe.model_copy(update={"lookback": read_training_manifest(folder)["config"]["lookback"]})
         sampling = load_sampling(folder, ticker, model, recipe)
     notes = [*_demo(base), *filter(None, [champion.tags.get("contamination")])]
-    said = champion.tags.get("reason", "no reason is on record").removesuffix(".")
-    label, reason = str(used), f"{champion} is the champion: {said}."
-    if not used.measured:  # also where someone made a refit champion in MLflow itself
+    promotion_reason = champion.tags.get("reason", "no reason is on record").removesuffix(".")
+    label, reason = str(used), f"{champion} is the champion: {promotion_reason}."
+    if not used.measured:  # also if a person made a refit the champion in MLflow itself
         label = f"{used}, a refit of version {used.tags.get('refit_of')}, {NOT_MEASURED}"
         reason = f"{reason} {used} is a refit on all bars and {NOT_MEASURED}."
         notes.insert(0, NOT_MEASURED)
@@ -116,7 +116,7 @@ def _champion(registry: Registry, champion: Version, ticker: str, base: KronosMo
 
 
 def _verdict_on_base(layout: ArtifactLayout, ticker: str, base: KronosModel) -> tuple[bool, str, list[str]]:
-    """Whether the ticker's own reports have this base model better than naive, what they say, and with what mark."""
+    """Return True if the ticker's reports have this base model better than naive, the reason, and notes."""
     backtests = [layout.backtest_report(trained, ticker) for trained in (ADAPTER, CHECKPOINT)]
     for path in (*backtests, layout.ticker_metrics(ticker)):
         if not path.is_file():
@@ -127,9 +127,13 @@ def _verdict_on_base(layout: ArtifactLayout, ticker: str, base: KronosModel) -> 
         verdict = entries[0].get("verdicts", {}).get(BASE, {}).get(NAIVE) if entries else None
         if measured != base.source.name or verdict is None:
             continue
-        what = f"the base model {base.source.name} against naive: {verdict['verdict']}"
-        marks = [entries[0]["contamination"]] if entries[0].get("contamination") else []
-        return verdict["verdict"] == "better", f"{what} ({verdict['reason']})" if verdict.get("reason") else what, marks
+        summary = f"the base model {base.source.name} against naive: {verdict['verdict']}"
+        notes = [entries[0]["contamination"]] if entries[0].get("contamination") else []
+        return (
+            verdict["verdict"] == "better",
+            f"{summary} ({verdict['reason']})" if verdict.get("reason") else summary,
+            notes,
+        )
     return False, f"no verdict on the base model {base.source.name} against naive for {ticker}", []
 
 

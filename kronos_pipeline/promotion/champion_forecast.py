@@ -1,4 +1,4 @@
-"""The forecast of a ticker's next bars by whoever has earned it: what `kronos forecast` and the asset share."""
+"""Forecast of a ticker's next bars by its champion, for `kronos forecast` and the asset."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class TickerForecast:
 
     Attributes:
         table: see `forecast_ahead`.
-        reason: why this model.
-        notes: what must be said with it.
+        reason: the reason for the model.
+        notes: notes on the forecast.
         file: `forecasts/<T>.parquet`.
         plot: the fan chart.
     """
@@ -50,22 +50,22 @@ class TickerForecast:
 
     @property
     def label(self) -> str:
-        """What the model is called."""
+        """The model's name in tables and plots."""
         return str(self.table["model"].iloc[0])
 
     def sheet(self) -> Sheet:
-        """The forecast as people read it."""
+        """Build the table of the forecast."""
         return forecast_sheet(self.table, self.reason, self.notes)
 
 
 def overview_sheet(forecasts: Sequence[TickerForecast]) -> Sheet:
-    """Many forecasts as people read them: a row per ticker, with the close of the last bar that is forecast."""
+    """Build a table of many forecasts: a row per ticker, with the close of the last forecast bar."""
     rows = []
-    for one in forecasts:
-        last, steps = one.table.iloc[-1], len(one.table)
+    for forecast in forecasts:
+        last, steps = forecast.table.iloc[-1], len(forecast.table)
         known = f"{last['cutoff']:%Y-%m-%d}"
         prices = (price(last[name]) for name in ("lo_80", "median", "mean", "hi_80"))
-        rows.append([str(last["unique_id"]), known, str(steps), *prices, one.label])
+        rows.append([str(last["unique_id"]), known, str(steps), *prices, forecast.label])
     return Sheet(
         title=f"Close (price) of the last bar that is forecast, {count(len(forecasts), 'ticker')}",
         headers=["Ticker", "after", "bars\nahead", "lo\n80 %", "median", "mean", "hi\n80 %", "by"],
@@ -80,12 +80,12 @@ def forecast_ticker_job(
     """Forecast a ticker's next bars by its champion, else by base or naive, and write the table and the fan chart.
 
     Args:
-        registry: where champions are.
-        layout: where artifacts lie.
-        bars: each ticker's bars, the newest last; this one's are looked up when its turn comes.
+        registry: the registry of champions.
+        layout: the layout of the artifacts.
+        bars: each ticker's bars, the newest last; those of `ticker` are read when the job starts.
         ticker: the ticker.
         base: the untouched base model.
-        recipe: horizon, paths per forecast, seed and calendars; lookback, where no champion has its own.
+        recipe: horizon, paths per forecast, seed and calendars; lookback, if no champion has its own.
 
     Raises:
         TrackingError: the registry cannot be reached, or a champion's files are gone.
@@ -93,14 +93,14 @@ def forecast_ticker_job(
         DataError, SettingsError: these bars cannot be forecast, or a calendar does not fit.
         ArtifactError: a file cannot be written.
     """
-    own = bars[ticker]
-    choice = select_champion(registry, layout, ticker, base, recipe)
-    model, sampling = choice.model, choice.sampling
-    table = yield from forecast_ahead_job(own, model, sampling, choice.recipe, label=choice.label)
-    notes = choice.notes
+    ticker_bars = bars[ticker]
+    selected = select_champion(registry, layout, ticker, base, recipe)
+    model, sampling = selected.model, selected.sampling
+    table = yield from forecast_ahead_job(ticker_bars, model, sampling, selected.recipe, label=selected.label)
+    notes = selected.notes
     if model is not None and not sampling.residuals:
         notes = (*notes, NOT_RECALIBRATED)
     if model is not None and recipe.eval_samples < FEWEST_PATHS:
         notes = (*notes, f"intervals end at the outermost of {recipe.eval_samples} paths, too narrow for their level")
-    manifest = forecast_manifest(own, table, model, sampling, choice.recipe, choice.reason, notes)
-    return TickerForecast(table, choice.reason, notes, *save_forecast(layout, own, table, manifest))
+    manifest = forecast_manifest(ticker_bars, table, model, sampling, selected.recipe, selected.reason, notes)
+    return TickerForecast(table, selected.reason, notes, *save_forecast(layout, ticker_bars, table, manifest))

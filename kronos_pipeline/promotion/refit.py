@@ -1,4 +1,4 @@
-"""The refit of a model that was measured: the same recipe on all bars, for today's forecasts. Nothing measures it."""
+"""Refit of a measured model: train the same recipe on all bars, for today's forecasts. No score measures a refit."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Refit:
-    """A refit that is registered: its version, and that of the model measured in its place."""
+    """A registered refit: its version, and the version of the measured model."""
 
     name: str
     version: int
     refit_of: int
 
     def sentence(self) -> str:
-        """One line for people."""
+        """Return one line for users."""
         return f"{self.name} version {self.version}: version {self.refit_of} on all bars, {NOT_MEASURED}"
 
 
@@ -39,15 +39,15 @@ def refit(
     bars: Sequence[Bars],
     tags: Mapping[str, str] | None = None,
 ) -> Refit:
-    """Train a recipe once more with nothing held out, fit its sampling on its own selection block, and register it.
+    """Train a recipe again without a holdout, fit its sampling on the new selection block, and register it.
 
     Args:
-        tracker: where the training is recorded, and whose registry it goes to.
-        trainer: with the recipe of the model that was measured.
-        measured: that model.
-        adapter: its adapter's name; None for the checkpoint.
-        bars: of the tickers that it serves.
-        tags: of the MLflow run.
+        tracker: the tracker of the training and of the registry.
+        trainer: a trainer with the recipe of the measured model.
+        measured: the measured model.
+        adapter: the adapter's name; None for the checkpoint.
+        bars: bars of the tickers that the model serves.
+        tags: tags of the MLflow run.
 
     Raises:
         DataError, SettingsError, ModelError, ArtifactError, TrackingError: see their messages.
@@ -55,12 +55,12 @@ def refit(
     from kronos_pipeline.model.lora import load_trained  # imports torch
 
     recipe = trainer.recipe
-    windows = [build_windows(one, recipe, hold_out=False) for one in bars]
+    windows = [build_windows(ticker_bars, recipe, hold_out=False) for ticker_bars in bars]
     with tracker.training_run(f"{measured.name} on all bars", recipe, {**(tags or {}), "measured": "no"}) as run:
         result = trainer.refit(windows, adapter, listener=run, mlflow_run=run.run_id)
         run.finish(result.summary, result.history, result.folder)
     candidate = Candidate(load_trained(result.folder, trainer.base), result.folder)
-    for one in windows:
-        find_sampling(candidate, one, recipe)
+    for ticker_windows in windows:
+        find_sampling(candidate, ticker_windows, recipe)
     number = Registry(tracker).register_refit(result.folder, measured.name, run.run_id, refit_of=measured.version)
     return Refit(measured.name, number, measured.version)

@@ -1,8 +1,8 @@
-"""What happens to a trained model once it was measured: it becomes a version, the gate decides, and both are recorded.
+"""Submission of a trained and measured model: it becomes a version, the gate decides, and both are recorded.
 
     trained --> evidence: backtest, else holdout --> decision of the gate --> version, alias challenger or champion
 
-The command and the Dagster assets go through `submit`, so there is one way to become champion without a person.
+The command and the Dagster assets use `submit`, so there is one way to promote a model automatically.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ if TYPE_CHECKING:
     from kronos_pipeline.config import Recipe
 
 _SAME_RECIPE = Role.MODEL | Role.WINDOWS | Role.TRAINING | Role.NAME | Role.SAMPLING
-"""Roles of the settings that a backtest has in common with the training whose recipe it measured."""
+"""Roles of the settings that a backtest shares with the training of the same recipe."""
 _FINGERPRINT = "evidence_hash"
 BACKTEST, HOLDOUT = "backtest", "holdout"
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a decision rests on.
+    """The evidence of a decision.
 
     Attributes:
-        source: "backtest", or "holdout" where there is no backtest of this training's recipe and bars; it says so where
-            there is one of others.
+        source: "backtest", or "holdout" without a backtest of this training's recipe and bars; with a remark if a
+            backtest of other settings, tickers or bars exists.
         predictions: see `evaluation.predictions`.
-        manifest: what made them.
+        manifest: provenance of the predictions.
     """
 
     source: str
@@ -51,7 +51,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Submission:
-    """A model that was submitted: its version, and what the gate decided on which evidence."""
+    """A submitted model: its version, the source of its evidence, and the gate's decision."""
 
     name: str
     version: int
@@ -59,21 +59,21 @@ class Submission:
     decision: Decision
 
     def sentence(self) -> str:
-        """One line for people."""
+        """Return one line for users."""
         return f"{self.name} version {self.version}, by its {self.source}: {self.decision.reason}"
 
 
 def find_evidence(layout: ArtifactLayout, trained: str, tickers: Sequence[str], folder: Path) -> Evidence:
-    """What was measured of a trained model: by the backtest of its recipe on its bars, else by the holdout.
+    """Return the evidence of a trained model: the backtest of its recipe on its bars, else the holdout.
 
     Args:
-        layout: where artifacts lie.
+        layout: the layout of the artifacts.
         trained: "adapter" or "checkpoint".
-        tickers: those that the model serves and that were evaluated.
-        folder: where it lies.
+        tickers: the evaluated tickers that the model serves.
+        folder: the model's folder.
 
     Raises:
-        ArtifactError: a ticker has not been evaluated, or with other weights than these; or what is stored is damaged.
+        ArtifactError: a ticker has no evaluation, or one of other weights; or a stored file is damaged.
     """
     training = read_json(folder / MANIFEST)
     weights = _weights_hash(folder, training)
@@ -86,12 +86,12 @@ def find_evidence(layout: ArtifactLayout, trained: str, tickers: Sequence[str], 
             )
     backtests, source = [layout.backtest(trained, ticker) for ticker in tickers], HOLDOUT
     if all(path.is_file() for path in backtests):
-        measured, made = load_predictions(backtests)
+        backtest_predictions, backtest_manifest = load_predictions(backtests)
         if all(
             _measures(read_parquet(path)[1], training, manifest, ticker)
             for path, ticker in zip(backtests, tickers, strict=True)
         ):
-            return Evidence(BACKTEST, measured, made)
+            return Evidence(BACKTEST, backtest_predictions, backtest_manifest)
         source = f"{HOLDOUT} (the backtest is of other settings, tickers or bars)"
     return Evidence(source, predictions, manifest)
 
@@ -120,22 +120,22 @@ def submit(
     *,
     tickers_tested: int,
 ) -> Submission:
-    """Let the gate decide on a trained model, and record it as a version with the decision and its reason.
+    """Let the gate decide on a trained model, and record the model as a version with the decision and its reason.
 
-    The decision is made before anything is written: what fails on the way leaves no champion. A training that stood
-    before the gate with this very evidence keeps its version.
+    The gate decides before any write: an error leaves no new champion. A training that was submitted before with the
+    same evidence keeps its version.
 
     Args:
         registry: the registry.
-        layout: where artifacts lie.
+        layout: the layout of the artifacts.
         adapter: the adapter's name, or None for the checkpoint.
-        tickers: those that it serves.
-        run_id: the MLflow run that trained it.
-        recipe: whose `gate` decides.
-        tickers_tested: tickers whose models stand before the gate together, for which the verdict is corrected.
+        tickers: the tickers that the model serves.
+        run_id: the MLflow run that trained the model.
+        recipe: a recipe with the `gate`.
+        tickers_tested: number of tickers with a submitted model, for which the verdict is corrected.
 
     Raises:
-        ArtifactError: it has not been evaluated.
+        ArtifactError: the model has no evaluation.
         TrackingError: the registry cannot be used.
     """
     trained = CHECKPOINT if adapter is None else ADAPTER
@@ -151,9 +151,11 @@ def submit(
         tickers_tested=tickers_tested,
     )
     fingerprint = _fingerprint(evidence.predictions)
-    doubted = [of_models[trained] for of_models in evidence.manifest.get("doubts", {}).values() if trained in of_models]
-    if decision.promote and doubted:
-        reason = f"Not promoted: {doubted[0]}; a backtest would not have that flaw."
+    warnings = [
+        of_models[trained] for of_models in evidence.manifest.get("doubts", {}).values() if trained in of_models
+    ]
+    if decision.promote and warnings:
+        reason = f"Not promoted: {warnings[0]}; a backtest would not have that flaw."
         decision = replace(decision, promote=False, reason=reason)
     if decision.promote and (why := _taken_back(registry, name, fingerprint)):
         decision = replace(decision, promote=False, reason=f"Not promoted: {why}")
@@ -179,7 +181,7 @@ def submit(
 
 
 def _fingerprint(predictions: pd.DataFrame) -> str:
-    """A hash of what was predicted and of what came."""
+    """Return a hash of the predictions and the real closes."""
     rows = pd.util.hash_pandas_object(predictions[list(COLUMNS)], index=False)
     return hashlib.sha256(rows.to_numpy("<u8").tobytes()).hexdigest()
 
@@ -195,7 +197,7 @@ def _weights_hash(folder: Path, training: Mapping[str, Any]) -> str:
 def _measures(
     backtest: Mapping[str, Any], training: Mapping[str, Any], holdout: Mapping[str, Any], ticker: str
 ) -> bool:
-    """Whether a backtest is one of a training's recipe, base model and tickers, on the bars that were evaluated."""
+    """Return True if a backtest has a training's recipe, base model and tickers, and the holdout's bars."""
     settings = backtest.get("config") or backtest["differing"]["config"][0]
     same = all(settings.get(name) == training["config"].get(name) for name in settings_of(_SAME_RECIPE))
     return (
@@ -207,7 +209,7 @@ def _measures(
 
 
 def _taken_back(registry: Registry, name: str, fingerprint: str) -> str | None:
-    """Why a person took back a champion that had this very evidence, or None where nobody did."""
+    """Return the reason that a person rolled back a champion with the same evidence, or None."""
     for version in registry.versions(name):
         if version.tags.get(_FINGERPRINT) == fingerprint and version.tags.get("promoted") == "rolled back":
             return f"version {version.number}, with this very evidence, was rolled back: {version.tags.get('reason')}"

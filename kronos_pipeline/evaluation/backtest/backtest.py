@@ -1,7 +1,7 @@
-"""Walk-forward backtest: the recipe trained again and again on what was known, and scored on what came next.
+"""Walk-forward backtest: train a recipe repeatedly on the bars up to a cutoff, and score it on the bars after it.
 
-A fold's predictions are kept while its data, settings and code stay the same: a backtest that was killed goes on where
-it was, and one that is repeated with a few new bars does only what is new.
+A fold's predictions are kept while its data, settings and code stay the same: a killed backtest resumes, and a backtest
+with a few new bars computes only the new folds.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ if TYPE_CHECKING:
     from kronos_pipeline.model.loading import KronosModel
 
 DEFAULT_ORIGINS = 12
-"""Cutoffs where a backtest is asked for and `--backtest-origins` is not given."""
+"""Number of cutoffs of a backtest without `--backtest-origins`."""
 
 
 @dataclass(frozen=True)
 class Backtest:
-    """What a backtest found.
+    """The result of a backtest.
 
     Attributes:
-        predictions: of all tickers and cutoffs; see `evaluation.predictions`.
-        evaluation: as `build_evaluation` makes it, over all tickers.
-        skipped: tickers that have no cutoff or could not be trained or forecast, and why.
-        plots: each ticker's pictures by kind, "steps" and "reliability".
+        predictions: predictions of all tickers and cutoffs; see `evaluation.predictions`.
+        evaluation: the result of `build_evaluation` over all tickers.
+        skipped: the error of each ticker without a cutoff, a training or a forecast.
+        plots: each ticker's plot files by kind, "steps" and "reliability".
     """
 
     predictions: pd.DataFrame
@@ -70,37 +70,41 @@ def run_backtest(
     """Backtest a recipe, and write `backtest/<trained>/<T>.*` and `backtest/<trained>.json`.
 
     Args:
-        layout: where artifacts lie.
+        layout: the layout of the artifacts.
         bars: the tickers' bars.
-        recipe: with `backtest_origins` cutoffs per ticker, or `DEFAULT_ORIGINS` where that is 0.
+        recipe: the recipe, with `backtest_origins` cutoffs per ticker, or `DEFAULT_ORIGINS` if that is 0.
         base: the untouched base model.
         trained: "adapter", one per ticker or, with `adapter_name`, one over all; or "checkpoint", one over all.
-        tickers_tested: tickers that verdicts are corrected for; by default those that have cutoffs.
-        say: takes lines for the person who runs the pipeline.
+        tickers_tested: number of tickers that verdicts are corrected for; by default the tickers with cutoffs.
+        say: prints progress lines.
 
     Raises:
-        BacktestError: no ticker has bars enough for one cutoff, or could be trained and forecast.
+        BacktestError: no ticker has enough bars for a cutoff, or could be trained and forecast.
         SettingsError, ModelError, ArtifactError: see their messages.
     """
     recipe = recipe.model_copy(update={"backtest_origins": recipe.backtest_origins or DEFAULT_ORIGINS})
-    alone = trained == ADAPTER and recipe.adapter_name is None
-    groups = [{ticker: one} for ticker, one in bars.items()] if alone else [bars]
+    single = trained == ADAPTER and recipe.adapter_name is None
+    groups = [{ticker: ticker_bars} for ticker, ticker_bars in bars.items()] if single else [bars]
     folds, skipped = plan_folds(groups, recipe, _anchors(layout, trained, list(bars)))
-    places = {layout.backtest_fold(fold_key(fold, trained, base)): fold for fold in folds}
-    new = {root: fold for root, fold in places.items() if not kept_predictions(root).is_file()}
+    fold_folders = {layout.backtest_fold(fold_key(fold, trained, base)): fold for fold in folds}
+    new = {root: fold for root, fold in fold_folders.items() if not kept_predictions(root).is_file()}
     seconds = _expected_seconds(new, base, lora=trained == ADAPTER)
     say("\n".join(_announce(folds, len(new), seconds, skipped, recipe)))
     began = time.monotonic()
-    for done, (root, found) in enumerate(run_folds(new, trained, base), 1):
-        if isinstance(found, KronosError):
-            skipped |= dict.fromkeys((one.ticker for one in new[root].windows), found)
+    for done, (root, result) in enumerate(run_folds(new, trained, base), 1):
+        if isinstance(result, KronosError):
+            skipped |= dict.fromkeys((windows.ticker for windows in new[root].windows), result)
         else:
             left = (time.monotonic() - began) / done * (len(new) - done)
-            say(f"backtest: {_describe(found, trained)}; {done} of {len(new)}, about {duration(left)} left")
-    kept = [root for root, fold in places.items() if skipped.keys().isdisjoint(one.ticker for one in fold.windows)]
-    if not kept:
+            say(f"backtest: {_describe_fold(result, trained)}; {done} of {len(new)}, about {duration(left)} left")
+    complete = [
+        root
+        for root, fold in fold_folders.items()
+        if skipped.keys().isdisjoint(windows.ticker for windows in fold.windows)
+    ]
+    if not complete:
         raise BacktestError(skipped)
-    parts = [read_parquet(kept_predictions(root)) for root in kept]
+    parts = [read_parquet(kept_predictions(root)) for root in complete]
     tables, manifests = zip(*parts, strict=True)
     predictions: pd.DataFrame = pd.concat(tables, ignore_index=True)
     predictions = predictions.sort_values(["unique_id", "cutoff", "model", "step"], ignore_index=True)
@@ -108,10 +112,10 @@ def run_backtest(
         "data": {ticker: bars[ticker].content_hash for ticker in predictions["unique_id"].unique()}
     }
     evaluation = _save(layout, predictions, trained, manifest, skipped, tickers_tested)
-    prune_folds(places)
-    said = [f"base model {base.source.label}"]
+    prune_folds(fold_folders)
+    notes = [f"base model {base.source.label}"]
     plots = {
-        str(ticker): _draw(layout, str(ticker), rows, trained, said + _warnings_of(evaluation, str(ticker)))
+        str(ticker): _draw(layout, str(ticker), rows, trained, notes + _warnings_of(evaluation, str(ticker)))
         for ticker, rows in predictions.groupby("unique_id", sort=True)
     }
     return Backtest(predictions, evaluation, skipped, plots)
@@ -139,7 +143,7 @@ def combine_backtests(layout: ArtifactLayout, trained: str, tickers: Sequence[st
 
 
 def _anchors(layout: ArtifactLayout, trained: str, tickers: Sequence[str]) -> dict[str, pd.Timestamp]:
-    """The newest cutoff of each ticker's last backtest; of the newest of all tickers' where it has had none."""
+    """Return the newest cutoff of each ticker's last backtest; of a ticker without a backtest, the newest of all."""
     newest = {
         path.stem: read_parquet(path)[0]["cutoff"].max()
         for path in layout.backtest(trained, "X").parent.glob("*.parquet")
@@ -150,22 +154,22 @@ def _anchors(layout: ArtifactLayout, trained: str, tickers: Sequence[str]) -> di
 
 
 def _merge(manifests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One manifest of all folds; a ticker's folds are listed one after another."""
+    """Merge the manifests of all folds; a ticker's folds are listed in order."""
     folds: dict[str, list[Any]] = {}
     for manifest in manifests:
-        for ticker, some in manifest["folds"].items():
-            folds.setdefault(ticker, []).extend(some)
-    # The newest fold's entries stay where a ticker has several, but for what may have been seen in pre-training, which
-    # the oldest says, and for the share of mended bars, which is the mean over them.
+        for ticker, entries in manifest["folds"].items():
+            folds.setdefault(ticker, []).extend(entries)
+    # The newest fold's entries of a ticker stay, except that the contamination is the oldest fold's, and the share of
+    # repaired bars is the mean over the folds.
     merged = merge_manifests(manifests)
-    suspicions = merge_manifests([{"contamination": one["contamination"]} for one in reversed(manifests)])
+    suspicions = merge_manifests([{"contamination": manifest["contamination"]} for manifest in reversed(manifests)])
     shares: dict[str, dict[str, list[float]]] = {}
     for manifest in manifests:
         for ticker, of_models in manifest["mended"].items():
             for name, share in of_models.items():
                 shares.setdefault(ticker, {}).setdefault(name, []).append(share)
     mended = {
-        ticker: {name: sum(some) / len(some) for name, some in of_models.items()}
+        ticker: {name: sum(values) / len(values) for name, values in of_models.items()}
         for ticker, of_models in shares.items()
     }
     return {**merged, **suspicions, "mended": mended, "folds": folds}
@@ -184,8 +188,7 @@ def _save(
     files = []
     for ticker, rows in predictions.groupby("unique_id", sort=True):
         path = layout.backtest(trained, str(ticker))
-        own = manifest_of_ticker(manifest, str(ticker))
-        report = build_evaluation(rows, trained, [], own, tested)
+        report = build_evaluation(rows, trained, [], manifest_of_ticker(manifest, str(ticker)), tested)
         save_report(layout.backtest_report(trained, str(ticker)), path, report, rows)
         files.append(path)
     reasons = [{"symbol": ticker, "reason": str(error)} for ticker, error in skipped.items()]
@@ -196,14 +199,14 @@ def _save(
 
 
 def _warnings_of(evaluation: Mapping[str, Any], ticker: str) -> list[str]:
-    entry = next(one for one in evaluation["per_symbol"] if one["symbol"] == ticker)
+    entry = next(entry for entry in evaluation["per_symbol"] if entry["symbol"] == ticker)
     return [entry["contamination"]] if entry["contamination"] else []
 
 
 def _draw(
     layout: ArtifactLayout, ticker: str, rows: pd.DataFrame, trained: str, notes: Sequence[str]
 ) -> dict[str, Path]:
-    """Draw what one forecast is too little for: the error by bars ahead, and whether the intervals hold."""
+    """Draw the plots that need many forecasts: the error by bars ahead, and the reliability of the intervals."""
     from kronos_pipeline.evaluation.reports.plots import reliability_plot, steps_plot
 
     title = f"Do the intervals of {trained} hold? {ticker}, backtest"
@@ -218,43 +221,43 @@ def _draw(
 
 
 def _expected_seconds(new: Mapping[Path, Fold], base: KronosModel, *, lora: bool) -> float:
-    """Seconds that the trainings take at most, by a batch of the largest of them that is timed."""
+    """Estimate the maximum seconds of all trainings, from a timed batch of the largest training."""
     from kronos_pipeline.training.trainer import KronosTrainer  # imports torch
 
     if not new:
         return 0.0
-    root = max(new, key=lambda one: _training_windows(new[one]))
-    share = sum(_training_windows(one) for one in new.values()) / _training_windows(new[root])
+    root = max(new, key=lambda folder: _training_windows(new[folder]))
+    ratio = sum(_training_windows(fold) for fold in new.values()) / _training_windows(new[root])
     trainer = KronosTrainer(new[root].recipe, root, base=base, say=lambda _: None)
-    return share * trainer.expected_seconds(new[root].known, lora=lora)
+    return ratio * trainer.expected_seconds(new[root].known, lora=lora)
 
 
 def _announce(
     folds: Sequence[Fold], new: int, seconds: float, skipped: Mapping[str, KronosError], recipe: Recipe
 ) -> list[str]:
-    """What the backtest will do and cost, in lines."""
+    """Return lines with the work of the backtest and its estimated time."""
     counts: dict[str, int] = {}
     for fold in folds:
-        for one in fold.windows:
-            counts[one.ticker] = counts.get(one.ticker, 0) + one.counts()["holdout"]
+        for windows in fold.windows:
+            counts[windows.ticker] = counts.get(windows.ticker, 0) + windows.counts()["holdout"]
     kept = f" ({len(folds) - new} are kept from before)" if new < len(folds) else ""
     lines = [
         f"backtest: {sum(counts.values())} cutoffs of {len(counts)} tickers, {recipe.horizon} bars apart; "
         f"{count(new, 'training')}{kept}, about {duration(seconds)} at most, and the sampling"
     ]
-    for ticker, found in counts.items():
-        if found < recipe.backtest_origins:
-            few = f"; a verdict needs {MIN_CUTOFFS}" if found < MIN_CUTOFFS else ""
-            lines.append(f"{ticker}: {found} of {recipe.backtest_origins} cutoffs have enough bars before them{few}")
+    for ticker, cutoffs in counts.items():
+        if cutoffs < recipe.backtest_origins:
+            few = f"; a verdict needs {MIN_CUTOFFS}" if cutoffs < MIN_CUTOFFS else ""
+            lines.append(f"{ticker}: {cutoffs} of {recipe.backtest_origins} cutoffs have enough bars before them{few}")
     return lines + [f"{ticker}: no backtest: {error}" for ticker, error in skipped.items()]
 
 
 def _training_windows(fold: Fold) -> int:
-    return sum(one.counts()["train"] for one in fold.known)
+    return sum(windows.counts()["train"] for windows in fold.known)
 
 
-def _describe(predictions: pd.DataFrame, trained: str) -> str:
-    """A fold in one line: whose, from which cutoffs, and the scaled errors."""
+def _describe_fold(predictions: pd.DataFrame, trained: str) -> str:
+    """Describe a fold in one line: tickers, cutoffs and scaled errors."""
     error = (predictions["mean"] - predictions["y"]).abs() / predictions["scale"]
     means = error.groupby(predictions["model"]).mean()
     shown = ", ".join(f"{name} {means[name]:.3g}" for name in (trained, BASE, "naive"))

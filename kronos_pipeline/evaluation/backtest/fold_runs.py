@@ -1,4 +1,4 @@
-"""The folds of a backtest: trained, forecast, and kept while their data, settings and code stay the same."""
+"""Runs of a backtest's folds: training, forecasts, and their cache while data, settings and code stay the same."""
 
 from __future__ import annotations
 
@@ -26,70 +26,70 @@ if TYPE_CHECKING:
     from kronos_pipeline.training.publish import TrainingResult
     from kronos_pipeline.training.trainer import KronosTrainer
 
-Forecast = tuple[pd.DataFrame, dict[str, Any]]
+FoldForecast = tuple[pd.DataFrame, dict[str, Any]]
 """Predictions and their manifest."""
 
 FOLDS_AT_ONCE = {"cuda": 32}
 _FEW = 8
-"""Adapters that are trained, and then forecast, before anything is said of them: by the device, and on any other."""
+"""Number of adapters that are trained and then forecast together, by device; on any other device `_FEW`."""
 _ASIDE = Role.FORECAST | Role.DECISION | Role.RUN
-"""Roles of the settings that leave a fold's predictions as they are; the kind of device counts by itself."""
+"""Roles of the settings without effect on a fold's predictions; the device type is a part of the key itself."""
 
 
 def fold_key(fold: Fold, trained: str, base: KronosModel) -> str:
-    """Names a fold's folder: what is trained together, and then all that shapes what comes of it."""
+    """Return the name of a fold's folder: a hash of its tickers, and a hash of all inputs of its predictions."""
     from kronos_pipeline.training.devices import pick_precision  # imports torch
 
     settings = json.dumps(fold.recipe.model_dump(mode="json", exclude=set(settings_of(_ASIDE))), sort_keys=True)
     packages = json.dumps(package_versions(), sort_keys=True)
-    asked = fold.recipe.precision
-    formats = [pick_precision(asked, base.device, base.predictor), sampling_precision(asked, base.device)]
-    data = [one.bars.content_hash for one in fold.windows]
-    # The kind of device, not its number: a backtest that was killed may go on on another GPU.
+    precision = fold.recipe.precision
+    formats = [pick_precision(precision, base.device, base.predictor), sampling_precision(precision, base.device)]
+    data = [windows.bars.content_hash for windows in fold.windows]
+    # The device type, not its number: a killed backtest may resume on another GPU.
     code = layers_version(*PREDICTIONS)
     content = text_hash(settings, packages, base.weights_hash, base.device.type, *formats, code, *data)
     return f"{text_hash(trained, *fold.group)[:12]}-{content[:32]}"
 
 
 def kept_predictions(root: Path) -> Path:
-    """Where a fold's predictions are, once there are any, with their manifest."""
+    """Return the file of a fold's predictions and their manifest."""
     return root / "predictions.parquet"
 
 
 def run_folds(
     folds: Mapping[Path, Fold], trained: str, base: KronosModel
 ) -> Iterator[tuple[Path, pd.DataFrame | KronosError]]:
-    """Train and forecast folds, and keep the predictions of each; one that fails leaves the others as they are.
+    """Train and forecast folds, and store the predictions of each; a failing fold does not affect the others.
 
-    Adapters are trained, and forecast, several at a time. A run that was killed keeps the folds and the trainings that
-    had ended.
+    Several adapters are trained, and forecast, at a time. A killed run keeps its finished folds and trainings.
 
     Args:
-        folds: by the folder that is each one's own.
+        folds: folds by their folders.
         trained: "adapter" or "checkpoint".
         base: the untouched base model.
 
     Yields:
-        Each folder with the predictions that are kept there now, or why there are none.
+        Each folder with its stored predictions, or the error that ended the fold.
     """
     from kronos_pipeline.training.trainer import KronosTrainer  # imports torch
 
-    left = list(folds)
-    while left:
-        first = folds[left[0]]
+    remaining = list(folds)
+    while remaining:
+        first = folds[remaining[0]]
         whole_models = trained != ADAPTER or not first.recipe.freeze_backbone
         count = 1 if whole_models else FOLDS_AT_ONCE.get(base.device.type, _FEW)
-        some, left = {root: folds[root] for root in left[:count]}, left[count:]
-        trainer = KronosTrainer(first.recipe, next(iter(some)), base=base, say=lambda _: None)
+        batch, remaining = {root: folds[root] for root in remaining[:count]}, remaining[count:]
+        trainer = KronosTrainer(first.recipe, next(iter(batch)), base=base, say=lambda _: None)
         with trainer.one_run():
-            results = _train(some, trained, trainer)
+            results = _train(batch, trained, trainer)
             failed = {root: result for root, result in results.items() if isinstance(result, KronosError)}
             yield from failed.items()
-            yield from _forecast({root: some[root] for root in some if root not in failed}, results, trained, base)
+            trained_folds = {root: fold for root, fold in batch.items() if root not in failed}
+            yield from _forecast(trained_folds, results, trained, base)
 
 
 def prune_folds(used: Collection[Path]) -> None:
-    """Remove what earlier backtests of the same groups left for folds that there are no more."""
+    """Remove the stored folds of the same groups that are no longer used."""
     for group in {(folder.parent, folder.name.split("-")[0]) for folder in used}:
         for folder in group[0].glob(f"{group[1]}-*"):
             if folder not in used:
@@ -107,7 +107,7 @@ def _train(
             for root, fold in folds.items()
         ]
         return dict(zip(folds, trainer.train_adapters(jobs), strict=True))
-    ((root, fold),) = folds.items()  # the trainer's own
+    ((root, fold),) = folds.items()  # in the trainer's folder
     try:
         return {root: trainer.train_checkpoint(fold.known)}
     except KronosError as error:
@@ -119,16 +119,17 @@ def _forecast(
 ) -> Iterator[tuple[Path, pd.DataFrame | KronosError]]:
     load = loader(base)
     jobs = {
-        (root, one.ticker): _forecast_job(fold, one, results[root], trained, ArtifactLayout(root), base, load)
+        (root, windows.ticker): _forecast_job(fold, windows, results[root], trained, ArtifactLayout(root), base, load)
         for root, fold in folds.items()
-        for one in fold.windows
+        for windows in fold.windows
     }
-    made: dict[Path, dict[str, Forecast | KronosError]] = {root: {} for root in folds}
-    for (root, ticker), found in run_jobs(jobs):
-        made[root][ticker] = found
-        if len(made[root]) == len(folds[root].windows):
+    forecasts: dict[Path, dict[str, FoldForecast | KronosError]] = {root: {} for root in folds}
+    for (root, ticker), result in run_jobs(jobs):
+        forecasts[root][ticker] = result
+        if len(forecasts[root]) == len(folds[root].windows):
             try:
-                yield root, _keep(root, [unwrap(made[root][one.ticker]) for one in folds[root].windows])
+                in_order = [unwrap(forecasts[root][windows.ticker]) for windows in folds[root].windows]
+                yield root, _store(root, in_order)
             except KronosError as error:
                 yield root, error
 
@@ -141,8 +142,8 @@ def _forecast_job(
     layout: ArtifactLayout,
     base: KronosModel,
     load: Loader,
-) -> ForecastJob[Forecast]:
-    """The predictions of one of a fold's tickers."""
+) -> ForecastJob[FoldForecast]:
+    """Forecast one ticker of a fold."""
     ticker = windows.ticker
     candidates = {
         BASE: Candidate(base, layout.base),
@@ -156,9 +157,9 @@ def _forecast_job(
     return forecasts.predictions, forecasts.manifest | group
 
 
-def _keep(root: Path, made: Collection[Forecast]) -> pd.DataFrame:
-    """Write a fold's predictions, of all its tickers, and remove the weights that made them."""
-    tables, manifests = zip(*made, strict=True)
+def _store(root: Path, forecasts: Collection[FoldForecast]) -> pd.DataFrame:
+    """Write the predictions of all tickers of a fold, and remove the weights of its models."""
+    tables, manifests = zip(*forecasts, strict=True)
     predictions: pd.DataFrame = pd.concat(tables, ignore_index=True)
     write_parquet(kept_predictions(root), predictions, merge_manifests(manifests))
     for entry in root.iterdir():

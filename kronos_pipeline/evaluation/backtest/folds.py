@@ -1,14 +1,14 @@
-"""The folds of a walk-forward backtest: what is trained on, and which cutoffs it is scored on.
+"""The folds of a walk-forward backtest: the bars of each training, and the cutoffs of its scores.
 
     bars     |---- train ----|- selection -|x = horizon = |x = horizon = |                       fold 1 (2 cutoffs)
              |---------------- train ----------------|- selection -|x = horizon = |x = horizon = |        fold 2
 
-`x` is a cutoff. The cutoffs are a horizon apart and the last leaves one horizon of real bars; `--backtest-refit-every`
-says how many of them one training serves. A fold is the pipeline itself on bars that end with the fold: its holdout is
-the fold's cutoffs, so training, the choice of weights, of the sampling and of the interval widths all lie before them.
+`x` is a cutoff. The cutoffs are a horizon apart, with one horizon of real bars after the last; `--backtest-refit-every`
+is the number of cutoffs per training. A fold is the pipeline itself on bars that end with the fold: its holdout is the
+fold's cutoffs, so training and the choice of weights, sampling and interval widths use only earlier bars.
 
-Cutoffs stay where they are while bars come in, until there is room for a new one after the last: two backtests of one
-ticker share cutoffs, so that a new model can be compared with the champion, and need not do old folds again.
+New bars do not move the cutoffs, until there is room for a new cutoff after the last: two backtests of one ticker share
+cutoffs, so that a new model can be compared with the champion, and old folds are reused.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class BacktestError(DataError):
     """No ticker could be backtested.
 
     Attributes:
-        skipped: why, by ticker.
+        skipped: the reason by ticker.
     """
 
     def __init__(self, skipped: Mapping[str, KronosError]) -> None:
@@ -42,13 +42,13 @@ class BacktestError(DataError):
 
 @dataclass(frozen=True)
 class Fold:
-    """One training and the cutoffs that it is scored on.
+    """One training and its cutoffs.
 
     Attributes:
-        group: the tickers that are trained together, those that this fold leaves out included.
-        recipe: the recipe, with a holdout that holds the fold's cutoffs.
+        group: the tickers of a joint training, including those that this fold leaves out.
+        recipe: the recipe, with a holdout of the fold's cutoffs.
         windows: the tickers' windows on bars that end with the fold.
-        known: the same for training: no target bar that is newer than the earliest cutoff of any of the tickers.
+        known: the windows for training: without target bars after the earliest cutoff of any ticker.
     """
 
     group: tuple[str, ...]
@@ -60,24 +60,24 @@ class Fold:
 def plan_folds(
     groups: Sequence[Mapping[str, Bars]], recipe: Recipe, anchors: Mapping[str, pd.Timestamp] | None = None
 ) -> tuple[list[Fold], dict[str, KronosError]]:
-    """The folds of a backtest.
+    """Plan the folds of a backtest.
 
     Args:
-        groups: tickers that are trained together, by symbol.
-        recipe: with the number of cutoffs per ticker, and of those that one training serves.
-        anchors: by ticker, a cutoff that the others keep in step with; by default they are counted from the last bar.
+        groups: groups of tickers that are trained together, by symbol.
+        recipe: the recipe, with the number of cutoffs per ticker and per training.
+        anchors: by ticker, an existing cutoff to align with; by default cutoffs are counted from the last bar.
 
     Returns:
-        The folds, each group's oldest first, and why tickers have none.
+        The folds, each group's oldest first, and the reason that a ticker has none.
 
     Raises:
-        BacktestError: no ticker has bars enough for one cutoff.
+        BacktestError: no ticker has enough bars for a cutoff.
     """
     folds: list[Fold] = []
     skipped: dict[str, KronosError] = {}
     for group in groups:
-        found, errors = _folds_of(group, recipe, anchors or {})
-        folds += found
+        group_folds, errors = _folds_of(group, recipe, anchors or {})
+        folds += group_folds
         skipped |= errors
     if not folds:
         raise BacktestError(skipped)
@@ -87,9 +87,9 @@ def plan_folds(
 def _folds_of(
     bars: Mapping[str, Bars], recipe: Recipe, anchors: Mapping[str, pd.Timestamp]
 ) -> tuple[list[Fold], dict[str, KronosError]]:
-    """The folds of tickers that are trained together, oldest first, and why tickers have none.
+    """Plan the folds of tickers that are trained together, oldest first; return the reason that a ticker has none.
 
-    A fold leaves out the tickers that have too few bars before it.
+    A fold leaves out the tickers with too few bars before it.
     """
     horizon, every = recipe.horizon, recipe.backtest_refit_every
     folds: list[Fold] = []
@@ -98,55 +98,59 @@ def _folds_of(
     for first in range(0, recipe.backtest_origins, every):
         cutoffs = min(every, recipe.backtest_origins - first)
         changes = {"validation_bars": cutoffs * horizon, "max_cutoffs": cutoffs, "backtest_origins": 0}
-        own = recipe.model_copy(update=changes)
+        fold_recipe = recipe.model_copy(update=changes)
         later = recipe.backtest_origins - first - cutoffs
         windows = []
-        for ticker, one in bars.items():
+        for ticker, ticker_bars in bars.items():
             try:
-                end = _end(one, horizon, anchors.get(ticker)) - later * horizon
-                windows.append(build_windows(_until(one, end), own))
+                end = _end(ticker_bars, horizon, anchors.get(ticker)) - later * horizon
+                windows.append(build_windows(_until(ticker_bars, end), fold_recipe))
             except DataError as error:
                 errors[ticker] = _of_the_fold(error, cutoffs * horizon, cutoffs)
         if windows:
-            folds.append(Fold(group, own, tuple(windows), tuple(purge_overlapping_targets(windows))))
-    scored = {one.ticker for fold in folds for one in fold.windows}
+            folds.append(Fold(group, fold_recipe, tuple(windows), tuple(purge_overlapping_targets(windows))))
+    scored = {ticker_windows.ticker for fold in folds for ticker_windows in fold.windows}
     return folds, {ticker: error for ticker, error in errors.items() if ticker not in scored}
 
 
 def _of_the_fold(error: DataError, held_out: int, cutoffs: int) -> DataError:
-    """The error in the words of a backtest: nobody set the bars that a fold holds out."""
+    """Reword an error about held-out bars for a backtest, as users set cutoffs and not the bars of a fold."""
     fold = "the one cutoff of a fold" if cutoffs == 1 else f"the {cutoffs} cutoffs of a fold (--backtest-refit-every)"
-    problems = [replace(one, rule=one.rule.replace(f"--validation-bars {held_out}", fold)) for one in error.problems]
+    flag = f"--validation-bars {held_out}"
+    problems = [replace(problem, rule=problem.rule.replace(flag, fold)) for problem in error.problems]
     return DataError(problems, error.ticker)
 
 
 def _aligned(bars: Mapping[str, Bars], recipe: Recipe) -> tuple[dict[str, Bars], dict[str, KronosError]]:
-    """The tickers' bars up to the earliest of their ends, and why a ticker that ended long before is left out."""
-    last = {ticker: one.frame["timestamps"].iloc[-1] for ticker, one in bars.items()}
+    """Cut the tickers' bars at the earliest end; return the reason that a ticker with a far earlier end is left out."""
+    last = {ticker: ticker_bars.frame["timestamps"].iloc[-1] for ticker, ticker_bars in bars.items()}
     newest = bars[max(last, key=lambda ticker: last[ticker])]
     first_cutoff = newest.frame["timestamps"].iloc[max(len(newest) - recipe.backtest_origins * recipe.horizon - 1, 0)]
     rule = f"its bars end before {first_cutoff}, where the others' cutoffs begin; backtest it alone"
     errors: dict[str, KronosError] = {
-        ticker: DataError(Problem(one.source, rule), ticker)
-        for ticker, one in bars.items()
+        ticker: DataError(Problem(ticker_bars.source, rule), ticker)
+        for ticker, ticker_bars in bars.items()
         if last[ticker] < first_cutoff
     }
     end = min(stamp for ticker, stamp in last.items() if ticker not in errors)
-    kept = {ticker: one for ticker, one in bars.items() if ticker not in errors}
-    ends = {ticker: int(one.frame["timestamps"].searchsorted(end, side="right")) for ticker, one in kept.items()}
-    return {ticker: _until(one, ends[ticker]) for ticker, one in kept.items()}, errors
+    aligned = {}
+    for ticker, ticker_bars in bars.items():
+        if ticker not in errors:
+            stamps = ticker_bars.frame["timestamps"]
+            aligned[ticker] = _until(ticker_bars, int(stamps.searchsorted(end, side="right")))
+    return aligned, errors
 
 
 def _end(bars: Bars, horizon: int, anchor: pd.Timestamp | None) -> int:
-    """The number of bars up to the end of the newest horizon that begins a whole number of them after the anchor."""
+    """Return the number of bars up to the end of the newest horizon, in whole horizons from the anchor."""
     if anchor is None:
         return len(bars)
-    at = int(bars.frame["timestamps"].searchsorted(anchor, side="right"))
-    return at + (len(bars) - at) // horizon * horizon
+    anchored = int(bars.frame["timestamps"].searchsorted(anchor, side="right"))
+    return anchored + (len(bars) - anchored) // horizon * horizon
 
 
 def _until(bars: Bars, end: int) -> Bars:
-    """The bars before number `end`, as if there were no later ones."""
+    """Return the bars before number `end`."""
     if end < 1:
         rule = "there are too few bars for so many cutoffs; lower --backtest-origins or --horizon"
         raise DataError(Problem(bars.source, rule), bars.ticker)

@@ -1,7 +1,7 @@
-"""Forecasts that need no model: what any model must beat. NumPy alone.
+"""Baseline forecasts without a model, in NumPy; any model must beat them.
 
-They see what a model sees: the closes of a forecast's lookback, `(rolls, lookback)`, oldest first, in the file's unit.
-The formulas are those of Hyndman and Athanasopoulos, Forecasting: Principles and Practice, section 5.2.
+They read the bars that a model reads: the closes of the lookback, `(cutoffs, lookback)`, oldest first, in the file's
+unit. The formulas are those of Hyndman and Athanasopoulos, Forecasting: Principles and Practice, section 5.2.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from kronos_pipeline.data.bar_schedule import StampArray, find_bar_schedule
 from kronos_pipeline.data.bars import FloatArray
 
 VOLATILITY_BARS = 20
-"""The random walk's deviation is that of so many log returns, the newest."""
+"""Number of newest log returns for the random walk's deviation."""
 _DAY = np.timedelta64(1, "D")
 
 
 def naive(closes: FloatArray, horizon: int) -> FloatArray:
-    """The last close, repeated: `(rolls, horizon)`."""
+    """Repeat the last close: `(cutoffs, horizon)`."""
     return np.repeat(closes[:, -1:], horizon, axis=1)
 
 
 def drift(closes: FloatArray, horizon: int) -> FloatArray:
-    """The line from the lookback's first close through its last, carried on: `(rolls, horizon)`."""
+    """Extend the line from the lookback's first close through its last: `(cutoffs, horizon)`."""
     slope = (closes[:, -1:] - closes[:, :1]) / (closes.shape[1] - 1)
     return closes[:, -1:] + slope * np.arange(1, horizon + 1)
 
 
 def seasonal_naive(closes: FloatArray, season: int | None, horizon: int) -> FloatArray | None:
-    """The lookback's last season, repeated: `(rolls, horizon)`; None where `no_season` has a reason.
+    """Repeat the lookback's last season: `(cutoffs, horizon)`; None if `no_season` has a reason.
 
     Args:
-        closes: `(rolls, lookback)`.
-        season: bars after which it comes round, as `week_length` counts them.
+        closes: `(cutoffs, lookback)`.
+        season: number of bars of the season, see `week_length`.
         horizon: bars ahead.
     """
     if season is None or no_season(season, closes.shape[1]):
@@ -43,7 +43,7 @@ def seasonal_naive(closes: FloatArray, season: int | None, horizon: int) -> Floa
 
 
 def no_season(season: int | None, lookback: int) -> str | None:
-    """Why a lookback of so many bars has no seasonal naive forecast, or None where it has one."""
+    """Return the reason that a lookback has no seasonal naive forecast, or None if it has one."""
     if season is None:
         return "the bars before the first cutoff span no whole week"
     if season > lookback:
@@ -52,22 +52,22 @@ def no_season(season: int | None, lookback: int) -> str | None:
 
 
 def week_length(stamps: StampArray) -> int | None:
-    """Bars in a usual week of a ticker: 5 for daily stocks, 168 for hourly crypto, 1 for weekly bars and slower ones.
+    """Count the bars in a usual week of a ticker: 5 for daily stocks, 168 for hourly crypto, 1 for weekly bars.
 
-    It is the sum over the regular weekdays of the number of bars that most dates of that weekday have, so holidays,
-    half days and a session's edge that moves with daylight saving do not count.
+    The count is the sum over the regular weekdays of the most frequent number of bars per date, so holidays, half days
+    and sessions that move with daylight saving do not change it.
 
     Args:
-        stamps: the bars' times, two at least, sorted and distinct: those before the first cutoff, as a forecast may
+        stamps: times of at least two bars, sorted and distinct: the bars before the first cutoff, as a forecast may
             know no others.
 
     Returns:
-        The number of bars; None where the bars span no whole week.
+        The number of bars; None if the bars span no whole week.
     """
     times = np.asarray(stamps).astype("datetime64[ns]")
     rhythm = find_bar_schedule(times)
     dates, bars = np.unique(times.astype("datetime64[D]"), return_counts=True)
-    # The first date and the last may be cut, except where a date is one bar.
+    # The first date and the last may be cut, unless a date is one bar.
     if dates[-1] - dates[0] < (6 * _DAY if rhythm.daily else 8 * _DAY):
         return None
     weekdays = (dates.astype(np.int64) + 3) % 7  # 1970-01-01 was a Thursday
@@ -76,21 +76,21 @@ def week_length(stamps: StampArray) -> int | None:
 
 
 def random_walk_paths(closes: FloatArray, paths: int, horizon: int, seed: int) -> FloatArray:
-    """Sample closes of a random walk in log prices: `(rolls, paths, horizon)`.
+    """Sample closes of a random walk in log prices: `(cutoffs, paths, horizon)`.
 
     Its steps are normal, without drift, so that the median of every bar ahead is the last close. Their deviation is
     that of the lookback's newest `VOLATILITY_BARS` log returns from 0, as there is no drift to estimate.
 
-    A roll's paths follow from its closes and the seed alone: neither other rolls nor more paths change them.
+    The paths of a cutoff depend only on its closes and the seed: other cutoffs or more paths do not change them.
     """
     recent = np.log(closes[:, -(VOLATILITY_BARS + 1) :])
-    deviation = np.sqrt(np.mean(np.diff(recent, axis=1) ** 2, axis=1))  # (rolls,)
+    deviation = np.sqrt(np.mean(np.diff(recent, axis=1) ** 2, axis=1))  # (cutoffs,)
     steps = np.stack([_generator(row, seed).standard_normal((paths, horizon)) for row in closes])
     return closes[:, -1, None, None] * np.exp(deviation[:, None, None] * np.cumsum(steps, axis=-1))
 
 
 def _most_frequent(counts: np.ndarray) -> int:
-    """The value that comes most often, of several the largest: a file's first date and its last may be cut."""
+    """Return the most frequent value, of several the largest: a file's first date and its last may be cut."""
     values, times = np.unique(counts[::-1], return_counts=True)
     return int(values[::-1][times[::-1].argmax()])
 

@@ -1,9 +1,9 @@
-"""What sampled paths say of each close: mean, median, intervals, and how well they foresaw the real one.
+"""Distribution of each close from sampled paths: mean, median, intervals, and scores against the real close.
 
-An interval ends at quantiles by Weibull's plotting positions, p (N + 1) of N paths. Where the real close is drawn as
-the paths are, such an interval covers its nominal share whatever their number (a little more where a position lies
-between two paths). No position lies outside of the outermost paths, so an interval of too few ends there and covers
-less than it says: 90 percent needs 19 paths, 80 percent 9, 50 percent 3.
+An interval ends at quantiles by Weibull's plotting positions, p (N + 1) of N paths. If the real close has the paths'
+distribution, such an interval covers its nominal share for any N (a little more if a position lies between two paths).
+No position lies beyond the outermost paths, so an interval of too few paths ends there and covers less than its level:
+90 percent needs 19 paths, 80 percent 9, 50 percent 3.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from kronos_pipeline.evaluation.predictions import LEVELS
 Floats = NDArray[np.float64]
 
 FEWEST_PATHS = 19
-"""Paths that the interval of every level needs: 2 / (N + 1) lies outside of the outermost two."""
+"""Minimum number of paths for the intervals of all levels: 2 / (N + 1) lies beyond the outermost two paths."""
 
 
 def describe(closes: Floats, y: Floats, widths: Floats) -> dict[str, Floats]:
-    """Describe the distribution of some closes, and score it.
+    """Describe the distributions of closes, and score them.
 
-    An interval's two sides are stretched around the median: lo = median - width (median - raw_lo). It always holds
-    the intervals of the lower levels, whatever their widths.
+    An interval's two sides are stretched around the median: lo = median - width (median - raw_lo). An interval always
+    contains the intervals of the lower levels, for any widths.
 
     Args:
-        closes: the sampled paths' closes, (n, paths), in price units.
-        y: the real ones, (n,).
-        widths: factors of the intervals of each of `LEVELS`, (n, levels); 1 leaves one as it is.
+        closes: the sampled closes, (n, paths), in price units.
+        y: the real closes, (n,).
+        widths: factors of the intervals of each of `LEVELS`, (n, levels); 1 changes nothing.
 
     Returns:
         The columns of a table of predictions, (n,) each: `mean`, `median`, `lo_50` to `hi_90` and the same with `raw_`
@@ -40,22 +40,23 @@ def describe(closes: Floats, y: Floats, widths: Floats) -> dict[str, Floats]:
     columns = {"mean": closes.mean(axis=1), "median": median}
     for side, raw, widest in (("lo", lows, np.minimum), ("hi", highs, np.maximum)):
         stretched = widest.accumulate(median[:, None] + widths * (raw - median[:, None]), axis=1)
-        for place, level in enumerate(LEVELS):
-            columns |= {f"{side}_{level}": stretched[:, place], f"raw_{side}_{level}": raw[:, place]}
+        for column, level in enumerate(LEVELS):
+            columns |= {f"{side}_{level}": stretched[:, column], f"raw_{side}_{level}": raw[:, column]}
     return columns | {"crps": crps(closes, y), "pit": pit(closes, y)}
 
 
 def raw_intervals(closes: Floats) -> tuple[Floats, Floats]:
-    """Lower and upper ends of the central intervals of each of `LEVELS`, from closes (n, paths): two of (n, levels)."""
+    """Return the lower and the upper ends of the central intervals of `LEVELS`, (n, levels) each, from (n, paths)."""
     tails = np.array([(100 - level) / 200 for level in LEVELS])
     lows, highs = (np.quantile(closes, ends, axis=1, method="weibull").T for ends in (tails, 1 - tails))
     return lows, highs
 
 
 def crps(closes: Floats, y: Floats) -> Floats:
-    """Continuous ranked probability score of closes (n, paths) at y (n,), in price units, (n,); of one path, its error.
+    """Return the continuous ranked probability score of closes (n, paths) at y (n,), in price units, (n,).
 
-    The estimator is fair: its mean does not depend on the number of paths (Ferro, 2014).
+    The estimator is fair: its mean does not depend on the number of paths (Ferro, 2014). The score of a single path is
+    its absolute error.
     """
     if closes.shape[1] == 1:
         return np.abs(closes[:, 0] - y)
@@ -64,9 +65,9 @@ def crps(closes: Floats, y: Floats) -> Floats:
 
 
 def pit(closes: Floats, y: Floats) -> Floats:
-    """Where y (n,) lies among the closes (n, paths), (n,), above 0 and below 1; the middle of the paths that equal it.
+    """Return the rank of y (n,) among the closes (n, paths), (n,), above 0 and below 1; the middle rank of equal paths.
 
-    Uniform over many bars where the real closes are drawn as the paths are.
+    Ranks are uniform over many bars if real closes and paths have one distribution.
     """
     below, equal = (closes < y[:, None]).sum(axis=1), (closes == y[:, None]).sum(axis=1)
     return (below + (equal + 1) / 2) / (closes.shape[1] + 1)

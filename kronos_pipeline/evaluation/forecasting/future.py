@@ -1,4 +1,4 @@
-"""The forecast of a ticker's next bars: what paths say of each close, the mean candle, and when each bar is due."""
+"""Forecast of a ticker's next bars: the distribution of each close, the mean candle, and the time of each bar."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ BOUNDS = tuple(f"{side}_{level}" for level in LEVELS for side in ("lo", "hi"))
 CANDLE = ("open", "high", "low", "volume")
 COLUMNS = ("unique_id", "cutoff", "ds", "step", "model", "mean", "median", *BOUNDS, *CANDLE)
 _NAIVE_PATHS = 1_000
-"""A random walk costs nothing, so its intervals need not be as rough as those of a model's few paths."""
+"""Number of paths of the random walk; it costs little, so its intervals are finer than those of a model's few paths."""
 _DIGITS = 5
-"""Of a printed price: those of currencies change in the fifth."""
+"""Significant digits of a printed price; prices of currencies change in the fifth digit."""
 _CLOSE, _VOLUME = FEATURES.index("close"), FEATURES.index("volume")
 
 
@@ -55,21 +55,21 @@ def forecast_ahead(
     """Forecast the `horizon` bars after a ticker's last one.
 
     Args:
-        bars: the ticker's bars, two at least, of which the newest `lookback` are seen.
-        model: what forecasts; None is the naive forecast, the last bar's close and volume repeated, with the intervals
-            of a random walk.
-        sampling: temperature, top-p and s2 position, and by how much the intervals are widened or narrowed.
+        bars: at least two bars of the ticker; the model reads the newest `lookback`.
+        model: the model; None means the naive forecast, which repeats the last bar's close and volume, with the
+            intervals of a random walk.
+        sampling: temperature, top-p, s2 position and interval widths.
         recipe: lookback, horizon, paths per forecast, seed and calendars.
-        label: what the table calls the model; by default "naive", or the base model's name.
-        sampler: what samples, `sample_paths` by default.
+        label: name of the model in the table; by default "naive", or the base model's name.
+        sampler: the sampler, `sample_paths` by default.
 
     Returns:
-        A row per bar: `unique_id`; `cutoff`, the last known bar's time; `ds`, in the file's own local time; `step`,
+        A row per bar: `unique_id`; `cutoff`, the last known bar's time; `ds`, in the file's local time; `step`,
         from 1; `model`; of the close, in the file's price unit, `mean`, `median` and the bounds `lo_50` to `hi_90` of
         its central intervals, recalibrated; and of the mean candle `open`, `high`, `low` and `volume`.
 
     Raises:
-        DataError: there are fewer than two bars, or all closes that are seen are the same.
+        DataError: there are fewer than two bars, or all closes of the lookback are equal.
         SettingsError: a calendar does not fit, see `next_stamps`.
         ModelError: a sampled number is not finite.
     """
@@ -79,7 +79,7 @@ def forecast_ahead(
 def forecast_ahead_job(
     bars: Bars, model: KronosModel | None, sampling: Sampling, recipe: Recipe, *, label: str | None = None
 ) -> ForecastJob[pd.DataFrame]:
-    """`forecast_ahead`, side by side with other evaluations."""
+    """Run `forecast_ahead` as a job."""
     horizon = recipe.horizon
     if len(bars) < 2:
         raise DataError(
@@ -90,20 +90,21 @@ def forecast_ahead_job(
     if model is None:
         candles, closes = _naive(bars, recipe)
     else:
-        (rolls,) = yield [_rolls(bars, stamps, ahead, model, sampling, recipe)]
-        candles, closes = rolls.values[0].mean(axis=0), rolls.closes[0]
+        (paths,) = yield [_request(bars, stamps, ahead, model, sampling, recipe)]
+        candles, closes = paths.values[0].mean(axis=0), paths.closes[0]
     steps = np.arange(1, horizon + 1)
-    nothing = np.full(horizon, np.nan)  # what came is not known yet, so the scores are not either
-    said = describe(closes.T, nothing, np.ones((horizon, len(LEVELS))) if model is None else sampling.widths_at(steps))
+    unknown = np.full(horizon, np.nan)  # the real closes; without them there are no scores
+    widths = np.ones((horizon, len(LEVELS))) if model is None else sampling.widths_at(steps)
+    distribution = describe(closes.T, unknown, widths)
     if model is None:
-        said |= {"mean": candles[:, _CLOSE], "median": candles[:, _CLOSE]}
+        distribution |= {"mean": candles[:, _CLOSE], "median": candles[:, _CLOSE]}
     columns = {
         "unique_id": bars.ticker,
         "cutoff": stamps[-1],
         "ds": ahead,
         "step": steps.astype(np.int32),
         "model": label or (NAIVE if model is None else model.source.name),
-        **said,
+        **distribution,
         **{name: candles[:, FEATURES.index(name)] for name in CANDLE},
     }
     return pd.DataFrame(columns)[list(COLUMNS)]
@@ -118,11 +119,11 @@ def forecast_manifest(
     reason: str,
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """What made a forecast: data, model and why it, how it was sampled, settings, code and packages."""
-    used = None
+    """Return the provenance of a forecast: data, model with the reason, sampling, settings, code and packages."""
+    sampled = None
     if model is not None:
         source = model.source
-        used = {
+        sampled = {
             "base_model": source.name,
             "base_revision": source.predictor.revision,
             "demo": source.demo,
@@ -141,7 +142,7 @@ def forecast_manifest(
         "model": str(forecast["model"].iloc[0]),
         "reason": reason,
         "notes": list(notes),
-        "sampled": used,
+        "sampled": sampled,
         "config": recipe.model_dump(mode="json"),
         "code_version": code_version(),
         "packages": package_versions(),
@@ -154,10 +155,10 @@ def save_forecast(
     """Write `forecasts/<T>.parquet`, and its fan chart `plots/<T>/forecast.png` with the manifest's notes on it.
 
     Args:
-        layout: where artifacts lie.
+        layout: the layout of the artifacts.
         bars: the ticker's bars.
-        forecast: as `forecast_ahead` made it of these bars.
-        manifest: as `forecast_manifest` made it.
+        forecast: the result of `forecast_ahead` for these bars.
+        manifest: the result of `forecast_manifest`.
 
     Returns:
         The two files.
@@ -173,12 +174,12 @@ def save_forecast(
 
 
 def forecast_sheet(forecast: pd.DataFrame, reason: str, notes: Sequence[str] = ()) -> Sheet:
-    """A forecast as people read it: a row per bar, closes and the bounds of their central intervals in the file's unit.
+    """Build a table of a forecast: a row per bar, with closes and the bounds of their central intervals.
 
     Args:
-        forecast: as `forecast_ahead` made it.
-        reason: why this model.
-        notes: what must be said with it.
+        forecast: the result of `forecast_ahead`.
+        reason: the reason for the model.
+        notes: notes below the table.
     """
     form = _time_form(forecast)
     bounds = [f"lo_{level}" for level in LEVELS[::-1]] + ["median"] + [f"hi_{level}" for level in LEVELS]
@@ -206,7 +207,7 @@ def _time_form(forecast: pd.DataFrame) -> str:
 
 
 def _naive(bars: Bars, recipe: Recipe) -> tuple[FloatArray, FloatArray]:
-    """The last close and volume, (horizon, 6), and the closes of a random walk from there, (paths, horizon)."""
+    """Return the last close and volume, (horizon, 6), and the closes of a random walk from there, (paths, horizon)."""
     values = bars.values[-recipe.lookback :]
     candle = np.full(len(FEATURES), values[-1, _CLOSE])
     candle[_VOLUME:] = values[-1, _VOLUME:]
@@ -216,7 +217,7 @@ def _naive(bars: Bars, recipe: Recipe) -> tuple[FloatArray, FloatArray]:
     return np.tile(candle, (recipe.horizon, 1)), walks[0]
 
 
-def _rolls(
+def _request(
     bars: Bars,
     stamps: pd.DatetimeIndex,
     ahead: pd.DatetimeIndex,
@@ -224,7 +225,7 @@ def _rolls(
     sampling: Sampling,
     recipe: Recipe,
 ) -> ForecastRequest:
-    """The one roll from the last bar."""
+    """Build the request for the forecast from the last bar."""
     lookback = min(recipe.lookback, model.context - recipe.horizon - 1, len(bars))
     history = bars.values[-lookback:]
     if np.ptp(history[:, _CLOSE]) == 0:

@@ -1,12 +1,12 @@
-"""Forecasts from every cutoff of a ticker: the baselines and every model side by side, in one table of predictions.
+"""Table of predictions of a ticker's holdout: forecasts of the baselines and of every model from every cutoff.
 
     holdout bars   |----------------- n bars ------------------|
-    roll 1      ...x = = = horizon = = =
-    roll 2      .......................x = = = horizon = = =
-    roll 3      ...........................................x = =      (cut at the last bar)
+    forecast 1  ...x = = = horizon = = =
+    forecast 2  .......................x = = = horizon = = =
+    forecast 3  ...........................................x = =      (cut at the last bar)
 
-`x` is a cutoff: the last bar that the roll's forecast may know. Each roll knows the real bars up to its cutoff, never
-an earlier roll's forecasts. All models get the same lookback bars, draw as many paths, and draw with the same seed.
+`x` is a cutoff: the last bar that a forecast may know. Each forecast knows the real bars up to its cutoff, and never an
+earlier forecast. All models get the same lookback bars, the same number of paths, and the same seed.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Forecasts:
-    """What was forecast of one ticker.
+    """Forecasts of one ticker.
 
     Attributes:
         predictions: see `evaluation.predictions`.
-        mended: share of the sampled bars that were no valid candles before they were mended, by model.
-        notes: baselines that could not be had, and why.
+        mended: share of the sampled bars that were no valid candles and were repaired, by model.
+        notes: baselines without a forecast, and the reason.
     """
 
     predictions: pd.DataFrame
@@ -66,14 +66,14 @@ def predict(
     *,
     sampler: Sampler | None = None,
 ) -> Forecasts:
-    """Forecast every bar of a ticker's holdout by the baselines and by each model.
+    """Forecast every bar of a ticker's holdout with the baselines and each model.
 
     Args:
-        windows: the ticker's windows; its holdout rows are the rolls.
+        windows: the ticker's windows; its holdout rows are the cutoffs.
         models: a `KronosModel` by column name: "base", "checkpoint", "adapter".
-        samplings: how each of them is sampled and how its intervals are recalibrated.
+        samplings: the sampling of each model, by column name.
         recipe: horizon (bars), paths per forecast and seed.
-        sampler: what draws the paths; by default `kronos_pipeline.model.decode.sample.sample_paths`.
+        sampler: the sampler; by default `kronos_pipeline.model.decode.sample.sample_paths`.
 
     Raises:
         ModelError: a model's forecast is not finite.
@@ -84,7 +84,7 @@ def predict(
 def predict_job(
     windows: WindowSet, models: Mapping[str, Any], samplings: Mapping[str, Sampling], recipe: Recipe
 ) -> ForecastJob[Forecasts]:
-    """`predict`, side by side with other evaluations."""
+    """Run `predict` as a job."""
     rows = windows.of_split("holdout")
     origins, ends = rows["origin"].to_numpy(np.int64), rows["end"].to_numpy(np.int64)
     sampled = yield [
@@ -94,38 +94,37 @@ def predict_job(
     horizon, seed = windows.horizon, sampling_seed(recipe.seed, windows.ticker)
     truth = _truth(windows, origins, ends)
     steps = truth["step"].to_numpy()
-    there = np.arange(horizon) < (ends - origins - 1)[:, None]  # (rolls, horizon): the last roll may be cut
+    real = np.arange(horizon) < (ends - origins - 1)[:, None]  # (cutoffs, horizon): the last forecast may be cut
 
     def of_points(points: np.ndarray) -> dict[str, np.ndarray]:
-        point = points[there]
-        nothing = np.full(len(point), np.nan)
-        intervals = dict.fromkeys((*INTERVALS, "pit"), nothing)
+        point = points[real]
+        intervals = dict.fromkeys((*INTERVALS, "pit"), np.full(len(point), np.nan))
         return {"mean": point, "median": point, **intervals, "crps": np.abs(point - truth["y"].to_numpy())}
 
     def of_paths(closes: np.ndarray, widths: np.ndarray) -> dict[str, np.ndarray]:
-        """From paths (rolls, paths, horizon) and widths (bars, levels)."""
-        return describe(closes.transpose(0, 2, 1)[there], truth["y"].to_numpy(), widths)
+        """Describe paths (cutoffs, paths, horizon) with widths (bars, levels)."""
+        return describe(closes.transpose(0, 2, 1)[real], truth["y"].to_numpy(), widths)
 
-    found = {NAIVE: of_points(baselines.naive(known, horizon)), DRIFT: of_points(baselines.drift(known, horizon))}
+    columns_of = {NAIVE: of_points(baselines.naive(known, horizon)), DRIFT: of_points(baselines.drift(known, horizon))}
     notes = []
     week = baselines.week_length(windows.bars.frame["timestamps"].to_numpy()[: windows.holdout_start])
     seasonal = baselines.seasonal_naive(known, week, horizon)
     if seasonal is not None:
-        found[SEASONAL] = of_points(seasonal)
+        columns_of[SEASONAL] = of_points(seasonal)
     else:
         notes.append(f"{windows.ticker}: no {SEASONAL} forecast: {baselines.no_season(week, windows.lookback)}.")
     walks = baselines.random_walk_paths(known, recipe.eval_samples, horizon, seed)
-    found[RANDOM_WALK] = of_paths(walks, np.ones((len(steps), len(LEVELS))))
+    columns_of[RANDOM_WALK] = of_paths(walks, np.ones((len(steps), len(LEVELS))))
     mended = {}
-    for name, rolls in zip(models, sampled, strict=True):
-        found[name] = of_paths(rolls.closes, samplings[name].widths_at(steps))
-        mended[name] = rolls.mended / rolls.bars
-    tables = [truth.assign(model=name, **columns) for name, columns in found.items()]
+    for name, paths in zip(models, sampled, strict=True):
+        columns_of[name] = of_paths(paths.closes, samplings[name].widths_at(steps))
+        mended[name] = paths.mended / paths.bars
+    tables = [truth.assign(model=name, **columns) for name, columns in columns_of.items()]
     return Forecasts(pd.concat(tables, ignore_index=True)[list(COLUMNS)], mended, tuple(notes))
 
 
 def _truth(windows: WindowSet, origins: np.ndarray, ends: np.ndarray) -> pd.DataFrame:
-    """The columns that all models share, a row per roll and bar ahead."""
+    """Return the columns that all models share, a row per cutoff and bar ahead."""
     frame = windows.bars.frame
     close, stamps = frame["close"].to_numpy(np.float64), frame["timestamps"].to_numpy()
     targets = np.concatenate([np.arange(origin + 1, end) for origin, end in zip(origins, ends, strict=True)])

@@ -40,7 +40,7 @@ from kronos_pipeline.evaluation.scoring.metrics import score
 INK, FAINT, PAPER, WARNING = "#1a1a1a", "#d0d0d0", "#ffffff", "#a03000"
 BLUE, ORANGE = "#0072b2", "#d55e00"
 BANDS = {90: "#d3e6f2", 80: "#a6cde4", 50: "#6aabd0"}
-"""Of the central intervals, by level in percent: the narrower, the darker."""
+"""Colours of the central intervals by level in percent: the narrower, the darker."""
 STYLES: dict[str, dict[str, Any]] = {
     NAIVE: {"color": "#7a7a7a", "linestyle": (0, (4, 2)), "linewidth": 1.4},
     DRIFT: {"color": "#7a7a7a", "linestyle": (0, (1, 1.5)), "linewidth": 1.4},
@@ -54,13 +54,13 @@ _SIZE, _DPI = (12.0, 7.0), 100  # 1200 x 700 pixels
 _TITLE_WIDTH, _NOTE_WIDTH = 95, 105  # letters
 _TITLE_HEIGHT, _NOTE_HEIGHT = 0.036, 0.031  # of the picture, per line
 CONTEXT_BARS = 100
-"""Known bars that are drawn before a forecast, at most; a fan chart has no more than some times the forecast's."""
+"""Maximum number of known bars before a forecast; a fan chart is limited to a multiple of the forecast's bars."""
 _CONTEXT_TIMES, _LEAST_CONTEXT = 3, 30
 _FAN_BARS = 150
-"""Forecast bars in a fan chart, at most; of many cutoffs the newest are shown."""
+"""Maximum number of forecast bars in a fan chart, which shows the newest cutoffs."""
 _FEW_STEPS = 20
 _PIT_BINS = 5
-"""Few, as the position among some dozen paths has no more than so many values."""
+"""Few bins, as the rank among some dozen paths has few values."""
 
 
 def save_plots(
@@ -72,20 +72,20 @@ def save_plots(
         layout: where artifacts lie.
         bars: the ticker's bars, by time; `timestamps` and `close` are read.
         predictions: the ticker's table, see `evaluation.predictions`.
-        trained: the model that the fan and the reliability are of; the random walk where the table has no such model.
-        notes: what must be said on every picture.
+        trained: the model of the fan chart and the reliability plot; without its forecasts the random walk is drawn.
+        notes: notes on every plot.
 
     Returns:
         The files by kind: "holdout", "fan", "steps", "reliability".
     """
     ticker = str(predictions["unique_id"].iloc[0])
     model = trained if trained in models_of(predictions) else RANDOM_WALK
-    own = predictions[predictions["model"] == model]
+    model_rows = predictions[predictions["model"] == model]
     pictures = {
         "holdout": forecast_plot(bars, predictions, f"{ticker}: holdout forecasts, each model's mean path", notes),
-        "fan": fan_plot(bars, own, f"{ticker}: holdout forecast by {model}, with its intervals", notes),
+        "fan": fan_plot(bars, model_rows, f"{ticker}: holdout forecast by {model}, with its intervals", notes),
         "steps": steps_plot(predictions, f"{ticker}: error by bars ahead, holdout", notes),
-        "reliability": reliability_plot(own, f"{ticker}: do the intervals of {model} hold? Holdout", notes),
+        "reliability": reliability_plot(model_rows, f"{ticker}: do the intervals of {model} hold? Holdout", notes),
     }
     paths = {kind: layout.plot(ticker) if kind == "holdout" else layout.picture(ticker, kind) for kind in pictures}
     for kind, png in pictures.items():
@@ -100,7 +100,7 @@ def forecast_plot(bars: pd.DataFrame, predictions: pd.DataFrame, title: str, not
         bars: a ticker's bars, by time; `timestamps` and `close` are read.
         predictions: the ticker's table, see `evaluation.predictions`.
         title: the heading.
-        notes: what must be said with it.
+        notes: notes below the heading.
     """
     stamps = pd.DatetimeIndex(bars["timestamps"])
     position, close = numbered(stamps), bars["close"].to_numpy(np.float64)
@@ -126,10 +126,10 @@ def fan_plot(bars: pd.DataFrame, forecast: pd.DataFrame, title: str, notes: Sequ
 
     Args:
         bars: a ticker's bars, by time; `timestamps` and `close` are read.
-        forecast: the model's rows of a table of predictions, or of the bars to come: `cutoff`, `ds`, `median`, and
-            `lo_` and `hi_` of each level. Of many cutoffs the newest are shown.
+        forecast: the model's rows of a table of predictions or of a forecast of future bars: `cutoff`, `ds`, `median`,
+            and `lo_` and `hi_` of each level. The plot shows the newest cutoffs.
         title: the heading.
-        notes: what must be said with it.
+        notes: notes below the heading.
     """
     rolls = [roll for _, roll in forecast.groupby("cutoff", sort=True)]
     sizes = np.cumsum([len(roll) for roll in rolls[::-1]])
@@ -158,15 +158,15 @@ def fan_plot(bars: pd.DataFrame, forecast: pd.DataFrame, title: str, notes: Sequ
 
 
 def steps_plot(predictions: pd.DataFrame, title: str, notes: Sequence[str] = ()) -> bytes:
-    """Draw how each model's error grows with the bars ahead, the mean over tickers and cutoffs, as PNG.
+    """Draw each model's error by bars ahead, the mean over tickers and cutoffs, as PNG.
 
-    Errors are scaled: 1 is the mean change from one close to the next. Where a ticker has no such scale, they are in
-    price units.
+    Errors are scaled: 1 is the mean change from one close to the next. If a ticker has no such scale, they are in price
+    units.
 
     Args:
         predictions: a table, see `evaluation.predictions`, of one ticker or of many.
         title: the heading.
-        notes: what must be said with it.
+        notes: notes below the heading.
     """
     scaled = bool((predictions["scale"] > 0).all())
     error = (predictions["mean"] - predictions["y"]).abs() / (predictions["scale"] if scaled else 1.0)
@@ -187,17 +187,17 @@ def steps_plot(predictions: pd.DataFrame, title: str, notes: Sequence[str] = ())
 
 
 def reliability_plot(forecast: pd.DataFrame, title: str, notes: Sequence[str] = ()) -> bytes:
-    """Draw how many real closes one model's intervals hold, and where among its paths they lie, as PNG.
+    """Draw the coverage of one model's intervals, and the ranks of the real closes among its paths, as PNG.
 
     The left panel has the share of closes within each interval, before and after recalibration; on the diagonal the
-    intervals keep their word. The right one has the histogram of the probability integral transform, which is flat
-    where the paths are drawn as the closes are; its band holds 95 percent of what chance does to as many independent
-    bars. Bars of one forecast are not independent, so chance does more.
+    coverage equals the level. The right panel has the histogram of the probability integral transform, which is flat if
+    paths and closes have one distribution; its band covers 95 percent of the random variation of as many independent
+    bars. Bars of one forecast are not independent, so their variation is larger.
 
     Args:
         forecast: a model's rows of a table of predictions.
         title: the heading.
-        notes: what must be said with it.
+        notes: notes below the heading.
     """
     bars, cutoffs = len(forecast), len(forecast[["unique_id", "cutoff"]].drop_duplicates())
     figure, (left, right) = new_figure(title, notes, panels=2)
@@ -272,12 +272,12 @@ def _coverage(forecast: pd.DataFrame, low: str, high: str) -> float:
 
 
 def new_figure(title: str, notes: Sequence[str] = (), panels: int = 1) -> tuple[Figure, list[Axes]]:
-    """A picture with its heading and, side by side, its empty panels.
+    """Create a figure with a heading and empty panels side by side.
 
     Args:
         title: the heading.
-        notes: what a reader must know before believing the picture; they stand below the heading, each its own line.
-        panels: how many.
+        notes: warnings to the reader, each a line of its own below the heading.
+        panels: number of panels.
     """
     figure = Figure(figsize=_SIZE, dpi=_DPI, facecolor=PAPER, layout="constrained")
     FigureCanvasAgg(figure)
@@ -305,8 +305,8 @@ def new_figure(title: str, notes: Sequence[str] = (), panels: int = 1) -> tuple[
 
 
 def to_png(figure: Figure, columns: int = 5) -> bytes:
-    """The picture as PNG, 1200 x 700 pixels, with one legend for all panels below."""
-    handles = [one for axes in figure.axes for one in zip(*axes.get_legend_handles_labels(), strict=True)]
+    """Return the figure as PNG, 1200 x 700 pixels, with one legend for all panels below."""
+    handles = [entry for axes in figure.axes for entry in zip(*axes.get_legend_handles_labels(), strict=True)]
     figure.legend(
         [handle for handle, _ in handles],
         [label for _, label in handles],
@@ -336,7 +336,7 @@ def step_axis(axes: Axes, label: str) -> None:
 
 
 def _date(stamps: pd.DatetimeIndex, x: float) -> str:
-    """The date of bar number `x`, with the time of day where bars are not daily; empty off the data."""
+    """Return the date of bar number `x`, with the time of day if bars are not daily; empty beyond the data."""
     if not 0 <= round(x) < len(stamps):
         return ""
     daily = bool((stamps == stamps.normalize()).all())
@@ -344,5 +344,5 @@ def _date(stamps: pd.DatetimeIndex, x: float) -> str:
 
 
 def numbered(stamps: pd.DatetimeIndex) -> pd.Series:
-    """The number of each time in a line of bars."""
+    """Return the bar number of each time."""
     return pd.Series(np.arange(len(stamps)), index=stamps)

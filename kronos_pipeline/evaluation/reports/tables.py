@@ -1,4 +1,4 @@
-"""An evaluation as sheets: a row per symbol, and the leaderboard with a row per model; and flat, for tracking."""
+"""Tables of an evaluation: a row per symbol, the leaderboard with a row per model, and flat metrics for tracking."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from kronos_pipeline.evaluation.scoring.verdicts import BETTER, MIN_CUTOFFS, NO_
 _ORDER = (ADAPTER, CHECKPOINT, BASE, NAIVE)
 _FEW = "few"
 _SHORT: dict[str, str] = {BETTER: "yes", NO_BETTER: "no", WORSE: "worse", TOO_LITTLE: _FEW}
-"""A verdict under the heading "better than"."""
+"""The cell of a verdict under the heading "better than"."""
 
 Entry = Mapping[str, Any]
 Column = tuple[str, Callable[[Entry], str]]
-"""A header, and the cell of an entry: a symbol's, or the aggregate."""
+"""A header, and a function that formats the cell of an entry: a symbol's entry, or the aggregate."""
 
 
 def evaluation_sheet(evaluation: Mapping[str, Any], what: str = "Holdout") -> Sheet:
-    """A row per symbol: the errors of the trained model and of its rivals, and its verdicts; the aggregate last.
+    """Build the table of symbols: errors of the trained model and its rivals, and verdicts; the aggregate comes last.
 
     Args:
-        evaluation: as `build_evaluation` returns it.
-        what: what was evaluated, "Holdout" or "Backtest".
+        evaluation: the result of `build_evaluation`.
+        what: the kind of evaluation, "Holdout" or "Backtest".
     """
     trained, total = evaluation["model"], evaluation["aggregate"]
     rivals = [name for name in _ORDER if name in total["models"] and name != trained]
@@ -50,7 +50,7 @@ def evaluation_sheet(evaluation: Mapping[str, Any], what: str = "Holdout") -> Sh
 
 
 def leaderboard_sheet(evaluation: Mapping[str, Any], what: str = "Holdout") -> Sheet:
-    """The leaderboard: a row per model over all symbols, the smallest scaled error first."""
+    """Build the leaderboard: a row per model over all symbols, the smallest scaled error first."""
     columns: list[Column] = [
         ("MASE", lambda row: number(row["mase"])),
         ("CRPS\nscaled", lambda row: number(row["scaled_crps"])),
@@ -72,19 +72,19 @@ def leaderboard_sheet(evaluation: Mapping[str, Any], what: str = "Holdout") -> S
 
 
 def leaderboard_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row per model: its mean scores over its symbols, and its verdicts; the smallest scaled error first.
+    """Return a row per model with its mean scores over symbols and its verdicts, the smallest scaled error first.
 
-    Models that not every symbol has come last, as their means are over other symbols.
+    Models without a forecast of some symbols come last, as their means are over other symbols.
 
     Args:
-        evaluation: as `build_evaluation` returns it.
+        evaluation: the result of `build_evaluation`.
     """
     total = evaluation["aggregate"]
     rows = [
         {
             "model": name,
             **{key: value for key, value in scores.items() if key != "undefined"},
-            **{f"against_{rival}": one["verdict"] for rival, one in total["verdicts"].get(name, {}).items()},
+            **{f"against_{rival}": entry["verdict"] for rival, entry in total["verdicts"].get(name, {}).items()},
         }
         for name, scores in total["models"].items()
     ]
@@ -95,23 +95,23 @@ def leaderboard_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
 def save_leaderboard(
     layout: ArtifactLayout, holdout: Mapping[str, Any], backtest: Mapping[str, Any] | None = None
 ) -> None:
-    """Write `metrics/leaderboard.json`: rows of the holdout's evaluation and of the backtest's, and their units."""
-    found = {"holdout": holdout} | ({"backtest": backtest} if backtest else {})
+    """Write `metrics/leaderboard.json`: the rows of the holdout and of the backtest, and the units."""
+    evaluations = {"holdout": holdout} | ({"backtest": backtest} if backtest else {})
     parts = {
-        what: {
+        kind: {
             "base_model": evaluation["base_model"],
             "warnings": evaluation["warnings"],
             "span": evaluation["holdout"],
             **{key: evaluation["aggregate"][key] for key in ("symbols_evaluated", "bars", "cutoffs")},
             "models": leaderboard_rows(evaluation),
         }
-        for what, evaluation in found.items()
+        for kind, evaluation in evaluations.items()
     }
     write_json(layout.leaderboard, {"units": UNITS, **parts})
 
 
 def evaluation_frame(evaluation: Mapping[str, Any]) -> pd.DataFrame:
-    """A row per symbol and model with every metric, NaN where undefined; `metrics.UNITS` has the units."""
+    """Return a row per symbol and model with every metric, NaN if undefined; `metrics.UNITS` has the units."""
     return pd.DataFrame(
         [
             {"symbol": entry["symbol"], "model": model, **{metric: scores[metric] for metric in METRICS}}
@@ -122,7 +122,7 @@ def evaluation_frame(evaluation: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def flat_metrics(evaluation: Mapping[str, Any], what: str = "holdout") -> dict[str, float]:
-    """Each model's aggregate, flat, for a tracking run: `holdout/adapter/mae` and so on, without the undefined."""
+    """Return each model's defined aggregate metrics for a tracking run, by keys such as `holdout/adapter/mae`."""
     return {
         f"{what}/{model}/{metric}": scores[metric]
         for model, scores in evaluation["aggregate"]["models"].items()
@@ -132,9 +132,10 @@ def flat_metrics(evaluation: Mapping[str, Any], what: str = "holdout") -> dict[s
 
 
 def verdict_sentences(entry: Entry, model: str) -> list[str]:
-    """What a symbol's entry, or the aggregate, says of a model against each rival, with the figures."""
+    """Return the verdicts on a model against each rival, of a symbol's entry or the aggregate, with the figures."""
     return [
-        f"against {rival}: {one['verdict']}, {one['reason']}" for rival, one in entry["verdicts"].get(model, {}).items()
+        f"against {rival}: {verdict['verdict']}, {verdict['reason']}"
+        for rival, verdict in entry["verdicts"].get(model, {}).items()
     ]
 
 
@@ -153,14 +154,14 @@ def _short(verdict: str | None) -> str:
 
 
 def _coverage(row: Entry) -> str:
-    """How much the interval of 80 percent holds, and what it held before recalibration."""
+    """Format the coverage of the interval of 80 percent, and the coverage before recalibration."""
     if row["coverage_80"] is None:
         return UNDEFINED
     return f"{row['coverage_80']:.0f} ({number(row['raw_coverage_80'], 0)})"
 
 
 def _notes(evaluation: Mapping[str, Any]) -> list[str]:
-    """What the cells cannot say: how much was evaluated, what was left out, undefined metrics, skipped symbols."""
+    """Return the notes below the table: counts, warnings, left-out cutoffs, undefined metrics, skipped symbols."""
     total = evaluation["aggregate"]
     counts = [
         count(total[key], word)
@@ -182,14 +183,14 @@ def _notes(evaluation: Mapping[str, Any]) -> list[str]:
         for metric, reason in entry.get("undefined", {}).items()
         if metric in ("mae", "rmse", "mape", "mase")
     ]
-    return notes + [f"Skipped {one['symbol']}: {one['reason']}" for one in evaluation["skipped"]]
+    return notes + [f"Skipped {entry['symbol']}: {entry['reason']}" for entry in evaluation["skipped"]]
 
 
 def _little_evidence(evaluation: Mapping[str, Any]) -> str | None:
-    """The reason that most verdicts of too little evidence give, or None where there is no such verdict."""
+    """Return the most frequent reason of verdicts of too little evidence, or None without such a verdict."""
     entries = (evaluation["aggregate"], *evaluation["per_symbol"])
-    verdicts = [one for entry in entries for one in entry["verdicts"].get(evaluation["model"], {}).values()]
-    reasons = [one["reason"] for one in verdicts if one["verdict"] == TOO_LITTLE]
+    verdicts = [verdict for entry in entries for verdict in entry["verdicts"].get(evaluation["model"], {}).values()]
+    reasons = [verdict["reason"] for verdict in verdicts if verdict["verdict"] == TOO_LITTLE]
     if not reasons:
         return None
     usual = max(reasons, key=reasons.count)
@@ -197,21 +198,21 @@ def _little_evidence(evaluation: Mapping[str, Any]) -> str | None:
 
 
 def _partial(evaluation: Mapping[str, Any]) -> list[str]:
-    """What must be said of models that not every symbol has: their means are over others than those beside them."""
+    """Return a note on models without a forecast of some symbols, as their means are over other symbols."""
     total = evaluation["aggregate"]
     symbols = total["symbols_evaluated"]
-    few = [f"{name} {one['symbols']}" for name, one in total["models"].items() if one["symbols"] < symbols]
+    few = [f"{name} {scores['symbols']}" for name, scores in total["models"].items() if scores["symbols"] < symbols]
     return [f"Means over fewer than the {symbols} symbols, not to be compared: {', '.join(few)}."] if few else []
 
 
 def _mended(evaluation: Mapping[str, Any]) -> str | None:
-    """The share of sampled bars that were no valid candles, over the symbols, where there were any."""
+    """Return a note on the share of sampled bars that were no valid candles, if there were any."""
     shares: dict[str, list[float]] = {}
     for entry in evaluation["per_symbol"]:
         for name, share in entry["mended"].items():
             shares.setdefault(name, []).append(share)
-    means = {name: sum(some) / len(some) for name, some in shares.items()}
+    means = {name: sum(values) / len(values) for name, values in shares.items()}
     if not any(means.values()):
         return None
-    said = ", ".join(f"{name} {share:.1%}" for name, share in means.items())
-    return f"Sampled bars that were no valid candles, and were mended: {said}."
+    listed = ", ".join(f"{name} {share:.1%}" for name, share in means.items())
+    return f"Sampled bars that were no valid candles, and were mended: {listed}."

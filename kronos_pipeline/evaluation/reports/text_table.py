@@ -1,4 +1,4 @@
-"""A table as people read it: in the terminal by rich, and as GitHub Markdown for the Dagster UI and for MLflow."""
+"""Text tables: for the terminal by rich, and as GitHub Markdown for the Dagster UI and for MLflow."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Sheet:
 
     Attributes:
         title: above the table.
-        headers: of the columns; a line break where a narrow terminal may break them. The first column is on the left.
+        headers: headers of the columns; a narrow terminal breaks them at line breaks. The first column is on the left.
         rows: cells by row.
-        total: cells of a last row that sums up; empty where there is none.
-        notes: below the table, a sentence each.
+        total: cells of a last row with totals; empty without such a row.
+        notes: sentences below the table.
     """
 
     title: str
@@ -32,7 +32,7 @@ class Sheet:
     notes: Sequence[str] = ()
 
     def terminal(self) -> Table:
-        """The table for a terminal, 80 columns wide where its cells allow that."""
+        """Return the table for a terminal, 80 columns wide if its cells fit."""
         table = Table(
             title=escape(self.title),
             title_style="bold",
@@ -53,7 +53,7 @@ class Sheet:
         return table
 
     def markdown(self) -> str:
-        """The same table as GitHub Markdown."""
+        """Return the table as GitHub Markdown."""
         lines = [
             [header.replace("\n", " ") for header in self.headers],
             ["---"] + ["---:"] * (len(self.headers) - 1),
@@ -65,7 +65,7 @@ class Sheet:
 
 
 def price(value: float | None, digits: int = 4) -> str:
-    """So many significant digits, with as many decimals as that takes."""
+    """Format a price with a number of significant digits."""
     if value is None:
         return UNDEFINED
     decimals = digits - 1 if value == 0 else min(10, max(0, digits - 1 - math.floor(math.log10(abs(value)))))
@@ -73,10 +73,10 @@ def price(value: float | None, digits: int = 4) -> str:
 
 
 def number(value: float | None, decimals: int = 2) -> str:
-    """A number with so many decimals."""
+    """Format a number with a number of decimals."""
     return UNDEFINED if value is None else f"{value:,.{decimals}f}"
 
 
 def count(many: int, word: str) -> str:
-    """A number of things: `1 bar`, `2 bars`."""
+    """Format a count with its noun: `1 bar`, `2 bars`."""
     return f"{many:,} {word}{'' if many == 1 else 's'}"

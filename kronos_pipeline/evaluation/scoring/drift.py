@@ -1,14 +1,14 @@
-"""Drift: whether a model errs more on the bars that came since it was measured than its evidence lets expect.
+"""Drift: does a model err more on the bars since its evaluation than its evidence lets expect?
 
     bars   ...x = evidence = |x = evidence = |..|x = horizon = |x = horizon = |....
                                measured until    seen until                     not yet a whole horizon
 
-The evidence has one loss per cutoff, and so have the bars that came since, in whole horizons: the scaled error that
-verdicts rest on too. Drift is a mean above the one-sided prediction bound of 95 percent, by Student's t, for the mean
-of so many further losses of the same kind. Losses are skewed, so the bound is one of their logarithms: on simulated
-random walks it is passed by chance in 5 percent of all cases (a bound of the losses themselves in 8 to 10), and where
-volatility comes in spells in up to 10. The naive forecast's error beside it tells such a spell from a model that is out
-of date.
+The evidence has one loss per cutoff, and so have the newer bars, in whole horizons: the scaled error of the verdicts.
+Drift means that the mean of the newer losses exceeds the one-sided prediction bound of 95 percent, by Student's t, for
+the mean of as many further losses of the same kind. Losses are skewed, so the bound is a bound of their logarithms: on
+simulated random walks chance exceeds it in 5 percent of all cases (a bound of the losses themselves in 8 to 10), and in
+up to 10 if volatility comes in spells. The naive forecast's error beside it distinguishes such a spell from a model
+that is out of date.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from kronos_pipeline.evaluation.predictions import NAIVE
 from kronos_pipeline.evaluation.scoring.verdicts import MIN_CUTOFFS, cutoff_losses
 
 RECENT = 3
-"""Cutoffs that drift is looked for in, at most: the newest, as older ones would hide what changed."""
+"""Maximum number of cutoffs, the newest ones; older cutoffs would hide a change."""
 CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
 class Drift:
-    """What was found.
+    """The result of a comparison of newer errors with the evidence.
 
     Attributes:
-        drifted: whether the error is above the bound.
-        reason: the figures in a sentence, or why nothing can be said.
-        cutoffs: how many came since the evidence and are complete; the newest `RECENT` of them, at most.
-        error: the scaled error over them; this and the next three are geometric means over cutoffs, None where nothing
-            can be said.
-        expected: that of the evidence.
-        bound: what the error exceeds by chance in 5 percent of cases.
+        drifted: True if the error is above the bound.
+        reason: the figures in a sentence, or the reason that there are none.
+        cutoffs: number of complete cutoffs since the evidence, at most `RECENT`.
+        error: the scaled error over these cutoffs; this and the next three are geometric means over cutoffs, None
+            without figures.
+        expected: the scaled error of the evidence.
+        bound: the bound that the error exceeds by chance in 5 percent of cases.
         naive_ratio: the naive forecast's error over the new cutoffs, divided by that of the evidence.
         newest: time of the newest complete cutoff, ISO 8601, or None.
     """
@@ -57,19 +57,22 @@ class Drift:
     newest: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: every number is finite or None."""
+        """Return the result for JSON: every number is finite or None."""
         return asdict(self)
 
 
 def windows_since(bars: Bars, evidence: pd.DataFrame, recipe: Recipe, seen_until: str | None) -> WindowSet | None:
-    """Windows whose holdout is the bars that a model neither was measured on nor saw; None without a whole horizon.
+    """Build windows with a holdout of the bars that a model was not measured on and has not seen.
 
     Args:
         bars: the ticker's bars as they are now.
-        evidence: predictions, of this ticker at least, whose newest bar is the last that was measured.
-        recipe: what the evidence was made with.
-        seen_until: time of the ticker's newest bar that the model's training may have read, ISO 8601; None where it
-            read none. It may be newer than the evidence: a backtest ends with its last whole horizon.
+        evidence: predictions of this ticker at least; their newest bar is the last measured bar.
+        recipe: the recipe of the evidence.
+        seen_until: time of the ticker's newest bar that the model's training may have read, ISO 8601; None if it read
+            none. It may be newer than the evidence: a backtest ends with its last whole horizon.
+
+    Returns:
+        The windows, or None if the newer bars are less than a whole horizon.
 
     Raises:
         DataError: the bars up to there are too few for this recipe.
@@ -85,13 +88,13 @@ def windows_since(bars: Bars, evidence: pd.DataFrame, recipe: Recipe, seen_until
 
 
 def find_drift(evidence: pd.DataFrame, since: pd.DataFrame | None, model: str, horizon: int) -> Drift:
-    """Compare a model's errors on the bars that came since its evidence with those of the evidence.
+    """Compare a model's errors on the bars since its evidence with the errors of the evidence.
 
     Args:
-        evidence: one ticker's predictions that the model was judged by.
-        since: its predictions of the bars of `windows_since`; None where those are no whole horizon yet.
+        evidence: one ticker's predictions that the model was judged on.
+        since: the model's predictions of the bars of `windows_since`; None without a whole horizon.
         model: "adapter" or "checkpoint".
-        horizon: bars ahead of a cutoff that is complete.
+        horizon: number of bars ahead of a complete cutoff.
     """
     if since is None:
         return Drift(False, f"the bars since it was measured are not yet a whole horizon of {horizon}")
@@ -100,29 +103,29 @@ def find_drift(evidence: pd.DataFrame, since: pd.DataFrame | None, model: str, h
     if not cutoffs:
         return Drift(False, "no cutoff since it was measured can be forecast: holes, or a close that does not move")
     newer = complete[complete["cutoff"].isin(cutoffs)]
-    found = Drift(False, "", len(cutoffs), newest=pd.Timestamp(cutoffs[-1]).isoformat())
+    drift = Drift(False, "", len(cutoffs), newest=pd.Timestamp(cutoffs[-1]).isoformat())
     before, now = _logarithms(evidence, model), _logarithms(newer, model)
     if before is None or now is None:
-        return replace(found, reason="its error is 0 or undefined at a cutoff, so that there is nothing to compare")
+        return replace(drift, reason="its error is 0 or undefined at a cutoff, so that there is nothing to compare")
     if len(before) < MIN_CUTOFFS:
         few = f"its evidence has {len(before)} cutoffs, and {MIN_CUTOFFS} are needed to say what is usual"
-        return replace(found, reason=few)
+        return replace(drift, reason=few)
     spread = before.std(ddof=1) * np.sqrt(1 / len(before) + 1 / len(now))
     bound = before.mean() + student.ppf(CONFIDENCE, len(before) - 1) * spread
     error, expected, bound = (float(np.exp(value)) for value in (now.mean(), before.mean(), bound))
     naive = _ratio(_logarithms(newer, NAIVE), _logarithms(evidence, NAIVE))
     reason = (
-        f"scaled error {error:.3g} over {len(now)} cutoffs up to {found.newest}, where {expected:.3g} was usual and "
+        f"scaled error {error:.3g} over {len(now)} cutoffs up to {drift.newest}, where {expected:.3g} was usual and "
         f"up to {bound:.3g} is chance"
     ) + (f"; that of the naive forecast is {naive:.2f} times what it was" if naive is not None else "")
     drifted = error > bound
     return replace(
-        found, drifted=drifted, reason=reason, error=error, expected=expected, bound=bound, naive_ratio=naive
+        drift, drifted=drifted, reason=reason, error=error, expected=expected, bound=bound, naive_ratio=naive
     )
 
 
 def _logarithms(predictions: pd.DataFrame, model: str) -> np.ndarray | None:
-    """The logarithm of a model's loss at each cutoff; None where one has none, or there is no cutoff."""
+    """Return the logarithm of a model's loss at each cutoff; None if a cutoff has none, or there is no cutoff."""
     losses = cutoff_losses(predictions, model).to_numpy(np.float64)
     return np.log(losses) if len(losses) and np.isfinite(losses).all() and (losses > 0).all() else None
 

@@ -1,7 +1,7 @@
-"""Whether a newly trained model takes the champion's place: from verdicts alone, and with the reason in words.
+"""The promotion gate: decide from verdicts whether a newly trained model replaces the champion, and give the reason.
 
-Promotion needs evidence. Too few cutoffs, too few that the champion was measured on, or a score that is undefined is a
-reason against it, under either gate.
+Promotion needs evidence. Too few cutoffs, too few common cutoffs with the champion, or an undefined score is a reason
+against promotion, under either gate.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from kronos_pipeline.evaluation.scoring.verdicts import BETTER, MIN_CUTOFFS, TOO
 CHAMPION = "champion"
 _KEYS = ["unique_id", "cutoff", "ds"]
 _ROUNDED = 0.01
-"""How far the closes of two tables may be from one common factor: a stock of a dollar is rounded to cents."""
+"""Tolerance of the ratio between the closes of two tables: the price of a one-dollar stock is rounded to cents."""
 
 Gate = Literal["strict", "lenient"]
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether a model is promoted.
+    """A decision on a model's promotion.
 
     Attributes:
-        promote: whether it is.
-        reason: why or why not, one sentence.
+        promote: True if the model is promoted.
+        reason: the reason, one sentence.
         gate: the gate that decided, "strict" or "lenient".
-        comparisons: what it rests on, by rival: "naive", "base" and, where there is one, "champion".
+        comparisons: the verdicts of the decision, by rival: "naive", "base" and, if there is one, "champion".
     """
 
     promote: bool
@@ -40,7 +40,7 @@ class Decision:
     comparisons: dict[str, Comparison]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: every number is finite or None."""
+        """Return the decision for JSON: every number is finite or None."""
         return asdict(self)
 
 
@@ -54,19 +54,19 @@ def decide(
 ) -> Decision:
     """Decide on a model's promotion.
 
-    The strict gate wants "better" than the naive forecast and than the base model, and not "worse" than the
-    champion. A champion whose evidence has expired, as too few cutoffs are as old, does not stand in the way, or
-    nothing could ever take its place. The lenient gate wants not "worse" than each. Where the table holds one
-    ticker "better" is corrected for the number of tickers tested; over several it rests on the one overall verdict.
-    "Worse" is never corrected: to test many tickers must not hide that a model does harm.
+    The strict gate requires "better" than the naive forecast and than the base model, and not "worse" than the
+    champion. A champion with expired evidence (too few cutoffs are as old as its evidence) is no obstacle, or no model
+    could ever replace it. The lenient gate requires not "worse" than each rival. If the table holds one ticker,
+    "better" is corrected for the number of tickers tested; for several tickers the overall verdict counts. "Worse" is
+    never corrected: a test of many tickers must not hide that a model does harm.
 
     Args:
         predictions: the new model's table, with the naive forecast and the base model beside it.
         trained: the model's name in it, "adapter" or "checkpoint".
-        champion: the present champion's table, where it goes by the same name; None where there is no champion. The
-            two are compared on the bars that both tables have, see `against_champion`.
+        champion: the present champion's table, under the same model name; None without a champion. The two models are
+            compared on the common bars of both tables, see `against_champion`.
         gate: "strict" or "lenient".
-        tickers_tested: for how many tickers a model was trained and is decided on.
+        tickers_tested: number of tickers with a trained model and a decision.
 
     Raises:
         ArtifactError: a table is not one of predictions.
@@ -80,30 +80,30 @@ def decide(
         comparisons[CHAMPION] = against_champion(predictions, champion, trained)
     expired = champion is not None and _expired(predictions, champion, trained)
     against = [
-        one
-        for rival, one in comparisons.items()
-        if one.verdict == WORSE
-        or (one.verdict == TOO_LITTLE and not (rival == CHAMPION and expired))
-        or (strict and rival != CHAMPION and one.verdict != BETTER)
+        comparison
+        for rival, comparison in comparisons.items()
+        if comparison.verdict == WORSE
+        or (comparison.verdict == TOO_LITTLE and not (rival == CHAMPION and expired))
+        or (strict and rival != CHAMPION and comparison.verdict != BETTER)
     ]
-    said = "; ".join(map(_sentence, against or comparisons.values()))
+    reasons = "; ".join(map(_sentence, against or comparisons.values()))
     start = "Not promoted" if against else "Promoted"
-    alone = (
+    champion_note = (
         "; there is no champion yet" if champion is None else "; the champion's evidence has expired" if expired else ""
     )
-    return Decision(not against, f"{start} by the {gate} gate: {said}{alone}.", gate, comparisons)
+    return Decision(not against, f"{start} by the {gate} gate: {reasons}{champion_note}.", gate, comparisons)
 
 
 def against_champion(predictions: pd.DataFrame, champion: pd.DataFrame, trained: str) -> Comparison:
     """Compare a new model with the champion on the bars and cutoffs that both tables have.
 
-    Prices before a split or a dividend are often restated by one factor, so the champion's forecast is restated as the
-    close was. Where the closes of the two tables differ by more than one factor nothing is concluded.
+    Prices before a split or a dividend are often restated by one factor, so the champion's forecast is restated by the
+    factor of the close. If the closes of the two tables differ by more than one factor, there is no conclusion.
     """
     check_predictions(champion)
-    own = predictions[predictions["model"] == trained]
-    theirs = champion.loc[champion["model"] == trained, [*_KEYS, "y", "mean"]]
-    both = own.merge(theirs, on=_KEYS, suffixes=("", "_then"))
+    challenger_rows = predictions[predictions["model"] == trained]
+    champion_rows = champion.loc[champion["model"] == trained, [*_KEYS, "y", "mean"]]
+    both = challenger_rows.merge(champion_rows, on=_KEYS, suffixes=("", "_then"))
     if both.empty:
         return Comparison(trained, CHAMPION, 0, reason="the champion was not measured on any of these cutoffs")
     factor = both["y"] / both["y_then"]
@@ -118,7 +118,7 @@ def against_champion(predictions: pd.DataFrame, champion: pd.DataFrame, trained:
 
 
 def _expired(predictions: pd.DataFrame, champion: pd.DataFrame, trained: str) -> bool:
-    """Whether time has left the champion too few cutoffs to be compared on: fewer of the new ones are as old as its."""
+    """Return True if too few of the new cutoffs are as old as the champion's evidence to compare the two models."""
     cutoffs = predictions.loc[predictions["model"] == trained, "cutoff"].drop_duplicates()
     newest = champion.loc[champion["model"] == trained, "cutoff"].max()
     return len(cutoffs) >= MIN_CUTOFFS and int((cutoffs <= newest).sum()) < MIN_CUTOFFS

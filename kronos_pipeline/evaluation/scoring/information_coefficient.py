@@ -1,8 +1,8 @@
-"""Whether a model ranks tickers rightly: the correlation across tickers of the predicted and the real return.
+"""Information coefficient: the correlation of predicted and real returns across tickers.
 
-At each cutoff that enough tickers share, the return from the cutoff's close to the forecast's last bar is correlated
-over the tickers. The mean over the cutoffs is the information coefficient; its t statistic takes cutoffs, not tickers,
-as the observations, since tickers of one day move together.
+At each cutoff with enough tickers, the predicted returns from the cutoff's close to the forecast's last bar are
+correlated with the real returns. The mean over the cutoffs is the information coefficient. The observations of its t
+statistic are cutoffs, not tickers, as tickers of one day move together.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ MIN_TICKERS = 8
 
 @dataclass(frozen=True)
 class InformationCoefficient:
-    """How the predicted and the real returns go together across tickers; None, with the reason, where undefined.
+    """Correlation of predicted and real returns across tickers; undefined numbers are None, with the reason.
 
     Attributes:
         model: its name in the table of predictions.
-        cutoffs: those that count: at least `MIN_TICKERS` tickers were forecast over equally many bars, and differ.
-        tickers: the fewest at one of these cutoffs.
+        cutoffs: number of cutoffs with at least `MIN_TICKERS` tickers that have equally many bars and differ.
+        tickers: the smallest number of tickers at one of these cutoffs.
         ic: mean over the cutoffs of Pearson's correlation, from -1 to 1.
         ic_t: its t statistic, of cutoffs - 1 degrees of freedom.
-        rank_ic, rank_ic_t: likewise of Spearman's rank correlation.
-        reason: why a number is None, else empty.
+        rank_ic, rank_ic_t: the same for Spearman's rank correlation.
+        reason: the reason that a number is None, else empty.
     """
 
     model: str
@@ -42,15 +42,15 @@ class InformationCoefficient:
     reason: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: every number is finite or None."""
+        """Return the result for JSON: every number is finite or None."""
         return asdict(self)
 
 
 def information_coefficient(predictions: pd.DataFrame, model: str) -> InformationCoefficient:
     """Correlate a model's predicted returns with the real ones, across tickers at each cutoff.
 
-    Returns are from the close at the cutoff to the forecast's last bar. A ticker that is forecast over another number
-    of bars than most from a cutoff, as where the end of its file cuts a roll, is left out there.
+    Returns are from the close at the cutoff to the forecast's last bar. At each cutoff, a ticker is left out if its
+    forecast has another number of bars than most forecasts, as when the end of its file cuts the forecast.
 
     Args:
         predictions: the table of `predictions.py`.
@@ -77,22 +77,22 @@ def information_coefficient(predictions: pd.DataFrame, model: str) -> Informatio
         return InformationCoefficient(model, reason=f"no cutoff is shared by {MIN_TICKERS} tickers")
     if not np.isfinite(pd.concat(groups)[["predicted", "real"]].to_numpy(np.float64)).all():
         return InformationCoefficient(model, reason="a return is not finite")
-    found = []
+    correlations = []
     for group in groups:
         pair = group[["predicted", "real"]]
-        with np.errstate(divide="ignore", invalid="ignore"):  # where all returns are the same, as the naive forecast's
-            both = [values["predicted"].corr(values["real"]) for values in (pair, pair.rank())]
-        found += [(len(group), *both)] if np.isfinite(both).all() else []
-    if not found:
+        with np.errstate(divide="ignore", invalid="ignore"):  # equal returns, as those of the naive forecast
+            pair_correlations = [values["predicted"].corr(values["real"]) for values in (pair, pair.rank())]
+        correlations += [(len(group), *pair_correlations)] if np.isfinite(pair_correlations).all() else []
+    if not correlations:
         return InformationCoefficient(model, reason="the returns are the same for all tickers, so nothing is ranked")
-    tickers, plain, ranked = (list(column) for column in zip(*found, strict=True))
+    tickers, plain, ranked = (list(column) for column in zip(*correlations, strict=True))
     t, rank_t = _t_statistic(plain), _t_statistic(ranked)
     reason = "" if t is not None and rank_t is not None else "a t statistic needs two cutoffs that differ"
     means = float(np.mean(plain)), t, float(np.mean(ranked)), rank_t
-    return InformationCoefficient(model, len(found), min(tickers), *means, reason)
+    return InformationCoefficient(model, len(correlations), min(tickers), *means, reason)
 
 
 def _t_statistic(values: list[float]) -> float | None:
-    """Of the mean against 0, or None where the values do not tell their own spread."""
+    """Return the t statistic of the mean against 0, or None if the values have no spread."""
     spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
     return float(np.mean(values)) / (spread / len(values) ** 0.5) if spread > 0 else None

@@ -1,7 +1,7 @@
-"""How far forecasts were from what came, per symbol and model: errors in price units and scaled, and the intervals.
+"""Metrics of forecasts per symbol and model: errors in price units, scaled errors, and coverage of the intervals.
 
-A scaled error is divided by the mean absolute change from one close to the next before any bar that is evaluated, so
-that a stock of 3,000 dollars does not outweigh one of 3.
+A scaled error is divided by the mean absolute change from one close to the next before the first evaluated bar, so
+that a stock of 3,000 dollars does not outweigh a stock of 3 dollars.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ _NO_DIRECTION = "at no bar do the forecast and the close both differ from the cl
 
 
 class Scores(TypedDict):
-    """One model's scores on one symbol, over all of its bars together; `UNITS` has the units.
+    """Scores of one model on one symbol over all of the symbol's bars; `UNITS` has the units.
 
     mae, rmse, mape: of the mean path's close.
     mase: the mean absolute error, scaled.
     bias: the mean of forecast minus close; above 0 the forecasts are too high.
-    directional_accuracy: of the bars where the forecast and the close both differ from the close at the cutoff, those
-        where they lie on the same side of it.
-    crps, scaled_crps: of the sampled paths; for a forecast of points alone this is the absolute error.
-    coverage_80: the bars whose close lies within the central interval of 80 percent, which should be 80.
+    directional_accuracy: of the bars with a forecast and a close that both differ from the close at the cutoff, the
+        share with both on the same side of it.
+    crps, scaled_crps: of the sampled paths; of a point forecast the absolute error.
+    coverage_80: share of the bars with a close within the central interval of 80 percent; 80 is right.
     width_80: the interval's mean width, in percent of the close at the cutoff.
     raw_coverage_80, raw_width_80: the same before recalibration.
 
-    A metric that cannot be computed is None, and `undefined` says why; that key is there only then.
+    A metric that cannot be computed is None, and `undefined` has the reason; without such a metric the key is missing.
     """
 
     mae: float | None
@@ -78,10 +78,10 @@ class Scores(TypedDict):
 
 
 def score(predictions: pd.DataFrame) -> dict[str, dict[str, Scores]]:
-    """Score each model on each symbol, over all of its evaluated bars together, whatever their cutoff.
+    """Score each model on each symbol over all of the symbol's evaluated bars, of all cutoffs.
 
     Args:
-        predictions: the table of `predictions.py`, of one symbol or of many.
+        predictions: a table of `predictions.py` with one symbol or many.
 
     Returns:
         Scores by symbol and model. A model that does not forecast a symbol has no entry there.
@@ -96,21 +96,21 @@ def score(predictions: pd.DataFrame) -> dict[str, dict[str, Scores]]:
     series = rows.drop_duplicates(_SERIES).sort_values(_SERIES)
     scores: dict[str, dict[str, Scores]] = {}
     for number, symbol, model in zip(series[_SERIES], series["unique_id"], series["model"], strict=True):
-        own = dict(zip(METRICS, values[number].tolist(), strict=True))
-        scores.setdefault(str(symbol), {})[str(model)] = _scores(own, reasons.get(number, {}))
+        series_values = dict(zip(METRICS, values[number].tolist(), strict=True))
+        scores.setdefault(str(symbol), {})[str(model)] = _scores(series_values, reasons.get(number, {}))
     return scores
 
 
 def undefined_scores(reason: str) -> Scores:
-    """Scores of a model of which nothing can be said, and why."""
+    """Return the scores of a model without any defined metric, with the reason."""
     return _scores({}, dict.fromkeys(METRICS, reason))
 
 
 def mean_scores(scores: list[Scores]) -> Scores:
-    """The mean over symbols of each metric, every symbol weighing the same; None where it is None for any of them."""
+    """Return the mean of each metric over symbols with equal weight; None if the metric is None for any symbol."""
     means, reasons = {}, {}
     for metric in METRICS:
-        values = [one[metric] for one in scores]  # type: ignore[literal-required]
+        values = [symbol[metric] for symbol in scores]  # type: ignore[literal-required]
         missing = sum(value is None for value in values)
         if missing or not values:
             reasons[metric] = f"undefined for {missing} of {len(values)} symbols"
@@ -120,7 +120,7 @@ def mean_scores(scores: list[Scores]) -> Scores:
 
 
 def _values(rows: pd.DataFrame) -> pd.DataFrame:
-    """Every metric, a row per series; where the input is not finite a value means nothing, see `_reasons`."""
+    """Return every metric, a row per series; for input that is not finite a value has no meaning, see `_reasons`."""
     plain = rows[[_SERIES, "y", "mean"]]
     scaled = plain.assign(y=rows["y"] / rows["scale"], mean=rows["mean"] / rows["scale"])
     forecast_move, move = (np.sign(rows[column] - rows["last"]) for column in ("mean", "y"))
@@ -150,7 +150,7 @@ def _loss(loss: Callable[..., pd.DataFrame], table: pd.DataFrame, **settings: in
 
 
 def _reasons(rows: pd.DataFrame) -> dict[int, dict[str, str]]:
-    """Why a metric has no value, by series and metric: pandas and utilsforecast leave such bars out without a word."""
+    """Return the reason that a metric has no value, by series and metric: pandas and utilsforecast skip such bars."""
 
     def finite(*columns: str) -> np.ndarray:
         return np.isfinite(rows[list(columns)].to_numpy(np.float64)).all(axis=1)
@@ -171,17 +171,17 @@ def _reasons(rows: pd.DataFrame) -> dict[int, dict[str, str]]:
     series = rows[_SERIES].to_numpy()
     bars = np.bincount(series)
     reasons: dict[int, dict[str, str]] = {}
-    for metrics, bad, what in rules:
+    for metrics, bad, rule in rules:
         counts = np.bincount(series, weights=bad, minlength=len(bars)).astype(int)
         for number in np.flatnonzero(counts):
-            text = f"{what} at {counts[number]} of {bars[number]} bars"
+            text = f"{rule} at {counts[number]} of {bars[number]} bars"
             for metric in metrics:
                 reasons.setdefault(int(number), {}).setdefault(metric, text)
     return reasons
 
 
 def _scores(values: dict[str, float], reasons: dict[str, str]) -> Scores:
-    """Put values and reasons together; what is left without a finite value is one that overflowed or has no bar."""
+    """Build scores of values and reasons; a value without a reason that is not finite has overflowed or has no bar."""
     reasons = dict(reasons)
     for metric in METRICS:
         if metric not in reasons and not np.isfinite(values[metric]):

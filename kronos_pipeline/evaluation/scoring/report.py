@@ -1,14 +1,14 @@
-"""`metrics/` and `backtest/`: predictions as parquet, and beside them the scores and verdicts that follow from them.
+"""Reports in `metrics/` and `backtest/`: predictions as parquet, with their scores and verdicts as JSON.
 
-Every number of a `.json` here can be recomputed from the `.parquet` of predictions beside it, and the errors of the
-mean path from `forecasts.parquet` alone.
+Every number of a `.json` can be recomputed from the `.parquet` of predictions beside it, and the errors of the mean
+path from `forecasts.parquet` alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
@@ -26,11 +26,8 @@ from kronos_pipeline.evaluation.scoring.information_coefficient import informati
 from kronos_pipeline.evaluation.scoring.metrics import METRICS, UNITS, Scores, mean_scores, score, undefined_scores
 from kronos_pipeline.evaluation.scoring.verdicts import Verdicts, judge
 
-if TYPE_CHECKING:
-    pass
-
 RIVALS = (NAIVE, BASE)
-"""What a model is judged against."""
+"""The rivals of a model's verdicts."""
 
 
 def build_evaluation(
@@ -40,19 +37,19 @@ def build_evaluation(
     manifest: Mapping[str, Any],
     tickers_tested: int | None = None,
 ) -> dict[str, Any]:
-    """Score predictions, reach verdicts, and put together what `evaluation.json` holds.
+    """Score predictions, reach verdicts, and return the content of `evaluation.json`.
 
-    `aggregate` is the mean over symbols of each symbol's metric, every symbol weighing the same; its errors in price
-    units mix prices of different size, its scaled ones and those in percent do not. The plain metrics are those of the
-    trained model. A metric that is undefined is null, and `undefined` beside it says why. `verdicts` has an entry for
-    each model and rival: those of a symbol, and in `aggregate` the one over all.
+    `aggregate` is the mean of each metric over symbols with equal weight; its errors in price units mix prices of
+    different size, its scaled errors and those in percent do not. The metrics at the top level are those of the trained
+    model. An undefined metric is null, and `undefined` beside it has the reason. `verdicts` has an entry for each model
+    and rival, per symbol and, in `aggregate`, over all symbols.
 
     Args:
-        predictions: of one symbol or more.
+        predictions: a table of one symbol or more.
         trained: the model that this run trained, "adapter" or "checkpoint".
-        skipped: {"symbol", "reason"} of each symbol that has no forecast.
-        manifest: as `evaluation_manifest` makes it.
-        tickers_tested: symbols that verdicts are corrected for; by default those of the table.
+        skipped: {"symbol", "reason"} of each symbol without a forecast.
+        manifest: the result of `evaluation_manifest`.
+        tickers_tested: number of symbols that verdicts are corrected for; by default the symbols of the table.
 
     Raises:
         ArtifactError: there is no symbol at all, or the table is not one of predictions.
@@ -79,7 +76,7 @@ def build_evaluation(
         "units": UNITS,
         "aggregate": _aggregate(predictions, per_symbol, trained, judged),
         "per_symbol": per_symbol,
-        "skipped": [dict(one) for one in skipped],
+        "skipped": [dict(entry) for entry in skipped],
         "holdout": _span(predictions),
         "device": manifest.get("device"),
         "seed": manifest.get("seed"),
@@ -132,7 +129,7 @@ def save_report(
 
 
 def load_predictions(paths: Sequence[Path]) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Put the predictions of several tickers together, and their manifests.
+    """Read and concatenate the predictions of several tickers, and merge their manifests.
 
     Raises:
         ArtifactError: a file is missing or damaged, or none is given.
@@ -151,19 +148,19 @@ def _symbol_entry(
     judged: Mapping[str, Verdicts],
     manifest: Mapping[str, Any],
 ) -> dict[str, Any]:
-    own = models.get(trained) or undefined_scores(f"no forecast of the {trained} model")
-    verdicts = {model: found.per_symbol[symbol] for model, found in judged.items() if symbol in found.per_symbol}
+    trained_scores = models.get(trained) or undefined_scores(f"no forecast of the {trained} model")
+    verdicts = {model: entry.per_symbol[symbol] for model, entry in judged.items() if symbol in entry.per_symbol}
     return {
         "symbol": symbol,
-        **own,
+        **trained_scores,
         "bars": len(rows[["ds", "cutoff"]].drop_duplicates()),
         "cutoffs": int(rows["cutoff"].nunique()),
         "cutoffs_left_out": int(manifest.get("cutoffs_left_out", {}).get(symbol, 0)),
         "holdout": _span(rows),
         "contamination": manifest.get("contamination", {}).get(symbol),
         "doubts": manifest.get("doubts", {}).get(symbol, {}),
-        "models": {**models, trained: own},
-        "verdicts": {model: _as_dicts(found) for model, found in verdicts.items() if found},
+        "models": {**models, trained: trained_scores},
+        "verdicts": {model: _as_dicts(entry) for model, entry in verdicts.items() if entry},
         "sampling": manifest.get("sampling", {}).get(symbol, {}),
         "mended": manifest.get("mended", {}).get(symbol, {}),
     }
@@ -188,12 +185,12 @@ def _aggregate(
         **{key: value for key, value in means[trained].items() if key in (*METRICS, "undefined")},
         **{key: sum(entry[key] for entry in per_symbol) for key in ("bars", "cutoffs", "cutoffs_left_out")},
         "models": means,
-        "verdicts": {model: _as_dicts(found.overall) for model, found in judged.items() if found.overall},
+        "verdicts": {model: _as_dicts(entry.overall) for model, entry in judged.items() if entry.overall},
     }
 
 
 def _as_dicts(comparisons: Mapping[str, Any]) -> dict[str, Any]:
-    return {rival: one.as_dict() for rival, one in comparisons.items()}
+    return {rival: comparison.as_dict() for rival, comparison in comparisons.items()}
 
 
 def _sentences(doubts: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
@@ -201,7 +198,7 @@ def _sentences(doubts: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
 
 
 def _warnings(suspicions: Mapping[str, str]) -> list[str]:
-    """Each sentence once, with the tickers that it is about."""
+    """Return each sentence once, after its tickers."""
     tickers: dict[str, list[str]] = {}
     for ticker, sentence in sorted(suspicions.items()):
         tickers.setdefault(sentence, []).append(ticker)

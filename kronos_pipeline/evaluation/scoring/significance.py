@@ -1,8 +1,8 @@
-"""Whether one series of losses is lower than another by more than chance: the statistics behind a verdict.
+"""Tests of whether one series of losses is lower than another by more than chance: the statistics of a verdict.
 
-Both tests ask the same of two paired series, one value per cutoff. Diebold-Mariano is exact where the differences are
-normal; the block bootstrap makes no such assumption, and keeps neighbours together in case a good cutoff follows a good
-one. Each errs where the other holds, so a verdict needs both.
+Both tests compare two paired series with one value per cutoff. Diebold-Mariano is exact if the differences are normal;
+the block bootstrap does not assume this, and keeps neighbours together, as a good cutoff may follow a good cutoff. Each
+test fails in cases that the other handles, so a verdict needs both.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ def diebold_mariano(differences: np.ndarray, overlap: int = 0) -> tuple[float, f
         V = g_0 + 2 (g_1 + ... + g_overlap),  g_k the k-th autocovariance, divided by n
         statistic = mean / sqrt(V / n) * sqrt((n + 1 - 2 h + h (h - 1) / n) / n),  h = overlap + 1
 
-    compared with Student's t of n - 1 degrees of freedom (Harvey, Leybourne and Newbold, 1997). V is taken as no less
-    than g_0: forecasts that overlap err together, and a negative sum is chance that would inflate the statistic.
+    compared with Student's t of n - 1 degrees of freedom (Harvey, Leybourne and Newbold, 1997). V is at least g_0:
+    overlapping forecasts err together, and a negative sum is chance that would inflate the statistic.
     Without overlap this is the paired t-test.
 
     Args:
         differences: `(n,)`, loss minus the rival's loss, by time; n > overlap + 1.
-        overlap: how many later cutoffs lie within one forecast; 0 where cutoffs are a horizon apart.
+        overlap: number of later cutoffs within one forecast; 0 if cutoffs are a horizon apart.
 
     Returns:
-        The statistic, below 0 where the loss is the lower one, and the two-sided p-value. Differences that do not vary
-        give 0 and 1 where they are 0, else an infinite statistic and 0.
+        The statistic, below 0 if the loss is lower than the rival's, and the two-sided p-value. Differences that do not
+        vary give 0 and 1 if they are 0, else an infinite statistic and 0.
     """
     n, mean = len(differences), float(differences.mean())
     centred = differences - mean
@@ -45,20 +45,20 @@ def diebold_mariano(differences: np.ndarray, overlap: int = 0) -> tuple[float, f
 def bootstrap_skill(
     losses: np.ndarray, rival: np.ndarray, *, block: int, draws: int, level: float = 0.95
 ) -> tuple[float, float, float]:
-    """The studentised interval of the skill `1 - losses / rival`, of the sums, and the p-value that it is 0.
+    """Compute the studentised interval of the skill `1 - losses / rival`, of the sums, and the p-value that it is 0.
 
-    Blocks of neighbours are drawn from the circle that the series is bent to (Politis and Romano, 1992). Each draw's
-    skill is divided by its own standard error from its block sums (Götze and Künsch, 1996), as plain percentiles are
-    far too narrow for ten or twenty cutoffs. Seeded: the same series give the same interval.
+    Blocks of neighbours are drawn from the series closed to a circle (Politis and Romano, 1992). Each draw's skill is
+    divided by its own standard error from its block sums (Götze and Künsch, 1996), as plain percentiles are far too
+    narrow for ten or twenty cutoffs. The draws are seeded: equal series give equal intervals.
 
     Args:
         losses, rival: `(n,)` each, at or above 0; the rival's do not sum to 0.
         block: neighbours per block.
-        draws: how many; no p-value is below 2 / (draws + 1).
-        level: share of intervals that hold the true skill.
+        draws: number of draws; no p-value is below 2 / (draws + 1).
+        level: probability that the interval covers the true skill.
 
     Returns:
-        Lower and upper end, infinite where too few different draws bound it, and the two-sided p-value.
+        Lower and upper end, infinite if too few different draws bound it, and the two-sided p-value.
     """
     n = len(losses)
     circle = (np.arange(n)[:, None] + np.arange(block)) % n
@@ -87,14 +87,14 @@ def bootstrap_skill(
 
 
 def holm(p_values: np.ndarray, tests: int) -> np.ndarray:
-    """Holm's (1979) step-down correction, which holds whatever the dependence between the tests.
+    """Correct p-values by Holm's (1979) step-down method, which holds for any dependence between the tests.
 
     Args:
         p_values: `(n,)`.
-        tests: how many tests were made in all, at least n; the p-values of the others are taken as larger.
+        tests: number of all tests, at least n; the p-values of the other tests count as larger.
 
     Returns:
-        `(n,)` in the same order, at most 1; one at or below 0.05 may be believed at that level.
+        `(n,)` in the same order, at most 1; a value of at most 0.05 is significant at that level.
     """
     order = np.argsort(p_values, kind="stable")
     raised = np.minimum(1.0, np.maximum.accumulate(p_values[order] * (tests - np.arange(len(p_values)))))

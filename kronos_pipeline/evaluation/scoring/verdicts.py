@@ -1,9 +1,9 @@
-"""Whether a model beat the naive forecast and the untouched base model, or what it did was chance.
+"""Verdicts: is a model better or worse than the naive forecast and the untouched base model by more than chance?
 
-A verdict rests on one loss per cutoff, as the bars of one forecast err together: the mean absolute error of the mean
-path over the forecast's bars, scaled. Over all tickers it rests on the mean over the tickers at each cutoff, as tickers
-of one day err together too. A model is "better" or "worse" where the test of Diebold and Mariano and the block
-bootstrap of `significance.py` agree at 5 percent, corrected for the number of tickers tested.
+A verdict rests on one loss per cutoff, as the bars of one forecast err together: the scaled mean absolute error of the
+mean path over the forecast's bars. Over all tickers it rests on the mean over the tickers at each cutoff, as tickers of
+one day err together too. A model is "better" or "worse" if the test of Diebold and Mariano and the block bootstrap of
+`significance.py` agree at 5 percent, corrected for the number of tickers tested.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ TOO_LITTLE: Verdict = "too little evidence"
 
 MIN_CUTOFFS = 8
 ALPHA = 0.05
-"""At most this share of models that are no better is called "better", and likewise for "worse"."""
+"""Significance level: at most this share of models that are no better is called "better"; the same for "worse"."""
 DRAWS = 9_999
 _DRAWS_PER_TEST = 60
-"""Of a p-value that may matter; 40 are the fewest with which the smallest of all can be believed after correction."""
+"""Draws per test for a small p-value; 40 is the minimum for a significant smallest p-value after the correction."""
 _ROUNDING = 1e-9
-"""Relative difference of two losses that is taken for none."""
+"""Relative difference of two losses that counts as rounding."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One model against one rival.
+    """Comparison of one model with one rival.
 
     Attributes:
         model, rival: their names in the table of predictions.
-        cutoffs: those that both have.
-        skill: 1 - loss / the rival's loss, of the means over the cutoffs; 0.1 is a loss ten percent lower.
-        skill_low, skill_high: its block-bootstrap interval of 95 percent, before any correction; None where the
+        cutoffs: number of common cutoffs.
+        skill: 1 - loss / the rival's loss, of the means over the cutoffs; 0.1 means a loss ten percent lower.
+        skill_low, skill_high: its block-bootstrap interval of 95 percent, before any correction; None if the
             cutoffs do not bound it.
         statistic, p_value: of Diebold-Mariano with the correction of Harvey, Leybourne and Newbold, two-sided; the
-            statistic is below 0 where the model has the lower loss, and None where the differences do not vary.
+            statistic is below 0 if the model has the lower loss, and None if the differences do not vary.
         bootstrap_p: of the block bootstrap, two-sided.
         adjusted_p: the larger of the two p-values, corrected for the number of tickers tested (Holm).
         verdict: "better", "no better", "worse" or "too little evidence".
-        reason: what it rests on, or why there is too little.
+        reason: the figures of the verdict, or the reason that there is too little evidence.
     """
 
     model: str
@@ -67,19 +67,19 @@ class Comparison:
     reason: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: every number is finite or None."""
+        """Return the content for JSON: every number is finite or None."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Verdicts:
-    """One model against its rivals, by rival: on each symbol, and over all symbols.
+    """Comparisons of one model with its rivals, by rival: on each symbol, and over all symbols.
 
     Attributes:
         model: its name in the table of predictions.
-        tickers_tested: what the verdicts per symbol are corrected for.
+        tickers_tested: number of tickers that the verdicts per symbol are corrected for.
         per_symbol: by symbol and rival.
-        overall: by rival; one test, so nothing is corrected.
+        overall: by rival; one test, so without correction.
     """
 
     model: str
@@ -88,7 +88,7 @@ class Verdicts:
     overall: dict[str, Comparison]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: every number is finite or None."""
+        """Return the content for JSON: every number is finite or None."""
         return asdict(self)
 
 
@@ -99,14 +99,14 @@ def judge(
     *,
     tickers_tested: int | None = None,
 ) -> Verdicts:
-    """Compare a model with its rivals, on each symbol and over all of them.
+    """Compare a model with its rivals on each symbol and over all symbols.
 
     Args:
-        predictions: the table of `predictions.py`, of one symbol or of many.
-        model: the model that is judged, such as "adapter".
-        rivals: what it is compared with; itself is left out.
-        tickers_tested: for how many tickers the question was asked, where some are not in the table; at least the
-            number of those in the table is corrected for.
+        predictions: a table of `predictions.py` with one symbol or many.
+        model: the model to judge, such as "adapter".
+        rivals: the models to compare it with; the model itself is left out.
+        tickers_tested: number of tickers tested, if some are not in the table; at least the tickers of the table are
+            corrected for.
 
     Raises:
         ArtifactError: the table is not one of predictions.
@@ -126,15 +126,17 @@ def judge(
 
 
 def _compare_in(predictions: pd.DataFrame, model: str, rival: str, tickers_tested: int) -> Comparison:
-    """Compare two models of one table, a cutoff's losses being the mean over the tickers that both forecast from it."""
-    own, other = (cutoff_losses(predictions, name) for name in (model, rival))
-    for name, losses in ((model, own), (rival, other)):
+    """Compare two models of one table; a cutoff's loss is the mean over the tickers that both models forecast."""
+    model_losses, rival_losses = (cutoff_losses(predictions, name) for name in (model, rival))
+    for name, losses in ((model, model_losses), (rival, rival_losses)):
         if losses.empty:
             return Comparison(model, rival, 0, reason=f"no forecast of the {name} model")
-    shared = pd.concat({"own": own, "rival": other}, axis=1, join="inner").fillna(np.inf)  # a mean leaves NaN out
+    shared = pd.concat({"model": model_losses, "rival": rival_losses}, axis=1, join="inner").fillna(
+        np.inf
+    )  # a mean leaves NaN out
     means = shared.groupby(level="cutoff").mean()
     return compare(
-        means["own"],
+        means["model"],
         means["rival"],
         model=model,
         rival=rival,
@@ -144,10 +146,10 @@ def _compare_in(predictions: pd.DataFrame, model: str, rival: str, tickers_teste
 
 
 def cutoff_losses(predictions: pd.DataFrame, model: str) -> pd.Series:
-    """A model's loss by `(unique_id, cutoff)`: the mean of |mean path - close| over the bars ahead, scaled.
+    """Return a model's loss by `(unique_id, cutoff)`: the scaled mean of |mean path - close| over the bars ahead.
 
-    It is NaN where a forecast or a close is not finite or the scale is not above 0, and empty where the table has no
-    forecast of the model.
+    A loss is NaN if a forecast or a close is not finite or the scale is not above 0. The result is empty if the table
+    has no forecast of the model.
     """
     rows = predictions[predictions["model"] == model]
     scale = rows["scale"].where(rows["scale"] > 0)
@@ -157,7 +159,7 @@ def cutoff_losses(predictions: pd.DataFrame, model: str) -> pd.Series:
 
 
 def overlap(predictions: pd.DataFrame) -> int:
-    """How many later cutoffs lie within one forecast, at most; 0 where each is a horizon after the one before."""
+    """Return the maximum number of later cutoffs within one forecast; 0 if cutoffs are a horizon apart."""
     ends = predictions.groupby("cutoff", sort=True)["ds"].max()
     within = ends.index.searchsorted(ends.to_numpy(), side="left") - np.arange(1, len(ends) + 1)
     return int(within.max(initial=0))
@@ -172,40 +174,42 @@ def compare(
     overlap: int = 0,
     tickers_tested: int = 1,
 ) -> Comparison:
-    """Compare two models on the cutoffs that both have; the verdict itself is `correct`'s.
+    """Compare two models on their common cutoffs; `correct` reaches the verdict.
 
     Args:
         losses, rival_losses: the loss by cutoff, at or above 0.
         model, rival: their names.
-        overlap: how many later cutoffs lie within one forecast.
-        tickers_tested: how many tests there are in all, so that the bootstrap's p-value can be small enough for them.
+        overlap: number of later cutoffs within one forecast.
+        tickers_tested: number of all tests, so that the bootstrap's p-value can be small enough for the correction.
     """
-    paired = pd.concat({"own": losses, "rival": rival_losses}, axis=1, join="inner").sort_index()
-    own, other = paired["own"].to_numpy(np.float64), paired["rival"].to_numpy(np.float64)
+    paired = pd.concat({"model": losses, "rival": rival_losses}, axis=1, join="inner").sort_index()
+    loss, rival_loss = paired["model"].to_numpy(np.float64), paired["rival"].to_numpy(np.float64)
     cutoffs = len(paired)
-    nothing = Comparison(model, rival, cutoffs)
-    if undefined := int((~np.isfinite(own) | ~np.isfinite(other)).sum()):
+    comparison = Comparison(model, rival, cutoffs)
+    if undefined := int((~np.isfinite(loss) | ~np.isfinite(rival_loss)).sum()):
         why = "a forecast that is not finite, or a close that never changed before the evaluation"
-        return replace(nothing, reason=f"the loss is undefined at {undefined} of {cutoffs} cutoffs: {why}")
+        return replace(comparison, reason=f"the loss is undefined at {undefined} of {cutoffs} cutoffs: {why}")
     if cutoffs < MIN_CUTOFFS:
-        return replace(nothing, reason=f"{count(cutoffs, 'shared cutoff')}, and a verdict needs {MIN_CUTOFFS}")
+        return replace(comparison, reason=f"{count(cutoffs, 'shared cutoff')}, and a verdict needs {MIN_CUTOFFS}")
     if cutoffs < MIN_CUTOFFS * (overlap + 1):
         apart = f"{cutoffs // (overlap + 1)} of {cutoffs} cutoffs"
-        return replace(nothing, reason=f"only {apart} have forecasts that do not overlap, and it needs {MIN_CUTOFFS}")
-    own = np.where(np.abs(own - other) <= _ROUNDING * (own + other), other, own)
-    if not other.any():
-        return replace(nothing, reason=f"the {rival} model makes no error, so that there is no skill to measure")
-    statistic, p_value = diebold_mariano(own - other, overlap)
+        return replace(
+            comparison, reason=f"only {apart} have forecasts that do not overlap, and it needs {MIN_CUTOFFS}"
+        )
+    loss = np.where(np.abs(loss - rival_loss) <= _ROUNDING * (loss + rival_loss), rival_loss, loss)
+    if not rival_loss.any():
+        return replace(comparison, reason=f"the {rival} model makes no error, so that there is no skill to measure")
+    statistic, p_value = diebold_mariano(loss - rival_loss, overlap)
     low, high, bootstrap_p = bootstrap_skill(
-        own,
-        other,
+        loss,
+        rival_loss,
         block=max(round(cutoffs ** (1 / 3)), overlap + 1),
         draws=max(DRAWS, _DRAWS_PER_TEST * tickers_tested) if p_value <= ALPHA else DRAWS,
         level=1 - ALPHA,
     )
     return replace(
-        nothing,
-        skill=float(1 - own.sum() / other.sum()),
+        comparison,
+        skill=float(1 - loss.sum() / rival_loss.sum()),
         skill_low=_finite(low),
         skill_high=_finite(min(high, 1.0)),
         statistic=_finite(statistic),
@@ -218,13 +222,17 @@ def correct(comparisons: Sequence[Comparison], tickers_tested: int) -> list[Comp
     """Correct comparisons with one rival for the number of tickers tested, and reach their verdicts.
 
     Args:
-        comparisons: of one ticker each, as `compare` makes them.
-        tickers_tested: at least as many.
+        comparisons: results of `compare`, one per ticker.
+        tickers_tested: number of tickers tested, at least as many.
     """
-    tested = [one for one in comparisons if one.p_value is not None and one.bootstrap_p is not None]
-    larger = np.array([max(one.p_value or 0.0, one.bootstrap_p or 0.0) for one in tested], dtype=np.float64)
+    tested = [comparison for comparison in comparisons if None not in (comparison.p_value, comparison.bootstrap_p)]
+    p_values = [max(comparison.p_value or 0.0, comparison.bootstrap_p or 0.0) for comparison in tested]
+    larger = np.array(p_values, dtype=np.float64)
     adjusted = iter(holm(larger, max(tickers_tested, len(tested))).tolist())
-    return [_decided(one, next(adjusted)) if one.p_value is not None else one for one in comparisons]
+    return [
+        _decided(comparison, next(adjusted)) if comparison.p_value is not None else comparison
+        for comparison in comparisons
+    ]
 
 
 def _decided(comparison: Comparison, adjusted_p: float) -> Comparison:
