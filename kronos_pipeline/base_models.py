@@ -1,6 +1,7 @@
-"""The base models that the project knows: names, Hub repositories, pinned revisions, context lengths, pre-training.
+"""Catalogue of base models: names, Hub repositories, pinned revisions, context lengths, pre-training data.
 
-No torch here: the data layer needs a model's context to cut windows. `kronos_pipeline.model` loads what is named here.
+This module is free of torch, as the data layer needs a model's context to cut windows. `kronos_pipeline.model` loads
+the models.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from kronos_pipeline.errors import ModelError
 NANO = "kronos-nano"
 NANO_FOLDER = Path(__file__).resolve().parent.parent / "external" / "kronos" / "nano"
 DEFAULT_CONTEXT = 512
-"""Bars; what upstream's `KronosPredictor` assumes, for a local folder that does not say."""
+"""Context in bars of a local folder without a manifest; the default of upstream's `KronosPredictor`."""
 
 
 @dataclass(frozen=True)
 class WeightsSource:
-    """Where one set of weights comes from: a Hub repository at a pinned revision, or a local folder.
+    """Source of a set of weights: a Hub repository at a pinned revision, or a local folder.
 
     Attributes:
-        name: as the user wrote it, or the published name.
+        name: the name as the user wrote it, or the published name.
         repository: the Hub repository, or None for a local folder.
         revision: the pinned commit of the Hub repository, or None for a local folder.
         folder: the local folder with config.json and model.safetensors, or None for a Hub repository.
@@ -40,28 +41,28 @@ class WeightsSource:
 
 @dataclass(frozen=True)
 class Pretraining:
-    """What is known of the bars that a base model has learned from.
+    """The known training data of a base model.
 
     Attributes:
-        told: what it has learned from, to be read after the model's name.
-        unseen_from: no bar from this time on, a file's own, is among them; None where no bar of a market is.
+        description: the training data, as a predicate that follows the model's name.
+        unseen_from: the training data has no bar from this local time on; None if it has no market bars.
     """
 
-    told: str
+    description: str
     unseen_from: datetime | None
 
 
 @dataclass(frozen=True)
 class BaseModelSource:
-    """A base model before it is loaded: its two sets of weights, its context, and what it has seen.
+    """A base model before loading: its two sets of weights, its context and its training data.
 
     Attributes:
-        name: what tables, manifests and plots call it.
-        predictor: where the predictor's weights come from.
-        tokenizer: where the tokenizer's weights come from.
-        context: the number of bars that the predictor attends to.
-        demo: True for the embedded demo model, which is no forecaster of real markets.
-        pretraining: what it has learned from; None where nobody says.
+        name: name in tables, manifests and plots.
+        predictor: source of the predictor's weights.
+        tokenizer: source of the tokenizer's weights.
+        context: context length of the predictor in bars.
+        demo: True for the embedded demo model, which cannot forecast real markets.
+        pretraining: the training data; None if unknown.
     """
 
     name: str
@@ -73,16 +74,16 @@ class BaseModelSource:
 
     @property
     def label(self) -> str:
-        """The name for tables and plots, which says so where it is the embedded demo model."""
+        """The name for tables and plots, with a mark for the embedded demo model."""
         return f"{self.name} (embedded demo model)" if self.demo else self.name
 
     def contamination(self, first_holdout: datetime) -> str | None:
-        """What to say of a holdout that the model may have met in its pre-training, or None where it has not.
+        """Return a warning about a holdout that the model may have seen in pre-training, or None if it has not.
 
-        Every table, plot, manifest and tag of numbers on such a holdout carries this sentence.
+        Every table, plot, manifest and tag with scores on such a holdout carries this warning.
 
         Args:
-            first_holdout: time of the holdout's first bar, in the file's own local time.
+            first_holdout: time of the holdout's first bar, in the file's local time.
         """
         if self.pretraining is None:
             return f"not known to be unseen in pre-training: nobody says which bars {self.name} has learned from"
@@ -90,8 +91,8 @@ class BaseModelSource:
         if clean is None or first_holdout >= clean:
             return None
         return (
-            f"may have been seen in pre-training: {self.name} {self.pretraining.told}, and the holdout begins on "
-            f"{first_holdout:%Y-%m-%d}"
+            f"may have been seen in pre-training: {self.name} {self.pretraining.description}, and the holdout begins "
+            f"on {first_holdout:%Y-%m-%d}"
         )
 
 
@@ -104,19 +105,19 @@ _PREDICTORS = {
     "NeoQuasar/Kronos-small": "901c26c1332695a2a8f243eb2f37243a37bea320",
     "NeoQuasar/Kronos-base": "2b554741eca47781b64468546e77fef3e85130e6",
 }
-_PARTNERS = {
+_TOKENIZER_AND_CONTEXT = {
     "NeoQuasar/Kronos-mini": ("NeoQuasar/Kronos-Tokenizer-2k", 2048),
     "NeoQuasar/Kronos-small": ("NeoQuasar/Kronos-Tokenizer-base", DEFAULT_CONTEXT),
     "NeoQuasar/Kronos-base": ("NeoQuasar/Kronos-Tokenizer-base", DEFAULT_CONTEXT),
 }
-"""Each predictor's tokenizer and context in bars."""
+"""Tokenizer and context in bars of each predictor."""
 _SHAPE = ("s1_bits", "s2_bits", "n_layers", "d_model", "n_heads", "ff_dim")
 _SHAPES = {
     "NeoQuasar/Kronos-mini": [10, 10, 4, 256, 4, 512],
     "NeoQuasar/Kronos-small": [10, 10, 8, 512, 8, 1024],
     "NeoQuasar/Kronos-base": [10, 10, 12, 832, 16, 2048],
 }
-"""What each published predictor's config.json says; a local folder of that shape is a copy of it, or a fine-tune."""
+"""Values of `_SHAPE` in each published predictor's config.json; a local folder of that shape is a copy or fine-tune."""
 _PUBLISHED = Pretraining("has learned from market bars up to May 2024", datetime(2024, 6, 1))
 """Trained on bars up to February 2024, validated on March to May 2024: their author, upstream issue 204."""
 _SIMULATED = Pretraining("has learned from simulated bars alone", None)
@@ -124,16 +125,16 @@ _PINNED = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40}
 
 
 def find_base_model(model_name: str, tokenizer_name: str | None = None) -> BaseModelSource:
-    """Look up a base model by the name that a user gave.
+    """Look up a base model by name.
 
     Args:
         model_name: `kronos-nano`; a published name (`NeoQuasar/Kronos-small`, or `Kronos-small`); a Hub repository with
-            a pinned commit (`someone/model@<40 hex digits>`); or a local folder, which holds either `predictor/` and
-            `tokenizer/`, or the predictor's `config.json` and `model.safetensors`. Case does not matter in known names.
-        tokenizer_name: the same for the tokenizer; by default the one that belongs to the predictor.
+            a pinned commit (`someone/model@<40 hex digits>`); or a local folder with either `predictor/` and
+            `tokenizer/`, or the predictor's `config.json` and `model.safetensors`. Known names are case-insensitive.
+        tokenizer_name: the same for the tokenizer; by default the predictor's tokenizer.
 
     Raises:
-        ModelError: the name is none of these, or the folder holds one of `predictor/` and `tokenizer/` alone.
+        ModelError: the name is unknown, or the folder has only one of `predictor/` and `tokenizer/`.
     """
     demo = model_name.lower() == NANO
     folder = NANO_FOLDER if demo else _folder(model_name)
@@ -152,7 +153,7 @@ def find_base_model(model_name: str, tokenizer_name: str | None = None) -> BaseM
         predictor, context = WeightsSource(model_name, folder=folder), _local_context(folder)
     else:
         predictor = _on_hub(model_name, _PREDICTORS)
-        tokenizer, context = _PARTNERS.get(predictor.repository or "", (tokenizer, context))
+        tokenizer, context = _TOKENIZER_AND_CONTEXT.get(predictor.repository or "", (tokenizer, context))
     published = _PUBLISHED if predictor.repository in _PREDICTORS else None
     return BaseModelSource(
         name=predictor.name,
@@ -183,15 +184,15 @@ def _on_hub(name: str, published: dict[str, str]) -> WeightsSource:
             return WeightsSource(known, repository=known, revision=revision)
     if pinned := _PINNED.fullmatch(name):
         return WeightsSource(name, repository=pinned["repository"], revision=pinned["revision"])
-    what = "model" if published is _PREDICTORS else "tokenizer"
+    kind = "model" if published is _PREDICTORS else "tokenizer"
     raise ModelError(
-        f"No {what} is called {name!r}, and no folder of that name exists. Use {NANO}, one of {', '.join(published)}, "
+        f"No {kind} is called {name!r}, and no folder of that name exists. Use {NANO}, one of {', '.join(published)}, "
         "a local folder, or a Hub repository with its commit: owner/name@<40 hex digits>."
     )
 
 
 def _local_context(folder: Path) -> int:
-    """Bars, from the folder's manifest; upstream's config.json does not hold it."""
+    """Return the context in bars from the folder's manifest; upstream's config.json has no such entry."""
     manifest = folder / "manifest.json"
     if not manifest.is_file():
         return DEFAULT_CONTEXT
@@ -202,17 +203,17 @@ def _local_context(folder: Path) -> int:
 
 
 def _local_pretraining(folder: Path) -> Pretraining | None:
-    """What a predictor in a local folder has learned from: as its manifest says, else as its shape does."""
-    manifest, config = _read(folder / "manifest.json"), _read(folder / "config.json")
+    """Return the training data of a predictor in a local folder, from its manifest or else from its shape."""
+    manifest, config = _read_object(folder / "manifest.json"), _read_object(folder / "config.json")
     if str(manifest.get("data")).startswith("kronos_pipeline.data.simulate"):  # `kronos pretrain` made it
         return _SIMULATED
     base = _SIMULATED if manifest.get("demo") else None
     for published, shape in _SHAPES.items():
         if [config.get(name) for name in _SHAPE] == shape:
-            base = Pretraining(f"has the shape of {published}, which {_PUBLISHED.told}", _PUBLISHED.unseen_from)
+            base = Pretraining(f"has the shape of {published}, which {_PUBLISHED.description}", _PUBLISHED.unseen_from)
     if base is None or "seen_until" not in manifest:
         return base
-    # It is a checkpoint of this project's, and has learned from bars that its own base has not.
+    # The folder is a checkpoint of this project, trained on bars that its base model has not seen.
     try:
         last = max(datetime.fromisoformat(time) for time in manifest["seen_until"].values())
     except (AttributeError, TypeError, ValueError):
@@ -222,8 +223,8 @@ def _local_pretraining(folder: Path) -> Pretraining | None:
     return Pretraining(f"was fine-tuned on bars up to {last:%Y-%m-%d}", last + timedelta(microseconds=1))
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON object, empty where there is none to read: whoever needs the file itself says what is wrong with it."""
+def _read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object; return an empty object for an invalid file, as the loader reports the error."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Which CSV belongs to which ticker: the data folder is the list of tickers."""
+"""Find the CSV of each ticker: the data folder is the list of tickers."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ class CsvFile:
 
     @property
     def name(self) -> str:
-        """The file as messages name it, printable whatever bytes are in its name."""
+        """The file's path for messages, printable for any bytes in its name."""
         return printable(self.path)
 
 
 @dataclass(frozen=True)
 class CsvFolder:
-    """What a data folder holds.
+    """The CSVs of a data folder.
 
     Attributes:
         root: the folder.
         files: the CSV of each ticker, by symbol, sorted.
-        problems: files that belong to no ticker, by symbol or, where the name makes none, by file name.
+        problems: files that belong to no ticker, by symbol, or by file name if the name is not a symbol.
     """
 
     root: Path
@@ -47,10 +47,10 @@ class CsvFolder:
     problems: dict[str, DataError] = field(default_factory=dict)
 
     def file(self, ticker: str) -> CsvFile:
-        """The CSV of one ticker.
+        """Return the CSV of a ticker.
 
         Raises:
-            DataError: there is none, or more than one.
+            DataError: the ticker has no CSV, or more than one.
         """
         if ticker in self.files:
             return self.files[ticker]
@@ -64,10 +64,10 @@ class CsvFolder:
 def find_csv_files(data_dir: Path) -> CsvFolder:
     """Find every `*.csv` at any depth below a folder; a ticker's symbol is the file's name, upper-case.
 
-    Linked folders are followed. Two files for one symbol are that symbol's problem, and the other tickers go on.
+    Linked folders are followed. Two files for one symbol are a problem of that symbol only.
 
     Raises:
-        DataError: there is no such folder, it cannot be read, or no CSV is in it.
+        DataError: the folder does not exist, cannot be read, or has no CSV.
     """
     shown = printable(data_dir)
     if not data_dir.exists():
@@ -77,7 +77,7 @@ def find_csv_files(data_dir: Path) -> CsvFolder:
     by_symbol: dict[str, list[Path]] = {}
     problems: dict[str, DataError] = {}
     for path in _csv_paths(data_dir):
-        # Checked before it is upper-cased, which makes ASCII letters of some that are none, such as SS of a sharp s.
+        # Check before upper-casing, which turns some other letters into ASCII, such as a sharp s into SS.
         if NAME.fullmatch(path.stem):
             by_symbol.setdefault(path.stem.upper(), []).append(path)
         else:
@@ -95,22 +95,22 @@ def find_csv_files(data_dir: Path) -> CsvFolder:
 
 
 def printable(path: Path) -> str:
-    """A path as text that can be printed and stored, whatever bytes its name holds."""
+    """Return a path as printable text, for any bytes in its name."""
     return os.fsencode(path).decode("utf-8", errors="replace")
 
 
 def _csv_paths(data_dir: Path) -> list[Path]:
-    found: list[Path] = []
-    seen = set()
+    paths: list[Path] = []
+    visited = set()
     for folder, below, names in os.walk(data_dir, followlinks=True, onerror=_refuse):
-        # A link that leads back up would be walked for ever.
-        if (real := os.path.realpath(folder)) in seen:
+        # A link to a parent folder would loop for ever.
+        if (real := os.path.realpath(folder)) in visited:
             below.clear()
             continue
-        seen.add(real)
+        visited.add(real)
         below.sort()
-        found += [Path(folder, name) for name in names if name.lower().endswith(".csv")]
-    return sorted(path for path in found if path.is_file())
+        paths += [Path(folder, name) for name in names if name.lower().endswith(".csv")]
+    return sorted(path for path in paths if path.is_file())
 
 
 def _refuse(error: OSError) -> None:

@@ -1,7 +1,7 @@
-"""A CSV file as columns of text, each cell with its line: what can be said of a file before a number is read.
+"""Read a CSV into columns of text with line numbers, and check its structure before numbers are parsed.
 
-A plain file, with a bar in each line below the header and without a quote, is split by Arrow. Any other is split by
-Python's csv module, which takes ten times as long and knows what is wrong and where. Both give the same cells.
+Arrow splits a plain file, with a bar in each line below the header and without quotes. Python's csv module splits any
+other file; it takes ten times as long and locates errors. Both give the same cells.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from kronos_pipeline.data.csv_files import CsvFile
 from kronos_pipeline.errors import DataError, Problem
 
 TIME_NAMES = ("timestamps", "timestamp", "date", "datetime", "time")
-"""How the time column may be called, in any case; an unnamed first column is taken where none of them is there."""
+"""Names of the time column, in any case; without such a column, an unnamed first column is the time column."""
 
 
 Cells: TypeAlias = "Sequence[str] | pa.StringArray"
-"""The cells of a column: an array of Arrow's, or any texts that `pa.array` makes one of."""
+"""The cells of a column: an Arrow array, or texts that `pa.array` accepts."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class CsvTable:
 
     Attributes:
         file: the file.
-        names: of `timestamps` and each feature that is there, the column's name as the file spells it.
+        names: the file's spelling of each column that it has, by `timestamps` or feature.
         cells: the cells of these columns, by the same keys.
         lines: the 1-based line of each row.
         ignored: the names of the other columns.
-        key: tells the file's content, see `csv_key`; None of a table that is no file.
+        key: identifies the file's content, see `csv_key`; None for a table that is not a file.
     """
 
     file: CsvFile
@@ -54,8 +54,8 @@ def read_csv_table(file: CsvFile) -> CsvTable:
     """Read a CSV.
 
     Raises:
-        DataError: the file cannot be read, is empty or binary or not UTF-8, has a header alone, lacks a column, or has
-            rows that are longer or shorter than the header.
+        DataError: the file cannot be read, is empty, binary or not UTF-8, has only a header, lacks a column, or has
+            rows of another length than the header.
     """
     content = read_content(file)
     text = _decode(file, content)
@@ -67,13 +67,13 @@ def read_csv_table(file: CsvFile) -> CsvTable:
     else:
         rows = _rows(file, text)
         if not rows:
-            raise _whole(file, "the file is empty; write a header and one bar a line into it")
+            raise _file_error(file, "the file is empty; write a header and one bar a line into it")
         header_line, header = rows[0][0], [name.strip() for name in rows[0][1]]
         names, positions = _find_columns(file, header_line, header)
         lines, columns = _split(file, header, rows[1:])
     cells: dict[str, Cells] = {key: columns[position] for key, position in positions.items()}
     for key in ("volume", "amount"):
-        # Exporters write the column and leave it empty where a market has no volume.
+        # Exporters write an empty column for a market without volume.
         if key in cells and pc.all(pc.equal(pc.utf8_trim_whitespace(cells[key]), "")).as_py():
             del cells[key], names[key]
     used = set(positions.values())
@@ -82,7 +82,7 @@ def read_csv_table(file: CsvFile) -> CsvTable:
 
 
 def read_content(file: CsvFile) -> bytes:
-    """The bytes of a file.
+    """Read the bytes of a file.
 
     Raises:
         DataError: the file cannot be read.
@@ -90,14 +90,14 @@ def read_content(file: CsvFile) -> bytes:
     try:
         return file.path.read_bytes()
     except OSError as error:
-        raise _whole(file, f"the file cannot be read ({error.strerror})") from error
+        raise _file_error(file, f"the file cannot be read ({error.strerror})") from error
 
 
 def _decode(file: CsvFile, content: bytes) -> str:
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise _whole(file, "the file is UTF-16; save it as UTF-8")
+        raise _file_error(file, "the file is UTF-16; save it as UTF-8")
     if b"\0" in content:
-        raise _whole(file, "the file is binary, not a CSV; replace it with a text file")
+        raise _file_error(file, "the file is binary, not a CSV; replace it with a text file")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -107,7 +107,7 @@ def _decode(file: CsvFile, content: bytes) -> str:
 
 
 def _split_plain(content: bytes) -> tuple[list[str], list[pa.StringArray]] | None:
-    """The header and the columns of a plain file; None of any other, for each row's line is known of a plain one."""
+    """Return header and columns of a plain file, with a row per line; None for other files."""
     lines = content.rstrip(b"\r\n").splitlines()
     if len(lines) < 2 or not lines[0] or b'"' in content or max(map(len, lines)) > csv.field_size_limit():
         return None
@@ -123,7 +123,7 @@ def _split_plain(content: bytes) -> tuple[list[str], list[pa.StringArray]] | Non
     except pa.ArrowInvalid:
         return None
     columns = [column.combine_chunks() for column in table.columns]
-    # An empty line is no row to Arrow, and one of blanks alone has a blank first cell.
+    # Arrow skips empty lines; a line of blanks has a blank first cell.
     if len(table) != len(lines) - 1 or pc.any(pc.equal(pc.utf8_trim_whitespace(columns[0]), "")).as_py():
         return None
     return header, columns
@@ -142,10 +142,10 @@ def _rows(file: CsvFile, text: str) -> list[tuple[int, list[str]]]:
 def _split(
     file: CsvFile, header: list[str], rows: list[tuple[int, list[str]]]
 ) -> tuple[list[int], list[pa.StringArray]]:
-    """The line of each row that is not blank, and the columns."""
+    """Return the line number of each row that is not blank, and the columns."""
     body = [(line, row) for line, row in rows if "".join(row).strip()]
     if not body:
-        raise _whole(file, "a header alone, without a bar; add bars or remove the file")
+        raise _file_error(file, "a header alone, without a bar; add bars or remove the file")
     problems = [
         Problem(file.name, f"{len(row)} cells where the header has {len(header)}", line)
         for line, row in body
@@ -158,41 +158,41 @@ def _split(
 
 
 def _find_columns(file: CsvFile, line: int, header: list[str]) -> tuple[dict[str, str], dict[str, int]]:
-    """The header's names and positions of the columns that are used, by what they mean."""
+    """Return the names and positions of the used columns, by `timestamps` or feature."""
     if len(header) == 1 and (separator := next((mark for mark in ";\t|" if mark in header[0]), None)):
-        raise _whole(file, f"its columns are separated by {separator!r}; save it with commas", line)
-    found: dict[str, list[int]] = {}
+        raise _file_error(file, f"its columns are separated by {separator!r}; save it with commas", line)
+    positions_by_key: dict[str, list[int]] = {}
     for position, name in enumerate(header):
         key = "timestamps" if name.casefold() in TIME_NAMES else name.casefold()
         if key in ("timestamps", *FEATURES):
-            found.setdefault(key, []).append(position)
-    if "timestamps" not in found and not header[0]:
-        found["timestamps"] = [0]
+            positions_by_key.setdefault(key, []).append(position)
+    if "timestamps" not in positions_by_key and not header[0]:
+        positions_by_key["timestamps"] = [0]
     problems = [
         Problem(
             file.name,
-            f"{len(positions)} columns for it ({', '.join(header[one] for one in positions)}); keep one",
+            f"{len(positions)} columns for it ({', '.join(header[position] for position in positions)}); keep one",
             line,
             key,
         )
-        for key, positions in found.items()
+        for key, positions in positions_by_key.items()
         if len(positions) > 1
     ]
     shown = ", ".join(header)
-    if "timestamps" not in found:
+    if "timestamps" not in positions_by_key:
         rule = f"no time column; call it one of {', '.join(TIME_NAMES)} (the columns are {shown})"
         problems.append(Problem(file.name, rule, line))
     problems += [
         Problem(file.name, f"there is no such column (the columns are {shown})", line, price)
         for price in PRICES
-        if price not in found
+        if price not in positions_by_key
     ]
     if problems:
         raise DataError(problems, file.ticker)
-    positions = {key: found[key][0] for key in ("timestamps", *FEATURES) if key in found}
+    positions = {key: positions_by_key[key][0] for key in ("timestamps", *FEATURES) if key in positions_by_key}
     # An unnamed first column still needs a name in messages.
     return {key: header[position] or "first column" for key, position in positions.items()}, positions
 
 
-def _whole(file: CsvFile, rule: str, line: int | None = None) -> DataError:
+def _file_error(file: CsvFile, rule: str, line: int | None = None) -> DataError:
     return DataError(Problem(file.name, rule, line), file.ticker)

@@ -1,9 +1,9 @@
-"""Is a folder of CSVs fit for training, and is it enough? What `kronos doctor` tells.
+"""Check whether a folder of CSVs is fit for training and has enough data; the report of `kronos doctor`.
 
-Fit: the ticker's file has no problem and gives a window in each split. Enough is a rule of thumb: neighbouring windows
-share almost all of their bars, so what counts is how often the training targets could be laid end to end. An adapter
-wants `HORIZONS_PER_TICKER` such stretches of one ticker, a checkpoint `HORIZONS_IN_ALL` over all tickers; daily bars
-should cover a year of training besides, or the model never sees some months, and times are an input of it.
+A ticker is fit if its file has no problem and gives a window in each split. Enough data is a rule of thumb. Adjacent
+windows share almost all bars, so the measure is the number of non-overlapping horizons in the training targets: at
+least `HORIZONS_PER_TICKER` for an adapter, and `HORIZONS_IN_ALL` over all tickers for a checkpoint. Daily bars should
+also cover a year of training, as times are a model input and the model should see every month.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ _YEAR = 360
 
 @dataclass(frozen=True)
 class TickerReport:
-    """What is known of one ticker, as far as its file could be read.
+    """Report on one ticker.
 
     Attributes:
-        ticker: the symbol, or the file's name where it makes none.
-        bars: the bars, or None where the file has problems.
+        ticker: the symbol, or the file's name if the name is not a symbol.
+        bars: the bars, or None for a file with problems.
         interval: the usual time from one bar to the next, such as "1 day"; None without bars.
-        windows: the windows, or None where the ticker is not fit.
-        problems: why the ticker is not fit; empty where it is.
-        doubts: why a fit ticker's data are not enough, one sentence each; empty where they are.
+        windows: the windows, or None for an unfit ticker.
+        problems: the reasons that a ticker is not fit; empty for a fit ticker.
+        doubts: the reasons that a fit ticker's data is not enough, one sentence each; empty for enough data.
     """
 
     ticker: str
@@ -61,96 +61,103 @@ class TickerReport:
 
     @property
     def horizons(self) -> int:
-        """How many stretches of `horizon` bars the training targets hold, end to end."""
+        """The number of non-overlapping horizons in the training targets."""
         if self.windows is None:
             return 0
         rows, bars = self.windows.rows, len(self.windows.bars)
         train = (rows["split"] == "train").to_numpy()
-        begun = np.bincount(rows["origin"].to_numpy()[train] + 1, minlength=bars + 1)
-        ended = np.bincount(rows["end"].to_numpy()[train], minlength=bars + 1)
-        return int((np.cumsum(begun - ended) > 0).sum()) // self.windows.horizon
+        target_starts = np.bincount(rows["origin"].to_numpy()[train] + 1, minlength=bars + 1)
+        target_ends = np.bincount(rows["end"].to_numpy()[train], minlength=bars + 1)
+        return int((np.cumsum(target_starts - target_ends) > 0).sum()) // self.windows.horizon
 
 
 @dataclass(frozen=True)
 class FolderReport:
-    """What is known of a folder: a report per ticker, by symbol."""
+    """Report on a folder: a report per ticker, sorted by symbol."""
 
     tickers: tuple[TickerReport, ...]
 
     @property
     def fit(self) -> bool:
-        """True where every ticker is fit."""
-        return all(one.fit for one in self.tickers)
+        """True if every ticker is fit."""
+        return all(report.fit for report in self.tickers)
 
     @property
     def horizons(self) -> int:
-        """Stretches of `horizon` bars in all tickers' training targets."""
-        return sum(one.horizons for one in self.tickers)
+        """The number of non-overlapping horizons in all tickers' training targets."""
+        return sum(report.horizons for report in self.tickers)
 
     @property
     def enough_for_checkpoint(self) -> bool:
         return self.horizons >= HORIZONS_IN_ALL
 
     def lines(self) -> list[str]:
-        """The verdict, then each ticker's problems, doubts and notes, one a line."""
-        fit = sum(one.fit for one in self.tickers)
-        enough = sum(one.enough for one in self.tickers)
+        """Return the verdict, then each ticker's problems, doubts and notes, one per line."""
+        fit = sum(report.fit for report in self.tickers)
+        enough = sum(report.enough for report in self.tickers)
         checkpoint = "enough" if self.enough_for_checkpoint else f"fewer than the {HORIZONS_IN_ALL} it should have"
         lines = [
             f"{fit} of {len(self.tickers)} tickers are fit for training, {enough} have enough for an adapter.",
             f"A checkpoint over all has {self.horizons} horizons of training targets end to end: {checkpoint}.",
         ]
-        for one in self.tickers:
-            lines += [f"problem: {line}" for line in str(DataError(one.problems)).splitlines()]
-            lines += [f"{one.ticker}: not enough: {doubt}" for doubt in one.doubts]
-            lines += [f"{one.ticker}: note: {note}" for note in (one.bars.notes if one.bars else ())]
-            excluded = one.windows.excluded if one.windows else {}
-            # Windows between two splits are left out of any data.
-            lines += [f"{one.ticker}: left out: {n}, {why}" for why, n in excluded.items() if why != STRADDLING]
+        for report in self.tickers:
+            lines += [f"problem: {line}" for line in str(DataError(report.problems)).splitlines()]
+            lines += [f"{report.ticker}: not enough: {doubt}" for doubt in report.doubts]
+            lines += [f"{report.ticker}: note: {note}" for note in (report.bars.notes if report.bars else ())]
+            excluded = report.windows.excluded if report.windows else {}
+            # Any data has windows between two splits, so they are no news.
+            lines += [
+                f"{report.ticker}: left out: {count}, {reason}"
+                for reason, count in excluded.items()
+                if reason != STRADDLING
+            ]
         return lines
 
 
 def examine_folder(data_dir: Path, recipe: Recipe) -> FolderReport:
-    """Read every CSV below a folder and cut windows as training would.
+    """Read every CSV below a folder and cut windows as for training.
 
     Raises:
-        DataError: there is no such folder, or no CSV in it.
+        DataError: the folder does not exist or has no CSV.
         SettingsError: the settings cannot work for any data.
         ModelError: the base model is unknown.
     """
-    good, bad = read_folder(data_dir)
-    reports = {name: TickerReport(name, None, None, None, error.problems, ()) for name, error in bad.items()}
-    reports |= examine_tickers(list(good.values()), recipe)
+    bars, errors = read_folder(data_dir)
+    reports = {name: TickerReport(name, None, None, None, error.problems, ()) for name, error in errors.items()}
+    reports |= examine_tickers(list(bars.values()), recipe)
     return FolderReport(tuple(reports[name] for name in sorted(reports)))
 
 
 def doctor_table(report: FolderReport) -> Table:
-    """A row per ticker: its bars, their span and interval, its windows per split, and the verdict; 80 columns wide."""
+    """Build a table, 80 columns wide, with a row per ticker: bars, span, interval, windows per split, verdict."""
     table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 0, 0, 1))
     for header in ("ticker", "bars", "first", "last", "every", "train", "sel.", "cutoffs", "verdict"):
         number = header in ("bars", "train", "sel.", "cutoffs")
         table.add_column(header, justify="right" if number else "left", no_wrap=header != "ticker", overflow="fold")
-    for one in report.tickers:
+    for ticker in report.tickers:
         cells = ["", "", "", ""]
-        if one.bars is not None:
-            stamps = one.bars.frame["timestamps"]
+        if ticker.bars is not None:
+            stamps = ticker.bars.frame["timestamps"]
             first, last = (f"{stamp:%Y-%m-%d}" for stamp in (stamps.iloc[0], stamps.iloc[-1]))
-            cells = [f"{len(one.bars)}", first, last, one.interval or ""]
-        counts = [str(count) for count in one.windows.counts().values()] if one.windows else ["", "", ""]
-        verdict = "enough" if one.enough else "little" if one.fit else "not fit"
-        table.add_row(*(escape(cell) for cell in (one.ticker, *cells, *counts, verdict)))
+            cells = [f"{len(ticker.bars)}", first, last, ticker.interval or ""]
+        counts = [str(count) for count in ticker.windows.counts().values()] if ticker.windows else ["", "", ""]
+        verdict = "enough" if ticker.enough else "little" if ticker.fit else "not fit"
+        table.add_row(*(escape(cell) for cell in (ticker.ticker, *cells, *counts, verdict)))
     return table
 
 
 def examine_tickers(bars: Sequence[Bars], recipe: Recipe) -> dict[str, TickerReport]:
-    """Cut the tickers' windows, and say of each, by symbol, whether they are enough.
+    """Cut the tickers' windows, and report by symbol whether the data is enough.
 
     Raises:
         SettingsError: the settings cannot work for any data.
         ModelError: the base model is unknown.
     """
     windows, problems = build_all_windows(bars, recipe)
-    return {one.ticker: _report(one, windows.get(one.ticker), problems.get(one.ticker)) for one in bars}
+    return {
+        ticker_bars.ticker: _report(ticker_bars, windows.get(ticker_bars.ticker), problems.get(ticker_bars.ticker))
+        for ticker_bars in bars
+    }
 
 
 def _report(bars: Bars, windows: WindowSet | None, error: DataError | None) -> TickerReport:
@@ -170,9 +177,9 @@ def _doubts(report: TickerReport, windows: WindowSet, schedule: BarSchedule) -> 
             "learn from"
         )
     stamps = windows.bars.frame["timestamps"]
-    trained = (stamps.iloc[windows.selection_start - 1] - stamps.iloc[windows.lookback]).days
-    if schedule.daily and trained < _YEAR:
-        doubts.append(f"training covers {trained} days, less than a year: some months are never seen")
+    training_days = (stamps.iloc[windows.selection_start - 1] - stamps.iloc[windows.lookback]).days
+    if schedule.daily and training_days < _YEAR:
+        doubts.append(f"training covers {training_days} days, less than a year: some months are never seen")
     return tuple(doubts)
 
 

@@ -1,4 +1,4 @@
-"""From CSV files to validated bars. Every bad line is reported at once, with its file, line, column, rule and value."""
+"""Parse CSV files into validated bars; report all invalid lines, with file, line, column, rule and value."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from kronos_pipeline.errors import DataError, Problem
 
 @dataclass
 class _Draft:
-    """A file on its way to bars: columns oldest first, the table's row of each bar, and what is known to be wrong."""
+    """A parsed file before validation: columns oldest first, the table's row of each bar, and the problems found."""
 
     table: CsvTable
     times: StampArray
@@ -40,100 +40,102 @@ def read_bars(file: CsvFile, *, now: pd.Timestamp | None = None) -> Bars:
 
     Args:
         file: the file.
-        now: the moment of reading, with a zone, for the note on a last bar that is still forming; by default the
-            clock's.
+        now: the time of reading, with a zone, for the note on an unfinished last bar; by default the current time.
 
     Raises:
-        DataError: with every problem of the file.
+        DataError: the file is invalid; the error has all problems.
     """
-    good, bad = read_files([file], now=now)
-    if bad:
-        raise bad[file.ticker]
-    return good[file.ticker]
+    bars, errors = read_files([file], now=now)
+    if errors:
+        raise errors[file.ticker]
+    return bars[file.ticker]
 
 
 def read_table(table: CsvTable, *, now: pd.Timestamp | None = None) -> Bars:
-    """Read and validate one ticker's bars that are a table of text already; see `read_bars`."""
+    """Read and validate one ticker's bars from a table of text; see `read_bars`."""
     draft = _draft(table)
     _validate([draft])
     return _finish(draft, pd.Timestamp.now("UTC") if now is None else now)
 
 
 def read_folder(data_dir: Path, *, now: pd.Timestamp | None = None) -> tuple[dict[str, Bars], dict[str, DataError]]:
-    """Read and validate every CSV below a folder: the good tickers' bars, and what is wrong with each bad one.
+    """Read and validate every CSV below a folder.
+
+    Returns:
+        The bars of each valid ticker, and the error of each invalid ticker.
 
     Raises:
-        DataError: there is no such folder, or no CSV in it.
+        DataError: the folder does not exist or has no CSV.
     """
     folder = find_csv_files(data_dir)
-    good, bad = read_files(list(folder.files.values()), now=now)
-    return good, dict(sorted({**folder.problems, **bad}.items()))
+    bars, errors = read_files(list(folder.files.values()), now=now)
+    return bars, dict(sorted({**folder.problems, **errors}.items()))
 
 
 def read_files(
     files: Sequence[CsvFile], *, now: pd.Timestamp | None = None
 ) -> tuple[dict[str, Bars], dict[str, DataError]]:
-    """Read and validate some tickers' CSVs: the good tickers' bars, and what is wrong with each bad one."""
+    """Read and validate tickers' CSVs; return the bars of valid tickers and the errors of invalid tickers."""
     now = pd.Timestamp.now("UTC") if now is None else now
-    good: dict[str, Bars] = {}
-    bad: dict[str, DataError] = {}
+    bars: dict[str, Bars] = {}
+    errors: dict[str, DataError] = {}
     for first in range(0, len(files), VALIDATION_BATCH):
         drafts: list[_Draft] = []
         for file in files[first : first + VALIDATION_BATCH]:
             try:
                 drafts.append(_draft(read_csv_table(file)))
             except DataError as error:
-                bad[file.ticker] = error
+                errors[file.ticker] = error
         _validate(drafts)
         for draft in drafts:
             try:
-                good[draft.table.file.ticker] = _finish(draft, now)
+                bars[draft.table.file.ticker] = _finish(draft, now)
             except DataError as error:
-                bad[draft.table.file.ticker] = error
-    return good, bad
+                errors[draft.table.file.ticker] = error
+    return bars, errors
 
 
 def _finish(draft: _Draft, now: pd.Timestamp) -> Bars:
     file = draft.table.file
     if draft.problems:
-        raise DataError(sorted(draft.problems, key=lambda one: one.line or 0), file.ticker)
+        raise DataError(sorted(draft.problems, key=lambda problem: problem.line or 0), file.ticker)
     columns = {"timestamps": draft.times, **draft.columns}
     bars = make_bars(file.ticker, columns, source=file.name, time_zone=draft.zone)
-    lasting, passing = find_flags(bars.frame, draft.zone, now)
-    # What is said of a bar that is not over yet is not said for ever, so such a file is read again.
-    key = None if passing else draft.table.key
-    return replace(bars, notes=(*draft.notes, *lasting, *passing), csv_key=key)
+    permanent, temporary = find_flags(bars.frame, draft.zone, now)
+    # The note on an unfinished bar will not hold later, so read such a file again next time.
+    key = None if temporary else draft.table.key
+    return replace(bars, notes=(*draft.notes, *permanent, *temporary), csv_key=key)
 
 
 def _draft(table: CsvTable) -> _Draft:
-    """Read a table's numbers and times; what cannot be read is NaN or NaT, and a problem."""
+    """Parse a table's numbers and times; an invalid cell becomes NaN or NaT and a problem."""
     parsed = parse_times(table.cells["timestamps"])
     problems = [_problem(table, "timestamps", row, rule) for row, rule in parsed.problems]
-    found: dict[str, FloatArray] = {}
+    columns: dict[str, FloatArray] = {}
     for name in FEATURES:
         if name in table.cells:
-            found[name], unreadable = _numbers(table, name)
+            columns[name], unreadable = _numbers(table, name)
             problems += unreadable
     notes = list(parsed.notes)
     if table.ignored:
         notes.append(f"columns that are ignored: {', '.join(name or 'one without a name' for name in table.ignored)}")
-    if "volume" not in found:
-        found["volume"] = np.zeros(len(table.lines))
+    if "volume" not in columns:
+        columns["volume"] = np.zeros(len(table.lines))
         notes.append("no volume: taken as 0")
-    if "amount" not in found:
-        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found with the rest
-            found["amount"] = found["volume"] * np.mean([found[name] for name in PRICES], axis=0)
+    if "amount" not in columns:
+        with np.errstate(over="ignore", invalid="ignore"):  # validation reports overflows
+            columns["amount"] = columns["volume"] * np.mean([columns[name] for name in PRICES], axis=0)
     times, rows = parsed.local.to_numpy(), np.arange(len(table.lines))
     order = slice(None)
     if np.sign(np.diff(times[~np.isnat(times)].astype(np.int64))).sum() < 0:
         order = slice(None, None, -1)
         notes.append("the file is newest first: reversed")
-    columns = {name: found[name][order] for name in FEATURES}
-    return _Draft(table, times[order], columns, rows[order], parsed.zone, problems, notes)
+    ordered = {name: columns[name][order] for name in FEATURES}
+    return _Draft(table, times[order], ordered, rows[order], parsed.zone, problems, notes)
 
 
 def _numbers(table: CsvTable, name: str) -> tuple[FloatArray, list[Problem]]:
-    """A column's numbers, NaN where a cell holds none, and the problems of those cells."""
+    """Parse a column's numbers; an invalid cell becomes NaN and a problem."""
     cells = pc.utf8_trim_whitespace(pa.array(table.cells[name], pa.string()))
     try:
         return pc.cast(cells, pa.float64()).to_numpy(), []
@@ -143,7 +145,7 @@ def _numbers(table: CsvTable, name: str) -> tuple[FloatArray, list[Problem]]:
     problems = []
     for row, cell in enumerate(cells.to_pylist()):
         try:
-            # float() would take 1_000 for a thousand.
+            # float() would accept 1_000 as a thousand.
             numbers[row] = float(cell if "_" not in cell else "")
         except ValueError:
             problems.append(_problem(table, name, row, "must be a number" if cell else "has no value"))
@@ -156,7 +158,7 @@ def _problem(table: CsvTable, column: str, row: int, rule: str) -> Problem:
 
 
 def _validate(drafts: list[_Draft]) -> None:
-    """Check many tickers' frames in one call, and add to each draft the problems that it has."""
+    """Validate many tickers' frames in one call, and add the problems to their drafts."""
     if not drafts:
         return
     joined = pd.DataFrame(
@@ -174,14 +176,14 @@ def _validate(drafts: list[_Draft]) -> None:
         return
     owners = joined["ticker"].to_numpy()
     first = np.searchsorted(owners, np.arange(len(drafts)))
-    for number, found in failures.groupby(owners[failures["index"].to_numpy(int)]):
-        _explain(drafts[int(number)], found.assign(bar=found["index"].astype(int) - first[int(number)]))
+    for number, cases in failures.groupby(owners[failures["index"].to_numpy(int)]):
+        _explain(drafts[int(number)], cases.assign(bar=cases["index"].astype(int) - first[int(number)]))
 
 
 def _explain(draft: _Draft, failures: pd.DataFrame) -> None:
-    """Say each failure of pandera's in the file's own terms: line, column as it is spelt, rule, text of the cell."""
+    """Translate pandera's failures to problems of the file: line, the file's column name, rule, text of the cell."""
     table = draft.table
-    known = {(one.line, one.column) for one in draft.problems}
+    known = {(problem.line, problem.column) for problem in draft.problems}
     bad_lines = {line for line, _ in known}
 
     def add(column: str, bar: int, rule: str) -> None:
@@ -190,15 +192,15 @@ def _explain(draft: _Draft, failures: pd.DataFrame) -> None:
             known.add((table.lines[row], table.names[column]))
             draft.problems.append(_problem(table, column, row, rule))
 
-    given = [column for column in table.cells if column != "timestamps"]
+    feature_columns = [column for column in table.cells if column != "timestamps"]
     for check in RULES:
-        # In the order of the columns, which pandera's is not always.
-        for column in given:
+        # Use the order of the file's columns; pandera's order may differ.
+        for column in feature_columns:
             for bar in failures.loc[(failures["check"] == check) & (failures["column"] == column), "bar"]:
                 add(column, bar, RULES[check])
                 bad_lines.add(table.lines[int(draft.rows[bar])])
     if "amount" not in table.cells:
-        # It is volume times a price then, which only overflows, or fails for what is named already.
+        # A computed amount, volume times price, can only overflow or repeat a problem of another column.
         for bar in failures.loc[(failures["check"] == "finite") & (failures["column"] == "amount"), "bar"]:
             if table.lines[int(draft.rows[bar])] not in bad_lines:
                 add("volume", bar, "times the price is more than a number can hold")
@@ -207,7 +209,7 @@ def _explain(draft: _Draft, failures: pd.DataFrame) -> None:
             if check == "later_than_before":
                 add(column, bar, _order_rule(draft, int(bar)))
             elif table.lines[int(draft.rows[bar])] not in bad_lines:
-                # Of a bar with a price that is no price, the order of its prices says nothing more.
+                # The order of prices means nothing for a bar with an invalid price.
                 add(column, bar, rule)
 
 

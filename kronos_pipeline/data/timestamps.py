@@ -1,8 +1,7 @@
-"""The time column of a CSV: its format, its time zone, and which of its cells cannot be read.
+"""Parse the time column of a CSV: its format, its time zone and its invalid cells.
 
-Times stay in the file's own local time: a daily bar keeps its calendar date. Offsets that change with daylight saving
-are one time zone. Where clocks that are set back would give two bars the same local time, the whole file is read in its
-standard time.
+Times stay in the file's local time: a daily bar keeps its calendar date. Offsets that change with daylight saving are
+one time zone. If the end of daylight saving gave two bars the same local time, the whole file is read in standard time.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ EpochUnit = Literal["s", "ms", "us", "ns"]
 
 _ZONE = re.compile(r"(?<=:\d\d)(?:[.,]\d+)?\s*(?P<zone>Z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)$", re.IGNORECASE)
 _EPOCH_UNITS: dict[int, EpochUnit] = {9: "s", 10: "s", 12: "ms", 13: "ms", 15: "us", 16: "us", 18: "ns", 19: "ns"}
-"""The unit of a count since 1970, by its number of digits: one less before September 2001 than after."""
+"""Unit of a Unix timestamp by number of digits: one digit less before September 2001 than after."""
 _DATES = ("%Y/%m/%d", "%Y-%m-%d", "%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y", "%d-%m-%Y", "%d-%b-%Y", "%d %b %Y", "%b %d, %Y")
 _TIMES = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", " %I:%M %p", " %I:%M:%S %p")
 _AMBIGUOUS = ("%m/%d/%Y", "%d/%m/%Y")
 _SAMPLE = 64
 _DAYLIGHT_SAVING = 60
-"""Minutes by which clocks are set forward, at most."""
+"""Largest shift of daylight saving, in minutes."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,10 @@ class ParsedTimes:
     """A parsed time column.
 
     Attributes:
-        local: datetime64[ns] in the file's local time, NaT where a cell cannot be read.
-        zone: what the file says of its zone, or None.
-        problems: (row, rule) of the cells that cannot be taken, by row.
-        notes: what was decided about the whole column.
+        local: datetime64[ns] in the file's local time, NaT for an invalid cell.
+        zone: the zone that the file states, or None.
+        problems: (row, rule) of each invalid cell, by row.
+        notes: decisions about the whole column.
     """
 
     local: pd.Series
@@ -48,11 +47,11 @@ class ParsedTimes:
 
 
 def parse_times(cells: Sequence[str] | pa.StringArray) -> ParsedTimes:
-    """Read the time cells of one file.
+    """Parse the time cells of a file.
 
-    Known are ISO 8601 (with or without an offset), counts of seconds, milli-, micro- or nanoseconds since 1970 (in
-    UTC), 20240131, 2024/01/31, 01/31/2024 or 31/01/2024 (where the file's days tell which), 31.01.2024, 31-01-2024
-    and 31-Jan-2024, each with a time of day or without.
+    Supported formats: ISO 8601 (with or without an offset), counts of seconds, milli-, micro- or nanoseconds since 1970
+    (in UTC), 20240131, 2024/01/31, 01/31/2024 or 31/01/2024 (if the file's days decide between them), 31.01.2024,
+    31-01-2024 and 31-Jan-2024, each with or without a time of day.
     """
     array = pc.utf8_trim_whitespace(pa.array(cells, pa.string()))
     if (plain := _plain(array)) is not None:
@@ -71,16 +70,16 @@ def parse_times(cells: Sequence[str] | pa.StringArray) -> ParsedTimes:
 
 
 def fixed_offset(zone: str | None) -> pd.Timedelta | None:
-    """How far east of UTC a zone lies, as `ParsedTimes` states it; None where it states none, or one that changes."""
+    """Return the offset east of UTC of a zone of `ParsedTimes`; None without a zone or for a changing offset."""
     if zone is None or "/" in zone:
         return None
     return pd.Timedelta(minutes=_minutes(zone.removeprefix("UTC") or zone))
 
 
 def _plain(texts: pa.StringArray) -> pd.Series | None:
-    """Times without a zone that are ISO 8601 in all cells, in the forms that Arrow knows; None of any others."""
+    """Parse cells that are all ISO 8601 without a zone, in a form that Arrow supports; None for other cells."""
     try:
-        # By way of microseconds, as years that nanoseconds do not reach would not be noticed.
+        # Convert via microseconds, as a direct conversion would not detect years out of the range of nanoseconds.
         times = pc.cast(pc.cast(texts, pa.timestamp("us")), pa.timestamp("ns"))
     except pa.ArrowInvalid:
         return None
@@ -88,7 +87,7 @@ def _plain(texts: pa.StringArray) -> pd.Series | None:
 
 
 def _epoch_unit(texts: pd.Series) -> EpochUnit | None:
-    """The unit of a count since 1970 that more than half of the first cells are, or None."""
+    """Return the unit of Unix timestamps if more than half of the first cells have it, or None."""
     units = [_count_unit(text) for text in texts.iloc[:_SAMPLE]]
     return next((unit for unit in set(_EPOCH_UNITS.values()) if units.count(unit) > len(units) / 2), None)
 
@@ -107,7 +106,7 @@ def _from_epoch(texts: pd.Series, unit: EpochUnit) -> ParsedTimes:
 
 
 def _split_zones(texts: pd.Series) -> tuple[list[str | None], pd.Series]:
-    """The zone that each cell ends in, and the cells without it."""
+    """Split each cell into its zone suffix, or None, and the rest."""
     if not any(":" in text for text in texts):
         return [None] * len(texts), texts
     zones: list[str | None] = []
@@ -133,7 +132,7 @@ def _parse(texts: pd.Series) -> tuple[pd.Series, dict[int, str]]:
 
 
 def _parse_other(texts: pd.Series) -> tuple[pd.Series, bool]:
-    """Read the cells in the one known format that fits most of them; True beside where two formats fit alike."""
+    """Parse the cells in the known format that fits most cells; the second value is True if two formats fit equally."""
     sample = texts.iloc[np.unique(np.linspace(0, len(texts) - 1, _SAMPLE).astype(int))] if len(texts) else texts
     best, fits = "ISO8601", 0
     for date in _DATES:
@@ -153,7 +152,7 @@ def _parse_other(texts: pd.Series) -> tuple[pd.Series, bool]:
 
 
 def _offsets(zones: list[str | None], readable: pd.Series) -> tuple[np.ndarray | None, dict[int, str]]:
-    """Minutes east of UTC per row (None where no row has a zone), and the rows whose zone does not fit the file's."""
+    """Return minutes east of UTC per row (None without any zone), and the rule broken by each row of another zone."""
     zoned = np.array([zone is not None for zone in zones])
     if not zoned.any():
         return None, {}
@@ -180,16 +179,16 @@ def _zoned(local: pd.Series, offsets: np.ndarray, problems: dict[int, str]) -> P
     readable = local.dropna()
     used = np.unique(offsets[readable.index])
     zone = "/".join(_zone_name(minutes) for minutes in used) or "UTC"
-    found = tuple(sorted(problems.items()))
+    sorted_problems = tuple(sorted(problems.items()))
     instants = readable - pd.to_timedelta(offsets[readable.index], unit="min")
-    # Local times that go another way than the moments they stand for: clocks were set back, or lines are out of order.
-    turned = np.sign(np.diff(readable.astype("int64"))) != np.sign(np.diff(instants.astype("int64")))
-    if not turned.any():
-        return ParsedTimes(local, zone, found)
+    # If local times and UTC times change in different directions, clocks were set back or lines are out of order.
+    set_back = np.sign(np.diff(readable.astype("int64"))) != np.sign(np.diff(instants.astype("int64")))
+    if not set_back.any():
+        return ParsedTimes(local, zone, sorted_problems)
     standard = int(used[0])
     zone = _zone_name(standard)
-    note = f"clocks were set back at {readable.iloc[int(turned.argmax()) + 1]}: all times are read in {zone}"
-    return ParsedTimes(local - pd.to_timedelta(offsets - standard, unit="min"), zone, found, (note,))
+    note = f"clocks were set back at {readable.iloc[int(set_back.argmax()) + 1]}: all times are read in {zone}"
+    return ParsedTimes(local - pd.to_timedelta(offsets - standard, unit="min"), zone, sorted_problems, (note,))
 
 
 def _minutes(zone: str | None) -> int:
