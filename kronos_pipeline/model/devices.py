@@ -1,4 +1,4 @@
-"""Devices: which one computes, what it multiplies natively, and matrix products that are exact on it."""
+"""Devices: selection by name, native precisions, free memory, out-of-memory errors, exact matrix products."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _EXACT = threading.RLock()
 FREE_MEMORY = (
     "Free memory there (nvidia-smi shows which programs hold some), or choose a smaller base model or another device."
 )
-"""What a person can do where a model does not fit a device."""
+"""Advice for a model that does not fit a device."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -35,15 +35,15 @@ def pick_device(name: str) -> torch.device:
         raise SettingsError(f"--device {name} is no device; use auto, cpu, cuda, cuda:N or mps.") from error
     gpus = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= gpus:
-        found = f"{gpus} CUDA device{'s' if gpus != 1 else ''}"
-        raise SettingsError(f"--device {name}: torch finds {found} here; use --device auto or cpu.")
+        count = f"{gpus} CUDA device{'s' if gpus != 1 else ''}"
+        raise SettingsError(f"--device {name}: torch finds {count} here; use --device auto or cpu.")
     if device.type == "mps" and not has_mps:
         raise SettingsError("--device mps: this machine has no Apple GPU that torch can use; use --device auto or cpu.")
     return with_index(device)
 
 
 def with_index(device: torch.device) -> torch.device:
-    """Return the device with its index where it is a CUDA device: the current one unless it has an index."""
+    """Return the device; a CUDA device without an index gets the index of the current one."""
     if device.type != "cuda" or device.index is not None:
         return device
     return torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_initialized() else 0)
@@ -56,7 +56,7 @@ def has_native_bf16(device: torch.device) -> bool:
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the bytes that this process could take of a GPU, whoever else uses it."""
+    """Return the bytes of a GPU's memory that this process could allocate, given other users."""
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
@@ -65,24 +65,24 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that a device, or the machine, has no memory left."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    told = str(error).lower()
-    return any(words in told for words in ("out of memory", "allocate memory", "alloc_failed"))
+    message = str(error).lower()
+    return any(words in message for words in ("out of memory", "allocate memory", "alloc_failed"))
 
 
-def shortage(what: str, device: torch.device, advice: str) -> ModelError:
-    """Return the error that says that some work needs more memory than a device has free.
+def shortage(work: str, device: torch.device, advice: str) -> ModelError:
+    """Return the error for work that needs more memory than a device has free.
 
     Args:
-        what: the work, as the subject of a sentence: "Packing the weights".
-        device: where it is done.
-        advice: what a person can do, a sentence or two.
+        work: the work, as the subject of a sentence: "Packing the weights".
+        device: the device of the work.
+        advice: advice to the user, a sentence or two.
     """
-    return ModelError(f"{what} needs more memory than {_supply(device)}. {advice}")
+    return ModelError(f"{work} needs more memory than {_free_memory_text(device)}. {advice}")
 
 
 @contextmanager
-def explain_out_of_memory(what: str, device: torch.device, advice: str) -> Iterator[None]:
-    """Raise the error of `shortage`, which takes the same arguments, where the block runs out of memory.
+def explain_out_of_memory(work: str, device: torch.device, advice: str) -> Iterator[None]:
+    """Raise the error of `shortage`, with the same arguments, if the block runs out of memory.
 
     Raises:
         ModelError: the device, or the machine, has no memory left.
@@ -92,22 +92,22 @@ def explain_out_of_memory(what: str, device: torch.device, advice: str) -> Itera
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise shortage(what, device, advice) from None
+        raise shortage(work, device, advice) from None
 
 
-def _supply(device: torch.device) -> str:
+def _free_memory_text(device: torch.device) -> str:
     if device.type != "cuda":
         return "this machine has free"
     try:
         free, total = free_memory(device) / 2**30, torch.cuda.mem_get_info(device)[1] / 2**30
-    except RuntimeError:  # not even that much is free
+    except RuntimeError:  # too little memory for the query
         return f"{device} has free"
     return f"{device} has free: {free:.2f} of {total:.1f} GB"
 
 
 @contextmanager
 def exact_products() -> Iterator[None]:
-    """Multiply float32 matrices in float32 inside the block, whatever the process has chosen for them (TF32, say)."""
+    """Multiply float32 matrices in float32 inside the block, also if the process has chosen TF32."""
     products = torch.backends.cuda.matmul
     with _EXACT:
         before = products.fp32_precision

@@ -1,7 +1,7 @@
-"""Dropout that a CPU draws quickly: PyTorch's own draws number by number, in one thread, and takes a tenth of a step.
+"""Fast dropout on a CPU: PyTorch's dropout draws number by number, in one thread, and takes a tenth of a training step.
 
-Here each 64 random bits decide about four numbers, by 16 bits each. They come from PyTorch's generator, so a saved
-state of it still gives the same masks.
+Here 64 random bits decide about four numbers, 16 bits each. The bits come from PyTorch's generator, so a saved state of
+the generator reproduces the masks.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 _STEPS = 2**16
-"""Probabilities are multiples of one in so many."""
+"""Probabilities are multiples of 1 / `_STEPS`."""
 
 
 def dropout(values: Tensor, p: float) -> Tensor:
-    """Set a share `p` of the numbers to 0, and multiply the others so that the mean stays.
+    """Set a fraction `p` of the numbers to 0, and scale the others so that the mean does not change.
 
     Args:
         values: any shape, a floating type.
@@ -30,9 +30,9 @@ def dropout(values: Tensor, p: float) -> Tensor:
 
 
 class FastDropout(nn.Dropout):
-    """Takes the place of PyTorch's own dropout.
+    """Replacement of PyTorch's dropout on a CPU.
 
-    It is that one away from a CPU, where there is nothing to draw, and in a compiled model, whose compiler knows it.
+    On other devices, without dropout, and in a compiled model it calls PyTorch's dropout, which the compiler knows.
     """
 
     def forward(self, values: Tensor) -> Tensor:
@@ -43,9 +43,9 @@ class FastDropout(nn.Dropout):
 
 
 def replace_dropout(module: nn.Module) -> None:
-    """Put `FastDropout` where a module has PyTorch's dropout, in place; LoRA's are among them."""
+    """Replace PyTorch's dropout by `FastDropout` in a module, in place, LoRA's dropout included."""
     for parent in list(module.modules()):
         for name, part in list(parent.named_children()):
             if type(part) is nn.Dropout:
-                quick: Any = FastDropout(part.p)
-                setattr(parent, name, quick.train(part.training))
+                fast: Any = FastDropout(part.p)
+                setattr(parent, name, fast.train(part.training))

@@ -1,4 +1,8 @@
-"""Base models and checkpoints in memory: found, loaded strictly, put on a device."""
+"""Load base models and checkpoints: from folders or the Hugging Face Hub, strictly, to a device.
+
+Base models on the Hub are loaded at their pinned commits, from the local cache if possible; an unreachable Hub raises
+an error within seconds.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ from kronos_pipeline.model.weights import (
     weights_hash,
 )
 
-_SECONDS = 5.0
+_TIMEOUT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,8 @@ class KronosModel:
     Attributes:
         predictor: upstream's predictor, or a PEFT model around one; in eval mode.
         tokenizer: upstream's tokenizer; in eval mode, without gradients.
-        source: the base model that this is, or was made from.
-        device: where both are.
+        source: the base model, or the base model of an adapter or checkpoint.
+        device: the device of both.
         weights_hash: SHA-256 of the weights and settings of the predictor and of the tokenizer.
     """
 
@@ -46,7 +50,7 @@ class KronosModel:
 
     @property
     def context(self) -> int:
-        """Bars that the predictor attends to."""
+        """Number of bars that the predictor attends to."""
         return self.source.context
 
 
@@ -69,7 +73,7 @@ def load_base(source: BaseModelSource, device: torch.device) -> KronosModel:
 
 
 def base_identity(base: KronosModel) -> dict[str, Any]:
-    """What the manifest of a checkpoint or an adapter says of its base model, under the key `base_model`."""
+    """Return the entry `base_model` of the manifest of a checkpoint or an adapter on this base."""
     source = base.source
     return {
         "name": source.name,
@@ -82,10 +86,10 @@ def base_identity(base: KronosModel) -> dict[str, Any]:
 
 
 def check_base(folder: Path, base: KronosModel) -> bool:
-    """Whether a folder's manifest names its base model.
+    """Return whether a folder's manifest names a base model, and check that it is `base`.
 
     Raises:
-        ModelError: it names another one than `base`, or is damaged.
+        ModelError: it names another base model, or is damaged.
     """
     if not (folder / MANIFEST).is_file():
         return False
@@ -93,14 +97,14 @@ def check_base(folder: Path, base: KronosModel) -> bool:
         manifest = read_json(folder / MANIFEST)
     except ArtifactError as error:
         raise ModelError(str(error)) from error
-    made_on = manifest.get("base_model") if isinstance(manifest, dict) else None
-    if not isinstance(made_on, dict) or "weights_hash" not in made_on:
+    trained_on = manifest.get("base_model") if isinstance(manifest, dict) else None
+    if not isinstance(trained_on, dict) or "weights_hash" not in trained_on:
         return False
-    if made_on["weights_hash"] != base.weights_hash:
-        theirs, ours = str(made_on["weights_hash"])[:12], base.weights_hash[:12]
+    if trained_on["weights_hash"] != base.weights_hash:
+        expected, actual = str(trained_on["weights_hash"])[:12], base.weights_hash[:12]
         raise ModelError(
-            f"{folder} was trained on another base model: {made_on.get('name')} (weights {theirs}), not "
-            f"{base.source.name} (weights {ours}). Set --model-name to that one, or train again on this one."
+            f"{folder} was trained on another base model: {trained_on.get('name')} (weights {expected}), not "
+            f"{base.source.name} (weights {actual}). Set --model-name to that model, or train again on this one."
         )
     return True
 
@@ -108,10 +112,10 @@ def check_base(folder: Path, base: KronosModel) -> bool:
 def save_checkpoint(folder: Path, predictor: Any) -> None:
     """Write a fully trained predictor as upstream does: `config.json` and `model.safetensors`.
 
-    What is written is read back at once and has to be the same.
+    The files are read back and compared with the predictor.
 
     Raises:
-        ModelError: what was read back differs.
+        ModelError: the files differ from the predictor.
     """
     save_predictor(folder, predictor)
     saved = load_predictor(folder, torch.device("cpu")).state_dict()
@@ -120,11 +124,11 @@ def save_checkpoint(folder: Path, predictor: Any) -> None:
 
 
 def load_checkpoint(folder: Path, base: KronosModel) -> KronosModel:
-    """Load a fully trained predictor in place of the base model's own.
+    """Load a fully trained predictor in place of the base model's predictor.
 
     Args:
-        folder: with `config.json` and `model.safetensors`.
-        base: the base model that it was trained from; its tokenizer is used.
+        folder: contains `config.json` and `model.safetensors`.
+        base: the base model of the training; its tokenizer is used.
 
     Raises:
         ModelError: a file is missing or damaged, or the checkpoint is of another base model.
@@ -140,7 +144,7 @@ def load_checkpoint(folder: Path, base: KronosModel) -> KronosModel:
 
 
 def checkpoint_hash(folder: Path, base_hash: str) -> str:
-    """What `load_checkpoint` gives as the weights' hash, for a base model of that hash."""
+    """Return the `weights_hash` of a checkpoint, without loading it, for a base model of the given hash."""
     return text_hash(base_hash, weights_hash(folder))
 
 
@@ -155,10 +159,10 @@ def _check_vocabularies(model: KronosModel, names: str) -> None:
 
 
 def find_folders(source: BaseModelSource) -> tuple[Path, Path]:
-    """The folders with the predictor's and the tokenizer's files; those on the Hub are fetched unless they are cached.
+    """Return the folders of predictor and tokenizer; files on the Hub are fetched unless they are cached.
 
     Raises:
-        ModelError: the Hub has no such model, or cannot be reached, which is told within seconds.
+        ModelError: the Hub has no such model, or cannot be reached; raised within seconds.
     """
     return _find(source.predictor, source), _find(source.tokenizer, source)
 
@@ -171,7 +175,7 @@ def _find(weights: WeightsSource, source: BaseModelSource) -> Path:
 
 
 def _cached(weights: WeightsSource, file: str) -> Path | None:
-    """The file in the Hub's cache. A commit never changes, so the network has nothing to add."""
+    """Return the file in the Hub's cache, if any. A commit never changes, so no request is needed."""
     try:
         return Path(hf_hub_download(str(weights.repository), file, revision=weights.revision, local_files_only=True))
     except EntryNotFoundError:
@@ -180,8 +184,10 @@ def _cached(weights: WeightsSource, file: str) -> Path | None:
 
 def _fetch(weights: WeightsSource, file: str, source: BaseModelSource) -> Path:
     try:
-        # The download itself would retry for minutes where there is no network; one question tells.
-        get_hf_file_metadata(hf_hub_url(str(weights.repository), file, revision=weights.revision), timeout=_SECONDS)
+        # Without a network the download would retry for minutes; one request with a timeout shows it.
+        get_hf_file_metadata(
+            hf_hub_url(str(weights.repository), file, revision=weights.revision), timeout=_TIMEOUT_SECONDS
+        )
         return Path(hf_hub_download(str(weights.repository), file, revision=weights.revision))
     except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError) as error:
         raise ModelError(

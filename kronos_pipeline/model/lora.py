@@ -1,12 +1,12 @@
-"""LoRA adapters (Hu et al., 2021, arXiv 2106.09685) by PEFT: added, saved, and loaded on their own base only.
+"""LoRA adapters (Hu et al., 2021, arXiv 2106.09685) by PEFT: add them, save them, and load them on their own base.
 
-A frozen linear map W x gets a trained detour of low rank r beside it; B starts at zero, so training starts at the base:
+LoRA adds a trained map of low rank r to a frozen linear map W x; B starts at zero, so training starts at the base:
 
     x --+--- W (frozen, out x in) ------------------+--> W x + (alpha / r) B A x
         +--- A (r x in) --- B (out x r) * alpha / r -+
 
-An adapter folder holds `adapter_config.json` and `adapter_model.safetensors` as PEFT has them, `adapter.pt` with the
-same tensors, and, where the base was trained too, that base in `base/`.
+An adapter folder holds `adapter_config.json` and `adapter_model.safetensors` in PEFT's format, `adapter.pt` with the
+same tensors, and, if the base was trained too, that base in `base/`.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ from kronos_pipeline.model.weights import (
 )
 
 if TYPE_CHECKING:
-    from peft import PeftModel  # a second to import, which the training of a checkpoint need not wait for
+    from peft import PeftModel  # takes a second to import, and checkpoints do not need it
 
 CONFIG, WEIGHTS, TORCH_FILE, BASE = "adapter_config.json", "adapter_model.safetensors", "adapter.pt", "base"
 
 
 def add_lora(predictor: nn.Module, r: int, alpha: float, dropout: float, targets: Sequence[str]) -> PeftModel:
-    """Put LoRA matrices into a predictor and freeze all else in it.
+    """Add LoRA matrices to a predictor and freeze its other weights.
 
     Args:
-        predictor: upstream's predictor; it is changed in place, so give a copy of one that is used elsewhere.
+        predictor: upstream's predictor; it is changed in place, so pass a copy if it is used elsewhere.
         r: rank of the matrices.
-        alpha: their scale; the update is multiplied by alpha / r.
-        dropout: dropout on their input, while training.
-        targets: names of linear or embedding modules, or the ends of their dotted names: `q_proj` is that of every
-            attention, the s2 head's cross-attention included; `self_attn.q_proj` leaves that one out.
+        alpha: scale; the update is multiplied by alpha / r.
+        dropout: dropout on the input of the matrices, in training.
+        targets: names of linear or embedding modules, or ends of dotted names: `q_proj` matches every attention, the
+            s2 head's cross-attention included; `self_attn.q_proj` excludes the latter.
 
     Raises:
-        SettingsError: a target names no such module.
+        SettingsError: a target matches no module.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -76,16 +76,16 @@ def add_lora(predictor: nn.Module, r: int, alpha: float, dropout: float, targets
 def save_adapter(folder: Path, peft_model: PeftModel, base: KronosModel, *, with_base: bool) -> None:
     """Write an adapter, load it again, and compare the logits.
 
-    The folder's manifest has to name the base, under `base_model`, as `base_identity` gives it; the caller writes it.
+    The caller writes the folder's manifest, with `base_identity` of the base under `base_model`.
 
     Args:
-        folder: where to; it is made.
+        folder: target folder; it is created.
         peft_model: from `add_lora`, trained, on the base's device.
-        base: the base model that it was put on.
-        with_base: the base was trained with it, so write that as well.
+        base: the base model of the adapter.
+        with_base: whether to write the base too, as it was trained with the adapter.
 
     Raises:
-        ModelError: what was loaded again gives other logits.
+        ModelError: the loaded adapter gives other logits.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in sorted(_adapter_tensors(peft_model).items())}
@@ -98,11 +98,11 @@ def save_adapter(folder: Path, peft_model: PeftModel, base: KronosModel, *, with
 
 
 def load_adapter(folder: Path, base: KronosModel) -> KronosModel:
-    """Load an adapter beside its base model's predictor: the tensors of the base are shared, those of LoRA its own.
+    """Load an adapter on its base model; the adapter shares the tensors of the base's predictor.
 
     Raises:
         ModelError: a file is missing or damaged, the tensors do not fit the base, the adapter was trained on another
-            base model, or it does not say on which.
+            base model, or its manifest names no base model.
     """
     if not (folder / CONFIG).is_file():
         raise ModelError(f"{folder} holds no adapter: {CONFIG} is missing; train it, or name another folder.")
@@ -116,7 +116,7 @@ def load_adapter(folder: Path, base: KronosModel) -> KronosModel:
 
 
 def load_trained(folder: Path, base: KronosModel) -> KronosModel:
-    """Load an adapter or a checkpoint on its base model, whichever a folder holds.
+    """Load the adapter or the checkpoint in a folder on its base model.
 
     Raises:
         ModelError: it was trained on another base model, or is damaged.
@@ -125,22 +125,24 @@ def load_trained(folder: Path, base: KronosModel) -> KronosModel:
 
 
 def adapter_hash(folder: Path, base_hash: str) -> str:
-    """What `load_adapter` gives as the weights' hash, for a base model of that hash."""
-    own_base = [weights_hash(folder / BASE)] if (folder / BASE).is_dir() else []
-    return text_hash(base_hash, file_hash(folder / WEIGHTS), *own_base)
+    """Return the `weights_hash` of an adapter, without loading it, for a base model of the given hash."""
+    trained_base = [weights_hash(folder / BASE)] if (folder / BASE).is_dir() else []
+    return text_hash(base_hash, file_hash(folder / WEIGHTS), *trained_base)
 
 
 def _assemble(folder: Path, base: KronosModel) -> PeftModel:
-    """The adapter in a folder on its base: the trained one in the folder, or the tensors of `base`'s predictor."""
+    """Build the adapter in a folder on the trained base in the folder, or else on the tensors of `base`'s predictor."""
     from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
 
-    own_base = folder / BASE
-    predictor = load_predictor(own_base, base.device) if own_base.is_dir() else copy_sharing_weights(base.predictor)
+    trained_base = folder / BASE
+    predictor = (
+        load_predictor(trained_base, base.device) if trained_base.is_dir() else copy_sharing_weights(base.predictor)
+    )
     tensors = read_tensors(folder / WEIGHTS)
     try:
         config = PeftConfig.from_pretrained(str(folder))
         name, config.base_model_name_or_path = config.base_model_name_or_path, None
-        with torch.random.fork_rng(devices=[]):  # the matrices are drawn before they are replaced
+        with torch.random.fork_rng(devices=[]):  # PEFT draws random matrices before they are replaced
             peft_model = get_peft_model(predictor, config)
         config.base_model_name_or_path = name
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
@@ -157,7 +159,7 @@ def _adapter_tensors(peft_model: PeftModel) -> Mapping[str, Tensor]:
 
 
 def _settings(peft_model: PeftModel, base: KronosModel) -> dict[str, Any]:
-    """PEFT's settings with the base that they belong to; sets are sorted, so that equal adapters give equal bytes."""
+    """Return PEFT's settings with the name of the base; sets are sorted, so that equal adapters give equal bytes."""
     settings = peft_model.peft_config["default"].to_dict()
     settings |= {
         "base_model_name_or_path": base.source.predictor.name,
@@ -171,18 +173,18 @@ def _settings(peft_model: PeftModel, base: KronosModel) -> dict[str, Any]:
 
 def _check_same(folder: Path, trained: PeftModel, loaded: PeftModel) -> None:
     """Compare the logits of two models on one device."""
-    drawn = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     core = unwrap_peft(trained)
     device = core.head.proj_s1.weight.device
-    s1, s2 = (torch.randint(0, 2**bits, (2, 12), generator=drawn) for bits in (core.s1_bits, core.s2_bits))
-    tokens = s1.to(device), s2.to(device), torch.randint(0, 7, (2, 12, 5), generator=drawn).to(device)
+    s1, s2 = (torch.randint(0, 2**bits, (2, 12), generator=generator) for bits in (core.s1_bits, core.s2_bits))
+    tokens = s1.to(device), s2.to(device), torch.randint(0, 7, (2, 12, 5), generator=generator).to(device)
 
     def logits(model: PeftModel) -> Tensor:
         with eval_mode(model), torch.no_grad(), exact_products():
             return torch.cat(teacher_forced_logits(model, *tokens), dim=-1)
 
     before, after = logits(trained), logits(loaded)
-    # The weights are equal and the products those of float32, but a GPU's library may choose another order of sums.
+    # Weights are equal and products are in float32, but a GPU's library may choose another order of sums.
     same = torch.equal(before, after) if device.type == "cpu" else torch.allclose(before, after, rtol=1e-4, atol=1e-4)
     if not same:
         raise ModelError(f"{folder}: the adapter gives other logits once it is loaded again; it is not kept.")

@@ -4,9 +4,9 @@ A bar is two tokens. s1, the coarse one, is predicted from the bars before; s2, 
 bar's true s1 by a cross-attention. Upstream makes that attention causal in training mode only, so a loss taken in eval
 mode would see the bars that it predicts. Here it is causal in both.
 
-Upstream's modules do all the arithmetic with weights, so LoRA matrices inside of them take part. The way through them
-is written out here, because a loss over the horizon needs no logit of the lookback, and because most of what a step
-takes beside its matrix products is in how attention and rotary embeddings are computed.
+Upstream's modules do all the arithmetic with weights, so LoRA matrices inside of them take part. The forward pass is
+written out here, because a loss over the horizon needs no logits of the lookback, and because attention and rotary
+embeddings take most of the time of a step beside its matrix products.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 from kronos_pipeline.model.modules import rotary_tables, unwrap_peft
 
 _SCORES = 2**23
-"""Attention scores above which they are not kept for the backward pass; PyTorch's fused attention is slower there."""
+"""Largest number of attention scores that are saved for the backward pass; fused attention is slower but saves none."""
 
 
 def teacher_forced_logits(
     predictor: nn.Module, s1: Tensor, s2: Tensor, stamps: Tensor, first_target: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Logits of the target bars of some windows, each from the bars before it.
+    """Compute the logits of the target bars of some windows, each from the bars before it.
 
     Args:
         predictor: upstream's predictor or one with the same submodules, or a PEFT model of one.
@@ -37,7 +37,7 @@ def teacher_forced_logits(
 
     Returns:
         The logits of s1, (windows, targets, s1 vocabulary), and of s2, (windows, targets, s2 vocabulary). The s2 logits
-        know their bar's true s1.
+        are conditioned on the bar's true s1.
     """
     core: Any = unwrap_peft(predictor)
     tokens = [s1[:, :-1].long(), s2[:, :-1].long()]
@@ -55,7 +55,7 @@ def teacher_forced_logits(
 
 
 def token_losses(predictor: nn.Module, s1: Tensor, s2: Tensor, stamps: Tensor, first_target: int) -> Tensor:
-    """The mean cross-entropy of each window's target tokens, in nats per token, (windows,), float32.
+    """Compute the mean cross-entropy of each window's target tokens, in nats per token, (windows,), float32.
 
     Args:
         predictor: see `teacher_forced_logits`, as for `s1`, `s2` and `stamps`.
@@ -72,15 +72,15 @@ def token_losses(predictor: nn.Module, s1: Tensor, s2: Tensor, stamps: Tensor, f
 
 
 def token_loss(predictor: nn.Module, s1: Tensor, s2: Tensor, stamps: Tensor, first_target: int) -> Tensor:
-    """The mean of `token_losses` over the windows, a scalar."""
+    """Compute the mean of `token_losses` over the windows, a scalar."""
     return token_losses(predictor, s1, s2, stamps, first_target).mean()
 
 
 class _CausalAttention:
-    """Upstream's attention modules, self and cross, made causal whatever their mode.
+    """Causal attention with the weights of upstream's modules, self and cross, in train and eval mode.
 
-    All attentions of a forward pass that have heads of one width turn their bars by the same angles, and hide the same
-    bars, so tables and masks are made once per pass.
+    All attentions of a forward pass with heads of one width use the same rotary tables and masks, which are made
+    once per pass.
     """
 
     def __init__(self) -> None:
@@ -89,12 +89,12 @@ class _CausalAttention:
         self._masks: dict[tuple[int, int], Tensor] = {}
 
     def __call__(self, module: Any, query: Tensor, hidden: Tensor) -> Tensor:
-        """Attend from the last bars to those up to each.
+        """Attend from each of the last bars to the bars up to it.
 
         Args:
-            module: the module.
+            module: upstream's attention module.
             query: (windows, asked, model width), for the last `asked` of the bars.
-            hidden: (windows, bars, model width), from which keys and values are made.
+            hidden: (windows, bars, model width), the input of keys and values.
 
         Returns:
             (windows, asked, model width).
@@ -113,7 +113,7 @@ class _CausalAttention:
         return self._tables[key]
 
     def _scaled_rotation(self, rotary: Any, asked: int, bars: int) -> tuple[Tensor, Tensor]:
-        """The rotation of the last bars, times the scale of the scores, 1 / sqrt(head width)."""
+        """Return the rotation of the last bars, times the scale of the scores, 1 / sqrt(head width)."""
         key = len(rotary.inv_freq), asked, bars
         if key not in self._scaled:
             cos, sin = self._rotation(rotary, bars)
@@ -128,15 +128,15 @@ class _CausalAttention:
         plain = query.device.type == "cpu" and query.dtype == torch.bfloat16
         if not plain or query[..., 0].numel() * bars > _SCORES:
             whole = asked == bars
-            mask = None if whole else self._seen(asked, bars, query.device)
+            mask = None if whole else self._visible(asked, bars, query.device)
             return F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=whole, scale=1.0)
         scores = query @ key.transpose(-1, -2)
-        hidden = ~self._seen(asked, bars, query.device)
+        hidden = ~self._visible(asked, bars, query.device)
         weights = scores.float().masked_fill(hidden, float("-inf")).softmax(dim=-1).type_as(scores)
         return F.dropout(weights, dropout) @ value
 
-    def _seen(self, asked: int, bars: int, device: torch.device) -> Tensor:
-        """Which bars each of the last ones sees, (asked, bars)."""
+    def _visible(self, asked: int, bars: int, device: torch.device) -> Tensor:
+        """Return the mask of the bars that are visible to each of the last bars, (asked, bars)."""
         if (asked, bars) not in self._masks:
             every = torch.ones(asked, bars, dtype=torch.bool, device=device)
             self._masks[asked, bars] = every.tril(bars - asked)
@@ -144,7 +144,7 @@ class _CausalAttention:
 
 
 def _norm(module: Any, hidden: Tensor) -> Tensor:
-    """Upstream's RMSNorm; on a GPU by PyTorch's fused kernel, one launch in place of six for the same numbers."""
+    """Apply upstream's RMSNorm; on a GPU by PyTorch's fused kernel, one launch in place of six for the same numbers."""
     if hidden.device.type != "cuda" or hidden.dtype != torch.float32:
         normed: Tensor = module(hidden)
         return normed
@@ -152,7 +152,7 @@ def _norm(module: Any, hidden: Tensor) -> Tensor:
 
 
 def _heads(module: Any, hidden: Tensor) -> Tensor:
-    """(windows, bars, model width) -> (windows, heads, bars, width)."""
+    """Split (windows, bars, model width) into heads, (windows, heads, bars, width)."""
     return hidden.unflatten(-1, (module.n_heads, -1)).transpose(1, 2)
 
 
@@ -163,6 +163,6 @@ def _rotate(vectors: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _in_working_type(values: Tensor) -> Tensor:
-    """Values in the type of autocast's products, so that the three that read them do not convert them each."""
+    """Convert values to the type of autocast's products, once for the three products that read them."""
     kind = values.device.type
     return values.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else values

@@ -1,7 +1,7 @@
-"""What all code around upstream's modules has to mind: train and eval mode, and caches of rotary position embeddings.
+"""Helpers for upstream's modules: eval mode, rotary caches, moves between devices, CPU threads, copies of models.
 
-Upstream's rotary module keeps the cosines and sines of the last sequence length. It notices neither a move to another
-device nor that the cache was made in inference mode and so cannot take part in training.
+Upstream's rotary module caches the cosines and sines of the last sequence length. The cache becomes invalid if the
+module moves to another device, or if it was filled in inference mode and training follows; upstream checks neither.
 """
 
 from __future__ import annotations
@@ -16,36 +16,38 @@ import torch
 from torch import Tensor, nn
 
 _SMALL = 4_000_000
-"""Parameters; the smallest published predictor has about this many."""
+"""Number of parameters, about that of the smallest published predictor."""
 
 
 _SHARED = threading.RLock()
-"""Held while upstream's modules run in a mode that is theirs for the moment, with caches of one length."""
+"""Held while the mode of a module is changed for a block."""
 _LIMITED = threading.Lock()
 
 
 def unwrap_peft(predictor: nn.Module) -> Any:
-    """The module with upstream's submodules: the predictor itself, or what a PEFT model wraps."""
+    """Return the module with upstream's submodules: the predictor itself, or the module that a PEFT model wraps."""
     unwrap = getattr(predictor, "get_base_model", None)
     return predictor if unwrap is None else unwrap()
 
 
 def is_small(module: nn.Module) -> bool:
-    """Whether a module has fewer parameters than the smallest published predictor."""
+    """Return whether a module has fewer parameters than the smallest published predictor."""
     return sum(parameter.numel() for parameter in module.parameters()) < _SMALL
 
 
 def copy_sharing_weights(module: Any) -> Any:
-    """A frozen copy of a module, in the same memory: what is put into it, LoRA matrices say, leaves the module as is.
+    """Return a frozen copy of a module that shares its tensors. New submodules of the copy do not change the module.
 
-    A thousand adapters on one base so take the memory of one base.
+    So a thousand adapters on one base take the memory of one base.
     """
-    shared: dict[int, Any] = {id(one): nn.Parameter(one.detach(), requires_grad=False) for one in module.parameters()}
-    return copy.deepcopy(module, shared | {id(one): one for one in module.buffers()})
+    shared: dict[int, Any] = {
+        id(value): nn.Parameter(value.detach(), requires_grad=False) for value in module.parameters()
+    }
+    return copy.deepcopy(module, shared | {id(value): value for value in module.buffers()})
 
 
 def move(module: nn.Module, device: torch.device) -> nn.Module:
-    """Move a module to a device, without the rotary caches that it made elsewhere."""
+    """Move a module to a device and clear its rotary caches."""
     module.to(device)
     for rotary in _rotaries(module):
         rotary.seq_len_cached = rotary.cos_cached = rotary.sin_cached = None
@@ -53,7 +55,7 @@ def move(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def prepare_rotary(module: nn.Module, length: int) -> None:
-    """Fill a module's rotary caches for `length` positions, on its device and fit for training."""
+    """Fill a module's rotary caches for `length` positions, on its device and usable in training."""
     for rotary in _rotaries(module):
         cached, frequencies = rotary.cos_cached, rotary.inv_freq
         if (
@@ -69,14 +71,14 @@ def prepare_rotary(module: nn.Module, length: int) -> None:
 
 
 def rotary_tables(rotary: Any, length: int) -> tuple[Tensor, Tensor]:
-    """What rotates queries and keys at the positions from 0 on, exact whatever autocast does.
+    """Compute the tables that rotate queries and keys at the positions from 0 on, exact under autocast too.
 
     The two halves of a vector x are the two coordinates of its pairs, so x * cos + (its halves exchanged) * sin is x
     rotated.
 
     Args:
         rotary: upstream's rotary module.
-        length: how many positions.
+        length: number of positions.
 
     Returns:
         cos and sin, (length, width) float32, the first half of sin with its sign turned.
@@ -88,7 +90,7 @@ def rotary_tables(rotary: Any, length: int) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Eval mode inside the block; each submodule's own mode comes back after it. One thread at a time is in it."""
+    """Set eval mode inside the block and restore the mode of each submodule after it. One thread at a time runs it."""
     with _SHARED:
         modes = {part: part.training for part in module.modules()}
         module.eval()
@@ -100,7 +102,7 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 
 class _Threads(threading.local):
-    """Whether this thread is in a block that limits them; how many are, and what was there before the first."""
+    """Whether this thread is inside a limiting block; number of such blocks, and torch's threads before the first."""
 
     inside = False
     limited = 0
@@ -112,10 +114,10 @@ _threads = _Threads()
 
 @contextmanager
 def limit_threads(module: nn.Module) -> Iterator[None]:
-    """One thread inside the block for a small model on a CPU; as many as before for any other.
+    """Limit torch to one thread inside the block for a small model on a CPU; other models keep all threads.
 
-    The operations of a small model are so short that threads mostly wait for each other, for a whole time slice of the
-    system each time where the machine has other work: seconds become minutes.
+    The operations of a small model are so short that threads mostly wait for each other. If the machine has other work,
+    each wait takes a whole time slice of the system, and seconds become minutes.
     """
     on_cpu = all(parameter.device.type == "cpu" for parameter in module.parameters())
     if _threads.inside or not (is_small(module) and on_cpu):

@@ -1,14 +1,14 @@
-"""Many LoRA adapters beside one frozen model, trained at once: each row of a batch takes its own adapter's detour.
+"""Train many LoRA adapters jointly on one frozen model: each row of a batch uses the matrices of its own adapter.
 
-The detour of a lone adapter is two thin products that leave a GPU idle. Those of N adapters are one pair of batched
-products, beside the frozen layer's single product over all rows:
+The LoRA products of a single adapter are too small to occupy a GPU. The products of N adapters are one pair of
+batched products, beside the frozen layer's single product over all rows:
 
     rows of adapter 1 --+                                  +--> W x + (alpha / r) B_1 A_1 x
           ...           +--- W (frozen, all rows at once) -+            ...
     rows of adapter N --+    A (N, r, in), B (N, out, r)   +--> W x + (alpha / r) B_N A_N x
 
-The numbers of an adapter are one row of a matrix (N, width), its tensors one after another, so that clipping,
-optimising, averaging and keeping the best of each adapter are operations on rows.
+The weights of an adapter are one row of a matrix (N, width), its tensors concatenated, so that clipping, optimiser
+steps, averaging and saving the best weights of each adapter are operations on rows.
 """
 
 from __future__ import annotations
@@ -25,16 +25,15 @@ from kronos_pipeline.model.dropout import FastDropout, replace_dropout
 from kronos_pipeline.model.modules import copy_sharing_weights
 
 _PREFIX = "base_model.model."
-"""What PEFT puts before the names of the modules that it wraps."""
+"""PEFT's prefix of the names of wrapped modules."""
 
 
 class MultiLora:
-    """Upstream's predictor with a detour beside each target that serves the rows of several adapters.
+    """Upstream's predictor with the LoRA matrices of several adapters beside each target module.
 
     Attributes:
-        predictor: upstream's, in the memory of the one that it was made from, whose weights it leaves as they are; to
-            be called inside `serving`.
-        width: numbers of one adapter.
+        predictor: upstream's predictor; it shares the weights of the given one. Call it inside `serving`.
+        width: number of weights of one adapter.
     """
 
     def __init__(
@@ -46,15 +45,15 @@ class MultiLora:
         *,
         products: torch.dtype = torch.float32,
     ) -> None:
-        """Put the detours in.
+        """Put LoRA layers in place of the target modules.
 
         Args:
-            predictor: upstream's predictor; it stays as it is.
-            adapted: PEFT's model of such a predictor, as `add_lora` makes it: names the tensors of an adapter.
-            scaling: alpha / r, by which a detour is multiplied.
-            dropout: dropout on the input of linear detours, while training; PEFT has none on embeddings.
-            products: number format of matrix products. Below float32 the predictor is to be called under autocast,
-                which rounds frozen weights at every call: they are rounded here, once.
+            predictor: upstream's predictor; it does not change.
+            adapted: PEFT's model of such a predictor, from `add_lora`; it gives the names of an adapter's tensors.
+            scaling: alpha / r, the factor of the LoRA products.
+            dropout: dropout on the input of linear LoRA layers, in training; PEFT has none on embeddings.
+            products: number format of matrix products. Below float32 the predictor must be called under autocast,
+                which would round frozen weights at every call; they are rounded here, once.
         """
         tensors = {name: tensor for name, tensor in adapted.named_parameters() if tensor.requires_grad}
         self._shapes = {name: tensor.shape for name, tensor in tensors.items()}
@@ -66,15 +65,15 @@ class MultiLora:
         for place in places:
             names = [name for name in tensors if name.startswith(f"{place}.lora_")]
             a, b = (next(name for name in names if f"{half}.default" in name) for half in ("A", "B"))
-            owner, _, own = place.removeprefix(_PREFIX).rpartition(".")
+            owner, _, attribute = place.removeprefix(_PREFIX).rpartition(".")
             parent = self.predictor.get_submodule(owner)
-            base = getattr(parent, own)
-            detour = (
+            base = getattr(parent, attribute)
+            lora = (
                 _LoraEmbedding(base, self._rows, (a, b), scaling)
                 if isinstance(base, nn.Embedding)
                 else _LoraLinear(base, self._rows, (a, b), scaling, dropout)
             )
-            setattr(parent, own, detour)
+            setattr(parent, attribute, lora)
         self._products = products
         if products != torch.float32:
             for part in self.predictor.modules():
@@ -82,22 +81,23 @@ class MultiLora:
                     part.to(products)
 
     def pack(self, tensors: dict[str, Tensor]) -> Tensor:
-        """An adapter's tensors, by PEFT's names, as one row: (width,)."""
+        """Concatenate an adapter's tensors, by PEFT's names, to one row, (width,)."""
         return torch.cat([tensors[name].detach().reshape(-1) for name in self._shapes])
 
     def unpack(self, row: Tensor) -> dict[str, Tensor]:
-        """The tensors of a row, by PEFT's names."""
+        """Split a row into an adapter's tensors, by PEFT's names."""
         parts = row.split([shape.numel() for shape in self._shapes.values()])
         return {name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
 
     @contextmanager
     def serving(self, adapters: Tensor, which: Tensor, *, even: bool) -> Iterator[None]:
-        """Inside the block, a batch's rows take the detours of these adapters.
+        """Use these adapters for the rows of a batch inside the block.
 
         Args:
             adapters: (adapters, width).
-            which: the adapter of each row of the batches, (rows,) int64, ascending.
-            even: whether each adapter has the same number of rows. Then its rows are one product, else each is its own.
+            which: index of each row's adapter, (rows,) int64, ascending.
+            even: whether each adapter has the same number of rows. Then the rows of an adapter are one product; else
+                each row is a product.
         """
         parts = adapters.to(self._products).split([shape.numel() for shape in self._shapes.values()], dim=1)
         stacks = {name: part.view(-1, *shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
@@ -109,13 +109,13 @@ class MultiLora:
 
 
 class _Rows:
-    """The adapters that are served, and which row of the batch is whose; shared by all detours."""
+    """The current adapters, and the index of each row's adapter; shared by all LoRA layers."""
 
     def fill(self, stacks: dict[str, Tensor], which: Tensor, even: bool) -> None:
         self.stacks, self.which, self._even = stacks, which, even
 
     def blocks(self, name: str) -> Tensor:
-        """A tensor of each adapter, or of each row where adapters have unequal numbers of them."""
+        """Return a tensor per adapter, or per row if adapters have unequal numbers of rows."""
         stack = self.stacks[name]
         return stack if self._even else stack.index_select(0, self.which)
 
@@ -128,10 +128,10 @@ class _LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = (self._rows.blocks(name) for name in self._names)  # (blocks, r, in), (blocks, out, r)
-        straight = self.base(x)
-        thin = torch.bmm(self.dropout(x).reshape(len(a), -1, x.shape[-1]), a.transpose(1, 2))
-        blocks = straight.reshape(len(b), -1, straight.shape[-1])
-        return torch.baddbmm(blocks, thin, b.transpose(1, 2), alpha=self._scaling).view_as(straight)
+        base_output = self.base(x)
+        low_rank = torch.bmm(self.dropout(x).reshape(len(a), -1, x.shape[-1]), a.transpose(1, 2))
+        blocks = base_output.reshape(len(b), -1, base_output.shape[-1])
+        return torch.baddbmm(blocks, low_rank, b.transpose(1, 2), alpha=self._scaling).view_as(base_output)
 
 
 class _LoraEmbedding(nn.Module):
@@ -141,8 +141,8 @@ class _LoraEmbedding(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         a, b = self._rows.stacks[self._names[0]], self._rows.blocks(self._names[1])  # (N, r, tokens), (blocks, out, r)
-        straight = self.base(tokens)
+        base_output = self.base(tokens)
         table = a.transpose(1, 2).reshape(-1, a.shape[1])
-        thin = F.embedding(tokens + a.shape[2] * self._rows.which[:, None], table)
-        detour = torch.bmm(thin.view(len(b), -1, thin.shape[-1]), b.transpose(1, 2))
-        return straight + self._scaling * detour.view(straight.shape)
+        low_rank = F.embedding(tokens + a.shape[2] * self._rows.which[:, None], table)
+        delta = torch.bmm(low_rank.view(len(b), -1, low_rank.shape[-1]), b.transpose(1, 2))
+        return base_output + self._scaling * delta.view(base_output.shape)

@@ -1,4 +1,4 @@
-"""Normalised bars to tokens."""
+"""Encode normalised bars as tokens."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from kronos_pipeline.model.modules import prepare_rotary
 
 _BARS_ON_A_CPU, _BARS = 2**12, 2**16
-"""Bars per call of the tokenizer; on a CPU more take longer, as they leave its caches."""
+"""Bars per call of the tokenizer; on a CPU larger calls are slower, as they exceed its caches."""
 
 
 def windows_per_call(bars: int, device: torch.device) -> int:
-    """How many windows of so many bars a device encodes best at once."""
+    """Return the number of windows of `bars` bars to encode per call on a device."""
     return max(1, (_BARS_ON_A_CPU if device.type == "cpu" else _BARS) // max(bars, 1))
 
 
@@ -23,12 +23,12 @@ def encode(tokenizer: nn.Module, normalised: Tensor, device: torch.device) -> Te
 
     Args:
         tokenizer: in eval mode, on `device`.
-        normalised: (windows, bars, 6) float32, normalised and clipped, anywhere.
-        device: where the tokenizer is.
+        normalised: (windows, bars, 6) float32, normalised and clipped, on any device.
+        device: the device of the tokenizer.
 
     Returns:
-        The tokens, (windows, 2, bars) int16 on `device`: the coarse s1 and the fine s2. On a GPU they may
-        still be in the making.
+        The tokens, (windows, 2, bars) int16 on `device`: the coarse s1 and the fine s2. On a GPU the
+        computation may still run.
 
     Raises:
         torch.OutOfMemoryError: the device lacks the memory for one window.
@@ -38,11 +38,11 @@ def encode(tokenizer: nn.Module, normalised: Tensor, device: torch.device) -> Te
     prepare_rotary(tokenizer, normalised.shape[1])
     size, done = windows_per_call(normalised.shape[1], device), 0
     while done < len(normalised):
-        some = slice(done, done + size)
+        chunk = slice(done, done + size)
         try:
             with torch.no_grad():
-                s1, s2 = encoder.encode(normalised[some].to(device, non_blocking=True), half=True)
-            tokens[some, 0], tokens[some, 1] = s1, s2
+                s1, s2 = encoder.encode(normalised[chunk].to(device, non_blocking=True), half=True)
+            tokens[chunk, 0], tokens[chunk, 1] = s1, s2
         except torch.OutOfMemoryError:
             if size == 1:
                 raise

@@ -1,6 +1,6 @@
-"""The upstream architecture, from the copy that sktime maintains: the only module that imports it.
+"""Upstream's architecture, from the copy that sktime maintains; no other module imports it.
 
-All other code takes whatever has the same submodules, so upstream's own objects work too.
+Other code accepts any object with the same submodules, so upstream's own objects work too.
 """
 
 from __future__ import annotations

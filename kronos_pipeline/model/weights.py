@@ -1,4 +1,4 @@
-"""Weights on the disk: `config.json` and `model.safetensors` as upstream has them, written and read back strictly."""
+"""Read and write `config.json` and `model.safetensors` in upstream's format, with strict checks."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def load_tokenizer(folder: Path, device: torch.device) -> Any:
 
 
 def weights_hash(*folders: Path) -> str:
-    """SHA-256 over the settings and weights in some folders, in their order; how config.json is laid out is nothing."""
+    """Hash the settings and weights in some folders with SHA-256, in order; the layout of config.json does not matter."""
     parts: list[str] = []
     for folder in folders:
         parts += [json.dumps(_read_config(folder), sort_keys=True), file_hash(folder / WEIGHTS)]
@@ -65,7 +65,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file to the CPU.
 
     Raises:
-        ModelError: it is missing, damaged, not what its folder's manifest says, or holds NaN or infinity.
+        ModelError: it is missing, damaged, differs from its folder's manifest, or holds NaN or infinity.
     """
     try:
         _check_against_manifest(path)
@@ -87,7 +87,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def check_tensors(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Compare what a file holds with what a model needs.
+    """Compare the tensors of a file with those of a model.
 
     Raises:
         ModelError: a tensor is missing, unexpected or of another shape; all of them are named or counted.
@@ -102,9 +102,9 @@ def check_tensors(path: Path, found: Mapping[str, Tensor], expected: Mapping[str
         "unexpected": sorted(found.keys() - expected.keys()),
         "of another shape": shapes,
     }
-    told = "; ".join(f"{len(names)} {fault}: {enumerate_some(names)}" for fault, names in faults.items() if names)
-    if told:
-        raise ModelError(f"{path} does not fit the model that its folder's settings describe. Tensors {told}.")
+    message = "; ".join(f"{len(names)} {fault}: {enumerate_some(names)}" for fault, names in faults.items() if names)
+    if message:
+        raise ModelError(f"{path} does not fit the model that its folder's settings describe. Tensors {message}.")
 
 
 def _save(folder: Path, module: nn.Module, config: Mapping[str, Any]) -> None:
@@ -120,7 +120,7 @@ def _load(folder: Path, architecture: Any, role: str) -> Any:
         hint = f"; it has {enumerate_some(others)}, which no {role} has" if others else ""
         raise ModelError(f"{folder / CONFIG} describes no Kronos {role}: it lacks {enumerate_some(missing)}{hint}.")
     tensors = read_tensors(folder / WEIGHTS)
-    # Weights are drawn at random before they are replaced; the caller's generator should not notice.
+    # The module draws random weights before they are replaced; the caller's generator must not change.
     with torch.random.fork_rng(devices=[]):
         try:
             module = architecture(**{name: config[name] for name in wanted})
@@ -154,7 +154,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _check_against_manifest(path: Path) -> None:
-    """Where a manifest says what the file was when it was written, it has to be that still."""
+    """Check a file against the hash in its folder's manifest, if the manifest has one."""
     for folder in list(path.parents)[:2]:
         manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
         recorded = manifest.get("files", {}).get(path.relative_to(folder).as_posix())
