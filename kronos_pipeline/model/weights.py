@@ -54,7 +54,7 @@ def load_tokenizer(folder: Path, device: torch.device) -> Any:
 
 
 def weights_hash(*folders: Path) -> str:
-    """Hash the settings and weights in some folders, in order, with SHA-256; the layout of config.json has no effect."""
+    """Return a SHA-256 of the settings and weights in some folders, in order, however config.json is laid out."""
     parts: list[str] = []
     for folder in folders:
         parts += [json.dumps(_read_config(folder), sort_keys=True), file_hash(folder / WEIGHTS)]
