@@ -1,9 +1,9 @@
-"""Token windows of one split of many tickers: what a training reads.
+"""Token windows of a split of one or many tickers: the data of a training.
 
 The tokenizer is frozen, so each window is encoded once, to two bytes for each half of each bar's token. Stamps are not
-stored per window at all: they are looked up beside the bars, a byte each. What is kept is on the training's device
-where it takes no large share of its memory; then a batch is an indexing there, and nothing but the windows' numbers
-goes to it. Else it is in the host's memory or in a file, and a batch is gathered there while the device is at work.
+stored per window: they are looked up beside the bars, a byte each. Tokens and stamps are on the training's device if
+they take no large share of its memory; then a batch is an indexing there, and only the numbers of the windows are
+copied to it. Otherwise they are in the host's memory or in a file, and a batch is gathered while the device computes.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from kronos_pipeline.model.tokens import encode, windows_per_call
 
 CPU = torch.device("cpu")
 _DEVICE_SHARE = 0.25
-"""Share of a GPU's memory, and of what is free of it, that tokens and stamps may take."""
+"""Share of a GPU's free memory that tokens and stamps may take."""
 _ON_DISK_ABOVE = 256 * 2**20
-"""Bytes of tokens above which they are kept in a file, where a folder for it is given and the device has no room."""
+"""Bytes of tokens above which they go to a file, if a folder for it is given and the device has no room."""
 
 Batch = dict[str, Tensor]
 """Token windows. `s1` and `s2`: (windows, bars) int16, the coarse and the fine half of each bar's token; `stamps`:
@@ -34,7 +34,7 @@ Batch = dict[str, Tensor]
 
 
 class KronosMultiTickerDataset(Dataset[Batch]):
-    """The windows of one split of one or many tickers, as tokens; tickers in the order given, each by time.
+    """Windows of one split of one or many tickers, as tokens; tickers in the given order, each by time.
 
     An item is one window: `s1` and `s2` of shape (lookback + horizon + 1,) and `stamps` of shape
     (lookback + horizon + 1, 5). `batch` assembles many at once by indexing.
@@ -59,35 +59,35 @@ class KronosMultiTickerDataset(Dataset[Batch]):
 
         Args:
             windows: one per ticker, all cut with the same lookback and horizon.
-            split: "train" or "selection"; the holdout's rolls are for evaluation alone.
+            split: "train" or "selection"; only evaluation reads the holdout.
             tokenizer: the base model's tokenizer, in eval mode.
-            device: where the tokenizer is, and where batches are to be.
-            folder: where tokens go when they are many; without it they stay in memory.
+            device: device of the tokenizer and of the batches.
+            folder: folder for a file of many tokens; without it they stay in memory.
 
         Raises:
             SettingsError: the windows differ in lookback or horizon, or the split is the holdout or unknown.
         """
         if split not in ("train", "selection"):
             raise SettingsError(f"A training reads the splits train and selection, not {split!r}.")
-        if len({(one.lookback, one.horizon) for one in windows}) > 1:
+        if len({(ticker.lookback, ticker.horizon) for ticker in windows}) > 1:
             raise SettingsError("The tickers' windows differ in lookback or horizon; cut them with the same settings.")
         self.split = split
-        self.tickers = [one.ticker for one in windows]
+        self.tickers = [ticker.ticker for ticker in windows]
         self.lookback = windows[0].lookback if windows else 0
         self.window = self.lookback + windows[0].horizon + 1 if windows else 0
         self._device = with_index(device)
-        first_bar = np.cumsum([0, *(len(one.bars.frame) for one in windows)])
+        first_bar = np.cumsum([0, *(len(ticker.bars.frame) for ticker in windows)])
         rows = [
-            one.of_split(split)["start"].to_numpy(np.int64) + first
-            for one, first in zip(windows, first_bar, strict=False)
+            ticker.of_split(split)["start"].to_numpy(np.int64) + first
+            for ticker, first in zip(windows, first_bar, strict=False)
         ]
-        stamps, starts = _joined([one.stamps for one in windows], (0, 5)), _joined(rows, (0,))
-        taken = 4 * len(starts) * self.window + stamps.nbytes + starts.nbytes
-        self._here = self._device if _has_room(self._device, taken) else CPU
+        stamps, starts = _joined([ticker.stamps for ticker in windows], (0, 5)), _joined(rows, (0,))
+        needed = 4 * len(starts) * self.window + stamps.nbytes + starts.nbytes
+        self._storage = self._device if _has_room(self._device, needed) else CPU
         try:
             self._keep(stamps, starts, folder)
         except torch.OutOfMemoryError:  # other processes share the GPU
-            self._here = CPU
+            self._storage = CPU
             self._keep(stamps, starts, folder)
         self._encode(windows, tokenizer)
 
@@ -98,28 +98,28 @@ class KronosMultiTickerDataset(Dataset[Batch]):
         return {key: value[0] for key, value in self.batch([index]).items()}
 
     def batch(self, indices: Sequence[int] | np.ndarray | Tensor) -> Batch:
-        """Windows by number, as one batch on the device; it does not wait for it."""
-        rows = to_device(torch.as_tensor(indices, dtype=torch.int64), self._here)
-        bars = self._starts[rows, None] + torch.arange(self.window, device=self._here)
+        """Return windows by number as one batch on the device, without waiting for the device."""
+        rows = to_device(torch.as_tensor(indices, dtype=torch.int64), self._storage)
+        bars = self._starts[rows, None] + torch.arange(self.window, device=self._storage)
         tokens, stamps = (to_device(part, self._device) for part in (self._tokens[rows], self._stamps[bars]))
         return {"s1": tokens[:, 0], "s2": tokens[:, 1], "stamps": stamps}
 
     def _keep(self, stamps: np.ndarray, starts: np.ndarray, folder: Path | None) -> None:
-        """Copy stamps and starts to where they are kept, and make room for the tokens there."""
-        self._stamps, self._starts = (torch.from_numpy(part).to(self._here) for part in (stamps, starts))
+        """Copy stamps and starts to the storage device, and allocate the tokens there."""
+        self._stamps, self._starts = (torch.from_numpy(part).to(self._storage) for part in (stamps, starts))
         self._tokens = self._store(folder)
 
     def _store(self, folder: Path | None) -> Tensor:
-        """Room for the tokens, (windows, 2, bars) int16."""
+        """Allocate the tokens, (windows, 2, bars) int16."""
         shape = (len(self), 2, self.window)
-        if folder is None or self._here != CPU or 2 * int(np.prod(shape)) <= _ON_DISK_ABOVE:
-            return torch.empty(shape, dtype=torch.int16, device=self._here)
+        if folder is None or self._storage != CPU or 2 * int(np.prod(shape)) <= _ON_DISK_ABOVE:
+            return torch.empty(shape, dtype=torch.int16, device=self._storage)
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"tokens-{self.split}.npy"
         return torch.from_numpy(np.lib.format.open_memmap(file, mode="w+", dtype=np.int16, shape=shape))
 
     def _encode(self, windows: Sequence[WindowSet], tokenizer: torch.nn.Module) -> None:
-        """Fill the store, so many windows at a time as the device encodes best, whatever their ticker."""
+        """Encode all windows, across tickers, in the chunk size that is fastest on the device."""
         filled, size = 0, windows_per_call(self.window, self._device)
         for values in _regrouped(_normalised(windows, self.split, self.window, size), size):
             tokens = encode(tokenizer, to_device(torch.from_numpy(values), self._device), self._device)
@@ -128,10 +128,10 @@ class KronosMultiTickerDataset(Dataset[Batch]):
 
 
 def _normalised(windows: Sequence[WindowSet], split: str, length: int, at_once: int) -> Iterator[np.ndarray]:
-    """The normalised windows of some tickers, up to `at_once` of one ticker together: (windows, bars, 6) float32."""
-    for one in windows:
-        rows = one.of_split(split)
-        starts, bars = rows["start"].to_numpy(np.int64), one.bars.values
+    """Yield normalised windows, up to `at_once` of one ticker at a time: (windows, bars, 6) float32."""
+    for ticker in windows:
+        rows = ticker.of_split(split)
+        starts, bars = rows["start"].to_numpy(np.int64), ticker.bars.values
         mean, std = row_statistics(rows)
         for first in range(0, len(rows), at_once):
             part = slice(first, first + at_once)
@@ -139,27 +139,27 @@ def _normalised(windows: Sequence[WindowSet], split: str, length: int, at_once: 
 
 
 def _regrouped(blocks: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """The same rows, `size` at a time; the last are what is left."""
-    kept: list[np.ndarray] = []
+    """Yield the same rows in chunks of `size`; the last chunk may be smaller."""
+    pending: list[np.ndarray] = []
     for block in blocks:
-        kept.append(block)
-        while sum(map(len, kept)) >= size:
-            joined = np.concatenate(kept)
+        pending.append(block)
+        while sum(map(len, pending)) >= size:
+            joined = np.concatenate(pending)
             yield joined[:size]
-            kept = [joined[size:]]
-    if any(map(len, kept)):
-        yield np.concatenate(kept)
+            pending = [joined[size:]]
+    if any(map(len, pending)):
+        yield np.concatenate(pending)
 
 
 def _has_room(device: torch.device, needed: int) -> bool:
-    """Return whether a device takes so many bytes beside a training; other processes may share a GPU."""
+    """Return whether a device has room for so many bytes beside a training; other processes may share a GPU."""
     if device.type != "cuda":
         return device.type == "cpu"
     return needed <= _DEVICE_SHARE * free_memory(device)
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor to a device unless it is there; from the host to a GPU asynchronously, from pinned memory."""
+    """Copy a tensor to a device; to a GPU asynchronously from pinned memory."""
     if device.type != "cuda" or values.device.type == "cuda":
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Where a training runs: its device, its number format, and its place among several processes."""
+"""Device, number format and processes of a training."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ _POLL_SECONDS = 1.0
 
 
 def process() -> int:
-    """Return the rank of this process among those that train together; torchrun sets it."""
+    """Return the rank of this process among the processes of a training; torchrun sets it."""
     return int(os.environ.get("RANK", "0"))
 
 
 def processes() -> int:
-    """Return how many processes train together."""
+    """Return the number of processes of a training."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def reserve_device(name: str, say: Say) -> tuple[torch.device, list[FileLock]]:
-    """Pick the device of a training, and hold its lock where several GPUs are shared out.
+    """Pick the device of a training, and hold its lock if several GPUs are shared out.
 
-    `auto` on a machine with several GPUs takes the first GPU that no other training holds, and waits for one where all
-    are held. Of several processes that torchrun started, each has the GPU of its local rank; the first process of a
-    machine holds the locks of all, in their order, so that two such trainings never hold half each.
+    On a machine with several GPUs, `auto` takes the first GPU that no other training holds, and waits if all are held.
+    Each of several processes under torchrun takes the GPU of its local rank; the first process of a machine holds the
+    locks of all, in order, so that two such trainings never block each other.
 
     Args:
         name: the setting `device`.
         say: takes lines for the person who runs the pipeline.
 
     Returns:
-        The device, and the locks that are held; the caller releases them.
+        The device, and the held locks; the caller releases them.
 
     Raises:
         SettingsError: this machine has no such device, or fewer GPUs than processes.
@@ -64,8 +64,8 @@ def reserve_device(name: str, say: Say) -> tuple[torch.device, list[FileLock]]:
                 f"torchrun started {max(rank + 1, count)} processes on this machine, which has {gpus} CUDA "
                 f"device{'s' if gpus != 1 else ''}, and each needs its own; use --nproc_per_node {gpus}."
             )
-        first = [torch.device("cuda", index) for index in range(count)] if rank == 0 else []
-        return torch.device("cuda", rank), [acquire(device_lock(one), f"{one}", say) for one in first]
+        machine = [torch.device("cuda", index) for index in range(count)] if rank == 0 else []
+        return torch.device("cuda", rank), [acquire(device_lock(gpu), f"{gpu}", say) for gpu in machine]
     if name != "auto" or gpus == 1:
         return device, []
     return _reserve_free_gpu(gpus, say)
@@ -89,9 +89,9 @@ def _reserve_free_gpu(gpus: int, say: Say) -> tuple[torch.device, list[FileLock]
 
 
 def device_lock(device: torch.device) -> FileLock:
-    """Return the lock of a device, which one training of this machine holds at a time; the system frees it if we die.
+    """Return the lock of a device, for one training of this machine at a time; the system releases it on a crash.
 
-    A process may take it again while it holds it. The name is that of the physical GPU, whatever number
+    A process may take it again while it holds it. The name is the name of the physical GPU, whatever number
     CUDA_VISIBLE_DEVICES gives it in this process.
     """
     index = device.index or 0
@@ -102,7 +102,7 @@ def device_lock(device: torch.device) -> FileLock:
 
 
 def acquire(lock: FileLock, what: str, say: Say) -> FileLock:
-    """Acquire a lock, and say so where another training holds it."""
+    """Acquire a lock, and report the wait if another training holds it."""
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -114,7 +114,7 @@ def acquire(lock: FileLock, what: str, say: Say) -> FileLock:
 def new_accelerator(recipe: Recipe, device: torch.device, precision: str) -> Accelerator:
     """Make the Accelerator of one training.
 
-    Accelerate keeps device and precision for the life of the process, and takes the device from the environment alone;
+    Accelerate keeps device and precision for the life of the process, and takes the device from the environment only;
     each training has its own, and leaves the environment as it was.
     """
     AcceleratorState._reset_state(reset_partial_state=processes() == 1)
@@ -135,7 +135,7 @@ def new_accelerator(recipe: Recipe, device: torch.device, precision: str) -> Acc
 
 @contextmanager
 def current_device(device: torch.device) -> Iterator[None]:
-    """Make a CUDA device the current one inside the block; Accelerate would leave it so for good."""
+    """Make a CUDA device the current device inside the block; Accelerate would leave it current for good."""
     if device.type != "cuda":
         yield
         return
@@ -145,11 +145,10 @@ def current_device(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def repeatable(wanted: bool) -> Iterator[None]:
-    """Let torch take deterministic algorithms alone inside the block, if wanted; a CPU's are so by themselves.
+    """Restrict torch to deterministic algorithms inside the block if `wanted`; CPU algorithms always are.
 
-    On CUDA the backward passes of attention and of indexing add with atomics otherwise, in an order that changes.
-    cuBLAS repeats itself with the workspace that the variable asks for (NVIDIA, cuBLAS documentation, "Results
-    reproducibility").
+    On CUDA the backward passes of attention and of indexing otherwise add with atomics, in an order that changes.
+    cuBLAS is reproducible with the workspace of the variable (NVIDIA, cuBLAS documentation, "Results reproducibility").
     """
     if not wanted:
         yield
@@ -168,25 +167,25 @@ def repeatable(wanted: bool) -> Iterator[None]:
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Check that a device trains in the number format that is asked for.
+    """Check that a device can train in a number format.
 
     Raises:
-        SettingsError: it does not.
+        SettingsError: it cannot.
     """
     if precision == "fp16" and device.type == "cpu":
         raise SettingsError("--precision fp16 needs a GPU; use bf16 or fp32 on a CPU.")
 
 
 def pick_precision(precision: str, device: torch.device, predictor: torch.nn.Module) -> str:
-    """The number format of a training's matrix products: "fp32", "bf16" or "fp16".
+    """Return the number format of a training's matrix products: "fp32", "bf16" or "fp16".
 
-    "auto" is bf16 where the device multiplies it natively: on a CPU that takes a third of the time of Kronos-small. A
-    small model is done in minutes on any CPU, and there stays fp32, so that its numbers are the same on all of them.
+    "auto" is bf16 if the device multiplies it natively: on a CPU that takes a third of the time of Kronos-small. A
+    small model trains in minutes on any CPU, and there it stays fp32, so that its numbers are the same on all CPUs.
 
     Args:
-        precision: "auto", or one of the others, which is what it says.
-        device: where it trains.
-        predictor: what is trained.
+        precision: "auto", or the format itself.
+        device: the device to train on.
+        predictor: the predictor to train.
 
     Raises:
         SettingsError: the device does not train in that format.
@@ -200,9 +199,11 @@ def pick_precision(precision: str, device: torch.device, predictor: torch.nn.Mod
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this machine's CPU multiplies bfloat16 natively, as far as PyTorch knows."""
-    found: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # younger than the oldest torch allowed
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    """Return whether this machine's CPU multiplies bfloat16 natively, according to PyTorch."""
+    capabilities: Mapping[str, Any] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # younger than the oldest torch allowed
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def device_name(device: torch.device) -> str:

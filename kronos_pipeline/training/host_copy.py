@@ -1,4 +1,4 @@
-"""Copies of many tensors from a GPU to the host in a few transfers: each transfer waits for the device."""
+"""Copies of many tensors from a GPU to the host in a few transfers, as each transfer waits for the device."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 _BYTES = 64 * 2**20
-"""Bytes of one transfer, about; the device needs as many to gather them."""
+"""Bytes of one transfer, approximately; the device needs as many to gather them."""
 
 
 def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copy tensors to the host; those that lie there stay as they are.
+    """Copy tensors to the host; tensors on the host stay as they are.
 
     Args:
         tensors: any shapes, types and devices.
 
     Returns:
-        The copies, in the same order, each with memory of its own or shared with its neighbours.
+        The copies, in the same order; neighbours may share memory.
     """
     copies = list(tensors)
     kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
@@ -36,16 +36,16 @@ def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def state_to_host(state: dict[str, Any]) -> dict[str, Any]:
-    """Copy a state, dictionaries, lists and tuples of tensors and plain values, with its tensors on the host."""
-    found: list[Tensor] = []
-    _walk(state, found.append)
-    copies = iter(to_host(found))
+    """Copy a state to the host: dictionaries, lists and tuples of tensors and plain values."""
+    tensors: list[Tensor] = []
+    _walk(state, tensors.append)
+    copies = iter(to_host(tensors))
     moved: dict[str, Any] = _walk(state, lambda _: next(copies))
     return moved
 
 
 def _walk(value: Any, take: Any) -> Any:
-    """Rebuild a state with `take` of each tensor in its place, in a fixed order."""
+    """Rebuild a state, with `take` of each tensor in its place, in a fixed order."""
     if isinstance(value, Tensor):
         return take(value)
     if isinstance(value, dict):
@@ -56,14 +56,14 @@ def _walk(value: Any, take: Any) -> Any:
 
 
 def _blocks(tensors: Sequence[Tensor], places: Sequence[int]) -> list[list[int]]:
-    """Places of tensors in groups of about `_BYTES`."""
+    """Split places of tensors into groups of about `_BYTES`."""
     blocks: list[list[int]] = [[]]
     size = 0
     for place in places:
-        own = tensors[place].numel() * tensors[place].element_size()
-        if blocks[-1] and size + own > _BYTES:
+        nbytes = tensors[place].numel() * tensors[place].element_size()
+        if blocks[-1] and size + nbytes > _BYTES:
             blocks.append([])
             size = 0
         blocks[-1].append(place)
-        size += own
+        size += nbytes
     return blocks

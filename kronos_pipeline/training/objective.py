@@ -1,4 +1,4 @@
-"""The loss that a training lowers, as a module."""
+"""Loss of a training, as a module."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from kronos_pipeline.model.losses import token_loss
 
 
 class Objective(nn.Module):
-    """The loss as a module, so that what wraps modules (DistributedDataParallel, compilers) sees the forward pass.
+    """Loss as a module, so that wrappers of modules (DistributedDataParallel, compilers) see the forward pass.
 
-    The predictor's dropouts are replaced by quick ones.
+    The predictor's dropouts are replaced by faster dropouts.
     """
 
     def __init__(self, predictor: nn.Module, first_target: int) -> None:
@@ -25,16 +25,16 @@ class Objective(nn.Module):
 
     @property
     def predictor(self) -> Any:
-        """What is trained."""
+        """The predictor to train."""
         return self._loss.predictor
 
     def forward(self, s1: Tensor, s2: Tensor, stamps: Tensor) -> Tensor:
-        """The mean loss of a batch of token windows over the bars after the lookback, in nats per token."""
+        """Compute the mean loss of a batch of token windows over the bars after the lookback, in nats per token."""
         kind = s1.device.type
         if kind != "cuda" or not torch.is_autocast_enabled(kind) or torch.compiler.is_compiling():
             plain: Tensor = self._loss(s1, s2, stamps)
             return plain
-        # Autocast would cast each weight by itself, and its gradient too: a third of a step's launches on a GPU.
+        # Autocast would cast each weight and each gradient separately: a third of a step's launches on a GPU.
         weights = {
             f"{place}.{name}": tensor
             for place, part in self._loss.named_modules()
@@ -56,7 +56,7 @@ class _TokenLoss(nn.Module):
 
 
 class _Cast(torch.autograd.Function):
-    """Casts many tensors in one launch, or a few, and their gradients back likewise."""
+    """Casts many tensors in one launch or a few, and their gradients back in the same way."""
 
     @staticmethod
     def forward(ctx: Any, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:

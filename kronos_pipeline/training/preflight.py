@@ -1,4 +1,4 @@
-"""What a training is about to do, and what it will take: said before it starts."""
+"""Checks and estimates before a training starts."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from kronos_pipeline.training.progress import duration
 _COPIES = 6
 """Copies of the trained tensors on the disk: a state's weights, average, best and two moments, and the result."""
 _EVAL_COST = 1 / 3
-"""A forward pass beside a forward and a backward one."""
+"""Cost of a forward pass relative to a forward and a backward pass."""
 
 
 def check_windows(windows: Sequence[WindowSet]) -> None:
-    """Check that there is something to train on and something to choose by.
+    """Check that there are windows to train on and windows to select by.
 
     Raises:
         DataError: a split that training needs is empty, over all tickers together.
@@ -57,16 +57,16 @@ def expected_seconds(
     device: torch.device,
     precision: str = "fp32",
 ) -> float:
-    """Seconds that a training takes at most, from a batch that is timed after one to warm up; nothing is changed.
+    """Estimate the longest time of a training, in seconds, by timing a batch after a warm-up; nothing is changed.
 
     Args:
         predictor: on its device, ready to train.
         train: the training windows.
-        selection: the windows of the selection block.
+        selection: windows of the selection block.
         batch_size: windows per batch.
         epochs: passes over the training windows.
-        evals_per_epoch: evaluations of the selection block per epoch.
-        device: where the predictor is.
+        evals_per_epoch: evaluations on the selection block per epoch.
+        device: the predictor's device.
         precision: the number format of its matrix products.
     """
     objective = Objective(predictor, train.lookback)
@@ -79,14 +79,14 @@ def expected_seconds(
 
 
 def needed_bytes(predictor: torch.nn.Module) -> int:
-    """Disk that a training's state and result take, tokens aside."""
+    """Return the bytes of a training's state and result on the disk, without tokens."""
     return _COPIES * sum(
         tensor.numel() * tensor.element_size() for tensor in predictor.parameters() if tensor.requires_grad
     )
 
 
 def check_disk(folder: Path, needed: int) -> None:
-    """Check that the disk has room before hours are spent.
+    """Check that the disk has room for a training.
 
     Raises:
         ArtifactError: it has not.
@@ -110,7 +110,7 @@ def describe(
     *,
     compiled: bool = False,
 ) -> str:
-    """One line: windows, steps, expected time and disk; on a CPU it says where the time would be less."""
+    """Describe a training in a line: windows, steps, expected time and disk; a slow training on a CPU gets advice."""
     where = f"{device.type} after the model is compiled" if compiled else device.type
     line = (
         f"{train:,} training and {selection:,} selection windows, {steps:,} steps, about {duration(seconds)} at most "

@@ -1,4 +1,4 @@
-"""How far a training is: a bar where there is a terminal, a plain line every so often where there is none."""
+"""Progress of a training: a bar on a terminal, else a line every few seconds."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _LINE_SECONDS = 10.0
 class TrainingProgress:
     """Shows step, loss, learning rate, windows per second and time left; a context manager."""
 
-    def __init__(self, what: str, steps: int, start: int, say: Say) -> None:
+    def __init__(self, name: str, steps: int, start: int, say: Say) -> None:
         """Describe the training.
 
         Args:
-            what: its name, such as "adapter AAPL".
-            steps: optimiser steps in all.
-            start: steps done already, when it resumes.
-            say: takes the plain lines where there is no terminal.
+            name: its name, such as "adapters/AAPL".
+            steps: all optimiser steps.
+            start: steps done already, if it resumes.
+            say: takes the lines if there is no terminal.
         """
-        self._what, self._steps, self._start, self._say = what, steps, start, say
+        self._name, self._steps, self._start, self._say = name, steps, start, say
         self._began = self._last_line = time.monotonic()
         console = Console(stderr=True)
         self._bar: Progress | None = None
@@ -41,7 +41,7 @@ class TrainingProgress:
                 TimeRemainingColumn(),
                 console=console,
             )
-            self._task = self._bar.add_task(what, total=steps, completed=start, numbers="")
+            self._task = self._bar.add_task(name, total=steps, completed=start, numbers="")
 
     def __enter__(self) -> Self:
         if self._bar:
@@ -55,7 +55,7 @@ class TrainingProgress:
             self._bar.stop()
 
     def update(self, step: int, *, loss: float, learning_rate: float, windows_per_second: float) -> None:
-        """Show where the training is: `loss` in nats per token."""
+        """Show the progress of the training; `loss` is in nats per token."""
         numbers = f"loss {loss:.4f}  lr {learning_rate:.2e}  {windows_per_second:,.0f} windows/s"
         if self._bar:
             self._bar.update(self._task, completed=step, numbers=numbers)
@@ -65,11 +65,11 @@ class TrainingProgress:
             return
         self._last_line = now
         left = (now - self._began) / max(step - self._start, 1) * (self._steps - step)
-        self._say(f"{self._what}: step {step}/{self._steps}  {numbers}  {duration(left)} left")
+        self._say(f"{self._name}: step {step}/{self._steps}  {numbers}  {duration(left)} left")
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: "8 s", "4 min", "2.5 h"."""
+    """Format seconds for people: "8 s", "4 min", "2.5 h"."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

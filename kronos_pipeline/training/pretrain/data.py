@@ -1,11 +1,10 @@
-"""Simulated bars to pretrain on: many tickers that share no pattern, and batches of windows cut from them.
+"""Simulated bars for pretraining: many tickers without a common pattern, and batches of windows cut from them.
 
-Tickers differ in how they move (from a pure random walk to a deviation that dies out within two bars), in their bar
-interval and start, and in the strength of their calendar pattern, none included. So a model learns that prices may
-return, that volatility clusters, and that a date may matter. Most tickers have a calendar pattern of their own,
-which cannot be known beforehand. The others share one of a few, each ticker with a strength and a sign of its own,
-which its lookback shows: without them a model has no use for month and day, forgets them, and cannot be adapted to a
-pattern later.
+Tickers differ in dynamics (from a pure random walk to a deviation that dies out within two bars), in bar interval and
+start, and in the strength of their calendar pattern, which may be zero. So a model learns that prices may return, that
+volatility clusters, and that a date may matter. Most tickers have their own calendar pattern, which a model cannot know
+beforehand. The others share one of a few patterns, each ticker with its own strength and sign, which its lookback
+shows: without them a model has no use for month and day, forgets them, and cannot be adapted to a pattern later.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from kronos_pipeline.data.normalisation import lookback_statistics, normalise
 from kronos_pipeline.data.simulate import Calendar, Dynamics, simulate_ticker
 
 PRETRAINING_STREAM = 77_001
-"""First word of every seed here; the seeds of shipped and tested tickers begin with another, or are a single number."""
+"""First word of every seed here; seeds of shipped and tested tickers begin with another word, or are a number."""
 
 _UNIT = Dynamics(month_drift=0.3, day_drift=0.3, weekday_level=0.5, hour_level=1)
 _SHARED = [Calendar.draw(np.random.default_rng([PRETRAINING_STREAM, number]), _UNIT) for number in range(4)]
@@ -30,7 +29,7 @@ _START_YEARS = (1990, 2035)
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows to train on.
+    """Windows of a training batch.
 
     Attributes:
         bars: `(windows, bars, 6)` float32, normalised with each window's lookback and clipped.
@@ -49,8 +48,8 @@ class PretrainingBars:
 
         Args:
             seed: the same seed gives the same tickers.
-            tickers: how many.
-            bars: per ticker.
+            tickers: number of tickers.
+            bars: bars per ticker.
         """
         self.values = np.empty((tickers, bars, len(FEATURES)))
         self.stamps = np.empty((tickers, bars, 5), np.uint8)
@@ -86,15 +85,15 @@ class PretrainingBars:
 
 
 def random_dynamics(rng: np.random.Generator) -> Dynamics:
-    """One ticker to pretrain on: from a random walk to a strong pull back, with a calendar pattern of any strength."""
+    """Draw the dynamics of a ticker: from a random walk to a strong mean reversion, with any calendar strength."""
     step = 0.01 * np.exp(rng.normal(0, 0.7))
-    # The share of a bar's variance that dies out again; a fifth of the tickers are plain random walks.
-    share = 0.0 if rng.random() < 0.2 else rng.uniform(0, 1)
+    # Share of a bar's variance that dies out; a fifth of the tickers are plain random walks.
+    reverting = 0.0 if rng.random() < 0.2 else rng.uniform(0, 1)
     half_life = np.exp(rng.uniform(np.log(1.5), np.log(40)))
     strength = 0.0 if rng.random() < 0.2 else rng.uniform(0, 1.2)
     return Dynamics(
-        walk=step * np.sqrt(1 - share),
-        deviation=step * np.sqrt(share),
+        walk=step * np.sqrt(1 - reverting),
+        deviation=step * np.sqrt(reverting),
         decay=0.5 ** (1 / half_life),
         month_drift=0.3 * step * strength,
         day_drift=0.3 * step * strength,

@@ -1,7 +1,7 @@
-"""Pretraining of the embedded base model: the tokenizer first, then the predictor, on simulated bars alone.
+"""Pretraining of the embedded base model on simulated bars: first the tokenizer, then the predictor.
 
-The result is a base model like a published one, in a folder that works wherever a base model's name does. It is there
-so that everything runs offline in minutes; it is no forecaster of real markets.
+The result is a base model in a folder, in the format of a published base model. It lets everything run offline in
+minutes; it cannot forecast real markets.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Loss = Callable[[nn.Module, Batch, float], Tensor]
 
 _REPORT_STEPS = 100
 _FEATURE_WEIGHTS = (1.0, 0.8, 0.8, 3.0, 0.2, 0.2)
-"""Of open, high, low, close, volume, amount: so few bits have to be spent on what a forecast is judged by."""
+"""Of open, high, low, close, volume, amount: the few bits go to the features that score a forecast."""
 _WARMUP = 0.05
 _LAST_RATE = 0.02
 _TEST_WINDOWS = 512
@@ -40,13 +40,13 @@ _TEST_WINDOWS = 512
 def pretrain(output: Path, settings: PretrainSettings, *, report: Callable[[str], None] = print) -> None:
     """Pretrain a base model and write it to `output/tokenizer/` and `output/predictor/`.
 
-    Each folder gets config.json and model.safetensors, exactly as upstream's `from_pretrained` reads them, and a
-    manifest.json with the context, the settings, what it was trained on and the losses.
+    Each folder gets config.json and model.safetensors, in the format of upstream's `from_pretrained`, and a
+    manifest.json with the context, the settings, the data and the losses.
 
     Args:
-        output: the folder; what is in its two folders is replaced.
+        output: the folder; its two subfolders are replaced.
         settings: sizes, steps and seed. The same settings give the same weights on one kind of machine.
-        report: gets a line of progress every so often.
+        report: receives lines of progress.
 
     Raises:
         SettingsError: a simulated ticker is shorter than a window, or a window longer than the context.
@@ -100,7 +100,9 @@ def _new_tokenizer(settings: PretrainSettings) -> nn.Module:
         gamma0=1.0,
         gamma=1.1,
         zeta=0.05,
-        group_size=next(size for size in (5, 4, 3, 2) if 2 * bits % size == 0),  # its entropy costs 2**size per bar
+        group_size=next(
+            size for size in (5, 4, 3, 2) if 2 * bits % size == 0
+        ),  # the cost of its entropy is 2**size per bar
     )
 
 
@@ -118,7 +120,7 @@ def _new_predictor(settings: PretrainSettings) -> nn.Module:
         token_dropout_p=0.0,
         learn_te=True,
     )
-    # Upstream's start makes a time stamp a tenth as strong as a token; a date has to be heard to matter.
+    # Upstream initialises a time stamp a tenth as strong as a token, too weak for the model to learn from dates.
     for embedding in (predictor.time_emb.month_embed, predictor.time_emb.day_embed):
         nn.init.normal_(embedding.weight, std=0.5)
     return predictor
@@ -151,7 +153,7 @@ def optimise(
     steps: int,
     report: Callable[[str], None],
 ) -> float:
-    """Train `module` in place (AdamW, a linear warm-up, a cosine decay, clipped gradients); return the seconds."""
+    """Train `module` in place (AdamW, linear warm-up, cosine decay, clipped gradients); return the seconds."""
     rng = np.random.default_rng([settings.seed, len(name)])
     optimizer = torch.optim.AdamW(module.parameters(), lr=settings.learning_rate, weight_decay=0.05, betas=(0.9, 0.98))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step / steps))
@@ -175,7 +177,7 @@ def optimise(
 
 
 def _rate(done: float) -> float:
-    """The factor on the peak learning rate when this share of the steps is done."""
+    """Return the factor on the peak learning rate after a share of the steps."""
     if done < _WARMUP:
         return (done + 1e-3) / (_WARMUP + 1e-3)
     cosine = 0.5 * (1 + math.cos(math.pi * (done - _WARMUP) / (1 - _WARMUP)))
@@ -183,7 +185,7 @@ def _rate(done: float) -> float:
 
 
 def tokenizer_loss(tokenizer: nn.Module, batch: Batch, _done: float) -> Tensor:
-    """Squared error of the bars rebuilt from the coarse token and from both, and the quantizer's own penalty."""
+    """Return the squared error of the bars from the coarse token and from both, plus the quantizer's penalty."""
     bars, weights = torch.from_numpy(batch.bars), torch.tensor(_FEATURE_WEIGHTS)
     (coarse, fine), penalty, _, _ = tokenizer(bars)
     return (((coarse - bars) ** 2 + (fine - bars) ** 2) * weights).mean() + penalty
@@ -191,7 +193,7 @@ def tokenizer_loss(tokenizer: nn.Module, batch: Batch, _done: float) -> Tensor:
 
 @torch.no_grad()
 def reconstruction_errors(tokenizer: nn.Module, batch: Batch) -> dict[str, float]:
-    """Root mean squared error of each feature after both tokens, in standard deviations of its lookback."""
+    """Return the root mean squared error of each feature after both tokens, in lookback standard deviations."""
     bars = torch.from_numpy(batch.bars)
     (_, fine), _, _, _ = tokenizer(bars)
     errors = ((fine - bars) ** 2).mean(dim=(0, 1)).sqrt()
@@ -199,10 +201,10 @@ def reconstruction_errors(tokenizer: nn.Module, batch: Batch) -> dict[str, float
 
 
 class PredictorLoss:
-    """Cross-entropy of the next bar's tokens: over the whole window at first, in the second half over the horizon.
+    """Cross-entropy of the next bar's tokens: first over the whole window, in the second half over the horizon.
 
-    Every bar of a window teaches how bars follow each other; but within its lookback the normalisation has seen the
-    bars to come, and a forecast starts after it.
+    Every bar of a window teaches how bars follow each other. But within the lookback the normalisation has seen later
+    bars, and a forecast starts after it.
     """
 
     def __init__(self, tokenizer: nn.Module, settings: PretrainSettings) -> None:

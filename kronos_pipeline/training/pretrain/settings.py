@@ -1,4 +1,4 @@
-"""The settings of a pretraining; without torch, so that the command's help loads at once."""
+"""Settings of a pretraining; without torch, so that the command's help loads at once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class PretrainSettings(BaseModel):
-    """Size and training of a base model made from simulated bars; the defaults are those of `kronos-nano`."""
+    """Sizes and training of a base model of simulated bars; the defaults make `kronos-nano`."""
 
     model_config = ConfigDict(extra="forbid")
 
