@@ -14,6 +14,11 @@ from itertools import islice
 _SHOWN = 20
 
 
+def count(many: int, word: str) -> str:
+    """Format a count with its noun: `1 bar`, `2 bars`."""
+    return f"{many:,} {word}{'' if many == 1 else 's'}"
+
+
 def enumerate_some(items: Collection[object], limit: int = 5) -> str:
     """Join items with commas; beyond the limit, give the number of the others: "a, b, c and 5 more"."""
     more = f" and {len(items) - limit} more" if len(items) > limit else ""

@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kronos_pipeline.errors import KronosError
-from kronos_pipeline.evaluation.reports.text_table import count
+from kronos_pipeline.errors import KronosError, count
 
 if TYPE_CHECKING:
     from kronos_pipeline.config import KronosTrainingConfig

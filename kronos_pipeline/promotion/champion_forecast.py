@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from kronos_pipeline.artifacts import ArtifactLayout
+from kronos_pipeline.errors import count
 from kronos_pipeline.evaluation.forecasting.batching import ForecastJob
-from kronos_pipeline.evaluation.forecasting.distributions import FEWEST_PATHS
 from kronos_pipeline.evaluation.forecasting.future import (
     forecast_ahead_job,
     forecast_manifest,
     forecast_sheet,
     save_forecast,
 )
-from kronos_pipeline.evaluation.reports.text_table import Sheet, count, price
+from kronos_pipeline.evaluation.predictions import FEWEST_PATHS
+from kronos_pipeline.evaluation.reports.text_table import Sheet, price
 from kronos_pipeline.promotion.champion import select_champion
 
 if TYPE_CHECKING:

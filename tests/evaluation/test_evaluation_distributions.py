@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import kstest, norm
 
-from kronos_pipeline.evaluation.forecasting.distributions import FEWEST_PATHS, crps, describe, pit, raw_intervals
-from kronos_pipeline.evaluation.predictions import INTERVALS, LEVELS
+from kronos_pipeline.evaluation.forecasting.distributions import crps, describe, pit, raw_intervals
+from kronos_pipeline.evaluation.predictions import FEWEST_PATHS, INTERVALS, LEVELS
 
 PRICES = st.floats(0.01, 1e5)
 

@@ -23,12 +23,11 @@ from kronos_pipeline.artifacts import (
 )
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import Bars
-from kronos_pipeline.errors import KronosError
+from kronos_pipeline.errors import KronosError, count
 from kronos_pipeline.evaluation.backtest.fold_runs import fold_key, kept_predictions, prune_folds, run_folds
 from kronos_pipeline.evaluation.backtest.folds import BacktestError, Fold, plan_folds
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE
 from kronos_pipeline.evaluation.provenance import manifest_of_ticker, merge_manifests
-from kronos_pipeline.evaluation.reports.text_table import count
 from kronos_pipeline.evaluation.scoring.report import build_evaluation, load_predictions, save_report
 from kronos_pipeline.evaluation.scoring.verdicts import MIN_CUTOFFS
 from kronos_pipeline.training.progress import Say, duration

@@ -16,9 +16,6 @@ from kronos_pipeline.evaluation.predictions import LEVELS
 
 Floats = NDArray[np.float64]
 
-FEWEST_PATHS = 19
-"""Minimum number of paths for the intervals of all levels: 2 / (N + 1) lies beyond the outermost two paths."""
-
 
 def describe(closes: Floats, y: Floats, widths: Floats) -> dict[str, Floats]:
     """Describe the distributions of closes, and score them.

@@ -14,7 +14,7 @@ from kronos_pipeline.code_version import code_version
 from kronos_pipeline.data.bars import FEATURES, Bars, FloatArray
 from kronos_pipeline.data.calendars import next_stamps
 from kronos_pipeline.data.windows import stamp_features
-from kronos_pipeline.errors import DataError, Problem
+from kronos_pipeline.errors import DataError, Problem, count
 from kronos_pipeline.evaluation.forecasting.baselines import random_walk_paths
 from kronos_pipeline.evaluation.forecasting.batching import (
     ForecastJob,
@@ -26,7 +26,7 @@ from kronos_pipeline.evaluation.forecasting.batching import (
 from kronos_pipeline.evaluation.forecasting.distributions import describe
 from kronos_pipeline.evaluation.predictions import LEVELS, NAIVE
 from kronos_pipeline.evaluation.provenance import sampling_precision
-from kronos_pipeline.evaluation.reports.text_table import Sheet, count, price
+from kronos_pipeline.evaluation.reports.text_table import Sheet, price
 
 if TYPE_CHECKING:
     from kronos_pipeline.config import Recipe

@@ -15,8 +15,7 @@ from kronos_pipeline.artifacts import read_json, write_json
 from kronos_pipeline.code_version import code_version
 from kronos_pipeline.config import Recipe, Role, settings_of
 from kronos_pipeline.errors import ArtifactError
-from kronos_pipeline.evaluation.forecasting.distributions import FEWEST_PATHS
-from kronos_pipeline.evaluation.predictions import LEVELS
+from kronos_pipeline.evaluation.predictions import FEWEST_PATHS, LEVELS
 
 if TYPE_CHECKING:
     from kronos_pipeline.data.windows import WindowSet

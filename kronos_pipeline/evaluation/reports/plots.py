@@ -23,6 +23,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from scipy.special import bdtr
 
 from kronos_pipeline.artifacts import ArtifactLayout, write_file
+from kronos_pipeline.errors import count
 from kronos_pipeline.evaluation.predictions import (
     ADAPTER,
     BASE,
@@ -34,7 +35,7 @@ from kronos_pipeline.evaluation.predictions import (
     SEASONAL,
     models_of,
 )
-from kronos_pipeline.evaluation.reports.text_table import count, price
+from kronos_pipeline.evaluation.reports.text_table import price
 from kronos_pipeline.evaluation.scoring.metrics import score
 
 INK, FAINT, PAPER, WARNING = "#1a1a1a", "#d0d0d0", "#ffffff", "#a03000"

@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 
 from kronos_pipeline.artifacts import ArtifactLayout, write_json
-from kronos_pipeline.evaluation.forecasting.distributions import FEWEST_PATHS
-from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, CHECKPOINT, NAIVE
-from kronos_pipeline.evaluation.reports.text_table import UNDEFINED, Sheet, count, number, price
+from kronos_pipeline.errors import count
+from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, CHECKPOINT, FEWEST_PATHS, NAIVE
+from kronos_pipeline.evaluation.reports.text_table import UNDEFINED, Sheet, number, price
 from kronos_pipeline.evaluation.scoring.metrics import METRICS, UNITS
 from kronos_pipeline.evaluation.scoring.verdicts import BETTER, MIN_CUTOFFS, NO_BETTER, TOO_LITTLE, WORSE
 

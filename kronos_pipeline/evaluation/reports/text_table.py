@@ -75,8 +75,3 @@ def price(value: float | None, digits: int = 4) -> str:
 def number(value: float | None, decimals: int = 2) -> str:
     """Format a number with a number of decimals."""
     return UNDEFINED if value is None else f"{value:,.{decimals}f}"
-
-
-def count(many: int, word: str) -> str:
-    """Format a count with its noun: `1 bar`, `2 bars`."""
-    return f"{many:,} {word}{'' if many == 1 else 's'}"

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from kronos_pipeline.errors import count
 from kronos_pipeline.evaluation.predictions import BASE, NAIVE, check_predictions
-from kronos_pipeline.evaluation.reports.text_table import count
 from kronos_pipeline.evaluation.scoring.significance import bootstrap_skill, diebold_mariano, holm
 
 Verdict = Literal["better", "no better", "worse", "too little evidence"]
