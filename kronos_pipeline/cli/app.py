@@ -25,17 +25,17 @@ class Kronos(Command):
     model_config = SettingsConfigDict(cli_prog_name="kronos", extra="forbid", **CLI)
 
     train: CliSubCommand[Train] = Field(description="fine-tune on a folder of CSVs, and evaluate")
-    backtest: CliSubCommand[Backtest] = Field(description="train and score anew at one cutoff after another")
+    backtest: CliSubCommand[Backtest] = Field(description="train and score at past cutoffs")
     forecast: CliSubCommand[Forecast] = Field(description="forecast a ticker's next bars by its champion")
     drift: CliSubCommand[Drift] = Field(description="compare champions' errors on new bars with their evidence")
     promote: CliSubCommand[Promote] = Field(description="make a registered version the champion")
-    rollback: CliSubCommand[Rollback] = Field(description="make the champion before it champion again")
+    rollback: CliSubCommand[Rollback] = Field(description="restore the previous champion")
     check_blind: CliSubCommand[CheckBlind] = Field(
         alias="check-blind", description="show that training does not depend on the holdout"
     )
     pretrain: CliSubCommand[Pretrain] = Field(description="make a small base model from simulated bars")
     simulate: CliSubCommand[Simulate] = Field(description="write simulated tickers as CSVs")
-    doctor: CliSubCommand[Doctor] = Field(description="say whether a folder of CSVs is fit, and enough")
+    doctor: CliSubCommand[Doctor] = Field(description="check whether a folder of CSVs is fit and has enough data")
 
     def run(self) -> int:
         command = get_subcommand(self, cli_exit_on_error=False)

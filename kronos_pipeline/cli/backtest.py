@@ -1,4 +1,4 @@
-"""`kronos backtest`: what the recipe would have been worth, cutoff after cutoff."""
+"""`kronos backtest`: train and score the recipe at past cutoffs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from kronos_pipeline.config import KronosTrainingConfig
 
 
 class Backtest(Command, KronosTrainingConfig):
-    """Train the recipe anew before each of several cutoffs, score it on the horizon after each, and say whether it is
-    better than repeating the last close and than the untouched model. 12 cutoffs, unless --backtest-origins says."""
+    """Train the recipe before each of several cutoffs, score it on the horizon after the cutoff, and report whether it is
+    better than repeating the last close and better than the base model. 12 cutoffs by default, see --backtest-origins."""
 
     def run(self) -> int:
-        # Imported here, for --help can do without what takes seconds to import.
+        # Imported here, so that --help does not wait for slow imports.
         from kronos_pipeline.artifacts import ArtifactLayout, check_writable, read_json
         from kronos_pipeline.evaluation.reports.tables import leaderboard_sheet, save_leaderboard, verdict_sentences
         from kronos_pipeline.pipeline.evaluate import backtest_all, print_sheets, trained_model

@@ -1,4 +1,4 @@
-"""`kronos check-blind`: show on a user's own data that nothing which training makes depends on the holdout."""
+"""`kronos check-blind`: show on the user's data that no result of training depends on the holdout."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 
 class CheckBlind(Command, KronosTrainingConfig):
-    """Train on a folder of CSVs as `train` does, then again with noise in place of every holdout bar, and compare the
-    weights and all else that forecasts depend on byte by byte. It takes twice as long as the training. What it makes is
-    removed from the output folder at the end."""
+    """Train on a folder of CSVs as `train` does, then again with noise instead of every holdout bar, and compare the
+    weights and all other inputs of forecasts byte by byte. It takes twice as long as the training. Its files are removed
+    from the output folder at the end."""
 
     deterministic: bool = Field(
         True,
-        description="take deterministic algorithms alone on a GPU; without them trainings there are never the same",
+        description="use only deterministic algorithms on a GPU; without them, no two trainings on a GPU are equal",
     )
 
     def run(self) -> int:
-        # Imported here, for --help can do without what takes seconds to import.
+        # Imported here, so that --help does not wait for slow imports.
         from kronos_pipeline.artifacts import check_writable
         from kronos_pipeline.evaluation.leakage_test import check_leakage
 
@@ -53,7 +53,7 @@ class CheckBlind(Command, KronosTrainingConfig):
 
 
 def _cut(config: KronosTrainingConfig) -> tuple[list[WindowSet], list[str]]:
-    """The windows of every ticker that has enough bars, and what is wrong with the others."""
+    """Cut the windows of every ticker with enough bars, and return the problems of the others."""
     from kronos_pipeline.data.ingest import read_folder
     from kronos_pipeline.data.windows import build_windows
 

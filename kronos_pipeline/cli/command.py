@@ -1,4 +1,4 @@
-"""What the project's commands share: flags made from a pydantic class, and errors that people can read."""
+"""Base of all commands: flags from a pydantic class, and readable errors."""
 
 from __future__ import annotations
 
@@ -20,41 +20,41 @@ from kronos_pipeline.errors import KronosError
 FAILED = 2
 """The exit code of bad input."""
 INTERRUPTED = 130
-"""The exit code of Ctrl-C, by the shell's custom, and of a reader that went away."""
+"""The exit code of Ctrl-C, by shell convention, and of a closed output pipe."""
 
 CLI = SettingsConfigDict(cli_kebab_case=True, cli_implicit_flags=True, cli_hide_none_type=True, cli_avoid_json=True)
-"""How a command's class becomes flags: `--data-dir`, and `--torch-compile/--no-torch-compile` for a switch."""
+"""Format of flags: `--data-dir`, and `--torch-compile/--no-torch-compile` for a switch."""
 
 
 class Command(BaseModel):
-    """A command: its fields are its flags, its docstring its description, `run` what it does."""
+    """A command: the fields are its flags, the docstring is its description, `run` executes it."""
 
     @model_validator(mode="before")
     @classmethod
-    def _settings_of_the_environment(cls, given: Any) -> Any:
-        """A flag counts before the environment, and the environment before a default."""
-        found = {field: value for field, value in environment_settings().items() if field in cls.model_fields}
-        return {**found, **given} if isinstance(given, dict) else given
+    def _apply_environment(cls, flags: Any) -> Any:
+        """Fill missing flags from the environment; flags override the environment, which overrides defaults."""
+        environment = {field: value for field, value in environment_settings().items() if field in cls.model_fields}
+        return {**environment, **flags} if isinstance(flags, dict) else flags
 
     def run(self) -> int:
-        """Do it, and return the exit code."""
+        """Execute the command, and return the exit code."""
         raise NotImplementedError
 
 
 def run_command(command: type[Command], arguments: Sequence[str] | None) -> int:
-    """Parse flags, run a command, and tell errors on stderr, plain and without a traceback.
+    """Parse flags, run a command, and print errors on stderr without a traceback.
 
     Args:
         command: the command's class.
-        arguments: the words after the program's name; by default the process's own.
+        arguments: the words after the program's name; by default those of the process.
 
     Returns:
-        The exit code: 0, 2 for what a person can mend, or 130 for an interrupt.
+        The exit code: 0, 2 for an error that the user can fix, or 130 for an interrupt.
     """
     tune_garbage_collection()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # a line of progress is no use when the run is over
+        sys.stdout.reconfigure(line_buffering=True)  # show progress at once, even in a pipe
     try:
         return CliApp.run(command, cli_args=words, cli_exit_on_error=False).run()
     except SystemExit as ended:  # --help
@@ -62,11 +62,11 @@ def run_command(command: type[Command], arguments: Sequence[str] | None) -> int:
     except SettingsError as error:
         return _fail([f"{str(error).removeprefix('error parsing CLI: ')} (--help lists the flags)"])
     except ValidationError as error:
-        return _fail([_sentence(one) for one in error.errors()])
+        return _fail([_sentence(details) for details in error.errors()])
     except KronosError as error:
         return _fail(str(error).splitlines())
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python would write at its exit, too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # also for Python's flush at exit
         return INTERRUPTED
     except KeyboardInterrupt:
         print("interrupted: the same command goes on where it was", file=sys.stderr)
@@ -75,21 +75,20 @@ def run_command(command: type[Command], arguments: Sequence[str] | None) -> int:
 
 @cache
 def tune_garbage_collection() -> None:
-    """Let Python look for garbage that holds itself less often, and not once more as it ends.
+    """Run Python's cyclic garbage collector less often, and not at exit.
 
-    It would walk again and again through the half million objects that torch, MLflow and the like make as they are
-    imported, and through all of them at the end: a third of what a short command takes. Tensors and frames do not wait
-    for it, they are freed when nothing holds them any more.
+    It would traverse the half million objects of torch, MLflow and other imports repeatedly and once more at exit: a
+    third of the time of a short command. Tensors and frames are freed by reference counting.
     """
     gc.set_threshold(10_000, *gc.get_threshold()[1:])
     atexit.register(gc.freeze)
 
 
 def _sentence(error: Any) -> str:
-    """One validation error of pydantic's, with the flag's name."""
+    """Format a validation error of pydantic with the flag's name."""
     flags = [f"--{part.replace('_', '-')}" for part in error["loc"] if isinstance(part, str)][-1:]
-    found = f" (found {error['input']!r})" if not isinstance(error["input"], dict | BaseModel) else ""
-    return f"{' '.join(flags)}{': ' if flags else ''}{error['msg'].removeprefix('Value error, ')}{found}"
+    value = f" (found {error['input']!r})" if not isinstance(error["input"], dict | BaseModel) else ""
+    return f"{' '.join(flags)}{': ' if flags else ''}{error['msg'].removeprefix('Value error, ')}{value}"
 
 
 def _fail(lines: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""`kronos doctor`: say whether a folder of CSVs is fit, and enough."""
+"""`kronos doctor`: check whether a folder of CSVs is fit for training and has enough data."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from kronos_pipeline.config import Recipe
 
 
 class Doctor(Command, Recipe):
-    """Say whether a folder of CSVs is fit for training, and whether it is enough: every bad line with its file, line
-    and column, and the windows that the settings cut. Nothing is written."""
+    """Check whether a folder of CSVs is fit for training and has enough data: print every invalid line with its file,
+    line and column, and the number of windows that the settings give. Nothing is written."""
 
     data_dir: str = Field(
         "trainingdata", description="folder with one CSV per ticker, at any depth [environment: KRONOS_DATA_DIR]"

@@ -1,4 +1,4 @@
-"""`kronos forecast AAPL MSFT`: the next bars of one ticker, of some or of all, whose forecast each is and why."""
+"""`kronos forecast AAPL MSFT`: forecast the next bars of tickers, with the model and the reason for its choice."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from kronos_pipeline.cli.command import FAILED
 from kronos_pipeline.cli.tickers import TickersCommand, evaluated_setting
 from kronos_pipeline.errors import KronosError
 
-_IN_FULL = 3
-"""Tickers whose forecasts are printed bar by bar; of more, a line each."""
+_PRINTED_BY_BAR = 3
+"""Largest number of tickers with forecasts printed bar by bar; more tickers get a line each."""
 
 
 class Forecast(TickersCommand):
-    """Forecast the next bars of some tickers, or of all: each by its champion; where it has none, by the base model if
-    that was better than naive; else by repeating the last close. It prints the forecasts, says whose each is and why,
-    and draws them. Many are sampled together."""
+    """Forecast the next bars of some or all tickers: by the ticker's champion; without a champion, by the base model if
+    it was better than naive; else by repeating the last close. Print and plot the forecasts, and name the model and the
+    reason for its choice. Many tickers are sampled jointly."""
 
     horizon: Optional[int] = evaluated_setting("horizon")
     eval_samples: Optional[int] = evaluated_setting("eval_samples")
@@ -24,7 +24,7 @@ class Forecast(TickersCommand):
     calendars: Optional[list[str]] = evaluated_setting("calendars")
 
     def run(self) -> int:
-        # Imported here, for --help can do without what takes seconds to import.
+        # Imported here, so that --help does not wait for slow imports.
         from rich.console import Console
 
         from kronos_pipeline.artifacts import ArtifactLayout, check_writable
@@ -47,11 +47,11 @@ class Forecast(TickersCommand):
             for name, recipe in recipes.items()
         }
         failed: dict[str, KronosError] = {**errors}
-        for name, found in run_jobs(jobs):
-            if isinstance(found, KronosError):
-                failed[name] = found
+        for name, outcome in run_jobs(jobs):
+            if isinstance(outcome, KronosError):
+                failed[name] = outcome
             else:
-                made[name] = found
+                made[name] = outcome
         if len(names) == 1 and failed:
             raise failed[names[0]]
         forecasts = [made[name] for name in names if name in made]
@@ -59,10 +59,10 @@ class Forecast(TickersCommand):
             for note in bars[name].notes:
                 print(f"{name}: {note}")
         console = Console()
-        for one in forecasts if len(forecasts) <= _IN_FULL else ():
+        for one in forecasts if len(forecasts) <= _PRINTED_BY_BAR else ():
             console.print(one.sheet().terminal())
             print(f"forecast  {one.file}\npicture   {one.plot}")
-        if len(forecasts) > _IN_FULL:
+        if len(forecasts) > _PRINTED_BY_BAR:
             console.print(overview_sheet(forecasts).terminal())
             print(f"forecasts {forecasts[0].file.parent}\npictures  {forecasts[0].plot.parents[1]}")
         for name in names:

@@ -1,4 +1,4 @@
-"""A person's word on who is champion: `kronos promote` and `kronos rollback`. Both are written on the version."""
+"""`kronos promote` and `kronos rollback`: choose the champion by hand; the version records the reason."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from kronos_pipeline.tracking.registry import Registry
 
 CHECKPOINT = "all"
-"""What stands for the checkpoint over all tickers in place of an adapter's name."""
+"""The name of the checkpoint over all tickers on the command line."""
 
 
-class _OnOneModel(Command):
+class _ModelCommand(Command):
     adapter: CliPositionalArg[str] = Field(
         description="a ticker or an adapter's name; all, in lower case, is the checkpoint over all tickers"
     )
@@ -47,8 +47,8 @@ class _OnOneModel(Command):
         return Registry(Tracker(None, Path(self.output_dir)))
 
 
-class Promote(_OnOneModel):
-    """Make a version of a registered model the champion, with which forecasts are made, whatever the gate said."""
+class Promote(_ModelCommand):
+    """Make a version of a registered model the champion, which makes the forecasts, against or with the gate."""
 
     version: Optional[int] = Field(None, ge=1, description="the version's number; by default the challenger")
 
@@ -60,9 +60,8 @@ class Promote(_OnOneModel):
         return 0
 
 
-class Rollback(_OnOneModel):
-    """Make the champion before this one champion again; where there was none, forecasts fall back on the base model or
-    naive."""
+class Rollback(_ModelCommand):
+    """Restore the previous champion; without a previous champion, forecasts come from the base model or naive."""
 
     def run(self) -> int:
         champion = self._registry.rollback(self._name, self.reason or "rolled back by hand, no reason given")

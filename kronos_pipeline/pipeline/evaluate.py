@@ -1,4 +1,4 @@
-"""Evaluation on the holdout and by a backtest, with its tables printed and its numbers logged."""
+"""Evaluate on the holdout and by a backtest, print the tables and log the scores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def trained_model(config: KronosTrainingConfig) -> str:
-    """What a run with these settings trains: "checkpoint" or "adapter"."""
+    """Return the kind of model that these settings train: "checkpoint" or "adapter"."""
     return "checkpoint" if config.adapter == "none" else "adapter"
 
 
@@ -30,15 +30,15 @@ def evaluate_all(
     tickers: Tickers,
     trained: Sequence[Trained],
 ) -> dict[str, Any]:
-    """Evaluate each ticker and all together, log it to the trainings' MLflow runs, and print the table.
+    """Evaluate all tickers on the holdout, log the scores to the trainings' MLflow runs, and print the table.
 
-    One that cannot be evaluated is named, and the others go on.
+    A ticker that cannot be evaluated is reported and does not stop the others.
 
     Returns:
-        What `metrics/evaluation.json` holds.
+        The content of `metrics/evaluation.json`.
 
     Raises:
-        ArtifactError: no ticker could be evaluated, or nothing can be written.
+        ArtifactError: no ticker could be evaluated, or the artifacts cannot be written.
     """
     import pandas as pd
 
@@ -47,8 +47,8 @@ def evaluate_all(
     from kronos_pipeline.evaluation.reports.tables import evaluation_frame, evaluation_sheet, flat_metrics
     from kronos_pipeline.evaluation.scoring.report import save_evaluation
 
-    runs = {ticker: one.run_id for one in trained for ticker in one.tickers}
-    found = dict(
+    runs = {ticker: model.run_id for model in trained for ticker in model.tickers}
+    outcomes = dict(
         evaluate_tickers(
             trainer.layout,
             {ticker: tickers.windows[ticker] for ticker in runs},
@@ -62,12 +62,12 @@ def evaluate_all(
     )
     results: dict[str, HoldoutResult] = {}
     for ticker in runs:
-        one = found[ticker]
-        if isinstance(one, KronosError):
-            tickers.skip(ticker, one)
+        outcome = outcomes[ticker]
+        if isinstance(outcome, KronosError):
+            tickers.skip(ticker, outcome)
             continue
-        results[ticker] = one
-        for note in one.notes:
+        results[ticker] = outcome
+        for note in outcome.notes:
             print(note)
     evaluation = save_evaluation(
         trainer.layout,
@@ -76,10 +76,10 @@ def evaluate_all(
         tickers.reasons(),
         merge_manifests([result.manifest for result in results.values()]),
     )
-    shared = len(trained) < len(runs)  # one training over several tickers: its run gets the scores over all
+    shared = len(trained) < len(runs)  # a training over several tickers: its run gets the scores over all tickers
     for ticker, result in results.items():
-        own = {} if shared else flat_metrics(result.evaluation)
-        tracker.log_evaluation(runs[ticker], own, list(result.plots.values()), evaluation_frame(result.evaluation))
+        scores = {} if shared else flat_metrics(result.evaluation)
+        tracker.log_evaluation(runs[ticker], scores, list(result.plots.values()), evaluation_frame(result.evaluation))
     if shared:
         tracker.log_evaluation(trained[0].run_id, flat_metrics(evaluation))
     print_sheets(evaluation_sheet(evaluation))
@@ -87,7 +87,7 @@ def evaluate_all(
 
 
 def backtest_if_requested(config: KronosTrainingConfig, trainer: KronosTrainer, tickers: Tickers) -> Backtest | None:
-    """A backtest after a training, where one was asked for; none where no ticker can have one, which is told."""
+    """Run a backtest if the settings ask for it; None without a backtest, or if no ticker has enough bars."""
     from kronos_pipeline.evaluation.backtest.folds import BacktestError
 
     if not config.backtest_origins:
@@ -95,8 +95,8 @@ def backtest_if_requested(config: KronosTrainingConfig, trainer: KronosTrainer, 
     try:
         return backtest_all(config, trainer, tickers)
     except BacktestError as error:
-        for ticker, why in error.skipped.items():
-            tickers.skip(ticker, why)
+        for ticker, ticker_error in error.skipped.items():
+            tickers.skip(ticker, ticker_error)
         return None
 
 
@@ -104,34 +104,34 @@ def backtest_all(config: KronosTrainingConfig, trainer: KronosTrainer, tickers: 
     """Backtest the recipe over all tickers, and print the table.
 
     Raises:
-        BacktestError: no ticker has bars enough for one cutoff, or could be trained and forecast.
+        BacktestError: no ticker has enough bars for a cutoff, or none could be trained and forecast.
     """
     from kronos_pipeline.evaluation.backtest.backtest import run_backtest
     from kronos_pipeline.evaluation.reports.tables import evaluation_sheet
 
-    bars = {ticker: one.bars for ticker, one in tickers.windows.items()}
-    found = run_backtest(trainer.layout, bars, config.recipe, trainer.base, trained=trained_model(config))
-    for ticker, why in found.skipped.items():
-        tickers.skip(ticker, why)
-    print_sheets(evaluation_sheet(found.evaluation, "Backtest"))
-    return found
+    bars = {ticker: window_set.bars for ticker, window_set in tickers.windows.items()}
+    backtest = run_backtest(trainer.layout, bars, config.recipe, trainer.base, trained=trained_model(config))
+    for ticker, error in backtest.skipped.items():
+        tickers.skip(ticker, error)
+    print_sheets(evaluation_sheet(backtest.evaluation, "Backtest"))
+    return backtest
 
 
 def log_leaderboard(
     config: KronosTrainingConfig, tracker: Tracker, holdout: dict[str, Any], backtest: Backtest | None
 ) -> None:
-    """Record the scores over all tickers as an MLflow run of their own, with the backtest's pictures."""
+    """Log the scores over all tickers, and the backtest's pictures, as an MLflow run of their own."""
     from kronos_pipeline.evaluation.reports.tables import evaluation_frame, flat_metrics
 
     numbers = flat_metrics(holdout) | (flat_metrics(backtest.evaluation, "backtest") if backtest else {})
-    plots = [path for some in (backtest.plots if backtest else {}).values() for path in some.values()]
+    plots = [path for pictures in (backtest.plots if backtest else {}).values() for path in pictures.values()]
     tags = {"contamination": "; ".join(holdout["warnings"])} if holdout["warnings"] else None
     with tracker.training_run("leaderboard", config, tags) as run:
         tracker.log_evaluation(run.run_id, numbers, plots, evaluation_frame(holdout))
 
 
 def print_sheets(*sheets: Sheet) -> None:
-    """Print sheets to the terminal, or plainly where the output is piped."""
+    """Print tables to the terminal, or as plain text if the output is piped."""
     from rich.console import Console
 
     console = Console()

@@ -1,4 +1,4 @@
-"""From a folder of CSVs to bars and windows, and what is said of each ticker on the way."""
+"""Read a folder of CSVs into bars and windows, and report on each ticker."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ if TYPE_CHECKING:
     from kronos_pipeline.data.windows import WindowSet
 
 _WRITERS = 8
-"""Files that are written at once."""
+"""Number of files written at the same time."""
 
 
 @dataclass(frozen=True)
 class Tickers:
-    """What a folder holds.
+    """The tickers of a run.
 
     Attributes:
-        windows: of each ticker that is fit.
-        skipped: those that drop out on the way, and why; later steps add theirs.
+        windows: the window set of each fit ticker.
+        skipped: the error of each ticker that dropped out; later steps add theirs.
     """
 
     windows: dict[str, WindowSet]
     skipped: dict[str, KronosError]
 
-    def skip(self, ticker: str, why: KronosError) -> None:
-        """Note, and tell, that a ticker drops out."""
-        self.skipped[ticker] = why
-        report_skipped(ticker, why)
+    def skip(self, ticker: str, error: KronosError) -> None:
+        """Record and report that a ticker drops out."""
+        self.skipped[ticker] = error
+        report_skipped(ticker, error)
 
     def reasons(self) -> list[dict[str, str]]:
-        """{"symbol", "reason"} of each ticker that dropped out."""
+        """Return {"symbol", "reason"} of each ticker that dropped out."""
         return [{"symbol": ticker, "reason": str(error)} for ticker, error in self.skipped.items()]
 
 
 def read_tickers(config: KronosTrainingConfig, layout: ArtifactLayout) -> Tickers:
-    """Read the CSVs that have changed and cut windows, keep both, and say what each ticker has.
+    """Read changed CSVs, cut windows, save bars and windows, and print a summary of each ticker.
 
     Raises:
         DataError: no ticker is fit.
@@ -56,14 +56,14 @@ def read_tickers(config: KronosTrainingConfig, layout: ArtifactLayout) -> Ticker
     from kronos_pipeline.data.doctor import examine_tickers
 
     recipe = config.recipe
-    recipe.used_lookback  # noqa: B018  (settings that cannot work are told before files are read)
+    recipe.used_lookback  # noqa: B018  (invalid settings raise before files are read)
     folder = find_csv_files(Path(config.data_dir))
     for ticker in folder.files if config.calendars else ():
         find_calendar(ticker, config.calendars)
-    bars, bad, unchanged = read_files_cached(list(folder.files.values()), layout.bars)
+    bars, errors, unchanged = read_files_cached(list(folder.files.values()), layout.bars)
     if unchanged:
         print(f"{len(unchanged)} of {len(folder.files)} CSVs are as they were when they were last read")
-    tickers = Tickers({}, dict(sorted({**folder.problems, **bad}.items())))
+    tickers = Tickers({}, dict(sorted({**folder.problems, **errors}.items())))
     for ticker, report in examine_tickers(list(bars.values()), recipe).items():
         if report.windows is None:
             tickers.skipped[ticker] = DataError(report.problems, ticker)
@@ -74,21 +74,21 @@ def read_tickers(config: KronosTrainingConfig, layout: ArtifactLayout) -> Ticker
             print(f"{ticker}: this is little data: {doubt}")
     _save(layout, tickers.windows, unchanged, recipe)
     if not tickers.windows:
-        raise DataError([problem for why in tickers.skipped.values() for problem in getattr(why, "problems", ())])
-    for ticker, why in tickers.skipped.items():
-        report_skipped(ticker, why)
+        raise DataError([problem for error in tickers.skipped.values() for problem in getattr(error, "problems", ())])
+    for ticker, error in tickers.skipped.items():
+        report_skipped(ticker, error)
     return tickers
 
 
 def report_skipped(ticker: str, error: KronosError) -> None:
-    """Say on stderr why a ticker drops out."""
+    """Print on stderr the reason that a ticker drops out."""
     for line in str(error).splitlines():
         print(f"error: {line}", file=sys.stderr)
     print(f"{ticker}: skipped", file=sys.stderr)
 
 
 def _save(layout: ArtifactLayout, windows: Mapping[str, WindowSet], unchanged: Collection[str], recipe: Recipe) -> None:
-    """Write bars and windows, but not bars that are there. What waits for the disk waits at the same time."""
+    """Write windows, and bars unless they are unchanged; threads overlap the waits for the disk."""
     from kronos_pipeline.data.bars import save_bars
     from kronos_pipeline.data.windows import save_windows
 

@@ -1,4 +1,4 @@
-"""What comes after the verdict: versions in the registry, the gate, and the refit on all bars."""
+"""Register trained models, submit them to the gate, and refit on all bars."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ def promote_all(
     tickers: Tickers,
     trained: Sequence[Trained],
 ) -> None:
-    """Register what was trained, let the gate decide, say what it decided, and refit where that is asked for.
+    """Register each trained model, submit it to the gate, print the decision, and refit if the settings ask for it.
 
-    One that fails is named, and the others stand before the gate all the same.
+    A failure of one model is reported and does not stop the others.
 
     Raises:
-        TrackingError: the registry cannot be used, for any of them.
+        TrackingError: the registry cannot be used.
     """
     from kronos_pipeline.tracking.store import TrackingError
 
-    for one in trained:
+    for model in trained:
         try:
-            _promote(config, trainer, tracker, len(tickers.windows), one)
+            _promote(config, trainer, tracker, len(tickers.windows), model)
         except TrackingError:
             raise
         except KronosError as error:
-            name = one.adapter or "checkpoint"
-            if name not in tickers.skipped:  # else what failed before has been told, and this follows from it
+            name = model.adapter or "checkpoint"
+            if name not in tickers.skipped:  # otherwise this error follows from an error already reported
                 tickers.skip(name, error)
 
 
@@ -49,7 +49,7 @@ def _promote(
     from kronos_pipeline.promotion.submit import submit
     from kronos_pipeline.tracking.registry import Registry
 
-    found = submit(
+    submission = submit(
         Registry(tracker),
         trainer.layout,
         trained.adapter,
@@ -58,7 +58,7 @@ def _promote(
         config.recipe,
         tickers_tested=tickers_tested,
     )
-    print(found.sentence())
+    print(submission.sentence())
     if config.refit_all:
         bars = [windows.bars for windows in trained.windows]
-        print(refit(tracker, trainer, found, trained.adapter, bars).sentence())
+        print(refit(tracker, trainer, submission, trained.adapter, bars).sentence())

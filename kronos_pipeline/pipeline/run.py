@@ -1,4 +1,4 @@
-"""The whole chain of one run: CSVs to bars, windows, a checkpoint or adapters, holdout metrics, and the verdict."""
+"""Run the whole pipeline: CSVs to bars, windows, a checkpoint or adapters, holdout metrics and the verdict."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from kronos_pipeline.errors import SettingsError
 
 
 def run_pipeline(config: KronosTrainingConfig) -> bool:
-    """Train, evaluate and promote, print what came of it, and return whether every ticker went well.
+    """Train, evaluate and promote, print the results, and return whether every ticker succeeded.
 
     Raises:
-        KronosError: nothing could be trained or evaluated.
+        KronosError: no model could be trained or evaluated.
     """
     _check_processes(config)
     if int(os.environ.get("RANK", "0")) > 0:
-        return _assist(config)
-    # Imported here, as below, for --help can do without what takes seconds to import.
+        return _run_worker(config)
+    # Imported here, as below, so that --help does not wait for slow imports.
     from kronos_pipeline.artifacts import ArtifactLayout, check_writable
     from kronos_pipeline.pipeline.ingest import read_tickers
 
@@ -41,10 +41,10 @@ def run_pipeline(config: KronosTrainingConfig) -> bool:
     with trainer.one_run():
         trained = train_all(config, trainer, tracker, tickers.windows, tickers.skip)
         holdout = evaluate_all(config, trainer, tracker, tickers, trained)
-        found = backtest_if_requested(config, trainer, tickers)
-        backtest = found.evaluation if found else None
+        backtest_result = backtest_if_requested(config, trainer, tickers)
+        backtest = backtest_result.evaluation if backtest_result else None
         save_leaderboard(layout, holdout, backtest)
-        log_leaderboard(config, tracker, holdout, found)
+        log_leaderboard(config, tracker, holdout, backtest_result)
         print_sheets(leaderboard_sheet(backtest, "Backtest") if backtest else leaderboard_sheet(holdout))
         promote_all(config, trainer, tracker, tickers, trained)
     print(f"metrics   {layout.evaluation}\nplots     {layout.plot('X').parent}\nMLflow    {tracker.uri}")
@@ -59,8 +59,8 @@ def _check_processes(config: KronosTrainingConfig) -> None:
         )
 
 
-def _assist(config: KronosTrainingConfig) -> bool:
-    """What a process beside the first of several does: its share of each batch, and nothing else."""
+def _run_worker(config: KronosTrainingConfig) -> bool:
+    """Train a part of each batch, as a process of rank above 0 in distributed training; print nothing."""
     from kronos_pipeline.artifacts import ArtifactLayout
     from kronos_pipeline.pipeline.ingest import read_tickers
     from kronos_pipeline.pipeline.train import trainings

@@ -1,4 +1,4 @@
-"""Training of what the settings ask for, each in an MLflow run of its own."""
+"""Train the checkpoint or the adapters that the settings ask for, each in an MLflow run of its own."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trained:
-    """One artifact that was trained.
+    """A trained artifact.
 
     Attributes:
         adapter: the adapter's name, or None for the checkpoint.
-        windows: what it was trained on.
-        result: what the training made.
-        run_id: of the MLflow run that recorded it.
+        windows: the window sets of the training.
+        result: the result of the training.
+        run_id: the MLflow run of the training.
     """
 
     adapter: str | None
@@ -34,17 +34,17 @@ class Trained:
 
     @property
     def tickers(self) -> list[str]:
-        """The tickers that it serves."""
-        return [one.ticker for one in self.windows]
+        """The tickers of the training."""
+        return [window_set.ticker for window_set in self.windows]
 
 
 def trainings(
     config: KronosTrainingConfig, windows: Mapping[str, WindowSet]
 ) -> list[tuple[str | None, list[WindowSet]]]:
-    """What is to be trained: an adapter's name, or None for the checkpoint, and the windows."""
+    """List the trainings of the settings: an adapter's name, or None for the checkpoint, and the window sets."""
     if config.adapter == "none" or config.adapter_name is not None:
         return [(config.adapter_name, list(windows.values()))]
-    return [(ticker, [one]) for ticker, one in windows.items()]
+    return [(ticker, [window_set]) for ticker, window_set in windows.items()]
 
 
 def train_all(
@@ -54,17 +54,17 @@ def train_all(
     windows: Mapping[str, WindowSet],
     skip: Callable[[str, KronosError], None] | None = None,
 ) -> list[Trained]:
-    """Train the checkpoint or the adapters, many of them at once, and say how each went.
+    """Train the checkpoint or the adapters, many jointly, and print the result of each.
 
     Args:
         config: the settings.
-        trainer: made with them.
-        tracker: gets an MLflow run for each training.
-        windows: of each ticker.
-        skip: told of each ticker whose adapter failed, and why; by default the first of them is raised at the end.
+        trainer: a trainer with these settings.
+        tracker: receives an MLflow run for each training.
+        windows: window sets by ticker.
+        skip: called with the name and error of each failed adapter; by default the first error is raised at the end.
 
     Raises:
-        KronosError: the checkpoint or every adapter failed, or one did and there is no `skip`.
+        KronosError: the checkpoint or every adapter failed, or an adapter failed and there is no `skip`.
     """
     if config.adapter == "none":
         return [_train_checkpoint(config, trainer, tracker, list(windows.values()))]
@@ -91,7 +91,7 @@ def _train_adapters(
     from kronos_pipeline.tracking.runs import TrainingRuns
     from kronos_pipeline.training.single import AdapterJob  # imports torch
 
-    jobs = [AdapterJob(name or "", some) for name, some in trainings(config, windows)]
+    jobs = [AdapterJob(name or "", group) for name, group in trainings(config, windows)]
     trained: dict[str, Trained] = {}
     failed: dict[str, KronosError] = {}
     with TrainingRuns(tracker, config) as runs:
