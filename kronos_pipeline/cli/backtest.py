@@ -9,8 +9,8 @@ from kronos_pipeline.config import KronosTrainingConfig
 
 
 class Backtest(Command, KronosTrainingConfig):
-    """Train the recipe before each of several cutoffs, score it on the horizon after the cutoff, and report whether it is
-    better than repeating the last close and better than the base model. 12 cutoffs by default, see --backtest-origins."""
+    """Train the recipe before each of several cutoffs, score it on the horizon after the cutoff, and report whether it
+    is better than repeating the last close and than the base model. 12 cutoffs, unless --backtest-origins is given."""
 
     def run(self) -> int:
         # Imported here, so that --help does not wait for slow imports.

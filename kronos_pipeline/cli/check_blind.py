@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 class CheckBlind(Command, KronosTrainingConfig):
     """Train on a folder of CSVs as `train` does, then again with noise instead of every holdout bar, and compare the
-    weights and all other inputs of forecasts byte by byte. It takes twice as long as the training. Its files are removed
-    from the output folder at the end."""
+    weights and all other inputs of forecasts byte by byte. It takes twice as long as the training, and its files are
+    removed from the output folder at the end."""
 
     deterministic: bool = Field(
         True,
