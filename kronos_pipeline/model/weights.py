@@ -86,20 +86,20 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     write_file(path, lambda handle: handle.write(safetensors.torch.save(content, {"format": "pt"})))
 
 
-def check_tensors(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def check_tensors(path: Path, actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Compare the tensors of a file with those of a model.
 
     Raises:
         ModelError: a tensor is missing, unexpected or of another shape; all of them are named or counted.
     """
     shapes = [
-        f"{name} {tuple(found[name].shape)} in place of {tuple(expected[name].shape)}"
-        for name in sorted(found.keys() & expected.keys())
-        if found[name].shape != expected[name].shape
+        f"{name} {tuple(actual[name].shape)} in place of {tuple(expected[name].shape)}"
+        for name in sorted(actual.keys() & expected.keys())
+        if actual[name].shape != expected[name].shape
     ]
     faults = {
-        "missing": sorted(expected.keys() - found.keys()),
-        "unexpected": sorted(found.keys() - expected.keys()),
+        "missing": sorted(expected.keys() - actual.keys()),
+        "unexpected": sorted(actual.keys() - expected.keys()),
         "of another shape": shapes,
     }
     message = "; ".join(f"{len(names)} {fault}: {enumerate_some(names)}" for fault, names in faults.items() if names)

@@ -1,4 +1,4 @@
-"""A recorded graph gives what the function gives, on the device it was recorded for, and a refusal harms nothing."""
+"""A recorded graph gives the function's result on its device, and a refusal has no side effects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a GPU's memory runs out, sampling goes on in smaller parts, or a person is told what needed how much."""
+"""If a GPU's memory runs out, sampling continues in smaller parts, or an error names the work and the memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`KronosPredictor` on a GPU gives what upstream's class gives there, and tells what it cannot forecast from."""
+"""`KronosPredictor` on a GPU equals upstream's class there, and rejects arguments that it cannot forecast from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sampling on a GPU gives what it gives on a CPU, by graphs that are kept for the next batch of the same shape."""
+"""Sampling on a GPU equals sampling on a CPU, with graphs that are cached for the next batch of the same shape."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The decoder's tokens, logits and bars are upstream's and PEFT's own, at every size and in any company."""
+"""The decoder's tokens, logits and bars equal upstream's and PEFT's, at every size and in any batch."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def random_model(size: str) -> tuple[Any, Any]:
 
 
 def upstreams(model: Any, tokenizer: Any, some: Given, context: int) -> np.ndarray:
-    """What upstream's own loop gives greedily, (series, horizon, 6)."""
+    """Return the greedy bars of upstream's loop, (series, horizon, 6)."""
     parts = some.bars, some.past.float(), some.ahead.float()
     horizon = some.ahead.shape[1]
     result = auto_regressive_inference(tokenizer, model, *parts, context, horizon, top_k=1, top_p=1.0, sample_count=1)
@@ -124,7 +124,7 @@ def decoded(decoder: Decoder, some: Given, context: int, paths: int = 1, **setti
 
 
 def teacher_forced(predictor: Any, tokens: Sequence[Tensor], some: Given) -> list[Tensor]:
-    """What training's logits are at each step ahead, for known tokens and one path's, (series, bars + horizon) each."""
+    """Return training's logits at each step ahead, for tokens of (series, bars + horizon) each."""
     stamps = torch.cat([some.past, some.ahead], dim=1)
     with torch.no_grad():
         return [part[:, some.past.shape[1] - 1 :] for part in teacher_forced_logits(predictor, *tokens, stamps)]

@@ -1,4 +1,4 @@
-"""Packed weights are kept while a model lives and its weights stay, and no longer."""
+"""Packed weights are cached as long as a model lives and its weights do not change."""
 
 from __future__ import annotations
 

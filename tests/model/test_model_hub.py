@@ -88,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def play(cache: Path, names: list[list[str]], **environment: str) -> list[dict[str, Any]]:
-    """Load base models by name in a new process; what each gave, or its error."""
+    """Load base models by name in a new process; return the result or the error of each."""
     kept = {name: value for name, value in os.environ.items() if not name.upper().endswith("_PROXY")}
     kept = {name: value for name, value in kept.items() if not name.startswith("HF_")}
     ran = subprocess.run(
@@ -101,7 +101,7 @@ def play(cache: Path, names: list[list[str]], **environment: str) -> list[dict[s
 
 @dataclass(frozen=True)
 class Fetched:
-    """What three models gave while the server was there, and the cache that it left."""
+    """Results of three models while the server ran, and the cache after it."""
 
     cache: Path
     known: dict[str, Any]

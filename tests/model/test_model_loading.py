@@ -1,4 +1,4 @@
-"""What is loaded is what was saved, in eval mode; anything else is one error that names the file and the tensors."""
+"""Loaded weights equal saved weights, in eval mode; a mismatch raises an error that names the file and the tensors."""
 
 from __future__ import annotations
 

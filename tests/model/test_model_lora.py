@@ -33,7 +33,7 @@ def base(tiny_base: Path) -> KronosModel:
 
 
 def adapted(base: KronosModel, *, r: int = 4, targets: list[str] = TARGETS, train_base: bool = False) -> Any:
-    """A PEFT model whose matrices, and whose base too where asked, are not what they started as."""
+    """A PEFT model with changed matrices and, on request, a changed base."""
     torch.manual_seed(2)
     model = add_lora(copy.deepcopy(base.predictor), r=r, alpha=8.0, dropout=0.1, targets=targets)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""`KronosPredictor` gives what upstream's class gives: the same numbers, DataFrames and state of the generator."""
+"""`KronosPredictor` equals upstream's class: the same numbers, DataFrames and state of the generator."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HORIZON = 7
 
 
 def seeded(forecast: Callable[..., Any], *given: Any, seed: int = 3, **settings: Any) -> tuple[Any, torch.Tensor]:
-    """What a seeded call gives, and the global generator's state after it."""
+    """Return the result of a seeded call, and the global generator's state after it."""
     torch.manual_seed(seed)
     return forecast(*given, **{"verbose": False, **settings}), torch.get_rng_state()
 

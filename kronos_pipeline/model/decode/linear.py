@@ -223,7 +223,7 @@ def _concatenate_deltas(matrices: Sequence[LinearWeights]) -> LoraDelta:
 
 
 class PackedLinear:
-    """A linear map in a given precision, packed where the CPU allows it."""
+    """A linear map in a given precision, packed if the CPU supports it."""
 
     def __init__(self, matrix: LinearWeights, dtype: torch.dtype) -> None:
         weight = matrix.weight.to(dtype)

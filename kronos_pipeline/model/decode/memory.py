@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 def memory_budget(device: torch.device) -> int:
-    """Return the bytes that a part may take: half of a GPU's free memory; 1 GB on a CPU, where more is not faster."""
+    """Return the bytes that a part may take: half of a GPU's free memory; 1 GB on a CPU, as more is not faster."""
     if device.type != "cuda":
         return _CPU_BUDGET
     return max(_LEAST, int(_FREE_FRACTION * free_memory(device)))

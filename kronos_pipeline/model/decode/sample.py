@@ -150,8 +150,8 @@ def sample_top_p(logits: Tensor, draws: Tensor, temperature: Tensor | float, top
     """
     sorted_probabilities, order = _sort_descending((logits.float() / temperature).softmax(dim=-1))
     cumulative = sorted_probabilities.cumsum(dim=-1)
-    kept = (cumulative <= top_p) | (torch.as_tensor(top_p, device=logits.device) >= 1)
-    last = kept.sum(dim=-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
+    below = (cumulative <= top_p) | (torch.as_tensor(top_p, device=logits.device) >= 1)
+    last = below.sum(dim=-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
     target = draws[..., None] * cumulative.gather(-1, last)
     place = torch.minimum((cumulative <= target).sum(dim=-1, keepdim=True), last)
     return order.gather(-1, place)[..., 0]

@@ -48,8 +48,8 @@ def check_parity(model: nn.Module, tokenizer: nn.Module, precision: str) -> None
     weight = next(model.parameters())
     rounded = weight.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
     exact = precision == "fp32" and weight.dtype in (torch.float32, torch.float64) and not rounded
-    for ours, expected in pairs:
-        if bool(((ours - expected).abs() > (_EXACT if exact else _ROUGH) * expected.std()).any()):
+    for actual, expected in pairs:
+        if bool(((actual - expected).abs() > (_EXACT if exact else _ROUGH) * expected.std()).any()):
             raise ModelError(
                 "The model computes something else than its weights say: it has hooks, or layers of another kind than "
                 "upstream's. Take them out, or forecast with upstream's own class."
@@ -61,14 +61,14 @@ def _logits(model: Any, decoder: Decoder) -> list[tuple[Tensor, Tensor]]:
     core, generator = unwrap_peft(model), torch.Generator().manual_seed(0)
     s1, s2 = (torch.randint(0, 2**bits, (1, _BARS), generator=generator) for bits in (core.s1_bits, core.s2_bits))
     past = torch.ones(1, _BARS, 5, dtype=torch.long)
-    ours: list[Tensor] = []
+    actual: list[Tensor] = []
 
     def pick(logits: Tensor, *_: int) -> Tensor:
-        ours.append(logits[0, 0])
+        actual.append(logits[0, 0])
         return logits.argmax(dim=-1)
 
     decoder.generate((s1, s2), past, past[:, :1], pick, paths=1, context=_BARS, s2_position="first")
     with torch.inference_mode(False), torch.no_grad(), eval_mode(model):
         coarse, hidden = model.decode_s1(*(part.to(decoder.device) for part in (s1, s2, past)))
-        fine = model.decode_s2(hidden, ours[0].argmax()[None, None].clone())
-    return [(ours[0], coarse[0, -1].to(ours[0])), (ours[1], fine[0, -1].to(ours[1]))]
+        fine = model.decode_s2(hidden, actual[0].argmax()[None, None].clone())
+    return [(actual[0], coarse[0, -1].to(actual[0])), (actual[1], fine[0, -1].to(actual[1]))]

@@ -15,8 +15,7 @@ from tiny_models import tiny_predictor, tiny_tokenizer
 from kronos_pipeline.base_models import BaseModelSource, WeightsSource
 from kronos_pipeline.data.normalisation import denormalise, lookback_statistics, normalise
 from kronos_pipeline.errors import ModelError, SettingsError
-from kronos_pipeline.model.decode import decoder
-from kronos_pipeline.model.decode import sample as decoding
+from kronos_pipeline.model.decode import decoder, sample
 from kronos_pipeline.model.decode.decoder import Decoder
 from kronos_pipeline.model.decode.sample import sample_paths, sample_top_p
 from kronos_pipeline.model.loading import KronosModel
@@ -51,7 +50,7 @@ def series() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @pytest.fixture
 def choices(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """What was drawn from: logits, draws and tokens of each call, s1 and s2 in turn."""
+    """Logits, random numbers and tokens of each call, s1 and s2 in turn."""
     seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
     def watched(logits: torch.Tensor, draws: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
@@ -59,7 +58,7 @@ def choices(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.Tensor, torch.T
         seen.append((logits, draws, tokens))
         return tokens
 
-    monkeypatch.setattr(decoding, "sample_top_p", watched)
+    monkeypatch.setattr(sample, "sample_top_p", watched)
     return seen
 
 
@@ -183,12 +182,12 @@ def test_a_series_gets_the_same_paths_alone_and_in_company(series) -> None:
 @pytest.mark.parametrize("room", [1, 2**17])
 def test_chunks_change_nothing(series, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
     whole = sample_paths(tiny_model(), *series, **SETTINGS)
-    monkeypatch.setattr(decoding, "memory_budget", lambda _: room)
+    monkeypatch.setattr(sample, "memory_budget", lambda _: room)
     np.testing.assert_allclose(sample_paths(tiny_model(), *series, **SETTINGS), whole, rtol=1e-6)
 
 
 def test_chunks_are_as_small_as_memory_asks(series, choices, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "memory_budget", lambda _: 1)
+    monkeypatch.setattr(sample, "memory_budget", lambda _: 1)
     sample_paths(tiny_model(), *series, **SETTINGS)
     assert {logits.shape[:2] for logits, _, _ in choices} == {(1, 1)}
 
@@ -378,9 +377,9 @@ def test_the_largest_draw_is_a_token_that_was_kept(top_p: float) -> None:
 
 def test_a_small_model_on_a_cpu_takes_one_thread_and_gives_the_others_back(series, monkeypatch) -> None:
     threads: list[int] = []
-    watched = decoding.sample_top_p
+    watched = sample.sample_top_p
     monkeypatch.setattr(
-        decoding, "sample_top_p", lambda *given: (threads.append(torch.get_num_threads()), watched(*given))[1]
+        sample, "sample_top_p", lambda *given: (threads.append(torch.get_num_threads()), watched(*given))[1]
     )
     before = torch.get_num_threads()
     torch.set_num_threads(2)

@@ -1,4 +1,4 @@
-"""Rows of several adapters in one batch give what PEFT gives for each adapter alone: logits and gradients."""
+"""Rows of several adapters in one batch have the logits and gradients of PEFT for each adapter alone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def trained_tensors(model: Any) -> dict[str, torch.nn.Parameter]:
 
 
 def adapters_of(predictor: Any, targets: list[str], count: int) -> list[Any]:
-    """PEFT models whose matrices all differ."""
+    """PEFT models with different matrices."""
     torch.manual_seed(5)
     models = []
     for _ in range(count):

@@ -1,4 +1,4 @@
-"""DataFrames and times given to `KronosPredictor` are taken as upstream takes them, or it says what is wrong."""
+"""DataFrames and times given to `KronosPredictor` are read as upstream reads them, or rejected with a reason."""
 
 from __future__ import annotations
 
