@@ -1,4 +1,4 @@
-"""Callback of a training; without torch, so that MLflow's run can be one."""
+"""Callback of a training; without torch, as the tracking of runs imports it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 
 class Callback:
-    """Receives the events of a training; every method does nothing by default, and a subclass overrides some.
+    """Receives the events of a training; every method does nothing by default, and a subclass overrides methods.
 
-    An error that a method raises ends the training. A training that is started again goes on from its last saved state.
+    An error in a method ends the training. The training resumes from its last saved state if it is started again.
     """
 
     def on_step_end(self, step: int) -> None:

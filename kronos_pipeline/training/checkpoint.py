@@ -207,8 +207,12 @@ def _read(run: Path) -> dict[str, Any]:
 
 def _members_changed(before: set[str], after: set[str]) -> str:
     changes = [(after - before, "came"), (before - after, "went")]
-    told = [f"{', '.join(sorted(Path(one).name for one in some))} {verb}" for some, verb in changes if some]
-    return ", ".join(told) or "the data or the settings of some are others"
+    described = [
+        f"{', '.join(sorted(Path(artifact).name for artifact in artifacts))} {verb}"
+        for artifacts, verb in changes
+        if artifacts
+    ]
+    return ", ".join(described) or "the data or the settings of some are others"
 
 
 def _changes(before: dict[str, Any], after: dict[str, Any]) -> str:

@@ -31,10 +31,10 @@ def check_windows(windows: Sequence[WindowSet]) -> None:
     if not windows:
         raise SettingsError("There is no ticker to train on.")
     for split in ("train", "selection"):
-        if not any(one.counts()[split] for one in windows):
-            names = ", ".join(one.ticker for one in windows[:5])
+        if not any(ticker.counts()[split] for ticker in windows):
+            names = ", ".join(ticker.ticker for ticker in windows[:5])
             excluded = "; ".join(
-                f"{count} {reason}" for one in windows for reason, count in one.excluded.items() if count
+                f"{count} {reason}" for ticker in windows for reason, count in ticker.excluded.items() if count
             )
             why = f" ({excluded})" if excluded else ""
             raise DataError(
