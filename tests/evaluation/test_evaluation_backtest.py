@@ -15,7 +15,7 @@ from kronos_pipeline.errors import ModelError
 from kronos_pipeline.evaluation.backtest import fold_runs
 from kronos_pipeline.evaluation.backtest.backtest import run_backtest
 from kronos_pipeline.evaluation.backtest.folds import BacktestError
-from kronos_pipeline.evaluation.forecasting import batching as rolls
+from kronos_pipeline.evaluation.forecasting import batching
 from kronos_pipeline.evaluation.scoring.report import build_evaluation
 from kronos_pipeline.model.devices import pick_device
 from kronos_pipeline.model.loading import KronosModel, load_base
@@ -121,7 +121,7 @@ def test_a_backtest_that_was_killed_goes_on_where_it_was(
         quick(tiny_base, adapters_together=1),
     )
     monkeypatch.setattr(fold_runs, "FOLDS_AT_ONCE", {"cpu": 2})
-    real, trained, lines = rolls._sample_paths, [], []
+    real, trained, lines = batching._sample_paths, [], []
 
     def versions() -> set[Path]:
         return {link.resolve() for link in layout.backtest_fold("x").parent.glob("*/adapters/AAPL")}
@@ -133,7 +133,7 @@ def test_a_backtest_that_was_killed_goes_on_where_it_was(
             raise KeyboardInterrupt
         return real(*given, **settings)
 
-    monkeypatch.setattr(rolls, "_sample_paths", dies_in_the_last_fold)
+    monkeypatch.setattr(batching, "_sample_paths", dies_in_the_last_fold)
     with pytest.raises(KeyboardInterrupt):
         run_backtest(layout, bars, recipe, base, trained="adapter", say=lambda _: None)
     killed_with = trained[-1]

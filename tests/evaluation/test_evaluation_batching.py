@@ -1,4 +1,4 @@
-"""Evaluations side by side: the same numbers as alone, in few calls, and one that fails leaves the others alone."""
+"""Batched forecast jobs: the same numbers as a single job, in few calls; a failing job does not affect the others."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import kstest, norm
 
-from kronos_pipeline.evaluation.forecasting.distributions import crps, describe, pit, raw_intervals
+from kronos_pipeline.evaluation.forecasting.distributions import crps, describe_closes, pit, raw_intervals
 from kronos_pipeline.evaluation.predictions import FEWEST_PATHS, INTERVALS, LEVELS
 
 PRICES = st.floats(0.01, 1e5)
@@ -32,14 +32,14 @@ def plain(rows: int) -> np.ndarray:
 
 def test_it_gives_every_column_of_a_prediction_that_sampling_knows() -> None:
     closes, y = drawn(7, 5)
-    columns = describe(closes, y, plain(7))
+    columns = describe_closes(closes, y, plain(7))
     assert set(columns) == {"mean", "median", *INTERVALS, "crps", "pit"}
     assert all(values.shape == (7,) and np.isfinite(values).all() for values in columns.values())
 
 
 def test_few_closes_by_hand() -> None:
     closes = np.array([[30.0, 10.0, 20.0, 60.0, 40.0, 50.0, 70.0]])  # quarters of 8 lie at the 2nd and the 6th
-    columns = describe(closes, np.array([35.0]), plain(1))
+    columns = describe_closes(closes, np.array([35.0]), plain(1))
     assert {
         name: float(value[0]) for name, value in columns.items() if name in ("mean", "median", "lo_50", "hi_50")
     } == {
@@ -54,7 +54,7 @@ def test_few_closes_by_hand() -> None:
 @pytest.mark.parametrize("paths", [19, 39, 99])
 def test_intervals_of_exchangeable_paths_cover_their_level_whatever_the_number_of_paths(paths: int) -> None:
     closes, y = drawn(20_000, paths)
-    columns = describe(closes, y, plain(len(y)))
+    columns = describe_closes(closes, y, plain(len(y)))
     for level in LEVELS:  # four standard errors of a share of 20,000
         assert abs(covered(columns, y, level) - level / 100) < 4 * 0.5 / 20_000**0.5
 
@@ -65,7 +65,7 @@ def test_too_few_paths_end_the_interval_at_the_outermost_and_cover_less(paths: i
     lows, highs = raw_intervals(closes)
     np.testing.assert_array_equal(lows[:, -1], closes.min(axis=1))
     np.testing.assert_array_equal(highs[:, -1], closes.max(axis=1))
-    share = covered(describe(closes, y, plain(len(y))), y, 90)
+    share = covered(describe_closes(closes, y, plain(len(y))), y, 90)
     assert abs(share - (paths - 1) / (paths + 1)) < 4 * 0.5 / 20_000**0.5
     assert share < 0.9
 
@@ -110,7 +110,7 @@ def test_crps_of_one_path_is_its_absolute_error() -> None:
 def test_a_width_stretches_each_side_around_the_median() -> None:
     closes, y = drawn(40, 19)
     widths = np.stack([np.full(40, 0.5), np.full(40, 1.0), np.full(40, 2.0)], axis=1)
-    columns = describe(closes, y, widths)
+    columns = describe_closes(closes, y, widths)
     for level, width in zip(LEVELS, widths.T, strict=True):
         for side in ("lo", "hi"):
             expected = columns["median"] + width * (columns[f"raw_{side}_{level}"] - columns["median"])
@@ -125,7 +125,7 @@ def test_a_width_stretches_each_side_around_the_median() -> None:
 def test_an_interval_holds_the_median_and_those_of_lower_levels(
     closes: np.ndarray, y: np.ndarray, widths: np.ndarray
 ) -> None:
-    columns = describe(closes, y, widths)
+    columns = describe_closes(closes, y, widths)
     slack = 1e-9 * closes.max()
     for raw in ("", "raw_"):
         inner = (columns["median"], columns["median"])

@@ -1,4 +1,4 @@
-"""Rolls: any cutoffs of a ticker, sampled in one batch, as valid candles, by a seed of the ticker's own."""
+"""Forecast requests: any cutoffs of a ticker, sampled in one batch, as valid candles, by the ticker's seed."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ def sampled(sampler: Any, **changes: Any) -> SamplePaths:
     return unwrap(found)
 
 
-def test_each_roll_knows_its_lookback_and_the_times_up_to_its_end() -> None:
+def test_each_forecast_knows_its_lookback_and_the_times_up_to_its_end() -> None:
     sampler = RecordingSampler()
-    rolls = sampled(sampler)
+    paths = sampled(sampler)
     (call,) = sampler.calls
     close = 100 + np.arange(40.0)
     stamps = HandMadeWindows(close, holdout=10, horizon=4).stamps
-    for roll, origin in enumerate(ORIGINS):
-        np.testing.assert_array_equal(call["history"][roll, :, CLOSE], close[origin - 7 : origin + 1])
-        np.testing.assert_array_equal(call["past"][roll], stamps[origin - 7 : origin + 1])
+    for row, origin in enumerate(ORIGINS):
+        np.testing.assert_array_equal(call["history"][row, :, CLOSE], close[origin - 7 : origin + 1])
+        np.testing.assert_array_equal(call["past"][row], stamps[origin - 7 : origin + 1])
     np.testing.assert_array_equal(call["ahead"][0], stamps[21:25])
     np.testing.assert_array_equal(call["ahead"][2], stamps[[38, 39, 39, 39]])
-    assert rolls.closes.shape == (3, 3, 4)
-    assert rolls.closes[1, 2, 3] == close[22] + 2 + 4
+    assert paths.closes.shape == (3, 3, 4)
+    assert paths.closes[1, 2, 3] == close[22] + 2 + 4
 
 
 def test_it_draws_as_the_sampling_says_and_with_the_tickers_seed() -> None:
@@ -71,11 +71,11 @@ def test_candles_come_out_valid_and_those_that_were_not_are_counted() -> None:
         paths[2, 1, :, 4] = -1  # volumes below zero
         return paths
 
-    rolls = sampled(crooked)
-    assert (rolls.mended, rolls.bars) == (1 + 4, 3 * 3 * 4)
+    paths = sampled(crooked)
+    assert (paths.mended, paths.bars) == (1 + 4, 3 * 3 * 4)
     expected = sampled(RecordingSampler()).values
     expected[2, 1, :, 4] = 0
-    np.testing.assert_array_equal(rolls.values, expected)
+    np.testing.assert_array_equal(paths.values, expected)
 
 
 def test_a_number_that_is_not_finite_is_an_error_that_counts_the_bars() -> None:

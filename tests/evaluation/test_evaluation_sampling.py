@@ -23,7 +23,7 @@ from kronos_pipeline.data.bars import FEATURES, Bars, make_bars
 from kronos_pipeline.data.windows import WindowSet, build_windows
 from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.evaluation.forecasting.batching import forecast_request, sample_requests, unwrap
-from kronos_pipeline.evaluation.forecasting.distributions import describe
+from kronos_pipeline.evaluation.forecasting.distributions import describe_closes
 from kronos_pipeline.evaluation.forecasting.sampling import Sampling, load_sampling, plain_sampling, save_sampling
 from kronos_pipeline.evaluation.forecasting.tuning import MAX_ORIGINS, TEMPERATURES, TOP_PS, fit_sampling
 from kronos_pipeline.evaluation.predictions import LEVELS
@@ -108,11 +108,11 @@ def test_intervals_fitted_on_the_selection_block_cover_the_holdout_as_they_say(s
         rows = windows.of_split("holdout")
         origins = rows["origin"].to_numpy()
         asked = forecast_request(windows, origins, rows["end"].to_numpy(), MODEL, WALK, fitted)
-        rolls = unwrap(sample_requests([asked], sampler)[0])
+        paths = unwrap(sample_requests([asked], sampler)[0])
         steps = np.tile(np.arange(1, 6), len(origins))
         y = windows.bars.frame["close"].to_numpy()[(origins[:, None] + np.arange(1, 6)).ravel()]
-        closes = rolls.closes.swapaxes(1, 2).reshape(len(y), -1)
-        columns = describe(closes, y, fitted.widths_at(steps))
+        closes = paths.closes.swapaxes(1, 2).reshape(len(y), -1)
+        columns = describe_closes(closes, y, fitted.widths_at(steps))
         for raw, found in shares.items():
             inside = [(columns[f"{raw}lo_{at}"] <= y) & (y <= columns[f"{raw}hi_{at}"]) for at in LEVELS]
             found.append(np.mean(inside, axis=1).tolist())

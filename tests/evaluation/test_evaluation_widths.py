@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from kronos_pipeline.evaluation.forecasting import tuning
-from kronos_pipeline.evaluation.forecasting.distributions import describe
+from kronos_pipeline.evaluation.forecasting.distributions import describe_closes
 from kronos_pipeline.evaluation.forecasting.tuning import fit_widths, shrink_widths
 from kronos_pipeline.evaluation.predictions import LEVELS
 
@@ -23,7 +23,7 @@ def forecasts(bars: int, spread: float, seed: int = 0) -> tuple[np.ndarray, np.n
 
 
 def coverage(closes: np.ndarray, y: np.ndarray, widths: np.ndarray) -> list[float]:
-    columns = describe(closes, y, widths)
+    columns = describe_closes(closes, y, widths)
     return [float(((columns[f"lo_{level}"] <= y) & (y <= columns[f"hi_{level}"])).mean()) for level in LEVELS]
 
 

@@ -24,7 +24,7 @@ from kronos_pipeline.artifacts import (
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import Bars
 from kronos_pipeline.errors import KronosError, count
-from kronos_pipeline.evaluation.backtest.fold_runs import fold_key, kept_predictions, prune_folds, run_folds
+from kronos_pipeline.evaluation.backtest.fold_runs import fold_key, fold_predictions_file, prune_folds, run_folds
 from kronos_pipeline.evaluation.backtest.folds import BacktestError, Fold, plan_folds
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE
 from kronos_pipeline.evaluation.provenance import manifest_of_ticker, merge_manifests
@@ -86,7 +86,7 @@ def run_backtest(
     groups = [{ticker: ticker_bars} for ticker, ticker_bars in bars.items()] if single else [bars]
     folds, skipped = plan_folds(groups, recipe, _anchors(layout, trained, list(bars)))
     fold_folders = {layout.backtest_fold(fold_key(fold, trained, base)): fold for fold in folds}
-    new = {root: fold for root, fold in fold_folders.items() if not kept_predictions(root).is_file()}
+    new = {root: fold for root, fold in fold_folders.items() if not fold_predictions_file(root).is_file()}
     seconds = _expected_seconds(new, base, lora=trained == ADAPTER)
     say("\n".join(_announce(folds, len(new), seconds, skipped, recipe)))
     began = time.monotonic()
@@ -103,7 +103,7 @@ def run_backtest(
     ]
     if not complete:
         raise BacktestError(skipped)
-    parts = [read_parquet(kept_predictions(root)) for root in complete]
+    parts = [read_parquet(fold_predictions_file(root)) for root in complete]
     tables, manifests = zip(*parts, strict=True)
     predictions: pd.DataFrame = pd.concat(tables, ignore_index=True)
     predictions = predictions.sort_values(["unique_id", "cutoff", "model", "step"], ignore_index=True)
@@ -239,10 +239,10 @@ def _announce(
     for fold in folds:
         for windows in fold.windows:
             counts[windows.ticker] = counts.get(windows.ticker, 0) + windows.counts()["holdout"]
-    kept = f" ({len(folds) - new} are kept from before)" if new < len(folds) else ""
+    reused = f" ({len(folds) - new} are kept from before)" if new < len(folds) else ""
     lines = [
         f"backtest: {sum(counts.values())} cutoffs of {len(counts)} tickers, {recipe.horizon} bars apart; "
-        f"{count(new, 'training')}{kept}, about {duration(seconds)} at most, and the sampling"
+        f"{count(new, 'training')}{reused}, about {duration(seconds)} at most, and the sampling"
     ]
     for ticker, cutoffs in counts.items():
         if cutoffs < recipe.backtest_origins:

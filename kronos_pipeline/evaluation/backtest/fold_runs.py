@@ -51,7 +51,7 @@ def fold_key(fold: Fold, trained: str, base: KronosModel) -> str:
     return f"{text_hash(trained, *fold.group)[:12]}-{content[:32]}"
 
 
-def kept_predictions(root: Path) -> Path:
+def fold_predictions_file(root: Path) -> Path:
     """Return the file of a fold's predictions and their manifest."""
     return root / "predictions.parquet"
 
@@ -161,7 +161,7 @@ def _store(root: Path, forecasts: Collection[FoldForecast]) -> pd.DataFrame:
     """Write the predictions of all tickers of a fold, and remove the weights of its models."""
     tables, manifests = zip(*forecasts, strict=True)
     predictions: pd.DataFrame = pd.concat(tables, ignore_index=True)
-    write_parquet(kept_predictions(root), predictions, merge_manifests(manifests))
+    write_parquet(fold_predictions_file(root), predictions, merge_manifests(manifests))
     for entry in root.iterdir():
         if entry.is_dir():
             shutil.rmtree(entry)

@@ -17,7 +17,7 @@ from kronos_pipeline.evaluation.predictions import LEVELS
 Floats = NDArray[np.float64]
 
 
-def describe(closes: Floats, y: Floats, widths: Floats) -> dict[str, Floats]:
+def describe_closes(closes: Floats, y: Floats, widths: Floats) -> dict[str, Floats]:
     """Describe the distributions of closes, and score them.
 
     An interval's two sides are stretched around the median: lo = median - width (median - raw_lo). An interval always

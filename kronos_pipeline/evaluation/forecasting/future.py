@@ -23,7 +23,7 @@ from kronos_pipeline.evaluation.forecasting.batching import (
     run_job,
     sampling_seed,
 )
-from kronos_pipeline.evaluation.forecasting.distributions import describe
+from kronos_pipeline.evaluation.forecasting.distributions import describe_closes
 from kronos_pipeline.evaluation.predictions import LEVELS, NAIVE
 from kronos_pipeline.evaluation.provenance import sampling_precision
 from kronos_pipeline.evaluation.reports.text_table import Sheet, price
@@ -95,7 +95,7 @@ def forecast_ahead_job(
     steps = np.arange(1, horizon + 1)
     unknown = np.full(horizon, np.nan)  # the real closes; without them there are no scores
     widths = np.ones((horizon, len(LEVELS))) if model is None else sampling.widths_at(steps)
-    distribution = describe(closes.T, unknown, widths)
+    distribution = describe_closes(closes.T, unknown, widths)
     if model is None:
         distribution |= {"mean": candles[:, _CLOSE], "median": candles[:, _CLOSE]}
     columns = {

@@ -26,7 +26,7 @@ from kronos_pipeline.evaluation.forecasting.batching import (
     run_job,
     sampling_seed,
 )
-from kronos_pipeline.evaluation.forecasting.distributions import describe
+from kronos_pipeline.evaluation.forecasting.distributions import describe_closes
 from kronos_pipeline.evaluation.predictions import (
     COLUMNS,
     DRIFT,
@@ -103,7 +103,7 @@ def predict_job(
 
     def of_paths(closes: np.ndarray, widths: np.ndarray) -> dict[str, np.ndarray]:
         """Describe paths (cutoffs, paths, horizon) with widths (bars, levels)."""
-        return describe(closes.transpose(0, 2, 1)[real], truth["y"].to_numpy(), widths)
+        return describe_closes(closes.transpose(0, 2, 1)[real], truth["y"].to_numpy(), widths)
 
     columns_of = {NAIVE: of_points(baselines.naive(known, horizon)), DRIFT: of_points(baselines.drift(known, horizon))}
     notes = []

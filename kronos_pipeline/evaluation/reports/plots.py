@@ -132,24 +132,24 @@ def fan_plot(bars: pd.DataFrame, forecast: pd.DataFrame, title: str, notes: Sequ
         title: the heading.
         notes: notes below the heading.
     """
-    rolls = [roll for _, roll in forecast.groupby("cutoff", sort=True)]
-    sizes = np.cumsum([len(roll) for roll in rolls[::-1]])
-    kept = pd.concat(rolls[-max(int((sizes <= _FAN_BARS).sum()), 1) :])
+    forecasts = [rows for _, rows in forecast.groupby("cutoff", sort=True)]
+    sizes = np.cumsum([len(rows) for rows in forecasts[::-1]])
+    drawn = pd.concat(forecasts[-max(int((sizes <= _FAN_BARS).sum()), 1) :])
     known = pd.DatetimeIndex(bars["timestamps"])
-    stamps = known.union(pd.DatetimeIndex(kept["ds"]))
+    stamps = known.union(pd.DatetimeIndex(drawn["ds"]))
     position, close = numbered(stamps), bars["close"].to_numpy(np.float64)
-    first, last = int(position[kept["cutoff"].min()]), int(position[kept["ds"].max()])
+    first, last = int(position[drawn["cutoff"].min()]), int(position[drawn["ds"].max()])
     before = min(CONTEXT_BARS, max(_CONTEXT_TIMES * (last - first), _LEAST_CONTEXT))
     shown = np.arange(max(0, first - before), min(last + 1, len(known)))
 
     figure, (axes,) = new_figure(title, notes)
-    for cutoff in kept["cutoff"].unique():
+    for cutoff in drawn["cutoff"].unique():
         axes.axvline(int(position[cutoff]), color=FAINT, linewidth=1, zorder=0)
     for level, colour in BANDS.items():
-        x, low = _broken_line(kept, f"lo_{level}", position, close)
-        _, high = _broken_line(kept, f"hi_{level}", position, close)
+        x, low = _broken_line(drawn, f"lo_{level}", position, close)
+        _, high = _broken_line(drawn, f"hi_{level}", position, close)
         axes.fill_between(x, low, high, color=colour, linewidth=0, label=f"{level} % interval", zorder=1)
-    x, median = _broken_line(kept, "median", position, close)
+    x, median = _broken_line(drawn, "median", position, close)
     axes.plot(x, median, color=BLUE, linewidth=2.0, label="median forecast", zorder=3)
     axes.plot(shown, close[shown], color=INK, linewidth=1.6, label="real close", zorder=4)
     axes.plot([], [], color=FAINT, linewidth=1.5, label="cutoff")
@@ -231,7 +231,7 @@ def loss_plot(history: pd.DataFrame, title: str) -> bytes:
     """Draw the losses of a training by step as PNG, the best step marked.
 
     Args:
-        history: `TrainingResult.history`; `step`, `train_loss` and `selection_loss` (nats per token, NaN where not
+        history: `TrainingResult.history`; `step`, `train_loss` and `selection_loss` (nats per token, NaN if not
             evaluated) are read.
         title: the heading.
     """
@@ -256,13 +256,13 @@ def loss_plot(history: pd.DataFrame, title: str) -> bytes:
 def _broken_line(
     table: pd.DataFrame, column: str, position: pd.Series, close: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A column's rolls as one line: each starts at the real close of its cutoff, and NaN parts it from the next."""
+    """Join the forecasts of a column to one line: each starts at its cutoff's close, with NaN between forecasts."""
     x: list[np.ndarray] = []
     y: list[np.ndarray] = []
-    for cutoff, roll in table.groupby("cutoff", sort=True):
+    for cutoff, rows in table.groupby("cutoff", sort=True):
         origin = int(position[cutoff])
-        x.append(np.array([origin, *position[roll["ds"]], np.nan]))
-        y.append(np.array([close[origin], *roll[column], np.nan]))
+        x.append(np.array([origin, *position[rows["ds"]], np.nan]))
+        y.append(np.array([close[origin], *rows[column], np.nan]))
     return np.concatenate(x), np.concatenate(y)
 
 
