@@ -52,13 +52,11 @@ class TickersCommand(Command):
 
     def base_of(self, recipe: Recipe) -> KronosModel:
         """Return the base model of a recipe, loaded once for all tickers with the same base model."""
-        from kronos_pipeline.base_models import find_base_model
-        from kronos_pipeline.model.devices import pick_device
-        from kronos_pipeline.model.loading import load_base
+        from kronos_pipeline.model.loading import load_recipe_base
 
         names = recipe.model_name, recipe.tokenizer_name
         if names not in self._bases:
-            self._bases[names] = load_base(find_base_model(*names), pick_device(recipe.device))
+            self._bases[names] = load_recipe_base(recipe)
         return self._bases[names]
 
     @cached_property

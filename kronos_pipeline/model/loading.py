@@ -15,8 +15,10 @@ from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
 from kronos_pipeline.artifacts import MANIFEST, read_json, text_hash
-from kronos_pipeline.base_models import NANO, BaseModelSource, WeightsSource
+from kronos_pipeline.base_models import NANO, BaseModelSource, WeightsSource, find_base_model
+from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import ArtifactError, ModelError, first_sentence
+from kronos_pipeline.model.devices import pick_device
 from kronos_pipeline.model.modules import unwrap_peft
 from kronos_pipeline.model.weights import (
     CONFIG,
@@ -70,6 +72,17 @@ def load_base(source: BaseModelSource, device: torch.device) -> KronosModel:
     )
     _check_vocabularies(model, f"{source.predictor.name} and {source.tokenizer.name}")
     return model
+
+
+def load_recipe_base(recipe: Recipe, device: torch.device | None = None) -> KronosModel:
+    """Load a recipe's base model to a device, by default the recipe's device.
+
+    Raises:
+        ModelError: see `load_base`.
+        SettingsError: this machine lacks the device.
+    """
+    source = find_base_model(recipe.model_name, recipe.tokenizer_name)
+    return load_base(source, pick_device(recipe.device) if device is None else device)
 
 
 def base_identity(base: KronosModel) -> dict[str, Any]:

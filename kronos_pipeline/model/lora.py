@@ -115,13 +115,18 @@ def load_adapter(folder: Path, base: KronosModel) -> KronosModel:
     return replace(base, predictor=predictor, weights_hash=adapter_hash(folder, base.weights_hash))
 
 
+def is_adapter(folder: Path) -> bool:
+    """Return whether a folder of trained weights is an adapter, and not a checkpoint."""
+    return (folder / CONFIG).is_file()
+
+
 def load_trained(folder: Path, base: KronosModel) -> KronosModel:
     """Load the adapter or the checkpoint in a folder on its base model.
 
     Raises:
         ModelError: it was trained on another base model, or is damaged.
     """
-    return load_adapter(folder, base) if (folder / CONFIG).is_file() else load_checkpoint(folder, base)
+    return load_adapter(folder, base) if is_adapter(folder) else load_checkpoint(folder, base)
 
 
 def adapter_hash(folder: Path, base_hash: str) -> str:

@@ -26,7 +26,6 @@ from pydantic import Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 from kronos_pipeline.artifacts import ArtifactLayout, mlflow_run_of
-from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.config import KronosTrainingConfig, Recipe, environment_settings
 from kronos_pipeline.errors import ArtifactError, SettingsError
 from kronos_pipeline.orchestration.automation.killed_runs import hold_run_lock
@@ -151,10 +150,9 @@ def load_base_model(recipe: Recipe) -> KronosModel:
     Raises:
         ModelError, SettingsError: the base model or the device is not available.
     """
-    from kronos_pipeline.model.devices import pick_device  # imports torch
-    from kronos_pipeline.model.loading import load_base  # imports torch
+    from kronos_pipeline.model.loading import load_recipe_base  # imports torch
 
-    return load_base(find_base_model(recipe.model_name, recipe.tokenizer_name), pick_device(recipe.device))
+    return load_recipe_base(recipe)
 
 
 def training_run_id(layout: ArtifactLayout, ticker: str) -> str | None:

@@ -188,10 +188,10 @@ def _fingerprint(predictions: pd.DataFrame) -> str:
 
 def _weights_hash(folder: Path, training: Mapping[str, Any]) -> str:
     from kronos_pipeline.model.loading import checkpoint_hash  # imports torch
-    from kronos_pipeline.model.lora import CONFIG, adapter_hash
+    from kronos_pipeline.model.lora import adapter_hash
 
     base_hash = training["base_model"]["weights_hash"]
-    return adapter_hash(folder, base_hash) if (folder / CONFIG).is_file() else checkpoint_hash(folder, base_hash)
+    return adapter_hash(folder, base_hash) if is_adapter(folder) else checkpoint_hash(folder, base_hash)
 
 
 def _measures(

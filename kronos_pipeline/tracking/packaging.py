@@ -33,7 +33,7 @@ FOLDER = f"artifacts/{MODEL}"
 EVIDENCE = "evidence.parquet"
 FORECAST = ("mean", "median", *(f"{side}_{level}" for level in LEVELS for side in ("lo", "hi")))
 """Values of a served forecast beside its time, in the file's price unit."""
-_ADAPTER_CONFIG, _TORCH_FILE = "adapter_config.json", "adapter.pt"
+_TORCH_FILE = "adapter.pt"
 
 
 def save_pyfunc(folder: Path, target: Path, model: Model, evidence: pd.DataFrame | None) -> None:
@@ -75,10 +75,12 @@ def manifest_tags(folder: Path) -> dict[str, str]:
     Raises:
         ArtifactError: the folder has no manifest of this project.
     """
+    from kronos_pipeline.model.lora import is_adapter  # imports torch
+
     manifest = read_training_manifest(folder)
     base = manifest["base_model"]
     tags = {
-        "kind": "adapter" if (folder / _ADAPTER_CONFIG).is_file() else "checkpoint",
+        "kind": "adapter" if is_adapter(folder) else "checkpoint",
         "trained_on": ",".join(sorted(manifest["data"])),
         "base_model": base["label"],
         "base_revision": base["revision"],

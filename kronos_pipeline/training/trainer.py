@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kronos_pipeline.artifacts import ArtifactLayout
-from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.windows import WindowSet
-from kronos_pipeline.model.loading import KronosModel, load_base
+from kronos_pipeline.model.loading import KronosModel, load_recipe_base
 from kronos_pipeline.training.callback import Callback
 from kronos_pipeline.training.checkpoint import ResumeState, clear_states
 from kronos_pipeline.training.devices import check_precision, pick_precision, process, reserve_device
@@ -64,7 +63,7 @@ class KronosTrainer:
     def base(self) -> KronosModel:
         """The base model, on the trainer's device; no training changes it."""
         if self._base is None:
-            self._base = load_base(find_base_model(self.recipe.model_name, self.recipe.tokenizer_name), self.device)
+            self._base = load_recipe_base(self.recipe, self.device)
         return self._base
 
     @property
