@@ -188,7 +188,7 @@ def _fingerprint(predictions: pd.DataFrame) -> str:
 
 def _weights_hash(folder: Path, training: Mapping[str, Any]) -> str:
     from kronos_pipeline.model.loading import checkpoint_hash  # imports torch
-    from kronos_pipeline.model.lora import adapter_hash
+    from kronos_pipeline.model.lora import adapter_hash, is_adapter
 
     base_hash = training["base_model"]["weights_hash"]
     return adapter_hash(folder, base_hash) if is_adapter(folder) else checkpoint_hash(folder, base_hash)
