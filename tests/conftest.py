@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,3 +58,19 @@ def clean_mlflow_store(empty_mlflow_store: Path, tmp_path: Path, monkeypatch: py
     uri = f"sqlite:///{shutil.copy(empty_mlflow_store, tmp_path / 'mlflow.db')}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     return uri
+
+
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Series and paths of each batch that is decoded."""
+    from kronos_pipeline.model.decode.decoder import Decoder
+
+    seen: list[tuple[int, int]] = []
+    generate = Decoder.generate
+
+    def watched(self: Decoder, known: Any, *given: Any, paths: int, **settings: Any) -> Any:
+        seen.append((len(known[0]), paths))
+        return generate(self, known, *given, paths=paths, **settings)
+
+    monkeypatch.setattr(Decoder, "generate", watched)
+    return seen

@@ -28,11 +28,19 @@ def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
             kinds.setdefault((tensor.device, tensor.dtype), []).append(place)
     for places in kinds.values():
         for block in _blocks(tensors, places):
-            joined = torch.cat([tensors[place].detach().reshape(-1) for place in block]).cpu()
-            parts = joined.split([tensors[place].numel() for place in block])
-            for place, part in zip(block, parts, strict=True):
-                copies[place] = part.view(tensors[place].shape)
+            for place, copy in zip(block, _copy_block([tensors[place].detach() for place in block]), strict=True):
+                copies[place] = copy
     return copies
+
+
+def _copy_block(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copy tensors of one device and type in one transfer; one by one if the device has no room to gather them."""
+    try:
+        joined = torch.cat([tensor.reshape(-1) for tensor in tensors]).cpu()
+    except torch.OutOfMemoryError:
+        return [tensor.cpu() for tensor in tensors]
+    parts = joined.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def state_to_host(state: dict[str, Any]) -> dict[str, Any]:

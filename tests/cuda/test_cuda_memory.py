@@ -31,20 +31,6 @@ def _nothing_kept() -> Iterator[None]:
     torch.cuda.empty_cache()
 
 
-@pytest.fixture
-def tried(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """Series and paths of each batch that is decoded."""
-    seen: list[tuple[int, int]] = []
-    generate = Decoder.generate
-
-    def watched(self: Decoder, known: Any, *given: Any, paths: int, **settings: Any) -> Any:
-        seen.append((len(known[0]), paths))
-        return generate(self, known, *given, paths=paths, **settings)
-
-    monkeypatch.setattr(Decoder, "generate", watched)
-    return seen
-
-
 def predictor() -> KronosPredictor:
     return KronosPredictor(sharp_predictor(), sharp_tokenizer(), "cuda")
 
