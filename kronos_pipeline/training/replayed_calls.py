@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from kronos_pipeline.model.cuda_graphs import CudaGraph, record, warm_up
+from kronos_pipeline.model.decode.memory import release_graphs, release_weights
 
 T = TypeVar("T")
 
@@ -70,13 +71,18 @@ class ReplayedCalls:
                 return warm_up(lambda: function(shape.inputs), self._device)
             shape.recording = record(lambda: function(shape.inputs), self._device, warm_ups=0)
         if shape.recording is None:  # CUDA refuses
-            self.release()
+            self._stop_recording()
             return function(inputs)
         shape.recording.replay()
         outputs: T = shape.recording.outputs
         return outputs
 
     def release(self) -> bool:
+        """Free memory of the device: the caches of decoding first, then the graphs; return whether there were any."""
+        caches = [release_graphs(self._device), release_weights(self._device)]
+        return any(caches) or self._stop_recording()
+
+    def _stop_recording(self) -> bool:
         """Drop all graphs with their memory, and record no more; return whether there were any."""
         had = any(shape.recording is not None for shape in self._shapes.values())
         self._shapes.clear()

@@ -17,7 +17,11 @@ from tiny_models import save_tiny_base
 from torch import Tensor
 
 from kronos_pipeline import KronosTrainer
+from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.errors import KronosError, ModelError
+from kronos_pipeline.model.decode.decoder import Decoder
+from kronos_pipeline.model.decode.memory import release_weights
+from kronos_pipeline.model.loading import load_base
 from kronos_pipeline.training.callback import Callback
 from kronos_pipeline.training.publish import TrainingResult
 from kronos_pipeline.training.single import AdapterJob
@@ -196,6 +200,15 @@ def test_a_batch_that_does_not_fit_is_divided_and_the_numbers_stay(
     assert_close(found, expected)
     divided = [line for line in train.said if "out of memory" in line]
     assert divided if not graphs else len(divided) <= 1
+
+
+def test_caches_of_decoding_go_before_a_batch_is_divided(train: Trainings, base: Path) -> None:
+    simcuda = pytest.importorskip("simcuda")
+    model = load_base(find_base_model(str(base)), torch.device("cuda:0"))
+    Decoder(model.predictor, model.tokenizer)
+    train("checkpoint", "cuda", listener=once(lambda: simcuda.inject_oom(40)), precision="fp32", cuda_graphs=False)
+    assert not any("out of memory" in line for line in train.said)
+    assert not release_weights(model.device)
 
 
 def test_data_stays_on_the_host_where_others_hold_the_device(train: Trainings) -> None:
