@@ -284,6 +284,11 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def bytes_hash(content: bytes) -> str:
+    """Return the SHA-256 of bytes, in hex."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def text_hash(*parts: str) -> str:
     """Return the SHA-256 of texts in order, in hex."""
     digest = hashlib.sha256()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from datetime import date, datetime
 from enum import Flag, auto
 from functools import cache
 from typing import Any, Literal, Optional, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.errors import SettingsError
@@ -21,17 +22,28 @@ _ENVIRONMENT = {
     "output_dir": "KRONOS_OUTPUT_DIR",
     "model_name": "KRONOS_BASE_MODEL",
     "device": "KRONOS_DEVICE",
+    "columns": "KRONOS_COLUMNS",
 }
 
+COLUMN_MEANINGS = ("time", "date", "open", "high", "low", "close", "adj_close", "volume", "amount", "symbol")
+"""The meanings that `--columns` gives to columns of a CSV."""
 
-def environment_settings() -> dict[str, str]:
-    """Return the settings from KRONOS_DATA_DIR, KRONOS_OUTPUT_DIR, KRONOS_BASE_MODEL and KRONOS_DEVICE."""
-    return {field: os.environ[variable] for field, variable in _ENVIRONMENT.items() if os.environ.get(variable)}
+
+def environment_settings() -> dict[str, Any]:
+    """Return the settings of the variables KRONOS_DATA_DIR, _OUTPUT_DIR, _BASE_MODEL, _DEVICE and _COLUMNS."""
+    values: dict[str, Any] = {
+        field: os.environ[variable] for field, variable in _ENVIRONMENT.items() if os.environ.get(variable)
+    }
+    if "columns" in values:
+        values["columns"] = values["columns"].split(",")
+    return values
 
 
 class Role(Flag):
     """The parts of a result that a setting changes; they decide whether an artifact is reused after a change."""
 
+    BARS = auto()
+    """The bars that are read from a CSV."""
     MODEL = auto()
     """The base model."""
     WINDOWS = auto()
@@ -70,13 +82,86 @@ def _roles() -> dict[str, Role]:
     return {name: Role(schema["role"]) for name, schema in extra.items() if isinstance(schema, dict)}
 
 
-class Recipe(BaseModel):
-    """All settings that shape the result apart from the data: windows, training, sampling, scoring.
+class ReadingSettings(BaseModel):
+    """Settings that shape the bars read from a CSV."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    columns: list[str] = _setting(
+        [],
+        Role.BARS,
+        description="columns of the CSVs by meaning, if their names do not tell: close=Price,volume=Turnover "
+        f"(meanings: {', '.join(COLUMN_MEANINGS)}) [environment: KRONOS_COLUMNS]",
+    )
+    adjusted: bool = _setting(
+        False, Role.BARS, description="scale open, high, low and close by the column Adj Close over Close"
+    )
+    drop_bad_rows: str = _setting(
+        "0",
+        Role.BARS,
+        pattern=r"^(\d+|\d+(\.\d+)?%)$",
+        description="largest number, or share such as 1%, of invalid rows of a ticker to leave out",
+    )
+    from_date: list[str] = _setting(
+        [],
+        Role.BARS,
+        validation_alias=AliasChoices("from_date", "from"),
+        description="first date to read: 2001-01-01 for all tickers, AAPL=2001-01-01 for one (comma-separated)",
+    )
+    keep_forming: bool = _setting(
+        False, Role.BARS, description="keep a last bar that is still forming, instead of leaving it out"
+    )
+
+    @field_validator("columns")
+    @classmethod
+    def _check_columns(cls, pairs: list[str]) -> list[str]:
+        for pair in pairs:
+            meaning, _, name = pair.partition("=")
+            if meaning.strip().casefold() not in COLUMN_MEANINGS or not name.strip():
+                raise ValueError(f"{pair!r} is not meaning=name, with a meaning of {', '.join(COLUMN_MEANINGS)}")
+        return pairs
+
+    @field_validator("from_date")
+    @classmethod
+    def _check_from_date(cls, dates: list[str]) -> list[str]:
+        for text in dates:
+            try:
+                datetime.strptime(text.rpartition("=")[2].strip(), "%Y-%m-%d")
+            except ValueError:
+                raise ValueError(f"{text!r} is no date; write 2001-01-01, or AAPL=2001-01-01") from None
+        return dates
+
+    @property
+    def reading(self) -> ReadingSettings:
+        """The settings that shape the bars, without any others."""
+        return ReadingSettings.model_validate(self.model_dump(include=set(ReadingSettings.model_fields)))
+
+    @property
+    def column_names(self) -> dict[str, str]:
+        """The user's names of columns, by meaning."""
+        pairs = (pair.partition("=") for pair in self.columns)
+        return {meaning.strip().casefold(): name.strip() for meaning, _, name in pairs}
+
+    def droppable_rows(self, rows: int) -> int:
+        """Return the largest number of invalid rows to leave out of a ticker's `rows` rows."""
+        if self.drop_bad_rows.endswith("%"):
+            return int(rows * float(self.drop_bad_rows[:-1]) / 100)
+        return int(self.drop_bad_rows)
+
+    def first_date(self, ticker: str) -> date | None:
+        """Return the first date to read of a ticker; a date for the ticker overrides the date for all."""
+        dates: dict[str, date] = {}
+        for text in self.from_date:
+            symbol, _, day = text.rpartition("=")
+            dates[symbol.strip().upper()] = date.fromisoformat(day.strip())
+        return dates.get(ticker.upper(), dates.get(""))
+
+
+class Recipe(ReadingSettings):
+    """All settings that shape the result apart from the data: reading, windows, training, sampling, scoring.
 
     Lengths are in bars unless the name says days; days are trading days, the distinct dates in a ticker's file.
     """
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     model_name: str = _setting(
         "NeoQuasar/Kronos-small",

@@ -13,7 +13,9 @@ import pandas as pd
 
 from kronos_pipeline.artifacts import read_parquet, text_hash, write_parquet
 from kronos_pipeline.code_version import BARS, code_version, layers_version
+from kronos_pipeline.config import ReadingSettings
 from kronos_pipeline.data.bar_schedule import StampArray
+from kronos_pipeline.data.csv_files import CsvFile
 from kronos_pipeline.errors import ArtifactError
 
 FEATURES = ("open", "high", "low", "close", "volume", "amount")
@@ -93,9 +95,17 @@ def array_hash(*arrays: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def csv_key(source: str, content: bytes) -> str:
-    """Return a hash of a CSV's name and bytes and of the code that reads it: equal keys give equal bars."""
-    return text_hash(source, hashlib.sha256(content).hexdigest(), layers_version(*BARS))
+def csv_key(file: CsvFile, contents: Sequence[str], settings: ReadingSettings) -> str:
+    """Return a hash of all that shapes a ticker's bars: equal keys give equal bars.
+
+    Args:
+        file: the ticker's CSV.
+        contents: the SHA-256 of each of its files, in hex.
+        settings: the settings of the reading.
+    """
+    return text_hash(
+        file.name, file.symbol or "", *file.notes, *contents, settings.model_dump_json(), layers_version(*BARS)
+    )
 
 
 def save_bars(path: Path, bars: Bars) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kronos_pipeline.config import NAME
@@ -21,10 +21,25 @@ class CsvFile:
     Attributes:
         ticker: the symbol, upper-case.
         path: the file.
+        further: further files with other bars of the same ticker, such as those of later months.
+        symbol: the cell of the symbol column in the rows of this ticker, in a file of several tickers; else None.
+        notes: decisions about the symbol and the files.
     """
 
     ticker: str
     path: Path
+    further: tuple[Path, ...] = ()
+    symbol: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files of the ticker, oldest first."""
+        return (self.path, *self.further)
+
+    def part(self, path: Path) -> CsvFile:
+        """Return one of the files alone."""
+        return replace(self, path=path, further=(), notes=())
 
     @property
     def name(self) -> str:

@@ -17,13 +17,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow.csv import ConvertOptions, ParseOptions, ReadOptions, read_csv
 
-from kronos_pipeline.data.bars import FEATURES, PRICES, csv_key
+from kronos_pipeline.artifacts import bytes_hash
+from kronos_pipeline.config import ReadingSettings
+from kronos_pipeline.data.bars import FEATURES, PRICES
 from kronos_pipeline.data.csv_files import CsvFile
 from kronos_pipeline.errors import DataError, Problem
 
 TIME_NAMES = ("timestamps", "timestamp", "date", "datetime", "time")
 """Names of the time column, in any case; without such a column, an unnamed first column is the time column."""
 
+
+DEFAULTS = ReadingSettings()
+"""Settings of a reading without any option."""
 
 Cells: TypeAlias = "Sequence[str] | pa.StringArray"
 """The cells of a column: an Arrow array, or texts that `pa.array` accepts."""
@@ -39,7 +44,8 @@ class CsvTable:
         cells: the cells of these columns, by the same keys.
         lines: the 1-based line of each row.
         ignored: the names of the other columns.
-        key: identifies the file's content, see `csv_key`; None for a table that is not a file.
+        content_hash: SHA-256 of the file's bytes, in hex; None for a table that is not a file.
+        notes: decisions about the structure of the file.
     """
 
     file: CsvFile
@@ -47,10 +53,11 @@ class CsvTable:
     cells: Mapping[str, Cells]
     lines: Sequence[int]
     ignored: tuple[str, ...]
-    key: str | None = None
+    content_hash: str | None = None
+    notes: tuple[str, ...] = ()
 
 
-def read_csv_table(file: CsvFile) -> CsvTable:
+def read_csv_table(file: CsvFile, settings: ReadingSettings = DEFAULTS) -> CsvTable:  # noqa: ARG001
     """Read a CSV.
 
     Raises:
@@ -78,7 +85,7 @@ def read_csv_table(file: CsvFile) -> CsvTable:
             del cells[key], names[key]
     used = set(positions.values())
     ignored = tuple(name for position, name in enumerate(header) if position not in used)
-    return CsvTable(file, names, cells, lines, ignored, csv_key(file.name, content))
+    return CsvTable(file, names, cells, lines, ignored, bytes_hash(content))
 
 
 def read_content(file: CsvFile) -> bytes:

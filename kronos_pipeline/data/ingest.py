@@ -12,10 +12,11 @@ import pandera.pandas as pandera
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from kronos_pipeline.config import ReadingSettings
 from kronos_pipeline.data.bar_schedule import StampArray
-from kronos_pipeline.data.bars import FEATURES, PRICES, Bars, FloatArray, make_bars
+from kronos_pipeline.data.bars import FEATURES, PRICES, Bars, FloatArray, csv_key, make_bars
 from kronos_pipeline.data.csv_files import CsvFile, find_csv_files
-from kronos_pipeline.data.csv_table import CsvTable, read_csv_table
+from kronos_pipeline.data.csv_table import DEFAULTS, CsvTable, read_csv_table
 from kronos_pipeline.data.quality_flags import find_flags
 from kronos_pipeline.data.schemas import ORDER_RULES, RULES, VALIDATION_BATCH, BarFrame
 from kronos_pipeline.data.timestamps import parse_times
@@ -35,17 +36,18 @@ class _Draft:
     notes: list[str]
 
 
-def read_bars(file: CsvFile, *, now: pd.Timestamp | None = None) -> Bars:
+def read_bars(file: CsvFile, settings: ReadingSettings = DEFAULTS, *, now: pd.Timestamp | None = None) -> Bars:
     """Read and validate one ticker's CSV.
 
     Args:
         file: the file.
+        settings: the settings of the reading.
         now: the time of reading, with a zone, for the note on an unfinished last bar; by default the current time.
 
     Raises:
         DataError: the file is invalid; the error has all problems.
     """
-    bars, errors = read_files([file], now=now)
+    bars, errors = read_files([file], settings, now=now)
     if errors:
         raise errors[file.ticker]
     return bars[file.ticker]
@@ -55,10 +57,12 @@ def read_table(table: CsvTable, *, now: pd.Timestamp | None = None) -> Bars:
     """Read and validate one ticker's bars from a table of text; see `read_bars`."""
     draft = _draft(table)
     _validate([draft])
-    return _finish(draft, pd.Timestamp.now("UTC") if now is None else now)
+    return _finish(draft, DEFAULTS, pd.Timestamp.now("UTC") if now is None else now)
 
 
-def read_folder(data_dir: Path, *, now: pd.Timestamp | None = None) -> tuple[dict[str, Bars], dict[str, DataError]]:
+def read_folder(
+    data_dir: Path, settings: ReadingSettings = DEFAULTS, *, now: pd.Timestamp | None = None
+) -> tuple[dict[str, Bars], dict[str, DataError]]:
     """Read and validate every CSV below a folder.
 
     Returns:
@@ -68,12 +72,12 @@ def read_folder(data_dir: Path, *, now: pd.Timestamp | None = None) -> tuple[dic
         DataError: the folder does not exist or has no CSV.
     """
     folder = find_csv_files(data_dir)
-    bars, errors = read_files(list(folder.files.values()), now=now)
+    bars, errors = read_files(list(folder.files.values()), settings, now=now)
     return bars, dict(sorted({**folder.problems, **errors}.items()))
 
 
 def read_files(
-    files: Sequence[CsvFile], *, now: pd.Timestamp | None = None
+    files: Sequence[CsvFile], settings: ReadingSettings = DEFAULTS, *, now: pd.Timestamp | None = None
 ) -> tuple[dict[str, Bars], dict[str, DataError]]:
     """Read and validate tickers' CSVs; return the bars of valid tickers and the errors of invalid tickers."""
     now = pd.Timestamp.now("UTC") if now is None else now
@@ -83,19 +87,19 @@ def read_files(
         drafts: list[_Draft] = []
         for file in files[first : first + VALIDATION_BATCH]:
             try:
-                drafts.append(_draft(read_csv_table(file)))
+                drafts.append(_draft(read_csv_table(file, settings)))
             except DataError as error:
                 errors[file.ticker] = error
         _validate(drafts)
         for draft in drafts:
             try:
-                bars[draft.table.file.ticker] = _finish(draft, now)
+                bars[draft.table.file.ticker] = _finish(draft, settings, now)
             except DataError as error:
                 errors[draft.table.file.ticker] = error
     return bars, errors
 
 
-def _finish(draft: _Draft, now: pd.Timestamp) -> Bars:
+def _finish(draft: _Draft, settings: ReadingSettings, now: pd.Timestamp) -> Bars:
     file = draft.table.file
     if draft.problems:
         raise DataError(sorted(draft.problems, key=lambda problem: problem.line or 0), file.ticker)
@@ -103,7 +107,8 @@ def _finish(draft: _Draft, now: pd.Timestamp) -> Bars:
     bars = make_bars(file.ticker, columns, source=file.name, time_zone=draft.zone)
     permanent, temporary = find_flags(bars.frame, draft.zone, now)
     # The note on an unfinished bar will not hold later, so read such a file again next time.
-    key = None if temporary else draft.table.key
+    content = draft.table.content_hash
+    key = None if temporary or content is None else csv_key(file, [content], settings)
     return replace(bars, notes=(*draft.notes, *permanent, *temporary), csv_key=key)
 
 

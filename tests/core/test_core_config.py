@@ -175,6 +175,7 @@ def test_the_context_is_the_base_models() -> None:
 
 
 ROLES = {
+    Role.BARS: {"columns", "adjusted", "drop_bad_rows", "from_date", "keep_forming"},
     Role.MODEL: {"model_name", "tokenizer_name"},
     Role.WINDOWS: {"lookback", "horizon", "selection_days", "selection_bars", "stride", "max_gap"},
     Role.HOLDOUT: {"validation_days", "validation_bars", "max_cutoffs"},

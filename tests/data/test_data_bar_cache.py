@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -12,7 +13,7 @@ from market_files import NOW, daily_frame, write_frame
 from small_trainings import SMALL
 
 from kronos_pipeline.artifacts import ArtifactLayout
-from kronos_pipeline.config import KronosTrainingConfig
+from kronos_pipeline.config import KronosTrainingConfig, ReadingSettings
 from kronos_pipeline.data import bars as bars_module
 from kronos_pipeline.data.bar_cache import read_files_cached
 from kronos_pipeline.data.bars import Bars, load_bars, make_bars, save_bars
@@ -68,6 +69,24 @@ def test_a_file_with_one_bar_more_is_read(file: CsvFile, layout: ArtifactLayout)
     write_frame(file.path.parent, "ACME", daily_frame(51))
     found, unchanged = read(file, layout)
     assert (len(found), unchanged) == (51, False)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"columns": ["close=Open"]},
+        {"adjusted": True},
+        {"drop_bad_rows": "1"},
+        {"from_date": ["2020-01-01"]},
+        {"keep_forming": True},
+    ],
+)
+def test_a_file_is_read_again_with_other_settings(
+    file: CsvFile, layout: ArtifactLayout, settings: dict[str, Any]
+) -> None:
+    changed = ReadingSettings.model_validate(settings)
+    assert not read_files_cached([file], layout.bars, changed, now=NOW)[2]
+    assert read_files_cached([file], layout.bars, now=NOW)[2] == {"ACME"}
 
 
 def test_a_file_that_was_moved_is_read_so_that_messages_name_it(file: CsvFile, layout: ArtifactLayout) -> None:

@@ -73,10 +73,7 @@ def test_a_plain_file_is_split_without_the_csv_module(tmp_path: Path, monkeypatc
     assert texts(table)["high"] == ["2"]
 
 
-def test_the_key_tells_files_apart_by_name_and_bytes(tmp_path: Path) -> None:
+def test_the_table_tells_contents_apart(tmp_path: Path) -> None:
     content = b"Date,Open,High,Low,Close\n2024-01-02,1,2,1,1\n"
-    keys = [table_of(tmp_path, content).key, table_of(tmp_path, content + b"\n").key]
-    (tmp_path / "sub").mkdir()
-    keys.append(table_of(tmp_path / "sub", content).key)
-    assert len(set(keys)) == 3
-    assert table_of(tmp_path, content).key == keys[0]
+    hashes = [table_of(tmp_path, text).content_hash for text in (content, content + b"\n", content)]
+    assert hashes[0] == hashes[2] != hashes[1]

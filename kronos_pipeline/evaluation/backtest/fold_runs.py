@@ -32,7 +32,7 @@ FoldForecast = tuple[pd.DataFrame, dict[str, Any]]
 FOLDS_AT_ONCE = {"cuda": 32}
 _FEW = 8
 """Number of adapters that are trained and then forecast together, by device; on any other device `_FEW`."""
-_ASIDE = Role.FORECAST | Role.DECISION | Role.RUN
+_ASIDE = Role.BARS | Role.FORECAST | Role.DECISION | Role.RUN
 """Roles of the settings without effect on a fold's predictions; the device type is a part of the key itself."""
 
 
