@@ -1,11 +1,11 @@
-"""Does training work? The scaled error of naive, base model, adapter and oracle on simulated tickers.
+"""Measure the gain by training: the scaled error of naive, base model, adapter and oracle on simulated tickers.
 
     python benchmarks/adaptation.py --seeds 100-119        # the report in docs/does-training-work.md
     python benchmarks/adaptation.py --quick                # two tickers, a smoke test
 
-Each seed is one ticker of the generator with a calendar pattern of its own. An adapter is trained on it by the
-project's own trainer, and the rolls over its holdout, almost a year, are forecast by the project's own sampler. The
-oracle is the generator's own conditional forecast: it knows the pattern and the state, but no later shock.
+Each seed is a ticker of the generator with a calendar pattern of its own. The project's trainer trains an adapter on
+it, and the project's sampler forecasts its holdout of almost a year. The oracle is the generator's own conditional
+forecast: it knows the pattern and the state, but no later shock.
 
 MASE is the mean absolute error of the close over all of a ticker's holdout bars, divided by the mean absolute change
 from one bar to the next before the holdout. Intervals are Student's t over tickers, 95 percent.
@@ -45,8 +45,8 @@ ADAPTATION: dict[str, Any] = {
     "average_decay": 0.95,
     "adapter_targets": ["month_embed", "day_embed"],
 }
-"""Chosen on seeds 0 to 9. LoRA on the embeddings of month and day alone: what a ticker's calendar does has its place
-there, and few parameters find little else to fit in a few years of overlapping windows."""
+"""Chosen on seeds 0 to 9. LoRA adapts the embeddings of month and day alone: they can hold the calendar pattern of a
+ticker, and so few parameters overfit little on a few years of overlapping windows."""
 SETTINGS: dict[str, Any] = {
     "model_name": "kronos-nano",
     "adapter": "lora",
@@ -56,7 +56,7 @@ SETTINGS: dict[str, Any] = {
 }
 QUICK: dict[str, Any] = {"epochs": 1, "eval_samples": 8}
 MODELS = (NAIVE, "base", "adapter", "oracle")
-# Student's t, 97.5 percent, by degrees of freedom; beyond them the normal distribution's is close.
+# Student's t, 97.5 percent, by degrees of freedom; beyond them the quantile of the normal distribution is close.
 _T = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26, 14: 2.14, 19: 2.09}
 
 
@@ -98,7 +98,7 @@ def adapt_one(seed: int, recipe: Recipe, base: KronosModel) -> dict[str, Any]:
     """Simulate a ticker, adapt the base model to it, and score the forecasts of its holdout.
 
     Returns:
-        The MASE by model, and `best_step` and `steps` of the training.
+        MASE by model, and `best_step` and `steps` of the training.
     """
     simulated = simulate_ticker(seed, BARS)
     bars = make_bars(f"SIM{seed}", simulated.frame(), source=f"simulated, seed {seed}")
@@ -120,7 +120,7 @@ def adapt_one(seed: int, recipe: Recipe, base: KronosModel) -> dict[str, Any]:
 
 
 def summarise(rows: pd.DataFrame) -> dict[str, tuple[float, float, float]]:
-    """Mean and 95 percent interval over tickers: of each model's MASE, and of the adapter's paired differences."""
+    """Compute the mean and 95 percent interval over tickers of each model's MASE and of paired differences."""
     columns = {model: rows[model] for model in MODELS}
     columns |= {f"adapter - {rival}": rows["adapter"] - rows[rival] for rival in (NAIVE, "base", "oracle")}
     gap = rows["base"] - rows["oracle"]

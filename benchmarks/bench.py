@@ -1,12 +1,12 @@
-"""How fast is everything that a user waits for, beside its alternative, and beside what the machine can do?
+"""Measure the speed of every step that a user waits for, beside its alternative and the machine's limits.
 
     python benchmarks/bench.py                                    # `make bench`: a quarter of an hour on two cores
     python benchmarks/bench.py --write docs/performance.md        # the same, put into the document
     python benchmarks/bench.py --only decoding training
     python benchmarks/bench.py --quick                            # tiny models, a smoke test
 
-Models have the published sizes and random weights, bars are simulated: nothing is fetched. Rivals take turns in one
-process. Let nothing else run meanwhile.
+Models have the published sizes and random weights, and bars are simulated: the benchmark downloads nothing. Rivals take
+turns in one process. Run no other program meanwhile.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ PLOT = "images/performance.png"
 
 
 def main() -> None:
-    """Run the parts and print their tables as they come."""
+    """Run the parts and print the tables of each when it ends."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--quick", action="store_true", help="tiny models and few repeats: seconds, no figures to quote"
     )
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="some parts")
-    parser.add_argument("--write", type=Path, help="Markdown file whose marked places get the tables, and its plot")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run")
+    parser.add_argument("--write", type=Path, help="Markdown file: write the tables between its markers, and the plot")
     options = parser.parse_args()
 
     if options.quick:
-        print("A smoke test: tiny models and few repeats, no figure of which is one to quote.\n", file=sys.stderr)
+        print("A smoke test with tiny models and few repeats: do not quote its figures.\n", file=sys.stderr)
     machine = measure(torch.device("cpu"), quick=options.quick)
     _tell("machine", Report([limits(machine)]), options.write)
     goals: list[Goal] = []

@@ -1,11 +1,11 @@
-"""From CSVs to stored bars and windows: milliseconds per ticker by stage, on one core, and again with nothing changed.
+"""Measure the ingestion of CSVs: milliseconds per ticker by stage on one core, and of a second run without changes.
 
     python benchmarks/data.py                                     # 1,000 tickers of 2,500 bars
-    python benchmarks/data.py --quick                             # a few, a smoke test
+    python benchmarks/data.py --quick                             # a few tickers, a smoke test
 
-What is timed is what `kronos train` does before it trains, with clocks around the functions that it calls. The CSVs are
-simulated; ten symbols each have the same bars, as simulating takes longer than reading. Beside it stands pyarrow's CSV
-reader, which makes columns of numbers of the same files and nothing else.
+The benchmark times the steps of `kronos train` before the training, with clocks around their functions. The CSVs are
+simulated. Ten symbols each have the same bars, because simulation takes longer than reading. The rival is pyarrow's CSV
+reader, which turns the same files into columns of numbers and checks nothing.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from kronos_pipeline.data.simulate import write_simulated
 from kronos_pipeline.pipeline.ingest import read_tickers
 
 GOAL = 10.0
-"""Milliseconds per ticker, at most."""
+"""Maximum of milliseconds per ticker."""
 SAME_BARS = 10
-"""Symbols that have the same simulated bars."""
+"""Number of symbols with the same simulated bars."""
 STAGES: dict[str, tuple[Any, str]] = {
     "read and split": (ingest, "read_csv_table"),
     "numbers": (ingest, "_draft"),
@@ -55,10 +55,10 @@ REST = "folder, report, printing"
 
 
 class Clocks:
-    """Clocks around functions; what one of them calls of another is that one's time alone.
+    """Measure the own time of functions: the time of a function inside another counts for the inner function alone.
 
     Attributes:
-        seconds: of the processor, by stage, of all threads.
+        seconds: processor time of all threads, by stage.
     """
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ class Clocks:
 
 
 def report(quick: bool) -> Report:
-    """By stage, and beside pyarrow's reader and a second run."""
+    """Measure the ingestion by stage, and compare it with a second run and with pyarrow's reader."""
     tickers, bars_each, rounds = (20, 300, 2) if quick else (1000, 2500, 3)
     with tempfile.TemporaryDirectory() as folder, _one_core():
         data = Path(folder) / "data"
@@ -129,7 +129,7 @@ def _measured(data: Path, out: Path, tickers: int, bars_each: int, rounds: int) 
         for path in csvs:
             read_csv(path, ReadOptions(use_threads=False))
 
-    first()  # imports, and the files into the system's cache
+    first()  # warm-up: imports, and the files into the system's cache
     clocks.clear(), processor.clear()
     names = ("CSV to stored bars and windows", "the same again, no CSV changed", "pyarrow's CSV reader")
     rivals = (first, second, arrow)
@@ -150,7 +150,7 @@ def _measured(data: Path, out: Path, tickers: int, bars_each: int, rounds: int) 
     )
     beside = Table(
         f"Reading CSVs: {size}",
-        ("what", "ms per ticker", "times as long as pyarrow's", "peak memory"),
+        ("task", "ms per ticker", "times as long as pyarrow's", "peak memory"),
         [
             [
                 name,
@@ -169,7 +169,7 @@ def _measured(data: Path, out: Path, tickers: int, bars_each: int, rounds: int) 
 
 @contextlib.contextmanager
 def _one_core() -> Iterator[None]:
-    """Keep this process and Arrow to one core, where the system lets it."""
+    """Restrict this process and Arrow to one core, if the system allows it."""
     threads = pa.cpu_count()
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     pa.set_cpu_count(1)
@@ -185,5 +185,5 @@ def _one_core() -> Iterator[None]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a few short tickers")
+    parser.add_argument("--quick", action="store_true", help="few and short tickers")
     print(report(parser.parse_args().quick).text())

@@ -1,13 +1,13 @@
-"""How often does a verdict say "better" where nothing can be better? Verdicts on simulated random walks.
+"""Measure the rate of false verdicts "better", on simulated random walks.
 
     python benchmarks/false_positives.py --tickers 400 --adapters 400    # the report in docs/false-positives.md
     python benchmarks/false_positives.py --tickers 4 --adapters 1        # a smoke test
 
-The log price of every ticker is a random walk with stochastic volatility, and no forecast of its close is better than
-the last one. Each ticker has a holdout of 8, 12, 24 or 40 cutoffs in turn. It is forecast by the baselines and by the
-base model, and the first tickers by an adapter of the project's own trainer too. The project's own verdict, corrected
-for nothing, compares each with the naive forecast, and its own gate decides on the adapters. A verdict's nominal rate
-is 5 percent; the bound is the exact one-sided 95 percent bound of a binomial share.
+The log price of every ticker is a random walk with stochastic volatility, so no forecast of its close is better than
+the last close. Each ticker has a holdout of 8, 12, 24 or 40 cutoffs in turn. The baselines and the base model forecast
+it; an adapter of the project's trainer forecasts the first tickers too. The project's verdict, without a correction for
+the number of tickers, compares each model with the naive forecast, and the project's gate decides on the adapters. The
+nominal rate of a verdict is 5 percent; the bound is the exact one-sided 95 percent bound of a binomial share.
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ SETTINGS: dict[str, Any] = {
     "device": "cpu",
 }
 FIRST_SEED = 10_000
-"""Far from the seeds that anything was developed on."""
+"""Far from the seeds that served in development."""
 
 
 def main() -> None:
     """Run the experiment and print its tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tickers", type=int, default=400, help="simulated random walks")
-    parser.add_argument("--adapters", type=int, default=0, help="of these, how many get a trained adapter")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing more after that long")
+    parser.add_argument("--adapters", type=int, default=0, help="number of these tickers that get a trained adapter")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="minutes after which no new ticker begins")
     parser.add_argument("--output", type=Path, help="file for the figures, JSON")
     options = parser.parse_args()
 
@@ -84,7 +84,7 @@ def main() -> None:
     decisions = [row for predictions in forecasts for row in decisions_on(predictions)]
     shares, promoted = verdict_shares(pd.DataFrame(verdicts)), promotion_shares(pd.DataFrame(decisions))
     for title, table in (("Verdicts against naive", shares), ("Promotions", promoted)):
-        print(f"\n{title}\n{table.to_string(index=False)}" if len(table) else f"\n{title}: none was decided on")
+        print(f"\n{title}\n{table.to_string(index=False)}" if len(table) else f"\n{title}: none")
     if options.output is not None:
         every = {"verdicts": verdicts, "decisions": decisions}
         tables = {"shares": shares.to_dict("records"), "promotions": promoted.to_dict("records")}
@@ -92,7 +92,7 @@ def main() -> None:
 
 
 def in_time(count: int, ends: float, what: str) -> Iterator[int]:
-    """Count from 0, report every twentieth, and stop at `count` or when the monotonic clock shows `ends`."""
+    """Count from 0, print every twentieth number, and stop at `count` or when the monotonic clock shows `ends`."""
     started, number = time.monotonic(), 0
     while number < count and time.monotonic() < ends:
         yield number
@@ -104,7 +104,7 @@ def in_time(count: int, ends: float, what: str) -> Iterator[int]:
 
 
 def walk_windows(number: int, recipe: Recipe) -> WindowSet:
-    """The windows of one simulated random walk."""
+    """Build the windows of a simulated random walk."""
     held_out = CUTOFFS[number % len(CUTOFFS)] * recipe.horizon
     bars = TRAINING_BARS + SELECTION_BARS + held_out
     simulated = simulate_ticker(FIRST_SEED + number, bars, dynamics=RANDOM_WALK)
@@ -113,25 +113,25 @@ def walk_windows(number: int, recipe: Recipe) -> WindowSet:
 
 
 def predicted(windows: WindowSet, name: str, model: KronosModel, recipe: Recipe) -> pd.DataFrame:
-    """The holdout, forecast by the baselines and by one model."""
+    """Forecast the holdout with the baselines and with one model."""
     return predict(windows, {name: model}, {name: plain_sampling(recipe)}, recipe).predictions
 
 
 def train_adapter(windows: WindowSet, base: KronosModel, recipe: Recipe) -> KronosModel:
-    """Train an adapter on one ticker as the project does."""
+    """Train an adapter of one ticker with the project's trainer."""
     with tempfile.TemporaryDirectory() as folder:
         result = KronosTrainer(recipe, folder, base=base, say=lambda _: None).train_adapter([windows], windows.ticker)
         return load_adapter(result.folder, base)
 
 
 def verdicts_on(predictions: pd.DataFrame) -> list[dict[str, Any]]:
-    """Every model's verdict against the naive forecast, corrected for nothing."""
+    """Judge every model against the naive forecast, without a correction for the number of tickers."""
     models = [model for model in models_of(predictions) if model != NAIVE]
     return [judge(predictions, model, (NAIVE,)).overall[NAIVE].as_dict() for model in models]
 
 
 def decisions_on(predictions: pd.DataFrame) -> list[dict[str, Any]]:
-    """What each gate decides on the adapter, where there is one."""
+    """Return the decision of each gate on the adapter; none without an adapter."""
     if ADAPTER not in models_of(predictions):
         return []
     found = [decide(predictions, ADAPTER, champion=None, gate=gate) for gate in ("strict", "lenient")]
@@ -139,7 +139,7 @@ def decisions_on(predictions: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def verdict_shares(rows: pd.DataFrame) -> pd.DataFrame:
-    """By model: how often each verdict came up, the share and bound of "better", and how many are left by Holm."""
+    """Count verdicts by model, with the share of "better", its bound, and the number that Holm's correction leaves."""
     table: list[dict[str, Any]] = []
     for model, own in rows.groupby("model", sort=False):
         counts = Counter(own["verdict"])
@@ -159,7 +159,7 @@ def verdict_shares(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def promotion_shares(decisions: pd.DataFrame) -> pd.DataFrame:
-    """By gate: how many adapters were promoted, the share and its bound."""
+    """Count promoted adapters by gate, with their share and its bound."""
     if decisions.empty:
         return decisions
     return pd.DataFrame(

@@ -1,15 +1,15 @@
-"""How fast are sampling and training on a GPU, beside upstream and a plain PEFT loop on the same one?
+"""Measure the speed of sampling and training on a GPU, beside upstream and a plain PEFT loop on the same GPU.
 
     python benchmarks/gpu.py                                    # `make bench-gpu`: under eight minutes
     python benchmarks/gpu.py --write docs/performance.md        # the same, put into the document
-    python benchmarks/gpu.py --device cpu --quick               # the same code at a tiny size, where there is no GPU
+    python benchmarks/gpu.py --device cpu --quick               # the same code with tiny models, without a GPU
 
-Each part runs in a process of its own: one that fails, crashes or takes too long is a row that says so, its traceback
-goes to standard error, and the others go on. The document is written after each part. The exit status is 1 where a part
-was not measured.
+Each part runs in a process of its own. A part that fails, crashes or takes too long becomes a row with its error, its
+traceback goes to standard error, and the other parts go on. The command writes the document after each part. The exit
+status is 1 if a part was not measured.
 
-It needs torch, peft, accelerate and sktime, and neither dagster nor mlflow nor a network: models have the published
-sizes and random weights, bars are simulated. What only CUDA can tell reads "not measured" elsewhere.
+The benchmark needs torch, peft, accelerate and sktime, but no dagster, no mlflow and no network: models have the
+published sizes and random weights, and bars are simulated. On a CPU, figures that need CUDA read "not measured".
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ if TYPE_CHECKING:
     import torch
 
 _SECONDS = 450.0
-"""For all parts together; the rest of the eight minutes is for the starts before and the ends after them."""
+"""Seconds for all parts together; the rest of the eight minutes is for the start and the end of the processes."""
 _LEAST = 15.0
-"""Seconds without which a part is not begun; its imports take a third of that."""
+"""Seconds that must be left for a part to begin; its imports take a third of them."""
 _LATE = f"{NOT_MEASURED}: the time was up"
 _UNUSABLE = 2
-"""The exit status of a process that was asked for a device that is not there."""
+"""The exit status of a process whose device does not exist."""
 
 
 def main() -> None:
-    """Run the parts and print their tables as they come."""
+    """Run the parts and print the tables of each when it ends."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N, or cpu")
     parser.add_argument("--quick", action="store_true", help="tiny models and few repeats: no figures to quote")
-    parser.add_argument("--write", type=Path, help="Markdown file whose place 'gpu' gets the tables")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="some parts")
-    parser.add_argument("--seconds", type=float, default=_SECONDS, help="for all parts together; 450 by default")
-    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)  # what a process of its own is to measure,
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # and where it and the others write
+    parser.add_argument("--write", type=Path, help="Markdown file: write the tables between its markers 'gpu'")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run")
+    parser.add_argument("--seconds", type=float, default=_SECONDS, help="limit of all parts together; 450 by default")
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)  # the part that a child process measures
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # the folder of the children's files
     options = parser.parse_args()
     if options.part is not None:
         carry_out(lambda: _measured(parser, options), _file(options.folder, options.part))
@@ -62,7 +62,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     if options.quick:
-        print("A smoke test: tiny models and few repeats, no figure of which is one to quote.\n", file=sys.stderr)
+        print("A smoke test with tiny models and few repeats: do not quote its figures.\n", file=sys.stderr)
     found: dict[str, Found] = {}
     try:
         for name in _each(found, options):
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def _each(found: dict[str, Found], options: argparse.Namespace) -> Iterator[str]:
-    """Run each part and name it when it has ended, with its place in `found` filled; none where there is no device."""
+    """Run each part, put its result into `found` and yield its name; stop if the device does not exist."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         for name in dict.fromkeys([MACHINE, *options.only]):
@@ -99,8 +99,8 @@ def _each(found: dict[str, Found], options: argparse.Namespace) -> Iterator[str]
 
 
 def _measured(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Iterator[Report]:
-    """The reports of the part that this process is to measure; torch is imported here and not in the parent."""
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project here is measured, installed or not
+    """Yield the reports of this process's part. Torch is imported here and not in the parent."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # measure this checkout, installed or not
     from speed.machine import load, measure, save
 
     device, limits = _device(parser, options.device), _file(options.folder, "limits")
@@ -113,7 +113,7 @@ def _measured(parser: argparse.ArgumentParser, options: argparse.Namespace) -> I
 
 
 def _device(parser: argparse.ArgumentParser, name: str) -> torch.device:
-    """The device, with its number where it is a GPU; ends the process where there is none of that name."""
+    """Return the device, a GPU with its number; end the process with an error if the device does not exist."""
     import torch
 
     try:
@@ -134,7 +134,7 @@ def _file(folder: Path, part: str) -> Path:
 
 
 def _tables(names: Iterable[str], found: Mapping[str, Found]) -> list[Table]:
-    """The tables of some parts, and one of those parts that did not end well."""
+    """Return the tables of some parts, and a table of the parts that failed."""
     ends = {name: found.get(name, Found([], NOT_MEASURED)) for name in names}
     missing = [[name, one.end] for name, one in ends.items() if one.end != MEASURED]
     tables = [table for one in ends.values() for table in joined(one.reports).tables]
@@ -147,7 +147,7 @@ def _goals(found: Mapping[str, Found]) -> Table:
 
 
 def _tell(tables: Sequence[Table], found: Mapping[str, Found], document: Path | None) -> None:
-    """Print what has come, and write the document anew: what is not yet there reads "not measured" in it."""
+    """Print tables, and write all tables so far to the document; parts to come read "not measured"."""
     print(Report(tables).text(), flush=True)
     if document is not None:
         put(document, "gpu", Report([*_tables(PARTS, found), _goals(found)]).text())

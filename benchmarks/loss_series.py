@@ -1,11 +1,11 @@
-"""What a verdict makes of simulated loss series: how often it is wrong, and how much it takes to be told apart.
+"""Measure verdicts on simulated loss series: the rate of false verdicts, and the power to detect an advantage.
 
     python benchmarks/loss_series.py --series 2000        # the tables in docs/false-positives.md
     python benchmarks/loss_series.py --series 50          # a smoke test
 
-A series has one pair of losses per cutoff. In the first table both have the same expected loss, so that every "better"
-and every "worse" is false; the nominal rate is 5 percent of each. In the second the model's loss is the lower by a
-multiple of the standard deviation, from cutoff to cutoff, of the difference.
+A series has a pair of losses per cutoff. In the first table both losses have the same expected value, so every "better"
+and every "worse" is false; the nominal rate of each is 5 percent. In the second table the model's loss is lower, by a
+multiple of the standard deviation of the difference from cutoff to cutoff.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ TESTED = (1, 12, 100)
 
 
 def _alike(rng: np.random.Generator, cutoffs: int, decay: float) -> np.ndarray:
-    """A stationary autoregression of order one and variance 1."""
+    """Draw a stationary autoregression of order 1 with variance 1."""
     values = rng.normal(size=cutoffs)
     for number in range(1, cutoffs):
         values[number] = decay * values[number - 1] + (1 - decay**2) ** 0.5 * values[number]
     return values
 
 
-# Differences of two losses by cutoff, of expected value 0 and variance near 1; the last two are harder than most.
+# Differences of two losses by cutoff, with expected value 0 and variance near 1; the last two kinds are the hardest.
 KINDS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
     "normal": lambda rng, n: rng.normal(size=n),
     "heavy tails (t of 3)": lambda rng, n: rng.standard_t(3, size=n) / 3**0.5,
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def false_verdicts(series: int) -> pd.DataFrame:
-    """By kind and cutoffs: the share of "better", that of "worse", and that of "better" by one test alone, percent."""
+    """Return the percentages of "better", of "worse" and of "better" by one test alone, by kind and cutoffs."""
     rows = []
     for seed, (kind, draw) in enumerate(KINDS.items()):
         for cutoffs in CUTOFFS:
@@ -74,7 +74,7 @@ def false_verdicts(series: int) -> pd.DataFrame:
 
 
 def true_verdicts(series: int) -> pd.DataFrame:
-    """By cutoffs and advantage: the share of "better" for one ticker, and for the best of 12 and of 100 tickers."""
+    """Return the percentage of "better" by cutoffs and advantage, for 1 ticker and for the best of 12 and of 100."""
     rows = []
     for cutoffs in CUTOFFS:
         for advantage in ADVANTAGES:
@@ -89,7 +89,7 @@ def true_verdicts(series: int) -> pd.DataFrame:
 
 
 def _compared(difference: np.ndarray, rng: np.random.Generator, tested: int = 1) -> Comparison:
-    rival = 10 + np.abs(rng.normal(size=len(difference)))  # a level that keeps losses above 0
+    rival = 10 + np.abs(rng.normal(size=len(difference)))  # the offset keeps losses above 0
     own = pd.Series(rival + difference)
     return compare(own, pd.Series(rival), model="model", rival="rival", tickers_tested=tested)
 

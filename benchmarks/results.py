@@ -1,10 +1,10 @@
-"""The whole evaluation, on five real stocks and on the simulated tickers, with the embedded demo model.
+"""Run the whole evaluation of the embedded demo model, on five real stocks and on the simulated tickers.
 
     python benchmarks/results.py                     # writes the figures of docs/results.md
-    python benchmarks/results.py --only simulated    # one of the two, printed
+    python benchmarks/results.py --only simulated    # prints the figures of one set
 
-Each set is trained and backtested by the command that a user runs, once to a checkpoint over all tickers and once to an
-adapter per ticker. The stocks are those of bokeh-sampledata: AAPL, FB, GOOG, IBM and MSFT, daily, 2000 to 2013.
+`kronos train` trains and backtests each set twice: a checkpoint over all tickers, and an adapter per ticker. The stocks
+are from bokeh-sampledata: AAPL, FB, GOOG, IBM and MSFT, daily, 2000 to 2013.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ SETS = {"stocks": "Five real stocks", "simulated": "Twelve simulated tickers"}
 
 
 def main() -> None:
-    """Evaluate, and write or print the figures."""
+    """Evaluate both sets, and write or print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=list(SETS), help="one set of tickers; its figures are printed alone")
-    parser.add_argument("--output-dir", type=Path, help="folder for artifacts; by default one that is removed")
+    parser.add_argument("--only", choices=list(SETS), help="print the figures of one set of tickers")
+    parser.add_argument("--output-dir", type=Path, help="folder for artifacts; by default a temporary folder")
     options = parser.parse_args()
     with contextlib.ExitStack() as stack:
         root = options.output_dir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def section(name: str, root: Path) -> str:
-    """Train and backtest one set both ways; its figures as Markdown."""
+    """Train and backtest one set both ways, and return its figures as Markdown."""
     data = ROOT / "trainingdata" if name == "simulated" else stock_csvs(root / "stocks-data")
     lines = [f"## {SETS[name]}"]
     for kind, settings in KINDS.items():
@@ -78,7 +78,7 @@ def section(name: str, root: Path) -> str:
         with told_on_stderr():
             code = run_training.main(flags)
         if not layout.backtest_evaluation(kind).is_file():
-            raise SystemExit(code)  # else a ticker that was too short for a backtest is named below the table
+            raise SystemExit(code)  # a ticker too short for a backtest is no reason: it is listed below the table
         shown = " ".join(flags_of(COMMON | settings))
         lines += [
             f"### One {kind} {'over all tickers' if kind == 'checkpoint' else 'per ticker'}",
@@ -90,7 +90,7 @@ def section(name: str, root: Path) -> str:
 
 
 def figures_of(evaluation: dict[str, Any], what: str) -> list[str]:
-    """The leaderboard, the table per symbol and the verdict over all."""
+    """Return the leaderboard, the table by symbol and the verdict over all symbols."""
     kind = evaluation["model"]
     span = evaluation["holdout"]
     return [
@@ -113,13 +113,13 @@ def stock_csvs(folder: Path) -> Path:
 
 
 def flags_of(settings: dict[str, Any]) -> list[str]:
-    """Settings as a user would type them."""
+    """Return settings as flags of the command line."""
     return [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
 @contextlib.contextmanager
 def told_on_stderr() -> Iterator[None]:
-    """What the command prints goes to stderr, so that the figures alone are on stdout."""
+    """Redirect the command's output to stderr, so that stdout has the figures alone."""
     with contextlib.redirect_stdout(
         io.TextIOWrapper(sys.stderr.buffer, line_buffering=True, write_through=True)
     ) as out:

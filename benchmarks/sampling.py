@@ -1,21 +1,21 @@
-"""How should a model be sampled, and do its intervals cover what they say? Measured on simulated tickers.
+"""Measure the effect of sampling settings and the coverage of intervals, on simulated tickers.
 
     python benchmarks/sampling.py --seeds 320-339          # the figures in docs/sampling.md
-    python benchmarks/sampling.py --seeds 320-339 --adapt  # the same of adapters that are trained first
+    python benchmarks/sampling.py --seeds 320-339 --adapt  # the same for adapters, which are trained first
     python benchmarks/sampling.py --seeds 320-339 --selection-days 240
     python benchmarks/sampling.py --quick                  # two tickers, a smoke test
 
-Each seed is one ticker of the generator; its last 240 trading days are forecast by the project's own code, in three
-ways: with s2 asked for at its true position, with s2 asked for at the first one as upstream does, and, s2 at its true
-position, with temperature and top-p tuned on the selection block. Intervals are scored before and after their
-recalibration on the newer half of the selection block.
+Each seed is a ticker of the generator. The project's own code forecasts its last 240 trading days in three ways: with
+s2 predicted at its true position; with s2 predicted at the first position, as upstream does; and with s2 at its true
+position and temperature and top-p tuned on the selection block. Intervals are scored before and after recalibration on
+the newer half of the selection block.
 
-The two positions are compared by their likelihood too, which no draw blurs: the mean cross-entropy of the holdout's
-true fine tokens, in nats, with all before them known.
+The two positions are also compared by likelihood, which has no sampling noise: the mean cross-entropy of the holdout's
+true fine tokens, in nats, given all earlier tokens.
 
-CRPS and MASE are scaled: divided by the mean absolute change from one close to the next before the holdout. So is the
-interval score, the mean over the three levels (Gneiting and Raftery, 2007). Intervals of the means are Student's t over
-tickers, 95 percent.
+CRPS, MASE and the interval score are divided by the mean absolute change from one close to the next before the holdout.
+The interval score is the mean over the three levels (Gneiting and Raftery, 2007). Intervals of the means are Student's
+t over tickers, 95 percent.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def main() -> None:
     """Run the experiment and print its tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0-9", help="generator seeds, first-last (0-9 are for development)")
-    parser.add_argument("--adapt", action="store_true", help="train an adapter per ticker, and sample that")
-    parser.add_argument("--selection-days", type=int, default=SETTINGS["selection_days"], help="as of the command")
+    parser.add_argument("--adapt", action="store_true", help="train an adapter per ticker, and sample it")
+    parser.add_argument("--selection-days", type=int, default=SETTINGS["selection_days"], help="as in kronos train")
     parser.add_argument("--quick", action="store_true", help="two seeds, few paths, one epoch")
     parser.add_argument("--output", type=Path, help="file for the figures, JSON")
     options = parser.parse_args()
@@ -102,8 +102,8 @@ def measure(seed: int, recipe: Recipe, base: KronosModel, *, adapt: bool) -> dic
     """Simulate a ticker and forecast its holdout in each way.
 
     Returns:
-        `FIGURES` by way, as "true scaled_crps", and the fine loss; those of the random walk; the share of bars that
-        were mended; the tuned temperature and top-p.
+        `FIGURES` and the fine loss by way, as "true scaled_crps"; `FIGURES` of the random walk; the share of repaired
+        bars, `mended`; the tuned temperature and top-p.
     """
     bars = make_bars(f"SIM{seed}", simulate_ticker(seed, BARS).frame(), source=f"simulated, seed {seed}")
     windows = build_windows(bars, recipe)
@@ -124,14 +124,14 @@ def measure(seed: int, recipe: Recipe, base: KronosModel, *, adapt: bool) -> dic
 
 
 def trained(windows: WindowSet, recipe: Recipe, base: KronosModel) -> KronosModel:
-    """An adapter of the ticker."""
+    """Train an adapter of the ticker."""
     with tempfile.TemporaryDirectory() as folder:
         result = KronosTrainer(recipe, folder, base=base, say=lambda _: None).train_adapter([windows], windows.ticker)
         return load_adapter(result.folder, base)
 
 
 def fine_loss(windows: WindowSet, model: KronosModel, s2_position: str) -> float:
-    """Mean cross-entropy of the fine tokens of all whole rolls of the holdout, in nats, at one of the positions."""
+    """Compute the mean cross-entropy of the holdout's fine tokens at a position of s2, in nats, over whole horizons."""
     rows = windows.of_split("holdout")
     rows = rows[rows["end"] - rows["origin"] == windows.horizon + 1]
     bars = rows["start"].to_numpy()[:, None] + np.arange(windows.lookback + windows.horizon)
@@ -151,7 +151,7 @@ def fine_loss(windows: WindowSet, model: KronosModel, s2_position: str) -> float
 
 
 def figures(predictions: pd.DataFrame, model: str) -> dict[str, float]:
-    """`FIGURES` of one model."""
+    """Return `FIGURES` of one model."""
     rows = predictions[predictions["model"] == model]
     ((_, scores),) = ((symbol, of[model]) for symbol, of in score(rows).items())
     values: dict[str, Any] = {**scores}
@@ -169,7 +169,7 @@ def figures(predictions: pd.DataFrame, model: str) -> dict[str, float]:
 
 
 def summarise(rows: pd.DataFrame) -> dict[str, tuple[float, float, float]]:
-    """Mean and 95 percent interval over tickers: of each figure in each way, and of the paired differences."""
+    """Compute the mean and 95 percent interval over tickers of each figure by way, and of paired differences."""
     columns = {f"{RANDOM_WALK} {figure}": rows[f"{RANDOM_WALK} {figure}"] for figure in FIGURES if "raw" not in figure}
     for way in WAYS:
         columns |= {f"{way} {figure}": rows[f"{way} {figure}"] for figure in (*FIGURES, "fine loss")}

@@ -1,12 +1,12 @@
-"""What a user waits for before anything begins: commands from their start to their end, and a training by stage.
+"""Measure start-up: the whole time of short commands, and the stages of a small training.
 
     python benchmarks/startup.py
     python benchmarks/startup.py --beside ../before               # in turns with another checkout of this project
-    python benchmarks/startup.py --quick                          # once each without the training, a smoke test
+    python benchmarks/startup.py --quick                          # each command once, no training: a smoke test
 
-Every command is a process of its own. Python keeps what it has compiled in a folder made for this measurement, so that
-the first start of all, which compiles, and those after it can be told apart. Where nothing else runs, the time of the
-processor is the wall clock's; where something does, it is the one to believe.
+Each command is a process of its own. Python writes its compiled files to a new folder, so the table separates the first
+start, which compiles, from later starts. On an idle machine processor time and wall-clock time agree; on a busy machine
+trust the processor time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from speed.timing import Spread
 ROOT = Path(__file__).resolve().parent.parent
 HELP, VALIDATE = "kronos --help", "dagster definitions validate, {:,} tickers"
 GOALS = {HELP: 0.5, VALIDATE.format(1000): 5.0}
-"""Seconds, at most."""
+"""Maximum of seconds."""
 TRAINING = "a training by stage"
 STAGES = """
 import json, sys, time
@@ -51,9 +51,9 @@ def load(*modules):
 stage("import settings and flags", lambda: load("kronos_pipeline.run_training"))
 try:
     from kronos_pipeline.cli import command
-except ImportError:  # a checkout from before it was there
+except ImportError:  # an older checkout
     from kronos_pipeline import command_line as command
-getattr(command, "tune_garbage_collection", lambda: None)()  # what run_command does; a checkout from before it has none
+getattr(command, "tune_garbage_collection", lambda: None)()  # as run_command does; an older checkout lacks it
 stage("import pandas, pyarrow, pandera", lambda: load("kronos_pipeline.data.windows", "kronos_pipeline.data.doctor"))
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.config import KronosTrainingConfig
@@ -81,7 +81,7 @@ print(json.dumps(told))
 
 @dataclass(frozen=True)
 class Timed:
-    """One process: seconds by the wall clock and of the processor, and what it printed."""
+    """Wall-clock seconds, processor seconds and printed output of one process."""
 
     wall: float
     processor: float
@@ -89,7 +89,7 @@ class Timed:
 
 
 def report(quick: bool, beside: Path | None = None) -> Report:
-    """Commands and stages, in turns with those of another checkout where one is given."""
+    """Measure commands and stages; if another checkout is given, in turns with its commands."""
     rounds, counts = (1, (2,)) if quick else (3, (12, 1000))
     checkouts = {"this": ROOT, **({} if beside is None else {"beside": beside.resolve()})}
     with tempfile.TemporaryDirectory() as folder:
@@ -109,7 +109,10 @@ def report(quick: bool, beside: Path | None = None) -> Report:
 
 
 def _commands(folder: Path, counts: Sequence[int], *, stages: bool) -> Mapping[str, list[str]]:
-    """The words of each command, after the interpreter: first DATA and a data folder, or OUT for a new folder."""
+    """Return the arguments of each command to the interpreter.
+
+    DATA and a folder first in a command set its data folder; the word OUT stands for a new output folder.
+    """
     for count in counts:
         for number in range(count):
             path = folder / f"data {count}" / f"T{number:04}.csv"
@@ -139,7 +142,7 @@ def _commands(folder: Path, counts: Sequence[int], *, stages: bool) -> Mapping[s
 
 
 def _run(words: Sequence[str], root: Path, place: Path, compiled: Path | None) -> Timed:
-    """Run a command in a checkout, with a Dagster home and an output folder that are new."""
+    """Run a command in a checkout, with a new Dagster home and a new output folder."""
     shutil.rmtree(place, ignore_errors=True)
     (place / "home").mkdir(parents=True)
     shutil.copy(ROOT / "kronos_pipeline" / "orchestration" / "dagster.yaml", place / "home")
@@ -211,7 +214,7 @@ def _goal(runs: Sequence[Timed], name: str) -> Goal:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="once each, few tickers, no training")
+    parser.add_argument("--quick", action="store_true", help="each command once, few tickers, no training")
     parser.add_argument("--beside", type=Path, help="another checkout of this project")
     options = parser.parse_args()
     print(report(options.quick, options.beside).text())

@@ -217,7 +217,7 @@ def test_the_parts_of_the_gpu_benchmark_run_on_a_cpu_without_dagster_and_mlflow(
         assert all(re.match(r"\d", row["operations"]) for row in counted)
         assert {row["kernels"] for row in counted} == {row["median gap"] for row in counted} == {"not measured"}
     assert [row["way"] for row in rows(printed, "Forecasts of")] == ["one by one", "in one call"]
-    assert len(rows(printed, "Where a training step goes")) == 10
+    assert len(rows(printed, "Time of a training step by operation")) == 10
     assert "| read and cut CSVs " in printed
 
 
@@ -228,7 +228,7 @@ def test_the_gpu_script_puts_what_it_prints_into_the_document_and_says_what_it_h
     printed = gpu_script("--only", "machine", "--write", str(path), folder=tmp_path)
     written = document(path)["gpu"]
     assert all(table.strip() in written for table in printed.split("\n\n**"))
-    assert rows(written, "What the machine can do")
+    assert rows(written, "Limits of the machine")
     goals = rows(written, "Goals")
     assert [row["wanted"] for row in goals] == ["15 times"] * 4 + ["8 times", "20 times"]
     assert {row["found"] for row in goals} == {row["reached"] for row in goals} == {"not measured"}
@@ -290,6 +290,6 @@ def test_a_signal_ends_the_part_and_keeps_what_was_measured(tmp_path: Path) -> N
         assert script.wait() == 128 + signal.SIGTERM
         assert told.read() == b"", "the pipe ends with the part"
     written = document(path)["gpu"]
-    assert rows(written, "What the machine can do")
+    assert rows(written, "Limits of the machine")
     assert rows(written, "Parts not measured")[0] == {"part": "sampling", "found": "not measured: the run was ended"}
     assert rows(written, "Goals")

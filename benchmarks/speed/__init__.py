@@ -1,1 +1,1 @@
-"""How fast the project is beside its alternatives; `benchmarks/bench.py` and `benchmarks/gpu.py` are the commands."""
+"""Speed of the project beside its alternatives; `benchmarks/bench.py` and `benchmarks/gpu.py` are the commands."""

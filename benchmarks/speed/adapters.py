@@ -1,4 +1,4 @@
-"""Adapters of many tickers: by a plain PEFT loop, by the trainer one after the other, and in one training."""
+"""Time the training of many adapters: by a plain PEFT loop, by the trainer one by one, and jointly."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from speed.table import Goal, Report, Table, megabytes, number, seconds
 from speed.timing import Run, Sample, Spread, alternate, peak_of, ratio, time_of, timed, times
 from speed.training import batches, recipe, upstream_step
 
-_PEFT, _ALONE, _MAX_PREDICTORS = "plain PEFT loop, one by one", "train_adapter, one by one", "train_adapters, together"
+_PEFT, _ALONE, _TOGETHER = "plain PEFT loop, one by one", "train_adapter, one by one", "train_adapters, together"
 _IMPORTS = "import kronos_pipeline.training.trainer"
 
 
@@ -44,19 +44,19 @@ def beside_peft(
     goal: float | None,
     start: float | None = None,
 ) -> Report:
-    """Adapters per minute, each trained, chosen by one look, and written.
+    """Measure adapters per minute; each adapter is trained, evaluated once and written.
 
     Args:
-        machine: where.
-        size: of the base model.
-        adapters: how many are trained together.
-        alone: how many of them are trained one by one, which tells as much.
-        batch: windows per step of one adapter.
-        steps: of each.
-        rounds: repeats, at most.
+        machine: device of the models.
+        size: size of the base model.
+        adapters: number of adapters that train jointly.
+        alone: number of adapters that train one by one.
+        batch: windows per step of an adapter.
+        steps: steps per adapter.
+        rounds: maximum of repeats.
         within: seconds after which no further round begins.
-        goal: how many times as fast as the plain loop it is meant to be; None where nothing is promised.
-        start: seconds that a process takes to start, from `start_up`; None where that is not looked at.
+        goal: promised speed-up over the plain loop; None without a promise.
+        start: seconds to start a process, from `start_up`; None to leave the start out.
     """
     model = random_model(size, machine.device)
     settings = recipe(size, machine.device, batch, adapter="lora")
@@ -73,7 +73,7 @@ def beside_peft(
     ways = {
         _PEFT: each(lambda: plain_peft(model, few, settings, steps), alone),
         _ALONE: each(lambda: one_by_one(model, few, settings), alone),
-        _MAX_PREDICTORS: each(lambda: together(model, windows, settings), adapters),
+        _TOGETHER: each(lambda: together(model, windows, settings), adapters),
     }
     short = random_windows(settings, ["WARM", "UP"], batch)
     plain_peft(model, short, settings, 1)
@@ -92,27 +92,27 @@ def beside_peft(
     precision = pick_precision(settings.precision, machine.device, model.predictor)
     notes = [
         f"{steps} steps of {batch} windows of 95 bars each, LoRA of rank {settings.adapter_r} on the attention and "
-        f"feed-forward maps. The plain loop is in float32, takes no looks, keeps no state and checks nothing; "
-        f"the trainer takes {precision}, as `auto` does.",
+        f"feed-forward maps. The plain loop computes in float32, evaluates nothing, keeps no state and checks nothing; "
+        f"the trainer computes in {precision}, as `auto` does.",
     ]
     if start is not None:
         apart = adapters * (start + time_of(samples[_PEFT]).median)
-        in_one = start + adapters * time_of(samples[_MAX_PREDICTORS]).median
+        in_one = start + adapters * time_of(samples[_TOGETHER]).median
         notes.append(
-            f"A process that imports the trainer takes {seconds(start)} to start. A command per ticker waits for that "
-            f"{adapters} times: {seconds(apart)} with plain loops, {seconds(in_one)} in one training, "
+            f"A process that imports the trainer takes {seconds(start)} to start. A command per ticker starts "
+            f"{adapters} times: {seconds(apart)} with plain loops, {seconds(in_one)} in one joint training, "
             f"{apart / in_one:.1f} times."
         )
     columns = ("way", "each", "adapters/min", "times", "peak memory")
     what = f"{adapters} adapters of Kronos-{size}, {machine.device.type}"
-    rivals = samples[_PEFT], samples[_MAX_PREDICTORS]
+    rivals = samples[_PEFT], samples[_TOGETHER]
     found = f"{times(*rivals, 2)} times"
     goals = [] if goal is None else [Goal(what, f"{goal:g} times", found, ratio(*rivals).median >= goal)]
     return Report([Table(what, columns, rows, notes)], goals)
 
 
 def plain_peft(model: KronosModel, windows: list[WindowSet], settings: Recipe, steps: int) -> None:
-    """What a user of PEFT would write: adapter by adapter, upstream's loss, AdamW, the adapter saved."""
+    """Train adapters one by one with PEFT, upstream's loss and AdamW, as a user of PEFT would, and save each."""
     config = LoraConfig(
         r=settings.adapter_r,
         lora_alpha=int(settings.adapter_alpha),
@@ -131,12 +131,12 @@ def plain_peft(model: KronosModel, windows: list[WindowSet], settings: Recipe, s
 
 
 def one_by_one(model: KronosModel, windows: list[WindowSet], settings: Recipe) -> None:
-    """The project's trainer, a training per ticker."""
+    """Train adapters with the project's trainer, one training per ticker."""
     _in_folder(lambda folder: [_trainer(model, settings, folder).train_adapter([one], one.ticker) for one in windows])
 
 
 def together(model: KronosModel, windows: list[WindowSet], settings: Recipe) -> None:
-    """The project's trainer, one training for all."""
+    """Train adapters with the project's trainer, one joint training of all tickers."""
     jobs = [AdapterJob(name=one.ticker, windows=[one]) for one in windows]
 
     def train(folder: Path) -> None:
@@ -148,7 +148,7 @@ def together(model: KronosModel, windows: list[WindowSet], settings: Recipe) -> 
 
 
 def start_up() -> float:
-    """Seconds until a new process has imported the trainer."""
+    """Measure the seconds in which a new process imports the trainer."""
     began = time.perf_counter()
     subprocess.run([sys.executable, "-c", _IMPORTS], check=True)
     return time.perf_counter() - began

@@ -1,8 +1,8 @@
-"""Parts of a benchmark, each in a process of its own: whatever ends one part, the others are measured.
+"""Run parts of a benchmark in separate processes, so that a failed part does not stop the others.
 
-An error of a CUDA kernel leaves the whole process without its GPU, a crash or a hang leaves nothing. So the parent
-starts a child per part, waits for so long and no longer, and never touches the GPU itself. The child writes its tables
-to a file as JSON, anew with each table, so that those that it had are kept however it ends.
+After an error of a CUDA kernel a process cannot use its GPU any more, and a crash or a hang ends a process. So the
+parent starts a child per part, waits for a limited time, and never uses the GPU itself. The child rewrites a JSON file
+after each table, so finished tables survive any end of the child.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from speed.table import NOT_MEASURED, Goal, Report, Table
 
 MEASURED = "measured"
 _LENGTH = 200
-"""Characters of an error's message that fit into a table."""
+"""Maximum of characters of an error message in a table."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a part found.
+    """Result of a part.
 
     Attributes:
-        reports: in the order of measuring; fewer than all where the part did not end well.
-        end: "measured", or why there is no more.
-        code: the exit status of its process; None where it was stopped or never begun.
+        reports: in the order of measurement; incomplete if the part failed.
+        end: "measured", or the reason why reports are missing.
+        code: exit status of the process; None if the process was stopped or never started.
     """
 
     reports: Sequence[Report]
@@ -42,12 +42,12 @@ class Found:
 
 
 def run(command: Sequence[str], file: Path, limit: float) -> Found:
-    """Run a part in a process of its own, which is ended before this returns or raises.
+    """Run a part in a process of its own, and end the process before the function returns or raises.
 
     Args:
-        command: starts a process that calls `carry_out` with the same file; what it prints goes to standard error.
-        file: where the process writes what it finds.
-        limit: seconds after which it is ended.
+        command: command of a process that calls `carry_out` with the same file; its output goes to standard error.
+        file: file to which the process writes its reports.
+        limit: seconds after which the process is ended.
     """
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=2, start_new_session=True)
     try:
@@ -61,12 +61,12 @@ def run(command: Sequence[str], file: Path, limit: float) -> Found:
 
 
 def read(file: Path, end: str, code: int | None = None) -> Found:
-    """What a process has written.
+    """Read the reports that a process has written.
 
     Args:
-        file: that it wrote to; it need not be there.
-        end: what became of the process, where it did not write that itself.
-        code: its exit status.
+        file: file of the process; it may be missing.
+        end: end of the process, for a file that does not record it.
+        code: exit status of the process.
     """
     if not file.exists():
         return Found([], end, code)
@@ -79,7 +79,7 @@ def read(file: Path, end: str, code: int | None = None) -> Found:
 
 
 def carry_out(part: Callable[[], Iterable[Report]], file: Path) -> None:
-    """Measure, in the child: each report of the part goes to the file as it comes, an error to the file and to stderr.
+    """Measure a part in the child: write each report to the file, and an error to the file and to standard error.
 
     Raises:
         SystemExit: the part failed.
@@ -105,7 +105,7 @@ def carry_out(part: Callable[[], Iterable[Report]], file: Path) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process when the parent ends, even by SIGKILL: standard input is a pipe that closes then."""
+    """End this process when the parent ends, even by SIGKILL: its end closes the pipe of standard input."""
     if not stat.S_ISFIFO(os.fstat(0).st_mode):
         return
 

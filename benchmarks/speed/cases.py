@@ -1,4 +1,4 @@
-"""What is sampled, and how many times as fast as upstream it is meant to be; plain data, without torch."""
+"""Sizes of the sampling benchmarks and their goals; plain data, without torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Case:
-    """How much is sampled, and how many times as fast as upstream it is meant to be."""
+    """Size of a sampling, and `goal`, the promised speed-up over upstream."""
 
     series: int
     paths: int

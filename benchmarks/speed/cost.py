@@ -1,4 +1,4 @@
-"""What many tickers take on a machine: what one of each task takes when many are done at once, times their number."""
+"""Estimate the time of each task for many tickers: the time per item in a large batch, times the number of items."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _H100 = "NVIDIA H100 80GB HBM3"
 
 @dataclass(frozen=True)
 class Assumed:
-    """A user and the settings that cost: the pipeline's defaults for daily bars of ten years.
+    """Assumed workload: the pipeline's default settings on ten years of daily bars.
 
     Attributes:
-        tickers: how many.
-        windows: training windows of each.
-        epochs: passes over them.
-        rolls: forecasts that cover a holdout.
-        models: that are sampled on it: base and adapter.
-        paths: of a forecast.
+        tickers: number of tickers.
+        windows: training windows per ticker.
+        epochs: passes over the windows.
+        rolls: forecasts per holdout.
+        models: models that forecast the holdout: base and adapter.
+        paths: paths per forecast.
     """
 
     tickers: int = 5000
@@ -48,16 +48,16 @@ class Assumed:
 def table(
     machine: Machine, *, size: str, adapters: int, batch: int, steps: int, series: int, csv: float | None
 ) -> Table:
-    """Hours per task.
+    """Estimate the time per task from short measurements.
 
     Args:
-        machine: where.
-        size: of the base model.
-        adapters: that are trained together to see what a window takes.
-        batch: windows per step of each.
-        steps: of each.
-        series: that are sampled at once to see what a path takes.
-        csv: seconds from a CSV to stored windows; None where not measured.
+        machine: device of the models.
+        size: size of the base model.
+        adapters: number of adapters of the joint training that measures the time per window.
+        batch: windows per step of an adapter.
+        steps: steps per adapter.
+        series: number of series of the sampling that measures the time per path.
+        csv: seconds from a CSV to stored windows; None if not measured.
     """
     user = Assumed()
     adapter, window = _training(machine, size, adapters, batch, steps)
@@ -81,19 +81,19 @@ def table(
         f"{user.tickers:,} tickers of 2,500 daily bars; {user.windows:,} training windows of 95 bars each, stride 1, "
         f"{user.epochs} epochs, LoRA on attention and feed-forward; {user.rolls} roll of 30 bars, {user.paths} paths, "
         f"base and adapter. Times of a window and of an adapter are from {adapters} adapters trained together, {steps} "
-        f"and {2 * steps} steps of {batch} windows each; a path's is from {series} tickers at once. Every line is "
-        "proportional to how many."
+        f"and {2 * steps} steps of {batch} windows each; the time of a path is from {series} tickers at once. The "
+        "total of a line is proportional to its number of items."
     ]
-    title = f"What {user.tickers:,} tickers take with Kronos-{size} on {machine.name}"
+    title = f"Time for {user.tickers:,} tickers with Kronos-{size} on {machine.name}"
     return Table(title, ("task", "how many", "each", "all"), cells, notes)
 
 
 def on_paper(size: str, *, share: float = 0.2) -> Table:
-    """The same tasks on a GPU that nobody ran: operations and bytes by formula, at the limits of its data sheet.
+    """Compute the time of the same tasks on an H100 from operations, bytes and the limits of its data sheet.
 
     Args:
-        size: of the base model.
-        share: of those limits that is assumed to be reached.
+        size: size of the base model.
+        share: assumed share of the limits that a program reaches.
     """
     user, pair, rows, together = Assumed(), PAIRS[size], [], 128
     sheet = peaks(_H100)
@@ -120,20 +120,17 @@ def on_paper(size: str, *, share: float = 0.2) -> Table:
         )
     columns = ("task", "operations", "bytes", "at the limits", f"at {percent(share)} of them", "price")
     notes = [
-        f"Not measured. The limits are a data sheet's: {sheet.flops['bf16'] / 1e12:.0f} TFLOP/s in bf16, "
-        f"{sheet.bandwidth / 1e12:.2f} TB/s. That {percent(share)} of them is reached is an assumption; so are "
-        f"{batch} windows to a step of all adapters together, and {together} tickers to a sampling. p is the price of "
-        "an hour."
+        f"Not measured. The limits are from the data sheet: {sheet.flops['bf16'] / 1e12:.0f} TFLOP/s in bf16, "
+        f"{sheet.bandwidth / 1e12:.2f} TB/s. Assumptions: programs reach {percent(share)} of the limits, a step of all "
+        f"adapters has {batch} windows, and a sampling has {together} tickers. p is the price of an hour."
     ]
-    return Table(
-        f"What {user.tickers:,} tickers would take with Kronos-{size} on an H100, by formula", columns, rows, notes
-    )
+    return Table(f"Time for {user.tickers:,} tickers with Kronos-{size} on an H100, by formula", columns, rows, notes)
 
 
 def _training(machine: Machine, size: str, adapters: int, batch: int, steps: int) -> tuple[float | None, float | None]:
-    """Seconds of an adapter whatever its windows, and of a window: from so many steps and twice as many.
+    """Measure the fixed seconds of an adapter and the seconds per window, from trainings of n and 2n steps.
 
-    None for both where twice the steps took no longer: then the times say nothing.
+    Return None for both if 2n steps took no longer than n: such times are too noisy.
     """
     model = random_model(size, machine.device)
     settings = recipe(size, machine.device, batch, adapter="lora")

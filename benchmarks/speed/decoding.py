@@ -1,4 +1,4 @@
-"""Sampling beside upstream's `predict_batch`, and many tickers in one call beside one call each."""
+"""Time sampling beside upstream's `predict_batch`, and one call for many tickers beside one call per ticker."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from speed.work import REACHED, cached_sampling, floor, reached, repeated_sampli
 SAMPLING: dict[str, Any] = {"temperature": 1.0, "top_p": 0.9, "seed": 0}
 _UPSTREAM, _SWITCHED, _PATHS, _HALF = "upstream", "KronosPredictor", "sample_paths", "sample_paths, bf16"
 _BOUND = 0.8
-"""Share of the memory's speed at which a goal counts as reached on a CPU, whatever the ratio."""
+"""Share of the memory bandwidth that reaches a goal on a CPU, whatever the ratio."""
 
 
 def rivals(model: KronosModel, series: Series, paths: int) -> dict[str, Callable[[], object]]:
-    """The ways to sample, upstream's first; each gives as many futures."""
+    """Return the ways to sample, upstream's first; all return the same number of paths."""
     past, ahead = series.stamps
     frames, horizon = series.frames, series.horizon
 
@@ -50,13 +50,13 @@ def rivals(model: KronosModel, series: Series, paths: int) -> dict[str, Callable
 
 
 def beside_upstream(machine: Machine, *, size: str, cases: Sequence[Case], rounds: int, within: float) -> Report:
-    """Each case in each way.
+    """Measure each case in each way.
 
     Args:
-        machine: where, and its limits.
-        size: of the model.
-        cases: what is sampled.
-        rounds: repeats of each way, at most.
+        machine: device of the model, and its limits.
+        size: size of the model.
+        cases: sizes of the samplings.
+        rounds: maximum of repeats of each way.
         within: seconds for all cases together, after which no further round begins.
     """
     model = random_model(size, machine.device)
@@ -72,11 +72,11 @@ def beside_upstream(machine: Machine, *, size: str, cases: Sequence[Case], round
         goals.append(_goal(machine, size, case, samples))
     columns = ("series x paths, bars", "way", "time", "times", *REACHED, "of the limit", "peak memory")
     notes = [
-        "times: upstream's time by the way's own, round by round; median and range. GFLOP/s and GB/s: what the way has "
-        "to compute and to read by formula, weights and cached keys and values, in the time that it took, and its "
-        "share of what this machine was measured to do, and of the data sheet's peak where the card is known. of the "
-        "limit: the least time that this machine can take for the same with a cache, by the time taken. peak memory: "
-        "above what was held before the call.",
+        "times: upstream's time divided by the way's time, round by round; median and range. GFLOP/s and GB/s: "
+        "operations and bytes (weights, cached keys and values) by formula, divided by the time. Shares are of the "
+        "machine's measured limits, and of the data sheet's peak if the card is known. of the limit: the shortest "
+        "possible time of a cached sampling on this machine, divided by the time. peak memory: above the memory held "
+        "before the call.",
     ]
     title = f"Sampling with Kronos-{size}, {machine.device.type}, top-p {SAMPLING['top_p']}"
     return Report([Table(title, columns, rows, notes)], goals)
@@ -99,7 +99,7 @@ def _row(machine: Machine, size: str, case: Case, name: str, samples: dict[str, 
 
 
 def _goal(machine: Machine, size: str, case: Case, samples: dict[str, list[Sample]]) -> Goal:
-    """By the drop-in's default on a CPU, and by what `auto` samples in on CUDA."""
+    """Judge the goal by `KronosPredictor`'s default on a CPU, and by bf16, the choice of `auto`, on CUDA."""
     cuda = machine.device.type == "cuda"
     taken = samples[_HALF if cuda else _SWITCHED]
     faster = ratio(samples[_UPSTREAM], taken)
@@ -115,7 +115,7 @@ def _goal(machine: Machine, size: str, case: Case, samples: dict[str, list[Sampl
 def many_tickers(
     machine: Machine, *, size: str, tickers: int, paths: int, bars: int, horizon: int, rounds: int
 ) -> Report:
-    """Forecasts of many tickers, each with an adapter of its own: a call each, and all in one, as evaluations do."""
+    """Time the forecasts of many tickers, each with its own adapter: one call per ticker, and one call for all."""
     series = random_series(tickers, bars, horizon)
     past, ahead = series.stamps
     models = adapted(random_model(size, machine.device), tickers)

@@ -1,6 +1,6 @@
-"""The parts that are commands of their own: `benchmarks/data.py` and `benchmarks/startup.py`.
+"""The parts that are separate commands too: `benchmarks/data.py` and `benchmarks/startup.py`.
 
-Each has `report(quick: bool) -> Report`, with a `Table` or more from `speed.table` and the goals that it checks.
+Each has a function `report(quick: bool) -> Report`, which returns tables and the goals that it checks.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from speed.table import Report
 
 
 def data(_: Machine, quick: bool, __: Path | None) -> Report:
-    """From CSVs to stored bars and windows, by stage."""
+    """Measure the ingestion of CSVs by stage."""
     from data import report
 
     return report(quick)
 
 
 def start_up(_: Machine, quick: bool, __: Path | None) -> Report:
-    """What a user waits for before anything begins, by stage."""
+    """Measure the start-up of commands and of a training, by stage."""
     from startup import report
 
     return report(quick)

@@ -1,4 +1,4 @@
-"""How cost grows: sampling with paths, tickers, lookback and model size; training with model size; CSVs with bars."""
+"""Measure scaling: sampling over paths, tickers, lookback and model size; training over model size; CSVs over bars."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from speed.training import recipe, trainer_run
 
 @dataclass(frozen=True)
 class Growth:
-    """Seconds over what grows, all else alike.
+    """Seconds of a task over the values of one quantity.
 
     Attributes:
-        what: is done.
-        grows: the name of what grows.
-        at: its values.
-        taken: seconds at each, median and range.
-        labels: names of the values, where they have one.
+        what: the task.
+        grows: name of the quantity.
+        at: values of the quantity.
+        taken: seconds at each value, median and range.
+        labels: names of the values, or empty.
     """
 
     what: str
@@ -44,12 +44,12 @@ class Growth:
 
 
 def growths(device: torch.device, *, size: str, quick: bool, rounds: int) -> list[Growth]:
-    """Measure all of them.
+    """Measure all growths.
 
     Args:
-        device: where the models are.
-        size: of the model where it is not what grows.
-        quick: few and small.
+        device: device of the models.
+        size: size of the model where another quantity grows.
+        quick: measure few and small values.
         rounds: repeats of each point.
     """
     few = (lambda values: values[:2]) if quick else (lambda values: values)
@@ -100,7 +100,10 @@ def growths(device: torch.device, *, size: str, quick: bool, rounds: int) -> lis
 
 
 def table(found: Sequence[Growth]) -> Table:
-    """A row per point; the last column is the exponent of growth since the point before: 1 is proportional."""
+    """Return a table with a row per point; its last column is the exponent of growth since the point before.
+
+    An exponent of 1 is growth in proportion.
+    """
     rows = []
     for growth in found:
         for place, (at, taken) in enumerate(zip(growth.at, growth.taken, strict=True)):
@@ -108,11 +111,11 @@ def table(found: Sequence[Growth]) -> Table:
             rows.append(
                 [growth.what, f"{number(at)} {growth.grows}{label}", taken.text(seconds), _exponent(growth, place)]
             )
-    return Table("How cost grows", ("what", "of", "seconds", "exponent since the row above"), rows)
+    return Table("How cost grows", ("task", "size", "seconds", "exponent since the row above"), rows)
 
 
 def plot(found: Sequence[Growth], path: Path) -> None:
-    """A panel for each, both axes logarithmic, and a line of proportional growth to compare with."""
+    """Draw a panel per growth with logarithmic axes and a line of proportional growth."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
 
@@ -167,7 +170,7 @@ def _reading(bars: Sequence[int], tickers: Sequence[int], rounds: int) -> list[G
 
 
 def read(tickers: int, bars: int, rounds: int) -> Spread:
-    """Seconds from a folder of simulated CSVs to stored bars and windows, each time into a new folder."""
+    """Measure the seconds from a folder of simulated CSVs to stored bars and windows, each round in a new folder."""
     taken = []
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"

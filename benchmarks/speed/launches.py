@@ -1,13 +1,13 @@
-"""Launches of a training step and of a sampled bar, and the time that the device waits between them.
+"""Count the launches of a training step and of a sampled bar, and measure the idle time of the device between kernels.
 
-A GPU that works a kernel off in less time than Python takes to ask for the next is idle in between; then fewer
-launches are what makes it faster, and not faster kernels. Two counts, which tell different things:
+A GPU that runs a kernel faster than Python launches the next is idle in between. Then fewer launches save time, and
+faster kernels do not. There are two counts:
 
-- operations: torch's own on the device, counted as they are called. It can be told anywhere, and a replayed CUDA graph
-  counts as none. An operation may start several kernels.
-- kernels, with the times of each, and the host's calls that start them, by CUDA's profiler.
+- operations: PyTorch operations on the device, counted when they are called, on any device. A replayed CUDA graph
+  counts as none, and an operation may start several kernels.
+- kernels with their times, and the host's calls that launch them, by CUDA's profiler.
 
-What is told of a step is the difference of a run of 2n steps and one of n, so that start and end do not count.
+The figures of a step are the difference of a run of 2n steps and a run of n steps, so start and end do not count.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ from speed.table import NOT_MEASURED, Report, Table, number, percent, seconds
 from speed.timing import wait
 
 _PAUSE = 0.01
-"""Seconds between kernels from which on it is no gap between launches: a file is written, a training begins."""
+"""Seconds between kernels from which on a gap is a pause, for example while a file is written or a training begins."""
 _LAUNCH = re.compile("Launch|Memcpy|Memset")
 _NO_KERNEL = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "lift_fresh"}
 Runs = Callable[[int], Callable[[], object]]
-"""A run of so many steps, ready to be called."""
+"""Return a function that runs a number of steps."""
 
 
 @dataclass(frozen=True)
 class Gaps:
-    """Work of a device as kernels and gaps.
+    """Kernels and gaps of a device.
 
     Attributes:
-        kernels: how many.
-        busy: seconds in which one ran at least.
-        idle: seconds between them, pauses left out.
-        median: seconds from a kernel to the next.
+        kernels: number of kernels.
+        busy: seconds with at least one kernel at work.
+        idle: seconds between kernels, without pauses.
+        median: median seconds from a kernel to the next.
     """
 
     kernels: int
@@ -62,10 +62,10 @@ class Gaps:
 
 
 def gaps(spans: Sequence[tuple[float, float]], pause: float = _PAUSE) -> Gaps:
-    """The gaps between kernels.
+    """Compute the gaps between kernels.
 
     Args:
-        spans: start and duration of each in seconds, in any order; kernels that overlap have a gap of 0.
+        spans: start and duration of each kernel in seconds, in any order; kernels that overlap have a gap of 0.
         pause: seconds from which on a gap is left out.
     """
     busy, end, between = 0.0, float("-inf"), []
@@ -79,7 +79,7 @@ def gaps(spans: Sequence[tuple[float, float]], pause: float = _PAUSE) -> Gaps:
 
 
 class _Operations(TorchDispatchMode):
-    """Counts the operations that work on tensors of a device; views and bare allocations are none."""
+    """Counter of operations on tensors of a device; views and bare allocations do not count."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
@@ -94,14 +94,14 @@ class _Operations(TorchDispatchMode):
 
 
 def operations(run: Callable[[], object], device: torch.device) -> int:
-    """How many operations a call starts on a device, those of its backward passes included."""
+    """Count the operations that a call starts on a device, backward passes included."""
     with _Operations(device) as counted:
         run()
     return counted.count
 
 
 def profiled(run: Callable[[], object], device: torch.device) -> tuple[Gaps, int] | None:
-    """The kernels of a call and the host's calls that started them; None where the profiler does not see the device."""
+    """Profile the kernels of a call and count the host's launches; None if the profiler cannot see the device."""
     if device.type != "cuda" or ProfilerActivity.CUDA not in supported_activities():
         return None
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
@@ -118,13 +118,13 @@ def profiled(run: Callable[[], object], device: torch.device) -> tuple[Gaps, int
 
 
 def row(name: str, runs: Runs, steps: int, device: torch.device) -> list[str]:
-    """The cells of a way: operations, kernels, launches and gaps of a step.
+    """Return the cells of a way: operations, kernels, launches and gaps of a step.
 
     Args:
-        name: of the way.
-        runs: gives a run of so many steps.
-        steps: of the shorter run; the longer has twice as many.
-        device: where.
+        name: name of the way.
+        runs: returns a run of a number of steps.
+        steps: steps of the shorter run; the longer run has twice as many.
+        device: device of the run.
     """
     runs(steps)()
     less, more = (operations(runs(count), device) for count in (steps, 2 * steps))
@@ -145,26 +145,26 @@ def row(name: str, runs: Runs, steps: int, device: torch.device) -> list[str]:
 
 _COLUMNS = ("operations", "kernels", "launches", "median gap", "gaps", "device busy")
 _NOTE = (
-    "operations: torch's, on the device. kernels: with copies, launches: the host's calls that start them, a graph's "
-    f"replay being one; median gap: from the end of a kernel to the next; gaps: their sum, without those above "
-    f"{1e3 * _PAUSE:.0f} ms; device busy: share of the time with a kernel at work, gaps being the rest. From a run of "
-    "{short} and one of {long}, under the profiler, which slows the host."
+    "operations: PyTorch operations on the device. kernels: kernels and copies. launches: the host's calls that start "
+    "them; the replay of a graph is one call. median gap: from the end of a kernel to the next. gaps: the sum of the "
+    f"gaps below {1e3 * _PAUSE:.0f} ms. device busy: share of the time with a kernel at work; gaps are the rest. "
+    "Measured by runs of {short} and {long}, under the profiler, which slows the host."
 )
 
 
 def reports(
     machine: Machine, *, size: str, case: Case, batch: int, jobs: int, rows: int, steps: int
 ) -> Iterator[Report]:
-    """Launches of sampling, then of training: upstream's way and ours.
+    """Measure the launches of sampling and of training, by upstream and by the project.
 
     Args:
-        machine: where.
-        size: of the model.
-        case: what is sampled; its horizon is the shorter run's.
+        machine: device of the model.
+        size: size of the model.
+        case: size of the sampling; its horizon is the length of the shorter run.
         batch: windows per step of a full fine-tune.
-        jobs: adapters that are trained together.
-        rows: windows per step of each.
-        steps: of the shorter run of a training.
+        jobs: number of adapters that train jointly.
+        rows: windows per step of an adapter.
+        steps: steps of the shorter training run.
     """
     device, kind = machine.device, machine.device.type
     title = f"Launches of a bar: sampling {case.name}, Kronos-{size}, {kind}"

@@ -1,4 +1,4 @@
-"""What a machine can do at most, measured, and what it is."""
+"""Measure the limits of a machine, and describe it."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Machine:
     """A device and its limits.
 
     Attributes:
-        device: where the models are.
-        name: of the processor, no host's.
-        bandwidth: bytes a second that it reads from its memory.
-        flops: floating-point operations a second in large matrix products, by number format; a multiply-add is two.
+        device: device of the models.
+        name: name of the processor, without the host's name.
+        bandwidth: bytes per second that the device reads from its memory.
+        flops: floating-point operations per second in large matrix products, by number format; a multiply-add is two.
 
-    A limit is NaN where it was not measured, and so is what is computed from it.
+    A limit that was not measured is NaN.
     """
 
     device: torch.device
@@ -44,11 +44,11 @@ class Machine:
 
 
 def measure(device: torch.device, *, quick: bool = False) -> Machine:
-    """Measure a device: the best of several tries, as a limit should be."""
+    """Measure the limits of a device, each as the best of several tries."""
     large = device.type == "cuda"
     elements, size = (2**28, 8192) if large else (2**26, 2048)
     if quick:
-        elements, size = 2**25, 512  # still more than a processor's cache
+        elements, size = 2**25, 512  # still larger than a processor's cache
     numbers = torch.ones(elements, device=device)
     bandwidth = 4 * elements / _best(lambda: numbers.sum(), device)
     flops = {}
@@ -68,14 +68,14 @@ def save(machine: Machine, file: Path) -> None:
 
 
 def load(file: Path, device: torch.device) -> Machine:
-    """The limits of `save`; NaN where there is no such file, since they could not be measured."""
+    """Read the limits that `save` wrote; without the file they are NaN, since they could not be measured."""
     if file.exists():
         return Machine(device, **json.loads(file.read_text()))
     return Machine(device, processor(device), float("nan"), dict.fromkeys(_FORMATS, float("nan")))
 
 
 def limits(machine: Machine) -> Table:
-    """The measured limits, beside those of the card's data sheet where it is known, and what they were measured on."""
+    """Return a table of the measured limits, beside the data sheet's if the card is known; the note is the machine."""
     sheet = peaks(machine.name)
     found = [("memory, read", machine.bandwidth, "GB/s", None if sheet is None else sheet.bandwidth)]
     for kind, value in machine.flops.items():
@@ -92,11 +92,11 @@ def limits(machine: Machine) -> Table:
     notes = [on + load]
     if machine.device.type == "cuda":
         notes.append(f"{', '.join(_cuda(machine.device))}.")
-    return Table("What the machine can do, measured in this run", columns, rows, notes)
+    return Table("Limits of the machine, measured in this run", columns, rows, notes)
 
 
 def processor(device: torch.device) -> str:
-    """The processor's name and how much of it is used."""
+    """Return the processor's name, and the number of threads and cores of a CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
@@ -116,7 +116,7 @@ def _version(package: str) -> str | None:
 
 
 def _cuda(device: torch.device) -> Iterator[str]:
-    """What is known of a GPU: CUDA, memory, processors; driver, power limit and clock where nvidia-smi tells them."""
+    """Describe a GPU: CUDA version, memory, multiprocessors, and driver, power limit and clock from nvidia-smi."""
     card = torch.cuda.get_device_properties(device)
     yield f"CUDA {torch.version.cuda}"
     yield f"{card.total_memory / 2**30:.0f} GiB"
@@ -139,7 +139,7 @@ def _cuda(device: torch.device) -> Iterator[str]:
 
 @contextmanager
 def _tensor_cores(precision: str) -> Iterator[None]:
-    """How exactly float32 is multiplied inside the block: "highest", or "high" for TF32."""
+    """Set the precision of float32 matrix products inside the block: "highest", or "high" for TF32."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
@@ -161,7 +161,7 @@ def _best(function: Callable[[], object], device: torch.device, tries: int = 7) 
 
 
 def _packed_product(square: torch.Tensor) -> Callable[[], object] | None:
-    """The product by oneDNN on packed weights, which can be twice as fast as the default one; None without it."""
+    """Return oneDNN's product on packed weights, up to twice as fast as the default product; None without oneDNN."""
     try:
         packed = torch.ops.mkldnn._reorder_linear_weight(square, len(square))
         torch.ops.mkldnn._linear_pointwise(square, packed, None, "none", [], "")

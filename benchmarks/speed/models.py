@@ -1,4 +1,4 @@
-"""Models of the published sizes with random weights, and simulated series to feed them: speed needs no more."""
+"""Models of the published sizes with random weights, and simulated series as their input."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from kronos_pipeline.model.upstream import Kronos, KronosTokenizer
 
 @dataclass(frozen=True)
 class Size:
-    """The numbers of a `config.json` that cost time: of a predictor, or of a tokenizer."""
+    """The entries of a `config.json` that determine speed, for a predictor or a tokenizer."""
 
     layers: int
     width: int
@@ -34,7 +34,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Pair:
-    """A predictor's size, its tokenizer's, the bars that it attends to, and the name that the project knows it by."""
+    """Sizes of a predictor and its tokenizer, the context length in bars, and the project's name of the model."""
 
     predictor: Size
     tokenizer: Size
@@ -49,11 +49,11 @@ PAIRS = {
     "small": Pair(Size(8, 512, 8, 1024), _TOKENIZER, 512, "NeoQuasar/Kronos-small"),
     "base": Pair(Size(12, 832, 16, 2048), _TOKENIZER, 512, "NeoQuasar/Kronos-base"),
 }
-"""As the published `config.json` have them; nano's context is 512 bars here, so that sizes compare."""
+"""Sizes of the published `config.json`; nano's context is 512 bars here, so that sizes compare."""
 
 
 def random_model(size: str, device: torch.device, *, seed: int = 0) -> KronosModel:
-    """A base model of that size with random weights and the published dropout, in eval mode."""
+    """Build a base model of a size with random weights and the published dropout, in eval mode."""
     pair = PAIRS[size]
     torch.manual_seed(seed)
     predictor = Kronos(
@@ -90,7 +90,7 @@ def random_model(size: str, device: torch.device, *, seed: int = 0) -> KronosMod
 
 
 def adapted(base: KronosModel, adapters: int) -> list[KronosModel]:
-    """The base with so many adapters, one on each copy of it, their matrices random so that they count."""
+    """Return copies of the base model with a LoRA adapter each, with random matrices."""
     defaults = Recipe()
     models = []
     for number in range(adapters):
@@ -121,7 +121,7 @@ def _shared(size: Size) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Series:
-    """Bars to forecast from: (series, bars, 6) in the file's units, with the times of past and future bars."""
+    """Input of a forecast: history (series, bars, 6) in the units of a CSV, and the times of past and future bars."""
 
     history: np.ndarray
     times: pd.DatetimeIndex
@@ -129,30 +129,30 @@ class Series:
 
     @property
     def stamps(self) -> tuple[np.ndarray, np.ndarray]:
-        """Time features of past and future bars, (series, bars, 5) and (series, horizon, 5)."""
+        """Return the time features of past and future bars, (series, bars, 5) and (series, horizon, 5)."""
         features = np.repeat(stamp_features(self.times)[None], len(self.history), axis=0)
         return features[:, : -self.horizon], features[:, -self.horizon :]
 
     @property
     def frames(self) -> tuple[list[pd.DataFrame], list[pd.Series], list[pd.Series]]:
-        """The same as upstream's `predict_batch` takes them: frames, past times and future times."""
+        """Return the arguments of upstream's `predict_batch`: frames, past times and future times."""
         frames = [pd.DataFrame(one, columns=list(FEATURES)) for one in self.history]
         past, ahead = pd.Series(self.times[: -self.horizon]), pd.Series(self.times[-self.horizon :])
         return frames, [past] * len(frames), [ahead] * len(frames)
 
 
 def random_series(series: int, bars: int, horizon: int, *, seed: int = 0) -> Series:
-    """Simulated daily bars."""
+    """Simulate series of daily bars."""
     tickers = [simulate_ticker([seed, number], bars + horizon) for number in range(series)]
     return Series(np.stack([ticker.values[:bars] for ticker in tickers]), tickers[0].timestamps, horizon)
 
 
 def random_windows(recipe: Recipe, tickers: Sequence[str], windows: int) -> list[WindowSet]:
-    """Windows of simulated tickers, each with that many for training and few to choose by.
+    """Build windows of simulated tickers: a given number for training and few in the selection block.
 
     Args:
-        recipe: lookback, horizon, validation_bars and selection_bars are used.
-        tickers: their names.
+        recipe: sets lookback, horizon, validation_bars and selection_bars.
+        tickers: names of the tickers.
         windows: training windows per ticker.
     """
     bars = recipe.lookback + recipe.horizon + windows + recipe.selection_bars + recipe.validation_bars

@@ -1,6 +1,7 @@
-"""The parts of the GPU benchmark and their sizes; each imports what it needs, so that a missing package costs one part.
+"""The parts of the GPU benchmark and their sizes.
 
-Those with a goal come first, where the time is up before the end.
+Each part has its own imports, so that a missing package fails one part alone. Parts with a goal come first, in case the
+time is up before the end.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ GOALS = (
 
 @dataclass(frozen=True)
 class Part:
-    """What is measured in a process of its own.
+    """A part of the benchmark, measured in a process of its own.
 
     Attributes:
-        measure: gives the reports as they come; `quick` takes a tiny model and few repeats.
-        limit: seconds after which the process is ended; about twice what an H100 should take.
+        measure: yields reports; with its flag `quick`, of a tiny model and few repeats.
+        limit: seconds after which the process is ended; about twice the expected time on an H100.
     """
 
     measure: Callable[[Machine, bool], Iterator[Report]]
@@ -106,7 +107,7 @@ def _machine(machine: Machine, _: bool) -> Iterator[Report]:
 
 
 MACHINE = "machine"
-"""The part that measures the limits, which the others read."""
+"""The part that measures the limits; the other parts read them."""
 PARTS = {
     MACHINE: Part(_machine, 45),
     "sampling": Part(_sampling, 130),

@@ -1,4 +1,4 @@
-"""Where the time of a sampling and of a training step goes, operation by operation."""
+"""Profile a sampling and a training step by operation."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _ROWS = 10
 
 
 def of_sampling(device: torch.device, *, size: str, case: Case) -> Table:
-    """Operations of `sample_paths` by the time that they take themselves, without those that they call."""
+    """Profile `sample_paths`: operations by their own time, without the operations that they call."""
     model, series = random_model(size, device), random_series(case.series, case.bars, case.horizon)
     past, ahead = series.stamps
     return _table(
-        f"Where a sampling goes: Kronos-{size}, {case.name}, {device.type}",
+        f"Time of a sampling by operation: Kronos-{size}, {case.name}, {device.type}",
         lambda: sample_paths(model, series.history, past, ahead, paths=case.paths, **SAMPLING),
         device,
     )
 
 
 def of_training(device: torch.device, *, size: str, batch: int) -> Table:
-    """The same of a forward and backward pass of the trainer's loss, in the number format that `auto` takes."""
+    """Profile a forward and backward pass of the trainer's loss, in the number format of `auto`."""
     model = random_model(size, device)
     settings = recipe(size, device, batch)
     tokens = next(batches(random_windows(settings, ["SIM"], batch), model, batch))
@@ -42,8 +42,8 @@ def of_training(device: torch.device, *, size: str, batch: int) -> Table:
             loss = objective(**tokens)
         loss.backward()
 
-    title = f"Where a training step goes: Kronos-{size}, {batch} windows of 95 bars, {device.type}, {precision}"
-    return _table(title, step, device)
+    what = f"Kronos-{size}, {batch} windows of 95 bars, {device.type}, {precision}"
+    return _table(f"Time of a training step by operation: {what}", step, device)
 
 
 def _table(title: str, run: Callable[[], object], device: torch.device) -> Table:
@@ -62,6 +62,7 @@ def _table(title: str, run: Callable[[], object], device: torch.device) -> Table
     rows = [[event.key[:60], f"{event.count:,}", seconds(own(event)), percent(own(event) / whole)] for event in events]
     where = "on the device" if on_device else "on the processor"
     notes = [
-        f"{seconds(whole)} {where} under the profiler, which slows short operations; {len(events) - _ROWS} kinds more."
+        f"In all {seconds(whole)} {where} under the profiler, which slows short operations; "
+        f"{len(events) - _ROWS} more kinds of operations are left out."
     ]
     return Table(title, ("operation", "calls", "own time", "share"), rows[:_ROWS], notes)

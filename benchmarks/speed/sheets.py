@@ -1,7 +1,7 @@
-"""What NVIDIA's data sheets promise of a card at most.
+"""Peak performance of NVIDIA cards by their data sheets.
 
-Matrix products without sparsity, sums in float32, at the boost clock: "fp32" is without tensor cores, the others are
-with them. Where a sheet gives a figure with sparsity alone, it is twice that without. Sources: NVIDIA's data sheets
+Figures are for matrix products without sparsity, with float32 accumulation, at the boost clock: "fp32" without tensor
+cores, the other formats with them. A sheet's figure with sparsity is halved. Sources: NVIDIA's data sheets
 "H100 Tensor Core GPU", "H200 Tensor Core GPU", "A100 Tensor Core GPU", "L40S GPU", "L4 Tensor Core GPU", "A10 Tensor
 Core GPU", "T4 Tensor Core GPU", "V100 Tensor Core GPU" and "V100S"; for GeForce the appendices of the white papers
 "Ampere GA102 GPU Architecture", "Ada GPU Architecture" and "RTX Blackwell GPU Architecture". A card of the same name
@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Peaks:
-    """A card's limits by its data sheet.
+    """Limits of a card by its data sheet.
 
     Attributes:
-        bandwidth: bytes a second of its memory.
-        flops: floating-point operations a second by number format; a format that the card lacks is not there.
+        bandwidth: bytes per second of its memory.
+        flops: floating-point operations per second by number format, for the formats that the card has.
     """
 
     bandwidth: float
@@ -27,12 +27,12 @@ class Peaks:
 
 
 def peaks(name: str) -> Peaks | None:
-    """The peaks of a card by the name that torch gives it; None of an unknown card, of a slice of a card (MIG) too."""
+    """Return the peaks of a card by torch's name of it; None for an unknown card and for a slice of a card (MIG)."""
     return _SHEETS.get(name.removeprefix("NVIDIA ").removeprefix("Tesla "))
 
 
 def _peaks(gigabytes: float, fp32: float, tf32: float | None, fp16: float, bf16: float | None) -> Peaks:
-    """From GB/s and TFLOP/s."""
+    """Convert GB/s and TFLOP/s to `Peaks`."""
     formats = {"fp32": fp32, "tf32": tf32, "fp16": fp16, "bf16": bf16}
     return Peaks(1e9 * gigabytes, {name: 1e12 * value for name, value in formats.items() if value is not None})
 

@@ -1,4 +1,4 @@
-"""Tables that read alike in a terminal and in Markdown, and their places in a document."""
+"""Tables in Markdown that read well in a terminal, and their places in a document."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NOT_MEASURED = "not measured"
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; the first column names the row. `notes` follow below, a sentence or two each."""
+    """A table of text cells; the first column names the row. `notes` are paragraphs below the table."""
 
     title: str
     columns: Sequence[str]
@@ -21,7 +21,7 @@ class Table:
     notes: Sequence[str] = ()
 
     def text(self) -> str:
-        """The table in Markdown, its columns padded to line up."""
+        """Return the table in Markdown, with columns padded to line up."""
         widths = [max(len(cell) for cell in column) for column in zip(self.columns, *self.rows, strict=True)]
         rule = ["-" * max(3, width) for width in widths]
         lines = [
@@ -33,7 +33,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Goal:
-    """What is promised, and what came of it; `reached` is None where it was not measured."""
+    """A promised figure and the measured figure; `reached` is None if it was not measured."""
 
     what: str
     wanted: str
@@ -43,18 +43,18 @@ class Goal:
 
 @dataclass(frozen=True)
 class Report:
-    """What one part of a benchmark found."""
+    """Tables and goals of one part of a benchmark."""
 
     tables: Sequence[Table]
     goals: Sequence[Goal] = ()
 
     def text(self) -> str:
-        """All of its tables."""
+        """Return all tables in Markdown."""
         return "\n".join(table.text() for table in self.tables)
 
 
 def joined(reports: Sequence[Report]) -> Report:
-    """Reports as one: tables of one title that follow each other become one table, with the notes of the first."""
+    """Join reports; consecutive tables with the same title become one table, with the notes of the first."""
     tables: list[Table] = []
     for table in (table for report in reports for table in report.tables):
         if tables and tables[-1].title == table.title:
@@ -65,17 +65,20 @@ def joined(reports: Sequence[Report]) -> Report:
 
 
 def goal_table(goals: Sequence[Goal]) -> Table:
-    """A row per goal."""
+    """Return a table with a row per goal."""
     words = {True: "yes", False: "no", None: NOT_MEASURED}
     rows = [[goal.what, goal.wanted, goal.found, words[goal.reached]] for goal in goals]
     return Table("Goals", ("goal", "wanted", "found", "reached"), rows)
 
 
 def place(path: Path, section: str) -> tuple[str, str]:
-    """The text of a Markdown file up to `<!-- section -->`, and from `<!-- /section -->` on, both with these lines.
+    """Split a Markdown file at a section.
+
+    Returns:
+        The text up to `<!-- section -->`, and the text from `<!-- /section -->` on, both with these markers.
 
     Raises:
-        ValueError: the file has no such place.
+        ValueError: the file lacks the markers.
     """
     text = path.read_text(encoding="utf-8")
     first, last = f"<!-- {section} -->", f"<!-- /{section} -->"
@@ -86,10 +89,10 @@ def place(path: Path, section: str) -> tuple[str, str]:
 
 
 def put(path: Path, section: str, content: str) -> None:
-    """Replace what stands between `<!-- section -->` and `<!-- /section -->` in a Markdown file, in one go.
+    """Replace the text between `<!-- section -->` and `<!-- /section -->` in a Markdown file, atomically.
 
     Raises:
-        ValueError: the file has no such place.
+        ValueError: the file lacks the markers.
     """
     before, after = place(path, section)
     new = path.with_name(f".{path.name}.new")
@@ -98,31 +101,31 @@ def put(path: Path, section: str, content: str) -> None:
 
 
 def seconds(value: float) -> str:
-    """A time in the unit that suits it."""
+    """Format seconds as s or ms."""
     if value >= 100:
         return f"{value:.0f} s"
     return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.3g} ms"
 
 
 def duration(value: float) -> str:
-    """Seconds in the unit that people plan by."""
+    """Format seconds as s, min or h."""
     if value < 60:
         return f"{value:.2g} s"
     return f"{value / 60:.0f} min" if value < 3600 else f"{number(value / 3600)} h"
 
 
 def number(value: float) -> str:
-    """Three digits that count, thousands with commas."""
+    """Format a number with three significant digits, and thousands with commas."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def percent(value: float) -> str:
-    """A share as a percentage, with two digits below 1 %; NaN is a share of what was not measured."""
+    """Format a share as a percentage, with two digits below 1 %, and NaN as "not measured"."""
     if math.isnan(value):
         return NOT_MEASURED
     return f"{100 * value:.2g} %" if 0 < value < 0.01 else f"{100 * value:.0f} %"
 
 
 def megabytes(value: float | None) -> str:
-    """Bytes in MB of 10^6, or that they were not measured."""
+    """Format bytes in MB of 10^6, and None as "not measured"."""
     return NOT_MEASURED if value is None else f"{value / 1e6:,.0f} MB"

@@ -1,6 +1,6 @@
-"""Times of rivals taken in turns, their ratios with spread, and the memory that each one takes at its peak.
+"""Time rivals in turns, and compute their ratios with spread and their peak memory.
 
-Rivals run A B A B, so what slows the machine for a while slows both, and each round gives a ratio of its own.
+Rivals run A B A B: a slow phase of the machine slows both, and each round gives its own ratio.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import torch
 
 @dataclass(frozen=True)
 class Sample:
-    """One run.
+    """Measurement of one run.
 
     Attributes:
-        seconds: by the wall clock, or of whatever the run says it measures.
-        peak: bytes above those held before it, at most at once; None where the system does not tell.
+        seconds: wall-clock seconds of the run, or of the part that the run measures.
+        peak: peak bytes above the bytes held before the run; None if the system does not report them.
     """
 
     seconds: float
@@ -34,7 +34,7 @@ Run = Callable[[], Sample]
 
 @dataclass(frozen=True)
 class Spread:
-    """The median of some repeats and their range."""
+    """Median and range of repeats."""
 
     median: float
     low: float
@@ -46,14 +46,14 @@ class Spread:
         return cls(statistics.median(values), min(values), max(values), len(values))
 
     def text(self, show: Callable[[float], str]) -> str:
-        """Median and range; the median alone of one repeat."""
+        """Format median and range; of a single repeat, its value."""
         if self.count == 1:
             return show(self.median)
         return f"{show(self.median)} ({show(self.low)} to {show(self.high)})"
 
 
 def timed(function: Callable[[], object], device: torch.device) -> Run:
-    """A run of a function on a device, with its work there done."""
+    """Return a run that times a function on a device and waits until the device has finished."""
 
     def run() -> Sample:
         before = _start_peak(device)
@@ -68,12 +68,12 @@ def timed(function: Callable[[], object], device: torch.device) -> Run:
 
 
 def alternate(runs: Mapping[str, Run], rounds: int, within: float = float("inf")) -> dict[str, list[Sample]]:
-    """Run the rivals in turns.
+    """Run rivals in turns.
 
     Args:
-        runs: by name; to be warm already.
-        rounds: how often each.
-        within: seconds after which no further round begins; the first always runs.
+        runs: runs by name, warmed up.
+        rounds: maximum of rounds.
+        within: seconds after which no further round begins; the first round always runs.
     """
     samples: dict[str, list[Sample]] = {name: [] for name in runs}
     began = time.perf_counter()
@@ -86,39 +86,39 @@ def alternate(runs: Mapping[str, Run], rounds: int, within: float = float("inf")
 
 
 def time_of(samples: Sequence[Sample]) -> Spread:
-    """Seconds."""
+    """Return the spread of the seconds."""
     return Spread.of([sample.seconds for sample in samples])
 
 
 def ratio(slow: Sequence[Sample], fast: Sequence[Sample]) -> Spread:
-    """How many times as fast, round by round."""
+    """Return the spread of the speed-up, round by round."""
     return Spread.of([one.seconds / other.seconds for one, other in zip(slow, fast, strict=True)])
 
 
 def times(slow: Sequence[Sample], fast: Sequence[Sample], digits: int = 1) -> str:
-    """The ratio as text, 1 of a thing and itself."""
+    """Format the speed-up; it is 1 of a rival and itself."""
     return "1" if slow is fast else ratio(slow, fast).text(lambda value: f"{value:.{digits}f}")
 
 
 def peak_of(samples: Sequence[Sample]) -> int | None:
-    """The most bytes of any round, None where not measured."""
+    """Return the largest peak of all rounds in bytes; None if not measured."""
     peaks = [sample.peak for sample in samples if sample.peak is not None]
     return max(peaks) if peaks else None
 
 
 def wait(device: torch.device) -> None:
-    """Until a device has done what it was told."""
+    """Wait until a device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def _start_peak(device: torch.device) -> int | None:
-    gc.collect(1)  # what the run before has left; all of the heap would take longer than many a run
+    gc.collect(1)  # garbage of the run before; a full collection would take longer than many runs
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # else freed pages hide what the next run takes
+        ctypes.CDLL(None).malloc_trim(0)  # else the next run reuses freed pages, and its peak is too low
         Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to VmRSS: proc(5)
     except (AttributeError, OSError):
         return None

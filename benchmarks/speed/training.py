@@ -1,4 +1,4 @@
-"""A full fine-tune beside upstream's own loop: the same windows, the same batch, each step forward and back."""
+"""Time a full fine-tune beside upstream's own loop, on the same windows and batches."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _UPSTREAM, _EXACT, _AUTO = "upstream's loop, fp32", "KronosTrainer, fp32", "Kron
 
 
 def recipe(size: str, device: torch.device, batch: int, **changes: Any) -> Recipe:
-    """Settings for windows of 95 bars, one look at the selection block, and nothing that only a long training needs."""
+    """Return settings for windows of 95 bars and one evaluation on a selection block of 31 bars."""
     settings = {
         "model_name": PAIRS[size].name,
         "device": str(device),
@@ -43,7 +43,7 @@ def recipe(size: str, device: torch.device, batch: int, **changes: Any) -> Recip
 
 
 def batches(windows: list[WindowSet], model: KronosModel, batch: int) -> Iterator[Tokens]:
-    """Batches of tokens, encoded once, over and over: what upstream's loop is given for nothing here."""
+    """Yield the same batches of tokens again and again; the time of encoding them does not count for upstream."""
     data = KronosMultiTickerDataset(windows, "train", model.tokenizer, device=model.device)
     ready = [
         {name: tensor.to(model.device, torch.long) for name, tensor in data.batch(rows).items()}
@@ -54,7 +54,7 @@ def batches(windows: list[WindowSet], model: KronosModel, batch: int) -> Iterato
 
 
 def upstream_step(predictor: Any, optimizer: torch.optim.Optimizer, batch: Tokens) -> None:
-    """One step as upstream's scripts take it: every bar's tokens from those before, the mean of both heads' losses."""
+    """Take one step as upstream's scripts do: next-token loss of every bar, mean of both heads."""
     s1, s2, stamps = batch["s1"], batch["s2"], batch["stamps"]
     core = predictor.get_base_model() if hasattr(predictor, "get_base_model") else predictor
     logits = predictor(s1[:, :-1], s2[:, :-1], stamps[:, :-1], use_teacher_forcing=True, s1_targets=s1[:, 1:])
@@ -66,7 +66,7 @@ def upstream_step(predictor: Any, optimizer: torch.optim.Optimizer, batch: Token
 
 
 def upstream_loop(model: KronosModel, tokens: Iterator[Tokens], steps: int) -> Callable[[], None]:
-    """So many steps of upstream's loop on a copy of the predictor."""
+    """Return a function that takes a number of steps of upstream's loop on a copy of the predictor."""
     predictor = copy.deepcopy(model.predictor).train()
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=1e-4)
 
@@ -78,7 +78,7 @@ def upstream_loop(model: KronosModel, tokens: Iterator[Tokens], steps: int) -> C
 
 
 def trainer_run(model: KronosModel, windows: list[WindowSet], settings: Recipe) -> Run:
-    """A whole training by `KronosTrainer`; its seconds are those of a step, by the loop's own readings."""
+    """Return a run of a whole training by `KronosTrainer`; its seconds are of one step, by the rates that it logs."""
 
     def run() -> Sample:
         rates: list[float] = []
@@ -97,16 +97,16 @@ def trainer_run(model: KronosModel, windows: list[WindowSet], settings: Recipe) 
 def beside_upstream(
     machine: Machine, *, size: str, batch: int, steps: int, rounds: int, within: float, goal: float
 ) -> Report:
-    """Windows per second of a full fine-tune.
+    """Measure the windows per second of a full fine-tune.
 
     Args:
-        machine: where, and its limits.
-        size: of the model.
+        machine: device of the model, and its limits.
+        size: size of the model.
         batch: windows per step.
-        steps: of one training of ours; upstream's loop takes a third of them.
-        rounds: repeats, at most.
+        steps: steps of a training by `KronosTrainer`; upstream's loop takes a third of them.
+        rounds: maximum of repeats.
         within: seconds after which no further round begins.
-        goal: how many times as fast it is meant to be.
+        goal: promised speed-up.
     """
     model = random_model(size, machine.device)
     settings = recipe(size, machine.device, batch)
@@ -146,11 +146,12 @@ def beside_upstream(
         )
     columns = ("way", "windows/s", "times", *REACHED, "peak memory")
     notes = [
-        "windows/s while training, without start, looks and writing. Upstream's loop is given its tokens; its own "
-        "script encodes every batch anew. GFLOP/s and GB/s: what is needed by formula, both heads over the horizon "
-        "alone and each weight read once per pass, in the time taken, so a way that does more has a lower share: of "
-        "what this machine was measured to do, and of the data sheet's peak where the card is known. Peak memory of "
-        "ours holds the copies that a resumable training keeps: best weights, state, result."
+        "windows/s: during training, without start, evaluations and writing. Upstream's loop gets tokens that are "
+        "encoded already; upstream's own script encodes every batch again. GFLOP/s and GB/s: operations and bytes that "
+        "the task needs by formula (both heads over the horizon alone, each weight read once per pass), divided by the "
+        "time, so a way that computes more has a lower share. Shares are of the machine's measured limits, and of the "
+        "data sheet's peak if the card is known. The peak memory of KronosTrainer includes the copies that a resumable "
+        "training keeps: best weights, state, result."
     ]
     title = f"Full fine-tune of Kronos-{size}, {batch} windows of 95 bars, {machine.device.type}"
     rivals = samples[_UPSTREAM], samples[_AUTO]

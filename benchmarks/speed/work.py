@@ -1,21 +1,22 @@
-"""How much arithmetic and memory traffic a task needs at least, by formula, and how long that takes at the limits.
+"""Minimum of arithmetic and memory traffic of a task by formula, and its shortest time at a machine's limits.
 
 **A row through a stack of blocks.** A linear map of `in` to `out` multiplies each of its in x out weights once per row.
 With width d, feed-forward width f and L blocks, a block has four maps d x d (query, key, value, output) and three of
 d x f, so L (4 d^2 + 3 d f) weights. Around the predictor's blocks there are the fusion of the two token halves (2 d^2),
 the cross-attention of the s2 head (4 d^2) and the two heads (d V each, V = 2^bits). A multiply-add counts as two
-operations, so a row costs twice the weights it meets. Norms, softmax, rotary turns and the drawing of tokens are left
-out: they are a few operations per number.
+operations, so a row costs two operations per weight. Norms, softmax, rotary embeddings and the drawing of tokens are
+left out: they are a few operations per number.
 
 **Attention.** A query against n keys of width d takes n d multiply-adds for the scores and n d for the mixture: 4 n d
 operations. A causal context of C bars attends to (C + 1) / 2 keys on average.
 
-**Traffic.** However many rows there are, each weight has to be read once per step, and so have the cached keys and
-values: 2 d numbers per bar and block, of a context once for all the paths that share it. Activations stay in the
-processor's cache and are left out. A model whose weights fit into that cache as a whole can beat this floor.
+**Traffic.** A step reads each weight once, whatever the number of rows. It also reads the cached keys and values: 2 d
+numbers per bar and block, once for all paths that share a context. Activations stay in the processor's cache and are
+left out. A model that fits into that cache with all its weights can beat this floor.
 
-**The floor.** No program is faster than its bytes at the memory's speed, nor than its operations at the processor's.
-A sampling has phases that cannot overlap (each bar needs the one before), so its floor is the sum of theirs.
+**The floor.** A program needs at least the time of its bytes at the memory's speed, and the time of its operations at
+the processor's speed. The phases of a sampling cannot overlap, because each bar needs the bar before, so its floor is
+the sum over the phases.
 """
 
 from __future__ import annotations
@@ -34,23 +35,23 @@ _BYTES = {"fp32": 4, "bf16": 2}
 
 @dataclass(frozen=True)
 class Work:
-    """Floating-point operations and bytes read, at least, of one phase."""
+    """Minimum of floating-point operations and of bytes read in one phase."""
 
     flop: float
     bytes: float
 
     def seconds(self, machine: Machine, precision: str) -> float:
-        """The least time that a machine can take."""
+        """Return the shortest time of the phase on a machine, in seconds."""
         return max(self.flop / machine.flops[precision], self.bytes / machine.bandwidth)
 
 
 def floor(phases: Sequence[Work], machine: Machine, precision: str) -> float:
-    """Seconds of phases that follow each other."""
+    """Return the shortest time of consecutive phases, in seconds."""
     return sum(phase.seconds(machine, precision) for phase in phases)
 
 
 def total(phases: Sequence[Work]) -> Work:
-    """All phases in one."""
+    """Sum phases."""
     return Work(sum(phase.flop for phase in phases), sum(phase.bytes for phase in phases))
 
 
@@ -59,9 +60,9 @@ REACHED = ("GFLOP/s", "of the products", "GB/s", "of the memory")
 
 
 def reached(work: Work, seconds: float, machine: Machine, precision: str) -> list[str]:
-    """The cells of `REACHED`: the rates of some work done in some seconds, and their shares of the machine's limits.
+    """Return the cells of `REACHED`: the rates of a work in a time, and their shares of the machine's limits.
 
-    A share is of the measured limit, and of the data sheet's peak where the card and the number format are known.
+    A share is of the measured limit, and of the data sheet's peak if the card and the number format are known.
     """
     flops, bandwidth, sheet = work.flop / seconds, work.bytes / seconds, peaks(machine.name)
 
@@ -78,16 +79,16 @@ def reached(work: Work, seconds: float, machine: Machine, precision: str) -> lis
 
 
 def block_weights(size: Size) -> int:
-    """Weights of the linear maps of all blocks: L (4 d^2 + 3 d f)."""
+    """Count the weights of the linear maps of all blocks: L (4 d^2 + 3 d f)."""
     return size.layers * (4 * size.width**2 + 3 * size.width * size.feed_forward)
 
 
 def cached_sampling(
     pair: Pair, series: int, paths: int, bars: int, horizon: int, precision: str = "fp32"
 ) -> list[Work]:
-    """Phases of a sampling that reads the context once: encode, context, each step, decode.
+    """Return the phases of a sampling that reads the context once: encode, context, each step, decode.
 
-    The heads are asked at the last bar alone; the s2 head's keys and values are made for every bar of the context.
+    The heads run at the last bar alone; the s2 head's keys and values are computed for every bar of the context.
     """
     predictor, element = pair.predictor, _BYTES[precision]
     width, rows = predictor.width, series * paths
@@ -111,8 +112,11 @@ def cached_sampling(
 
 
 def repeated_sampling(pair: Pair, series: int, paths: int, bars: int, horizon: int) -> list[Work]:
-    """Phases of upstream's sampling: every path is encoded, every step reads its whole context and asks both heads for
-    every bar of it; the s2 head's query is one row."""
+    """Return the phases of upstream's sampling.
+
+    Upstream encodes every path. Every step reads its whole context and runs both heads at every bar of it; the s2
+    head's query is one row.
+    """
     predictor = pair.predictor
     width, rows = predictor.width, series * paths
     head = 2**predictor.bits * width
@@ -121,22 +125,25 @@ def repeated_sampling(pair: Pair, series: int, paths: int, bars: int, horizon: i
     steps = []
     for known in range(bars, bars + horizon):
         attended = 4 * width * (predictor.layers * (known + 1) / 2 + 1)
-        # s2: the norm's input is every bar plus the one mixture, so its head meets every bar as well.
+        # s2: the norm's input is every bar plus the attention output of one row, so its head runs at every bar as well.
         flop = rows * (known * (2 * (per_bar + head) + attended) + 2 * per_row)
         steps.append(Work(flop, 4 * (per_bar + head + per_row)))
     return [*_encode(pair, rows, bars), *steps, _decode(pair, rows, bars, 0, horizon, repeated=True)]
 
 
 def training(pair: Pair, windows: int, bars: int, targets: int, *, frozen: bool = False) -> Work:
-    """A training step: forward, and backward once for the inputs and, unless they are frozen, once for the weights
-    (Kaplan et al., 2020, arXiv 2001.08361, section 2.1). What LoRA matrices add, a few per cent, is left out.
+    """Return the work of a training step: a forward pass and a backward pass.
+
+    The backward pass computes gradients of the inputs and, unless the weights are frozen, of the weights (Kaplan et
+    al., 2020, arXiv 2001.08361, section 2.1). LoRA matrices add a few percent, which are left out.
 
     Args:
         pair: the sizes.
-        windows: in the batch.
-        bars: that are read of each.
-        targets: bars of each whose tokens both heads predict.
-        frozen: the weights are, as where an adapter is trained; attention has no weights and is gone through thrice.
+        windows: windows per batch.
+        bars: bars of a window that the model reads.
+        targets: bars of a window that both heads predict.
+        frozen: the weights are frozen, as in the training of an adapter; attention has no weights, so it counts three
+            passes in either case.
     """
     predictor = pair.predictor
     width = predictor.width
@@ -155,7 +162,7 @@ def _encode(pair: Pair, series: int, bars: int) -> list[Work]:
 
 
 def _decode(pair: Pair, series: int, bars: int, rows: int, horizon: int, *, repeated: bool = False) -> Work:
-    """Of a context once per series and of each path's steps; or, `repeated`, of both for every path."""
+    """Return the work of decoding the context once per series and the steps per path; if `repeated`, both per path."""
     size = _coder(pair)
     weights = block_weights(size) + size.width * (_FEATURES + 2 * size.bits)
     length = bars + horizon
@@ -167,7 +174,7 @@ def _decode(pair: Pair, series: int, bars: int, rows: int, horizon: int, *, repe
 
 
 def _coder(pair: Pair) -> Size:
-    """The tokenizer's encoder or decoder: upstream builds one block fewer than its settings say."""
+    """Return the size of the tokenizer's encoder or decoder: upstream builds one block fewer than its settings say."""
     size = pair.tokenizer
     return Size(size.layers - 1, size.width, size.heads, size.feed_forward, size.bits)
 
