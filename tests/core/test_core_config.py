@@ -211,4 +211,5 @@ def test_the_settings_that_shape_weights_are_the_others_than_these() -> None:
         "s2_position", "tune_sampling", "recalibrate", "calendars",
         "backtest_origins", "backtest_refit_every", "gate", "refit_all",
         "save_steps", "device", "adapter_name", "cuda_graphs",
+        "columns", "adjusted", "drop_bad_rows", "from_date", "keep_forming",
     }  # fmt: skip
