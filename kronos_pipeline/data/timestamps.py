@@ -7,8 +7,8 @@ one time zone. If the end of daylight saving gave two bars the same local time, 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -38,12 +38,24 @@ class ParsedTimes:
         zone: the zone that the file states, or None.
         problems: (row, rule) of each invalid cell, by row.
         notes: decisions about the whole column.
+        column: the file's name of the column that the problems are about.
     """
 
     local: pd.Series
     zone: str | None
     problems: tuple[tuple[int, str], ...]
     notes: tuple[str, ...] = ()
+    column: str = ""
+
+
+def parse_time_columns(cells: Mapping[str, Sequence[str] | pa.StringArray]) -> ParsedTimes:
+    """Parse the time columns of a file.
+
+    Args:
+        cells: the columns that may hold the time, by the file's name, in order of preference.
+    """
+    column, first = next(iter(cells.items()))
+    return replace(parse_times(first), column=column)
 
 
 def parse_times(cells: Sequence[str] | pa.StringArray) -> ParsedTimes:
