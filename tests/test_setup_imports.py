@@ -30,7 +30,7 @@ def test_the_import_contract_holds() -> None:
         ("evaluation/report.py", "import kronos_pipeline.tracking.runs", "imports point one way"),
         ("errors.py", "import kronos_pipeline.config", "imports point one way"),
         ("a_new_module.py", "", "imports point one way"),
-        ("data/csv_files.py", "import kronos_pipeline.data.csv_table", "no circles of modules or folders"),
+        ("data/csv_file.py", "import kronos_pipeline.data.csv_table", "no circles of modules or folders"),
         (
             "evaluation/scoring/gate.py",
             "import kronos_pipeline.evaluation.reports.plots",

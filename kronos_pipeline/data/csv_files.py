@@ -3,48 +3,17 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kronos_pipeline.config import NAME
+from kronos_pipeline.data.csv_file import CsvFile as CsvFile
+from kronos_pipeline.data.csv_file import printable as printable
 from kronos_pipeline.errors import DataError, Problem
 
 _BAD_SYMBOL = (
     "the file's name makes no symbol: use letters, digits and .-_^= only, without a leading dot, 64 at most; rename it"
 )
-
-
-@dataclass(frozen=True)
-class CsvFile:
-    """One ticker's CSV.
-
-    Attributes:
-        ticker: the symbol, upper-case.
-        path: the file.
-        further: further files with other bars of the same ticker, such as those of later months.
-        symbol: the cell of the symbol column in the rows of this ticker, in a file of several tickers; else None.
-        notes: decisions about the symbol and the files.
-    """
-
-    ticker: str
-    path: Path
-    further: tuple[Path, ...] = ()
-    symbol: str | None = None
-    notes: tuple[str, ...] = ()
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """All files of the ticker, oldest first."""
-        return (self.path, *self.further)
-
-    def part(self, path: Path) -> CsvFile:
-        """Return one of the files alone."""
-        return replace(self, path=path, further=(), notes=())
-
-    @property
-    def name(self) -> str:
-        """The file's path for messages, printable for any bytes in its name."""
-        return printable(self.path)
 
 
 @dataclass(frozen=True)
@@ -107,11 +76,6 @@ def find_csv_files(data_dir: Path) -> CsvFolder:
         rule = f"more than one file for the symbol {symbol}; keep one of {', '.join(map(printable, paths))}"
         problems[symbol] = DataError(Problem(printable(paths[1]), rule), symbol)
     return CsvFolder(data_dir, files, problems)
-
-
-def printable(path: Path) -> str:
-    """Return a path as printable text, for any bytes in its name."""
-    return os.fsencode(path).decode("utf-8", errors="replace")
 
 
 def _csv_paths(data_dir: Path) -> list[Path]:

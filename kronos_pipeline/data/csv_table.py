@@ -10,7 +10,7 @@ import csv
 import io
 from codecs import BOM_UTF8
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import pyarrow as pa
@@ -20,7 +20,7 @@ from pyarrow.csv import ConvertOptions, ParseOptions, ReadOptions, read_csv
 from kronos_pipeline.artifacts import bytes_hash
 from kronos_pipeline.config import ReadingSettings
 from kronos_pipeline.data.bars import FEATURES, PRICES
-from kronos_pipeline.data.csv_files import CsvFile
+from kronos_pipeline.data.csv_file import CsvFile
 from kronos_pipeline.errors import DataError, Problem
 
 TIME_NAMES = ("timestamps", "timestamp", "date", "datetime", "time")
@@ -46,6 +46,9 @@ class CsvTable:
         ignored: the names of the other columns.
         content_hash: SHA-256 of the file's bytes, in hex; None for a table that is not a file.
         notes: decisions about the structure of the file.
+        time_cells: the cells of the columns that may hold the time, by the file's spelling, the best column first.
+        decimal: the decimal mark of the file's numbers.
+        thousands: the mark between thousands in the file's numbers; None without a mark.
     """
 
     file: CsvFile
@@ -55,6 +58,9 @@ class CsvTable:
     ignored: tuple[str, ...]
     content_hash: str | None = None
     notes: tuple[str, ...] = ()
+    time_cells: Mapping[str, Cells] = field(default_factory=dict)
+    decimal: str = "."
+    thousands: str | None = None
 
 
 def read_csv_table(file: CsvFile, settings: ReadingSettings = DEFAULTS) -> CsvTable:  # noqa: ARG001
@@ -85,7 +91,28 @@ def read_csv_table(file: CsvFile, settings: ReadingSettings = DEFAULTS) -> CsvTa
             del cells[key], names[key]
     used = set(positions.values())
     ignored = tuple(name for position, name in enumerate(header) if position not in used)
-    return CsvTable(file, names, cells, lines, ignored, bytes_hash(content))
+    time_cells = {names["timestamps"]: cells["timestamps"]}
+    return CsvTable(file, names, cells, lines, ignored, bytes_hash(content), time_cells=time_cells)
+
+
+def select_symbol(table: CsvTable, symbol: str) -> CsvTable:
+    """Return the rows of one ticker of a table with a column of symbols."""
+    of_ticker = pc.equal(_trimmed(table.cells["symbol"]), symbol.strip())
+
+    def rows(columns: Mapping[str, Cells]) -> dict[str, Cells]:
+        return {name: pa.array(cells, pa.string()).filter(of_ticker) for name, cells in columns.items()}
+
+    lines = [table.lines[row] for row in of_ticker.to_numpy(zero_copy_only=False).nonzero()[0]]
+    return replace(table, cells=rows(table.cells), time_cells=rows(table.time_cells), lines=lines)
+
+
+def symbols_of(file: CsvFile) -> list[str]:  # noqa: ARG001
+    """Return the distinct cells of a file's column of symbols, in their order; none without such a column."""
+    return []
+
+
+def _trimmed(cells: Cells) -> pa.StringArray:
+    return pc.utf8_trim_whitespace(pa.array(cells, pa.string()))
 
 
 def read_content(file: CsvFile) -> bytes:
