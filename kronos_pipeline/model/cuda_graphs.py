@@ -111,7 +111,8 @@ def _capture_stream(device: torch.device) -> Iterator[None]:
     with _TURN, torch.cuda.device(device):
         index = torch.cuda.current_device()
         if index not in _streams:
-            _streams[index] = torch.cuda.Stream(index)
+            stream_of: Any = torch.cuda.Stream  # torch does not type its constructor
+            _streams[index] = stream_of(index)
         stream, outside = _streams[index], torch.cuda.current_stream()
         stream.wait_stream(outside)
         try:

@@ -104,7 +104,7 @@ def load_adapter(folder: Path, base: KronosModel) -> KronosModel:
         ModelError: a file is missing or damaged, the tensors do not fit the base, the adapter was trained on another
             base model, or its manifest names no base model.
     """
-    if not (folder / CONFIG).is_file():
+    if not is_adapter(folder):
         raise ModelError(f"{folder} holds no adapter: {CONFIG} is missing; train it, or name another folder.")
     if not check_base(folder, base):
         raise ModelError(
@@ -148,19 +148,21 @@ def _assemble(folder: Path, base: KronosModel) -> PeftModel:
         config = PeftConfig.from_pretrained(str(folder))
         name, config.base_model_name_or_path = config.base_model_name_or_path, None
         with torch.random.fork_rng(devices=[]):  # PEFT draws random matrices before they are replaced
-            peft_model = get_peft_model(predictor, config)
+            peft_model: PeftModel = get_peft_model(predictor, config)
         config.base_model_name_or_path = name
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise ModelError(f"{folder / CONFIG} does not fit {base.source.name} or is damaged: {error}") from error
     check_tensors(folder / WEIGHTS, tensors, _adapter_tensors(peft_model))
     set_peft_model_state_dict(peft_model, tensors)
-    return peft_model.eval()
+    peft_model.eval()
+    return peft_model
 
 
 def _adapter_tensors(peft_model: PeftModel) -> Mapping[str, Tensor]:
     from peft import get_peft_model_state_dict
 
-    return get_peft_model_state_dict(peft_model, save_embedding_layers=False)
+    tensors: Mapping[str, Tensor] = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
+    return tensors
 
 
 def _settings(peft_model: PeftModel, base: KronosModel) -> dict[str, Any]:

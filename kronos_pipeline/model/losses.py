@@ -104,7 +104,8 @@ class _CausalAttention:
         queries = _rotate(_heads(module, module.q_proj(query)), *self._scaled_rotation(module.rotary, asked, bars))
         keys, values = _rotate(_heads(module, module.k_proj(hidden)), cos, sin), _heads(module, module.v_proj(hidden))
         mixed = self._attend(queries, keys, values, dropout=module.attn_dropout_p if module.training else 0.0)
-        return module.resid_dropout(module.out_proj(mixed.transpose(1, 2).flatten(2)))
+        attended: Tensor = module.resid_dropout(module.out_proj(mixed.transpose(1, 2).flatten(2)))
+        return attended
 
     def _rotation(self, rotary: Any, bars: int) -> tuple[Tensor, Tensor]:
         key = len(rotary.inv_freq), bars
@@ -153,7 +154,7 @@ def _norm(module: Any, hidden: Tensor) -> Tensor:
 
 def _heads(module: Any, hidden: Tensor) -> Tensor:
     """Split (windows, bars, model width) into heads, (windows, heads, bars, width)."""
-    return hidden.unflatten(-1, (module.n_heads, -1)).transpose(1, 2)
+    return torch.unflatten(hidden, -1, (module.n_heads, -1)).transpose(1, 2)
 
 
 def _rotate(vectors: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ class MultiLora:
 
     def unpack(self, row: Tensor) -> dict[str, Tensor]:
         """Split a row into an adapter's tensors, by PEFT's names."""
-        parts = row.split([shape.numel() for shape in self._shapes.values()])
+        parts = torch.split(row, [shape.numel() for shape in self._shapes.values()])
         return {name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
 
     @contextmanager
@@ -99,7 +99,8 @@ class MultiLora:
             even: whether each adapter has the same number of rows. Then the rows of an adapter are one product; else
                 each row is a product.
         """
-        parts = adapters.to(self._products).split([shape.numel() for shape in self._shapes.values()], dim=1)
+        sizes = [shape.numel() for shape in self._shapes.values()]
+        parts = torch.split(adapters.to(self._products), sizes, dim=1)
         stacks = {name: part.view(-1, *shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
         self._rows.fill(stacks, which, even)
         try:
@@ -141,7 +142,7 @@ class _LoraEmbedding(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         a, b = self._rows.stacks[self._names[0]], self._rows.blocks(self._names[1])  # (N, r, tokens), (blocks, out, r)
-        base_output = self.base(tokens)
+        base_output: Tensor = self.base(tokens)
         table = a.transpose(1, 2).reshape(-1, a.shape[1])
         low_rank = F.embedding(tokens + a.shape[2] * self._rows.which[:, None], table)
         delta = torch.bmm(low_rank.view(len(b), -1, low_rank.shape[-1]), b.transpose(1, 2))

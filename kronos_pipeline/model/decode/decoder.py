@@ -163,7 +163,7 @@ class Decoder:
         tokens = [layout.group(level).transpose(1, 2).flatten(1) for level in drawn]  # (series * groups, steps * paths)
         steps = layout.slice_steps(0, horizon, layout.paths_mask(horizon, torch.float32, self.device))
         hidden = blocks.decode(weights.embed(self._tokenizer.indices_to_bits(tokens, half=True)), steps)
-        values = weights.values(hidden).unflatten(1, (horizon, -1)).transpose(1, 2)
+        values = torch.unflatten(weights.values(hidden), 1, (horizon, -1)).transpose(1, 2)
         return layout.ungroup(values, paths)
 
     def estimate_bytes(self, series: int, paths: int, bars: int, horizon: int, *, unequal: bool = False) -> int:

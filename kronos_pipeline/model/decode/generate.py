@@ -18,7 +18,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ from torch import Tensor
 from kronos_pipeline.model.cuda_graphs import CudaGraph, record
 from kronos_pipeline.model.decode.kv_cache import MASKED, CacheLayout, SeriesLengths, Steps
 from kronos_pipeline.model.decode.network import CachedPredictor, PredictorWeights
+
+T = TypeVar("T")
 
 Tokens = tuple[Tensor, Tensor]
 """Coarse and fine tokens, s1 and s2, of equal shape."""
@@ -215,10 +217,9 @@ class GraphedBatch:
         """Return the logits of the fine tokens of the coarse tokens just drawn, valid until the next call."""
         step, last = self._step, self._last
         step.set_tokens(0, s1)
-        logits: Tensor = self._call("fine", lambda: step.fine_logits(last))
-        return logits
+        return self._call("fine", lambda: step.fine_logits(last))
 
-    def _call(self, name: str, function: Callable[[], Any]) -> Any:
+    def _call(self, name: str, function: Callable[[], T]) -> T:
         if self._device.type != "cuda":
             return function()
         if name not in self._graphs:
@@ -229,7 +230,8 @@ class GraphedBatch:
         if graph is None:
             return function()
         graph.replay()
-        return graph.outputs
+        outputs: T = graph.outputs
+        return outputs
 
     @property
     def is_complete(self) -> bool:

@@ -165,7 +165,7 @@ class KVCache:
             self._tensors = keys.new_empty(size), values.new_empty(size)
         for cached, part in zip(self._tensors, (keys, values), strict=True):
             cached[:, :, layout.context :].zero_()  # later entries are masked, but take part in products
-            context = cached.unflatten(0, (-1, layout.groups))[:, :, :, : layout.context]
+            context = torch.unflatten(cached, 0, (-1, layout.groups))[:, :, :, : layout.context]
             context.copy_(part.transpose(1, 2)[:, None])
 
     def write_steps(self, keys: Tensor, values: Tensor, steps: Steps) -> None:

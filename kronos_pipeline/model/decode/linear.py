@@ -114,7 +114,7 @@ def scale(matrix: LinearWeights, factor: float) -> LinearWeights:
 
 def _pad(tensor: Tensor, dim: int, heads: int, width: int) -> Tensor:
     """Pad a dimension of (heads * narrower) entries to (heads * width), with zeros after the entries of each head."""
-    by_head = tensor.unflatten(dim, (heads, -1))
+    by_head = torch.unflatten(tensor, dim, (heads, -1))
     zeros = by_head.new_zeros(*by_head.shape[: dim + 1], width - by_head.shape[dim + 1], *by_head.shape[dim + 2 :])
     return torch.cat([by_head, zeros], dim=dim + 1).flatten(dim, dim + 1)
 

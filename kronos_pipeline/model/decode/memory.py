@@ -77,7 +77,8 @@ class DeviceMover:
         devices = {parameter.device for parameter in module.parameters()}
         try:
             with explain_out_of_memory(name, self._device, FREE_MEMORY):
-                retry_after_release(lambda: module._apply(self._tensor), self._device)
+                apply: Any = module._apply  # torch does not type it
+                retry_after_release(lambda: apply(self._tensor), self._device)
         except ModelError:
             self._moved.clear()
             if len(devices) == 1:

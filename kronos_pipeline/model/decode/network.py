@@ -33,8 +33,9 @@ class PredictorWeights:
         """
         cores = [unwrap_peft(predictor) for predictor in predictors]
         core, embeddings, heads = cores[0], [part.embedding for part in cores], [part.head for part in cores]
-        self.device, self.dtype, self.width = core.head.proj_s1.weight.device, dtype, core.d_model
-        self.vocabulary = 2 ** max(core.s1_bits, core.s2_bits)
+        self.device, self.dtype = core.head.proj_s1.weight.device, dtype
+        self.width: int = core.d_model
+        self.vocabulary: int = 2 ** max(core.s1_bits, core.s2_bits)
         self.lora_size = 2 * max(map(_lora_size, predictors)) if len(predictors) > 1 else 0
         self.time_embeddings = _deduplicate([part.time_emb for part in cores])
         self.coarse = PackedEmbedding(read_linear([part.emb_s1 for part in embeddings]), dtype)
@@ -98,7 +99,8 @@ class BatchWeights:
         distinct = list(self._embeddings)
         by_embedding = sorted(range(series), key=lambda row: distinct.index(embeddings[row]))
         inverse = sorted(range(series), key=by_embedding.__getitem__)
-        index, self._by_embedding, self._inverse = torch.tensor([which, by_embedding, inverse], device=self.device)
+        orders = torch.tensor([which, by_embedding, inverse], device=self.device)
+        index, self._by_embedding, self._inverse = orders.unbind()
         return index
 
     def embed(self, tokens: Sequence[Tensor]) -> Tensor:
@@ -111,7 +113,7 @@ class BatchWeights:
             (embedding,) = self._embeddings
             embedded: Tensor = embedding(stamps)
             return embedded.to(self._dtype)
-        groups = stamps[self._by_embedding].split(list(self._embeddings.values()))
+        groups = torch.split(stamps[self._by_embedding], list(self._embeddings.values()))
         parts = [embed(group).to(self._dtype) for embed, group in zip(self._embeddings, groups, strict=True)]
         return torch.cat(parts)[self._inverse]
 

@@ -96,7 +96,7 @@ class RotaryEmbedding:
     @staticmethod
     def rotate(heads: Tensor, rotations: Tensor) -> Tensor:
         """Rotate (series, tokens, heads, width)."""
-        pairs = torch.view_as_complex(heads.float().unflatten(-1, (-1, 2)))
+        pairs = torch.view_as_complex(torch.unflatten(heads.float(), -1, (-1, 2)))
         return torch.view_as_real(pairs * rotations).flatten(-2).type_as(heads)
 
 
@@ -210,13 +210,14 @@ class CachedBlocks:
         """Return rotated queries and keys, and values, (series, tokens, heads, width) each."""
         projected = layer.queries_keys_values(layer.first_norm(hidden)).unflatten(-1, (3 * self._heads.count, -1))
         rotated = RotaryEmbedding.rotate(projected[:, :, : 2 * self._heads.count], rotations)
-        return (*rotated.split(self._heads.count, dim=2), projected[:, :, 2 * self._heads.count :])
+        return (*torch.split(rotated, self._heads.count, dim=2), projected[:, :, 2 * self._heads.count :])
 
     @staticmethod
     def _feed_forward(layer: _Layer, hidden: Tensor, mixed: Tensor) -> Tensor:
         hidden = layer.out(mixed, hidden)
         gate, up = layer.gate_and_up(layer.second_norm(hidden)).chunk(2, dim=-1)
-        return layer.down(F.silu(gate).mul_(up), hidden)
+        out: Tensor = layer.down(F.silu(gate).mul_(up), hidden)
+        return out
 
 
 class CrossAttention:
@@ -287,12 +288,12 @@ class CachedCrossAttention:
             hidden: the hidden state of the bar before, the same shape.
             step: the step of the bar before.
         """
-        queries = self._query(sibling).unflatten(-1, (self._heads.count, -1))
+        queries = torch.unflatten(self._query(sibling), -1, (self._heads.count, -1))
         queries = self._rotate(queries, step.positions, self._layout.paths)
         return self._norm(self._out(self._cache.attend(queries, step.mask, self._heads.scale), hidden))
 
     def _project(self, hidden: Tensor, positions: slice | Tensor, paths: int) -> tuple[Tensor, Tensor]:
-        keys, values = self._keys_values(hidden).unflatten(-1, (2, self._heads.count, -1)).unbind(dim=2)
+        keys, values = torch.unflatten(self._keys_values(hidden), -1, (2, self._heads.count, -1)).unbind(dim=2)
         return self._rotate(keys, positions, paths), values
 
     def _rotate(self, heads: Tensor, positions: slice | Tensor, paths: int) -> Tensor:
