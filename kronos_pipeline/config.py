@@ -195,6 +195,11 @@ class Recipe(ReadingSettings):
     max_gap: int = _setting(
         10, Role.WINDOWS | Role.SAMPLING, ge=1, description="largest number of missing bar intervals inside a window"
     )
+    keep_jumps: bool = _setting(
+        False,
+        Role.WINDOWS | Role.HOLDOUT | Role.SAMPLING,
+        description="keep windows over a jump in price like an unadjusted split, instead of leaving them out",
+    )
     max_cutoffs: int = _setting(
         64, Role.HOLDOUT, ge=1, description="largest number of evaluated cutoffs per ticker; the newest are kept"
     )

@@ -6,16 +6,11 @@ import numpy as np
 import pandas as pd
 
 from kronos_pipeline.data.bar_schedule import BarSchedule, find_bar_schedule
+from kronos_pipeline.data.bars import FEATURES, column_matrix
+from kronos_pipeline.data.jumps import find_jumps
 from kronos_pipeline.data.normalisation import EPSILON
 from kronos_pipeline.errors import enumerate_some
 
-_SPLIT_FACTORS = np.array([1.5, 2, 3, 4, 5, 6, 7, 8, 10, 15, 20, 25, 30, 40, 50, 100])
-_NEAR_OPEN = 0.05
-"""Largest distance, in log price, of the open after a split from the value that the ratio gives."""
-_NEAR_CLOSE = 0.12
-"""Largest distance, in log price, of the close after a split from the value that the ratio gives."""
-_ODD_MOVE = 8.0
-"""Smallest odd jump, in multiples of the ticker's usual move from a close to the next open."""
 _DAILY_HOLE = 5
 """Missing weekdays of daily bars that are not worth a note: no public holiday is longer."""
 _MAX_SPLITS_SHOWN = 3
@@ -41,23 +36,16 @@ def find_flags(frame: pd.DataFrame, zone: str | None, now: pd.Timestamp) -> tupl
 
 
 def _splits(frame: pd.DataFrame) -> list[str]:
-    log_close = np.log(frame["close"].to_numpy())
-    moves = np.log(frame["open"].to_numpy()[1:]) - log_close[:-1]
-    usual = 1.4826 * np.median(np.abs(moves - np.median(moves)))
-    odd = np.flatnonzero(np.abs(moves) > _ODD_MOVE * usual)
-    open_move, close_move = moves[odd], log_close[odd + 1] - log_close[odd]
-    factors = np.log(_SPLIT_FACTORS)
-    nearest = np.abs(np.abs(open_move)[:, None] - factors).argmin(axis=1)
-    expected = np.sign(open_move) * factors[nearest]
-    split_like = (np.abs(open_move - expected) < _NEAR_OPEN) & (np.abs(close_move - expected) < _NEAR_CLOSE)
-    splits = []
-    for index in np.flatnonzero(split_like):
-        factor = f"{_SPLIT_FACTORS[nearest[index]]:g}"
-        ratio = f"1:{factor}" if open_move[index] > 0 else f"{factor}:1"
-        splits.append(f"{frame['timestamps'].iloc[odd[index] + 1]:%Y-%m-%d} (about {ratio})")
-    if not splits:
+    jumps = find_jumps(column_matrix(frame, FEATURES))
+    if not len(jumps.bars):
         return []
-    return [f"jumps like unadjusted splits: {enumerate_some(splits, _MAX_SPLITS_SHOWN)}; adjust the prices if they are"]
+    ratios = [f"{ratio:.3g}:1" if ratio > 1 else f"1:{1 / ratio:.3g}" for ratio in jumps.ratios]
+    days = frame["timestamps"].iloc[jumps.bars]
+    splits = [f"{day:%Y-%m-%d} (about {ratio})" for day, ratio in zip(days, ratios, strict=True)]
+    return [
+        f"jumps like unadjusted splits: {enumerate_some(splits, _MAX_SPLITS_SHOWN)}; windows over them are left out: "
+        "adjust the prices, or use --keep-jumps if they are real"
+    ]
 
 
 def _without_volume(frame: pd.DataFrame) -> list[str]:

@@ -22,8 +22,9 @@ import pandas as pd
 from kronos_pipeline.artifacts import read_parquet, text_hash, write_parquet
 from kronos_pipeline.code_version import code_version
 from kronos_pipeline.config import Recipe
-from kronos_pipeline.data.bar_schedule import find_bar_schedule
+from kronos_pipeline.data.bar_schedule import IntArray, find_bar_schedule
 from kronos_pipeline.data.bars import FEATURES, Bars, FloatArray, array_hash, bars_hash, column_matrix
+from kronos_pipeline.data.jumps import find_jumps
 from kronos_pipeline.data.normalisation import rolling_statistics
 from kronos_pipeline.data.schemas import SPLITS, STATISTICS, VALIDATION_BATCH, WindowRows
 from kronos_pipeline.errors import ArtifactError, DataError, Problem
@@ -37,13 +38,17 @@ StampFeatures = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 TOO_MANY_CUTOFFS = "cutoffs above --max-cutoffs"
 STRADDLING = "targets in two splits"
 ACROSS_A_HOLE = "hole longer than --max-gap"
+OVER_A_JUMP = "jump like an unadjusted split"
 FLAT = "flat lookback"
-HOLDOUT_ACROSS_A_HOLE = "cutoffs with a hole longer than --max-gap"
-HOLDOUT_FLAT = "cutoffs with a flat lookback"
+HOLDOUT_REASONS = (
+    "cutoffs with a hole longer than --max-gap",
+    "cutoffs over a jump like an unadjusted split",
+    "cutoffs with a flat lookback",
+)
 _REASONS = {
-    "train": (ACROSS_A_HOLE, FLAT),
-    "selection": (ACROSS_A_HOLE, FLAT),
-    "holdout": (HOLDOUT_ACROSS_A_HOLE, HOLDOUT_FLAT),
+    "train": (ACROSS_A_HOLE, OVER_A_JUMP, FLAT),
+    "selection": (ACROSS_A_HOLE, OVER_A_JUMP, FLAT),
+    "holdout": HOLDOUT_REASONS,
 }
 
 
@@ -160,9 +165,7 @@ def _cut(bars: Bars, recipe: Recipe, lookback: int, hold_out: bool) -> WindowSet
     blocks = find_split_boundaries(bars, recipe, lookback, hold_out=hold_out)
     mean, std = rolling_statistics(bars.values, lookback)
     stamps = bars.frame["timestamps"].to_numpy()
-    # Observe the schedule before the holdout only, so that no training window depends on a holdout bar.
-    missing = find_bar_schedule(stamps[: blocks.holdout]).missing(stamps)
-    holes = np.concatenate([[0], np.cumsum(missing > recipe.max_gap)])
+    holes, jumps = find_breaks(bars, blocks.holdout, recipe)
 
     excluded = {STRADDLING: blocks.straddling(lookback, horizon, recipe.stride)}
     offsets_per_split = []
@@ -173,11 +176,13 @@ def _cut(bars: Bars, recipe: Recipe, lookback: int, hold_out: bool) -> WindowSet
             continue
         end = np.minimum(start + lookback + horizon + (split != "holdout"), len(bars))
         across = holes[end - 1] > holes[start]
-        flat = (std[start, FEATURES.index("close")] == 0) & ~across
-        require_windows(bars, split, len(start), int(across.sum()), int(flat.sum()), recipe)
-        for reason, left_out in zip(_REASONS[split], (across, flat), strict=True):
-            excluded[reason] = excluded.get(reason, 0) + int(left_out.sum())
-        offsets_per_split.append(np.stack([start, start + lookback - 1, end], axis=1)[~(across | flat)])
+        jumping = (jumps[end - 1] > jumps[start]) & ~across
+        flat = (std[start, FEATURES.index("close")] == 0) & ~across & ~jumping
+        left_out = dict(zip(_REASONS[split], (int(rows.sum()) for rows in (across, jumping, flat)), strict=True))
+        require_windows(bars, split, len(start), tuple(left_out.values()), recipe)
+        for reason, count in left_out.items():
+            excluded[reason] = excluded.get(reason, 0) + count
+        offsets_per_split.append(np.stack([start, start + lookback - 1, end], axis=1)[~(across | jumping | flat)])
     cutoffs = offsets_per_split[-1]
     excluded[TOO_MANY_CUTOFFS] = max(len(cutoffs) - recipe.max_cutoffs, 0)
     offsets_per_split[-1] = cutoffs[-recipe.max_cutoffs :]
@@ -192,6 +197,26 @@ def _cut(bars: Bars, recipe: Recipe, lookback: int, hold_out: bool) -> WindowSet
     excluded = {reason: count for reason, count in excluded.items() if count}
     features = stamp_features(pd.DatetimeIndex(stamps))
     return WindowSet(bars, lookback, horizon, rows, features, excluded, blocks.selection, blocks.holdout)
+
+
+def find_breaks(bars: Bars, holdout: int, recipe: Recipe) -> tuple[IntArray, IntArray]:
+    """Count the holes and the jumps before each bar: a window with different counts at its ends spans a break.
+
+    Args:
+        bars: the ticker's bars.
+        holdout: index of the holdout's first bar. The schedule and the usual move are observed before it only, so that
+            no training window depends on a holdout bar.
+        recipe: the largest gap, and whether jumps are kept.
+
+    Returns:
+        Running counts of holes longer than `max_gap` and of jumps, each `(bars,)`.
+    """
+    stamps = bars.frame["timestamps"].to_numpy()
+    missing = find_bar_schedule(stamps[:holdout]).missing(stamps)
+    jumped = np.zeros(len(bars), np.int64)
+    if not recipe.keep_jumps:
+        jumped[find_jumps(bars.values, holdout).bars] = 1
+    return np.concatenate([[0], np.cumsum(missing > recipe.max_gap)]), np.cumsum(jumped)
 
 
 def save_windows(path: Path, windows: WindowSet, recipe: Recipe) -> None:
@@ -305,14 +330,22 @@ def find_split_boundaries(bars: Bars, recipe: Recipe, lookback: int, *, hold_out
     return SplitBoundaries(selection, holdout, count)
 
 
-def require_windows(bars: Bars, split: str, windows: int, across: int, flat: int, recipe: Recipe) -> None:
+def require_windows(bars: Bars, split: str, windows: int, left_out: tuple[int, ...], recipe: Recipe) -> None:
     """Check that a split has a window left.
+
+    Args:
+        bars: the ticker's bars.
+        split: the split.
+        windows: number of windows that the split could have.
+        left_out: number of windows left out for a hole, for a jump, and for a flat lookback.
+        recipe: the settings.
 
     Raises:
         DataError: every window of the split was left out; the message gives the reason.
     """
-    if across + flat < windows:
+    if sum(left_out) < windows:
         return
+    across, jumping, flat = left_out
     if flat == windows and (bars.frame["close"] == bars.frame["close"].iloc[0]).all():
         close = bars.frame["close"].iloc[0]
         rule = f"the close is {close:g} in all {len(bars)} bars: a constant series has nothing to learn"
@@ -321,7 +354,8 @@ def require_windows(bars: Bars, split: str, windows: int, across: int, flat: int
     else:
         rule = (
             f"no {split} window is left: of {windows}, {across} cross a hole of more than --max-gap {recipe.max_gap} "
-            f"bars and {flat} have a flat lookback; fill the holes or raise --max-gap"
+            f"bars, {jumping} a jump like an unadjusted split, and {flat} have a flat lookback; fill the holes or "
+            "raise --max-gap, adjust the prices or use --keep-jumps"
         )
     raise DataError(Problem(bars.source, rule), bars.ticker)
 

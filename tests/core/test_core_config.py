@@ -177,8 +177,8 @@ def test_the_context_is_the_base_models() -> None:
 ROLES = {
     Role.BARS: {"columns", "adjusted", "drop_bad_rows", "from_date", "keep_forming"},
     Role.MODEL: {"model_name", "tokenizer_name"},
-    Role.WINDOWS: {"lookback", "horizon", "selection_days", "selection_bars", "stride", "max_gap"},
-    Role.HOLDOUT: {"validation_days", "validation_bars", "max_cutoffs"},
+    Role.WINDOWS: {"lookback", "horizon", "selection_days", "selection_bars", "stride", "max_gap", "keep_jumps"},
+    Role.HOLDOUT: {"validation_days", "validation_bars", "max_cutoffs", "keep_jumps"},
     Role.TRAINING: {
         "epochs", "batch_size", "grad_accum_steps", "learning_rate", "weight_decay", "warmup_fraction", "max_grad_norm",
         "average_decay", "evaluations_per_epoch", "patience", "seed", "precision", "torch_compile", "adapter",
@@ -188,7 +188,7 @@ ROLES = {
     Role.NAME: {"adapter_name"},
     Role.SAMPLING: {
         "temperature", "top_p", "s2_position", "tune_sampling", "recalibrate", "eval_samples", "seed", "max_gap",
-        "precision",
+        "keep_jumps", "precision",
     },
     Role.FORECAST: {"calendars"},
     Role.DECISION: {"backtest_origins", "backtest_refit_every", "gate", "refit_all"},

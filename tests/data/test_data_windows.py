@@ -24,6 +24,7 @@ from kronos_pipeline.data.windows import (
 )
 from kronos_pipeline.errors import ArtifactError, DataError, SettingsError
 
+PRICES = ["Open", "High", "Low", "Close"]
 RECIPE = Recipe(lookback=20, horizon=5, validation_days=15, selection_days=30)
 
 
@@ -179,6 +180,48 @@ def test_cutoffs_across_a_long_hole_are_left_out_and_counted() -> None:
     assert windows.excluded["cutoffs with a hole longer than --max-gap"] == 1
 
 
+def test_windows_over_a_jump_like_a_split_are_left_out_and_counted() -> None:
+    frame = daily_frame(700)
+    frame.loc[300:, PRICES] /= 10
+
+    kept = build_windows(bars_of(frame), with_settings(keep_jumps=True))
+    windows = build_windows(bars_of(frame), RECIPE)
+
+    span = RECIPE.lookback + RECIPE.horizon + 1
+    left_out = windows.excluded["jump like an unadjusted split"]
+    assert left_out == kept.counts()["train"] - windows.counts()["train"] == span - 1
+    assert not ((windows.rows["start"] < 300) & (windows.rows["end"] > 300)).any()
+    assert "jump like an unadjusted split" not in kept.excluded
+
+
+def test_cutoffs_over_a_jump_are_left_out_and_counted() -> None:
+    frame = daily_frame(400)
+    frame.loc[398:, PRICES] *= 100
+
+    windows = build_windows(bars_of(frame), RECIPE)
+
+    kept = build_windows(bars_of(frame), with_settings(keep_jumps=True))
+    assert windows.excluded["cutoffs over a jump like an unadjusted split"] == 1
+    assert windows.of_split("holdout")["end"].tolist() == kept.of_split("holdout")["end"].tolist()[:-1]
+
+
+def test_no_training_window_depends_on_the_moves_of_the_holdout() -> None:
+    frame = daily_frame(400)
+    frame.loc[200:, PRICES] /= 2
+    wild = frame.copy()
+    wild.loc[385:, PRICES] *= np.where(np.arange(15) % 2, 1.3, 1.0)[:, None]
+
+    assert build_windows(bars_of(frame), RECIPE).training_hash == build_windows(bars_of(wild), RECIPE).training_hash
+
+
+def test_a_ticker_of_jumps_alone_is_refused_with_the_way_out() -> None:
+    frame = daily_frame(400)
+    frame.loc[::10, PRICES] *= 100
+
+    with pytest.raises(DataError, match=r"a jump like an unadjusted split.*--keep-jumps"):
+        build_windows(bars_of(frame), RECIPE)
+
+
 def test_weekends_and_nights_and_half_holidays_are_no_holes() -> None:
     dates = pd.date_range("2024-01-01", periods=40, freq="B")
     times = [date + pd.Timedelta(minutes=570 + 5 * bar) for date in dates for bar in range(78 if date.day != 3 else 40)]
@@ -191,7 +234,7 @@ def test_weekends_and_nights_and_half_holidays_are_no_holes() -> None:
 
 def test_a_flat_lookback_is_left_out_and_counted() -> None:
     frame = daily_frame(300)
-    frame.loc[100:129, ["Open", "High", "Low", "Close"]] = 55.1
+    frame.loc[100:129, PRICES] = frame.loc[99, "Close"] + 0.1
 
     windows = build_windows(bars_of(frame), RECIPE)
 
@@ -286,7 +329,7 @@ def test_the_training_hash_knows_the_bars_before_the_holdout_and_no_later_one() 
     frame = daily_frame(200)
     windows = build_windows(bars_of(frame), RECIPE)
     later, earlier = frame.copy(), frame.copy()
-    later.loc[185:, ["Open", "High", "Low", "Close"]] *= 3
+    later.loc[185:, PRICES] *= 1.3
     earlier.loc[50, "Volume"] += 1
 
     assert build_windows(bars_of(later), RECIPE).training_hash == windows.training_hash

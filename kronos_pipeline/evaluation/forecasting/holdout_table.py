@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from kronos_pipeline.data.windows import HOLDOUT_REASONS
 from kronos_pipeline.evaluation.forecasting import baselines
 from kronos_pipeline.evaluation.forecasting.batching import (
     ForecastJob,
@@ -106,7 +107,11 @@ def predict_job(
         return describe_closes(closes.transpose(0, 2, 1)[real], truth["y"].to_numpy(), widths)
 
     columns_of = {NAIVE: of_points(baselines.naive(known, horizon)), DRIFT: of_points(baselines.drift(known, horizon))}
-    notes = []
+    notes = [
+        f"{windows.ticker}: {windows.excluded[reason]} {reason} of the holdout are not scored."
+        for reason in HOLDOUT_REASONS
+        if windows.excluded.get(reason)
+    ]
     week = baselines.week_length(windows.bars.frame["timestamps"].to_numpy()[: windows.holdout_start])
     seasonal = baselines.seasonal_naive(known, week, horizon)
     if seasonal is not None:

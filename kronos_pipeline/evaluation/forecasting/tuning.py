@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from kronos_pipeline.data.bar_schedule import find_bar_schedule
+from kronos_pipeline.data.windows import find_breaks
 from kronos_pipeline.evaluation.forecasting.batching import (
     ForecastJob,
     ForecastRequest,
@@ -60,19 +60,18 @@ class CalibrationBlock:
     """The bars [first, end) before the holdout, and the cutoffs of the forecasts that are scored on them.
 
     The cutoffs are spread evenly, so that each step of the horizon is scored at equally many bars. As in
-    `build_windows`, no cutoff has a flat lookback, or a hole between its first bar and its last.
+    `build_windows`, no cutoff has a flat lookback, or a hole or jump between its first bar and its last.
     """
 
     def __init__(self, windows: WindowSet, first: int, end: int, recipe: Recipe) -> None:
         self.first, self.end = first, end
         self._windows, self._recipe = windows, recipe
-        stamps = windows.bars.frame["timestamps"].to_numpy()[: windows.holdout_start]
         close = windows.bars.frame["close"].to_numpy()
-        holes = np.concatenate([[0], np.cumsum(find_bar_schedule(stamps).missing(stamps) > recipe.max_gap)])
+        holes, jumps = find_breaks(windows.bars, windows.holdout_start, recipe)
         origins = np.arange(max(first - recipe.horizon, windows.lookback - 1), end - 1)
         starts, lasts = origins + 1 - windows.lookback, np.minimum(origins + recipe.horizon, end - 1)
         moves = [np.ptp(close[start : origin + 1]) > 0 for start, origin in zip(starts, origins, strict=True)]
-        usable = origins[np.array(moves, np.bool_) & (holes[starts] == holes[lasts])]
+        usable = origins[np.array(moves, np.bool_) & (holes[starts] == holes[lasts]) & (jumps[starts] == jumps[lasts])]
         spread = np.linspace(0, len(usable) - 1, min(MAX_ORIGINS, len(usable)))
         self.origins = usable[np.rint(spread).astype(np.int64)]
 
