@@ -7,11 +7,12 @@ Dagster shows it as a `Failure` that is not retried.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 
 _SHOWN = 20
+_LINES_SHOWN = 3
 
 
 def count(many: int, word: str) -> str:
@@ -50,14 +51,16 @@ class ArtifactError(KronosError):
 
 @dataclass(frozen=True)
 class Problem:
-    """A single problem of an input file.
+    """A problem of an input file: a rule that a line, several lines or the whole file breaks.
 
     Attributes:
         file: the file's name as the user knows it.
-        rule: the violated rule, and the remedy unless it is obvious.
-        line: the 1-based line in the file, or None for a problem of the whole file.
+        rule: the violated rule; after "; " the remedy, unless it is obvious.
+        line: the 1-based line in the file, the first of several; None for a problem of the whole file.
         column: the column's name in the file's spelling, or None.
-        value: the invalid text, or None.
+        value: the invalid text, that of the first of several lines, or None.
+        lines: the first lines, if several lines break the rule; else empty.
+        count: the number of lines that break the rule.
     """
 
     file: str
@@ -65,24 +68,45 @@ class Problem:
     line: int | None = None
     column: str | None = None
     value: str | None = None
+    lines: tuple[int, ...] = ()
+    count: int = 1
 
     def __str__(self) -> str:
         place = self.file if self.line is None else f"{self.file}:{self.line}"
         column = f" {self.column}:" if self.column else ""
+        rule, semicolon, remedy = self.rule.partition("; ")
+        first = "lines" if len(self.lines) == self.count else f"{self.count:,} lines, first in"
+        lines = f" in {first} {', '.join(map(str, self.lines))}" if self.lines else ""
         value = f" (found {self.value!r})" if self.value is not None else ""
-        return f"{place}:{column} {self.rule}{value}"
+        return f"{place}:{column} {rule}{lines}{value}{semicolon}{remedy}"
+
+
+def tell_once(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    """Merge the problems of the lines of a file that break the same rule in the same column into one problem."""
+    merged: dict[tuple[object, ...], list[Problem]] = {}
+    for number, problem in enumerate(problems):
+        # Problems of whole files have no lines to count.
+        kind = number if problem.line is None else None
+        merged.setdefault((problem.file, problem.column, problem.rule, kind), []).append(problem)
+    return tuple(_merge(same) if len(same) > 1 else same[0] for same in merged.values())
+
+
+def _merge(problems: Sequence[Problem]) -> Problem:
+    lines = sorted({line for problem in problems for line in (problem.lines or (problem.line or 0,))})
+    first = min(problems, key=lambda problem: problem.line or 0)
+    return replace(first, lines=tuple(lines[:_LINES_SHOWN]), count=sum(problem.count for problem in problems))
 
 
 class DataError(KronosError):
     """Invalid input data, with all problems found; the text shows twenty problems and the number of the others.
 
     Attributes:
-        problems: the problems, in file order.
+        problems: the problems, in file order; lines that break the same rule in the same column are one problem.
         ticker: the symbol of the file, or None.
     """
 
     def __init__(self, problems: Sequence[Problem] | Problem, ticker: str | None = None) -> None:
-        self.problems: tuple[Problem, ...] = (problems,) if isinstance(problems, Problem) else tuple(problems)
+        self.problems: tuple[Problem, ...] = tell_once([problems] if isinstance(problems, Problem) else problems)
         self.ticker = ticker
         lines = [str(problem) for problem in self.problems[:_SHOWN]]
         if len(self.problems) > _SHOWN:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import dagster as dg
 
 from kronos_pipeline.errors import DataError, KronosError, Problem, enumerate_some
 
-_COLUMNS = ("ticker", "file", "line", "column", "rule", "value")
+_COLUMNS = ("ticker", "file", "line", "column", "rule", "value", "count", "lines")
+_NUMBERS = ("line", "count")
 _SHOWN = 200
 _NAMED = 10
 NO_TICKER = ""
@@ -43,7 +45,7 @@ def failure_message(asset: str, errors: Mapping[str, Exception]) -> str:
 
 
 def problem_table(errors: Mapping[str, Exception]) -> dg.TableMetadataValue:
-    """Return a table with ticker, file, line, column, rule and value of the first few hundred problems."""
+    """Return a table of the first few hundred problems: a row for each rule that lines of a column break."""
     records = [
         dg.TableRecord(
             {
@@ -53,19 +55,27 @@ def problem_table(errors: Mapping[str, Exception]) -> dg.TableMetadataValue:
                 "column": problem.column,
                 "rule": problem.rule,
                 "value": problem.value,
+                "count": problem.count,
+                "lines": ", ".join(map(str, problem.lines)),
             }
         )
         for ticker, error in errors.items()
         for problem in _problems(ticker, error)
     ]
-    columns = [dg.TableColumn(name, "int" if name == "line" else "string") for name in _COLUMNS]
+    columns = [dg.TableColumn(name, "int" if name in _NUMBERS else "string") for name in _COLUMNS]
     return dg.MetadataValue.table(records[:_SHOWN], dg.TableSchema(columns))
 
 
 def read_problem_table(table: dg.TableMetadataValue) -> list[Problem]:
     """Return the problems of a `problem_table`."""
-    fields = ("file", "rule", "line", "column", "value")
-    return [Problem(**{field: record.data[field] for field in fields}) for record in table.records]  # type: ignore[arg-type]
+    return [_problem(record.data) for record in table.records]
+
+
+def _problem(record: Mapping[str, Any]) -> Problem:
+    fields = {name: record[name] for name in ("file", "rule", "line", "column", "value")}
+    # Tables of earlier versions have a row per line.
+    lines = tuple(map(int, (record.get("lines") or "").replace(",", " ").split()))
+    return Problem(**fields, lines=lines, count=record.get("count", 1))
 
 
 @contextmanager

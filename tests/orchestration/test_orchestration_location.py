@@ -180,3 +180,14 @@ def test_errors_of_the_pipeline_become_failures_that_are_not_retried() -> None:
     assert caught.value.description == "raw_bars failed for A:\nA.csv:3: close: must be above 0 (found '-1')"
     away: dict[str, KronosError] = {"A": TrackingError("The store is away.")}
     assert make_failure("adapter", away).allow_retries is True
+
+
+def test_the_table_of_problems_holds_a_rule_that_many_lines_break_once_and_whole() -> None:
+    from kronos_pipeline.errors import DataError, Problem
+    from kronos_pipeline.orchestration.failures import problem_table, read_problem_table
+
+    error = DataError([Problem("A.csv", "must be above 0", line, "Low", "0") for line in range(2, 500)], "A")
+    table = problem_table({"A": error})
+    [record] = table.records
+    assert (record.data["line"], record.data["count"], record.data["lines"]) == (2, 498, "2, 3, 4")
+    assert str(DataError(read_problem_table(table), "A")) == str(error)
