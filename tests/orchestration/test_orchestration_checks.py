@@ -9,7 +9,7 @@ import dagster as dg
 import numpy as np
 import pytest
 from code_locations import Location, checks, failed_steps
-from evaluation.made_predictions import predictions_of_losses
+from made_predictions import predictions_of_losses
 
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.data.bars import load_bars, make_bars, save_bars
