@@ -16,11 +16,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from speed import adapters, cost, decoding, growth, profile, training
-from speed.cases import CPU_CASES, QUICK_CASES
+from speed.cases import CPU_CASES, QUICK_CASES, AdapterTraining, FineTune, Repeats, SamplingShape
 from speed.elsewhere import data, start_up
 from speed.machine import Machine, limits, measure
 from speed.table import Goal, Report, goal_table, put
@@ -61,30 +60,31 @@ def _tell(section: str, report: Report, document: Path | None) -> None:
 
 def _decoding(machine: Machine, quick: bool, _: Path | None) -> Report:
     if quick:
-        return decoding.beside_upstream(machine, size="nano", cases=QUICK_CASES, rounds=2, within=5)
-    return decoding.beside_upstream(machine, size="small", cases=CPU_CASES, rounds=3, within=330)
+        return decoding.beside_upstream(machine, size="nano", cases=QUICK_CASES, repeats=Repeats(2, 5))
+    return decoding.beside_upstream(machine, size="small", cases=CPU_CASES, repeats=Repeats(3, 330))
 
 
 def _tickers(machine: Machine, quick: bool, _: Path | None) -> Report:
     if quick:
-        return decoding.many_tickers(machine, size="nano", tickers=3, paths=2, bars=16, horizon=3, rounds=2)
-    return decoding.many_tickers(machine, size="small", tickers=32, paths=8, bars=64, horizon=30, rounds=3)
+        return decoding.many_tickers(machine, size="nano", shape=SamplingShape(3, 2, 16, 3), repeats=Repeats(2))
+    return decoding.many_tickers(machine, size="small", shape=SamplingShape(32, 8, 64, 30), repeats=Repeats(3))
 
 
 def _training(machine: Machine, quick: bool, _: Path | None) -> Report:
     if quick:
-        return training.beside_upstream(machine, size="nano", batch=4, steps=3, rounds=2, within=5, goal=2)
-    return training.beside_upstream(machine, size="small", batch=16, steps=12, rounds=3, within=110, goal=2)
+        return training.beside_upstream(machine, FineTune("nano", batch=4, steps=3), Repeats(2, 5), goal=2)
+    return training.beside_upstream(machine, FineTune("small", batch=16, steps=12), Repeats(3, 110), goal=2)
 
 
 def _adapters(machine: Machine, quick: bool, _: Path | None) -> Report:
     if quick:
-        return adapters.beside_peft(
-            machine, size="nano", adapters=3, alone=2, batch=4, steps=2, rounds=2, within=5, goal=None
-        )
-    few: dict[str, Any] = {"batch": 16, "rounds": 3, "goal": None, "start": adapters.start_up()}
-    nano = adapters.beside_peft(machine, size="nano", adapters=16, alone=8, steps=12, within=40, **few)
-    small = adapters.beside_peft(machine, size="small", adapters=4, alone=2, steps=4, within=80, **few)
+        run = AdapterTraining("nano", 3, batch=4, steps=2)
+        return adapters.beside_peft(machine, run, Repeats(2, 5), alone=2, goal=None)
+    start = adapters.start_up()
+    run = AdapterTraining("nano", 16, batch=16, steps=12)
+    nano = adapters.beside_peft(machine, run, Repeats(3, 40), alone=8, goal=None, start=start)
+    run = AdapterTraining("small", 4, batch=16, steps=4)
+    small = adapters.beside_peft(machine, run, Repeats(3, 80), alone=2, goal=None, start=start)
     return Report([*nano.tables, *small.tables])
 
 
@@ -107,10 +107,10 @@ def _cost(machine: Machine, quick: bool, _: Path | None) -> Report:
     tickers, bars = (2, 500) if quick else (100, 2500)
     csv = growth.read(tickers, bars, rounds=1).median / tickers
     if quick:
-        few: dict[str, Any] = {"size": "nano", "adapters": 2, "batch": 4, "steps": 2, "series": 2}
+        run, series = AdapterTraining("nano", 2, batch=4, steps=2), 2
     else:
-        few = {"size": "small", "adapters": 4, "batch": 16, "steps": 2, "series": 32}
-    return Report([cost.table(machine, csv=csv, **few), cost.on_paper("small")])
+        run, series = AdapterTraining("small", 4, batch=16, steps=2), 32
+    return Report([cost.table(machine, run, series=series, csv=csv), cost.on_paper("small")])
 
 
 PARTS: dict[str, Callable[[Machine, bool, Path | None], Report]] = {

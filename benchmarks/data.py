@@ -19,13 +19,14 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
 from pyarrow.csv import ReadOptions, read_csv
+from speed.cases import Repeats
 from speed.table import Goal, Report, Table, megabytes, percent
 from speed.timing import Spread, alternate, peak_of, timed, times
 
@@ -102,7 +103,9 @@ def report(quick: bool) -> Report:
 
 
 def _write(data: Path, tickers: int, bars_each: int) -> None:
-    for path in write_simulated(data, tickers=[f"S{one:03}" for one in range(tickers // SAME_BARS)], bars=bars_each):
+    for path in write_simulated(
+        data, tickers=[f"S{number:03}" for number in range(tickers // SAME_BARS)], bars=bars_each
+    ):
         for copy in range(1, SAME_BARS):
             shutil.copy(path, data / f"{path.stem}-{copy}.csv")
 
@@ -130,18 +133,19 @@ def _measured(data: Path, out: Path, tickers: int, bars_each: int, rounds: int) 
             read_csv(path, ReadOptions(use_threads=False))
 
     first()  # warm-up: imports, and the files into the system's cache
-    clocks.clear(), processor.clear()
+    clocks.clear()
+    processor.clear()
     names = ("CSV to stored bars and windows", "the same again, no CSV changed", "pyarrow's CSV reader")
     rivals = (first, second, arrow)
     cpu = torch.device("cpu")
-    samples = alternate({name: timed(run, cpu) for name, run in zip(names, rivals, strict=True)}, rounds)
+    samples = alternate({name: timed(run, cpu) for name, run in zip(names, rivals, strict=True)}, Repeats(rounds))
 
-    def per_ticker(seconds: list[float]) -> str:
-        return Spread.of([1000 * one / tickers for one in seconds]).text(lambda value: f"{value:.2f}")
+    def per_ticker(seconds: Sequence[float]) -> str:
+        return Spread.of([1000 * second / tickers for second in seconds]).text(lambda value: f"{value:.2f}")
 
-    found = {stage: [one.seconds[stage] for one in clocks] for stage in STAGES}
-    found[REST] = [total - sum(one.seconds.values()) for total, one in zip(processor, clocks, strict=True)]
-    rows = [[stage, per_ticker(some), percent(sum(some) / sum(processor))] for stage, some in found.items()]
+    by_stage: dict[str, list[float]] = {stage: [clock.seconds[stage] for clock in clocks] for stage in STAGES}
+    by_stage[REST] = [total - sum(clock.seconds.values()) for total, clock in zip(processor, clocks, strict=True)]
+    rows = [[stage, per_ticker(seconds), percent(sum(seconds) / sum(processor))] for stage, seconds in by_stage.items()]
     totals = [sample.seconds for sample in samples[names[0]]]
     rows += [["in all", per_ticker(processor), percent(1)], ["by the wall clock", per_ticker(totals), ""]]
     size = f"{tickers:,} tickers of {bars_each:,} bars, one core"
@@ -154,15 +158,15 @@ def _measured(data: Path, out: Path, tickers: int, bars_each: int, rounds: int) 
         [
             [
                 name,
-                per_ticker([sample.seconds for sample in some]),
-                times(some, samples[names[2]]),
-                megabytes(peak_of(some)),
+                per_ticker([sample.seconds for sample in taken]),
+                times(taken, samples[names[2]]),
+                megabytes(peak_of(taken)),
             ]
-            for name, some in samples.items()
+            for name, taken in samples.items()
         ],
         [f"{SAME_BARS} symbols each have the same bars. pyarrow {pa.__version__} makes columns and checks nothing."],
     )
-    best = Spread.of([1000 * one / tickers for one in totals]).median
+    best = Spread.of([1000 * total / tickers for total in totals]).median
     goal = Goal("CSV to stored bars and windows, per ticker", f"{GOAL:.0f} ms", f"{best:.1f} ms", best <= GOAL)
     return Report([stages, beside], [goal] if bars_each == 2500 else [])
 

@@ -19,6 +19,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 import bench  # noqa: E402 - a folder of scripts, on the path since the line above
 import startup  # noqa: E402
+from speed.cases import Repeats  # noqa: E402
 from speed.machine import Machine  # noqa: E402
 from speed.models import PAIRS, random_model  # noqa: E402
 from speed.table import Goal, Report, Table, goal_table, joined, put  # noqa: E402
@@ -108,13 +109,13 @@ def test_rivals_take_turns_and_each_round_has_a_ratio() -> None:
 
         return run
 
-    samples = alternate({"slow": rival("slow"), "fast": rival("fast")}, rounds=3)
+    samples = alternate({"slow": rival("slow"), "fast": rival("fast")}, Repeats(3))
     assert turns == ["slow", "fast"] * 3
     assert ratio(samples["slow"], samples["fast"]) == Spread(median=3 / 4, low=1 / 2, high=5 / 6, count=3)
 
 
 def test_no_round_begins_that_would_end_too_late_but_the_first_is_run() -> None:
-    samples = alternate({"one": timed(lambda: None, CPU)}, rounds=50, within=0.0)
+    samples = alternate({"one": timed(lambda: None, CPU)}, Repeats(50, within=0.0))
     assert len(samples["one"]) == 1
 
 

@@ -21,6 +21,7 @@ from kronos_pipeline.model.loading import KronosModel
 from kronos_pipeline.training.devices import pick_precision
 from kronos_pipeline.training.single import AdapterJob
 from kronos_pipeline.training.trainer import KronosTrainer
+from speed.cases import AdapterTraining, Repeats
 from speed.machine import Machine
 from speed.models import random_model, random_windows
 from speed.table import Goal, Report, Table, megabytes, number, seconds
@@ -33,14 +34,10 @@ _IMPORTS = "import kronos_pipeline.training.trainer"
 
 def beside_peft(
     machine: Machine,
+    run: AdapterTraining,
+    repeats: Repeats,
     *,
-    size: str,
-    adapters: int,
     alone: int,
-    batch: int,
-    steps: int,
-    rounds: int,
-    within: float,
     goal: float | None,
     start: float | None = None,
 ) -> Report:
@@ -48,37 +45,33 @@ def beside_peft(
 
     Args:
         machine: device of the models.
-        size: size of the base model.
-        adapters: number of adapters that train jointly.
+        run: size of the joint training.
+        repeats: repeats of each way.
         alone: number of adapters that train one by one.
-        batch: windows per step of an adapter.
-        steps: steps per adapter.
-        rounds: maximum of repeats.
-        within: seconds after which no further round begins.
         goal: promised speed-up over the plain loop; None without a promise.
         start: seconds to start a process, from `start_up`; None to leave the start out.
     """
-    model = random_model(size, machine.device)
-    settings = recipe(size, machine.device, batch, adapter="lora")
-    windows = random_windows(settings, [f"SIM{number}" for number in range(adapters)], batch * steps)
+    model = random_model(run.size, machine.device)
+    settings = recipe(run.size, machine.device, run.batch, adapter="lora")
+    windows = random_windows(settings, [f"SIM{number}" for number in range(run.adapters)], run.batch * run.steps)
     few = windows[:alone]
 
     def each(train: Callable[[], None], count: int) -> Run:
-        def run() -> Sample:
+        def sample() -> Sample:
             taken = timed(train, machine.device)()
             return replace(taken, seconds=taken.seconds / count)
 
-        return run
+        return sample
 
     ways = {
-        _PEFT: each(lambda: plain_peft(model, few, settings, steps), alone),
+        _PEFT: each(lambda: plain_peft(model, few, settings, run.steps), alone),
         _ALONE: each(lambda: one_by_one(model, few, settings), alone),
-        _TOGETHER: each(lambda: together(model, windows, settings), adapters),
+        _TOGETHER: each(lambda: together(model, windows, settings), run.adapters),
     }
-    short = random_windows(settings, ["WARM", "UP"], batch)
+    short = random_windows(settings, ["WARM", "UP"], run.batch)
     plain_peft(model, short, settings, 1)
     together(model, short, settings)
-    samples = alternate(ways, rounds, within)
+    samples = alternate(ways, repeats)
     rows = [
         [
             name,
@@ -91,20 +84,20 @@ def beside_peft(
     ]
     precision = pick_precision(settings.precision, machine.device, model.predictor)
     notes = [
-        f"{steps} steps of {batch} windows of 95 bars each, LoRA of rank {settings.adapter_r} on the attention and "
-        f"feed-forward maps. The plain loop computes in float32, evaluates nothing, keeps no state and checks nothing; "
-        f"the trainer computes in {precision}, as `auto` does.",
+        f"{run.steps} steps of {run.batch} windows of 95 bars each, LoRA of rank {settings.adapter_r} on the attention "
+        f"and feed-forward maps. The plain loop computes in float32, evaluates nothing, keeps no state and checks "
+        f"nothing; the trainer computes in {precision}, as `auto` does.",
     ]
     if start is not None:
-        apart = adapters * (start + time_of(samples[_PEFT]).median)
-        in_one = start + adapters * time_of(samples[_TOGETHER]).median
+        apart = run.adapters * (start + time_of(samples[_PEFT]).median)
+        in_one = start + run.adapters * time_of(samples[_TOGETHER]).median
         notes.append(
             f"A process that imports the trainer takes {seconds(start)} to start. A command per ticker starts "
-            f"{adapters} times: {seconds(apart)} with plain loops, {seconds(in_one)} in one joint training, "
+            f"{run.adapters} times: {seconds(apart)} with plain loops, {seconds(in_one)} in one joint training, "
             f"{apart / in_one:.1f} times."
         )
     columns = ("way", "each", "adapters/min", "times", "peak memory")
-    what = f"{adapters} adapters of Kronos-{size}, {machine.device.type}"
+    what = f"{run.adapters} adapters of Kronos-{run.size}, {machine.device.type}"
     rivals = samples[_PEFT], samples[_TOGETHER]
     found = f"{times(*rivals, 2)} times"
     goals = [] if goal is None else [Goal(what, f"{goal:g} times", found, ratio(*rivals).median >= goal)]
@@ -119,8 +112,8 @@ def plain_peft(model: KronosModel, windows: list[WindowSet], settings: Recipe, s
         lora_dropout=settings.adapter_dropout,
         target_modules=settings.adapter_targets,
     )
-    for one in windows:
-        tokens = batches([one], model, settings.batch_size)
+    for ticker in windows:
+        tokens = batches([ticker], model, settings.batch_size)
         predictor = get_peft_model(copy.deepcopy(model.predictor), config).train()
         trained = [tensor for tensor in predictor.parameters() if tensor.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate)
@@ -132,12 +125,17 @@ def plain_peft(model: KronosModel, windows: list[WindowSet], settings: Recipe, s
 
 def one_by_one(model: KronosModel, windows: list[WindowSet], settings: Recipe) -> None:
     """Train adapters with the project's trainer, one training per ticker."""
-    _in_folder(lambda folder: [_trainer(model, settings, folder).train_adapter([one], one.ticker) for one in windows])
+
+    def train(folder: Path) -> None:
+        for ticker in windows:
+            _trainer(model, settings, folder).train_adapter([ticker], ticker.ticker)
+
+    _in_folder(train)
 
 
 def together(model: KronosModel, windows: list[WindowSet], settings: Recipe) -> None:
     """Train adapters with the project's trainer, one joint training of all tickers."""
-    jobs = [AdapterJob(name=one.ticker, windows=[one]) for one in windows]
+    jobs = [AdapterJob(name=ticker.ticker, windows=[ticker]) for ticker in windows]
 
     def train(folder: Path) -> None:
         failed = [end for end in _trainer(model, settings, folder).train_adapters(jobs) if isinstance(end, KronosError)]

@@ -11,6 +11,7 @@ import torch
 from kronos_pipeline.model.decode.sample import sample_paths
 from kronos_pipeline.training.single import AdapterJob
 from kronos_pipeline.training.trainer import KronosTrainer
+from speed.cases import AdapterTraining
 from speed.decoding import SAMPLING
 from speed.machine import Machine
 from speed.models import PAIRS, random_model, random_series, random_windows
@@ -45,23 +46,18 @@ class Assumed:
     paths: int = 32
 
 
-def table(
-    machine: Machine, *, size: str, adapters: int, batch: int, steps: int, series: int, csv: float | None
-) -> Table:
+def table(machine: Machine, run: AdapterTraining, *, series: int, csv: float | None) -> Table:
     """Estimate the time per task from short measurements.
 
     Args:
         machine: device of the models.
-        size: size of the base model.
-        adapters: number of adapters of the joint training that measures the time per window.
-        batch: windows per step of an adapter.
-        steps: steps per adapter.
+        run: size of the joint training that measures the time per window.
         series: number of series of the sampling that measures the time per path.
         csv: seconds from a CSV to stored windows; None if not measured.
     """
     user = Assumed()
-    adapter, window = _training(machine, size, adapters, batch, steps)
-    path = _path(machine, size, series, user.paths)
+    adapter, window = _training(machine, run)
+    path = _path(machine, run.size, series, user.paths)
     trained = user.tickers * user.windows * user.epochs
     sampled = user.tickers * user.rolls * user.models * user.paths
     rows: list[tuple[str, str, float | None, int]] = [
@@ -80,11 +76,11 @@ def table(
     notes = [
         f"{user.tickers:,} tickers of 2,500 daily bars; {user.windows:,} training windows of 95 bars each, stride 1, "
         f"{user.epochs} epochs, LoRA on attention and feed-forward; {user.rolls} roll of 30 bars, {user.paths} paths, "
-        f"base and adapter. Times of a window and of an adapter are from {adapters} adapters trained together, {steps} "
-        f"and {2 * steps} steps of {batch} windows each; the time of a path is from {series} tickers at once. The "
-        "total of a line is proportional to its number of items."
+        f"base and adapter. Times of a window and of an adapter are from {run.adapters} adapters trained together, "
+        f"{run.steps} and {2 * run.steps} steps of {run.batch} windows each; the time of a path is from {series} "
+        "tickers at once. The total of a line is proportional to its number of items."
     ]
-    title = f"Time for {user.tickers:,} tickers with Kronos-{size} on {machine.name}"
+    title = f"Time for {user.tickers:,} tickers with Kronos-{run.size} on {machine.name}"
     return Table(title, ("task", "how many", "each", "all"), cells, notes)
 
 
@@ -127,30 +123,31 @@ def on_paper(size: str, *, share: float = 0.2) -> Table:
     return Table(f"Time for {user.tickers:,} tickers with Kronos-{size} on an H100, by formula", columns, rows, notes)
 
 
-def _training(machine: Machine, size: str, adapters: int, batch: int, steps: int) -> tuple[float | None, float | None]:
+def _training(machine: Machine, run: AdapterTraining) -> tuple[float | None, float | None]:
     """Measure the fixed seconds of an adapter and the seconds per window, from trainings of n and 2n steps.
 
     Return None for both if 2n steps took no longer than n: such times are too noisy.
     """
-    model = random_model(size, machine.device)
-    settings = recipe(size, machine.device, batch, adapter="lora")
+    model = random_model(run.size, machine.device)
+    settings = recipe(run.size, machine.device, run.batch, adapter="lora")
 
     def train(windows: int) -> float:
-        tickers = random_windows(settings, [f"SIM{number}" for number in range(adapters)], windows)
-        jobs = [AdapterJob(name=one.ticker, windows=[one]) for one in tickers]
+        tickers = random_windows(settings, [f"SIM{number}" for number in range(run.adapters)], windows)
+        jobs = [AdapterJob(name=ticker.ticker, windows=[ticker]) for ticker in tickers]
         with tempfile.TemporaryDirectory() as folder:
             trainer = KronosTrainer(settings, Path(folder), base=model, say=lambda _: None)
             return timed(lambda: trainer.train_adapters(jobs), machine.device)().seconds
 
-    train(batch)
-    once, twice = train(batch * steps), train(2 * batch * steps)
+    train(run.batch)
+    each = run.batch * run.steps
+    once, twice = train(each), train(2 * each)
     if twice <= once:
         return None, None
-    return max(0.0, (2 * once - twice) / adapters), (twice - once) / (adapters * batch * steps)
+    return max(0.0, (2 * once - twice) / run.adapters), (twice - once) / (run.adapters * each)
 
 
 def _path(machine: Machine, size: str, series: int, paths: int) -> float:
-    model, some = random_model(size, machine.device), random_series(series, _LOOKBACK, _HORIZON)
-    past, ahead = some.stamps
-    run = timed(lambda: sample_paths(model, some.history, past, ahead, paths=paths, **SAMPLING), machine.device)
+    model, simulated = random_model(size, machine.device), random_series(series, _LOOKBACK, _HORIZON)
+    past, ahead = simulated.stamps
+    run = timed(lambda: sample_paths(model, simulated.history, past, ahead, paths=paths, **SAMPLING), machine.device)
     return run().seconds / (series * paths)

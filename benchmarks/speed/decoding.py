@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sktime.libs.kronos import KronosPredictor as UpstreamPredictor
@@ -10,7 +11,7 @@ from sktime.libs.kronos import KronosPredictor as UpstreamPredictor
 from kronos_pipeline import KronosPredictor
 from kronos_pipeline.model.decode.sample import sample_paths
 from kronos_pipeline.model.loading import KronosModel
-from speed.cases import Case
+from speed.cases import Case, Repeats, SamplingShape
 from speed.machine import Machine
 from speed.models import PAIRS, Series, adapted, random_model, random_series
 from speed.table import Goal, Report, Table, megabytes, number, percent, seconds
@@ -49,15 +50,14 @@ def rivals(model: KronosModel, series: Series, paths: int) -> dict[str, Callable
     }
 
 
-def beside_upstream(machine: Machine, *, size: str, cases: Sequence[Case], rounds: int, within: float) -> Report:
+def beside_upstream(machine: Machine, *, size: str, cases: Sequence[Case], repeats: Repeats) -> Report:
     """Measure each case in each way.
 
     Args:
         machine: device of the model, and its limits.
         size: size of the model.
         cases: sizes of the samplings.
-        rounds: maximum of repeats of each way.
-        within: seconds for all cases together, after which no further round begins.
+        repeats: repeats of each way; `within` holds for all cases together.
     """
     model = random_model(size, machine.device)
     rows: list[list[str]] = []
@@ -67,7 +67,7 @@ def beside_upstream(machine: Machine, *, size: str, cases: Sequence[Case], round
             warm_up()
         ways = rivals(model, random_series(case.series, case.bars, case.horizon), case.paths)
         runs = {name: timed(way, machine.device) for name, way in ways.items()}
-        samples = alternate(runs, rounds, within / len(cases))
+        samples = alternate(runs, replace(repeats, within=repeats.within / len(cases)))
         rows += [_row(machine, size, case, name, samples) for name in samples]
         goals.append(_goal(machine, size, case, samples))
     columns = ("series x paths, bars", "way", "time", "times", *REACHED, "of the limit", "peak memory")
@@ -112,35 +112,43 @@ def _goal(machine: Machine, size: str, case: Case, samples: dict[str, list[Sampl
     return Goal(f"sampling {case.name}, Kronos-{size}, {machine.device.type}", wanted, found, reached)
 
 
-def many_tickers(
-    machine: Machine, *, size: str, tickers: int, paths: int, bars: int, horizon: int, rounds: int
-) -> Report:
-    """Time the forecasts of many tickers, each with its own adapter: one call per ticker, and one call for all."""
-    series = random_series(tickers, bars, horizon)
+def many_tickers(machine: Machine, *, size: str, shape: SamplingShape, repeats: Repeats) -> Report:
+    """Time the forecasts of many tickers, each with its own adapter: one call per ticker, and one call for all.
+
+    Args:
+        machine: device of the models.
+        size: size of the base model.
+        shape: size of the sampling; a series is a ticker.
+        repeats: repeats of each way.
+    """
+    series = random_series(shape.series, shape.bars, shape.horizon)
     past, ahead = series.stamps
-    models = adapted(random_model(size, machine.device), tickers)
-    settings = {"paths": paths, **SAMPLING}
+    models = adapted(random_model(size, machine.device), shape.series)
+    settings = {"paths": shape.paths, **SAMPLING}
 
     def one_by_one() -> None:
         for ticker, model in enumerate(models):
-            one = slice(ticker, ticker + 1)
-            sample_paths(model, series.history[one], past[one], ahead[one], **settings)
+            rows = slice(ticker, ticker + 1)
+            sample_paths(model, series.history[rows], past[rows], ahead[rows], **settings)
 
     def together() -> None:
         sample_paths(models, series.history, past, ahead, **settings)
 
     runs = {"one by one": timed(one_by_one, machine.device), "in one call": timed(together, machine.device)}
     together()
-    samples = alternate(runs, rounds)
+    samples = alternate(runs, repeats)
     rows = [
         [
             name,
             time_of(taken).text(seconds),
-            number(tickers / time_of(taken).median),
+            number(shape.series / time_of(taken).median),
             times(samples["one by one"], taken),
             megabytes(peak_of(taken)),
         ]
         for name, taken in samples.items()
     ]
-    title = f"Forecasts of {tickers} tickers, an adapter each, Kronos-{size}: {paths} paths, {bars} + {horizon} bars"
+    title = (
+        f"Forecasts of {shape.series} tickers, an adapter each, Kronos-{size}: {shape.paths} paths, "
+        f"{shape.bars} + {shape.horizon} bars"
+    )
     return Report([Table(title, ("way", "time", "tickers/s", "times", "peak memory"), rows)])

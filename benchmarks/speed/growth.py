@@ -6,9 +6,11 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from io import StringIO
 from math import log
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -17,11 +19,14 @@ from kronos_pipeline.config import KronosTrainingConfig
 from kronos_pipeline.data.simulate import write_simulated
 from kronos_pipeline.model.decode.sample import sample_paths
 from kronos_pipeline.pipeline.ingest import read_tickers
+from speed.cases import SamplingShape
 from speed.decoding import SAMPLING
 from speed.models import random_model, random_series, random_windows
 from speed.table import Table, number, seconds
 from speed.timing import Spread, timed
 from speed.training import recipe, trainer_run
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,36 +57,44 @@ def growths(device: torch.device, *, size: str, quick: bool, rounds: int) -> lis
         quick: measure few and small values.
         rounds: repeats of each point.
     """
-    few = (lambda values: values[:2]) if quick else (lambda values: values)
+
+    def few(values: tuple[T, ...]) -> tuple[T, ...]:
+        return values[:2] if quick else values
+
     horizon, batch, steps = (3, 2, 2) if quick else (30, 16, 6)
     sizes = few(("nano", "mini", "small", "base"))
-    parameters = [sum(one.numel() for one in random_model(name, device).predictor.parameters()) / 1e6 for name in sizes]
+    parameters = [
+        sum(weight.numel() for weight in random_model(name, device).predictor.parameters()) / 1e6 for name in sizes
+    ]
 
-    def sampled(what: str, grows: str, values: Sequence[int], shape: Callable[[int], tuple[int, int, int]]) -> Growth:
-        taken = [_sampling(device, size, *shape(value), horizon, rounds) for value in values]
+    def sampled(what: str, grows: str, values: Sequence[int], shape: Callable[[int], SamplingShape]) -> Growth:
+        taken = [_sampling(device, size, shape(value), rounds) for value in values]
         return Growth(what, grows, values, taken)
 
     return [
         sampled(
-            f"sampling 1 ticker, 64 + {horizon} bars", "paths", few((1, 4, 16, 64, 256)), lambda paths: (1, paths, 64)
+            f"sampling 1 ticker, 64 + {horizon} bars",
+            "paths",
+            few((1, 4, 16, 64, 256)),
+            lambda paths: SamplingShape(1, paths, 64, horizon),
         ),
         sampled(
             f"sampling 4 paths, 64 + {horizon} bars",
             "tickers",
             few((1, 4, 16, 64)),
-            lambda series: (series, 4, 64),
+            lambda series: SamplingShape(series, 4, 64, horizon),
         ),
         sampled(
             f"sampling 4 tickers x 4 paths, + {horizon} bars",
             "lookback",
             few((30, 60, 120, 240, 480)),
-            lambda bars: (4, 4, bars),
+            lambda bars: SamplingShape(4, 4, bars, horizon),
         ),
         Growth(
             f"sampling 4 tickers x 4 paths, 64 + {horizon} bars",
             "million parameters",
             parameters,
-            [_sampling(device, name, 4, 4, 64, horizon, rounds) for name in sizes],
+            [_sampling(device, name, SamplingShape(4, 4, 64, horizon), rounds) for name in sizes],
             sizes,
         ),
         Growth(
@@ -124,7 +137,10 @@ def plot(found: Sequence[Growth], path: Path) -> None:
     axes = list(figure.subplots(2, columns).flat)
     for growth, axis in zip(found, axes, strict=False):
         middle = [spread.median for spread in growth.taken]
-        reach = [[one.median - one.low for one in growth.taken], [one.high - one.median for one in growth.taken]]
+        reach = [
+            [spread.median - spread.low for spread in growth.taken],
+            [spread.high - spread.median for spread in growth.taken],
+        ]
         axis.errorbar(growth.at, middle, yerr=reach, marker="o", color="#1f5fa8", capsize=3)
         axis.plot(growth.at, [middle[0] * at / growth.at[0] for at in growth.at], ":", color="#888888")
         axis.set(xscale="log", yscale="log", xlabel=growth.grows, ylabel="seconds", title=growth.what)
@@ -147,10 +163,10 @@ def _exponent(growth: Growth, place: int) -> str:
     return f"{log(growth.taken[place].median / growth.taken[place - 1].median) / log(more):.2f}"
 
 
-def _sampling(device: torch.device, size: str, series: int, paths: int, bars: int, horizon: int, rounds: int) -> Spread:
-    model, some = random_model(size, device), random_series(series, bars, horizon)
-    past, ahead = some.stamps
-    run = timed(lambda: sample_paths(model, some.history, past, ahead, paths=paths, **SAMPLING), device)
+def _sampling(device: torch.device, size: str, shape: SamplingShape, rounds: int) -> Spread:
+    model, series = random_model(size, device), random_series(shape.series, shape.bars, shape.horizon)
+    past, ahead = series.stamps
+    run = timed(lambda: sample_paths(model, series.history, past, ahead, paths=shape.paths, **SAMPLING), device)
     run()
     return Spread.of([run().seconds for _ in range(rounds)])
 
@@ -180,7 +196,7 @@ def read(tickers: int, bars: int, rounds: int) -> Spread:
             settings = {"model_name": "kronos-nano", "data_dir": str(data), "output_dir": str(output)}
             config = KronosTrainingConfig.model_validate(settings)
             with redirect_stdout(StringIO()):
-                run = timed(lambda config=config, output=output: read_tickers(config, ArtifactLayout(output)), _CPU)
+                run = timed(partial(read_tickers, config, ArtifactLayout(output)), _CPU)
                 taken.append(run().seconds)
     return Spread.of(taken)
 

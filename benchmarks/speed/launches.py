@@ -21,7 +21,7 @@ from unittest import mock
 
 import torch
 from sktime.libs.kronos import KronosPredictor as UpstreamPredictor
-from torch.autograd import DeviceType
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, supported_activities
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_leaves
 from kronos_pipeline.model.decode import generate
 from kronos_pipeline.model.decode.sample import sample_paths
 from speed import adapters, training
-from speed.cases import Case
+from speed.cases import AdapterTraining, Case, FineTune
 from speed.decoding import SAMPLING
 from speed.machine import Machine
 from speed.models import random_model, random_series, random_windows
@@ -82,22 +82,23 @@ class _Operations(TorchDispatchMode):
     """Counter of operations on tensors of a device; views and bare allocations do not count."""
 
     def __init__(self, device: torch.device) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch annotates no dispatch mode
         self.count, self._device = 0, device
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
         if not func.is_view and func.overloadpacket.__name__ not in _NO_KERNEL:
-            tensors = (one for one in tree_leaves((args, kwargs, found)) if isinstance(one, torch.Tensor))
+            tensors = (leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor))
             self.count += any(tensor.device == self._device for tensor in tensors)
-        return found
+        return result
 
 
 def operations(run: Callable[[], object], device: torch.device) -> int:
     """Count the operations that a call starts on a device, backward passes included."""
-    with _Operations(device) as counted:
+    counter = _Operations(device)
+    with counter:
         run()
-    return counted.count
+    return counter.count
 
 
 def profiled(run: Callable[[], object], device: torch.device) -> tuple[Gaps, int] | None:
@@ -152,21 +153,16 @@ _NOTE = (
 )
 
 
-def reports(
-    machine: Machine, *, size: str, case: Case, batch: int, jobs: int, rows: int, steps: int
-) -> Iterator[Report]:
+def reports(machine: Machine, case: Case, full: FineTune, lora: AdapterTraining) -> Iterator[Report]:
     """Measure the launches of sampling and of training, by upstream and by the project.
 
     Args:
         machine: device of the model.
-        size: size of the model.
         case: size of the sampling; its horizon is the length of the shorter run.
-        batch: windows per step of a full fine-tune.
-        jobs: number of adapters that train jointly.
-        rows: windows per step of an adapter.
-        steps: steps of the shorter training run.
+        full: size of the shorter run of a full fine-tune; sampling takes its model.
+        lora: size of the joint training of adapters, of as many steps.
     """
-    device, kind = machine.device, machine.device.type
+    device, kind, size, steps = machine.device, machine.device.type, full.size, full.steps
     title = f"Launches of a bar: sampling {case.name}, Kronos-{size}, {kind}"
     note = _NOTE.format(short=f"{case.horizon} bars", long=2 * case.horizon)
     for name, runs in _samplings(machine, size, case).items():
@@ -175,7 +171,7 @@ def reports(
         yield Report([Table(title, ("way", *_COLUMNS), [cells], [note])])
     title = f"Launches of a training step: Kronos-{size}, {kind}"
     note = _NOTE.format(short=f"{steps} steps", long=2 * steps)
-    for name, runs in _trainings(machine, size, batch, jobs, rows).items():
+    for name, runs in _trainings(machine, full, lora).items():
         cells = row(name, runs, steps, device)
         yield Report([Table(title, ("way", *_COLUMNS), [cells], [note])])
 
@@ -201,25 +197,25 @@ def _samplings(machine: Machine, size: str, case: Case) -> dict[str, Runs]:
     return ways | ({_GRAPHS: sample} if machine.device.type == "cuda" else {})
 
 
-def _trainings(machine: Machine, size: str, batch: int, jobs: int, rows: int) -> dict[str, Runs]:
-    model = random_model(size, machine.device)
-    full = training.recipe(size, machine.device, batch)
-    lora = training.recipe(size, machine.device, rows, adapter="lora")
-    names = [f"SIM{number}" for number in range(jobs)]
+def _trainings(machine: Machine, full: FineTune, lora: AdapterTraining) -> dict[str, Runs]:
+    model, batch, rows = random_model(full.size, machine.device), full.batch, lora.batch
+    full_recipe = training.recipe(full.size, machine.device, batch)
+    lora_recipe = training.recipe(lora.size, machine.device, rows, adapter="lora")
+    names = [f"SIM{number}" for number in range(lora.adapters)]
 
     def upstream(steps: int) -> Callable[[], object]:
-        tokens = training.batches(random_windows(full, ["SIM"], batch), model, batch)
+        tokens = training.batches(random_windows(full_recipe, ["SIM"], batch), model, batch)
         return training.upstream_loop(model, tokens, steps)
 
     def ours(steps: int) -> Callable[[], object]:
-        return training.trainer_run(model, random_windows(full, ["SIM"], batch * steps), full)
+        return training.trainer_run(model, random_windows(full_recipe, ["SIM"], batch * steps), full_recipe)
 
     def together(steps: int) -> Callable[[], object]:
-        windows = random_windows(lora, names, rows * steps)
-        return lambda: adapters.together(model, windows, lora)
+        windows = random_windows(lora_recipe, names, rows * steps)
+        return lambda: adapters.together(model, windows, lora_recipe)
 
     return {
         f"upstream's loop, {batch} windows, fp32": upstream,
         f"KronosTrainer, {batch} windows, auto": ours,
-        f"train_adapters, {jobs} adapters x {rows} windows": together,
+        f"train_adapters, {lora.adapters} adapters x {rows} windows": together,
     }

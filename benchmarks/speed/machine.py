@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def measure(device: torch.device, *, quick: bool = False) -> Machine:
     flops = {}
     for name in _CUDA_FORMATS if large else _CPU_FORMATS:
         square = torch.randn(size, size, device=device).to(_FORMATS[name])
-        ways = [lambda square=square: square @ square]
+        ways: list[Callable[[], object]] = [partial(torch.matmul, square, square)]
         if device.type == "cpu" and name == "fp32" and (packed := _packed_product(square)):
             ways.append(packed)
         with _tensor_cores("high" if name == "tf32" else "highest"):

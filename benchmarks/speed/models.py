@@ -85,8 +85,13 @@ def random_model(size: str, device: torch.device, *, seed: int = 0) -> KronosMod
         tokenizer=find_base_model(pair.name).tokenizer,
         context=pair.context,
     )
-    parts = (part.eval().to(device) for part in (predictor, tokenizer.requires_grad_(False)))
-    return KronosModel(*parts, source=source, device=device, weights_hash=f"random-{size}-{seed}")
+    return KronosModel(
+        predictor.eval().to(device),
+        tokenizer.requires_grad_(False).eval().to(device),
+        source=source,
+        device=device,
+        weights_hash=f"random-{size}-{seed}",
+    )
 
 
 def adapted(base: KronosModel, adapters: int) -> list[KronosModel]:
@@ -136,7 +141,7 @@ class Series:
     @property
     def frames(self) -> tuple[list[pd.DataFrame], list[pd.Series], list[pd.Series]]:
         """Return the arguments of upstream's `predict_batch`: frames, past times and future times."""
-        frames = [pd.DataFrame(one, columns=list(FEATURES)) for one in self.history]
+        frames = [pd.DataFrame(bars, columns=list(FEATURES)) for bars in self.history]
         past, ahead = pd.Series(self.times[: -self.horizon]), pd.Series(self.times[-self.horizon :])
         return frames, [past] * len(frames), [ahead] * len(frames)
 
@@ -155,6 +160,8 @@ def random_windows(recipe: Recipe, tickers: Sequence[str], windows: int) -> list
         tickers: names of the tickers.
         windows: training windows per ticker.
     """
+    assert recipe.selection_bars is not None
+    assert recipe.validation_bars is not None
     bars = recipe.lookback + recipe.horizon + windows + recipe.selection_bars + recipe.validation_bars
     return [
         build_windows(make_bars(name, simulate_ticker([1, *name.encode()], bars).frame(), source=name), recipe)

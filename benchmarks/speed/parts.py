@@ -8,9 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from speed.cases import CUDA_CASES, QUICK_CASES
+from speed.cases import (
+    CUDA_CASES,
+    QUICK_CASES,
+    AdapterTraining,
+    Case,
+    FineTune,
+    Repeats,
+    SamplingShape,
+)
 from speed.table import Goal, Report
 
 if TYPE_CHECKING:
@@ -36,68 +44,113 @@ class Part:
     limit: float
 
 
+@dataclass(frozen=True)
+class _Sizes:
+    """Sizes of all parts."""
+
+    model: str
+    cases: tuple[Case, ...]
+    profiled: Case
+    sampling: Repeats
+    fine_tune: FineTune
+    fine_tunes: Repeats
+    adapters: AdapterTraining
+    adapter_trainings: Repeats
+    launches: tuple[FineTune, AdapterTraining]
+    tickers: SamplingShape
+    forecasts: Repeats
+    profiled_batch: int
+    cost: AdapterTraining
+    cost_series: int
+
+
+_QUICK = _Sizes(
+    model="nano",
+    cases=QUICK_CASES,
+    profiled=QUICK_CASES[0],
+    sampling=Repeats(2, 3),
+    fine_tune=FineTune("nano", batch=4, steps=3),
+    fine_tunes=Repeats(2, 5),
+    adapters=AdapterTraining("nano", 3, batch=4, steps=2),
+    adapter_trainings=Repeats(2, 5),
+    launches=(FineTune("nano", batch=4, steps=2), AdapterTraining("nano", 2, batch=2, steps=2)),
+    tickers=SamplingShape(3, 2, 16, 3),
+    forecasts=Repeats(2),
+    profiled_batch=2,
+    cost=AdapterTraining("nano", 2, batch=4, steps=2),
+    cost_series=2,
+)
+_FULL = _Sizes(
+    model="small",
+    cases=CUDA_CASES,
+    profiled=CUDA_CASES[1],
+    sampling=Repeats(5, 15),
+    fine_tune=FineTune("small", batch=64, steps=90),
+    fine_tunes=Repeats(3, 50),
+    adapters=AdapterTraining("small", 32, batch=16, steps=200),
+    adapter_trainings=Repeats(2, 80),
+    launches=(FineTune("small", batch=64, steps=4), AdapterTraining("small", 32, batch=16, steps=4)),
+    tickers=SamplingShape(64, 32, 64, 30),
+    forecasts=Repeats(3),
+    profiled_batch=64,
+    cost=AdapterTraining("small", 32, batch=16, steps=50),
+    cost_series=128,
+)
+
+
+def _sizes(quick: bool) -> _Sizes:
+    return _QUICK if quick else _FULL
+
+
 def _sampling(machine: Machine, quick: bool) -> Iterator[Report]:
     from speed.decoding import beside_upstream
 
-    for case in QUICK_CASES if quick else CUDA_CASES:
-        if quick:
-            yield beside_upstream(machine, size="nano", cases=[case], rounds=2, within=3)
-        else:
-            yield beside_upstream(machine, size="small", cases=[case], rounds=5, within=15)
+    sizes = _sizes(quick)
+    for case in sizes.cases:
+        yield beside_upstream(machine, size=sizes.model, cases=[case], repeats=sizes.sampling)
 
 
 def _training(machine: Machine, quick: bool) -> Iterator[Report]:
     from speed.training import beside_upstream
 
-    if quick:
-        yield beside_upstream(machine, size="nano", batch=4, steps=3, rounds=2, within=5, goal=8)
-    else:
-        yield beside_upstream(machine, size="small", batch=64, steps=90, rounds=3, within=50, goal=8)
+    sizes = _sizes(quick)
+    yield beside_upstream(machine, sizes.fine_tune, sizes.fine_tunes, goal=8)
 
 
 def _adapters(machine: Machine, quick: bool) -> Iterator[Report]:
     from speed.adapters import beside_peft
 
-    if quick:
-        few: dict[str, Any] = {"size": "nano", "adapters": 3, "batch": 4, "steps": 2, "within": 5}
-    else:
-        few = {"size": "small", "adapters": 32, "batch": 16, "steps": 200, "within": 80}
-    yield beside_peft(machine, alone=2, rounds=2, goal=20, **few)
+    sizes = _sizes(quick)
+    yield beside_peft(machine, sizes.adapters, sizes.adapter_trainings, alone=2, goal=20)
 
 
 def _launches(machine: Machine, quick: bool) -> Iterator[Report]:
     from speed.launches import reports
 
-    if quick:
-        return reports(machine, size="nano", case=QUICK_CASES[0], batch=4, jobs=2, rows=2, steps=2)
-    return reports(machine, size="small", case=CUDA_CASES[1], batch=64, jobs=32, rows=16, steps=4)
+    sizes = _sizes(quick)
+    return reports(machine, sizes.profiled, *sizes.launches)
 
 
 def _tickers(machine: Machine, quick: bool) -> Iterator[Report]:
     from speed.decoding import many_tickers
 
-    if quick:
-        yield many_tickers(machine, size="nano", tickers=3, paths=2, bars=16, horizon=3, rounds=2)
-    else:
-        yield many_tickers(machine, size="small", tickers=64, paths=32, bars=64, horizon=30, rounds=3)
+    sizes = _sizes(quick)
+    yield many_tickers(machine, size=sizes.model, shape=sizes.tickers, repeats=sizes.forecasts)
 
 
 def _profile(machine: Machine, quick: bool) -> Iterator[Report]:
     from speed import profile
 
-    size, case, batch = ("nano", QUICK_CASES[0], 2) if quick else ("small", CUDA_CASES[1], 64)
-    yield Report([profile.of_sampling(machine.device, size=size, case=case)])
-    yield Report([profile.of_training(machine.device, size=size, batch=batch)])
+    sizes = _sizes(quick)
+    yield Report([profile.of_sampling(machine.device, size=sizes.model, case=sizes.profiled)])
+    yield Report([profile.of_training(machine.device, size=sizes.model, batch=sizes.profiled_batch)])
 
 
 def _cost(machine: Machine, quick: bool) -> Iterator[Report]:
     from speed.cost import table
 
-    if quick:
-        few: dict[str, Any] = {"size": "nano", "adapters": 2, "batch": 4, "steps": 2, "series": 2}
-    else:
-        few = {"size": "small", "adapters": 32, "batch": 16, "steps": 50, "series": 128}
-    yield Report([table(machine, csv=None, **few)])
+    sizes = _sizes(quick)
+    yield Report([table(machine, sizes.cost, series=sizes.cost_series, csv=None)])
 
 
 def _machine(machine: Machine, _: bool) -> Iterator[Report]:

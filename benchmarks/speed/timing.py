@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch
 
+from speed.cases import Repeats
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -43,6 +45,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
+        """The spread of some values."""
         return cls(statistics.median(values), min(values), max(values), len(values))
 
     def text(self, show: Callable[[float], str]) -> str:
@@ -67,18 +70,17 @@ def timed(function: Callable[[], object], device: torch.device) -> Run:
     return run
 
 
-def alternate(runs: Mapping[str, Run], rounds: int, within: float = float("inf")) -> dict[str, list[Sample]]:
+def alternate(runs: Mapping[str, Run], repeats: Repeats) -> dict[str, list[Sample]]:
     """Run rivals in turns.
 
     Args:
         runs: runs by name, warmed up.
-        rounds: maximum of rounds.
-        within: seconds after which no further round begins; the first round always runs.
+        repeats: maximum of rounds, and of seconds.
     """
     samples: dict[str, list[Sample]] = {name: [] for name in runs}
     began = time.perf_counter()
-    for done in range(rounds):
-        if done and (time.perf_counter() - began) * (done + 1) / done > within:
+    for done in range(repeats.rounds):
+        if done and (time.perf_counter() - began) * (done + 1) / done > repeats.within:
             break
         for name, run in runs.items():
             samples[name].append(run())
@@ -92,7 +94,7 @@ def time_of(samples: Sequence[Sample]) -> Spread:
 
 def ratio(slow: Sequence[Sample], fast: Sequence[Sample]) -> Spread:
     """Return the spread of the speed-up, round by round."""
-    return Spread.of([one.seconds / other.seconds for one, other in zip(slow, fast, strict=True)])
+    return Spread.of([slower.seconds / faster.seconds for slower, faster in zip(slow, fast, strict=True)])
 
 
 def times(slow: Sequence[Sample], fast: Sequence[Sample], digits: int = 1) -> str:

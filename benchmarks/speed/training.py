@@ -17,6 +17,7 @@ from kronos_pipeline.model.loading import KronosModel
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
 from kronos_pipeline.training.devices import pick_precision
 from kronos_pipeline.training.trainer import KronosTrainer
+from speed.cases import FineTune, Repeats
 from speed.machine import Machine
 from speed.models import PAIRS, random_model, random_windows
 from speed.table import Goal, Report, Table, megabytes, number
@@ -61,7 +62,7 @@ def upstream_step(predictor: Any, optimizer: torch.optim.Optimizer, batch: Token
     loss, _, _ = core.head.compute_loss(*logits, s1[:, 1:], s2[:, 1:])
     optimizer.zero_grad()
     loss.backward()
-    torch.nn.utils.clip_grad_norm_([one for one in predictor.parameters() if one.requires_grad], _CLIP)
+    torch.nn.utils.clip_grad_norm_([weight for weight in predictor.parameters() if weight.requires_grad], _CLIP)
     optimizer.step()
 
 
@@ -94,24 +95,20 @@ def trainer_run(model: KronosModel, windows: list[WindowSet], settings: Recipe) 
     return run
 
 
-def beside_upstream(
-    machine: Machine, *, size: str, batch: int, steps: int, rounds: int, within: float, goal: float
-) -> Report:
+def beside_upstream(machine: Machine, run: FineTune, repeats: Repeats, *, goal: float) -> Report:
     """Measure the windows per second of a full fine-tune.
 
     Args:
         machine: device of the model, and its limits.
-        size: size of the model.
-        batch: windows per step.
-        steps: steps of a training by `KronosTrainer`; upstream's loop takes a third of them.
-        rounds: maximum of repeats.
-        within: seconds after which no further round begins.
+        run: size of a training by `KronosTrainer`; upstream's loop takes a third of its steps.
+        repeats: repeats of each way.
         goal: promised speed-up.
     """
+    size, batch = run.size, run.batch
     model = random_model(size, machine.device)
     settings = recipe(size, machine.device, batch)
-    windows = random_windows(settings, ["SIM"], batch * steps)
-    short = max(1, steps // 3)
+    windows = random_windows(settings, ["SIM"], batch * run.steps)
+    short = max(1, run.steps // 3)
     loop = upstream_loop(model, batches(windows, model, batch), short)
     loop()
 
@@ -125,7 +122,7 @@ def beside_upstream(
         _EXACT: trainer_run(model, windows, exact),
         _AUTO: trainer_run(model, windows, settings),
     }
-    samples = alternate(runs, rounds, within)
+    samples = alternate(runs, repeats)
     work = training(PAIRS[size], batch, settings.lookback + settings.horizon, settings.horizon)
     precisions = {
         _UPSTREAM: "fp32",
