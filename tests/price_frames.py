@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -34,6 +35,31 @@ def candles(bars: int, seed: int = 0, price: float = 60.0) -> pd.DataFrame:
 def times(bars: int, horizon: int) -> tuple[pd.Series, pd.Series]:
     """Those of the bars and of the bars to come."""
     return CLOCK[:bars], CLOCK[bars : bars + horizon]
+
+
+class Batch(NamedTuple):
+    """The positional arguments of `predict_batch`."""
+
+    dfs: list[pd.DataFrame]
+    past: list[pd.Series]
+    ahead: list[pd.Series]
+    horizon: int
+
+    def rows(self, places: Iterable[int]) -> Batch:
+        """Choose series by their places; a place may come twice."""
+        chosen = list(places)
+        past, ahead = ([times[place] for place in chosen] for times in (self.past, self.ahead))
+        return Batch([self.dfs[place] for place in chosen], past, ahead, self.horizon)
+
+    def single(self, place: int) -> tuple[pd.DataFrame, pd.Series, pd.Series, int]:
+        """Return the positional arguments of `predict` for one of the series."""
+        return self.dfs[place], self.past[place], self.ahead[place], self.horizon
+
+
+def batch_of(dfs: list[pd.DataFrame], horizon: int) -> Batch:
+    """Give each series its times."""
+    clocks = [times(len(df), horizon) for df in dfs]
+    return Batch(dfs, [past for past, _ in clocks], [ahead for _, ahead in clocks], horizon)
 
 
 def sharp_predictor(**changes: Any) -> Any:

@@ -19,10 +19,12 @@ from small_trainings import small_flags
 from kronos_pipeline.cli import app as cli
 from kronos_pipeline.data import windows as windows_module
 from kronos_pipeline.data.bars import FEATURES, Bars
+from kronos_pipeline.data.normalisation import rolling_statistics
 from kronos_pipeline.data.schemas import BarFrame
 from kronos_pipeline.data.simulate import write_simulated
 from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.evaluation.forecasting import candidates as candidates_module
+from kronos_pipeline.evaluation.forecasting.tuning import fit_sampling_job
 from kronos_pipeline.evaluation.leakage_test import with_noise
 from kronos_pipeline.training import dataset as dataset_module
 from kronos_pipeline.training import single as alone_module
@@ -86,7 +88,7 @@ def test_what_the_pipeline_makes_is_blind_to_the_holdout(
 
 def leaky_statistics(patch: pytest.MonkeyPatch) -> None:
     """Normalise by the whole file, as many a script does."""
-    real = windows_module.rolling_statistics
+    real = rolling_statistics
 
     def whole(values: np.ndarray, lookback: int) -> tuple[np.ndarray, np.ndarray]:
         mean, std = real(values, lookback)
@@ -112,7 +114,7 @@ def leaky_selection(patch: pytest.MonkeyPatch) -> None:
 
 def leaky_sampling(patch: pytest.MonkeyPatch) -> None:
     """Fit the intervals' widths where they are tested."""
-    real = candidates_module.fit_sampling_job
+    real = fit_sampling_job
 
     def late(windows: WindowSet, *arguments: Any) -> Any:
         moved = replace(windows, selection_start=windows.holdout_start, holdout_start=len(windows.bars))

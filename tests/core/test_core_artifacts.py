@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def test_nothing_in_the_layout_shares_a_path(tmp_path: Path) -> None:
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "down" / "file"
     for content in (b"one", b"two"):
-        write_file(path, lambda handle, content=content: handle.write(content))
+        write_file(path, methodcaller("write", content))
         assert path.read_bytes() == content
     assert names_below(path.parent) == ["file"]
 
@@ -142,11 +143,12 @@ def test_a_full_disk_is_told_in_words(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made_is_named(folder: str, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file where a folder should be")
     place = tmp_path / folder
-    for attempt in (
+    attempts: list[Callable[[], object]] = [
         lambda: check_writable(place),
         lambda: write_json(place / "file.json", {}),
         lambda: publish(place / "AAPL", "x"),
-    ):
+    ]
+    for attempt in attempts:
         with pytest.raises(ArtifactError) as caught:
             attempt()
         message = str(caught.value)

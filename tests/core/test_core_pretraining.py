@@ -80,7 +80,8 @@ def test_the_shapes_have_the_numbers_of_parameters_that_are_published(
 
     config = SMALL_SHAPE | shape
     with torch.device("meta"):
-        predictor = tiny_predictor(bits=10, **{name: config[name] for name in config if not name.endswith("bits")})
+        layers: dict[str, Any] = {name: config[name] for name in config if not name.endswith("bits")}
+        predictor = tiny_predictor(bits=10, **layers)
     assert round(sum(parameter.numel() for parameter in predictor.parameters()) / 1e6, 1) == millions
     said = find_base_model(local(tmp_path / "mine", config)).contamination(datetime(2023, 5, 2))
     assert said is not None

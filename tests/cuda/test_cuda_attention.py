@@ -25,7 +25,7 @@ def logits_of(device: str, precision: str, width: int) -> Tensor:
     config = LoraConfig(r=2, target_modules=targets, init_lora_weights=False)
     adapter = get_peft_model(copy_sharing_weights(base), config).eval()
     drawn, seen = torch.Generator().manual_seed(3), []
-    known = tuple(torch.randint(0, 16, (2, 9), generator=drawn) for _ in range(2))
+    s1, s2 = (torch.randint(0, 16, (2, 9), generator=drawn) for _ in range(2))
     past, ahead = (torch.randint(0, 7, (2, count, 5), generator=drawn) for count in (9, 4))
 
     def choose(logits: Tensor, *_: int) -> Tensor:
@@ -33,7 +33,7 @@ def logits_of(device: str, precision: str, width: int) -> Tensor:
         return torch.randint(0, 16, logits.shape[:2], generator=drawn).to(logits.device)
 
     Decoder([base, adapter], tokenizer, precision=precision).generate(
-        known, past, ahead, choose, paths=3, context=64, lengths=torch.tensor([9, 6]), which=torch.tensor([1, 0])
+        (s1, s2), past, ahead, choose, paths=3, context=64, lengths=torch.tensor([9, 6]), which=torch.tensor([1, 0])
     )
     return torch.stack(seen)
 
@@ -45,15 +45,15 @@ def test_heads_and_masks_are_aligned_and_the_numbers_those_of_the_cpu(
     expected = logits_of("cpu", precision, width)
     attention, seen = F.scaled_dot_product_attention, []
 
-    def watched(*parts: Tensor, attn_mask: Tensor | None = None, **settings: Any) -> Tensor:
+    def watched(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **settings: Any) -> Tensor:
         seen.append(1)
-        for part in parts:
+        for part in (query, key, value):
             assert part.shape[-1] * part.element_size() % 16 == 0
             assert part.stride(-1) == 1
         if attn_mask is not None:
             assert attn_mask.stride(-1) == 1
             assert all(stride % 8 == 0 for stride in attn_mask.stride()[:-1])
-        return attention(*parts, attn_mask=attn_mask, **settings)
+        return attention(query, key, value, attn_mask=attn_mask, **settings)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
     found = logits_of("cuda", precision, width)

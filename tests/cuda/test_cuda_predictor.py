@@ -66,10 +66,9 @@ def test_seeds_and_generators_of_the_device_repeat_a_forecast() -> None:
     predictor = KronosPredictor(sharp_predictor(), sharp_tokenizer(), "cuda")
     state = torch.cuda.get_rng_state()
     first = batch(predictor, seed=5)
-    for settings in (
-        {"seed": 5},
-        *({"generator": torch.Generator(name).manual_seed(5)} for name in ("cuda", "cuda:0")),
-    ):
+    generators = [torch.Generator(name).manual_seed(5) for name in ("cuda", "cuda:0")]
+    ways: list[dict[str, Any]] = [{"seed": 5}, *({"generator": generator} for generator in generators)]
+    for settings in ways:
         for found, expected in zip(batch(predictor, **settings), first, strict=True):
             pd.testing.assert_frame_equal(found, expected)
     assert torch.equal(torch.cuda.get_rng_state(), state)
@@ -83,7 +82,8 @@ def test_numbers_that_are_not_finite_are_told_and_the_device_stays_usable(settin
     given = candles(48), *times(48, HORIZON), HORIZON
     days = pd.DatetimeIndex(given[2]).day
     assert days[-1] not in {*pd.DatetimeIndex(given[1]).day, *days[:3]}, "read for the first time after some steps"
-    weight = predictor.model.time_emb.day_embed.weight
+    model: Any = predictor.model
+    weight = model.time_emb.day_embed.weight
     kept = weight.data.clone()
     weight.data[days[-1]] = torch.nan
     with pytest.raises(ModelError, match="not finite"):

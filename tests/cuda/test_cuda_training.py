@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Mapping
+from functools import partial
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +95,7 @@ def tensors_of(results: list[Any]) -> dict[str, Tensor]:
 def assert_close(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], atol: float = 1e-4) -> None:
     assert found.keys() == expected.keys()
     for name, tensor in found.items():
-        torch.testing.assert_close(tensor, expected[name], atol=atol, rtol=0, msg=lambda text, name=name: name + text)
+        torch.testing.assert_close(tensor, expected[name], atol=atol, rtol=0, msg=partial(add, name))
 
 
 @pytest.fixture
@@ -178,7 +180,7 @@ def test_a_step_launches_little_where_it_is_replayed(train: Trainings, way: str,
 
 @pytest.mark.parametrize("way", ["checkpoint", "together"])
 def test_a_training_that_died_goes_on_where_it_was(train: Trainings, way: str) -> None:
-    settings = {"precision": "fp32", "save_steps": 3, "folder": "killed"}
+    settings: dict[str, Any] = {"precision": "fp32", "save_steps": 3, "folder": "killed"}
     whole, _ = train(way, "cuda", precision="fp32", save_steps=3)
     with pytest.raises(Killed):
         train(way, "cuda", listener=KillAtStep(5), **settings)
@@ -193,7 +195,8 @@ def test_a_batch_that_does_not_fit_is_divided_and_the_numbers_stay(
     train: Trainings, way: str, graphs: bool, after: int
 ) -> None:
     simcuda = pytest.importorskip("simcuda")
-    settings = {"precision": "fp32", "cuda_graphs": graphs, "epochs": 2, "evaluations_per_epoch": 1, "batch_size": 8}
+    settings: dict[str, Any] = {"precision": "fp32", "cuda_graphs": graphs, "epochs": 2, "batch_size": 8}
+    settings["evaluations_per_epoch"] = 1
     expected, _ = train(way, "cuda", **settings)
     train.said.clear()
     found, _ = train(way, "cuda", listener=once(lambda: simcuda.inject_oom(after)), **settings)

@@ -31,7 +31,7 @@ QUICK = {"epochs": 1, "evaluations_per_epoch": 1, "stride": 8, "precision": "fp3
 
 
 def quick(base: Path, device: str) -> Recipe:
-    return small_recipe(base, **{**QUICK, "device": device})  # type: ignore[arg-type]
+    return small_recipe(base, **{**QUICK, "device": device})
 
 
 @pytest.mark.parametrize("lora", [True, False], ids=["adapter", "checkpoint"])
@@ -67,7 +67,7 @@ def test_a_trainer_is_on_the_device_of_the_base_model_that_it_is_given(tiny_base
 
 
 def test_a_backtest_goes_on_on_another_gpu(tiny_base: Path, tmp_path: Path) -> None:
-    bars, lines = {"AAPL": simulated_bars("AAPL", 110)}, []
+    bars, lines = {"AAPL": simulated_bars("AAPL", 110)}, list[str]()
     for device in ("cuda:1", "cuda:0"):
         recipe = quick(tiny_base, device).model_copy(update={"adapter": "lora", "backtest_origins": 1})
         base = load_base(find_base_model(str(tiny_base)), torch.device(device))

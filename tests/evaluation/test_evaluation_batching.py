@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from holdouts import HandMadeWindows, RecordingSampler
+from recorded_calls import record_calls
 from registered_models import base_of
 from small_trainings import simulated_windows, small_recipe
 
@@ -120,7 +121,7 @@ def test_side_by_side_asks_once_for_all_and_an_error_reaches_whoever_waits() -> 
     found = run_job(gather_jobs({name: job(name) for name in TICKERS}), sampler)
     assert (list(found), len(sampler.calls)) == (list(TICKERS), 1)
 
-    def minds() -> Iterator[Any]:
+    def minds() -> Generator[Any, Any, str]:
         try:
             yield from job("AAPL", -1.0)
         except ModelError as error:
@@ -198,10 +199,10 @@ def test_a_checkpoint_that_serves_all_tickers_is_loaded_once(
     from kronos_pipeline.model import loading
 
     _, recipe, windows = trained
-    base, loads, real = base_of(recipe), [], loading.load_checkpoint
+    base, loads = base_of(recipe), record_calls(monkeypatch, loading, "load_checkpoint")
     some = [windows[ticker] for ticker in TRAINED]
     KronosTrainer(recipe, tmp_path, base=base, say=lambda _: None).train_checkpoint(some)
-    monkeypatch.setattr(loading, "load_checkpoint", lambda *given: loads.append(given) or real(*given))
+    loads.clear()
     found = dict(evaluate_tickers(ArtifactLayout(tmp_path), windows, dict.fromkeys(TRAINED), base, recipe))
     assert all("checkpoint" in set(unwrap(one).predictions["model"]) for one in found.values())
     assert len(loads) == 1

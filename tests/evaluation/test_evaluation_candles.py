@@ -20,7 +20,8 @@ def is_candle(values: np.ndarray) -> np.ndarray:
     """By the rules of `data.schemas`, per bar."""
     low, high = values[..., L], values[..., H]
     body = values[..., [O, C]]
-    return (low <= body.min(-1)) & (high >= body.max(-1)) & (values[..., V] >= 0) & (values[..., A] >= 0)
+    traded: np.ndarray = (values[..., V] >= 0) & (values[..., A] >= 0)
+    return traded & (low <= body.min(-1)) & (high >= body.max(-1))
 
 
 def test_the_features_are_where_these_tests_think() -> None:

@@ -45,6 +45,9 @@ def test_an_error_far_above_what_was_usual_is_drift_and_a_usual_one_is_not() -> 
     assert usual.bound == high.bound
     assert high.error == pytest.approx(np.sqrt(2.0 * 2.2))
     assert high.expected == pytest.approx(stats.gmean(USUAL))
+    assert high.error is not None
+    assert high.bound is not None
+    assert high.expected is not None
     assert high.error > high.bound > high.expected
     for figure in ("2.1 over 2 cutoffs", "0.984 was usual"):
         assert figure in high.reason

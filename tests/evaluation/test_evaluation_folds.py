@@ -31,7 +31,7 @@ def cutoffs(fold: Fold, ticker: str) -> list[pd.Timestamp]:
 
 def newest_target(fold: Fold) -> pd.Timestamp:
     """Time of the newest bar that the fold's training may have read."""
-    found = []
+    found: list[pd.Timestamp] = []
     for known in fold.known:
         rows = known.rows[known.rows["split"] != "holdout"]
         assert known.counts()["train"] > 0

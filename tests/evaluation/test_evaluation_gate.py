@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ def losses(level: float, seed: int, cutoffs: int = CUTOFFS) -> np.ndarray:
 
 
 def table(
-    adapter: float, naive: float = 1.0, base: float = 1.0, *, cutoffs: int = CUTOFFS, **more: str
+    adapter: float, naive: float = 1.0, base: float = 1.0, *, cutoffs: int = CUTOFFS, **more: Any
 ) -> pd.DataFrame:
     levels = {"naive": naive, "base": base, "adapter": adapter}
     return predictions_of_losses(
@@ -118,7 +119,7 @@ def test_the_same_model_measured_twice_is_not_worse(decide_by: Callable[..., Dec
 
 def later(predictions: pd.DataFrame, days: int) -> pd.DataFrame:
     """The table with its oldest `days` bars left out."""
-    first = predictions["cutoff"].min() + pd.Timedelta(days=days)
+    first: pd.Timestamp = predictions["cutoff"].min() + pd.Timedelta(days=days)
     return predictions[predictions["cutoff"] >= first]
 
 

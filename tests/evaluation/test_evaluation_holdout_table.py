@@ -53,7 +53,7 @@ def test_each_holdout_bar_has_a_row_per_model_that_knows_the_bars_up_to_its_cuto
 def test_the_baselines_are_their_formulas_from_the_lookback_alone() -> None:
     windows = HandMadeWindows(closes(40), holdout=10, horizon=4)
     table = forecast(windows, {}, CONFIG).predictions
-    for number, row in of(table, "drift").iterrows():
+    for number, (_, row) in enumerate(of(table, "drift").iterrows()):
         known = windows.close[29 - 7 : 30] if number < 4 else None
         if known is not None:
             assert row["mean"] == pytest.approx(known[-1] + row["step"] * (known[-1] - known[0]) / 7)

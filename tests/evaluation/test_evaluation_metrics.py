@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, cast
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -57,7 +60,7 @@ def test_scores_are_the_textbook_formulas(data: st.DataObject, lengths: list[int
     scores = score(pd.concat(tables, ignore_index=True))
     assert list(scores) == [f"T{number}" for number in range(len(lengths))]
     for (symbol, model), values in expected.items():
-        found = scores[symbol][model]
+        found: Mapping[str, object] = scores[symbol][model]
         assert set(found) - {"undefined"} == set(values)
         for metric, value in values.items():
             assert found[metric] == (value if value is None else pytest.approx(value, rel=1e-9, abs=1e-9))
@@ -93,7 +96,8 @@ def test_a_price_in_another_unit_changes_price_metrics_alone(factor: float) -> N
     y, forecast = 100 + rng.normal(size=(2, 20))
     plain = made_predictions(y, {"base": forecast}, scale=0.7, half_widths={"base": 0.5})
     prices = ["y", "last", "scale", "mean", "median", "crps", *INTERVALS]
-    scores, scaled = (score(table)["AAPL"]["base"] for table in (plain, plain.assign(**plain[prices] * factor)))
+    tables = (plain, plain.assign(**plain[prices] * factor))
+    scores, scaled = (dict[str, Any](score(table)["AAPL"]["base"]) for table in tables)
     for metric, unit in UNITS.items():
         expected = scores[metric] * (factor if unit == "price" else 1)
         assert scaled[metric] == pytest.approx(expected, rel=1e-9)
@@ -183,7 +187,7 @@ def test_a_missing_column_is_named() -> None:
 
 
 def scores_of(**values: float) -> Scores:
-    return {**dict.fromkeys(METRICS, 1.0), **values}
+    return cast(Scores, {**dict.fromkeys(METRICS, 1.0), **values})
 
 
 def test_the_mean_over_symbols_is_undefined_where_one_of_them_is() -> None:
@@ -191,5 +195,5 @@ def test_the_mean_over_symbols_is_undefined_where_one_of_them_is() -> None:
     assert (means["mae"], means["coverage_80"], means["rmse"]) == (2.0, 80.0, 1.0)
     assert "undefined" not in means
     means = mean_scores([scores_of(), undefined_scores("why")])
-    assert all(means[metric] is None for metric in METRICS)
+    assert all(dict(means)[metric] is None for metric in METRICS)
     assert means["undefined"]["mae"] == "undefined for 1 of 2 symbols"

@@ -13,6 +13,7 @@ import pytest
 from holdouts import HandMadeWindows, forecast
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from recorded_calls import record_calls
 
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.config import Recipe
@@ -63,13 +64,13 @@ def has_colour(image: np.ndarray, colour: str) -> bool:
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Figure]:
     """Calls a plot, and returns the figure that it was about to write."""
-    write = plots.to_png
+    calls = record_calls(monkeypatch, plots, "to_png")
 
     def draw(plot: Callable[..., bytes], *arguments: Any) -> Figure:
-        kept: list[Figure] = []
-        monkeypatch.setattr(plots, "to_png", lambda figure, *a, **k: kept.append(figure) or write(figure, *a, **k))
+        calls.clear()
         plot(*arguments)
-        return kept[0]
+        figure: Figure = calls[0][0]
+        return figure
 
     return draw
 
@@ -250,7 +251,7 @@ def test_the_band_of_a_flat_histogram_is_that_of_chance(drawn: Callable[..., Fig
     some = windows()
     own = of(table(some, "adapter"), "adapter").sample(200, replace=True, random_state=0)
     figure = drawn(reliability_plot, own, "title")
-    marks = sorted(float(line.get_ydata()[0]) for line in figure.axes[1].lines)  # type: ignore[index]
+    marks = sorted(float(np.asarray(line.get_ydata())[0]) for line in figure.axes[1].lines)
     low, expected, high = marks
     assert expected == pytest.approx(20)
     shares = np.random.default_rng(0).multinomial(200, [0.2] * 5, size=4000) / 2

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from holdouts import NANO, HandMadeWindows, forecast
+from holdouts import HandMadeWindows
+from made_evaluations import SKIPPED, manifest_of, predictions_of, windows_of
 
 from kronos_pipeline.artifacts import ArtifactLayout, file_hash, read_json, read_parquet
-from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import ArtifactError
-from kronos_pipeline.evaluation.provenance import evaluation_manifest, manifest_of_ticker, merge_manifests
+from kronos_pipeline.evaluation.provenance import manifest_of_ticker, merge_manifests
 from kronos_pipeline.evaluation.scoring.metrics import METRICS, UNITS
 from kronos_pipeline.evaluation.scoring.report import (
     build_evaluation,
@@ -20,25 +20,6 @@ from kronos_pipeline.evaluation.scoring.report import (
     save_evaluation,
     save_ticker_evaluation,
 )
-
-CONFIG = Recipe(model_name="kronos-nano", horizon=4, lookback=8, eval_samples=3, seed=7)
-SKIPPED = [{"symbol": "ACME", "reason": "ACME.csv:3: Close: a price must be above 0 (found '-1')"}]
-MODELS = {"base": 0.5, "checkpoint": -0.5, "adapter": -2.0}
-
-
-def windows_of(ticker: str, scale: float = 1.0, left_out: int = 0) -> HandMadeWindows:
-    walk = np.cumsum(np.random.default_rng(len(ticker)).normal(size=60))
-    excluded = {"cutoffs above --max-cutoffs": left_out, "gap": 3}
-    return HandMadeWindows(scale * (100 + walk), holdout=10, horizon=4, ticker=ticker, excluded=excluded)
-
-
-def predictions_of(windows: list[HandMadeWindows], models: dict[str, float] | None = None) -> pd.DataFrame:
-    return pd.concat([forecast(one, models or MODELS, CONFIG).predictions for one in windows], ignore_index=True)
-
-
-def manifest_of(windows: list[HandMadeWindows], device: str = "cpu") -> dict[str, Any]:
-    runs = {one.ticker: f"run of {one.ticker}" for one in windows}
-    return evaluation_manifest(windows, CONFIG, NANO, device, mlflow_runs=runs)
 
 
 @pytest.fixture
@@ -76,7 +57,7 @@ def test_every_error_of_evaluation_json_can_be_recomputed_from_forecasts_parquet
     models = ["naive", "drift", "seasonal_naive", "random_walk", "base", "checkpoint", "adapter"]
     assert list(forecasts.columns) == ["unique_id", "ds", "cutoff", "y", *models]
     by_symbol = dict(list(forecasts.groupby("unique_id")))
-    assert [entry["symbol"] for entry in evaluation["per_symbol"]] == sorted(by_symbol)
+    assert [entry["symbol"] for entry in evaluation["per_symbol"]] == sorted(map(str, by_symbol))
     for entry in evaluation["per_symbol"]:
         rows = by_symbol[entry["symbol"]]
         for model in models:
@@ -121,7 +102,7 @@ def test_every_model_is_judged_against_naive_and_base_and_few_cutoffs_are_said_t
 def test_a_model_that_is_nearer_at_every_cutoff_is_better_and_the_others_worse() -> None:
     windows = [HandMadeWindows(100 + np.arange(90.0), holdout=40, horizon=4)]
     # The sampler adds the model, the mean path's 1 and the step: with -1 it knows the future.
-    predictions = predictions_of(windows, {"base": 1.5, "adapter": -0.9})  # type: ignore[arg-type]
+    predictions = predictions_of(windows, {"base": 1.5, "adapter": -0.9})
     evaluation = build_evaluation(predictions, "adapter", [], manifest_of(windows))
     verdicts = evaluation["per_symbol"][0]["verdicts"]
     assert {rival: one["verdict"] for rival, one in verdicts["adapter"].items()} == {

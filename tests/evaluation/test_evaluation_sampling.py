@@ -29,6 +29,7 @@ from kronos_pipeline.evaluation.forecasting.tuning import MAX_ORIGINS, TEMPERATU
 from kronos_pipeline.evaluation.predictions import LEVELS
 from kronos_pipeline.model.loading import load_base
 
+Fitted = tuple[Path, WindowSet, Recipe, Sampling]
 MODEL: Any = SimpleNamespace(weights_hash="its hash")
 WALK = Recipe(lookback=16, horizon=5, validation_days=300, selection_days=200, eval_samples=39)
 DEVIATION = 0.01
@@ -279,7 +280,7 @@ def test_a_half_that_is_flat_leaves_what_it_is_for_as_it_is() -> None:
 
 
 @pytest.fixture
-def fitted(tmp_path: Path) -> tuple[Path, WindowSet, Recipe, Sampling]:
+def fitted(tmp_path: Path) -> Fitted:
     """A folder with what was saved in it, and the rest that it was fitted with."""
     recipe = WALK.model_copy(update={"tune_sampling": True})
     windows = walk(recipe)
@@ -288,14 +289,14 @@ def fitted(tmp_path: Path) -> tuple[Path, WindowSet, Recipe, Sampling]:
     return tmp_path, windows, recipe, sampling
 
 
-def test_what_is_saved_is_loaded_by_its_windows_and_by_its_ticker(fitted) -> None:
+def test_what_is_saved_is_loaded_by_its_windows_and_by_its_ticker(fitted: Fitted) -> None:
     folder, windows, recipe, sampling = fitted
     assert load_sampling(folder, windows, MODEL, recipe) == sampling
     assert load_sampling(folder, "AAPL", MODEL, recipe) == sampling
     assert load_sampling(folder, "MSFT", MODEL, recipe) is None
 
 
-def test_equal_input_gives_equal_bytes(fitted, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_equal_input_gives_equal_bytes(fitted: Fitted, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder, windows, recipe, _ = fitted
     again = tmp_path_factory.mktemp("again")
     save_sampling(again, windows, fit_sampling(windows, MODEL, recipe, sampler=WalkSampler(0.5)), recipe)
@@ -303,7 +304,7 @@ def test_equal_input_gives_equal_bytes(fitted, tmp_path_factory: pytest.TempPath
     assert (again / written).read_bytes() == (folder / written).read_bytes()
 
 
-def test_other_weights_make_it_void(fitted) -> None:
+def test_other_weights_make_it_void(fitted: Fitted) -> None:
     folder, windows, recipe, _ = fitted
     other: Any = SimpleNamespace(weights_hash="another hash")
     assert load_sampling(folder, windows, other, recipe) is None
@@ -311,9 +312,13 @@ def test_other_weights_make_it_void(fitted) -> None:
 
 
 @pytest.mark.parametrize("change", ["temperature", "recalibrate", "seed", "bars"])
-def test_other_bars_or_settings_ask_for_a_new_fit_but_serve_a_forecast(fitted, change: str) -> None:
+def test_other_bars_or_settings_ask_for_a_new_fit_but_serve_a_forecast(fitted: Fitted, change: str) -> None:
     folder, windows, recipe, sampling = fitted
-    changes = {"temperature": {"temperature": 0.5}, "recalibrate": {"recalibrate": False}, "seed": {"seed": 3}}
+    changes: dict[str, dict[str, Any]] = {
+        "temperature": {"temperature": 0.5},
+        "recalibrate": {"recalibrate": False},
+        "seed": {"seed": 3},
+    }
     other = recipe.model_copy(update=changes.get(change, {}))
     there = walk(recipe, seed=1) if change == "bars" else windows
     assert load_sampling(folder, there, MODEL, other) is None
@@ -331,14 +336,14 @@ def test_other_bars_or_settings_ask_for_a_new_fit_but_serve_a_forecast(fitted, c
         ({"eval_samples": 18}, False),
     ],
 )
-def test_a_forecast_takes_widths_only_where_they_fit_it(fitted, changes: dict[str, int], serves: bool) -> None:
+def test_a_forecast_takes_widths_only_where_they_fit_it(fitted: Fitted, changes: dict[str, int], serves: bool) -> None:
     folder, _, recipe, _ = fitted
     found = load_sampling(folder, "AAPL", MODEL, recipe.model_copy(update=changes))
     assert (found is not None) is serves
 
 
 @pytest.mark.parametrize("damage", ["not JSON", "no sampling", "no level", "a text for a number"])
-def test_a_damaged_file_is_an_error_that_names_it(fitted, damage: str) -> None:
+def test_a_damaged_file_is_an_error_that_names_it(fitted: Fitted, damage: str) -> None:
     folder, _, recipe, _ = fitted
     path = folder / "sampling" / "AAPL.json"
     content = json.loads(path.read_text())
@@ -353,12 +358,13 @@ def test_a_damaged_file_is_an_error_that_names_it(fitted, damage: str) -> None:
         load_sampling(folder, "AAPL", MODEL, recipe)
 
 
-def test_the_summary_says_what_was_chosen_and_is_plain_data(fitted) -> None:
+def test_the_summary_says_what_was_chosen_and_is_plain_data(fitted: Fitted) -> None:
     *_, sampling = fitted
     summary = json.loads(json.dumps(sampling.summary(), allow_nan=False))
     assert summary["temperature"] == sampling.temperature
     assert summary["residuals"] == sampling.residuals
     assert summary["widths"]["80"] == pytest.approx(np.mean(sampling.widths[80]))
+    assert sampling.tuned is not None
     assert len(summary["tuned"]) == len(sampling.tuned)
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_evaluations import SKIPPED, manifest_of, predictions_of, windows_of
 from rich.console import Console
-from test_evaluation_report import SKIPPED, build_evaluation, manifest_of, predictions_of, windows_of
 
 from kronos_pipeline.artifacts import ArtifactLayout, read_json
 from kronos_pipeline.evaluation.reports.tables import (
@@ -20,6 +20,7 @@ from kronos_pipeline.evaluation.reports.tables import (
 )
 from kronos_pipeline.evaluation.reports.text_table import Sheet, price
 from kronos_pipeline.evaluation.scoring.metrics import METRICS, UNITS
+from kronos_pipeline.evaluation.scoring.report import build_evaluation
 
 MODELS = {"naive", "drift", "seasonal_naive", "random_walk", "base", "checkpoint", "adapter"}
 

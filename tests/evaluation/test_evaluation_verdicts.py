@@ -121,6 +121,7 @@ def test_a_clear_and_steady_gain_is_better_and_the_other_way_round_worse() -> No
     one, other = judged(own, naive), judged(naive, own)
     assert (one.verdict, other.verdict) == (BETTER, WORSE)
     assert one.skill == pytest.approx(1 - own.sum() / naive.sum())
+    assert one.skill is not None
     assert one.skill_low is not None
     assert one.skill_high is not None
     assert 0 < one.skill_low < one.skill < one.skill_high < 1

@@ -65,7 +65,9 @@ def test_few_residuals_are_pooled_over_all_steps() -> None:
     }
 
 
-def test_where_there_are_many_a_step_has_its_own_factor_from_the_steps_around_it(monkeypatch) -> None:
+def test_where_there_are_many_a_step_has_its_own_factor_from_the_steps_around_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(tuning, "MIN_RESIDUALS", 100)
     parts = [forecasts(100, spread, seed) for seed, spread in enumerate((1.0, 1.0, 4.0))]
     closes, y = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -99,7 +101,7 @@ def test_factors_are_finite_and_not_negative_where_paths_agree(closes: np.ndarra
 
 
 def test_one_path_has_no_width_to_stretch() -> None:
-    closes, y = np.full((6, 1), 10.0), np.arange(6) + 20.0
+    closes, y = np.full((6, 1), 10.0), np.arange(20.0, 26.0)
     assert fit_widths(closes, y, np.ones(6, int), 2) == dict.fromkeys(LEVELS, (1.0, 1.0))
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
+from recorded_calls import record_calls
 from sktime.libs.kronos import auto_regressive_inference
 from tiny_models import NO_DROPOUT, tiny_predictor, tiny_tokenizer
 from torch import Tensor
@@ -110,7 +111,8 @@ def upstreams(model: Any, tokenizer: Any, some: Given, context: int) -> np.ndarr
     """Return the greedy bars of upstream's loop, (series, horizon, 6)."""
     parts = some.bars, some.past.float(), some.ahead.float()
     horizon = some.ahead.shape[1]
-    result = auto_regressive_inference(tokenizer, model, *parts, context, horizon, top_k=1, top_p=1.0, sample_count=1)
+    settings: dict[str, Any] = {"top_k": 1, "top_p": 1.0, "sample_count": 1}
+    result: np.ndarray = auto_regressive_inference(tokenizer, model, *parts, context, horizon, **settings)
     return result[:, -horizon:]
 
 
@@ -125,9 +127,10 @@ def decoded(decoder: Decoder, some: Given, context: int, paths: int = 1, **setti
 
 def teacher_forced(predictor: Any, tokens: Sequence[Tensor], some: Given) -> list[Tensor]:
     """Return training's logits at each step ahead, for tokens of (series, bars + horizon) each."""
+    s1, s2 = tokens
     stamps = torch.cat([some.past, some.ahead], dim=1)
     with torch.no_grad():
-        return [part[:, some.past.shape[1] - 1 :] for part in teacher_forced_logits(predictor, *tokens, stamps)]
+        return [part[:, some.past.shape[1] - 1 :] for part in teacher_forced_logits(predictor, s1, s2, stamps)]
 
 
 @pytest.mark.slow
@@ -247,8 +250,7 @@ def test_a_step_as_a_gpu_replays_it_gives_the_same(position: str, monkeypatch: p
     several, tokenizer = adapters(sharp(tiny_predictor(bits=BITS))), tiny_tokenizer(bits=BITS)
     some, lengths, which = given(4, 12, 7), torch.tensor([12, 5, 12, 9]), torch.tensor([3, 1, 0, 2])
     settings: dict[str, Any] = {"paths": 3, "lengths": lengths, "which": which, "s2_position": position}
-    logits, moved, to = [], [], StaticStep.set_step
-    monkeypatch.setattr(StaticStep, "set_step", lambda self, step: (moved.append(step), to(self, step))[1])
+    logits, steps = [], record_calls(monkeypatch, StaticStep, "set_step")
     for kinds in (("cuda",), ("cpu",)):
         monkeypatch.setattr(generate, "REPLAYED", kinds)
         for context in (512, 15):
@@ -256,7 +258,7 @@ def test_a_step_as_a_gpu_replays_it_gives_the_same(position: str, monkeypatch: p
             known = decoder.encode(some.bars, lengths)
             decoder.generate(known, some.past, some.ahead, watched, context=context, **settings)
             logits.append(torch.stack(watched.logits))
-    assert moved == [*range(6), *range(3)]
+    assert [step for _, step in steps] == [*range(6), *range(3)]
     torch.testing.assert_close(logits[:2], logits[2:], rtol=0, atol=1e-4)
 
 
@@ -306,8 +308,7 @@ def test_half_precision_stays_near_single() -> None:
 
 def test_without_packed_products_the_numbers_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     predictor, tokenizer, some = tiny_predictor(bits=BITS), tiny_tokenizer(bits=BITS), given(2, 12, 4)
-    results, calls, multiply = [], [], linear._multiply
-    monkeypatch.setattr(linear, "_multiply", lambda *given: (calls.append(given), multiply(*given))[1])
+    results, calls = [], record_calls(monkeypatch, linear, "_multiply")
     for can in (linear.can_pack(torch.float32), False):
         calls.clear()
         monkeypatch.setattr(linear, "can_pack", lambda _, can=can: can)

@@ -28,14 +28,14 @@ def last_logits(predictor: Any) -> Tensor:
     """The logits of the third bar's fine token."""
     seen: list[Tensor] = []
     drawn = torch.Generator().manual_seed(0)
-    known = tuple(torch.randint(0, 16, (2, 8), generator=drawn) for _ in range(2))
+    s1, s2 = (torch.randint(0, 16, (2, 8), generator=drawn) for _ in range(2))
     past, ahead = (torch.randint(0, 7, (2, bars, 5), generator=drawn) for bars in (8, 3))
 
     def watched(logits: Tensor, *_: int) -> Tensor:
         seen.append(logits.clone())
         return torch.full(logits.shape[:2], 3)
 
-    Decoder(predictor, tiny_tokenizer()).generate(known, past, ahead, watched, paths=1, context=512)
+    Decoder(predictor, tiny_tokenizer()).generate((s1, s2), past, ahead, watched, paths=1, context=512)
     return seen[-1]
 
 

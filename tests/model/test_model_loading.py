@@ -162,7 +162,9 @@ def test_settings_of_another_kind_of_model_are_told_apart(folder: Path) -> None:
         (lambda config: config.update(n_layers=3), "missing: transformer.2"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(folder: Path, change: Callable, message: str) -> None:
+def test_settings_that_do_not_fit_are_refused(
+    folder: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
     change_config(folder / "predictor" / "config.json", change)
     with pytest.raises(ModelError, match=message):
         load(folder)

@@ -243,7 +243,7 @@ def change_settings(folder: Path, change: Callable[[dict[str, Any]], Any]) -> No
     ],
 )
 def test_settings_that_do_not_fit_the_tensors_are_refused(
-    base: KronosModel, tmp_path: Path, change: Callable, message: str
+    base: KronosModel, tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
 ) -> None:
     saved(tmp_path, base)
     change_settings(tmp_path, change)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,10 +16,12 @@ from kronos_pipeline.model.losses import teacher_forced_logits, token_loss, toke
 from kronos_pipeline.model.modules import eval_mode, move, prepare_rotary, rotary_tables
 
 WINDOWS, BARS = 3, 14
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Wrap = Callable[[Any], Any]
 
 
 @pytest.fixture
-def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def batch() -> Batch:
     drawn = torch.Generator().manual_seed(0)
     s1, s2 = (torch.randint(0, 16, (WINDOWS, BARS), generator=drawn) for _ in range(2))
     return s1, s2, torch.randint(0, 7, (WINDOWS, BARS, 5), generator=drawn)
@@ -32,7 +35,7 @@ def with_lora(predictor: Any) -> Any:
 
 @pytest.mark.parametrize("wrap", [lambda predictor: predictor, with_lora], ids=["plain", "lora"])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_no_logit_sees_its_own_bar_or_a_later_one(batch, wrap, training: bool) -> None:
+def test_no_logit_sees_its_own_bar_or_a_later_one(batch: Batch, wrap: Wrap, training: bool) -> None:
     s1, s2, stamps = batch
     predictor = wrap(tiny_predictor(dropout=False)).train(training)
     with torch.no_grad():
@@ -50,7 +53,7 @@ def test_no_logit_sees_its_own_bar_or_a_later_one(batch, wrap, training: bool) -
                 assert not torch.allclose(s1_after[:, changed:], s1_before[:, changed:], atol=1e-3)
 
 
-def test_the_fine_logits_know_the_true_coarse_token_of_their_bar(batch) -> None:
+def test_the_fine_logits_know_the_true_coarse_token_of_their_bar(batch: Batch) -> None:
     s1, s2, stamps = batch
     predictor = tiny_predictor()
     other = s1.clone()
@@ -65,7 +68,7 @@ def test_the_fine_logits_know_the_true_coarse_token_of_their_bar(batch) -> None:
 
 @pytest.mark.parametrize("wrap", [lambda predictor: predictor, with_lora], ids=["plain", "lora"])
 @pytest.mark.parametrize("first_target", [1, 8])
-def test_in_training_mode_it_is_upstreams_own_loss(batch, wrap, first_target: int) -> None:
+def test_in_training_mode_it_is_upstreams_own_loss(batch: Batch, wrap: Wrap, first_target: int) -> None:
     s1, s2, stamps = batch
     predictor = wrap(tiny_predictor(dropout=False)).train()
     asked = slice(first_target - 1, None)
@@ -83,7 +86,9 @@ def test_in_training_mode_it_is_upstreams_own_loss(batch, wrap, first_target: in
 
 
 @pytest.mark.parametrize("kept", [2**23, 0], ids=["scores kept", "scores made again"])
-def test_both_ways_of_attention_give_upstreams_logits_in_bfloat16(batch, kept: int, monkeypatch) -> None:
+def test_both_ways_of_attention_give_upstreams_logits_in_bfloat16(
+    batch: Batch, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(losses, "_SCORES", kept)
     predictor = tiny_predictor(dropout=False).train()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -95,26 +100,26 @@ def test_both_ways_of_attention_give_upstreams_logits_in_bfloat16(batch, kept: i
 
 
 @pytest.mark.parametrize("changes", [{}, {"attention": 0.5}], ids=["as published", "dropout in the cross-attention"])
-def test_two_evaluations_are_equal_to_the_bit(batch, changes: dict[str, float]) -> None:
+def test_two_evaluations_are_equal_to_the_bit(batch: Batch, changes: dict[str, float]) -> None:
     predictor = tiny_predictor(dropout=True)
     predictor.dep_layer.cross_attn.attn_dropout_p = changes.get("attention", 0.0)
     first, second = (token_losses(predictor, *batch, first_target=8) for _ in range(2))
     assert torch.equal(first, second)
 
 
-def test_evaluation_is_training_without_dropout(batch) -> None:
+def test_evaluation_is_training_without_dropout(batch: Batch) -> None:
     predictor = tiny_predictor(dropout=False)
     in_eval = token_losses(predictor, *batch, first_target=8)
     assert torch.equal(token_losses(predictor.train(), *batch, first_target=8), in_eval)
 
 
-def test_training_has_its_dropout(batch) -> None:
+def test_training_has_its_dropout(batch: Batch) -> None:
     predictor = tiny_predictor(dropout=True).train()
     assert not torch.equal(*(token_losses(predictor, *batch, first_target=8) for _ in range(2)))
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_modes_and_dropout_are_as_before(batch, training: bool) -> None:
+def test_modes_and_dropout_are_as_before(batch: Batch, training: bool) -> None:
     predictor = tiny_predictor().train(training)
     predictor.dep_layer.cross_attn.attn_dropout_p = 0.3
     token_loss(predictor, *batch, first_target=8)
@@ -122,7 +127,7 @@ def test_modes_and_dropout_are_as_before(batch, training: bool) -> None:
     assert predictor.dep_layer.cross_attn.attn_dropout_p == 0.3
 
 
-def test_only_targets_from_the_first_on_count(batch) -> None:
+def test_only_targets_from_the_first_on_count(batch: Batch) -> None:
     predictor = tiny_predictor()
     s1_logits, s2_logits = teacher_forced_logits(predictor, *batch)
     by_hand = torch.zeros(WINDOWS)
@@ -136,20 +141,22 @@ def test_only_targets_from_the_first_on_count(batch) -> None:
 
 
 @pytest.mark.parametrize("first_target", [0, BARS])
-def test_a_target_outside_of_the_window_is_refused(batch, first_target: int) -> None:
+def test_a_target_outside_of_the_window_is_refused(batch: Batch, first_target: int) -> None:
     with pytest.raises(ValueError, match="first_target"):
         token_loss(tiny_predictor(), *batch, first_target=first_target)
 
 
 @pytest.mark.parametrize("kind", [torch.uint16, torch.uint8, torch.int32])
-def test_small_integers_will_do(batch, kind: torch.dtype) -> None:
+def test_small_integers_will_do(batch: Batch, kind: torch.dtype) -> None:
     predictor = tiny_predictor()
-    small = [part.to(kind) for part in batch]
-    assert torch.equal(token_loss(predictor, *small, first_target=8), token_loss(predictor, *batch, first_target=8))
+    s1, s2, stamps = (part.to(kind) for part in batch)
+    assert torch.equal(
+        token_loss(predictor, s1, s2, stamps, first_target=8), token_loss(predictor, *batch, first_target=8)
+    )
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
-def test_low_precision_changes_little_and_trains(batch, kind: torch.dtype) -> None:
+def test_low_precision_changes_little_and_trains(batch: Batch, kind: torch.dtype) -> None:
     predictor = tiny_predictor(dropout=False).train()
     exact = token_loss(predictor, *batch, first_target=8)
     with torch.autocast("cpu", kind):
@@ -170,7 +177,7 @@ def test_rotations_are_upstreams_and_exact_inside_autocast() -> None:
     torch.testing.assert_close(vectors * cos + vectors.roll(4, dims=-1) * sin, expected, rtol=0, atol=1e-6)
 
 
-def test_a_cache_made_in_inference_mode_does_not_stop_training(batch) -> None:
+def test_a_cache_made_in_inference_mode_does_not_stop_training(batch: Batch) -> None:
     predictor = tiny_predictor()
     with torch.inference_mode():
         predictor.decode_s1(batch[0][:, :-1], batch[1][:, :-1])
@@ -197,7 +204,7 @@ def test_a_cache_left_on_another_device_is_made_again() -> None:
     assert rotary.cos_cached.device.type == "cpu"
 
 
-def test_gradients_reach_the_lora_matrices_alone(batch) -> None:
+def test_gradients_reach_the_lora_matrices_alone(batch: Batch) -> None:
     predictor = with_lora(tiny_predictor()).train()
     token_loss(predictor, *batch, first_target=8).backward()
     with_gradient = {name for name, parameter in predictor.named_parameters() if parameter.grad is not None}

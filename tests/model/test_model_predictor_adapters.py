@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from price_frames import assert_forecast, candles, sharp_predictor, sharp_tokenizer, times, with_lora
+from price_frames import assert_forecast, batch_of, candles, sharp_predictor, sharp_tokenizer, with_lora
 from sktime.libs.kronos import Kronos, KronosTokenizer
 from sktime.libs.kronos import KronosPredictor as Upstream
 from tiny_models import save_tiny_base, tiny_predictor
@@ -24,13 +24,8 @@ from kronos_pipeline.model.modules import copy_sharing_weights
 HORIZON, PATHS = 5, 3
 LENGTHS = (20, 31, 1, 12)
 DFS = [candles(bars, seed) for seed, bars in enumerate(LENGTHS)]
-CLOCKS = [times(bars, HORIZON) for bars in LENGTHS]
-BATCH = (DFS, [past for past, _ in CLOCKS], [ahead for _, ahead in CLOCKS], HORIZON)
+BATCH = batch_of(DFS, HORIZON)
 TOKENIZER = sharp_tokenizer()
-
-
-def single(place: int) -> tuple[Any, ...]:
-    return (*(part[place] for part in BATCH[:3]), HORIZON)
 
 
 def own_base(seed: int) -> Any:
@@ -54,15 +49,16 @@ def test_each_series_is_forecast_by_its_own_adapter() -> None:
     ours = KronosPredictor(model, TOKENIZER, adapters=named)
     names = [*named, None, "plain 2", "plain 1"]
     chosen = [place % len(DFS) for place in range(len(names))]
-    given = tuple([part[place] for place in chosen] for part in BATCH[:3])
-    forecasts = ours.predict_batch(*given, HORIZON, top_k=1, verbose=False, adapters=names)
+    forecasts = ours.predict_batch(*BATCH.rows(chosen), top_k=1, verbose=False, adapters=names)
     for name, place, forecast in zip(names, chosen, forecasts, strict=True):
-        alone = Upstream(named.get(name, model), TOKENIZER).predict(*single(place), top_k=1, verbose=False)
+        alone = Upstream(model if name is None else named[name], TOKENIZER).predict(
+            *BATCH.single(place), top_k=1, verbose=False
+        )
         assert_forecast(forecast, alone, DFS[place])
-        assert_forecast(ours.predict(*single(place), top_k=1, verbose=False, adapter=name), alone, DFS[place])
+        assert_forecast(ours.predict(*BATCH.single(place), top_k=1, verbose=False, adapter=name), alone, DFS[place])
 
 
-def test_adapters_on_one_base_are_decoded_together(tried: list) -> None:
+def test_adapters_on_one_base_are_decoded_together(tried: list[tuple[int, int]]) -> None:
     model, named = adapters()
     names = ["plain 1", "plain 2", None, "plain 1"]
     ours = KronosPredictor(model, TOKENIZER, adapters=named)
@@ -74,7 +70,7 @@ def test_adapters_on_one_base_are_decoded_together(tried: list) -> None:
 def test_who_forecasts_the_others_changes_no_draw() -> None:
     model, named = adapters()
     ours = KronosPredictor(model, TOKENIZER, adapters=named)
-    settings = {"sample_count": PATHS, "verbose": False, "seed": 3}
+    settings: dict[str, Any] = {"sample_count": PATHS, "verbose": False, "seed": 3}
     first = ours.predict_batch(*BATCH, **settings, adapters=[None, "plain 1", "dora", "checkpoint"])
     second = ours.predict_batch(*BATCH, **settings, adapters=["plain 2", "plain 1", None, "checkpoint"])
     for place in (1, 3):
@@ -131,11 +127,12 @@ def test_folders_are_put_on_the_model_in_memory_that_they_were_trained_on(
     forecasts = ours.predict_batch(*BATCH, top_k=1, verbose=False, adapters=names)
     experts = [loaded["MSFT"].predictor, loaded["AAPL"].predictor, base.predictor, loaded["AAPL"].predictor]
     for place, (forecast, expert) in enumerate(zip(forecasts, experts, strict=True)):
-        expected = Upstream(expert, tokenizer).predict(*single(place), top_k=1, verbose=False)
+        expected = Upstream(expert, tokenizer).predict(*BATCH.single(place), top_k=1, verbose=False)
         assert_forecast(forecast, expected, DFS[place])
-    expected = Upstream(loaded["own"].predictor, tokenizer).predict(*single(1), top_k=1, verbose=False)
-    assert_forecast(ours.predict(*single(1), top_k=1, verbose=False, adapter="own"), expected, DFS[1])
-    folder_model = ours.adapters["MSFT"].get_base_model()
+    expected = Upstream(loaded["own"].predictor, tokenizer).predict(*BATCH.single(1), top_k=1, verbose=False)
+    assert_forecast(ours.predict(*BATCH.single(1), top_k=1, verbose=False, adapter="own"), expected, DFS[1])
+    adapter: Any = ours.adapters["MSFT"]
+    folder_model = adapter.get_base_model()
     assert folder_model.norm.weight.data_ptr() == model.norm.weight.data_ptr()
 
 

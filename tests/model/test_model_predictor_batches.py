@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from price_frames import COLUMNS, assert_forecast, candles, sharp_predictor, sharp_tokenizer, times
+from price_frames import COLUMNS, assert_forecast, batch_of, candles, sharp_predictor, sharp_tokenizer
 from sktime.libs.kronos import KronosPredictor as Upstream
 
 from kronos_pipeline import KronosPredictor
@@ -19,8 +19,7 @@ from kronos_pipeline.model.predictor import sampling
 HORIZON, PATHS = 5, 3
 LENGTHS = (20, 31, 1, 12)
 DFS = [candles(bars, seed, price) for seed, (bars, price) in enumerate(zip(LENGTHS, (3.0, 60, 9, 2e4), strict=True))]
-CLOCKS = [times(bars, HORIZON) for bars in LENGTHS]
-BATCH = (DFS, [past for past, _ in CLOCKS], [ahead for _, ahead in CLOCKS], HORIZON)
+BATCH = batch_of(DFS, HORIZON)
 TOKENIZER = sharp_tokenizer()
 
 
@@ -28,16 +27,12 @@ def predictor(**settings: Any) -> KronosPredictor:
     return KronosPredictor(sharp_predictor(), TOKENIZER, "cpu", **settings)
 
 
-def single(place: int) -> tuple[Any, ...]:
-    return (*(part[place] for part in BATCH[:3]), HORIZON)
-
-
 @pytest.mark.parametrize("context", [512, 31, 25, 14, 5])
 def test_series_of_unequal_length_are_forecast_as_each_alone(context: int) -> None:
     together = predictor(max_context=context).predict_batch(*BATCH, top_k=1, verbose=False)
     upstream = Upstream(sharp_predictor(), TOKENIZER, max_context=context)
     for place, forecast in enumerate(together):
-        alone = upstream.predict(*single(place), top_k=1, verbose=False)
+        alone = upstream.predict(*BATCH.single(place), top_k=1, verbose=False)
         assert_forecast(forecast, alone, DFS[place])
 
 
@@ -50,7 +45,7 @@ def test_no_series_give_no_forecasts() -> None:
 
 
 def test_sample_gives_every_path_of_which_predict_gives_the_mean() -> None:
-    ours, settings = predictor(), {"sample_count": PATHS, "seed": 4, "verbose": False}
+    ours, settings = predictor(), dict[str, Any](sample_count=PATHS, seed=4, verbose=False)
     sampled, means = ours.sample_batch(*BATCH, **settings), ours.predict_batch(*BATCH, **settings)
     for place, (paths, mean) in enumerate(zip(sampled, means, strict=True)):
         assert list(paths.columns) == COLUMNS
@@ -61,47 +56,46 @@ def test_sample_gives_every_path_of_which_predict_gives_the_mean() -> None:
             assert paths.loc[path].index.equals(mean.index)
         assert_forecast(paths.groupby("timestamps").mean().astype(np.float32), mean, DFS[place])
         assert place == 2 or paths["close"].groupby("timestamps").std().max() > 0  # the one of one bar never moves
-    alone = ours.sample(*single(0), **settings)
+    alone = ours.sample(*BATCH.single(0), **settings)
     pd.testing.assert_frame_equal(
-        alone.groupby("timestamps").mean(), ours.predict(*single(0), **settings), rtol=1e-6, check_freq=False
+        alone.groupby("timestamps").mean(), ours.predict(*BATCH.single(0), **settings), rtol=1e-6, check_freq=False
     )
 
 
 def test_a_path_is_what_upstream_samples_for_it() -> None:
     torch.manual_seed(8)
-    sampled = predictor().sample(*single(1), sample_count=1, verbose=False)
+    sampled = predictor().sample(*BATCH.single(1), sample_count=1, verbose=False)
     torch.manual_seed(8)
-    assert_forecast(
-        sampled.loc[0], Upstream(sharp_predictor(), TOKENIZER, "cpu").predict(*single(1), verbose=False), DFS[1]
-    )
+    expected = Upstream(sharp_predictor(), TOKENIZER, "cpu").predict(*BATCH.single(1), verbose=False)
+    assert_forecast(pd.DataFrame(sampled.loc[0]), expected, DFS[1])
 
 
 @pytest.mark.parametrize("method", ["predict", "sample"])
 def test_a_seed_is_manual_seed_without_the_global_generator(method: str) -> None:
     forecast = getattr(predictor(), method)
     torch.manual_seed(21)
-    expected = forecast(*single(0), verbose=False)
+    expected = forecast(*BATCH.single(0), verbose=False)
     before = torch.get_rng_state()
-    pd.testing.assert_frame_equal(forecast(*single(0), verbose=False, seed=21), expected)
+    pd.testing.assert_frame_equal(forecast(*BATCH.single(0), verbose=False, seed=21), expected)
     generator = torch.Generator().manual_seed(21)
-    pd.testing.assert_frame_equal(forecast(*single(0), verbose=False, generator=generator), expected)
+    pd.testing.assert_frame_equal(forecast(*BATCH.single(0), verbose=False, generator=generator), expected)
     assert torch.equal(torch.get_rng_state(), before)
-    assert not np.allclose(forecast(*single(0), verbose=False, seed=22), expected)
-    assert not np.allclose(forecast(*single(0), verbose=False, generator=generator), expected)
+    assert not np.allclose(forecast(*BATCH.single(0), verbose=False, seed=22), expected)
+    assert not np.allclose(forecast(*BATCH.single(0), verbose=False, generator=generator), expected)
 
 
 def test_more_rows_than_torch_draws_at_once_are_drawn_as_by_several_calls(
-    monkeypatch: pytest.MonkeyPatch, tried: list
+    monkeypatch: pytest.MonkeyPatch, tried: list[tuple[int, int]]
 ) -> None:
     dfs = [candles(20, seed) for seed in range(5)]
-    past, ahead = ([one] * 5 for one in times(20, HORIZON))
-    settings = {"sample_count": PATHS, "verbose": False}
+    _, past, ahead, _ = batch_of(dfs, HORIZON)
+    settings: dict[str, Any] = {"sample_count": PATHS, "verbose": False}
     upstream, ours = Upstream(sharp_predictor(), TOKENIZER, "cpu"), predictor()
     torch.manual_seed(2)
     expected = [
         forecast
-        for some in (slice(0, 2), slice(2, 4), slice(4, 5))
-        for forecast in upstream.predict_batch(dfs[some], past[some], ahead[some], HORIZON, **settings)
+        for part in (slice(0, 2), slice(2, 4), slice(4, 5))
+        for forecast in upstream.predict_batch(dfs[part], past[part], ahead[part], HORIZON, **settings)
     ]
     after = torch.get_rng_state()
     monkeypatch.setattr(sampling, "ROWS_PER_DRAW", 2 * PATHS + 1)
@@ -116,16 +110,16 @@ def test_more_rows_than_torch_draws_at_once_are_drawn_as_by_several_calls(
 
 
 def assert_as_before(given: list[pd.DataFrame], expected: list[pd.DataFrame]) -> None:
-    for df, one, other in zip(DFS, given, expected, strict=True):
-        assert_forecast(one, other, df)
+    for df, forecast, wanted in zip(DFS, given, expected, strict=True):
+        assert_forecast(forecast, wanted, df)
 
 
 @pytest.mark.parametrize(("fits", "parts"), [(4, [(4, 3)]), (2, [(2, 3), (2, 3)]), (0, [(1, 1)] * 12)])
 def test_batches_are_as_large_as_the_memory_allows_and_change_nothing(
-    fits: int, parts: list[tuple[int, int]], tried: list, monkeypatch: pytest.MonkeyPatch
+    fits: int, parts: list[tuple[int, int]], tried: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room = Decoder(sharp_predictor(), TOKENIZER).estimate_bytes(fits, PATHS, max(LENGTHS), HORIZON) if fits else 1
-    ours, settings = predictor(), {"sample_count": PATHS, "verbose": False}
+    ours, settings = predictor(), dict[str, Any](sample_count=PATHS, verbose=False)
     torch.manual_seed(2)
     expected = ours.predict_batch(*BATCH, **settings)
     after = torch.get_rng_state()
@@ -151,7 +145,7 @@ def test_batches_are_as_large_as_the_memory_allows_and_change_nothing(
 def test_a_batch_that_runs_out_of_memory_is_halved_and_tried_again(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ours, settings = predictor(), {"sample_count": PATHS}
+    ours, settings = predictor(), dict[str, Any](sample_count=PATHS)
     torch.manual_seed(2)
     expected = ours.predict_batch(*BATCH, **settings)
     after, shown = torch.get_rng_state(), last_line(capsys)
@@ -198,5 +192,5 @@ def test_an_error_that_smaller_batches_do_not_help_is_told(
     monkeypatch.setattr(Decoder, "generate", broken)
     before = torch.get_rng_state()
     with pytest.raises(told, match=words):
-        ours.predict_batch(*(part[:series] for part in BATCH[:3]), HORIZON, verbose=False)
+        ours.predict_batch(*BATCH.rows(range(series)), verbose=False)
     assert torch.equal(torch.get_rng_state(), before)

@@ -23,7 +23,8 @@ PRICES = ["open", "high", "low", "close"]
 
 def forecast(predictor: Any, df: Any, past: Any, ahead: Any, horizon: Any = HORIZON, **settings: Any) -> pd.DataFrame:
     torch.manual_seed(11)
-    return predictor.predict(df, past, ahead, horizon, **{"verbose": False, **settings})
+    result: pd.DataFrame = predictor.predict(df, past, ahead, horizon, **{"verbose": False, **settings})
+    return result
 
 
 def shifted(df: pd.DataFrame) -> pd.DataFrame:
@@ -114,8 +115,9 @@ def test_dates_without_a_time_of_day_will_do() -> None:
     assert_forecast(given, forecast(THEIRS, df, days[:BARS], days[BARS:]), df)
 
 
-def without(frame: pd.DataFrame, value: float, column: str) -> pd.DataFrame:
-    return frame.assign(**{column: frame[column].where(frame.index != 2, value)})
+def without(frame: pd.DataFrame, value: float | None, column: str) -> pd.DataFrame:
+    values: Any = value
+    return frame.assign(**{column: frame[column].where(frame.index != 2, values)})
 
 
 PAST, AHEAD, DF = *times(BARS, HORIZON), candles(BARS)

@@ -23,6 +23,8 @@ from kronos_pipeline.model.losses import teacher_forced_logits
 from kronos_pipeline.model.modules import copy_sharing_weights
 
 SERIES, LOOKBACK, HORIZON, PATHS = 3, 20, 8, 5
+Series = tuple[np.ndarray, np.ndarray, np.ndarray]
+Choices = list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 SETTINGS: dict[str, Any] = {"paths": PATHS, "temperature": 1.0, "top_p": 0.9, "seed": 7}
 
 
@@ -40,7 +42,7 @@ def with_lora(predictor: Any, seed: int = 1) -> Any:
 
 
 @pytest.fixture
-def series() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def series() -> Series:
     """History in price units, past stamps, future stamps."""
     drawn = np.random.default_rng(0)
     history = np.exp(drawn.normal(0, 0.02, (SERIES, LOOKBACK, 6)).cumsum(axis=1)) * [[[50.0]], [[3.0]], [[4e4]]]
@@ -49,9 +51,9 @@ def series() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @pytest.fixture
-def choices(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+def choices(monkeypatch: pytest.MonkeyPatch) -> Choices:
     """Logits, random numbers and tokens of each call, s1 and s2 in turn."""
-    seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    seen: Choices = []
 
     def watched(logits: torch.Tensor, draws: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
         tokens = sample_top_p(logits, draws, temperature, top_p)
@@ -81,7 +83,7 @@ PREDICTORS = {
 
 
 @pytest.mark.parametrize("kind", PREDICTORS)
-def test_each_step_is_drawn_from_the_training_logits(kind: str, series, choices) -> None:
+def test_each_step_is_drawn_from_the_training_logits(kind: str, series: Series, choices: Choices) -> None:
     model = tiny_model(PREDICTORS[kind]())
     history, past, ahead = series
     result = sample_paths(model, history, past, ahead, **SETTINGS)
@@ -104,7 +106,7 @@ def test_each_step_is_drawn_from_the_training_logits(kind: str, series, choices)
     np.testing.assert_allclose(result, denormalise(values.numpy(), mean[:, None], std[:, None]), rtol=1e-5)
 
 
-def test_a_slow_loop_with_upstreams_own_methods_draws_the_same_tokens(series, choices) -> None:
+def test_a_slow_loop_with_upstreams_own_methods_draws_the_same_tokens(series: Series, choices: Choices) -> None:
     model = tiny_model()
     history, past, ahead = series
     sample_paths(model, history, past, ahead, **SETTINGS)
@@ -127,7 +129,7 @@ def test_a_slow_loop_with_upstreams_own_methods_draws_the_same_tokens(series, ch
     assert torch.equal(s2[:, LOOKBACK:], rows([tokens for _, _, tokens in fast[1::2]]))
 
 
-def test_the_first_position_greedily_is_what_upstreams_own_decoding_gives(series) -> None:
+def test_the_first_position_greedily_is_what_upstreams_own_decoding_gives(series: Series) -> None:
     model = tiny_model()
     with torch.no_grad():  # with attention as sharp as training makes it, positions matter
         for projection in ("q_proj", "k_proj", "out_proj"):
@@ -144,7 +146,9 @@ def test_the_first_position_greedily_is_what_upstreams_own_decoding_gives(series
     assert not np.allclose(true, first, rtol=1e-5)
 
 
-def test_the_first_position_draws_each_path_as_a_slow_loop_with_upstreams_own_methods(series, choices) -> None:
+def test_the_first_position_draws_each_path_as_a_slow_loop_with_upstreams_own_methods(
+    series: Series, choices: Choices
+) -> None:
     model = tiny_model(with_lora(tiny_predictor(bits=6)))
     history, past, ahead = series
     sample_paths(model, history, past, ahead, **SETTINGS, s2_position="first")
@@ -162,7 +166,7 @@ def test_the_first_position_draws_each_path_as_a_slow_loop_with_upstreams_own_me
         s1, s2 = (torch.cat([known, new.flatten()[:, None]], dim=1) for known, new in ((s1, drawn), (s2, also_drawn)))
 
 
-def test_the_result_is_in_each_series_own_units(series) -> None:
+def test_the_result_is_in_each_series_own_units(series: Series) -> None:
     history, past, ahead = series
     result = sample_paths(tiny_model(), history, past, ahead, **SETTINGS)
     assert result.shape == (SERIES, PATHS, HORIZON, 6)
@@ -170,7 +174,7 @@ def test_the_result_is_in_each_series_own_units(series) -> None:
     np.testing.assert_allclose(result.mean(axis=(1, 2, 3)), history.mean(axis=(1, 2)), rtol=0.3)
 
 
-def test_a_series_gets_the_same_paths_alone_and_in_company(series) -> None:
+def test_a_series_gets_the_same_paths_alone_and_in_company(series: Series) -> None:
     model = tiny_model()
     together = sample_paths(model, *series, **SETTINGS)
     alone = [sample_paths(model, *(part[i : i + 1] for part in series), **SETTINGS)[0] for i in range(SERIES)]
@@ -180,13 +184,13 @@ def test_a_series_gets_the_same_paths_alone_and_in_company(series) -> None:
 
 
 @pytest.mark.parametrize("room", [1, 2**17])
-def test_chunks_change_nothing(series, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+def test_chunks_change_nothing(series: Series, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
     whole = sample_paths(tiny_model(), *series, **SETTINGS)
     monkeypatch.setattr(sample, "memory_budget", lambda _: room)
     np.testing.assert_allclose(sample_paths(tiny_model(), *series, **SETTINGS), whole, rtol=1e-6)
 
 
-def test_chunks_are_as_small_as_memory_asks(series, choices, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_are_as_small_as_memory_asks(series: Series, choices: Choices, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sample, "memory_budget", lambda _: 1)
     sample_paths(tiny_model(), *series, **SETTINGS)
     assert {logits.shape[:2] for logits, _, _ in choices} == {(1, 1)}
@@ -200,7 +204,9 @@ def test_chunks_are_as_small_as_memory_asks(series, choices, monkeypatch: pytest
         RuntimeError("DefaultCPUAllocator: can't allocate memory"),
     ],
 )
-def test_where_memory_runs_out_halves_are_tried(series, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_memory_runs_out_halves_are_tried(
+    series: Series, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole, parts, generate = sample_paths(tiny_model(), *series, **SETTINGS), [], Decoder.generate
 
     def short_of_memory(self: Decoder, known: Any, *given: Any, paths: int, **settings: Any) -> Any:
@@ -215,13 +221,13 @@ def test_where_memory_runs_out_halves_are_tried(series, error: Exception, monkey
     assert sum(series * paths for series, paths in parts if series * paths <= PATHS) == SERIES * PATHS
 
 
-def test_another_error_is_told(series, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_error_is_told(series: Series, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Decoder, "generate", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         sample_paths(tiny_model(), *series, **SETTINGS)
 
 
-def test_series_of_several_models_are_as_each_alone(series, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_series_of_several_models_are_as_each_alone(series: Series, monkeypatch: pytest.MonkeyPatch) -> None:
     base = tiny_model()
     adapters = [replace(base, predictor=with_lora(copy_sharing_weights(base.predictor), seed)) for seed in (1, 2)]
     other = tiny_model(tiny_predictor(seed=5, bits=6))
@@ -238,7 +244,7 @@ def test_series_of_several_models_are_as_each_alone(series, monkeypatch: pytest.
     np.testing.assert_allclose(sample_paths(models, *some, **settings), together, rtol=1e-5)
 
 
-def test_models_that_share_a_base_are_decoded_at_once(series, choices) -> None:
+def test_models_that_share_a_base_are_decoded_at_once(series: Series, choices: Choices) -> None:
     base = tiny_model()
     adapters = [replace(base, predictor=with_lora(copy_sharing_weights(base.predictor), seed)) for seed in (1, 2)]
     sample_paths([*adapters, base], *series, **SETTINGS)
@@ -246,7 +252,7 @@ def test_models_that_share_a_base_are_decoded_at_once(series, choices) -> None:
 
 
 @pytest.mark.parametrize("part", ["proj_s1", "proj_s2"])
-def test_logits_that_are_not_finite_are_told_by_the_models_name(series, part: str) -> None:
+def test_logits_that_are_not_finite_are_told_by_the_models_name(series: Series, part: str) -> None:
     sound, broken = tiny_model(), tiny_model()
     broken = replace(broken, source=replace(broken.source, name="broken"))
     getattr(broken.predictor.head, part).weight.data[3] = torch.nan
@@ -254,29 +260,29 @@ def test_logits_that_are_not_finite_are_told_by_the_models_name(series, part: st
         sample_paths([sound, broken, sound], *series, **SETTINGS)
 
 
-def test_as_many_models_as_series_are_needed(series) -> None:
+def test_as_many_models_as_series_are_needed(series: Series) -> None:
     with pytest.raises(SettingsError, match="2 models for 3 series"):
         sample_paths([tiny_model()] * 2, *series, **SETTINGS)
 
 
-def test_half_precision_is_asked_for(series) -> None:
+def test_half_precision_is_asked_for(series: Series) -> None:
     single, half = (sample_paths(tiny_model(), *series, **SETTINGS, precision=kind) for kind in ("fp32", "bf16"))
     assert np.isfinite(half).all()
     assert not np.array_equal(single, half)
 
 
-def test_more_paths_keep_the_first_ones(series) -> None:
+def test_more_paths_keep_the_first_ones(series: Series) -> None:
     few, many = (sample_paths(tiny_model(), *series, **{**SETTINGS, "paths": paths}) for paths in (2, 6))
     np.testing.assert_allclose(many[:, :2], few, rtol=1e-6)
 
 
-def test_a_seed_repeats_itself_and_another_does_not(series) -> None:
+def test_a_seed_repeats_itself_and_another_does_not(series: Series) -> None:
     first, again = (sample_paths(tiny_model(), *series, **SETTINGS) for _ in range(2))
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, sample_paths(tiny_model(), *series, **{**SETTINGS, "seed": 8}))
 
 
-def test_the_global_generator_plays_no_part(series) -> None:
+def test_the_global_generator_plays_no_part(series: Series) -> None:
     model = tiny_model()
     state = torch.get_rng_state()
     first = sample_paths(model, *series, **SETTINGS)
@@ -285,14 +291,14 @@ def test_the_global_generator_plays_no_part(series) -> None:
     np.testing.assert_array_equal(sample_paths(model, *series, **SETTINGS), first)
 
 
-def test_a_predictor_left_in_training_mode_is_not_sampled_with_dropout(series) -> None:
+def test_a_predictor_left_in_training_mode_is_not_sampled_with_dropout(series: Series) -> None:
     expected = sample_paths(tiny_model(), *series, **SETTINGS)
     model = tiny_model(tiny_predictor(bits=6, dropout=True).train())
     np.testing.assert_array_equal(sample_paths(model, *series, **SETTINGS), expected)
     assert model.predictor.training
 
 
-def test_the_model_can_train_afterwards(series) -> None:
+def test_the_model_can_train_afterwards(series: Series) -> None:
     model = tiny_model()
     sample_paths(model, *series, **SETTINGS)
     tokens = torch.zeros(2, LOOKBACK, dtype=torch.long)
@@ -300,7 +306,7 @@ def test_the_model_can_train_afterwards(series) -> None:
     s1_logits.sum().backward()
 
 
-def test_a_stamp_matters_to_the_bars_after_it(series, choices) -> None:
+def test_a_stamp_matters_to_the_bars_after_it(series: Series, choices: Choices) -> None:
     # A bar's stamp goes in with its tokens, so it shapes the bars after it. Only the likeliest tokens are drawn here.
     history, past, ahead = series
     other = ahead.copy()
@@ -314,18 +320,18 @@ def test_a_stamp_matters_to_the_bars_after_it(series, choices) -> None:
         assert torch.equal(before, after) is (step < 2 * 3)
 
 
-def test_one_bar_ahead_and_one_path_will_do(series) -> None:
+def test_one_bar_ahead_and_one_path_will_do(series: Series) -> None:
     history, past, ahead = series
     result = sample_paths(tiny_model(), history, past, ahead[:, :1], **{**SETTINGS, "paths": 1})
     assert result.shape == (SERIES, 1, 1, 6)
 
 
-def test_no_series_give_no_paths(series) -> None:
+def test_no_series_give_no_paths(series: Series) -> None:
     result = sample_paths(tiny_model(), *(part[:0] for part in series), **SETTINGS)
     assert result.shape == (0, PATHS, HORIZON, 6)
 
 
-def test_a_flat_lookback_gives_finite_paths(series) -> None:
+def test_a_flat_lookback_gives_finite_paths(series: Series) -> None:
     history, past, ahead = series
     assert np.isfinite(sample_paths(tiny_model(), np.full_like(history, 5.0), past, ahead, **SETTINGS)).all()
 
@@ -333,18 +339,18 @@ def test_a_flat_lookback_gives_finite_paths(series) -> None:
 @pytest.mark.parametrize(
     "changes", [{"paths": 0}, {"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.1}, {"s2_position": "last"}]
 )
-def test_settings_out_of_range_are_refused(series, changes: dict[str, Any]) -> None:
+def test_settings_out_of_range_are_refused(series: Series, changes: dict[str, Any]) -> None:
     with pytest.raises(SettingsError):
         sample_paths(tiny_model(), *series, **{**SETTINGS, **changes})
 
 
-def test_more_bars_than_the_context_holds_are_refused(series) -> None:
+def test_more_bars_than_the_context_holds_are_refused(series: Series) -> None:
     assert len(sample_paths(tiny_model(context=LOOKBACK + HORIZON), *series, **SETTINGS)) == SERIES
     with pytest.raises(SettingsError, match="exceed the context of tiny, 27 bars"):
         sample_paths(tiny_model(context=LOOKBACK + HORIZON - 1), *series, **SETTINGS)
 
 
-def test_forecasts_that_are_not_finite_are_an_error(series) -> None:
+def test_forecasts_that_are_not_finite_are_an_error(series: Series) -> None:
     model = tiny_model()
     torch.nn.init.constant_(model.tokenizer.head.bias, float("inf"))
     with pytest.raises(ModelError, match="not finite"):
@@ -375,12 +381,17 @@ def test_the_largest_draw_is_a_token_that_was_kept(top_p: float) -> None:
         assert 0 <= int(token) < size
 
 
-def test_a_small_model_on_a_cpu_takes_one_thread_and_gives_the_others_back(series, monkeypatch) -> None:
+def test_a_small_model_on_a_cpu_takes_one_thread_and_gives_the_others_back(
+    series: Series, monkeypatch: pytest.MonkeyPatch
+) -> None:
     threads: list[int] = []
-    watched = sample.sample_top_p
-    monkeypatch.setattr(
-        sample, "sample_top_p", lambda *given: (threads.append(torch.get_num_threads()), watched(*given))[1]
-    )
+    draw = sample.sample_top_p
+
+    def watched(*given: Any) -> torch.Tensor:
+        threads.append(torch.get_num_threads())
+        return draw(*given)
+
+    monkeypatch.setattr(sample, "sample_top_p", watched)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

@@ -7,6 +7,7 @@ import os
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import dagster as dg
@@ -36,7 +37,7 @@ def evaluate(schedule: dg.ScheduleDefinition) -> list[dg.RunRequest]:
 class Folder:
     """A data folder and its sensor, with a tick per call."""
 
-    def __init__(self, location: Location, *tickers: str, **settings: int) -> None:
+    def __init__(self, location: Location, *tickers: str, **settings: Any) -> None:
         self.location = location
         self.tickers = list(tickers)
         jobs = make_jobs(ticker_partitions(tickers))
@@ -46,7 +47,7 @@ class Folder:
     def tick(self) -> list[tuple[str | None, str, str]]:
         return ranges(list(self.result().run_requests or []))
 
-    def result(self) -> dg.SensorEvaluationContext:
+    def result(self) -> Any:
         definitions = self.location.definitions
         with dg.build_sensor_context(
             instance=self.location.instance,

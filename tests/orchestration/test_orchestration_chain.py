@@ -63,9 +63,12 @@ def test_good_tickers_of_a_run_are_trained_beside_a_bad_one_and_the_run_fails_by
 
 def test_a_failure_shows_file_line_column_rule_and_value_of_every_problem(story: Story) -> None:
     event = next(event for event in story.together.all_events if event.is_step_failure)
-    table = event.step_failure_data.user_failure_data.metadata["problems"]
+    failure = event.step_failure_data.user_failure_data
+    assert failure is not None
+    table = failure.metadata["problems"]
+    assert isinstance(table, dg.TableMetadataValue)
     rows = pd.DataFrame([record.data for record in table.records]).set_index("line")
-    assert rows.loc[2, ["ticker", "column", "value"]].tolist() == ["BRK.A", "close", "text"]
+    assert [rows.loc[2, column] for column in ("ticker", "column", "value")] == ["BRK.A", "close", "text"]
     assert rows.loc[3, "column"] == "high"
     assert rows["file"].str.endswith("BRK.A.csv").all()
     assert rows["rule"].str.len().gt(0).all()

@@ -85,7 +85,9 @@ def test_symbols_that_look_alike_have_assets_of_their_own(location: Location) ->
 def test_a_tickers_asset_depends_on_its_own_partition_of_adapter_alone(location: Location) -> None:
     location.write("AAPL", "MSFT")
     asset = next(
-        one for one in location.definitions.assets or [] if dg.AssetKey(["adapter", "MSFT"]) in getattr(one, "keys", ())
+        asset
+        for asset in location.definitions.assets or []
+        if isinstance(asset, dg.AssetsDefinition) and dg.AssetKey(["adapter", "MSFT"]) in asset.keys
     )
     mapping = asset.get_partition_mapping_for_dep(dg.AssetKey("adapter"))
     assert mapping == dg.SpecificPartitionsPartitionMapping(["MSFT"])
@@ -139,8 +141,8 @@ def test_the_environments_folders_and_model_hold_beside_what_the_launchpad_chang
 
 def test_a_run_that_goes_on_is_not_taken_for_one_that_was_killed(location: Location) -> None:
     @dg.op
-    def look(context, pipeline: PipelineSettings) -> list[str]:
-        assert pipeline.epochs
+    def look(context: dg.OpExecutionContext, pipeline: PipelineSettings) -> list[str]:
+        assert pipeline.model_dump()["epochs"]
         tick = make_killed_runs_sensor().evaluate_tick(dg.build_sensor_context(instance=context.instance))
         run = context.instance.get_run_by_id(context.run_id)
         assert run is not None
@@ -160,7 +162,9 @@ def test_the_instances_settings_are_ones_that_dagster_takes(tmp_path: Path) -> N
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
         assert not instance.nux_enabled
         assert not instance.telemetry_enabled
-        assert instance.get_concurrency_config().pool_config.pool_granularity.value == "run"
+        granularity = instance.get_concurrency_config().pool_config.pool_granularity
+        assert granularity is not None
+        assert granularity.value == "run"
         assert instance.global_op_concurrency_default_limit == 1
 
 

@@ -208,7 +208,7 @@ def test_a_checkpoint_that_drifted_is_trained_anew_over_all_tickers() -> None:
             ("MSFT", "checkpoint", True),
             ("NVDA", "adapter", False),
         ):
-            metadata = {"drifted": drifted, "finding": f"{ticker} 1", "kind of champion": kind}
+            metadata: dict[str, Any] = {"drifted": drifted, "finding": f"{ticker} 1", "kind of champion": kind}
             instance.report_runless_asset_event(dg.AssetMaterialization("drift", partition=ticker, metadata=metadata))
         with dg.build_sensor_context(instance=instance) as context:
             requests = list(sensor.evaluate_tick(context).run_requests or [])

@@ -414,11 +414,12 @@ def test_a_registry_that_cannot_be_reached_is_an_error_and_not_a_model_without_a
         address = f"http://127.0.0.1:{free.getsockname()[1]}"
     begun = time.monotonic()
     away = Registry(Tracker(address, tmp_path))
-    for use in (
+    uses: list[Callable[[], object]] = [
         lambda: away.champion("kronos-AAPL"),
         lambda: away.promote("kronos-AAPL", None, "please"),
         lambda: away.record_decision("kronos-AAPL", 1, promotion()),
-    ):
+    ]
+    for use in uses:
         with pytest.raises(TrackingError, match=f"{address} cannot be used"):
             use()
     assert time.monotonic() - begun < 30

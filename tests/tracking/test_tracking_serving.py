@@ -91,7 +91,8 @@ def place(register: Callable[[Path, str], Path], adapter: Path, name: str) -> Pa
 
 @pytest.fixture(scope="module")
 def served(place: Path) -> PyFuncModel:
-    return mlflow.pyfunc.load_model(str(place))
+    model: PyFuncModel = mlflow.pyfunc.load_model(str(place))
+    return model
 
 
 def with_sampling(folder: Path, recipe: Recipe) -> Path:
@@ -111,6 +112,12 @@ def here(folder: Path, bars: Bars, recipe: Recipe) -> pd.DataFrame:
     return forecast_ahead(bars, load_adapter(folder, base_of(recipe)), sampling, recipe)[["ds", *FORECAST]]
 
 
+def predicted(model: PyFuncModel, frame: pd.DataFrame) -> pd.DataFrame:
+    result = model.predict(frame)
+    assert isinstance(result, pd.DataFrame)
+    return result
+
+
 def told(frame: pd.DataFrame, **changes: Any) -> pd.DataFrame:
     """Bars as a request holds them: times as text."""
     return frame.assign(timestamps=frame["timestamps"].astype(str)).assign(**changes)
@@ -122,28 +129,30 @@ def test_mlflow_loads_a_model_that_forecasts_as_the_project_does(
     expected = here(adapter, BARS, recipe)
     assert expected["hi_90"].gt(expected["lo_90"]).all()
     for frame in (BARS.frame, told(BARS.frame)):
-        pd.testing.assert_frame_equal(served.predict(frame), expected, check_dtype=False, rtol=1e-12)
+        pd.testing.assert_frame_equal(predicted(served, frame), expected, check_dtype=False, rtol=1e-12)
 
 
 def test_only_the_newest_lookback_shapes_the_forecast_and_two_bars_will_do(
     served: PyFuncModel, adapter: Path, recipe: Recipe
 ) -> None:
-    whole = served.predict(BARS.frame)
+    whole = predicted(served, BARS.frame)
     older = BARS.frame.copy()
     older.loc[: len(older) - recipe.lookback - 1, ["open", "high", "low", "close"]] *= 2
-    pd.testing.assert_frame_equal(served.predict(older), whole)
+    pd.testing.assert_frame_equal(predicted(served, older), whole)
     two = make_bars("AAPL", BARS.frame.tail(2).reset_index(drop=True), source="two")
-    pd.testing.assert_frame_equal(served.predict(two.frame), here(adapter, two, recipe), check_dtype=False, rtol=1e-12)
+    pd.testing.assert_frame_equal(
+        predicted(served, two.frame), here(adapter, two, recipe), check_dtype=False, rtol=1e-12
+    )
 
 
 def test_bars_are_read_as_a_csvs_are(served: PyFuncModel) -> None:
     """Newest first, a whole number for a volume, no amount, and a zone whose offset changes: local time stays."""
     frame = BARS.frame.drop(columns="amount").assign(volume=7)
-    plain = served.predict(frame)
+    plain = predicted(served, frame)
     zones = ["-05:00" if stamp.month < 3 else "-04:00" for stamp in frame["timestamps"]]
     stamps = [f"{stamp.isoformat()}{zone}" for stamp, zone in zip(frame["timestamps"], zones, strict=True)]
     zoned = frame.assign(timestamps=stamps)[::-1].reset_index(drop=True)
-    pd.testing.assert_frame_equal(served.predict(zoned), plain)
+    pd.testing.assert_frame_equal(predicted(served, zoned), plain)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +177,7 @@ def test_bad_bars_are_the_callers_mistake_and_every_one_is_named(
     with pytest.raises(MlflowException) as caught:
         served.predict(spoil(told(BARS.frame)))
     assert message in str(caught.value)
-    assert caught.value.get_http_status_code() == 400
+    assert caught.value.get_http_status_code() == 400  # type: ignore[no-untyped-call]  # MLflow does not annotate it
 
 
 def test_a_model_of_several_tickers_asks_whose_bars_they_are(

@@ -77,7 +77,8 @@ def test_windows_are_encoded_in_full_batches_whatever_their_ticker(
 
     def counted(bars: torch.Tensor, half: bool) -> tuple[torch.Tensor, ...]:
         sizes.append(len(bars))
-        return encode(bars, half=half)
+        tokens: tuple[torch.Tensor, ...] = encode(bars, half=half)
+        return tokens
 
     monkeypatch.setattr(base.tokenizer, "encode", counted)
     data = KronosMultiTickerDataset(windows, "train", base.tokenizer)
@@ -137,7 +138,8 @@ def test_no_token_before_a_bar_changes_with_it(tiny_base: Path, base: KronosMode
     recipe = small_recipe(tiny_base)
     bars = simulated_bars()
     frame = bars.frame.copy()
-    frame.loc[changed, ["open", "high", "low", "close"]] *= factor
+    prices = ["open", "high", "low", "close"]
+    frame[prices] = frame[prices].mask(frame.index == changed, factor * frame[prices])
     before, after = (
         KronosMultiTickerDataset([build_windows(one, recipe)], "train", base.tokenizer)
         for one in (bars, make_bars("AAPL", frame, source="x"))

@@ -14,6 +14,7 @@ from small_trainings import simulated_windows, small_recipe
 from kronos_pipeline import KronosTrainer
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.errors import ModelError
+from kronos_pipeline.training import preflight
 from kronos_pipeline.training.checkpoint import ResumeState, group_state
 from kronos_pipeline.training.loop import TrainingLoop
 from kronos_pipeline.training.multi_lora import forward
@@ -30,13 +31,14 @@ def test_a_timing_that_runs_out_of_memory_is_tried_with_half_the_adapters(monkey
             raise torch.OutOfMemoryError("no room")
         return 7.0
 
-    monkeypatch.setattr(forward.preflight, "expected_seconds", seconds)
+    monkeypatch.setattr(preflight, "expected_seconds", seconds)
     stacked: Any = SimpleNamespace(serving=lambda *_, **__: nullcontext(), predictor=None)
     recipe: Any = SimpleNamespace(batch_size=8, epochs=1, evaluations_per_epoch=1)
-    data: list[Any] = [range(5000), range(10)]
+    train: Any = range(5000)
+    selection: Any = range(10)
     said: list[str] = []
     some = forward.BatchedForward(stacked, torch.device("cpu"), "fp32", 8, said.append)
-    assert some.expected_seconds(torch.zeros(3), *data, recipe) == 7.0
+    assert some.expected_seconds(torch.zeros(3), train, selection, recipe) == 7.0
     assert tried == [64, 32, 16]
     assert len(said) == 2
 

@@ -27,7 +27,7 @@ class Calls(TorchDispatchMode):
     """Counts what PyTorch is asked to do."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch annotates no dispatch mode
         self.names: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
