@@ -13,7 +13,7 @@ steps, averaging and saving the best weights of each adapter are operations on r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -80,7 +80,7 @@ class MultiLora:
                 if isinstance(part, nn.Linear):
                     part.to(products)
 
-    def pack(self, tensors: dict[str, Tensor]) -> Tensor:
+    def pack(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Concatenate an adapter's tensors, by PEFT's names, to one row, (width,)."""
         return torch.cat([tensors[name].detach().reshape(-1) for name in self._shapes])
 

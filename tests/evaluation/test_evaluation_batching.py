@@ -123,7 +123,7 @@ def test_side_by_side_asks_once_for_all_and_an_error_reaches_whoever_waits() -> 
 
     def minds() -> Generator[Any, Any, str]:
         try:
-            yield from job("AAPL", -1.0)
+            return f"no error, but {(yield from job('AAPL', -1.0))}"
         except ModelError as error:
             return f"told: {error}"
 

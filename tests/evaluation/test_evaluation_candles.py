@@ -21,7 +21,8 @@ def is_candle(values: np.ndarray) -> np.ndarray:
     low, high = values[..., L], values[..., H]
     body = values[..., [O, C]]
     traded: np.ndarray = (values[..., V] >= 0) & (values[..., A] >= 0)
-    return traded & (low <= body.min(-1)) & (high >= body.max(-1))
+    around: np.ndarray = (low <= body.min(-1)) & (high >= body.max(-1))
+    return np.logical_and(traded, around)
 
 
 def test_the_features_are_where_these_tests_think() -> None:

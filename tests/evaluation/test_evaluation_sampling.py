@@ -314,12 +314,8 @@ def test_other_weights_make_it_void(fitted: Fitted) -> None:
 @pytest.mark.parametrize("change", ["temperature", "recalibrate", "seed", "bars"])
 def test_other_bars_or_settings_ask_for_a_new_fit_but_serve_a_forecast(fitted: Fitted, change: str) -> None:
     folder, windows, recipe, sampling = fitted
-    changes: dict[str, dict[str, Any]] = {
-        "temperature": {"temperature": 0.5},
-        "recalibrate": {"recalibrate": False},
-        "seed": {"seed": 3},
-    }
-    other = recipe.model_copy(update=changes.get(change, {}))
+    changes: dict[str, Any] = {"temperature": 0.5, "recalibrate": False, "seed": 3}
+    other = recipe.model_copy(update={change: changes[change]} if change in changes else {})
     there = walk(recipe, seed=1) if change == "bars" else windows
     assert load_sampling(folder, there, MODEL, other) is None
     assert load_sampling(folder, "AAPL", MODEL, other) == sampling
