@@ -1,19 +1,38 @@
-"""Find the CSV of each ticker: the data folder is the list of tickers."""
+"""Find the tickers of a data folder: which files, and which rows of a file of several tickers, are whose bars."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+import re
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
-from kronos_pipeline.config import NAME
+from kronos_pipeline.artifacts import file_hash
+from kronos_pipeline.config import NAME, ReadingSettings
 from kronos_pipeline.data.csv_file import CsvFile as CsvFile
 from kronos_pipeline.data.csv_file import printable as printable
-from kronos_pipeline.errors import DataError, Problem
+from kronos_pipeline.data.csv_table import DEFAULTS, symbols_of
+from kronos_pipeline.data.file_names import FileName, read_file_name
+from kronos_pipeline.errors import DataError, Problem, count, enumerate_some
 
-_BAD_SYMBOL = (
-    "the file's name makes no symbol: use letters, digits and .-_^= only, without a leading dot, 64 at most; rename it"
+_SUFFIXES = (".csv.txt", ".csv", ".tsv", ".txt")
+_NO_TABLES = (".md",)
+"""Suffixes of files that are not counted as files that might hold bars."""
+_NO_TEXT = re.compile(
+    r"\.(xls[xm]?|ods|numbers|parquet|feather|arrow|h(df)?5|pkl|jsonl?|xml|zip|gz|bz2|xz|zst|7z|rar|tar|db)"
 )
+_ALLOWED = "letters, digits and .-_^= only, without a leading dot, 64 at most"
+_PEEKED = 4096
+"""Bytes that are read to find out whether a file is a table of bars, or has a column of symbols."""
+_PEEKED_LINES = 10
+_TIME = re.compile(r"\d{4}([-/.]?)\d\d\1\d\d.{0,20}|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}.{0,20}|\d{9,19}(\.0*)?")
+_NUMBER = re.compile(r"[-+]?\d[\d.,']{0,30}[KMB]?")
+
+_Item = TypeVar("_Item")
+_Key = TypeVar("_Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -21,14 +40,16 @@ class CsvFolder:
     """The CSVs of a data folder.
 
     Attributes:
-        root: the folder.
+        root: the folder, or the only file.
         files: the CSV of each ticker, by symbol, sorted.
         problems: files that belong to no ticker, by symbol, or by file name if the name is not a symbol.
+        notes: facts about the folder, a sentence each: files that are not read, tickers that share a symbol.
     """
 
     root: Path
     files: dict[str, CsvFile]
     problems: dict[str, DataError] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def file(self, ticker: str) -> CsvFile:
         """Return the CSV of a ticker.
@@ -45,10 +66,24 @@ class CsvFolder:
         raise DataError(Problem(printable(self.root), rule), ticker)
 
 
-def find_csv_files(data_dir: Path) -> CsvFolder:
-    """Find every `*.csv` at any depth below a folder; a ticker's symbol is the file's name, upper-case.
+@dataclass(frozen=True)
+class _Named:
+    """A file and its name."""
 
-    Linked folders are followed. Two files for one symbol are a problem of that symbol only.
+    path: Path
+    name: FileName
+
+
+def find_csv_files(data_dir: Path, settings: ReadingSettings = DEFAULTS) -> CsvFolder:
+    """Find the CSVs of every ticker in a folder, at any depth, or in one file.
+
+    A file's symbol is its name, upper-case, or the only symbol in its name. Files of a month, a day or another period
+    of one symbol are one ticker. A file with a column of several symbols has a ticker for each. Linked folders are
+    followed. Two files for one symbol are a problem of that symbol only.
+
+    Args:
+        data_dir: a folder, or one file.
+        settings: the settings of the reading, for the name of the column of symbols.
 
     Raises:
         DataError: the folder does not exist, cannot be read, or has no CSV.
@@ -56,30 +91,205 @@ def find_csv_files(data_dir: Path) -> CsvFolder:
     shown = printable(data_dir)
     if not data_dir.exists():
         raise DataError(Problem(shown, "no such folder; say where the CSVs are with --data-dir"))
-    if not data_dir.is_dir():
-        raise DataError(Problem(shown, "this is a file; give --data-dir the folder that it is in"))
-    by_symbol: dict[str, list[Path]] = {}
+    paths, others = ([data_dir], []) if data_dir.is_file() else _walk(data_dir)
+    if data_dir.is_file() and _NO_TEXT.fullmatch(data_dir.suffix.lower()):
+        raise DataError(Problem(shown, f"a {data_dir.suffix.lower()} file is not read; save the table as CSV"))
+    notes = [_others_note(others)] if others else []
+    if not paths:
+        unread = f" ({notes[0]})" if notes else ""
+        rule = f"no CSV in this folder or below it; put one <TICKER>.csv there per ticker{unread}"
+        raise DataError(Problem(shown, rule))
+    named: list[_Named] = []
+    files: list[CsvFile] = []
     problems: dict[str, DataError] = {}
-    for path in _csv_paths(data_dir):
-        # Check before upper-casing, which turns some other letters into ASCII, such as a sharp s into SS.
-        if NAME.fullmatch(path.stem):
-            by_symbol.setdefault(path.stem.upper(), []).append(path)
-        else:
-            problems[printable(path.relative_to(data_dir))] = DataError(Problem(printable(path), _BAD_SYMBOL))
-    if not by_symbol and not problems:
-        raise DataError(Problem(shown, "no CSV in this folder or below it; put one <TICKER>.csv there per ticker"))
-    files = {}
-    for symbol, paths in sorted(by_symbol.items()):
-        if len(paths) == 1:
-            files[symbol] = CsvFile(symbol, paths[0])
+    for one in _read_names(paths):
+        if one.name.symbol is not None:
+            named.append(one)
             continue
-        rule = f"more than one file for the symbol {symbol}; keep one of {', '.join(map(printable, paths))}"
-        problems[symbol] = DataError(Problem(printable(paths[1]), rule), symbol)
-    return CsvFolder(data_dir, files, problems)
+        key = printable(one.path.relative_to(data_dir)) if data_dir.is_dir() else printable(Path(one.path.name))
+        candidate = CsvFile(key, one.path)
+        cells = _symbols(candidate, settings)
+        if cells:
+            files += _tickers(candidate, {one.path: cells}, problems)
+        else:
+            problems[key] = DataError(Problem(printable(one.path), _unclear(one.name)))
+    for file in _join_parts(named, problems):
+        symbols = {path: cells for path in file.paths if len(cells := _symbols(file.part(path), settings)) > 1}
+        files += _tickers(file, symbols, problems) if symbols else [file]
+    good = {}
+    for ticker, same in _group(files, lambda file: file.ticker).items():
+        if ticker in problems:
+            continue
+        if len(same) > 1:
+            problems[ticker] = _several(ticker, [path for file in same for path in file.paths])
+        else:
+            good[ticker] = same[0]
+    return CsvFolder(data_dir, dict(sorted(good.items())), problems, (*notes, *_interval_notes(named, good)))
 
 
-def _csv_paths(data_dir: Path) -> list[Path]:
+def _read_names(paths: Sequence[Path]) -> list[_Named]:
+    """Read the name of each file; the copy of a file belongs to the ticker of that file."""
+    named = [_Named(path, read_file_name(_stem(path))) for path in paths]
+    literal = {one.name.stem.upper() for one in named if one.name.literal}
+    return [
+        replace(one, name=FileName(one.name.stem, (one.name.stem.upper(),), literal=True))
+        if one.name.stem.upper() in literal
+        else one
+        for one in named
+    ]
+
+
+def _stem(path: Path) -> str:
+    suffix = next((suffix for suffix in _SUFFIXES if path.name.lower().endswith(suffix)), path.suffix)
+    return path.name[: len(path.name) - len(suffix)]
+
+
+def _join_parts(named: Sequence[_Named], problems: dict[str, DataError]) -> list[CsvFile]:
+    """Return the CSVs of each ticker; files of one symbol that are no parts of it become a problem."""
+    intervals = {
+        symbol: {one.name.split[1] for one in same} - {None}
+        for symbol, same in _group(named, lambda one: one.name.split[0]).items()
+    }
+    literal = {one.name.split: one.name.candidates[0] for one in named if one.name.literal}
+
+    def ticker_of(one: _Named) -> str:
+        name = one.name
+        symbol = name.candidates[0]
+        if not name.literal and name.split in literal:
+            return literal[name.split]
+        if name.literal or name.interval is None or len(intervals[name.split[0]]) < 2:
+            return symbol
+        return f"{symbol}{'-' if f'-{name.interval}' in name.stem else '_'}{name.interval.upper()}"
+
+    files = []
+    for ticker, same in _group(named, ticker_of).items():
+        if not NAME.fullmatch(ticker):
+            problems[ticker] = DataError(Problem(printable(same[0].path), _unclear(same[0].name)), ticker)
+            continue
+        kept = _without_copies(same)
+        paths = [one.path for one in sorted(kept, key=lambda one: _digits(one.name.period or ""))]
+        parts = all(one.name.period for one in kept) and len({one.name.series for one in kept}) == 1
+        if len(kept) > 1 and not parts:
+            problems[ticker] = _several(ticker, paths)
+            continue
+        files.append(CsvFile(ticker, paths[0], tuple(paths[1:]), None, tuple(_name_notes(ticker, same, kept))))
+    return files
+
+
+def _name_notes(ticker: str, found: Sequence[_Named], kept: Sequence[_Named]) -> list[str]:
+    notes = []
+    if len(kept) > 1:
+        names = enumerate_some([printable(Path(one.path.name)) for one in kept])
+        notes.append(f"{len(kept)} files are the parts of {ticker}, as their names say: {names}")
+    elif kept[0].name.period:
+        notes.append(f"the name {printable(Path(kept[0].path.name))} is read as {ticker}, {kept[0].name.period}")
+    elif kept[0].path.name.upper() != ticker + kept[0].path.suffix.upper():
+        notes.append(f"the name {printable(Path(kept[0].path.name))} is read as {ticker}")
+    copies = [printable(Path(one.path.name)) for one in found if one not in kept]
+    if copies:
+        notes.append(f"copies to the byte, left out: {enumerate_some(copies)}")
+    return notes
+
+
+def _without_copies(same: Sequence[_Named]) -> list[_Named]:
+    """Leave out files that are the same to the byte as another file of the same period."""
+    if len(same) == 1:
+        return list(same)
+    kept: list[_Named] = []
+    for _, group in sorted(_group(same, lambda one: (one.name.period or "", one.path.stat().st_size)).items()):
+        first: dict[str, _Named] = {}
+        for one in sorted(group, key=lambda one: len(one.path.name)):
+            content = file_hash(one.path) if len(group) > 1 and one.path.stat().st_size else str(one.path)
+            first.setdefault(content, one)
+        kept += first.values()
+    return kept
+
+
+def _tickers(file: CsvFile, symbols: dict[Path, list[str]], problems: dict[str, DataError]) -> list[CsvFile]:
+    """Return a CSV for each symbol of a file of several tickers; a symbol that makes no ticker becomes a problem.
+
+    Args:
+        file: the file, or the parts of it.
+        symbols: the cells of the column of symbols in each part.
+        problems: receives the problems, by ticker or by file and cell.
+    """
+    cells = list(dict.fromkeys(cell for path in file.paths for cell in symbols.get(path, ())))
+    by_ticker = _group(cells, _ticker_of_cell)
+    files = []
+    for ticker, same in by_ticker.items():
+        if not NAME.fullmatch(ticker):
+            key = f"{file.ticker}: {ticker}"
+            rule = f"the symbol {same[0]!r} of some lines makes no ticker: use {_ALLOWED}"
+            problems[key] = DataError(Problem(file.name, rule), key)
+        elif len(same) > 1:
+            rule = f"{enumerate_some([repr(cell) for cell in same])} are one ticker, {ticker}; write them alike"
+            problems[ticker] = DataError(Problem(file.name, rule), ticker)
+        else:
+            paths = [path for path in file.paths if same[0] in symbols.get(path, ())]
+            written = "" if same[0].upper() == ticker else f", written {same[0]}"
+            note = f"one of {count(len(cells), 'ticker')} in its file, by the column of symbols{written}"
+            files.append(CsvFile(ticker, paths[0], tuple(paths[1:]), same[0], (*file.notes, note)))
+    return files
+
+
+def _ticker_of_cell(cell: str) -> str:
+    """Return the ticker of a symbol, upper-case: ZZUSD of ZZ/USD, ZZS of BATS:ZZS; it may be invalid."""
+    text = cell.strip()
+    if not text.isascii():
+        return text
+    text = text.upper()
+    if pair := re.fullmatch(r"([A-Z0-9]{2,10})[/ ]([A-Z]{3,5})", text):
+        return pair[1] + pair[2]
+    if listed := re.fullmatch(r"[A-Z]+:(\S+)", text):
+        return listed[1]
+    return text.removeprefix("$")
+
+
+def _symbols(file: CsvFile, settings: ReadingSettings) -> list[str]:
+    """Return the distinct cells of a file's column of symbols; none without such a column."""
+    try:
+        return symbols_of(file, settings)
+    except DataError:
+        return []  # the reading of the file reports it
+
+
+def _several(ticker: str, paths: Sequence[Path]) -> DataError:
+    rule = f"more than one file for the symbol {ticker}; keep one of {', '.join(map(printable, paths))}"
+    return DataError(Problem(printable(paths[1]), rule), ticker)
+
+
+def _unclear(name: FileName) -> str:
+    found = ""
+    if len(name.candidates) > 1:
+        found = f" but may hold several ({enumerate_some(name.candidates)})"
+    return f"the file's name makes no symbol{found}: rename it to the symbol alone, {_ALLOWED}"
+
+
+def _interval_notes(named: Sequence[_Named], good: dict[str, CsvFile]) -> list[str]:
+    """Return a note for each symbol with bars of several intervals, each of which is a ticker."""
+    symbols = {one.path: one.name.split[0] for one in named}
+    tickers = _group(
+        [file for file in good.values() if file.path in symbols and file.symbol is None],
+        lambda file: symbols[file.path],
+    )
+    return [
+        f"{enumerate_some([file.ticker for file in same])} look like intervals of one symbol, {symbol}: each is a "
+        "ticker of its own"
+        for symbol, same in tickers.items()
+        if len(same) > 1
+    ]
+
+
+def _others_note(others: Sequence[Path]) -> str:
+    kinds = Counter(path.suffix.lower() or "without a suffix" for path in others)
+    shown = enumerate_some([f"{number} {kind}" for kind, number in sorted(kinds.items())])
+    return f"{count(len(others), 'other file')} not read: {shown}; save a table as CSV"
+
+
+def _walk(data_dir: Path) -> tuple[list[Path], list[Path]]:
+    """Return the CSVs below a folder, and the other files that may hold bars."""
     paths: list[Path] = []
+    others: list[Path] = []
     visited = set()
     for folder, below, names in os.walk(data_dir, followlinks=True, onerror=_refuse):
         # A link to a parent folder would loop for ever.
@@ -88,8 +298,49 @@ def _csv_paths(data_dir: Path) -> list[Path]:
             continue
         visited.add(real)
         below.sort()
-        paths += [Path(folder, name) for name in names if name.lower().endswith(".csv")]
-    return sorted(path for path in paths if path.is_file())
+        for name in names:
+            path, lower = Path(folder, name), name.lower()
+            if lower.endswith((".csv", ".tsv", ".csv.txt")) or (lower.endswith(".txt") and _is_table(path)):
+                paths.append(path)
+            elif not lower.startswith(".") and not lower.endswith(_NO_TABLES):
+                others.append(path)
+    return sorted(path for path in paths if path.is_file()), others
+
+
+def _is_table(path: Path) -> bool:
+    """Return whether the first lines of a file hold a bar: a time and four numbers."""
+    return any(_is_bar(line) for line in _first_lines(path))
+
+
+def _is_bar(line: str) -> bool:
+    cells = [cell.strip('" ') for cell in re.split(r"[,;\t|]", line)]
+    times = sum(1 for cell in cells if _TIME.fullmatch(cell))
+    numbers = sum(1 for cell in cells if _NUMBER.fullmatch(cell))
+    return times > 0 and numbers >= 4
+
+
+def _first_lines(path: Path) -> list[str]:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_PEEKED)
+    except OSError:
+        return []
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        text = content.decode("utf-16", errors="replace")
+    else:
+        text = content.decode("utf-8", errors="replace")
+    return text.splitlines()[:_PEEKED_LINES]
+
+
+def _digits(period: str) -> str:
+    return re.sub(r"\D", "", period)
+
+
+def _group(items: Iterable[_Item], key: Callable[[_Item], _Key]) -> dict[_Key, list[_Item]]:
+    groups: dict[_Key, list[_Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 def _refuse(error: OSError) -> None:

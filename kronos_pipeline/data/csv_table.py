@@ -106,7 +106,7 @@ def select_symbol(table: CsvTable, symbol: str) -> CsvTable:
     return replace(table, cells=rows(table.cells), time_cells=rows(table.time_cells), lines=lines)
 
 
-def symbols_of(file: CsvFile) -> list[str]:  # noqa: ARG001
+def symbols_of(file: CsvFile, settings: ReadingSettings = DEFAULTS) -> list[str]:  # noqa: ARG001
     """Return the distinct cells of a file's column of symbols, in their order; none without such a column."""
     return []
 

@@ -29,14 +29,19 @@ _TRADING_VIEW = re.compile(r"(?:(?P<exchange>[A-Z0-9]+)_)?(?P<symbol>[^,\s]+), (
 """`EXCHANGE_SYMBOL, INTERVAL_HASH`, as TradingView names its exports."""
 _PAIR = re.compile(r"[A-Z]{3,4}_[A-Z]{3,4}", re.IGNORECASE)
 
-_EXPORTERS_WORDS = frozenset(
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_EXPORTERS_WORDS = _words(
     "adj adjusted ascii bars candle candles candlesticks chart charts csv dat data download downloaded eod export "
     "exported finance hist historic historical history investing investing.com kline klines market ohlc ohlcv price "
-    "prices quote quotes stock stocks stooq table time series tradingview yahoo".split()
+    "prices quote quotes stock stocks stooq table time series tradingview yahoo"
 )
-_EXCHANGES = frozenset(
-    "amex arca asx bats binance bitfinex bitmex bitstamp bse bybit cboe cme coinbase comex deribit euronext forexcom fx "
-    "fxcm gemini hkex kraken krx kucoin lse nasdaq nse nymex nyse oanda okx otc sse szse tse tsx xetr".split()
+_EXCHANGES = _words(
+    "amex arca asx bats binance bitfinex bitmex bitstamp bse bybit cboe cme coinbase comex deribit euronext forexcom "
+    "fx fxcm gemini hkex kraken krx kucoin lse nasdaq nse nymex nyse oanda okx otc sse szse tse tsx xetr"
 )
 
 
@@ -49,6 +54,7 @@ class FileName:
         candidates: the words that may be the symbol, upper-case.
         interval: the interval of the bars that was left out of the symbol, as written, such as 1h; None without one.
         period: the period of the bars in the name, such as 2023-11; None without one.
+        series: the name without the period; files of one ticker's periods have the same.
         literal: True if the symbol is the whole name.
     """
 
@@ -56,6 +62,7 @@ class FileName:
     candidates: tuple[str, ...]
     interval: str | None = None
     period: str | None = None
+    series: str = ""
     literal: bool = False
 
     @property
@@ -87,7 +94,8 @@ def read_file_name(stem: str) -> FileName:
             return FileName(clean, (), None, clean)
         # A copy of zzu_daily is no ticker zzu_daily beside zzu.
         return FileName(clean, (clean.upper(),), literal=True) if clean == stem else _read_words(clean)
-    return FileName(clean, (_without_edges(rest)[0].upper(),), interval, period)
+    series = f"{rest} {interval}".casefold()
+    return FileName(clean, (_without_edges(rest)[0].upper(),), interval, period, series)
 
 
 def _split_end(name: str) -> tuple[str, str | None, str | None]:
@@ -126,7 +134,7 @@ def _read_words(name: str) -> FileName:
     if len(words) > 1:
         words = [word for word in words if word.casefold() not in _EXCHANGES] or words
     found = [candidate for word in words for candidate in _candidates(word)]
-    return FileName(name, tuple(found), interval, period)
+    return FileName(name, tuple(found), interval, period, f"{' '.join(words)} {interval}".casefold())
 
 
 def _without_edges(text: str) -> tuple[str, str | None]:

@@ -100,13 +100,162 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
         find_csv_files(tmp_path / "nowhere")
 
 
-def test_a_file_in_place_of_a_folder_is_refused(tmp_path: Path) -> None:
-    touch(tmp_path, "AAPL.csv")
-    with pytest.raises(DataError, match=r"AAPL.csv: this is a file; give --data-dir the folder"):
-        find_csv_files(tmp_path / "AAPL.csv")
+def test_one_file_in_place_of_a_folder_is_a_ticker(tmp_path: Path) -> None:
+    touch(tmp_path, "AAPL.csv", "MSFT.csv")
+
+    folder = find_csv_files(tmp_path / "AAPL.csv")
+
+    assert list(folder.files) == ["AAPL"]
+    with pytest.raises(DataError, match=r"AAPL.csv: no CSV for the ticker 'MSFT' here; there are: AAPL"):
+        folder.file("MSFT")
+
+
+def test_one_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "AAPL.xlsx")
+
+    with pytest.raises(DataError, match=r"AAPL.xlsx: a .xlsx file is not read; save the table as CSV"):
+        find_csv_files(tmp_path / "AAPL.xlsx")
 
 
 def test_a_folder_without_a_csv_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "notes.txt", "deep/er/table.xlsx")
     with pytest.raises(DataError, match="no CSV in this folder or below it"):
         find_csv_files(tmp_path)
+    with pytest.raises(DataError, match=r"2 other files not read: 1 .txt, 1 .xlsx; save a table as CSV"):
+        find_csv_files(tmp_path)
+
+
+def test_other_files_are_counted_in_one_sentence(tmp_path: Path) -> None:
+    touch(tmp_path, "AAPL.csv", "MSFT.xlsx", "a/IBM.parquet", "a/META.parquet", "notes.txt", "README.md", ".cache")
+
+    folder = find_csv_files(tmp_path)
+
+    assert list(folder.files) == ["AAPL"]
+    assert folder.notes == ("4 other files not read: 2 .parquet, 1 .txt, 1 .xlsx; save a table as CSV",)
+
+
+BARS = "Date,Open,High,Low,Close,Volume\n2024-01-02,10,11,9,10.5,1000\n2024-01-03,10.5,12,10,11,900\n"
+
+
+def write(folder: Path, **texts: str) -> None:
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        BARS,
+        BARS.replace(",", "\t"),
+        "20240102 170000;1.1;1.2;1.05;1.15;0\n",
+        "<TICKER>,<PER>,<DATE>,<TIME>,<OPEN>,<HIGH>,<LOW>,<CLOSE>,<VOL>\nAAPL.US,D,20240102,000000,10,11,9,10.5,100\n",
+    ],
+)
+def test_a_txt_file_is_read_if_its_first_lines_hold_a_bar(tmp_path: Path, text: str) -> None:
+    write(tmp_path, **{"AAPL.txt": text, "notes.txt": "bought 3 shares, sold 2, on 2024-01-02\n"})
+
+    folder = find_csv_files(tmp_path)
+
+    assert list(folder.files) == ["AAPL"]
+    assert folder.notes == ("1 other file not read: 1 .txt; save a table as CSV",)
+
+
+def test_tsv_and_csv_txt_files_are_read(tmp_path: Path) -> None:
+    touch(tmp_path, "AAPL.tsv", "MSFT.csv.txt")
+
+    folder = find_csv_files(tmp_path)
+
+    assert list(folder.files) == ["AAPL", "MSFT"]
+    assert folder.files["MSFT"].notes == ("the name MSFT.csv.txt is read as MSFT",)
+
+
+def test_a_symbol_that_is_read_from_a_longer_name_is_noted(tmp_path: Path) -> None:
+    touch(tmp_path, "BATS_ZZS, 1D.csv", "$ZZW.csv", "Z.csv")
+
+    files = find_csv_files(tmp_path).files
+
+    assert {ticker: file.notes for ticker, file in files.items()} == {
+        "Z": (),
+        "ZZS": ("the name BATS_ZZS, 1D.csv is read as ZZS",),
+        "ZZW": ("the name $ZZW.csv is read as ZZW",),
+    }
+
+
+def test_a_name_that_may_hold_several_symbols_is_refused_with_them(tmp_path: Path) -> None:
+    touch(tmp_path, "S&P 500 Historical Data.csv")
+
+    [problem] = find_csv_files(tmp_path).problems.values()
+
+    assert "makes no symbol but may hold several (S&P, 500): rename it to the symbol alone" in str(problem)
+
+
+def test_files_of_periods_are_one_ticker_oldest_first(tmp_path: Path) -> None:
+    touch(tmp_path, "b/ZZUSDT-1h-2023-12.csv", "a/ZZUSDT-1h-2024-01.csv", "ZZUSDT-1h-2023-11.csv")
+
+    [file] = find_csv_files(tmp_path).files.values()
+
+    assert file.ticker == "ZZUSDT"
+    assert [path.stem[-7:] for path in file.paths] == ["2023-11", "2023-12", "2024-01"]
+    assert file.notes == (
+        "3 files are the parts of ZZUSDT, as their names say: ZZUSDT-1h-2023-11.csv, ZZUSDT-1h-2023-12.csv, "
+        "ZZUSDT-1h-2024-01.csv",
+    )
+
+
+def test_one_file_of_a_period_is_its_symbol(tmp_path: Path) -> None:
+    touch(tmp_path, "EURUSD_2023.csv")
+
+    [file] = find_csv_files(tmp_path).files.values()
+
+    assert file.ticker == "EURUSD"
+    assert file.notes == ("the name EURUSD_2023.csv is read as EURUSD, 2023",)
+
+
+@pytest.mark.parametrize(
+    ("names", "tickers"),
+    [
+        (["ZAE_1d.csv", "ZAE_1wk.csv"], ["ZAE_1D", "ZAE_1WK"]),
+        (["ZZUSDT-1h-2023-11.csv", "ZZUSDT-1h-2023-12.csv", "ZZUSDT-1d-2023-11.csv"], ["ZZUSDT-1D", "ZZUSDT-1H"]),
+        (["BATS_ZZS, 1D.csv", "BATS_ZZS, 60.csv"], ["ZZS_1D", "ZZS_60"]),
+        (["EURUSD_M5.csv", "EURUSD_H1_2022_2023.csv"], ["EURUSD_H1", "EURUSD_M5"]),
+    ],
+)
+def test_two_intervals_of_a_symbol_are_two_tickers_and_a_note(
+    tmp_path: Path, names: list[str], tickers: list[str]
+) -> None:
+    touch(tmp_path, *names, "MSFT.csv")
+
+    folder = find_csv_files(tmp_path)
+
+    assert sorted(folder.files) == sorted([*tickers, "MSFT"])
+    [note] = folder.notes
+    assert note.startswith(f"{tickers[0]}, {tickers[1]} look like intervals of one symbol")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["ZZS.csv", "BATS_ZZS, 1D.csv"],
+        ["ZZUSDT.csv", "ZZUSDT-1h-2023-11.csv"],
+        ["Binance_ZZUSDT_2023.csv", "Kraken_ZZUSDT_2024.csv"],
+        ["zzu.csv", "zzu (1).csv"],
+        ["EURUSD_M5.csv", "EURUSD_M5_2023.csv"],
+        ["EURUSD_M5.csv", "EURUSD_M5_2023.csv", "EURUSD_H1.csv"],
+    ],
+)
+def test_two_files_for_the_symbol_in_their_names_are_a_problem_with_both(tmp_path: Path, names: list[str]) -> None:
+    touch(tmp_path, *names)
+
+    [problem] = find_csv_files(tmp_path).problems.values()
+
+    assert "more than one file for the symbol" in str(problem)
+    assert str(problem).count(".csv") == 3
+
+
+def test_copies_to_the_byte_are_read_once(tmp_path: Path) -> None:
+    write(tmp_path, **{"ZZU.csv": BARS, "ZZU (1).csv": BARS})
+
+    folder = find_csv_files(tmp_path)
+
+    assert folder.problems == {}
+    assert folder.files["ZZU"].notes[-1] == "copies to the byte, left out: ZZU (1).csv"
