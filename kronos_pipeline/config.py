@@ -381,7 +381,7 @@ class KronosTrainingConfig(Recipe):
     data_dir: str = Field(
         "trainingdata",
         min_length=1,
-        description="folder with one CSV per ticker, at any depth [environment: KRONOS_DATA_DIR]",
+        description="folder with one CSV per ticker, at any depth, or one file [environment: KRONOS_DATA_DIR]",
     )
     output_dir: str = Field(
         "artifacts", min_length=1, description="folder for artifacts [environment: KRONOS_OUTPUT_DIR]"

@@ -53,7 +53,7 @@ RETRY = dg.RetryPolicy(max_retries=2, delay=10, backoff=dg.Backoff.EXPONENTIAL)
 
 def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Definitions:
     """Return the code location for the tickers of `settings.data_dir`."""
-    tickers = find_tickers(settings.data_folder)
+    tickers = find_tickers(settings.data_folder, lambda: settings.reading)
     partitions = ticker_partitions(tickers)
     over_all: dict[str, Any] = {"backfill_policy": dg.BackfillPolicy.single_run(), "owners": OWNERS}
     per_ticker = {"partitions_def": partitions, **over_all}

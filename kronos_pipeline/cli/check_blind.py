@@ -57,7 +57,7 @@ def _cut(config: KronosTrainingConfig) -> tuple[list[WindowSet], list[str]]:
     from kronos_pipeline.data.ingest import read_folder
     from kronos_pipeline.data.windows import build_windows
 
-    bars, bad = read_folder(Path(config.data_dir))
+    bars, bad = read_folder(Path(config.data_dir), config.reading)
     errors, windows = list(bad.values()), []
     for one in bars.values():
         try:

@@ -7,16 +7,14 @@ from pathlib import Path
 from pydantic import Field
 
 from kronos_pipeline.cli.command import FAILED, Command
-from kronos_pipeline.config import Recipe
+from kronos_pipeline.config import KronosTrainingConfig, Recipe
 
 
 class Doctor(Command, Recipe):
     """Check whether a folder of CSVs is fit for training and has enough data: print every invalid line with its file,
     line and column, and the number of windows that the settings give. Nothing is written."""
 
-    data_dir: str = Field(
-        "trainingdata", description="folder with one CSV per ticker, at any depth [environment: KRONOS_DATA_DIR]"
-    )
+    data_dir: str = Field("trainingdata", description=KronosTrainingConfig.model_fields["data_dir"].description)
 
     def run(self) -> int:
         from rich.console import Console

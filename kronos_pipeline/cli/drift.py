@@ -16,24 +16,20 @@ class Drift(TickersCommand):
     def run(self) -> int:
         # Imported here, so that --help needs no imports that take seconds.
         from kronos_pipeline.artifacts import ArtifactLayout
-        from kronos_pipeline.data.csv_files import find_csv_files
-        from kronos_pipeline.data.ingest import read_files
         from kronos_pipeline.evaluation.forecasting.batching import run_jobs
         from kronos_pipeline.pipeline.ingest import report_skipped
         from kronos_pipeline.promotion.drift_watch import WatchedChampion, watch_drift_job
         from kronos_pipeline.tracking.registry import Registry
         from kronos_pipeline.tracking.runs import Tracker
 
-        layout, folder = ArtifactLayout(Path(self.output_dir)), find_csv_files(Path(self.data_dir))
+        layout = ArtifactLayout(Path(self.output_dir))
+        folder = self.find_files(layout)
         symbols = self.symbols(folder)
-        bars, errors = read_files([folder.file(symbol) for symbol in symbols])
+        recipes, bars, errors = self.read_tickers(layout, folder)
         registry = Registry(Tracker(None, layout.root))
         jobs = {
-            ticker: watch_drift_job(
-                registry, bars, ticker, self.base_of(self.recipe_of(layout, ticker)), self.adapter_name
-            )
-            for ticker in symbols
-            if ticker in bars
+            ticker: watch_drift_job(registry, bars, ticker, self.base_of(recipe), self.adapter_name)
+            for ticker, recipe in recipes.items()
         }
         results: dict[str, WatchedChampion | KronosError] = {**errors, **dict(run_jobs(jobs))}
         failed = 0

@@ -28,18 +28,16 @@ class Forecast(TickersCommand):
         from rich.console import Console
 
         from kronos_pipeline.artifacts import ArtifactLayout, check_writable
-        from kronos_pipeline.data.csv_files import find_csv_files
-        from kronos_pipeline.data.ingest import read_files
         from kronos_pipeline.evaluation.forecasting.batching import run_jobs
         from kronos_pipeline.pipeline.ingest import report_skipped
         from kronos_pipeline.promotion.champion_forecast import TickerForecast, forecast_ticker_job, overview_sheet
         from kronos_pipeline.tracking.registry import Registry
         from kronos_pipeline.tracking.runs import Tracker
 
-        layout, folder = ArtifactLayout(Path(self.output_dir)), find_csv_files(Path(self.data_dir))
+        layout = ArtifactLayout(Path(self.output_dir))
+        folder = self.find_files(layout)
         names = self.symbols(folder)
-        bars, errors = read_files([folder.file(name) for name in names])
-        recipes = {name: self.recipe_of(layout, name) for name in names if name in bars}
+        recipes, bars, errors = self.read_tickers(layout, folder)
         check_writable(layout.root)
         registry, made = Registry(Tracker(None, layout.root)), dict[str, TickerForecast]()
         jobs = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 from pydantic import Field
@@ -13,14 +14,19 @@ from kronos_pipeline.config import KronosTrainingConfig, Recipe
 
 if TYPE_CHECKING:
     from kronos_pipeline.artifacts import ArtifactLayout
+    from kronos_pipeline.data.bars import Bars
     from kronos_pipeline.data.csv_files import CsvFolder
+    from kronos_pipeline.errors import DataError
     from kronos_pipeline.model.loading import KronosModel
 
 
 def evaluated_setting(name: str) -> Any:
     """Build a flag with the description of a setting; its default is the setting of the ticker's last evaluation."""
-    description = str(KronosTrainingConfig.model_fields[name].description).partition("; by default")[0]
-    return Field(None, description=f"{description}; by default as in the ticker's last evaluation")
+    setting = KronosTrainingConfig.model_fields[name]
+    description = (
+        f"{str(setting.description).partition('; by default')[0]}; by default as in the ticker's last evaluation"
+    )
+    return Field(None, description=description, validation_alias=setting.validation_alias)
 
 
 class TickersCommand(Command):
@@ -35,6 +41,46 @@ class TickersCommand(Command):
     tokenizer_name: Optional[str] = evaluated_setting("tokenizer_name")
     adapter_name: Optional[str] = Field(None, description="an adapter over several tickers that may serve this one")
     device: str = Field("auto", description=KronosTrainingConfig.model_fields["device"].description)
+    columns: Optional[list[str]] = evaluated_setting("columns")
+    adjusted: Optional[bool] = evaluated_setting("adjusted")
+    drop_bad_rows: Optional[str] = evaluated_setting("drop_bad_rows")
+    from_date: Optional[list[str]] = evaluated_setting("from_date")
+    keep_forming: Optional[bool] = evaluated_setting("keep_forming")
+
+    def find_files(self, layout: ArtifactLayout) -> CsvFolder:
+        """Find the CSVs of the data folder, and print what is to be known about them.
+
+        Raises:
+            DataError: the folder does not exist, cannot be read, or has no CSV.
+        """
+        from kronos_pipeline.data.csv_files import find_csv_files
+
+        folder = find_csv_files(Path(self.data_dir), self._recipe(layout.evaluation).reading)
+        for note in folder.notes:
+            print(note)
+        return folder
+
+    def read_tickers(
+        self, layout: ArtifactLayout, folder: CsvFolder
+    ) -> tuple[dict[str, Recipe], dict[str, Bars], dict[str, DataError]]:
+        """Read the CSVs of the tickers as in their last evaluation; flags override its settings.
+
+        Returns:
+            The settings and the bars of each valid ticker, and the error of each invalid ticker.
+        """
+        from kronos_pipeline.data.ingest import read_files
+
+        recipes = {ticker: self.recipe_of(layout, ticker) for ticker in self.symbols(folder)}
+        alike: dict[str, list[str]] = {}
+        for ticker, recipe in recipes.items():
+            alike.setdefault(recipe.reading.model_dump_json(), []).append(ticker)
+        bars: dict[str, Bars] = {}
+        errors: dict[str, DataError] = {}
+        for tickers in alike.values():
+            good, bad = read_files([folder.file(ticker) for ticker in tickers], recipes[tickers[0]].reading)
+            bars |= good
+            errors |= bad
+        return {ticker: recipe for ticker, recipe in recipes.items() if ticker in bars}, bars, errors
 
     def symbols(self, folder: CsvFolder) -> list[str]:
         """Return the given symbols in upper case without repetition, or all symbols of a folder."""
@@ -42,10 +88,13 @@ class TickersCommand(Command):
 
     def recipe_of(self, layout: ArtifactLayout, ticker: str) -> Recipe:
         """Return the settings of the ticker's last evaluation, if there is one, overridden by the flags."""
+        return self._recipe(layout.ticker_metrics(ticker))
+
+    def _recipe(self, evaluation: Path) -> Recipe:
         from kronos_pipeline.artifacts import read_json
 
-        evaluation = layout.ticker_metrics(ticker)
-        evaluated = read_json(evaluation)["manifest"]["config"] if evaluation.is_file() else {}
+        manifest = read_json(evaluation)["manifest"] if evaluation.is_file() else {}
+        evaluated = manifest.get("config", {})  # an evaluation of runs that differ has none
         settings = {name: value for name, value in evaluated.items() if name in Recipe.model_fields}
         flags = self.model_dump(include=set(Recipe.model_fields), exclude_none=True)
         return Recipe.model_validate({**settings, **flags})

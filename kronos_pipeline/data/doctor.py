@@ -21,7 +21,8 @@ from rich.table import Table
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bar_schedule import BarSchedule, find_bar_schedule
 from kronos_pipeline.data.bars import Bars
-from kronos_pipeline.data.ingest import read_folder
+from kronos_pipeline.data.csv_files import find_csv_files
+from kronos_pipeline.data.ingest import read_files
 from kronos_pipeline.data.windows import STRADDLING, WindowSet, build_all_windows
 from kronos_pipeline.errors import DataError, Problem
 
@@ -73,9 +74,15 @@ class TickerReport:
 
 @dataclass(frozen=True)
 class FolderReport:
-    """Report on a folder: a report per ticker, sorted by symbol."""
+    """Report on a folder.
+
+    Attributes:
+        tickers: a report per ticker, sorted by symbol.
+        notes: facts about the folder, a sentence each.
+    """
 
     tickers: tuple[TickerReport, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def fit(self) -> bool:
@@ -92,7 +99,7 @@ class FolderReport:
         return self.horizons >= HORIZONS_IN_ALL
 
     def lines(self) -> list[str]:
-        """Return the verdict, then each ticker's problems, doubts and notes, one per line."""
+        """Return the verdict, then the folder's notes, and each ticker's problems, doubts and notes, one per line."""
         fit = sum(report.fit for report in self.tickers)
         enough = sum(report.enough for report in self.tickers)
         checkpoint = "enough" if self.enough_for_checkpoint else f"fewer than the {HORIZONS_IN_ALL} it should have"
@@ -100,6 +107,7 @@ class FolderReport:
             f"{fit} of {len(self.tickers)} tickers are fit for training, {enough} have enough for an adapter.",
             f"A checkpoint over all has {self.horizons} horizons of training targets end to end: {checkpoint}.",
         ]
+        lines += [f"note: {note}" for note in self.notes]
         for report in self.tickers:
             lines += [f"problem: {line}" for line in str(DataError(report.problems)).splitlines()]
             lines += [f"{report.ticker}: not enough: {doubt}" for doubt in report.doubts]
@@ -115,17 +123,19 @@ class FolderReport:
 
 
 def examine_folder(data_dir: Path, recipe: Recipe) -> FolderReport:
-    """Read every CSV below a folder and cut windows as for training.
+    """Read every CSV below a folder, or one CSV, and cut windows as for training.
 
     Raises:
         DataError: the folder does not exist or has no CSV.
         SettingsError: the settings cannot work for any data.
         ModelError: the base model is unknown.
     """
-    bars, errors = read_folder(data_dir)
-    reports = {name: TickerReport(name, None, None, None, error.problems, ()) for name, error in errors.items()}
+    folder = find_csv_files(data_dir, recipe.reading)
+    bars, errors = read_files(list(folder.files.values()), recipe.reading)
+    unfit = {**folder.problems, **errors}
+    reports = {name: TickerReport(name, None, None, None, error.problems, ()) for name, error in unfit.items()}
     reports |= examine_tickers(list(bars.values()), recipe)
-    return FolderReport(tuple(reports[name] for name in sorted(reports)))
+    return FolderReport(tuple(reports[name] for name in sorted(reports)), folder.notes)
 
 
 def doctor_table(report: FolderReport) -> Table:

@@ -71,7 +71,7 @@ def read_folder(
     Raises:
         DataError: the folder does not exist or has no CSV.
     """
-    folder = find_csv_files(data_dir)
+    folder = find_csv_files(data_dir, settings)
     bars, errors = read_files(list(folder.files.values()), settings, now=now)
     return bars, dict(sorted({**folder.problems, **errors}.items()))
 

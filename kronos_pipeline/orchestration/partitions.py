@@ -7,29 +7,36 @@ the code location is reloaded; until then the sensor `changed_csvs` names it.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import dagster as dg
 
+from kronos_pipeline.config import ReadingSettings
 from kronos_pipeline.data.csv_files import find_csv_files
-from kronos_pipeline.errors import DataError
+from kronos_pipeline.errors import KronosError
 
 RANGE_START = "dagster/asset_partition_range_start"
 RANGE_END = "dagster/asset_partition_range_end"
 
 
-def find_tickers(data_dir: Path) -> list[str]:
+def find_tickers(data_dir: Path, reading: Callable[[], ReadingSettings] = ReadingSettings) -> list[str]:
     """Return the symbols of the data folder, sorted.
 
     Without any CSV the code location loads without tickers, and a warning gives the reason: after the folder is filled,
-    a reload suffices.
+    a reload suffices. So it does with settings that cannot be.
+
+    Args:
+        data_dir: the folder with the CSVs, or the only CSV.
+        reading: returns the settings of the reading.
     """
     try:
-        folder = find_csv_files(data_dir)
-    except DataError as error:
+        folder = find_csv_files(data_dir, reading())
+    except KronosError as error:
         warnings.warn(f"There are no tickers: {error}. Reload the code location when there are.", stacklevel=2)
         return []
+    for note in folder.notes:
+        warnings.warn(f"{note}.", stacklevel=2)
     for problem in folder.problems.values():
         warnings.warn(f"{problem}. It is no partition.", stacklevel=2)
     return list(folder.files)

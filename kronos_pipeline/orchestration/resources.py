@@ -26,7 +26,7 @@ from pydantic import Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 from kronos_pipeline.artifacts import ArtifactLayout, mlflow_run_of
-from kronos_pipeline.config import KronosTrainingConfig, Recipe, environment_settings
+from kronos_pipeline.config import KronosTrainingConfig, ReadingSettings, Recipe, environment_settings
 from kronos_pipeline.errors import ArtifactError, SettingsError
 from kronos_pipeline.orchestration.automation.killed_runs import hold_run_lock
 
@@ -43,6 +43,7 @@ def _without_limits(field: FieldInfo) -> FieldInfo:
     # `recipe` reports a value out of limits, as a failure; here Dagster would report a broken resource.
     changed = copy(field)
     changed.metadata = []
+    changed.validation_alias = None  # `from` is for the command line; a field of a launchpad has one name
     return changed
 
 
@@ -63,7 +64,9 @@ class PipelineSettings(_Settings):
 
     @classmethod
     def from_environment(cls) -> PipelineSettings:
-        """Return the defaults, changed by KRONOS_DATA_DIR, KRONOS_OUTPUT_DIR, KRONOS_BASE_MODEL and KRONOS_DEVICE."""
+        """Return the defaults, changed by KRONOS_DATA_DIR, KRONOS_OUTPUT_DIR, KRONOS_BASE_MODEL, KRONOS_DEVICE and
+        KRONOS_COLUMNS.
+        """
         return with_defaults(cls, environment_settings())
 
     @contextmanager
@@ -92,8 +95,17 @@ class PipelineSettings(_Settings):
             raise SettingsError(f"{'; '.join(problems)}.") from error
 
     @property
+    def reading(self) -> ReadingSettings:
+        """The settings that shape the bars read from a CSV.
+
+        Raises:
+            SettingsError: a setting is invalid.
+        """
+        return self.recipe("none").reading
+
+    @property
     def data_folder(self) -> Path:
-        """The folder with the CSVs."""
+        """The folder with the CSVs, or the only CSV."""
         return Path(self.data_dir)
 
     @property

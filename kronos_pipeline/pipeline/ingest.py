@@ -57,10 +57,12 @@ def read_tickers(config: KronosTrainingConfig, layout: ArtifactLayout) -> Ticker
 
     recipe = config.recipe
     recipe.used_lookback  # noqa: B018  (invalid settings raise before files are read)
-    folder = find_csv_files(Path(config.data_dir))
+    folder = find_csv_files(Path(config.data_dir), config.reading)
+    for note in folder.notes:
+        print(note)
     for ticker in folder.files if config.calendars else ():
         find_calendar(ticker, config.calendars)
-    bars, errors, unchanged = read_files_cached(list(folder.files.values()), layout.bars)
+    bars, errors, unchanged = read_files_cached(list(folder.files.values()), layout.bars, config.reading)
     if unchanged:
         print(f"{len(unchanged)} of {len(folder.files)} CSVs are as they were when they were last read")
     tickers = Tickers({}, dict(sorted({**folder.problems, **errors}.items())))

@@ -23,13 +23,16 @@ def raw_bars(context: dg.AssetExecutionContext, pipeline: PipelineSettings) -> I
     again.
     """
     with as_failure("raw_bars"):
-        folder = find_csv_files(pipeline.data_folder)
+        reading = pipeline.reading
+        folder = find_csv_files(pipeline.data_folder, reading)
+        for note in folder.notes:
+            context.log.info(note)
         batch = TickerBatch(context)
         files = []
         for ticker in batch.tickers:
             with batch.ticker(ticker):
                 files.append(folder.file(ticker))
-        good, bad, unchanged = read_files_cached(files, pipeline.layout.bars)
+        good, bad, unchanged = read_files_cached(files, pipeline.layout.bars, reading)
         if unchanged:
             context.log.info(f"{len(unchanged)} of {len(files)} CSVs are as they were when they were last read.")
         for ticker, bars in good.items():

@@ -10,17 +10,19 @@ or a schedule requests the first training.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dagster as dg
 import pandas as pd
 
-from kronos_pipeline.artifacts import file_hash
+from kronos_pipeline.artifacts import file_hash, text_hash
 from kronos_pipeline.data.bar_cache import read_files_cached
+from kronos_pipeline.data.bars import Bars
 from kronos_pipeline.data.csv_files import CsvFile, CsvFolder, find_csv_files
-from kronos_pipeline.errors import DataError
+from kronos_pipeline.errors import KronosError
 from kronos_pipeline.orchestration.automation.jobs import INGEST, RETRAIN_ADAPTER, AutomationSettings
 from kronos_pipeline.orchestration.metadata import LAST_BAR
 from kronos_pipeline.orchestration.partitions import split_into_runs
@@ -32,7 +34,7 @@ _READ_PER_TICK = 200
 """The largest number of changed files read in a tick, which has a minute. The next tick reads the others."""
 
 FileStates = dict[str, list[str]]
-"""By ticker: the file's size, time and hash at the last tick."""
+"""By ticker: size, time and hash of its file at the last tick; a hash of these of its files if there are several."""
 
 
 def make_csv_sensor(
@@ -59,8 +61,9 @@ def make_csv_sensor(
     )
     def changed_csvs(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         try:
-            folder = find_csv_files(data_dir)
-        except DataError as error:
+            reading = context.resources.pipeline.reading
+            folder = find_csv_files(data_dir, reading)
+        except KronosError as error:
             return dg.SkipReason(str(error))
         notes = _folder_notes(folder, tickers)
         for note in notes:
@@ -68,7 +71,12 @@ def make_csv_sensor(
         seen: FileStates = json.loads(context.cursor or "{}")
         changed = _changed_files([folder.files[ticker] for ticker in tickers if ticker in folder.files], seen)
         layout = context.resources.pipeline.layout
-        retrained = _tickers_to_retrain(context.instance, changed, layout.bars, settings.retrain_after_bars)
+        retrained = _tickers_to_retrain(
+            context.instance,
+            changed,
+            lambda files: read_files_cached(files, layout.bars, reading)[0],
+            settings.retrain_after_bars,
+        )
         ingested = {file.ticker for file in changed} - set(retrained)
         requests = [
             dg.RunRequest(job_name=job, tags=tags)
@@ -88,7 +96,7 @@ def _folder_notes(folder: CsvFolder, tickers: Sequence[str]) -> list[str]:
     """Return notes on problems of the folder, and on its differences from the partitions."""
     new = [ticker for ticker in folder.files if ticker not in tickers]
     gone = [ticker for ticker in tickers if ticker not in folder.files]
-    notes = [str(problem) for problem in folder.problems.values()]
+    notes = [*folder.notes, *(str(problem) for problem in folder.problems.values())]
     if new:
         notes.append(f"New in the folder: {', '.join(new)}. Reload the code location to see them.")
     if gone:
@@ -99,16 +107,20 @@ def _folder_notes(folder: CsvFolder, tickers: Sequence[str]) -> list[str]:
 def _changed_files(files: Sequence[CsvFile], seen: FileStates) -> list[CsvFile]:
     """Return the files with new content, at most as many as a tick can read, and update `seen`."""
     changed: list[CsvFile] = []
+    hash_of = cache(file_hash)  # a file may hold several tickers
     for file in files:
         try:
-            state = file.path.stat()
-            stamp = [str(state.st_size), str(state.st_mtime_ns)]
+            states = [path.stat() for path in file.paths]
+            stamp = [
+                _joined([str(state.st_size) for state in states]),
+                _joined([str(state.st_mtime_ns) for state in states]),
+            ]
             previous = seen.get(file.ticker, ["", "", ""])
             if previous[:2] == stamp:
                 continue
             if len(changed) == _READ_PER_TICK:
                 break
-            content = file_hash(file.path)
+            content = _joined([hash_of(path) for path in file.paths])
         except OSError:
             continue  # gone or locked since the folder was listed; the next tick tries again
         if content != previous[2]:
@@ -117,15 +129,22 @@ def _changed_files(files: Sequence[CsvFile], seen: FileStates) -> list[CsvFile]:
     return changed
 
 
+def _joined(texts: Sequence[str]) -> str:
+    return texts[0] if len(texts) == 1 else text_hash(*texts)
+
+
 def _tickers_to_retrain(
-    instance: dg.DagsterInstance, files: Sequence[CsvFile], bars_path: Callable[[str], Path], enough: int
+    instance: dg.DagsterInstance,
+    files: Sequence[CsvFile],
+    read: Callable[[Sequence[CsvFile]], Mapping[str, Bars]],
+    enough: int,
 ) -> list[str]:
     """Return the tickers with enough bars after the last bar of their last training.
 
     A bad file is not reported here: its ingestion reports the problems.
     """
     trained = {file.ticker: last for file in files if (last := _last_trained_bar(instance, file.ticker)) is not None}
-    good, _, _ = read_files_cached([file for file in files if file.ticker in trained], bars_path)
+    good = read([file for file in files if file.ticker in trained])
     return [ticker for ticker, bars in good.items() if (bars.frame["timestamps"] > trained[ticker]).sum() >= enough]
 
 
