@@ -15,7 +15,7 @@ import pandas as pd
 from kronos_pipeline.artifacts import bytes_hash
 from kronos_pipeline.config import ReadingSettings
 from kronos_pipeline.data.bars import Bars, csv_key, load_bars
-from kronos_pipeline.data.csv_files import CsvFile
+from kronos_pipeline.data.csv_file import CsvFile
 from kronos_pipeline.data.csv_table import DEFAULTS, read_content
 from kronos_pipeline.data.ingest import read_files
 from kronos_pipeline.errors import ArtifactError, DataError

@@ -15,7 +15,7 @@ from kronos_pipeline.artifacts import read_parquet, text_hash, write_parquet
 from kronos_pipeline.code_version import BARS, code_version, layers_version
 from kronos_pipeline.config import ReadingSettings
 from kronos_pipeline.data.bar_schedule import StampArray
-from kronos_pipeline.data.csv_files import CsvFile
+from kronos_pipeline.data.csv_file import CsvFile
 from kronos_pipeline.errors import ArtifactError
 
 FEATURES = ("open", "high", "low", "close", "volume", "amount")

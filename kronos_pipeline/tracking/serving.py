@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.config import NAME, Recipe, environment_settings
 from kronos_pipeline.data.bars import FEATURES, PRICES, Bars
-from kronos_pipeline.data.csv_files import CsvFile
+from kronos_pipeline.data.csv_file import CsvFile
 from kronos_pipeline.data.csv_table import CsvTable
 from kronos_pipeline.data.ingest import read_table
 from kronos_pipeline.errors import DataError, ModelError, Problem
