@@ -24,7 +24,7 @@ class RunTraining(Train):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, or 2 where anything was wrong."""
+    """Run the command and return its exit code: 0, or 2 if anything was wrong."""
     return run_command(RunTraining, arguments)
 
 

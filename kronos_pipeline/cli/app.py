@@ -44,5 +44,5 @@ class Kronos(Command):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `kronos` and return its exit code: 0, or 2 where anything was wrong."""
+    """Run `kronos` and return its exit code: 0, or 2 if anything was wrong."""
     return run_command(Kronos, arguments)

@@ -75,10 +75,10 @@ def _problems(found: LeakageResult) -> list[str]:
     files = ", ".join(found.differing)
     if not found.repeatable:
         return [
-            f"{files}: not the same either where the data are, so nothing can be said of the holdout: on this device "
-            "a training does not repeat itself. Use --deterministic, or --device cpu."
+            f"{files}: differ between two trainings on the same data, so the test of the holdout is not conclusive: a "
+            "training on this device is not repeatable. Use --deterministic, or --device cpu."
         ]
     return [
-        f"{files}: not the same with noise in place of the holdout, so something has read the holdout. No score on it "
-        "can be believed; report this, with the settings."
+        f"{files}: differ with noise in place of the holdout, so the run has read the holdout. Do not trust its "
+        "scores; report this error, with the settings."
     ]

@@ -69,7 +69,7 @@ def run_command(command: type[Command], arguments: Sequence[str] | None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # also for Python's flush at exit
         return INTERRUPTED
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on where it was", file=sys.stderr)
+        print("interrupted: run the same command to resume", file=sys.stderr)
         return INTERRUPTED
 
 

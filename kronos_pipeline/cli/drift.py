@@ -1,4 +1,4 @@
-"""`kronos drift AAPL MSFT`: does the champion of a ticker err more on new bars than its evidence lets expect?"""
+"""`kronos drift AAPL MSFT`: report champions with larger errors on new bars than their evidence predicts."""
 
 from __future__ import annotations
 

@@ -21,13 +21,13 @@ CHECKPOINT = "all"
 
 class _ModelCommand(Command):
     adapter: CliPositionalArg[str] = Field(
-        description="a ticker or an adapter's name; all, in lower case, is the checkpoint over all tickers"
+        description="a ticker or the name of an adapter; all, in lower case, means the checkpoint over all tickers"
     )
-    reason: Optional[str] = Field(None, min_length=1, description="why, in your words; it is kept on the version")
+    reason: Optional[str] = Field(None, min_length=1, description="the reason, in your words; the version records it")
     output_dir: str = Field(
         "artifacts",
         min_length=1,
-        description="folder of artifacts, for its MLflow store; MLFLOW_TRACKING_URI names another "
+        description="folder of artifacts, for its MLflow store; MLFLOW_TRACKING_URI names another store "
         "[environment: KRONOS_OUTPUT_DIR]",
     )
 
@@ -48,15 +48,15 @@ class _ModelCommand(Command):
 
 
 class Promote(_ModelCommand):
-    """Make a version of a registered model the champion, which makes the forecasts, against or with the gate."""
+    """Make a version of a registered model the champion, which makes the forecasts, whatever the gate decided."""
 
-    version: Optional[int] = Field(None, ge=1, description="the version's number; by default the challenger")
+    version: Optional[int] = Field(None, ge=1, description="number of the version; by default the challenger")
 
     def run(self) -> int:
         champion = self._registry.promote(self._name, self.version, self.reason or "promoted by hand, no reason given")
         print(f"{champion} is the champion")
         gate = champion.tags.get("gate_reason")
-        print(f"what the gate had said of it: {gate}" if gate else "no gate had said anything of it")
+        print(f"decision of the gate: {gate}" if gate else "the gate has not decided on this version")
         return 0
 
 

@@ -15,7 +15,7 @@ class Simulate(Command):
 
     data_dir: str = Field("simulated", description="folder for the CSVs [environment: KRONOS_DATA_DIR]")
     tickers: Optional[list[str]] = Field(
-        None, min_length=1, description="symbols (comma-separated); by default those of trainingdata/"
+        None, min_length=1, description="symbols (comma-separated); by default the symbols of trainingdata/"
     )
     bars: int = Field(1000, ge=2, description="bars per ticker")
     seed: int = Field(2026, ge=0, description="seed of the bars; a ticker's bars depend on it and on the symbol alone")

@@ -33,13 +33,13 @@ class TickersCommand(Command):
     """Flags that select tickers, their artifacts and their base models."""
 
     tickers: CliPositionalArg[list[str]] = Field(
-        [], description="symbols, the names of their CSVs; by default every CSV's"
+        [], description="symbols, the names of their CSVs; by default all symbols of the folder"
     )
     data_dir: str = Field("trainingdata", description=KronosTrainingConfig.model_fields["data_dir"].description)
     output_dir: str = Field("artifacts", description=KronosTrainingConfig.model_fields["output_dir"].description)
     model_name: Optional[str] = evaluated_setting("model_name")
     tokenizer_name: Optional[str] = evaluated_setting("tokenizer_name")
-    adapter_name: Optional[str] = Field(None, description="an adapter over several tickers that may serve this one")
+    adapter_name: Optional[str] = Field(None, description="an adapter over several tickers that may forecast them")
     device: str = Field("auto", description=KronosTrainingConfig.model_fields["device"].description)
     columns: Optional[list[str]] = evaluated_setting("columns")
     adjusted: Optional[bool] = evaluated_setting("adjusted")

@@ -1,12 +1,12 @@
-"""Simulated bars: the shipped `trainingdata/`, the embedded base model's pretraining, and the tests of training.
+"""Simulated bars, for the shipped `trainingdata/`, the pretraining of the embedded base model, and tests of training.
 
-The log of a ticker's close is a slow random walk, plus a short-lived deviation that dies out (an autoregression of
-order one), plus a calendar pattern of the ticker's own: a drift for each month of the year and one for each day of the
-month, which add up to nothing over a year. A lookback of 64 bars shows three months of twelve, so the pattern is
-something that only a model which has seen the ticker's history can know. Volatility is stochastic (a log-
-autoregression), overnight gaps and bar ranges scale with it, and so does volume.
+The log of a ticker's close is the sum of a slow random walk, a short-lived deviation (an autoregression of order 1) and
+the ticker's own calendar pattern: a drift for each month of the year and a drift for each day of the month, which add
+up to zero over a year. A lookback of 64 bars shows three months of twelve, so a model knows the pattern only if it has
+seen the ticker's history. Volatility is stochastic (a log-autoregression); overnight gaps, bar ranges and volume scale
+with it.
 
-This is no market data and resembles a market in form alone.
+Simulated bars are no market data. They resemble a market in form alone.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ FloatArray = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 @dataclass(frozen=True)
 class Dynamics:
-    """How a ticker moves; every size is a standard deviation in log price.
+    """Parameters of a simulated ticker; all but `decay` are standard deviations in log price.
 
     Attributes:
-        walk: of the random walk's step from one bar to the next.
-        deviation: of the shock that a bar adds to the deviation.
+        walk: the random walk's step per bar.
+        deviation: the shock to the deviation per bar.
         decay: share of the deviation that is left a bar later; 0.93 is a half-life of ten bars.
-        month_drift: of the calendar pattern's drift per day, by month of the year.
-        day_drift: of the same, by day of the month.
-        weekday_level: of its level by day of the week.
-        hour_level: of its level by hour of the day.
+        month_drift: the calendar pattern's drift per day, by month of the year.
+        day_drift: the calendar pattern's drift per day, by day of the month.
+        weekday_level: the calendar pattern's level by day of the week.
+        hour_level: the calendar pattern's level by hour of the day.
     """
 
     walk: float = 0.004
@@ -51,7 +51,7 @@ class Dynamics:
 
     @property
     def step(self) -> float:
-        """Standard deviation of what chance adds to the log price in one bar."""
+        """Standard deviation of the random change in log price per bar."""
         return float(np.hypot(self.walk, self.deviation))
 
 
@@ -61,12 +61,12 @@ _BURN_IN = 100
 
 @dataclass(frozen=True)
 class Calendar:
-    """A calendar pattern: levels in log price.
+    """A calendar pattern, as levels in log price.
 
     Attributes:
-        by_date: `(13, 32)`, by month and day of the month; row and column 0 are not used.
-        by_weekday: `(7,)`, Monday first.
-        by_hour: `(24,)`.
+        by_date: `(13, 32)`, levels by month and day of the month; row and column 0 are unused.
+        by_weekday: `(7,)`, levels by day of the week, Monday first.
+        by_hour: `(24,)`, levels by hour of the day.
     """
 
     by_date: FloatArray
@@ -75,7 +75,7 @@ class Calendar:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, dynamics: Dynamics) -> Self:
-        """Draw a pattern; drifts are summed to levels from the first of January on."""
+        """Draw a pattern; the levels by date are the sums of the drifts from the first of January on."""
         months = dynamics.month_drift * rng.standard_normal(12)
         days = dynamics.day_drift * rng.standard_normal(31)
         leap_year = pd.date_range("2024-01-01", "2024-12-31")
@@ -87,11 +87,11 @@ class Calendar:
         )
 
     def scaled(self, factor: float) -> Calendar:
-        """The same pattern, `factor` times as strong."""
+        """Return the pattern with all levels multiplied by `factor`."""
         return Calendar(factor * self.by_date, factor * self.by_weekday, factor * self.by_hour)
 
     def levels(self, timestamps: pd.DatetimeIndex) -> FloatArray:
-        """The pattern at some times, `(times,)`."""
+        """Return the level at each time, `(times,)`, in log price."""
         return (
             self.by_date[timestamps.month, timestamps.day]
             + self.by_weekday[timestamps.weekday]
@@ -105,15 +105,15 @@ SHIPPED_TICKERS = ("AAPL", "AMD", "AMZN", "BTCUSD", "EURUSD", "GOOG", "JPM", "ME
 
 @dataclass(frozen=True)
 class SimulatedTicker:
-    """One simulated ticker with what its generator knows.
+    """A simulated ticker with the components of its price.
 
     Attributes:
-        timestamps: one per bar, naive.
-        values: `(bars, 6)`, the features of a bar in price units and shares.
+        timestamps: the time of each bar, without a time zone.
+        values: `(bars, 6)`, the features of each bar, in price units and shares.
         walk: `(bars,)`, the random walk in log price.
         deviation: `(bars,)`, the deviation in log price.
         pattern: `(bars,)`, the calendar pattern in log price.
-        dynamics: what it was simulated with.
+        dynamics: the parameters of the simulation.
     """
 
     timestamps: pd.DatetimeIndex
@@ -124,15 +124,15 @@ class SimulatedTicker:
     dynamics: Dynamics
 
     def frame(self) -> pd.DataFrame:
-        """The bars as a frame with `timestamps` and the six features."""
+        """Return the bars as a frame with `timestamps` and the six features."""
         return pd.DataFrame({"timestamps": self.timestamps} | dict(zip(FEATURES, self.values.T, strict=True)))
 
     def conditional_close(self, origin: int, horizon: int) -> FloatArray:
-        """The closes after bar `origin` as the generator itself expects them, `(horizon,)`, in price units.
+        """Return the conditional medians of the closes after bar `origin`, `(horizon,)`, in price units.
 
-        It knows the state at the origin and the pattern, and no later shock: the walk stays, the deviation decays.
-        The exponential of a conditional mean in logs is the conditional median in price units, which suits an absolute
-        error.
+        The forecast uses the state at the origin and the pattern, and no later shock: the walk stays, the deviation
+        decays. The exponential of the conditional mean in logs is the conditional median in price units, which
+        minimises the mean absolute error.
         """
         steps = np.arange(1, horizon + 1)
         pattern = self.pattern[origin + 1 : origin + 1 + horizon]
@@ -152,11 +152,11 @@ def simulate_ticker(
 
     Args:
         seed: the same seed gives the same ticker.
-        bars: how many.
-        start: the first bar's timestamp.
+        bars: number of bars.
+        start: time of the first bar.
         frequency: pandas' alias of the bar interval: `B` for weekdays, `D` for seven days a week, `h` and so on.
-        dynamics: how it moves; by default `Dynamics()`, as the shipped tickers do.
-        calendar: its calendar pattern; by default one of its own, drawn from the seed.
+        dynamics: the parameters; by default `Dynamics()`, as for the shipped tickers.
+        calendar: the calendar pattern; by default drawn from the seed.
     """
     dynamics = dynamics or Dynamics()
     rng = np.random.default_rng(seed)
@@ -184,7 +184,7 @@ def simulate_ticker(
 
 
 def _volatility(rng: np.random.Generator, bars: int) -> FloatArray:
-    """A factor around 1 that is high for weeks and low for weeks, `(bars,)`."""
+    """Return a persistent volatility factor around 1 for each bar, `(bars,)`."""
     logs = _autoregression(0.1 * rng.standard_normal(_BURN_IN + bars), 0.96)[_BURN_IN:]
     return np.exp(logs)
 
@@ -196,9 +196,10 @@ def _autoregression(shocks: FloatArray, decay: float) -> FloatArray:
 def write_simulated(
     data_dir: Path, *, tickers: Sequence[str] = SHIPPED_TICKERS, bars: int = 1000, seed: int = 2026
 ) -> list[Path]:
-    """Write `<data_dir>/<TICKER>/<TICKER>.csv` for each ticker: the same arguments give the same bytes.
+    """Write `<data_dir>/<TICKER>/<TICKER>.csv` for each ticker; the same arguments give the same bytes.
 
-    All end on one day, whatever their weeks: a model over several tickers would else know one's later days.
+    All tickers end on the same day, with five or seven days a week: otherwise a model over several tickers would know
+    later days of some tickers.
 
     Raises:
         SettingsError: fewer than two bars, or no ticker.
@@ -209,7 +210,7 @@ def write_simulated(
     paths = []
     last = pd.date_range(FIRST_DAY, periods=bars, freq="B")[-1]
     for ticker in tickers:
-        # The name seeds the ticker, so that a file does not change with its neighbours.
+        # The name is part of the seed, so a file does not depend on the other tickers.
         frequency = "D" if ticker == "BTCUSD" else "B"
         start = pd.date_range(end=last, periods=bars, freq=frequency)[0]
         simulated = simulate_ticker([seed, *ticker.encode()], bars, start=start, frequency=frequency)

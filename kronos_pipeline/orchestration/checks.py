@@ -50,7 +50,7 @@ def complete_check(asset: str, partitions: dg.PartitionsDefinition) -> dg.AssetC
             raise make_failure(asset, failed)
         yield dg.Output(None)  # a check that yields no `AssetCheckResult` must yield its output itself
 
-    description = f"Every ticker of the run has its {asset}. If this fails, the good tickers went on."
+    description = f"Passes if every ticker of the run has its {asset}. A failure does not stop the good tickers."
     return dg.asset_check(asset=asset, name=COMPLETE, description=description, partitions_def=partitions)(complete)  # type: ignore[arg-type]
 
 
@@ -92,7 +92,7 @@ def ticker_check(
 
 
 def bars_are_sound(layout: ArtifactLayout, ticker: str) -> Outcome:
-    """The stored bars are readable, unchanged since validation, ordered by time, and of this ticker."""
+    """Passes if the stored bars are readable, unchanged since validation, ordered by time, and of this ticker."""
     bars = load_bars(layout.bars(ticker))
     if bars.ticker != ticker:
         return False, f"{layout.bars(ticker)} holds the bars of {bars.ticker}"
@@ -102,7 +102,7 @@ def bars_are_sound(layout: ArtifactLayout, ticker: str) -> Outcome:
 
 
 def windows_do_not_leak(layout: ArtifactLayout, ticker: str) -> Outcome:
-    """No target bar is in two splits, and each window is normalised by its lookback alone."""
+    """Passes if no target bar is in two splits, and the lookback alone normalises each window."""
     windows = load_windows(layout.windows(ticker), load_bars(layout.bars(ticker)))
     borders = (0, windows.selection_start, windows.holdout_start, len(windows.bars))
     for split, first, last in zip(("train", "selection", "holdout"), borders[:-1], borders[1:], strict=True):
@@ -116,7 +116,7 @@ def windows_do_not_leak(layout: ArtifactLayout, ticker: str) -> Outcome:
     lookbacks = windows.bars.values[starts[:, None] + np.arange(windows.lookback)]
     for stored, computed in zip(row_statistics(sample), lookback_statistics(lookbacks), strict=True):
         if not np.allclose(stored, computed, rtol=1e-6):
-            return False, "a window's mean or standard deviation is not that of its lookback bars"
+            return False, "a window's stored mean or standard deviation does not match its lookback bars"
     return True, ", ".join(f"{count:,} {split}" for split, count in windows.counts().items())
 
 
@@ -151,9 +151,9 @@ def better_than(rival: str, report: Callable[[ArtifactLayout, str], Path]) -> Ca
         return comparison["verdict"] == BETTER, " ".join(sentences)
 
     check.__doc__ = (
-        f"Whether the trained model is better than {RIVALS[rival]}: by the test of Diebold and Mariano and a block "
-        "bootstrap over the cutoffs, corrected for the number of tickers. Fewer than 8 cutoffs are too little evidence "
-        "and do not pass."
+        f"Passes if the trained model is better than {RIVALS[rival]}, by the Diebold-Mariano test and a block "
+        "bootstrap over the cutoffs, corrected for the number of tickers. Fewer than 8 cutoffs are too little "
+        "evidence, and do not pass."
     )
     return check
 

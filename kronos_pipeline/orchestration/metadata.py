@@ -41,7 +41,7 @@ _PICTURES = {
     "holdout": ("forecasts", "forecasts beside the truth"),
     "fan": ("fan chart", "intervals beside the truth"),
     "steps": ("error by step", "error by bars ahead"),
-    "reliability": ("reliability", "how often the intervals hold"),
+    "reliability": ("reliability", "coverage of the intervals"),
     "forecast": ("fan chart", "the bars to come, with intervals"),
 }
 LAST_BAR = "last bar"

@@ -23,8 +23,8 @@ RANGE_END = "dagster/asset_partition_range_end"
 def find_tickers(data_dir: Path, reading: Callable[[], ReadingSettings] = ReadingSettings) -> list[str]:
     """Return the symbols of the data folder, sorted.
 
-    Without any CSV the code location loads without tickers, and a warning gives the reason: after the folder is filled,
-    a reload suffices. So it does with settings that cannot be.
+    Without any CSV, or with invalid settings, the code location loads without tickers, and a warning gives the reason.
+    After the correction, a reload suffices.
 
     Args:
         data_dir: the folder with the CSVs, or the only CSV.
@@ -33,12 +33,12 @@ def find_tickers(data_dir: Path, reading: Callable[[], ReadingSettings] = Readin
     try:
         folder = find_csv_files(data_dir, reading())
     except KronosError as error:
-        warnings.warn(f"There are no tickers: {error}. Reload the code location when there are.", stacklevel=2)
+        warnings.warn(f"There are no tickers: {error}. Correct this and reload the code location.", stacklevel=2)
         return []
     for note in folder.notes:
         warnings.warn(f"{note}.", stacklevel=2)
     for problem in folder.problems.values():
-        warnings.warn(f"{problem}. It is no partition.", stacklevel=2)
+        warnings.warn(f"{problem}. The file gets no partition.", stacklevel=2)
     return list(folder.files)
 
 

@@ -118,9 +118,9 @@ def _train_adapters(
 def _tell(name: str, result: TrainingResult) -> None:
     summary = result.summary
     others = summary["together"] - 1
-    company = f"together with {count(others, 'other')}" if others else f"{summary['windows_per_second']:,.0f} windows/s"
+    speed = f"jointly with {count(others, 'other')}" if others else f"{summary['windows_per_second']:,.0f} windows/s"
     print(
         f"{name}: best selection loss {summary['selection_loss']:.4f} nats at step {summary['best_step']} of "
         f"{summary['steps']}{', stopped early' if summary['stopped_early'] else ''}; {summary['seconds']:.0f} s "
-        f"{company} -> {result.folder}"
+        f"{speed} -> {result.folder}"
     )

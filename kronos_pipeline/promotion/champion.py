@@ -61,7 +61,9 @@ def select_champion(
     better, reason, notes = _verdict_on_base(layout, ticker, base)
     why = f"{'; '.join(reasons)}; {reason}"
     if not better:
-        return SelectedModel(None, plain_sampling(recipe), recipe, NAIVE, f"{why}, so the last close is repeated.")
+        return SelectedModel(
+            None, plain_sampling(recipe), recipe, NAIVE, f"{why}, so the forecast repeats the last close."
+        )
     sampling = load_sampling(layout.base, ticker, base, recipe) or plain_sampling(recipe)
     return SelectedModel(base, sampling, recipe, f"base {base.source.label}", f"{why}.", (*_demo(base), *notes))
 
@@ -72,7 +74,7 @@ def find_champion(registry: Registry, ticker: str, adapter_name: str | None = No
     Args:
         registry: the registry.
         ticker: the symbol.
-        adapter_name: an adapter over several tickers that may serve this one.
+        adapter_name: name of an adapter over several tickers that may forecast this ticker.
 
     Raises:
         TrackingError: the registry cannot be reached.
@@ -101,12 +103,12 @@ def _champion(registry: Registry, champion: Version, ticker: str, base: KronosMo
         except ModelError as error:
             cause = str(error).replace(str(folder), "it")
             raise ModelError(
-                f"The champion {used} cannot forecast: {cause} Or take it back: kronos rollback."
+                f"The champion {used} cannot forecast: {cause} Or restore the previous champion: kronos rollback."
             ) from error
         recipe = recipe.model_copy(update={"lookback": read_training_manifest(folder)["config"]["lookback"]})
         sampling = load_sampling(folder, ticker, model, recipe)
     notes = [*_demo(base), *filter(None, [champion.tags.get("contamination")])]
-    promotion_reason = champion.tags.get("reason", "no reason is on record").removesuffix(".")
+    promotion_reason = champion.tags.get("reason", "no reason is recorded").removesuffix(".")
     label, reason = str(used), f"{champion} is the champion: {promotion_reason}."
     if not used.measured:  # also if a person made a refit the champion in MLflow itself
         label = f"{used}, a refit of version {used.tags.get('refit_of')}, {NOT_MEASURED}"

@@ -68,10 +68,10 @@ def overview_sheet(forecasts: Sequence[TickerForecast]) -> Sheet:
         prices = (price(last[name]) for name in ("lo_80", "median", "mean", "hi_80"))
         rows.append([str(last["unique_id"]), known, str(steps), *prices, forecast.label])
     return Sheet(
-        title=f"Close (price) of the last bar that is forecast, {count(len(forecasts), 'ticker')}",
+        title=f"Close (price) of the last forecast bar, {count(len(forecasts), 'ticker')}",
         headers=["Ticker", "after", "bars\nahead", "lo\n80 %", "median", "mean", "hi\n80 %", "by"],
         rows=rows,
-        notes=["Why each model forecasts is in the file's manifest, and in `kronos forecast` of the ticker alone."],
+        notes=["The file's manifest, and `kronos forecast` of a single ticker, give the reason for the model."],
     )
 
 

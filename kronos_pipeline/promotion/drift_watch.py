@@ -34,7 +34,7 @@ class WatchedChampion:
     def sentence(self) -> str:
         """Return the result in one line."""
         if self.drift is None:
-            return f"{self.ticker} has no champion, so there is nothing to watch"
+            return f"{self.ticker} has no champion, so no drift was measured"
         return f"{self.champion}: {'drifted' if self.drift.drifted else 'no drift'}, {self.drift.reason}"
 
 
@@ -48,7 +48,7 @@ def watch_drift_job(
         bars: each ticker's bars; those of `ticker` are loaded only if it has a champion.
         ticker: the ticker.
         base: the base model that an adapter is loaded on.
-        adapter_name: an adapter over several tickers that may serve this one.
+        adapter_name: name of an adapter over several tickers that may forecast this ticker.
 
     Raises:
         TrackingError: the registry cannot be reached, or the champion's files are gone.

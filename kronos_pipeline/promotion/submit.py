@@ -155,13 +155,13 @@ def submit(
         of_models[trained] for of_models in evidence.manifest.get("doubts", {}).values() if trained in of_models
     ]
     if decision.promote and warnings:
-        reason = f"Not promoted: {warnings[0]}; a backtest would not have that flaw."
+        reason = f"Not promoted: {warnings[0]}; run a backtest, which does not have this problem."
         decision = replace(decision, promote=False, reason=reason)
     if decision.promote and (why := _taken_back(registry, name, fingerprint)):
         decision = replace(decision, promote=False, reason=f"Not promoted: {why}")
     for known in registry.versions(name):
         if known.run_id == run_id and known.tags.get(_FINGERPRINT) == fingerprint:
-            if known.tags.get("decided_by") != "person":  # whose word stands
+            if known.tags.get("decided_by") != "person":  # the gate does not overrule a person
                 registry.record_decision(name, known.number, decision)
             return Submission(name, known.number, evidence.source, decision)
     evaluation = build_evaluation(evidence.predictions, trained, [], evidence.manifest, tickers_tested)
@@ -212,5 +212,5 @@ def _taken_back(registry: Registry, name: str, fingerprint: str) -> str | None:
     """Return the reason that a person rolled back a champion with the same evidence, or None."""
     for version in registry.versions(name):
         if version.tags.get(_FINGERPRINT) == fingerprint and version.tags.get("promoted") == "rolled back":
-            return f"version {version.number}, with this very evidence, was rolled back: {version.tags.get('reason')}"
+            return f"version {version.number}, with the same evidence, was rolled back: {version.tags.get('reason')}"
     return None

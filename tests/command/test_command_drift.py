@@ -80,6 +80,6 @@ def test_tickers_without_new_bars_or_champion_are_reported_and_a_bad_file_is_nam
     told = capsys.readouterr()
     assert told.out.splitlines() == [
         f"{ticker}: {champion}: no drift, the bars since it was measured are not yet a whole horizon of 2",
-        "NONE has no champion, so there is nothing to watch",
+        "NONE has no champion, so no drift was measured",
     ]
     assert "BAD.csv:2: open" in told.err

@@ -107,7 +107,9 @@ def test_base_that_was_not_better_than_naive_does_not_forecast(
 ) -> None:
     measured(layout, ticker, small_recipe(tiny_base), "no better")
     assert forecast(tmp_path, ticker) == 0
-    assert "against naive: no better (skill 4 %), so the last close is repeated." in words(capsys.readouterr().out)
+    assert "against naive: no better (skill 4 %), so the forecast repeats the last close." in words(
+        capsys.readouterr().out
+    )
 
 
 def test_a_champion_forecasts_with_the_lookback_that_it_was_trained_with(
@@ -184,7 +186,7 @@ def test_all_tickers_are_forecast_at_once_as_each_alone_and_a_bad_one_is_named(
     told: Any = capsys.readouterr()
     assert "BAD.csv:2: open" in told.err
     assert "BAD: skipped" in told.err
-    assert "Close (price) of the last bar that is forecast, 4 tickers" in told.out
+    assert "Close (price) of the last forecast bar, 4 tickers" in told.out
     together = {name: read_parquet(layout.forecast(name))[0] for name in names}
     for name, table in together.items():
         assert re.search(rf"{name} +{BARS['Date'].iloc[-1]:%Y-%m-%d} +{len(table)} ", told.out)

@@ -178,7 +178,7 @@ def test_a_ticker_too_short_for_a_backtest_fails_by_name_and_the_others_are_prom
     # On the next day's watch it is forecast all the same, and there is no champion to watch.
     assert location.run("watch", "AAPL", "SHORT").success
     assert location.made("forecast") == {"AAPL", "SHORT"}
-    assert location.metadata("drift", "SHORT")["result"] == "SHORT has no champion, so there is nothing to watch"
+    assert location.metadata("drift", "SHORT")["result"] == "SHORT has no champion, so no drift was measured"
 
 
 def test_the_launchpad_changes_a_setting_for_one_run_and_every_asset_of_it(location: Location) -> None:

@@ -240,7 +240,7 @@ def test_otherwise_the_last_close_is_repeated_and_the_reason_says_why(
     verdict(layout.ticker_metrics(ticker), ticker, base.source.name, word)
     choice = chosen()
     assert (choice.model, choice.label, choice.notes) == (None, "naive", ())
-    assert f"against naive: {word} ({word} by 12 cutoffs), so the last close is repeated" in choice.reason
+    assert f"against naive: {word} ({word} by 12 cutoffs), so the forecast repeats the last close" in choice.reason
 
 
 def test_a_verdict_on_another_base_model_or_ticker_counts_for_nothing(

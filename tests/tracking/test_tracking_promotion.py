@@ -158,7 +158,7 @@ def test_a_persons_word_stands_against_the_gate_and_the_same_evidence(
     registry.rollback("kronos-AAPL", "it went wrong")
     again = stand()
     assert not again.decision.promote
-    assert "version 2, with this very evidence, was rolled back: it went wrong" in again.sentence()
+    assert "version 2, with the same evidence, was rolled back: it went wrong" in again.sentence()
     champion = registry.champion("kronos-AAPL")
     assert champion is not None
     assert champion.number == 1

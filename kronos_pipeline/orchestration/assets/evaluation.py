@@ -38,7 +38,7 @@ def holdout_metrics(
     """Errors of each model on a ticker's holdout, which no model was trained on, and the verdicts.
 
     Stored as `metrics/<T>.json`, `metrics/<T>.parquet` and `plots/<T>*`, and added to the training's MLflow run. The
-    rivals are the last close, its drift, the week before, a random walk, base, checkpoint and adapter. A checkpoint or
+    models are the last close, its drift, the week before, a random walk, base, checkpoint and adapter. A checkpoint or
     an adapter is left out if it does not exist or does not fit this base model and holdout.
     """
     from kronos_pipeline.evaluation.forecasting.batching import unwrap
@@ -101,7 +101,7 @@ def backtest(
 def leaderboard(
     context: dg.AssetExecutionContext, holdout_metrics: TickerArtifacts, pipeline: PipelineSettings, tracking: Tracking
 ) -> dg.MaterializeResult:
-    """All models by all metrics over all tickers, on the holdout and in the backtest, if any.
+    """All models ranked by all metrics over all tickers, on the holdout and, if there is one, in the backtest.
 
     Stored as `metrics/leaderboard.json`, `evaluation.json`, `predictions.parquet` and `forecasts.parquet`, and as an
     MLflow run. The metadata names the tickers without metrics, which are left out.

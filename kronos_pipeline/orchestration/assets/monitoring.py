@@ -47,7 +47,7 @@ def forecast(
 def drift(
     context: dg.AssetExecutionContext, raw_bars: TickerArtifacts, pipeline: PipelineSettings, tracking: Tracking
 ) -> Iterator[Event]:
-    """Whether a ticker's champion errs more on the bars since its evidence than the evidence predicts.
+    """The drift of a ticker's champion: whether it errs more on the bars since its evidence than the evidence predicts.
 
     The figures are stored in the metadata alone. If the champion has drifted, the sensor `drifted_champions` requests a
     training and a decision by the gate.

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 _READ_PER_TICK = 200
-"""The largest number of changed files read in a tick, which has a minute. The next tick reads the others."""
+"""The largest number of changed files read in a tick, whose limit is a minute. The next tick reads the others."""
 
 FileStates = dict[str, list[str]]
 """By ticker: size, time and hash of its file at the last tick; a hash of these of its files if there are several."""

@@ -23,7 +23,7 @@ RETRAIN_CHECKPOINT = "retrain_checkpoint"
 PROMOTE_ADAPTER = "promote_adapter"
 WATCH = "watch"
 _ENVIRONMENT = "KRONOS_"
-_NO_TICKERS = "There are no tickers: reload the code location when the data folder has CSVs."
+_NO_TICKERS = "There are no tickers: add CSVs to the data folder, and reload the code location."
 
 
 class AutomationSettings(BaseSettings):
@@ -32,7 +32,7 @@ class AutomationSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=_ENVIRONMENT, env_ignore_empty=True)
 
     market_time_zone: str = Field("America/New_York", description="time zone of the schedules")
-    watch_cron: str = Field("0 18 * * 1-5", description="times of forecasts and of the search for drift: weekdays")
+    watch_cron: str = Field("0 18 * * 1-5", description="times of forecasts and drift measurements: weekdays")
     adapter_cron: str = Field("0 20 * * 1-5", description="times of the retraining of adapters: weekday nights")
     checkpoint_cron: str = Field("0 8 * * 6", description="times of the retraining of the checkpoint: once a week")
     promote_cron: str = Field("0 8 * * 0", description="times of backtest and gate of adapters: once a week")
@@ -96,8 +96,8 @@ JOBS = {
         (*_INGESTED, "adapter", *_MEASURED),
     ),
     PROMOTE_ADAPTER: Job(
-        "From CSV to adapter and holdout metrics, then a backtest, which trains at each of its cutoffs, then the gate: "
-        "an adapter becomes champion only if it is better than naive and than the base model. Ends with the forecast.",
+        "From CSV to adapter and holdout metrics, then a backtest, which trains at each of its cutoffs, then the gate, "
+        "which makes an adapter champion only if it is better than naive and than the base model, then the forecast.",
         (*_INGESTED, "adapter", *_MEASURED, "backtest", "champion", "forecast"),
     ),
     RETRAIN_CHECKPOINT: Job(
