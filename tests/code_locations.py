@@ -33,7 +33,7 @@ BAD_CSV = "date,open,high,low,close,volume\n2024-01-02,1,2,0.5,text,10\n2024-01-
 
 @dataclass
 class Location:
-    """Definitions of the tickers in `root/data`, with artifacts in `root/out` and an instance of their own."""
+    """Definitions of the tickers in `root/data`, with artifacts in `root/out` and a separate instance."""
 
     root: Path
     base: Path
@@ -63,7 +63,7 @@ class Location:
 
     @cached_property
     def definitions(self) -> dg.Definitions:
-        """The definitions, built at the first use for the tickers that the folder holds then."""
+        """Return the definitions, built at the first use from the tickers in the folder."""
         return build(self.settings, AutomationSettings())
 
     def run(self, job: str, *tickers: str, settings: dict[str, Any] | None = None) -> dg.ExecuteInProcessResult:

@@ -12,7 +12,7 @@ import pytest
 _SETTINGS = ("KRONOS_DATA_DIR", "KRONOS_OUTPUT_DIR", "KRONOS_BASE_MODEL", "KRONOS_DEVICE", "MLFLOW_TRACKING_URI")
 _DAGSTER = ("DAGSTER_HOME", "DAGSTER_MODULE_NAME")
 for _variable in _SETTINGS + _DAGSTER:
-    os.environ.pop(_variable, None)  # settings of the shell that runs the tests, such as those of env.sh
+    os.environ.pop(_variable, None)  # settings of the shell that runs the tests, for instance by env.sh
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +62,7 @@ def clean_mlflow_store(empty_mlflow_store: Path, tmp_path: Path, monkeypatch: py
 
 @pytest.fixture
 def tried(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """Series and paths of each batch that is decoded."""
+    """Record the numbers of series and paths of each decoded batch."""
     from kronos_pipeline.model.decode.decoder import Decoder
 
     seen: list[tuple[int, int]] = []

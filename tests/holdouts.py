@@ -1,4 +1,4 @@
-"""Windows and samplers made by hand, so that what a forecast may and may not know is under the test's control."""
+"""Windows and samplers made by hand, so that a test controls the information of a forecast."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CLOSE = FEATURES.index("close")
 
 @dataclass
 class HandMadeWindows:
-    """What evaluation reads of a `WindowSet`; `holdout` bars at the end are covered by rolls of `horizon` bars."""
+    """Stand-in for a `WindowSet`; forecasts of `horizon` bars cover the last `holdout` bars."""
 
     close: np.ndarray
     holdout: int
@@ -53,7 +53,7 @@ class HandMadeWindows:
 
 
 class RecordingSampler:
-    """Samples the last close, plus the model, plus the path's number, plus the step; keeps what it was called with.
+    """Sampler that returns last close + model + path number + step, and records its arguments.
 
     A model is a number here, one per series.
     """
@@ -75,7 +75,7 @@ class RecordingSampler:
 def forecast(
     windows: HandMadeWindows, models: dict[str, Any], recipe: Recipe, *, sampler: RecordingSampler | None = None
 ) -> Forecasts:
-    """Forecast a hand-made holdout, every model sampled as the recipe says."""
+    """Forecast a hand-made holdout with the recipe's sampling for every model."""
     samplings = {name: plain_sampling(recipe) for name in models}
     return predict(windows, models, samplings, recipe, sampler=sampler or RecordingSampler())  # type: ignore[arg-type]
 

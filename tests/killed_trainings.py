@@ -1,4 +1,4 @@
-"""Callback that ends a training the way a kill does, for tests of its resumption."""
+"""Callback that ends a training like a kill, for tests of its resumption."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from kronos_pipeline.training.callback import Callback
 
 
 class Killed(BaseException):
-    """Raised by a test in the place of a kill."""
+    """Error that a test raises in place of a kill."""
 
 
 class KillAtStep(Callback):
-    """Raises `Killed` at the end of a step, before the state of that step is saved."""
+    """Callback that raises `Killed` at the end of a step, before the state of the step is saved."""
 
     def __init__(self, step: int) -> None:
         self._step = step

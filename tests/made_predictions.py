@@ -1,4 +1,4 @@
-"""Tables of predictions made by hand, so that a test knows what every number must be."""
+"""Tables of predictions made by hand, so that a test knows every number."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def made_predictions(
     scale: float = 1.0,
     half_widths: Mapping[str, float] | None = None,
 ) -> pd.DataFrame:
-    """Rolls of `horizon` daily bars over `y`; every model of `half_widths` has intervals around its forecast.
+    """Return forecasts of `horizon` daily bars over `y`; each model of `half_widths` has intervals around its forecast.
 
-    The interval of 50 percent is a half width to each side, that of 80 two, that of 90 three; before recalibration
-    each is twice as wide.
+    The interval of 50 percent reaches one half width to each side, of 80 percent two, and of 90 percent three. Before
+    recalibration each is twice as wide.
     """
     number = np.arange(len(y))
     shared = pd.DataFrame(
@@ -56,7 +56,7 @@ def made_predictions(
 def predictions_of_losses(
     losses: Mapping[str, Sequence[float] | np.ndarray], *, symbol: str = "AAPL", horizon: int = 3, scale: float = 2.0
 ) -> pd.DataFrame:
-    """Predictions whose scaled loss at each cutoff is the one given, by model."""
+    """Return predictions with a given scaled loss by model and cutoff."""
     cutoffs = len(next(iter(losses.values())))
     y = np.full(cutoffs * horizon, 100.0)
     models = {model: y + scale * np.repeat(np.asarray(values, np.float64), horizon) for model, values in losses.items()}

@@ -1,4 +1,4 @@
-"""CSVs for the tests: good ones to break line by line, and files as stock, FX and crypto exports look."""
+"""CSVs for the tests: good files to damage line by line, and files in the formats of stock, FX and crypto exports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOW = pd.Timestamp("2026-01-01", tz="UTC")
 
 
 def daily_frame(bars: int, *, seed: int = 0, start: str = "2022-01-03", freq: str = "B") -> pd.DataFrame:
-    """A random walk with volume, columns as an exporter writes them."""
+    """Return a random walk with volume, with the columns of an export."""
     rng = np.random.default_rng(seed)
     close = 100 * np.exp(np.cumsum(0.01 * rng.standard_normal(bars)))
     open_ = close * np.exp(0.003 * rng.standard_normal(bars))
@@ -35,7 +35,7 @@ def write_frame(folder: Path, ticker: str, frame: pd.DataFrame) -> CsvFile:
 
 
 def write_lines(folder: Path, ticker: str, *lines: str, header: str = HEADER) -> CsvFile:
-    """A CSV of these lines, the first of which is line 2 of the file."""
+    """Write a CSV with these lines below its header."""
     path = folder / f"{ticker}.csv"
     path.write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
     return CsvFile(ticker, path)
@@ -46,7 +46,7 @@ def read_frame(folder: Path, frame: pd.DataFrame, ticker: str = "ACME") -> Bars:
 
 
 def stock_frames() -> dict[str, pd.DataFrame]:
-    """The five real daily stocks of bokeh-sampledata, spelt as Yahoo's export spelt them."""
+    """Write the five real daily stocks of bokeh-sampledata in the spelling of Yahoo's export."""
     from bokeh_sampledata import stocks
 
     names = {"date": "Date", "open": "Open", "high": "High", "low": "Low", "close": "Close", "volume": "Volume"}
@@ -58,7 +58,7 @@ def stock_frames() -> dict[str, pd.DataFrame]:
 
 
 def hourly_fx(weeks: int = 30) -> pd.DataFrame:
-    """EURUSD by the hour, Sunday 17:00 to Friday 16:00 in New York's time, without volume and without Christmas Day."""
+    """Write hourly EURUSD, Sunday 17:00 to Friday 16:00 in New York's time, without volume and Christmas Day."""
     times = pd.date_range("2023-10-01", periods=weeks * 7 * 24, freq="h")
     weekday, hour = times.weekday, times.hour
     open_hours = (weekday < 4) | ((weekday == 4) & (hour < 17)) | ((weekday == 6) & (hour >= 17))
@@ -73,7 +73,7 @@ CRYPTO_HOLES = ((700, 24), (2000, 3))
 
 
 def crypto_five_minutes(bars: int = 3000) -> pd.DataFrame:
-    """BTCUSDT in 5-minute bars with amount, times as milliseconds since 1970, and two holes."""
+    """Write BTCUSDT in 5-minute bars with amount, times as milliseconds since 1970, and two holes."""
     frame = daily_frame(bars + 27, seed=4, start="2024-03-01", freq="5min")
     frame = frame.rename(columns=str.lower).rename(columns={"date": "timestamp"})
     frame["amount"] = (frame["volume"] * frame["close"]).round(2)

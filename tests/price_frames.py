@@ -1,4 +1,4 @@
-"""Bars as the DataFrames that upstream's `KronosPredictor` takes, and what its forecasts are compared with."""
+"""Bars as DataFrames for upstream's `KronosPredictor`, and comparisons of its forecasts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def candles(bars: int, seed: int = 0, price: float = 60.0) -> pd.DataFrame:
 
 
 def times(bars: int, horizon: int) -> tuple[pd.Series, pd.Series]:
-    """Those of the bars and of the bars to come."""
+    """Return the times of the bars and of the bars to come."""
     return CLOCK[:bars], CLOCK[bars : bars + horizon]
 
 
@@ -63,7 +63,7 @@ def batch_of(dfs: list[pd.DataFrame], horizon: int) -> Batch:
 
 
 def sharp_predictor(**changes: Any) -> Any:
-    """A predictor of random weights whose attention is as sharp as training makes it, so that positions matter."""
+    """Return a predictor of random weights with attention as sharp as after training, so that positions matter."""
     predictor = tiny_predictor(**{"bits": 6, **changes})
     with torch.no_grad():
         for projection in ("q_proj", "k_proj", "out_proj"):
@@ -83,7 +83,7 @@ def with_lora(predictor: Any, seed: int = 1, **changes: Any) -> Any:
 
 
 def assert_forecast(given: pd.DataFrame, expected: pd.DataFrame, df: pd.DataFrame) -> None:
-    """The same forecast to 1e-5 of the history's deviation, and in all else the same DataFrame exactly."""
+    """Assert that two forecasts agree to 1e-5 of the history's deviation, and are otherwise the same DataFrame."""
     scale = df.reindex(columns=COLUMNS, fill_value=0.0).astype(float)
     off = (given - expected).abs()
     assert (off <= 1e-5 * scale.std(ddof=0) + 3e-7 * scale.mean().abs() + 1e-9).all(axis=None), off

@@ -14,7 +14,7 @@ from kronos_pipeline.errors import DataError
 
 
 def cases(examples: int) -> settings:
-    """A loaded machine is slow, and settings that do not fit a ticker are drawn often: neither is a failure."""
+    """Settings of Hypothesis: no health check fails on a slow machine, or if many draws do not fit a ticker."""
     suppressed = [HealthCheck.too_slow, HealthCheck.filter_too_much]
     return settings(max_examples=examples, deadline=None, suppress_health_check=suppressed)
 
@@ -33,7 +33,7 @@ recipes = st.builds(
 
 @st.composite
 def tickers(draw: st.DrawFn, symbol: str = "ACME") -> Bars:
-    """Daily or 5-minute bars with holes and flat stretches."""
+    """Draw daily or 5-minute bars with holes and flat stretches."""
     count = draw(st.integers(60, 260))
     holes = draw(st.lists(st.tuples(st.integers(5, count - 5), st.integers(1, 8)), max_size=4))
     flat = draw(st.lists(st.tuples(st.integers(0, count - 1), st.integers(1, 60)), max_size=2))
@@ -54,7 +54,7 @@ def tickers(draw: st.DrawFn, symbol: str = "ACME") -> Bars:
 
 
 def build(bars: Bars, recipe: Recipe) -> WindowSet:
-    """The windows; a ticker that is too short for the recipe is no case."""
+    """Build the windows; skip a ticker that is too short for the recipe."""
     try:
         return build_windows(bars, recipe)
     except DataError:

@@ -14,7 +14,7 @@ PAGE = (ROOT / "docs" / "architecture.md").read_text()
 
 
 def files_of_tree() -> list[str]:
-    """The files of the indented tree, as paths from the root; two spaces of indentation are one folder."""
+    """Return the files of the indented tree as paths from the root; two spaces of indentation are one folder."""
     lines = PAGE[PAGE.index("\n    kronos_pipeline/\n") : PAGE.index("## Asset graph")].splitlines()
     folders: list[str] = []
     files = []
@@ -28,7 +28,7 @@ def files_of_tree() -> list[str]:
 
 
 def mentions() -> list[str]:
-    """Each `file` and each `file:name` in backquotes, once."""
+    """Return each `file` and each `file:name` in backquotes, without repetition."""
     return sorted(set(re.findall(r"`([\w./]+\.(?:py|yaml|toml)(?::\w+)?)`", PAGE)))
 
 

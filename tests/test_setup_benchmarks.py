@@ -1,4 +1,4 @@
-"""The benchmarks: their arithmetic, their way of measuring, and that the commands run and say what they promise."""
+"""The benchmarks: their arithmetic, their measurements, and the output of their commands."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STAMPS = torch.zeros(1, 1, 5, dtype=torch.long)
 
 
 def counted(run: Any) -> int:
-    """Operations of the matrix products in a call, those of attention included, by torch's own count."""
+    """Count the operations of the matrix products in a call, attention included, by torch's own count."""
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         run()
     total: int = counter.get_total_flops()
@@ -40,7 +40,7 @@ def counted(run: Any) -> int:
 
 
 def upstream_bar(size: str) -> int:
-    """What upstream computes to sample one bar after one bar of one series, by torch's count."""
+    """Count upstream's operations to sample one bar after one bar of one series, by torch's count."""
     model = random_model(size, CPU)
     predictor, tokenizer = model.predictor, model.tokenizer
 
@@ -55,7 +55,7 @@ def upstream_bar(size: str) -> int:
 
 @pytest.mark.parametrize("size", ["nano", "mini", "small"])
 def test_the_formulas_count_what_upstream_computes(size: str) -> None:
-    """For one bar, where a causal attention leaves nothing out that the count includes, but one key in the decoder."""
+    """With one bar the formula and torch's count agree, up to a key in the decoder that causal attention leaves out."""
     tokenizer = PAIRS[size].tokenizer
     beyond_causal = 4 * tokenizer.width * (tokenizer.layers - 1)
     found = total(repeated_sampling(PAIRS[size], 1, 1, 1, 1)).flop
@@ -168,7 +168,7 @@ def test_the_bench_command_puts_each_rival_beside_the_other(tmp_path: Path, monk
     commands = startup._commands
 
     def but_dagster(*given: Any, **options: Any) -> dict[str, list[str]]:
-        """It takes long to start, and its own tests say that it does."""
+        """Leave out Dagster: it starts slowly, and has tests of its own."""
         return {name: words for name, words in commands(*given, **options).items() if "dagster" not in name}
 
     monkeypatch.setattr(startup, "_commands", but_dagster)

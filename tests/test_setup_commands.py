@@ -1,4 +1,4 @@
-"""The make targets, the old name of the command, and the README's commands as CI sees them."""
+"""The make targets, the old name of the command, and the README's commands, as CI runs them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def executable(path: Path, script: str) -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A checkout with the Makefile and a python3 that only notes how it and uv are called."""
+    """Make a checkout with the Makefile and a python3 that only records how it and uv are called."""
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         (tmp_path / name).write_text((ROOT / name).read_text())
     executable(tmp_path / "uv", 'echo "uv $* UV_FIND_LINKS=$UV_FIND_LINKS" >> calls')
@@ -59,7 +59,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def install(checkout: Path, **environment: str) -> str:
-    """Run `make venv` there; what uv was asked for, once."""
+    """Run `make venv` there, and return the single call of uv."""
     path = f"{checkout / 'bin'}{os.pathsep}{os.environ['PATH']}"
     result = make("venv", folder=checkout, **({"PIP_FIND_LINKS": ""} | environment | {"PATH": path}))
     assert result.returncode == 0, result.stderr
@@ -176,7 +176,7 @@ def test_the_commands_of_the_readme_run_in_a_shell_that_ends_at_the_first_failur
 
 @pytest.fixture
 def run_test_gpu(checkout: Path) -> Callable[[str], subprocess.CompletedProcess[str]]:
-    """`make test-gpu` where a shell command stands for torch's answer; pytest only notes how it is called."""
+    """Run `make test-gpu` with a shell command in place of torch's answer; pytest only records its call."""
     install(checkout)
 
     def run(has_cuda: str) -> subprocess.CompletedProcess[str]:
@@ -214,7 +214,7 @@ def test_the_ci_script_can_be_run() -> None:
 
 @pytest.mark.parametrize("failing", [None, "lint", "plain", "test", "demo", "readme"])
 def test_each_part_of_ci_shows_its_output_and_fails_the_script(failing: str | None, tmp_path: Path) -> None:
-    """Run the script with a Makefile whose targets are stand-ins."""
+    """Run the script with a Makefile of dummy targets."""
     parts = ["lint", "plain", "test", "demo", "readme"]
     recipes = [f"{part}:\n\t@echo the output of {part}; exit {int(part == failing)}\n" for part in parts]
     (tmp_path / "Makefile").write_text("".join(recipes))

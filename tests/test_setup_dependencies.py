@@ -1,4 +1,4 @@
-"""What is installed: pins that hold on every machine, and requirements that name all that the plain command imports."""
+"""Dependencies: pins for every machine, and requirements with every import of the plain command."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DECLARED = [Requirement(text) for text in PROJECT["dependencies"] + PROJECT["opt
 
 @pytest.fixture(scope="module")
 def pins() -> dict[str, list[Version]]:
-    """The pinned versions of each package: one, or one for each kind of machine."""
+    """Return the pinned versions of each package: one, or one for each kind of machine."""
     found: dict[str, list[Version]] = {}
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         requirement = Requirement(line)

@@ -1,4 +1,4 @@
-"""The documents: links that lead somewhere, a table of contents, and a first result near the top of the README."""
+"""The documents: valid links, a table of contents, and a first result near the top of the README."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`source env.sh`: what a shell has afterwards, wherever it was sourced from."""
+"""`source env.sh`: the variables of the shell afterwards, from any working directory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHELLS = [
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkout with what env.sh reads, so that a test leaves the developer's own DAGSTER_HOME alone; no GPU."""
+    """Make a checkout with the files that env.sh reads and no GPU; the developer's own DAGSTER_HOME stays untouched."""
     root = tmp_path / "a check-out"
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     fake_nvidia_smi(tmp_path, "echo 'NVIDIA-SMI has failed'; exit 9")
@@ -129,7 +129,7 @@ def test_a_number_of_gpus_that_dagster_cannot_take_is_refused(shell: str, gpus: 
 def test_the_ui_gets_its_target_from_the_workspace_and_all_else_from_the_module(
     shell: str, command: str, checkout: Path
 ) -> None:
-    """With the module's name exported, the servers that `dev` starts refuse their workspace file, and `dev` hangs."""
+    """With the module's name exported, the servers of `dev` refuse their workspace file, and `dev` hangs."""
     fake = checkout / ".venv" / "bin" / command
     fake.write_text('#!/bin/sh\necho "$1 $2: ${DAGSTER_MODULE_NAME:-none}"\n')
     fake.chmod(0o755)

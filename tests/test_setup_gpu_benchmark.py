@@ -1,4 +1,4 @@
-"""The GPU benchmark: no part costs another one, and what it prints are shares, launches and gaps that add up."""
+"""The GPU benchmark: a failed part does not stop the others; shares, launches and gaps add up."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ pipe.write(b'late')
 
 
 def child(file: Path, body: str) -> list[str]:
-    """The command of a part that has this body after a first table; `table(name)` gives a report in it."""
+    """Return the command of a part with this body after a first table; `table(name)` returns a report with a table."""
     program = (
         f"import sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r})\n"
         "import os, signal, threading\n"
@@ -52,7 +52,7 @@ def child(file: Path, body: str) -> list[str]:
 
 
 def found_apart(folder: Path, body: str, limit: float = 60.0) -> apart.Found:
-    """What such a part comes to in a process of its own."""
+    """Run such a part in a process of its own, and return its result."""
     return apart.run(child(folder / "part.json", body), folder / "part.json", limit)
 
 
@@ -169,7 +169,7 @@ def test_the_machine_part_puts_the_data_sheet_beside_what_was_measured() -> None
 
 
 def bare(command: list[str], folder: Path, status: int = 0) -> str:
-    """What a command prints where neither Dagster, MLflow nor a network is to be had, in its children too."""
+    """Return the output of a command without Dagster, MLflow and a network, in its children too."""
     (folder / "sitecustomize.py").write_text(
         "import socket, sys\n"
         "sys.modules.update(dagster=None, mlflow=None)\n"  # an import of them fails
@@ -183,13 +183,13 @@ def bare(command: list[str], folder: Path, status: int = 0) -> str:
 
 
 def gpu_script(*arguments: str, folder: Path, status: int = 0) -> str:
-    """What the script prints in such a place, with tiny models on a CPU."""
+    """Return the output of the script in such an environment, with tiny models on a CPU."""
     command = [sys.executable, SCRIPT, "--device", "cpu", "--quick", *arguments]
     return bare(command, folder, status)
 
 
 def shadow(folder: Path, program: str) -> None:
-    """Run a program where a part imports sktime, in a process whose PYTHONPATH is the folder."""
+    """Replace sktime by a program, in a process whose PYTHONPATH is the folder."""
     (folder / "sktime").mkdir()
     (folder / "sktime" / "__init__.py").write_text(program)
 

@@ -1,4 +1,4 @@
-"""Which layer may import which, and what loads without torch."""
+"""Imports: the contract of the layers, and the modules that load without torch."""
 
 from __future__ import annotations
 

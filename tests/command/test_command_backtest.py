@@ -1,4 +1,4 @@
-"""`kronos backtest`, and a training that is backtested before the gate, run as a user runs them."""
+"""`kronos backtest`, and a training with a backtest before the gate, run as a user runs them."""
 
 from __future__ import annotations
 

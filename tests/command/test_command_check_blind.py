@@ -1,4 +1,4 @@
-"""`kronos check-blind` on a user's own data: what it compares, what it says, and that a leak does not pass it."""
+"""`kronos check-blind` on a user's own data: its comparison, its messages, and that it detects a leak."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_what_the_pipeline_makes_is_blind_to_the_holdout(
 
 
 def leaky_statistics(patch: pytest.MonkeyPatch) -> None:
-    """Normalise by the whole file, as many a script does."""
+    """Normalise by the whole file, a common mistake."""
     real = rolling_statistics
 
     def whole(values: np.ndarray, lookback: int) -> tuple[np.ndarray, np.ndarray]:
@@ -98,7 +98,7 @@ def leaky_statistics(patch: pytest.MonkeyPatch) -> None:
 
 
 def leaky_selection(patch: pytest.MonkeyPatch) -> None:
-    """Stop early on the holdout: the loss that chooses the weights is taken on windows that reach into it."""
+    """Stop early on the holdout: the loss that selects the weights uses windows that reach into it."""
     real = dataset_module._normalised
 
     def late(windows: WindowSet) -> WindowSet:
@@ -113,7 +113,7 @@ def leaky_selection(patch: pytest.MonkeyPatch) -> None:
 
 
 def leaky_sampling(patch: pytest.MonkeyPatch) -> None:
-    """Fit the intervals' widths where they are tested."""
+    """Fit the intervals' widths on the bars that test them."""
     real = fit_sampling_job
 
     def late(windows: WindowSet, *arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""`kronos drift`: champions that err more on new bars than their evidence lets expect, by the command line."""
+"""`kronos drift`: champions with larger errors on new bars than their evidence predicts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def store(own_mlflow_store: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def ticker(tmp_path: Path) -> str:
-    """A symbol that no other test uses, with its CSV."""
+    """Return a symbol that no other test uses, with its CSV."""
     name = f"D{next(_numbers)}=X"
     write_frame(tmp_path / "data", name, BARS)
     return name
@@ -39,7 +39,7 @@ def drift(tmp_path: Path, tiny_base: Path, *words: str) -> int:
 
 
 def crown(tmp_path: Path, store: str, tiny_base: Path, ticker: str, loss: float, first: str) -> str:
-    """Make an adapter the champion of a ticker, with evidence of that mean loss from that time on."""
+    """Make an adapter the champion of a ticker, with evidence of a given mean loss from a given time on."""
     made = made_adapter(tmp_path / "made", small_recipe(tiny_base, horizon=2))
     folder = for_tickers(made, tmp_path / "adapter", [ticker])
     tracker = Tracker(store, tmp_path)

@@ -1,4 +1,4 @@
-"""What a person is told: one plain message, exit code 2, no traceback, and the last good artifacts left alone."""
+"""Errors for a user: one plain message, exit code 2, no traceback, and unchanged good artifacts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`kronos forecast`: the next bars, whose forecast it is and why."""
+"""`kronos forecast`: the next bars, the model that forecasts them, and the reason for its choice."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def store(own_mlflow_store: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def ticker(tmp_path: Path) -> str:
-    """A symbol of the test's own, with its CSV."""
+    """Return a symbol that no other test uses, with its CSV."""
     name = f"F{next(_numbers)}=X"
     write_frame(tmp_path / "data", name, BARS)
     return name
@@ -56,7 +56,7 @@ def forecast(tmp_path: Path, *words: str) -> int:
 
 
 def measured(layout: ArtifactLayout, ticker: str, recipe: Recipe, verdict: str) -> None:
-    """What an evaluation leaves behind, as far as a forecast reads it."""
+    """Write the files of an evaluation that a forecast reads."""
     base = {"name": recipe.model_name}
     entry = {"symbol": ticker, "verdicts": {"base": {"naive": {"verdict": verdict, "reason": "skill 4 %"}}}}
     manifest = {"base_model": base, "config": recipe.model_dump(mode="json")}

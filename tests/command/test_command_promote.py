@@ -1,4 +1,4 @@
-"""`kronos promote` and `kronos rollback`: a person's word on who is champion."""
+"""`kronos promote` and `kronos rollback`: a person's choice of the champion."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def registry(store: str, tmp_path: Path) -> Registry:
 
 @pytest.fixture
 def adapter(registry: Registry, folder: Path, store: str, tmp_path: Path) -> str:
-    """An adapter with two versions, and no champion."""
+    """Register an adapter with two versions and no champion."""
     name = f"P{next(_numbers)}=X"
     with Tracker(store, tmp_path).training_run("made", Recipe()) as run:
         pass

@@ -1,4 +1,4 @@
-"""Who becomes champion, by the plain command: a pattern that was learnt, and one that was not there to be learnt."""
+"""Promotion by the plain command: on a ticker with a pattern to learn, and on a ticker without a pattern."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SETTINGS: dict[str, object] = {
 
 
 def strong_pattern() -> pd.DataFrame:
-    """Bars whose weekday says most of their level."""
+    """Make bars with a level that depends mostly on the day of the week."""
     calendar = Calendar(np.zeros((13, 32)), np.array([-0.05, 0.03, 0.05, -0.03, 0.0, 0.0, 0.0]), np.zeros(24))
     return simulate_ticker(2, BARS, dynamics=Dynamics(walk=0.003, deviation=0.003), calendar=calendar).frame()
 
@@ -74,7 +74,7 @@ def test_an_adapter_that_learned_a_strong_pattern_is_promoted_and_forecasts(
     forecast = pd.read_parquet(output / "forecasts/AAPL.parquet")
     assert len(forecast) == 5
     assert forecast["ds"].min() > strong_pattern()["timestamps"].iloc[-1]
-    # The same weekdays as those of the pattern: Wednesday is the highest, Monday the lowest.
+    # The same weekdays as in the pattern: Wednesday is the highest, Monday the lowest.
     by_weekday = forecast.set_index(forecast["ds"].dt.weekday)["median"]
     assert by_weekday.idxmax() == 2
     assert by_weekday.idxmin() == 0

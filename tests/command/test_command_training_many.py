@@ -1,4 +1,4 @@
-"""Many adapters that one command trains: those that fail are named, and the others are made."""
+"""Training of many adapters by one command: it names the adapters that fail, and trains the others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def windows(tiny_base: Path) -> dict[str, WindowSet]:
-    """Two good tickers, and one that has nothing to choose weights by."""
+    """Write two good tickers, and a ticker without windows in its selection block."""
     names = ["AAPL", "BAD", "MSFT"]
     windows = dict(zip(names, simulated_windows(small_recipe(tiny_base), names), strict=True))
     rows = windows["BAD"].rows

@@ -47,7 +47,7 @@ NAMED = [
 
 
 class BrokenOffError(Exception):
-    """What a write dies of in these tests."""
+    """Error that ends a write in these tests."""
 
 
 def names_below(folder: Path) -> list[str]:
@@ -282,7 +282,7 @@ def test_a_publication_that_fails_leaves_the_last_good_one_and_no_rest(
     path = tmp_path / "AAPL"
     publish(path, "old")
     before = names_below(tmp_path)
-    with pytest.raises(error), publish_folder(path) as folder:  # noqa: PT012 - the block is what is tested
+    with pytest.raises(error), publish_folder(path) as folder:  # noqa: PT012 - the whole block is tested
         (folder / "weights").write_text("half")
         raise error
     assert read_published(path) == ("old", "old")

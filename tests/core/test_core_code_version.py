@@ -1,4 +1,4 @@
-"""A version of code changes with what the code does, and each kind of artifact follows its own layers."""
+"""The version of a layer's code changes with its behaviour, and each kind of artifact follows its own layers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ EDITS = {
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A package with the same file in each layer."""
+    """Make a package with the same file in each layer."""
     folder = tmp_path_factory.mktemp("package")
     for layer in ("data", "model", "training", "evaluation", "orchestration"):
         (folder / layer).mkdir()
@@ -42,7 +42,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def changed_by(package: Path, edited: Path, layer: str, edit: tuple[str, str]) -> set[str]:
-    """The kinds of artifacts whose version changes where a file of a layer is edited."""
+    """Return the kinds of artifacts with a new version after an edit of a layer's file."""
     shutil.copytree(package, edited)
     file = edited / layer / "one.py"
     assert edit[0] in file.read_text()

@@ -1,4 +1,4 @@
-"""What is known of a base model's pre-training, and what is said of holdouts that it may have met there."""
+"""The known pre-training period of base models, and the marks on holdouts that overlap it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_published_model_may_have_seen_what_lies_before_june_2024(name: str) -
 
 
 def test_simulated_bars_alone_give_no_doubt(tmp_path: Path) -> None:
-    copy = shutil.copytree(NANO_FOLDER, tmp_path / "mine")  # what `kronos pretrain` writes
+    copy = shutil.copytree(NANO_FOLDER, tmp_path / "mine")  # as `kronos pretrain` writes it
     for name in ("kronos-nano", str(copy), str(copy / "predictor")):
         assert find_base_model(name).contamination(datetime(2011, 1, 3)) is None
 

@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="session")
 def own_locks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Each process has simulated devices of its own, so its trainings need not wait for those of another process."""
+    """Give each process its own simulated devices, so its trainings need not wait for another process."""
     if importlib.util.find_spec("simcuda") is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""Attention on a GPU gets heads and masks that its memory-efficient kernels take, whatever the model's heads are."""
+"""Attention on a GPU gets heads and masks that fit its memory-efficient kernels, for any width of the model's heads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available()
 
 
 def logits_of(device: str, precision: str, width: int) -> Tensor:
-    """Logits of all steps for series of unequal length, the base's and an adapter's, with heads of that width."""
+    """Return the logits of all steps for series of unequal length, of the base and an adapter, by head width."""
     base, tokenizer = tiny_predictor(d_model=4 * width, n_heads=4).to(device), tiny_tokenizer().to(device)
     torch.manual_seed(1)
     targets = ["q_proj", "k_proj", "v_proj", "out_proj"]

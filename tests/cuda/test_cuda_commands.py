@@ -39,7 +39,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def quick_flags(base: Path | str, data: Path, **changes: Any) -> list[str]:
-    """Flags of a short training, whose output goes beside the data."""
+    """Return the flags of a short training with its output beside the data."""
     settings = {**QUICK, "data_dir": data, "output_dir": data.parent / "out", **changes}
     return small_flags(base, **settings)  # type: ignore[arg-type]
 
@@ -107,7 +107,7 @@ def test_check_blind_finds_the_pipeline_blind(tiny_base: Path, data: Path, capsy
 
 
 def test_a_forecast_has_the_numbers_of_the_cpu(tmp_path: Path) -> None:
-    """Run in a process of its own, with the embedded base model."""
+    """Run a command in a process of its own, with the embedded base model."""
     write_frame(tmp_path / "data", "AAPL", daily_frame(90))
     recipe = small_recipe("kronos-nano", precision="fp32", horizon=3)  # type: ignore[arg-type]
     tables = {}

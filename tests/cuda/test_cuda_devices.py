@@ -1,4 +1,4 @@
-"""A training picks its device, holds it alone, and shares several of them out."""
+"""A training picks its device, locks it, and several trainings use several devices."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FIRST = torch.device("cuda:0")
 
 
 def held_elsewhere(device: torch.device) -> FileLock:
-    """The lock of a device, held as another process would."""
+    """Hold the lock of a device, as another process does."""
     lock = FileLock(device_lock(device).lock_file)
     lock.acquire(timeout=0)
     return lock

@@ -1,4 +1,4 @@
-"""Holdouts and backtests on CUDA: the table that the CPU gives."""
+"""Holdouts and backtests on CUDA give the same table as on the CPU."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def bases(tiny_base: Path) -> dict[str, KronosModel]:
 def holdouts(
     recipe: Recipe, bases: dict[str, KronosModel], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, dict[str, HoldoutResult]]:
-    """Two tickers' holdouts, with a checkpoint and an adapter, one ticker's own; by device and ticker."""
+    """Evaluate two tickers' holdouts with a checkpoint and an adapter of one of them, by device and ticker."""
     windows = {one.ticker: one for one in simulated_windows(recipe, TICKERS)}
     made = ArtifactLayout(tmp_path_factory.mktemp("made"))
     made_adapter(made.adapter("AAPL"), recipe)

@@ -67,7 +67,7 @@ def test_graphs_that_share_a_pool_run_one_after_the_other() -> None:
 
 
 def usable(device: str = "cuda") -> bool:
-    """Whether a device draws random numbers, gives memory back and records graphs."""
+    """Return whether a device draws random numbers, frees memory and records graphs."""
     torch.cuda.empty_cache()
     inputs = torch.rand(3, device=device)
     recording = record(lambda: inputs + 1, inputs.device)

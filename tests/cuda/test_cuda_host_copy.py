@@ -1,4 +1,4 @@
-"""A state comes to the host in a few transfers, on a full device too."""
+"""A state is copied to the host in a few transfers, on a full device too."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def test_a_forecast_is_upstreams(device: str, settings: dict[str, Any], context:
 
 
 def batch(predictor: KronosPredictor, **settings: Any) -> list[pd.DataFrame]:
-    """Forecasts of series of unequal length."""
+    """Forecast series of unequal length."""
     lengths = (40, 25, 33)
     frames, (past, ahead) = (
         [candles(bars) for bars in lengths],

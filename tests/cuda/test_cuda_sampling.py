@@ -38,7 +38,7 @@ def with_lora(predictor: Any, seed: int) -> Any:
 
 
 def models(device: str, adapters: int = 0) -> list[KronosModel]:
-    """One base model, or adapters on it."""
+    """Return a base model, or adapters on it."""
     base, tokenizer = tiny_predictor(), tiny_tokenizer()
     weights = WeightsSource("tiny")
     source = BaseModelSource("tiny", weights, weights, CONTEXT)
@@ -49,7 +49,7 @@ def models(device: str, adapters: int = 0) -> list[KronosModel]:
 
 
 def series(count: int, horizon: int = 6, lookback: int = 20, seed: int = 0) -> tuple[np.ndarray, ...]:
-    """History, past stamps and future stamps."""
+    """Return history, past stamps and future stamps."""
     drawn = np.random.default_rng(seed)
     history = 50 * np.exp(drawn.normal(0, 0.02, (count, lookback, 6)).cumsum(axis=1))
     return history, *(drawn.integers(0, 7, (count, bars, 5)).astype(np.uint8) for bars in (lookback, horizon))
@@ -76,7 +76,7 @@ def test_paths_are_those_of_the_cpu(device: str, adapters: int) -> None:
 
 
 def logits_of(decoder: Decoder, lengths: list[int] | None, which: list[int], context: int, horizon: int) -> Tensor:
-    """The logits of each step, with the same tokens drawn on every device."""
+    """Return the logits of each step, with the same tokens drawn on every device."""
     drawn, seen = torch.Generator().manual_seed(3), []
     bars = torch.randn(len(which), 12, 6, generator=drawn).clamp(-5, 5)
     past, ahead = (torch.randint(0, 7, (len(which), count, 5), generator=drawn) for count in (12, horizon))

@@ -1,4 +1,4 @@
-"""A served model on CUDA, asked from several threads at once."""
+"""A served model on CUDA, with requests from several threads at once."""
 
 from __future__ import annotations
 

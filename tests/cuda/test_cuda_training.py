@@ -1,4 +1,4 @@
-"""A training on a GPU gives what it gives on the CPU, with graphs and without, and goes on where memory lacks."""
+"""A training on a GPU equals a training on the CPU, with graphs and without, and continues if memory runs out."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ WAYS = ("checkpoint", "alone", "together", "whole base")
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base model without dropout, whose draws no two devices share."""
+    """Make a base model without dropout, because devices draw different masks."""
     return save_tiny_base(tmp_path_factory.mktemp("base"), dropout=False)
 
 
 class Trainings:
-    """Trainings of three tickers in one of several ways, each in a folder of its own."""
+    """Train three tickers in one of several ways, each in a folder of its own."""
 
     def __init__(self, base: Path, folder: Path) -> None:
         self._base, self._folder, self.said = base, folder, list[str]()
 
     def __call__(self, way: str, device: str, *, listener: Any = None, folder: str = "", **changes: Any) -> Any:
-        """The tensors that one made, of all its tickers, and its first result."""
+        """Return the trained tensors of all tickers, and the first result."""
         settings = {"adapter_dropout": 0.0, "freeze_backbone": way != "whole base", "device": device, **changes}
         recipe = small_recipe(self._base, **settings)
         windows = simulated_windows(recipe, TICKERS)
@@ -68,7 +68,7 @@ class Trainings:
 
 
 class OnLog(Callback):
-    """Calls a function with the step each time losses are read."""
+    """Callback that calls a function with the step whenever losses are read."""
 
     def __init__(self, function: Callable[[int], object]) -> None:
         self._function = function
@@ -135,7 +135,7 @@ def test_most_steps_are_replayed_and_none_where_graphs_are_refused(train: Traini
     simcuda = pytest.importorskip("simcuda")
     with simcuda.watching() as seen:
         found, result = train(way, "cuda", epochs=4, precision="fp32")
-    assert 1 <= seen.counts["captures"] <= 2  # of full batches, and of those that end an epoch
+    assert 1 <= seen.counts["captures"] <= 2  # of full batches, and of the batches that end an epoch
     assert seen.counts["replays"] >= result.summary["steps"] / 2
     with simcuda.refuse_capture():
         refused, _ = train(way, "cuda", epochs=4, precision="fp32")

@@ -1,4 +1,4 @@
-"""Several GPUs in one process: trainings and forecasts follow the device that is asked for, one after another."""
+"""Several GPUs in one process: each training and forecast runs on its requested device."""
 
 from __future__ import annotations
 

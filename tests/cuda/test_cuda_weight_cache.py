@@ -1,4 +1,4 @@
-"""Whether weights on a GPU have changed is found out by few kernels, however many adapters share a base."""
+"""A few kernels detect a change of weights on a GPU, for any number of adapters on a base."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def test_one_training_serves_as_many_cutoffs_as_is_asked_for_and_a_checkpoint_al
 def test_a_backtest_that_was_killed_goes_on_where_it_was(
     tiny_base: Path, base: KronosModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Folds that were forecast are kept, and the trainings of those that were not."""
+    """Stored forecasts of folds are reused, and so are the trainings of the other folds."""
     layout, bars, recipe = (
         ArtifactLayout(tmp_path),
         {"AAPL": simulated_bars("AAPL", 110)},

@@ -45,7 +45,7 @@ def job(ticker: str, shift: float = 1.0, **changes: Any) -> ForecastJob[Any]:
 
 
 class Failing(RecordingSampler):
-    """Fails as a whole where a model is negative, as the real one does where a model gives no number."""
+    """Sampler that fails for a whole batch with a negative model, as the real sampler does if a model returns NaN."""
 
     def __call__(self, models: Any, *given: Any, **settings: Any) -> np.ndarray:
         paths = super().__call__(models, *given, **settings)
@@ -138,7 +138,7 @@ def test_sampling_takes_the_format_that_is_asked_for_and_fp32_off_a_gpu(device: 
 
 @pytest.fixture(scope="module")
 def trained(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recipe, dict[str, WindowSet]]:
-    """An output folder with an adapter for each ticker, and one that is damaged."""
+    """Return an output folder with an adapter for each ticker, one of them damaged."""
     quick = {"epochs": 1, "evaluations_per_epoch": 1, "stride": 4, "learning_rate": 0.01, "tune_sampling": True}
     recipe = small_recipe(tiny_base, **quick)
     windows = {one.ticker: one for one in simulated_windows(recipe, (*TRAINED, "BAD"))}
@@ -151,7 +151,7 @@ def trained(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 
 def evaluate(folder: Path, trained: Any, tickers: Any, base: KronosModel) -> dict[str, HoldoutResult | KronosError]:
-    """Evaluate in a folder that has the adapters of `trained`, and nothing measured yet."""
+    """Evaluate in a new folder with the adapters of `trained`."""
     source, recipe, windows = trained
     layout = ArtifactLayout(folder)
     layout.root.mkdir()

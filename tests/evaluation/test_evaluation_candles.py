@@ -1,4 +1,4 @@
-"""Any six numbers become a candle that can be, the close and the open being kept."""
+"""Repair turns any six numbers into a valid candle, and keeps open and close."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BARS = array_shapes(max_dims=3, max_side=4).flatmap(
 
 
 def is_candle(values: np.ndarray) -> np.ndarray:
-    """By the rules of `data.schemas`, per bar."""
+    """Return whether each bar is valid by the rules of `data.schemas`."""
     low, high = values[..., L], values[..., H]
     body = values[..., [O, C]]
     traded: np.ndarray = (values[..., V] >= 0) & (values[..., A] >= 0)

@@ -1,4 +1,4 @@
-"""The mark of a holdout that the base model may have seen reaches manifests and MLflow."""
+"""Manifests and MLflow tags mark a holdout that the base model may have seen."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MARK = "may have been seen in pre-training"
 
 @pytest.fixture(scope="module")
 def published(tiny_base: Path) -> KronosModel:
-    """A small model that says of itself what is known of Kronos-small."""
+    """Make a small model with the provenance of Kronos-small."""
     base = load_base(find_base_model(str(tiny_base)), torch.device("cpu"))
     return replace(base, source=replace(base.source, pretraining=find_base_model("Kronos-small").pretraining))
 

@@ -1,4 +1,4 @@
-"""What is said of a close from its paths: intervals that cover what they say, scores that agree with other sources."""
+"""Statistics of sampled paths: intervals with the right coverage, and scores that agree with other libraries."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PRICES = st.floats(0.01, 1e5)
 
 
 def drawn(rows: int, paths: int) -> tuple[np.ndarray, np.ndarray]:
-    """Paths of the close and the real close, from one distribution."""
+    """Draw paths of the close and the real close from one distribution."""
     values = np.random.default_rng(paths).lognormal(4, 0.3, (rows, paths + 1))
     return values[:, 1:], values[:, 0]
 

@@ -1,4 +1,4 @@
-"""Drift is told from chance, on whole horizons that came after the evidence, and is never claimed on too little."""
+"""Drift is distinguished from chance on whole horizons after the evidence, and never reported on too few cutoffs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DAY = pd.Timedelta(days=1)
 
 
 def table(losses: list[float] | np.ndarray, naive: list[float] | np.ndarray | None = None) -> pd.DataFrame:
-    """An adapter's predictions with the scaled error given by cutoff, and the naive forecast's."""
+    """Return an adapter's predictions with a given scaled error by cutoff, and the naive forecast's."""
     own = np.asarray(losses, np.float64)
     return predictions_of_losses(
         {"adapter": own, "naive": own if naive is None else np.asarray(naive)}, horizon=HORIZON
@@ -26,7 +26,7 @@ def table(losses: list[float] | np.ndarray, naive: list[float] | np.ndarray | No
 
 
 def later(predictions: pd.DataFrame, than: pd.DataFrame) -> pd.DataFrame:
-    """The same predictions, of bars that come right after another table's."""
+    """Move predictions to the bars right after another table's."""
     by = than["ds"].max() + DAY - predictions["ds"].min()
     return predictions.assign(ds=predictions["ds"] + by, cutoff=predictions["cutoff"] + by)
 

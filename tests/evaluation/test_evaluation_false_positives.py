@@ -1,6 +1,6 @@
-"""The promise behind a verdict: where nothing is better, at most 5 in 100 verdicts say "better".
+"""False positives: if no model is better, at most 5 in 100 verdicts say "better".
 
-Simulated loss series whose expected losses are equal are the hardest such case, as on a random walk any forecast but
+Simulated loss series with equal expected losses are the hardest case, because on a random walk every forecast except
 the last close is truly worse. `benchmarks/false_positives.py` is the long form, on whole simulated tickers.
 """
 
@@ -33,14 +33,14 @@ Draw = Callable[[np.random.Generator, int], np.ndarray]
 
 
 def _follow(values: np.ndarray, decay: float) -> np.ndarray:
-    """A stationary autoregression of order one with the variance of its shocks."""
+    """Return a stationary autoregression of order 1 with the variance of its shocks."""
     found = values.copy()
     for number in range(1, len(values)):
         found[number] = decay * found[number - 1] + (1 - decay**2) ** 0.5 * values[number]
     return found
 
 
-# Differences of two losses, whose expected value is 0.
+# Differences of two losses, with expected value 0.
 KINDS: dict[str, Draw] = {
     "normal": lambda rng, n: rng.normal(size=n),
     "heavy tails": lambda rng, n: rng.standard_t(3, size=n),
@@ -52,14 +52,14 @@ KINDS: dict[str, Draw] = {
 
 
 def _bound(count: int, total: int, side: str) -> float:
-    """The exact one-sided 95 percent bound of a share: "less" from above, "greater" from below."""
+    """Return the exact one-sided 95 percent bound of a share: "less" is the upper bound, "greater" the lower."""
     interval = binomtest(count, total, alternative=side).proportion_ci(0.95)
     return float(interval.high if side == "less" else interval.low)
 
 
 @pytest.fixture(scope="module")
 def verdicts() -> dict[str, list[str]]:
-    """By kind, the verdicts on 400 pairs of loss series with equal expected losses."""
+    """Return the verdicts on 400 pairs of loss series with equal expected losses, by kind."""
     found: dict[str, list[str]] = {}
     for seed, (kind, draw) in enumerate(KINDS.items()):
         rng = np.random.default_rng(seed)
@@ -118,7 +118,7 @@ def _random_walk(seed: int, recipe: Recipe) -> WindowSet:
 
 
 def _oracle(windows: WindowSet) -> Callable[..., np.ndarray]:
-    """A sampler that knows three quarters of what is to come, and is told which roll it is by its last bar."""
+    """Sampler that knows three quarters of the bars to come; the last known bar identifies the forecast."""
     values = windows.bars.values
 
     def sample(_: Any, history: np.ndarray, *stamps: np.ndarray, paths: int, **__: Any) -> np.ndarray:

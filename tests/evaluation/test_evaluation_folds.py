@@ -30,7 +30,7 @@ def cutoffs(fold: Fold, ticker: str) -> list[pd.Timestamp]:
 
 
 def newest_target(fold: Fold) -> pd.Timestamp:
-    """Time of the newest bar that the fold's training may have read."""
+    """Return the time of the newest bar that the fold's training may read."""
     found: list[pd.Timestamp] = []
     for known in fold.known:
         rows = known.rows[known.rows["split"] != "holdout"]

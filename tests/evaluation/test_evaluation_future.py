@@ -33,7 +33,7 @@ PLAIN = plain_sampling(RECIPE)
 
 
 class ShiftModel(float):
-    """What `RecordingSampler` takes for a model, as far as a forecast reads one."""
+    """Stand-in for a model, for `RecordingSampler`."""
 
     source, context, weights_hash, device = NANO, NANO.context, "hash", "cpu"
 
@@ -54,7 +54,7 @@ def tiny(tiny_base: Path) -> tuple[KronosModel, Recipe]:
 
 
 def test_a_forecast_of_the_bars_to_come_is_the_one_that_was_evaluated(tiny: tuple[KronosModel, Recipe]) -> None:
-    """At a cutoff of the holdout, whose bars come at their usual times, it gives the very numbers of the evaluation."""
+    """At a cutoff of the holdout with regular bar times, the forecast equals the evaluation's numbers."""
     model, recipe = tiny
     (windows,) = simulated_windows(recipe)
     widths = dict(zip(LEVELS, [(0.5, 0.6, 0.7, 0.8, 0.9), (1.1,) * 5, (2.0,) * 5], strict=True))

@@ -99,7 +99,7 @@ def test_a_champion_that_is_better_stays() -> None:
     assert not decision.promote
     assert decision.comparisons["champion"].verdict == "worse"
     assert "worse than champion" in decision.reason
-    assert "naive" not in decision.reason  # which is not what stands in the way
+    assert "naive" not in decision.reason  # naive is not the reason of the decision
 
 
 @pytest.mark.parametrize("champion", [0.5, 0.9])
@@ -118,7 +118,7 @@ def test_the_same_model_measured_twice_is_not_worse(decide_by: Callable[..., Dec
 
 
 def later(predictions: pd.DataFrame, days: int) -> pd.DataFrame:
-    """The table with its oldest `days` bars left out."""
+    """Return the table without its oldest `days` bars."""
     first: pd.Timestamp = predictions["cutoff"].min() + pd.Timedelta(days=days)
     return predictions[predictions["cutoff"] >= first]
 

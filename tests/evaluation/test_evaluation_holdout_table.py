@@ -115,7 +115,7 @@ def test_every_model_draws_once_with_the_same_seed_and_its_own_sampling() -> Non
     plain = plain_sampling(CONFIG)
     samplings = dict.fromkeys(models, plain) | {"adapter": replace(plain, temperature=0.5, s2_position="first")}
     predict(windows, models, samplings, CONFIG, sampler=sampler)  # type: ignore[arg-type]
-    # Three rolls of each model; those that are asked at another position in a call of their own.
+    # Three forecasts of each model; models with another position of s2 need a separate call.
     assert [call["models"] for call in sampler.calls] == [[0.0] * 3 + [1.0] * 3, [2.0] * 3]
     assert [list(call["temperature"]) for call in sampler.calls] == [[0.9] * 6, [0.5] * 3]
     assert [call["s2_position"] for call in sampler.calls] == [CONFIG.s2_position, "first"]

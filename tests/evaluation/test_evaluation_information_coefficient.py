@@ -15,9 +15,9 @@ HORIZON = 3
 def tables(
     tickers: int = 10, cutoffs: int = 6, *, skill: float = 0.0, seed: int = 0, price: float = 1.0
 ) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-    """Predictions, and the predicted and the real return over the last step (cutoffs, tickers) that they come to.
+    """Return predictions, and their predicted and real returns over the last step, (cutoffs, tickers).
 
-    The tickers' prices differ a thousandfold; at the steps before the last, the forecast is wrong on purpose.
+    The tickers' prices differ by a factor of a thousand; at steps before the last, the forecast is wrong on purpose.
     """
     rng = np.random.default_rng(seed)
     real = 0.02 * rng.normal(size=(cutoffs, tickers))

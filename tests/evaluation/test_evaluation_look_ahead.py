@@ -1,4 +1,4 @@
-"""Nothing looks ahead: what is known at a bar stays as it is when the bars after it become noise, for any ticker."""
+"""No look-ahead: every value known at a bar stays the same if later bars become noise, for any ticker."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def base(tiny_base: Path) -> KronosModel:
 
 
 def targets(windows: WindowSet) -> np.ndarray:
-    """The bars that each selection window predicts, (windows, horizon + 1)."""
+    """Return the bars that each selection window predicts, (windows, horizon + 1)."""
     origins = windows.of_split("selection")["origin"].to_numpy()
     return origins[:, None] + np.arange(1, windows.horizon + 2)
 
 
 def loss_terms(windows: WindowSet, base: KronosModel) -> np.ndarray:
-    """What each target bar of each window adds to the selection loss, (windows, horizon + 1), in nats."""
+    """Return the selection loss of each target bar of each window, (windows, horizon + 1), in nats."""
     data = KronosMultiTickerDataset([windows], "selection", base.tokenizer)
     batch = data.batch(range(len(data)))
     with torch.no_grad():

@@ -63,7 +63,7 @@ def has_colour(image: np.ndarray, colour: str) -> bool:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Figure]:
-    """Calls a plot, and returns the figure that it was about to write."""
+    """Call a plot function, and return the figure instead of writing it."""
     calls = record_calls(monkeypatch, plots, "to_png")
 
     def draw(plot: Callable[..., bytes], *arguments: Any) -> Figure:
@@ -79,7 +79,7 @@ def lines(figure: Figure, panel: int = 0) -> dict[str, tuple[np.ndarray, np.ndar
     return {str(line.get_label()): (line.get_xdata(), line.get_ydata()) for line in figure.axes[panel].lines}  # type: ignore[misc]
 
 
-# What a person sees
+# Visible parts of a plot
 
 
 @pytest.mark.slow
@@ -162,7 +162,7 @@ def test_the_same_forecasts_give_the_same_bytes() -> None:
     assert fan_plot(some.bars.frame, own, "title", [SEEN]) == fan_plot(some.bars.frame, own, "title", [SEEN])
 
 
-# Whether what is drawn is right
+# Correctness of the drawn values
 
 
 def test_each_forecast_starts_at_the_real_close_of_its_cutoff(drawn: Callable[..., Figure]) -> None:
@@ -247,7 +247,7 @@ def test_reliability_counts_the_closes_within_each_interval_and_where_they_lie(d
 
 
 def test_the_band_of_a_flat_histogram_is_that_of_chance(drawn: Callable[..., Figure]) -> None:
-    """Of many histograms of independent, uniform bars, 95 percent of the columns lie within the band."""
+    """The band holds 95 percent of the columns of histograms of independent, uniform bars."""
     some = windows()
     own = of(table(some, "adapter"), "adapter").sample(200, replace=True, random_state=0)
     figure = drawn(reliability_plot, own, "title")

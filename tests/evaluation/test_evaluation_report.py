@@ -28,7 +28,7 @@ def layout(tmp_path: Path) -> ArtifactLayout:
 
 
 def strict_json(path: Path) -> Any:
-    """What a reader that knows JSON alone gets: NaN and Infinity are no JSON."""
+    """Read a file as strict JSON: NaN and Infinity are errors."""
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} in {path.name}")

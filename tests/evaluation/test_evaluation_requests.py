@@ -1,4 +1,4 @@
-"""Forecast requests: any cutoffs of a ticker, sampled in one batch, as valid candles, by the ticker's seed."""
+"""Forecast requests: any cutoffs of a ticker, sampled in one batch with the ticker's seed, as valid candles."""
 
 from __future__ import annotations
 

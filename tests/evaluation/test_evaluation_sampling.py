@@ -1,4 +1,4 @@
-"""Temperature, top-p and widths: chosen on the selection block, each on its half, kept with the model, found again."""
+"""Temperature, top-p and widths: fitted on their halves of the selection block, stored with the model, and reused."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ DEVIATION = 0.01
 
 
 def walk(recipe: Recipe = WALK, bars: int = 700, seed: int = 0) -> WindowSet:
-    """A random walk in log price with steps of 1 percent."""
+    """Return a random walk in log price with steps of 1 percent."""
     close = 100 * np.exp(DEVIATION * np.random.default_rng(seed).standard_normal(bars).cumsum())
     return build_windows(bars_of(close), recipe)
 
@@ -49,7 +49,7 @@ def bars_of(close: np.ndarray) -> Bars:
 
 
 class WalkSampler:
-    """Random walks from the last close, as wide as the data's own times `spread`, and times the temperature."""
+    """Sampler of random walks from the last close, with the data's volatility times `spread` and the temperature."""
 
     def __init__(self, spread: float = 1.0, heated: bool = True) -> None:
         self.spread, self.heated = spread, heated
@@ -69,14 +69,14 @@ class WalkSampler:
 
 
 def unmoved(_: Any, history: np.ndarray, __: np.ndarray, ahead: np.ndarray, **settings: Any) -> np.ndarray:
-    """Paths that know nothing of the bars: what is fitted to them depends on the real closes that are scored alone."""
+    """Sampler of paths that ignore the bars, so a fit depends on the scored closes alone."""
     heat = settings["temperature"] + settings["top_p"] / 7
     paths = 100 + heat[:, None] * np.linspace(-40, 60, settings["paths"])
     return np.broadcast_to(paths[:, :, None, None], (*paths.shape, ahead.shape[1], history.shape[2]))
 
 
 def moved(windows: WindowSet, first: int, end: int) -> WindowSet:
-    """The same windows over bars whose closes in [first, end) are others."""
+    """Return the same windows over bars with other closes in [first, end)."""
     frame = windows.bars.frame.copy()
     frame.loc[first : end - 1, "close"] *= 3
     return replace(windows, bars=replace(windows.bars, frame=frame))
@@ -281,7 +281,7 @@ def test_a_half_that_is_flat_leaves_what_it_is_for_as_it_is() -> None:
 
 @pytest.fixture
 def fitted(tmp_path: Path) -> Fitted:
-    """A folder with what was saved in it, and the rest that it was fitted with."""
+    """Return a folder with a stored sampling, and the arguments of its fit."""
     recipe = WALK.model_copy(update={"tune_sampling": True})
     windows = walk(recipe)
     sampling = fit_sampling(windows, MODEL, recipe, sampler=WalkSampler(0.5))

@@ -1,4 +1,4 @@
-"""Widths that make past intervals cover what they say, however few the paths or still the market."""
+"""Recalibrated widths give past intervals their nominal coverage, for few paths and for still markets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PATHS = 39
 
 
 def forecasts(bars: int, spread: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Paths of the close and the real close, which moves `spread` times as far as the paths do."""
+    """Draw paths of the close, and a real close with `spread` times their standard deviation."""
     drawn = np.random.default_rng(seed)
     return 100 + drawn.normal(size=(bars, PATHS)), 100 + spread * drawn.normal(size=bars)
 

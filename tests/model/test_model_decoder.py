@@ -38,7 +38,7 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Given:
-    """Normalised bars and stamps of some series."""
+    """Return normalised bars and stamps of some series."""
 
     bars: Tensor
     past: Tensor
@@ -60,7 +60,7 @@ def greedy(logits: Tensor, *_: int) -> Tensor:
 
 
 class Watched:
-    """Draws from the logits by a seed of its own and keeps both."""
+    """Token picker that draws from the logits with its own seed, and records both."""
 
     def __init__(self) -> None:
         self.logits: list[Tensor] = []
@@ -75,7 +75,7 @@ class Watched:
 
 
 def sharp(predictor: Any) -> Any:
-    """With the attention as sharp as training makes it; positions matter then."""
+    """Sharpen the attention as training does, so that positions matter."""
     with torch.no_grad():
         for projection in ("q_proj", "k_proj", "out_proj"):
             getattr(predictor.dep_layer.cross_attn, projection).weight.mul_(10)
@@ -83,14 +83,14 @@ def sharp(predictor: Any) -> Any:
 
 
 def with_lora(predictor: Any, seed: int, targets: Sequence[str], r: int = 2, **settings: Any) -> Any:
-    """An adapter on a predictor, which stays as it is."""
+    """Add an adapter to a copy of a predictor."""
     torch.manual_seed(seed)
     config = LoraConfig(r=r, target_modules=list(targets), init_lora_weights=False, **settings)
     return get_peft_model(copy_sharing_weights(predictor), config).eval()
 
 
 def adapters(predictor: Any) -> list[Any]:
-    """The base itself, and adapters of several ranks on several modules, embeddings among them."""
+    """Return the base, and adapters of several ranks on several modules, embeddings among them."""
     attention = ["q_proj", "k_proj", "v_proj", "out_proj"]
     return [
         with_lora(predictor, 1, [*attention, "w1", "w2", "w3"], r=4),
@@ -117,7 +117,7 @@ def upstreams(model: Any, tokenizer: Any, some: Given, context: int) -> np.ndarr
 
 
 def decoded(decoder: Decoder, some: Given, context: int, paths: int = 1, **settings: Any) -> tuple[Tensor, Tensor]:
-    """Tokens (series, paths, horizon, s1 and s2), and bars."""
+    """Return tokens (series, paths, horizon, s1 and s2), and bars."""
     known = decoder.encode(some.bars)
     drawn = decoder.generate(
         known, some.past, some.ahead, settings.pop("choose", greedy), paths=paths, context=context, **settings

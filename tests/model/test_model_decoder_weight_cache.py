@@ -25,7 +25,7 @@ def adapter() -> Any:
 
 
 def last_logits(predictor: Any) -> Tensor:
-    """The logits of the third bar's fine token."""
+    """Return the logits of the third bar's fine token."""
     seen: list[Tensor] = []
     drawn = torch.Generator().manual_seed(0)
     s1, s2 = (torch.randint(0, 16, (2, 8), generator=drawn) for _ in range(2))

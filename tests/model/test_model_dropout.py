@@ -1,4 +1,4 @@
-"""Dropout that a CPU draws quickly keeps PyTorch's promises: the share, the mean, the mask of the seed."""
+"""Fast dropout on a CPU keeps PyTorch's guarantees: the share, the mean, the mask of a seed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Published models: from the cache without a network, else fetched at their commit, else one answer within seconds.
+"""Published models: from the cache without a network, else downloaded at their commit, else an error within seconds.
 
-The Hub library reads its settings when it is imported, so each scene is played in a process of its own, against a
-server on this machine that answers as the Hub does.
+The Hub library reads its settings at import, so each test case runs in a process of its own, against a server on this
+machine that answers like the Hub.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ for names in json.loads(sys.argv[1]):
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves the tiny base model's files as two repositories, each at one commit, and nothing else."""
+    """Server with the tiny base model's files as two repositories, each at one commit."""
 
     def __init__(self, tiny_base: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -84,7 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 def play(cache: Path, names: list[list[str]], **environment: str) -> list[dict[str, Any]]:
@@ -101,7 +101,7 @@ def play(cache: Path, names: list[list[str]], **environment: str) -> list[dict[s
 
 @dataclass(frozen=True)
 class Fetched:
-    """Results of three models while the server ran, and the cache after it."""
+    """Return the results of three models while the server ran, and the cache after it."""
 
     cache: Path
     known: dict[str, Any]

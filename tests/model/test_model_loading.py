@@ -36,7 +36,7 @@ def load(folder: Path) -> KronosModel:
 
 @pytest.fixture
 def folder(tiny_base: Path, tmp_path: Path) -> Path:
-    """A base model that the test may damage."""
+    """Return a copy of a base model for a test to damage."""
     return Path(shutil.copytree(tiny_base, tmp_path / "base"))
 
 

@@ -1,4 +1,4 @@
-"""An adapter loads on the base that it was trained on, gives the logits that were measured, and is PEFT's own."""
+"""An adapter loads on its own base model, gives the logits of its training, and is in PEFT's format."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def base(tiny_base: Path) -> KronosModel:
 
 
 def adapted(base: KronosModel, *, r: int = 4, targets: list[str] = TARGETS, train_base: bool = False) -> Any:
-    """A PEFT model with changed matrices and, on request, a changed base."""
+    """Return a PEFT model with changed matrices and, on request, a changed base."""
     torch.manual_seed(2)
     model = add_lora(copy.deepcopy(base.predictor), r=r, alpha=8.0, dropout=0.1, targets=targets)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The loss sees no bar that it scores or that comes later, in train and in eval mode, and is the same each time."""
+"""The loss of a bar reads neither the bar nor later bars, in train and eval mode, and repeats to the bit."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_no_logit_sees_its_own_bar_or_a_later_one(batch: Batch, wrap: Wrap, trai
             later_s2[:, changed:] = (s2[:, changed:] + 5) % 16
             later_stamps[:, changed:] = (stamps[:, changed:] + 1) % 7
             s1_after, s2_after = teacher_forced_logits(predictor, later_s1, later_s2, later_stamps)
-            # Logits at t are of bar t + 1; those of the bar `changed` may know its true s1, and nothing else of it.
+            # Logits at t are of bar t + 1; the logits of the bar `changed` may depend on its true s1 alone.
             torch.testing.assert_close(s1_after[:, :changed], s1_before[:, :changed], rtol=0, atol=1e-6)
             torch.testing.assert_close(s2_after[:, :changed], s2_before[:, :changed], rtol=0, atol=1e-6)
             if changed < BARS - 1:

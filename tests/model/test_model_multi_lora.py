@@ -30,7 +30,7 @@ def trained_tensors(model: Any) -> dict[str, torch.nn.Parameter]:
 
 
 def adapters_of(predictor: Any, targets: list[str], count: int) -> list[Any]:
-    """PEFT models with different matrices."""
+    """Return PEFT models with different matrices."""
     torch.manual_seed(5)
     models = []
     for _ in range(count):

@@ -274,7 +274,7 @@ def test_settings_of_no_use_are_told_when_they_are_given(settings: dict[str, Any
 def test_threads_forecast_as_one_does_and_leave_the_models_and_torch_as_they_were() -> None:
     tokenizer, threads = sharp_tokenizer().train(), torch.get_num_threads()
     for part in tokenizer.modules():
-        part.attn_dropout_p = 0.5  # what a tokenizer in training mode would do with it shows
+        part.attn_dropout_p = 0.5  # would change the output of a tokenizer in training mode
     predictor = KronosPredictor(sharp_predictor(), tokenizer, "cpu")
     series = {bars: (candles(bars), *times(bars, HORIZON), HORIZON) for bars in (20, 25, 30, 40)}
     expected = {bars: predictor.predict(*given, seed=bars, verbose=False) for bars, given in series.items()}

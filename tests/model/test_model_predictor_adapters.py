@@ -1,4 +1,4 @@
-"""Series of several adapters in one call: each is forecast by its own, given as a model or as a folder."""
+"""Series of several adapters in one call: each series is forecast by its own adapter, given as a model or a folder."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ TOKENIZER = sharp_tokenizer()
 
 
 def own_base(seed: int) -> Any:
-    """Another model with an adapter, which shares no weights."""
+    """Return another model with an adapter, without shared weights."""
     return with_lora(sharp_predictor(seed=seed))
 
 
 def adapters() -> tuple[Any, dict[str, Any]]:
-    """A model and adapters of many kinds."""
+    """Return a model and adapters of many kinds."""
     model = sharp_predictor()
     shared = {
         f"plain {seed}": with_lora(copy_sharing_weights(model), seed, r=1 + seed, lora_alpha=4) for seed in (1, 2)
@@ -99,7 +99,7 @@ def base(tiny_base: Path) -> KronosModel:
 
 
 def saved(folder: Path, base: KronosModel, seed: int, *, train_base: bool = False) -> Path:
-    """An adapter as the trainer writes it."""
+    """Write an adapter as the trainer does."""
     torch.manual_seed(seed)
     model = add_lora(
         copy_sharing_weights(base.predictor), r=3, alpha=8.0, dropout=0.1, targets=["q_proj", "w1", "emb_s2"]

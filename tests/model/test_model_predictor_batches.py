@@ -1,4 +1,4 @@
-"""Many series in one call: of unequal length, of several adapters, in parts; and every path of each."""
+"""Many series in one call: of unequal length, of several adapters, in parts, with all paths."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_a_batch_that_runs_out_of_memory_is_halved_and_tried_again(
 
 
 def last_line(capsys: pytest.CaptureFixture[str]) -> str:
-    """Of the progress that was shown, without the time."""
+    """Return the printed progress without the times."""
     return capsys.readouterr().err.rpartition("\r")[2].split("[")[0]
 
 

@@ -1,4 +1,4 @@
-"""Tokens are drawn as upstream draws them, whatever is sampled apart."""
+"""Tokens are drawn as upstream draws them, in batches of any size."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def logits_of(seed: int, rows: int, vocabulary: int, spread: float = 2.0) -> tor
 
 
 def drawn(draws: MultinomialPicker, steps: list[torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
-    """Tokens of some rows over all steps and levels, (series, paths, draws)."""
+    """Return tokens of some rows over all steps and levels, (series, paths, draws)."""
     choose = draws.for_rows(rows, lambda _: None)
     tokens = [choose(logits[rows], *divmod(number, 2)) for number, logits in enumerate(steps)]
     return torch.stack(tokens, dim=-1)

@@ -1,4 +1,4 @@
-"""Sampled futures are the model's own: its logits, positions and values, in any company and any chunks."""
+"""Sampled paths follow the model's logits, positions and values, in any batch and any chunks."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def with_lora(predictor: Any, seed: int = 1) -> Any:
 
 @pytest.fixture
 def series() -> Series:
-    """History in price units, past stamps, future stamps."""
+    """Return history in price units, past stamps and future stamps."""
     drawn = np.random.default_rng(0)
     history = np.exp(drawn.normal(0, 0.02, (SERIES, LOOKBACK, 6)).cumsum(axis=1)) * [[[50.0]], [[3.0]], [[4e4]]]
     past, ahead = (drawn.integers(0, 7, (SERIES, bars, 5)).astype(np.uint8) for bars in (LOOKBACK, HORIZON))
@@ -52,7 +52,7 @@ def series() -> Series:
 
 @pytest.fixture
 def choices(monkeypatch: pytest.MonkeyPatch) -> Choices:
-    """Logits, random numbers and tokens of each call, s1 and s2 in turn."""
+    """Recorder of logits, random numbers and tokens of each call, s1 and s2 in turn."""
     seen: Choices = []
 
     def watched(logits: torch.Tensor, draws: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Tokens are upstream's, two bytes each, and do not depend on how windows are batched."""
+"""Tokens equal upstream's, take two bytes each, and do not depend on the batches of windows."""
 
 from __future__ import annotations
 

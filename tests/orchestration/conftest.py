@@ -21,7 +21,7 @@ def _one_mlflow_store(empty_mlflow_store: Path, tmp_path_factory: pytest.TempPat
 
 @pytest.fixture
 def location(tmp_path: Path, tiny_base: Path) -> Location:
-    """A code location without tickers yet."""
+    """Return a code location without tickers."""
     return Location(tmp_path, tiny_base)
 
 

@@ -1,4 +1,4 @@
-"""`dagster asset materialize --select adapter/AAPL` in real processes, of which a test kills some."""
+"""`dagster asset materialize --select adapter/AAPL` in real processes; tests kill some of them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass
 class Shell:
-    """The shell of a fresh clone: a new instance with the project's settings, and an empty store."""
+    """Return the environment of a fresh clone: a new instance with the project's settings, and an empty store."""
 
     location: Location
 

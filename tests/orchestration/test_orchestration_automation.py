@@ -35,7 +35,7 @@ def evaluate(schedule: dg.ScheduleDefinition) -> list[dg.RunRequest]:
 
 
 class Folder:
-    """A data folder and its sensor, with a tick per call."""
+    """A data folder and its sensor; each call is a tick."""
 
     def __init__(self, location: Location, *tickers: str, **settings: Any) -> None:
         self.location = location
@@ -91,7 +91,7 @@ def test_schedules_run_in_the_markets_time_zone_when_the_settings_say() -> None:
         assert schedule.execution_timezone == "Asia/Tokyo"
     by_default = schedules_of(["AAPL"], AutomationSettings())
     assert {schedule.execution_timezone for schedule in by_default.values()} == {"America/New_York"}
-    # Forecasts come before the night's training, and what trains at every cutoff is for the weekend.
+    # Forecasts come before the night's training, and backtests, which train at every cutoff, run at the weekend.
     assert {job: schedule.cron_schedule for job, schedule in by_default.items()} == {
         "watch": "0 18 * * 1-5",
         "retrain_adapter": "0 20 * * 1-5",

@@ -20,7 +20,7 @@ PER_TICKER = ("raw_bars", "windows", "adapter", "holdout_metrics")
 
 @dataclass
 class Story:
-    """A location after a run of one ticker, then a run of three good tickers and a bad ticker between them."""
+    """Return a location after a run of one ticker, then a run of three good tickers and a bad ticker between them."""
 
     location: Location
     alone: dg.ExecuteInProcessResult

@@ -1,7 +1,7 @@
 """From training to champion, forecast and drift, on a ticker with a pattern that an adapter can learn.
 
-The levels of the days of the week are the pattern: strong, the same all along, and nothing that the last close or the
-embedded base model knows. When they change, what was learned is out of date.
+The pattern is the level by day of the week. It is strong and constant, and neither the last close nor the embedded base
+model knows it. When the levels change, the champion drifts.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def write(location: Location, frame: pd.DataFrame) -> None:
 
 @dataclass
 class Champion:
-    """A location after a decision of the gate on an adapter, and the sensor of drift."""
+    """Return a location after a decision of the gate on an adapter, and the drift sensor."""
 
     location: Location
     promoted: dg.ExecuteInProcessResult

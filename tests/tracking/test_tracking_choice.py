@@ -1,4 +1,4 @@
-"""Who forecasts a ticker, why, and what has to be said with it."""
+"""Selection of the model that forecasts a ticker, the reason, and the notes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def base(recipe: Recipe) -> KronosModel:
 
 @pytest.fixture(scope="module")
 def made(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Path]:
-    """An adapter of a ticker, with weights of its own by seed."""
+    """Publish an adapter of a ticker, with weights by seed."""
     known: dict[int, Path] = {}
 
     def one(ticker: str, seed: int) -> Path:
@@ -75,7 +75,7 @@ def registry(tracker: Tracker) -> Registry:
 
 @pytest.fixture
 def ticker() -> str:
-    """A symbol of the test's own."""
+    """Return a symbol that no other test uses."""
     return f"C{next(_numbers)}"
 
 
@@ -96,7 +96,7 @@ def chosen(
 
 @pytest.fixture
 def crown(registry: Registry, run_id: str) -> Callable[[Path, str], int]:
-    """Registers a folder and makes it champion."""
+    """Return a function that registers a folder and makes it champion."""
 
     def one(folder: Path, name: str) -> int:
         number = registry.register(folder, name, run_id, predictions=evidence({"naive": 1.0}), metrics={})
@@ -107,7 +107,7 @@ def crown(registry: Registry, run_id: str) -> Callable[[Path, str], int]:
 
 
 def fitted(folder: Path, ticker: str, base: KronosModel, recipe: Recipe) -> Sampling:
-    """Gives a model a sampling of its own, beside its weights."""
+    """Store a sampling beside a model's weights."""
     [windows] = simulated_windows(recipe, [ticker])
     model = load_trained(folder, base)
     widths = dict.fromkeys(LEVELS, (2.0,) * recipe.horizon)

@@ -1,4 +1,4 @@
-"""What stands before the gate: which evidence counts, and what is recorded of it."""
+"""Submission to the gate: the choice of the evidence, and the records of the decision."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def recipe(tiny_base: Path) -> Recipe:
 def manifest_of(
     layout: ArtifactLayout, recipe: Recipe, data: str = "hash", base: str | None = None, **more: object
 ) -> dict[str, object]:
-    """What an evaluation of the adapter in the layout says of itself."""
+    """Return the manifest of an evaluation of the adapter in the layout."""
     folder = layout.adapter("AAPL")
     own_base = read_json(folder / MANIFEST)["base_model"]["weights_hash"]
     weights = {"base": base or own_base, "adapter": adapter_hash(folder, own_base)}
@@ -72,7 +72,7 @@ def test_a_backtest_counts_where_it_is_of_this_training_and_these_bars(layout: A
         return find_evidence(layout, "adapter", ["AAPL"], folder).source
 
     assert source() == "holdout"
-    # What the backtest itself changes of the recipe, and what shapes no forecast, is no other recipe.
+    # Settings that the backtest itself changes, and settings that shape no forecast, make no other recipe.
     own = recipe.model_copy(update={"validation_bars": 5, "max_cutoffs": 1, "backtest_origins": 0, "gate": "lenient"})
     save_backtest(layout, evidence(GOOD), own)
     assert source() == "backtest"
@@ -98,7 +98,7 @@ def test_holdout_metrics_of_other_weights_are_no_evidence(layout: ArtifactLayout
 
 @pytest.fixture
 def standing(layout: ArtifactLayout, recipe: Recipe, clean_mlflow_store: str) -> tuple[Registry, str]:
-    """A registry and the MLflow run of an adapter that was trained."""
+    """Return a registry and the MLflow run of a trained adapter."""
     made_adapter(layout.adapter("AAPL"), recipe)
     tracker = Tracker(clean_mlflow_store, layout.root)
     with tracker.training_run("adapter AAPL", recipe) as run:
@@ -122,7 +122,7 @@ def test_one_training_is_one_version_however_often_it_stands_before_the_gate(
     champion = registry.champion("kronos-AAPL")
     assert champion is not None
     assert champion.number == 1
-    # Other evidence is another measurement, and the champion before is kept where it says worse.
+    # Other evidence is another measurement; if it says worse, the champion before stays.
     save_holdout(layout, evidence(BAD, seed=1), recipe)
     worse = stand()
     assert (worse.version, worse.decision.promote) == (2, False)

@@ -1,4 +1,4 @@
-"""Adapters and checkpoints as versions of registered models: what a version holds, and who is champion and why."""
+"""Adapters and checkpoints as versions of registered models: the content of a version, the champion and the reason."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def registry(tracker: Tracker) -> Registry:
 
 @pytest.fixture
 def name() -> str:
-    """A registered model of the test's own."""
+    """Return a registered model that no other test uses."""
     return registered_name(f"T{next(_numbers)}")
 
 
@@ -97,7 +97,7 @@ def number(version: Version | None) -> int | None:
 
 
 def files_of(registry: Registry, name: str, version: int) -> Path:
-    """Where MLflow keeps a version's files."""
+    """Return the folder in which MLflow keeps a version's files."""
     uri = MlflowClient(registry.uri).get_model_version_download_uri(name, str(version))
     return Path(uri.removeprefix("file://"))
 
@@ -192,7 +192,7 @@ def test_an_adapter_called_all_and_the_checkpoint_do_not_meet(
 @settings(max_examples=30)
 @given(st.lists(st.from_regex(NAME, fullmatch=True), min_size=1, unique_by=str.casefold))
 def test_no_two_adapters_share_a_registered_model_and_none_the_checkpoints(adapters: list[str]) -> None:
-    """Nor in a store that does not tell upper from lower case."""
+    """Registered names differ in more than case, so a store that ignores case keeps them apart."""
     names = [registered_name(one).casefold() for one in (*adapters, None)]
     assert len(set(names)) == len(names)
 
@@ -373,7 +373,7 @@ def test_evidence_that_is_damaged_is_told(registry: Registry, name: str, registe
 
 
 class Failing:
-    """A client whose store goes away at the first call of one method."""
+    """Client with a store that fails at the first call of one method."""
 
     def __init__(self, client: MlflowClient, method: str) -> None:
         self._client, self._method = client, method
@@ -428,7 +428,7 @@ def test_a_registry_that_cannot_be_reached_is_an_error_and_not_a_model_without_a
 def test_only_the_trackers_own_store_is_used(
     registry: Registry, name: str, register: Callable[[], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """MLflow looks up some addresses in a store of its own default, which it makes in the working directory."""
+    """MLflow looks up some addresses in its own default store, which it makes in the working directory."""
     monkeypatch.chdir(tmp_path)
     registry.record_decision(name, register(), promotion())
     champion = registry.champion(name)

@@ -34,7 +34,7 @@ HISTORY = pd.DataFrame(
 
 @pytest.fixture(scope="module")
 def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
-    """The store takes seconds to make, so the tests of this file share one; each has runs of its own."""
+    """Share one store among the tests of this file, since creating it takes seconds; each test has its own runs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         return Tracker(None, tmp_path_factory.mktemp("output"))
@@ -208,7 +208,7 @@ def test_a_link_is_given_where_the_address_of_a_ui_is_known(tracker: Tracker, cl
 
 
 class AwayAtFirst:
-    """A client whose store is away for some calls of `log_batch`, and then back."""
+    """Client with a store that fails for some calls of `log_batch`, and then works again."""
 
     def __init__(self, client: MlflowClient, calls: int) -> None:
         self._client = client

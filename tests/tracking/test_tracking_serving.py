@@ -1,4 +1,4 @@
-"""A registered model as people use it: MLflow loads or serves it, bars go in, the forecast made here comes out."""
+"""A registered model as people use it: MLflow loads or serves it, a request has bars, the response is the forecast."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def tracker(own_mlflow_store: str, output: Path) -> Tracker:
 
 @pytest.fixture(scope="module")
 def register(tracker: Tracker) -> Callable[[Path, str], Path]:
-    """Registers a folder, makes it champion, and says where MLflow keeps it."""
+    """Register a folder, make it champion, and return the folder in which MLflow keeps it."""
     with tracker.training_run("made", Recipe()) as run:
         pass
     registry = Registry(tracker)
@@ -96,7 +96,7 @@ def served(place: Path) -> PyFuncModel:
 
 
 def with_sampling(folder: Path, recipe: Recipe) -> Path:
-    """The adapter with a sampling of its own: cooler than the recipe's, its intervals three times as wide."""
+    """Return the adapter with its own sampling: a lower temperature, and intervals three times as wide."""
     [windows] = simulated_windows(recipe)
     weights = load_adapter(folder, base_of(recipe)).weights_hash
     widths = dict.fromkeys(LEVELS, (3.0,) * recipe.horizon)
@@ -106,7 +106,7 @@ def with_sampling(folder: Path, recipe: Recipe) -> Path:
 
 
 def here(folder: Path, bars: Bars, recipe: Recipe) -> pd.DataFrame:
-    """The forecast without MLflow and without the registry."""
+    """Return the forecast without MLflow and without the registry."""
     widths = dict.fromkeys(LEVELS, (3.0,) * recipe.horizon)
     sampling = replace(plain_sampling(recipe), temperature=0.5, widths=widths)
     return forecast_ahead(bars, load_adapter(folder, base_of(recipe)), sampling, recipe)[["ds", *FORECAST]]
@@ -119,7 +119,7 @@ def predicted(model: PyFuncModel, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def told(frame: pd.DataFrame, **changes: Any) -> pd.DataFrame:
-    """Bars as a request holds them: times as text."""
+    """Return bars in the form of a request: times as text."""
     return frame.assign(timestamps=frame["timestamps"].astype(str)).assign(**changes)
 
 
@@ -146,7 +146,7 @@ def test_only_the_newest_lookback_shapes_the_forecast_and_two_bars_will_do(
 
 
 def test_bars_are_read_as_a_csvs_are(served: PyFuncModel) -> None:
-    """Newest first, a whole number for a volume, no amount, and a zone whose offset changes: local time stays."""
+    """Bars newest first, with an integer volume, no amount, and a zone with a changing offset: local time stays."""
     frame = BARS.frame.drop(columns="amount").assign(volume=7)
     plain = predicted(served, frame)
     zones = ["-05:00" if stamp.month < 3 else "-04:00" for stamp in frame["timestamps"]]
@@ -207,7 +207,7 @@ def test_a_base_model_that_is_gone_or_another_is_told_before_anything_is_served(
 
 @contextmanager
 def serving(model_uri: str, store: str, folder: Path) -> Iterator[str]:
-    """Run `mlflow models serve` in a folder, and give its address once it answers; end it and its children."""
+    """Run `mlflow models serve` in a folder, yield its address once it answers, and end it with its children."""
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -266,7 +266,7 @@ def test_the_champion_is_served_over_http(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It runs from another folder than the one where the base model's relative name made sense."""
+    """The server runs in another folder than the folder to which the base model's name is relative."""
     monkeypatch.chdir(tmp_path)
     save_tiny_base(tmp_path / "base")
     recipe = small_recipe(Path("base"))

@@ -1,4 +1,4 @@
-"""Where the runs are kept: found, made once, and a clear answer in seconds where that cannot be."""
+"""The MLflow store: found, created once, and an error within seconds if it cannot be used."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def no_store_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def made_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An output folder whose store two processes made at the same time, over what a killed third had begun."""
+    """Return an output folder with a store that two processes made at once, over the start of a killed third."""
     output = tmp_path_factory.mktemp("output")
     (output / ".mlflow.db.unfinished").write_bytes(b"half a schema")
     environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
@@ -67,7 +67,7 @@ def made_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def output(made_by_two: Path, tmp_path: Path) -> Path:
-    """A copy of that folder's store, in a folder of the test's own."""
+    """Return a copy of that folder's store, in a folder for the test."""
     shutil.copy(made_by_two / "mlflow.db", tmp_path / "mlflow.db")
     return tmp_path
 
@@ -97,10 +97,10 @@ def test_only_a_store_in_the_making_is_written_without_waiting_for_the_disk(tmp_
 
     def note(connection: sqlite3.Connection, _: object) -> None:
         file = Path(connection.execute("PRAGMA database_list").fetchone()[2])
-        if file.parent != tmp_path.resolve():  # what an earlier test has left open
+        if file.parent != tmp_path.resolve():  # files that an earlier test has left open
             return
         waits.setdefault(file.name, set()).add(connection.execute("PRAGMA synchronous").fetchone()[0])
-        if file.suffix == ".unfinished":  # what another thread may open meanwhile
+        if file.suffix == ".unfinished":  # another thread may open it meanwhile
             sqlalchemy.create_engine(f"sqlite:///{tmp_path / 'another.db'}").connect().close()
 
     sqlalchemy.event.listen(sqlalchemy.Engine, "checkin", note)

@@ -1,4 +1,4 @@
-"""Adapters that train at the same time: each has an MLflow run of its own, which ends as its training does."""
+"""Joint training of adapters: each has its own MLflow run, which ends with its training."""
 
 from __future__ import annotations
 

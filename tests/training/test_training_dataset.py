@@ -93,7 +93,7 @@ def test_memory_beside_the_tokens_does_not_grow_with_the_windows(
     monkeypatch.setattr(tokens_module, "_BARS_ON_A_CPU", 64 * 22)
     recipe = small_recipe(tiny_base)
     windows = simulated_windows(recipe, [f"T{number}" for number in range(24)])
-    KronosMultiTickerDataset(windows[:1], "train", base.tokenizer, folder=tmp_path / "first")  # what is made once
+    KronosMultiTickerDataset(windows[:1], "train", base.tokenizer, folder=tmp_path / "first")  # made once
     peaks = {}
     for tickers in (3, 24):
         tracemalloc.start()

@@ -1,4 +1,4 @@
-"""The number format of a training: what the device does best, and what a person asks for."""
+"""The number format of a training: the best of the device, or the requested format."""
 
 from __future__ import annotations
 

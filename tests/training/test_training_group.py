@@ -1,4 +1,4 @@
-"""What becomes of adapters that train together where something is amiss."""
+"""Joint training of adapters with errors, interrupts and little memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many adapters train together follows from the settings and the device's whole memory."""
+"""The number of adapters that train jointly, by settings and total memory of the device."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_large_gpu_takes_the_adapters_of_the_goal_at_once_and_a_small_one_fewe
     assert found == sorted(found)
     assert found[0] == 1
     assert found[-1] >= 20
-    assert adapters_per_pass(SMALL, WIDTH, recipe_of(batch_size=16), "bf16", CUDA) >= 32  # those of the benchmark
+    assert adapters_per_pass(SMALL, WIDTH, recipe_of(batch_size=16), "bf16", CUDA) >= 32  # as in the benchmark
     assert adapters_per_pass(SMALL, WIDTH, recipe_of(), "fp32", CUDA) < found[-1]
     assert adapters_per_pass(SMALL, WIDTH, recipe_of(batch_size=128), "bf16", CUDA) < found[-1]
 

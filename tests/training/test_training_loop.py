@@ -1,4 +1,4 @@
-"""A step of a training: what it waits for, what it computes on, and how processes share it."""
+"""A training step: its waits, its inputs, and its distribution over processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 class Calls(TorchDispatchMode):
-    """Counts what PyTorch is asked to do."""
+    """Counter of PyTorch operations."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch annotates no dispatch mode

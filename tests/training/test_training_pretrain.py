@@ -1,4 +1,4 @@
-"""Pretraining on simulated bars, the embedded base model that it made, and that adapting it to a ticker works."""
+"""Pretraining on simulated bars, the embedded base model, and its adaptation to a ticker."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ TINY = PretrainSettings(
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """A tiny base model, and what was said while it was made."""
+    """Return a tiny base model, and the messages of its pretraining."""
     folder = tmp_path_factory.mktemp("tiny")
     said: list[str] = []
     pretrain(folder, TINY, report=said.append)

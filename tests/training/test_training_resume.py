@@ -172,7 +172,7 @@ def test_two_processes_train_one_checkpoint_together(tiny_base: Path, tmp_path: 
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("checkpoint: best selection loss") == 1
     summary = json.loads((tmp_path / "out/checkpoints/best_model/manifest.json").read_text())["training"]
-    assert summary["steps"] == math.ceil(83 / (2 * 16))  # half of what one process takes
+    assert summary["steps"] == math.ceil(83 / (2 * 16))  # half of the steps of one process
 
 
 RESUMED_BY_TWO = """

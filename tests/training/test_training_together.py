@@ -1,4 +1,4 @@
-"""Adapters that train together end as each does alone: weights, losses by step, early stopping and files."""
+"""Joint training equals training alone: weights, losses by step, early stopping and files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ BARS = {"AAPL": 130, "MSFT": 171, "NVDA": 118}
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base without dropout, so that nothing is drawn."""
+    """Return a base model without dropout, so that no random numbers are drawn."""
     return save_tiny_base(tmp_path_factory.mktemp("base"), dropout=False)
 
 

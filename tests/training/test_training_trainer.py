@@ -29,7 +29,7 @@ from kronos_pipeline.training.publish import TrainingResult
 
 
 def quiet(_: str) -> None:
-    """Takes what a trainer says."""
+    """Log function that discards messages."""
 
 
 def trainer_of(recipe: Recipe, output: Path) -> KronosTrainer:
