@@ -1,37 +1,43 @@
-"""Read a CSV into columns of text with line numbers, and check its structure before numbers are parsed.
+"""Read a CSV into columns of text with line numbers: its dialect first, then its columns, then their cells.
 
-Arrow splits a plain file, with a bar in each line below the header and without quotes. Python's csv module splits any
-other file; it takes ten times as long and locates errors. Both give the same cells.
+Arrow splits a plain file: UTF-8, commas, a header in line 1, a bar in each other line, no quotes. Any other file is
+split by `dialect.read_sheet`, which takes ten times as long. Both give the same cells.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import io
+import re
 from codecs import BOM_UTF8
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow.csv import ConvertOptions, ParseOptions, ReadOptions, read_csv
 
 from kronos_pipeline.artifacts import bytes_hash
 from kronos_pipeline.config import ReadingSettings
-from kronos_pipeline.data.bars import FEATURES, PRICES
+from kronos_pipeline.data.bars import FEATURES, PRICES, FloatArray
+from kronos_pipeline.data.column_names import TIME_MEANINGS
+from kronos_pipeline.data.columns import ChosenColumns, choose_columns, header_meanings, meaning_notes, name_position
 from kronos_pipeline.data.csv_file import CsvFile
+from kronos_pipeline.data.dialect import Sheet, read_sheet
+from kronos_pipeline.data.headerless import headerless_names
+from kronos_pipeline.data.number_format import NumberFormat, find_number_format, is_empty
 from kronos_pipeline.errors import DataError, Problem
-
-TIME_NAMES = ("timestamps", "timestamp", "date", "datetime", "time")
-"""Names of the time column, in any case; without such a column, an unnamed first column is the time column."""
-
 
 DEFAULTS = ReadingSettings()
 """Settings of a reading without any option."""
 
 Cells: TypeAlias = "Sequence[str] | pa.StringArray"
 """The cells of a column: an Arrow array, or texts that `pa.array` accepts."""
+
+_HEAD = 1 << 16
+"""Bytes at the beginning of a file that tell its columns."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class CsvTable:
 
     Attributes:
         file: the file.
-        names: the file's spelling of each column that it has, by `timestamps` or feature.
+        names: the file's spelling of each column that it has, by `timestamps`, feature, `adj_close` or `symbol`.
         cells: the cells of these columns, by the same keys.
         lines: the 1-based line of each row.
         ignored: the names of the other columns.
@@ -49,6 +55,7 @@ class CsvTable:
         time_cells: the cells of the columns that may hold the time, by the file's spelling, the best column first.
         decimal: the decimal mark of the file's numbers.
         thousands: the mark between thousands in the file's numbers; None without a mark.
+        numbers: `(rows,)`, the values of columns of plain numbers, by feature, NaN where a cell has no value.
     """
 
     file: CsvFile
@@ -61,58 +68,107 @@ class CsvTable:
     time_cells: Mapping[str, Cells] = field(default_factory=dict)
     decimal: str = "."
     thousands: str | None = None
+    numbers: Mapping[str, FloatArray] = field(default_factory=dict)
 
 
-def read_csv_table(file: CsvFile, settings: ReadingSettings = DEFAULTS) -> CsvTable:  # noqa: ARG001
+@dataclass(frozen=True)
+class _Columns:
+    """All columns of a file: names of the header, its line, the cells, the line of each row, the separator, notes."""
+
+    names: list[str]
+    line: int
+    cells: list[pa.StringArray]
+    lines: Sequence[int]
+    separator: str = ","
+    notes: tuple[str, ...] = ()
+
+
+def read_csv_table(file: CsvFile, settings: ReadingSettings = DEFAULTS) -> CsvTable:
     """Read a CSV.
 
     Raises:
-        DataError: the file cannot be read, is empty, binary or not UTF-8, has only a header, lacks a column, or has
-            rows of another length than the header.
+        DataError: the file cannot be read, is empty or not text, has only a header or no header, lacks a column, has
+            several columns or several readings for a column, or has rows of another length than the header.
     """
     content = read_content(file)
-    text = _decode(file, content)
-    plain = _split_plain(content.removeprefix(BOM_UTF8))
-    if plain is not None:
-        header, columns = plain
-        names, positions = _find_columns(file, 1, header)
-        lines: Sequence[int] = range(2, len(columns[0]) + 2)
-    else:
-        rows = _rows(file, text)
-        if not rows:
-            raise _file_error(file, "the file is empty; write a header and one bar a line into it")
-        header_line, header = rows[0][0], [name.strip() for name in rows[0][1]]
-        names, positions = _find_columns(file, header_line, header)
-        lines, columns = _split(file, header, rows[1:])
-    cells: dict[str, Cells] = {key: columns[position] for key, position in positions.items()}
-    for key in ("volume", "amount"):
+    wanted = settings.column_names
+    plain = _split_plain(content.removeprefix(BOM_UTF8), wanted)
+    columns = plain or _split_sheet(file, read_sheet(file, content, wanted), wanted)
+    meanings = header_meanings(columns.names, wanted)
+    chosen = choose_columns(columns.names, meanings, columns.cells.__getitem__, file.ticker)
+    notes = [*columns.notes, *chosen.notes, *_check_columns(file, columns, chosen, wanted)]
+    names = {key: columns.names[position] for key, position in chosen.positions.items()}
+    cells = {key: columns.cells[position] for key, position in chosen.positions.items()}
+    # An unnamed first column still needs a name in messages.
+    times = {columns.names[position] or "first column": columns.cells[position] for position in chosen.times}
+    for key in ("volume", "amount", "adj_close"):
         # Exporters write an empty column for a market without volume.
-        if key in cells and pc.all(pc.equal(pc.utf8_trim_whitespace(cells[key]), "")).as_py():
+        if key in cells and _all_empty(cells[key]):
             del cells[key], names[key]
-    used = set(positions.values())
-    ignored = tuple(name for position, name in enumerate(header) if position not in used)
-    time_cells = {names["timestamps"]: cells["timestamps"]}
-    return CsvTable(file, names, cells, lines, ignored, bytes_hash(content), time_cells=time_cells)
+    numbers = {key: values for key in cells if key in FEATURES and (values := _plain_numbers(cells[key])) is not None}
+    number_format = NumberFormat()
+    if plain is None or len(numbers) < len(cells.keys() & set(FEATURES)):
+        number_format = _number_format(file, columns, names, cells)
+        if number_format != NumberFormat():
+            numbers = {}
+    used = {*chosen.positions.values(), *chosen.times}
+    return CsvTable(
+        file,
+        {"timestamps": next(iter(times)), **names},
+        {"timestamps": next(iter(times.values())), **cells},
+        columns.lines,
+        tuple(
+            name
+            for position, name in enumerate(columns.names)
+            if position not in used and (name or not _all_empty(columns.cells[position]))
+        ),
+        bytes_hash(content),
+        (*notes, *meaning_notes(names, told=notes), *_format_notes(number_format)),
+        times,
+        number_format.decimal,
+        number_format.thousands,
+        numbers,
+    )
 
 
 def select_symbol(table: CsvTable, symbol: str) -> CsvTable:
     """Return the rows of one ticker of a table with a column of symbols."""
     of_ticker = pc.equal(_trimmed(table.cells["symbol"]), symbol.strip())
+    rows = of_ticker.to_numpy(zero_copy_only=False)
 
-    def rows(columns: Mapping[str, Cells]) -> dict[str, Cells]:
+    def part(columns: Mapping[str, Cells]) -> dict[str, Cells]:
         return {name: pa.array(cells, pa.string()).filter(of_ticker) for name, cells in columns.items()}
 
-    lines = [table.lines[row] for row in of_ticker.to_numpy(zero_copy_only=False).nonzero()[0]]
-    return replace(table, cells=rows(table.cells), time_cells=rows(table.time_cells), lines=lines)
+    return replace(
+        table,
+        cells=part(table.cells),
+        time_cells=part(table.time_cells),
+        lines=[table.lines[int(row)] for row in np.flatnonzero(rows)],
+        numbers={name: values[rows] for name, values in table.numbers.items()},
+    )
 
 
-def symbols_of(file: CsvFile, settings: ReadingSettings = DEFAULTS) -> list[str]:  # noqa: ARG001
-    """Return the distinct cells of a file's column of symbols, in their order; none without such a column."""
-    return []
+def symbols_of(file: CsvFile, settings: ReadingSettings = DEFAULTS) -> list[str]:
+    """Return the distinct cells of a file's column of symbols, in their order; none without such a column.
 
-
-def _trimmed(cells: Cells) -> pa.StringArray:
-    return pc.utf8_trim_whitespace(pa.array(cells, pa.string()))
+    The beginning of the file tells whether it has the column. A file that cannot be read has none: reading it reports
+    its problems.
+    """
+    wanted = settings.column_names
+    try:
+        with file.path.open("rb") as stream:
+            head = stream.read(_HEAD)
+        line = (head.removeprefix(BOM_UTF8).splitlines() or [b""])[0]
+        names = [name.strip() for name in line.decode(errors="replace").split(",")]
+        if not _has_bars(names, wanted):
+            end = max(head.rfind(b"\n"), head.rfind(b"\r")) + 1 if len(head) == _HEAD else len(head)
+            names = read_sheet(file, head[:end], wanted).header
+        if "symbol" not in {meaning[0] for meaning in header_meanings(names, wanted) if meaning}:
+            return []
+        cells = _trimmed(read_csv_table(file, settings).cells["symbol"])
+    except (OSError, DataError):
+        return []
+    return [symbol for symbol in pc.unique(cells).to_pylist() if symbol]
 
 
 def read_content(file: CsvFile) -> bytes:
@@ -127,26 +183,18 @@ def read_content(file: CsvFile) -> bytes:
         raise _file_error(file, f"the file cannot be read ({error.strerror})") from error
 
 
-def _decode(file: CsvFile, content: bytes) -> str:
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise _file_error(file, "the file is UTF-16; save it as UTF-8")
-    if b"\0" in content:
-        raise _file_error(file, "the file is binary, not a CSV; replace it with a text file")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        rule = f"the file is not UTF-8 (byte 0x{content[error.start]:02x}); save it as UTF-8"
-        raise DataError(Problem(file.name, rule, line), file.ticker) from error
-
-
-def _split_plain(content: bytes) -> tuple[list[str], list[pa.StringArray]] | None:
-    """Return header and columns of a plain file, with a row per line; None for other files."""
+def _split_plain(content: bytes, wanted: Mapping[str, str]) -> _Columns | None:
+    """Return the columns of a plain file, with a row per line; None for other files."""
     lines = content.rstrip(b"\r\n").splitlines()
     if len(lines) < 2 or not lines[0] or b'"' in content or max(map(len, lines)) > csv.field_size_limit():
         return None
-    header = [name.strip() for name in lines[0].decode().split(",")]
-    keys = [str(position) for position in range(len(header))]
+    try:
+        names = [name.strip() for name in lines[0].decode().split(",")]
+    except UnicodeDecodeError:
+        return None
+    if not names[-1] or not _has_bars(names, wanted):
+        return None
+    keys = [str(position) for position in range(len(names))]
     try:
         table = read_csv(
             pa.BufferReader(content),
@@ -156,76 +204,129 @@ def _split_plain(content: bytes) -> tuple[list[str], list[pa.StringArray]] | Non
         )
     except pa.ArrowInvalid:
         return None
-    columns = [column.combine_chunks() for column in table.columns]
+    cells = [column.combine_chunks() for column in table.columns]
     # Arrow skips empty lines; a line of blanks has a blank first cell.
-    if len(table) != len(lines) - 1 or pc.any(pc.equal(pc.utf8_trim_whitespace(columns[0]), "")).as_py():
+    if len(table) != len(lines) - 1 or pc.any(pc.equal(pc.utf8_trim_whitespace(cells[0]), "")).as_py():
         return None
-    return header, columns
+    columns = _Columns(names, 1, cells, range(2, len(lines) + 1))
+    return columns if _has_plain_prices(columns, wanted) else None
 
 
-def _rows(file: CsvFile, text: str) -> list[tuple[int, list[str]]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        return [(reader.line_num, row) for row in reader if row]
-    except csv.Error as error:
-        raise DataError(
-            Problem(file.name, f"no CSV that can be read ({error})", reader.line_num), file.ticker
-        ) from error
+def _has_plain_prices(columns: _Columns, wanted: Mapping[str, str]) -> bool:
+    """Return whether all prices are plain numbers: no further header lines, no lines of text."""
+    meanings = header_meanings(columns.names, wanted)
+    prices = [columns.cells[position] for position, found in enumerate(meanings) if found and found[0] in PRICES]
+    if any(_plain_numbers(cells) is None for cells in prices):
+        return False
+    # The first line may name the time column only, and the last line may be a text with empty cells.
+    return all(any(cells[row].as_py().strip() for cells in prices) for row in (0, -1))
 
 
-def _split(
-    file: CsvFile, header: list[str], rows: list[tuple[int, list[str]]]
-) -> tuple[list[int], list[pa.StringArray]]:
-    """Return the line number of each row that is not blank, and the columns."""
-    body = [(line, row) for line, row in rows if "".join(row).strip()]
-    if not body:
+def _has_bars(names: Sequence[str], wanted: Mapping[str, str]) -> bool:
+    """Return whether a header has a time and four prices."""
+    meanings = {meaning[0] for meaning in header_meanings(names, wanted) if meaning}
+    return meanings >= set(PRICES) and bool(meanings & {*TIME_MEANINGS} or not names[0])
+
+
+def _split_sheet(file: CsvFile, sheet: Sheet, wanted: Mapping[str, str]) -> _Columns:
+    """Return the columns of the rows of a sheet."""
+    names, notes = sheet.header, sheet.notes
+    if not names:
+        names, decision = headerless_names(file, sheet.rows, wanted)
+        notes = (*notes, decision)
+    if not sheet.rows:
         raise _file_error(file, "a header alone, without a bar; add bars or remove the file")
+    width = max(len(names), 1)
+    if all(len(row) == width + 1 and not row[-1].strip() for _, row in sheet.rows):
+        # Each line ends with a separator, and the header does not.
+        names = [*names, ""]
+    while len(names) > 1 and not names[-1] and all(len(row) < len(names) for _, row in sheet.rows):
+        names = names[:-1]
     problems = [
-        Problem(file.name, f"{len(row)} cells where the header has {len(header)}", line)
-        for line, row in body
-        if len(row) != len(header)
+        Problem(file.name, f"{len(row)} cells where the header has {len(names)}", line)
+        for line, row in sheet.rows
+        if len(row) != len(names)
     ]
     if problems:
         raise DataError(problems, file.ticker)
-    columns = zip(*(row for _, row in body), strict=True)
-    return [line for line, _ in body], [pa.array(column, pa.string()) for column in columns]
+    columns = zip(*(row for _, row in sheet.rows), strict=True)
+    cells = [pa.array(column, pa.string()) for column in columns]
+    return _Columns(names, sheet.header_line, cells, [line for line, _ in sheet.rows], sheet.separator, notes)
 
 
-def _find_columns(file: CsvFile, line: int, header: list[str]) -> tuple[dict[str, str], dict[str, int]]:
-    """Return the names and positions of the used columns, by `timestamps` or feature."""
-    if len(header) == 1 and (separator := next((mark for mark in ";\t|" if mark in header[0]), None)):
-        raise _file_error(file, f"its columns are separated by {separator!r}; save it with commas", line)
-    positions_by_key: dict[str, list[int]] = {}
-    for position, name in enumerate(header):
-        key = "timestamps" if name.casefold() in TIME_NAMES else name.casefold()
-        if key in ("timestamps", *FEATURES):
-            positions_by_key.setdefault(key, []).append(position)
-    if "timestamps" not in positions_by_key and not header[0]:
-        positions_by_key["timestamps"] = [0]
-    problems = [
-        Problem(
-            file.name,
-            f"{len(positions)} columns for it ({', '.join(header[position] for position in positions)}); keep one",
-            line,
-            key,
-        )
-        for key, positions in positions_by_key.items()
-        if len(positions) > 1
-    ]
-    shown = ", ".join(header)
-    if "timestamps" not in positions_by_key:
-        rule = f"no time column; call it one of {', '.join(TIME_NAMES)} (the columns are {shown})"
-        problems.append(Problem(file.name, rule, line))
-    problems += [
-        Problem(file.name, f"there is no such column (the columns are {shown})", line, price)
-        for price in PRICES
-        if price not in positions_by_key
-    ]
+def _check_columns(file: CsvFile, columns: _Columns, chosen: ChosenColumns, wanted: Mapping[str, str]) -> list[str]:
+    """Check that each column that is needed can be chosen.
+
+    Returns:
+        Notes on the user's names that the file does not have and need not have.
+
+    Raises:
+        DataError: a column is missing or cannot be chosen; the error names each.
+    """
+    shown = ", ".join(name or "one without a name" for name in columns.names)
+    problems = [Problem(file.name, rule, columns.line, key) for key, rule in chosen.problems]
+    found = chosen.positions.keys() | ({"time", "date"} if chosen.times else set())
+    absent = {meaning: name for meaning, name in wanted.items() if name_position(columns.names, name) is None}
+    for meaning in absent.keys() - found:
+        rule = f"--columns {meaning}={absent[meaning]}: there is no such column (the columns are {shown})"
+        problems.append(Problem(file.name, rule, columns.line))
+    if not found >= {"time", "date"} and not absent.keys() & {"time", "date"}:
+        rule = f"no time column; call it date or time, or say --columns time=NAME (the columns are {shown})"
+        problems.append(Problem(file.name, rule, columns.line))
+    for price in PRICES:
+        if price not in found | absent.keys():
+            rule = (
+                f"there is no such column (the columns are {shown}); say --columns {price}=NAME if it has another name"
+            )
+            problems.append(Problem(file.name, rule, columns.line, price))
     if problems:
         raise DataError(problems, file.ticker)
-    positions = {key: positions_by_key[key][0] for key in ("timestamps", *FEATURES) if key in positions_by_key}
-    # An unnamed first column still needs a name in messages.
-    return {key: header[position] or "first column" for key, position in positions.items()}, positions
+    return [f"no column {name}: {meaning} is read by its own name" for meaning, name in absent.items()]
+
+
+def _number_format(
+    file: CsvFile, columns: _Columns, names: Mapping[str, str], cells: Mapping[str, pa.StringArray]
+) -> NumberFormat:
+    found = find_number_format({key: _trimmed(cells[key]) for key in FEATURES if key in cells}, columns.separator)
+    if isinstance(found, NumberFormat):
+        return found
+    text = cells[found.column][found.row].as_py().strip()
+    whole, fraction = (re.sub("[.,]", mark, text) for mark in ("", "."))
+    rule = f"can be {whole} or {fraction}; write the numbers without a mark between thousands and with a decimal dot"
+    raise DataError(Problem(file.name, rule, columns.lines[found.row], names[found.column], text), file.ticker)
+
+
+def _format_notes(number_format: NumberFormat) -> list[str]:
+    marks = {",": "commas", ".": "dots", "'": "apostrophes", "’": "apostrophes", None: ""}
+    thousands = marks.get(number_format.thousands, "spaces")
+    parts = ["a decimal comma"] if number_format.decimal == "," else []
+    parts += [f"{thousands} between thousands"] if thousands else []
+    return [f"numbers have {' and '.join(parts)}"] if parts else []
+
+
+def _plain_numbers(cells: pa.StringArray) -> FloatArray | None:
+    """Parse numbers with a decimal dot or without any mark, NaN for an empty cell; None if a cell is anything else."""
+    trimmed = _trimmed(cells)
+    with contextlib.suppress(pa.ArrowInvalid):
+        return _to_numbers(trimmed)
+    with contextlib.suppress(pa.ArrowInvalid):
+        return _to_numbers(pc.if_else(is_empty(trimmed), pa.scalar(None, pa.string()), trimmed))
+    return None
+
+
+def _to_numbers(cells: pa.StringArray) -> FloatArray:
+    values: FloatArray = pc.cast(cells, pa.float64()).to_numpy(zero_copy_only=False)
+    return values
+
+
+def _all_empty(cells: pa.StringArray) -> bool:
+    return not len(cells) or bool(
+        is_empty(_trimmed(cells[:1]))[0].as_py() and pc.all(is_empty(_trimmed(cells))).as_py()
+    )
+
+
+def _trimmed(cells: Cells) -> pa.StringArray:
+    return pc.utf8_trim_whitespace(pa.array(cells, pa.string()))
 
 
 def _file_error(file: CsvFile, rule: str, line: int | None = None) -> DataError:

@@ -1,0 +1,338 @@
+"""Find the dialect of a CSV: its encoding, its separator, its header lines, and the lines that are no rows."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import csv
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import pandas as pd
+
+from kronos_pipeline.data.bars import PRICES
+from kronos_pipeline.data.column_names import TIME_MEANINGS, meaning_of
+from kronos_pipeline.data.columns import Meaning, header_meanings, side_by_side
+from kronos_pipeline.data.csv_file import CsvFile
+from kronos_pipeline.errors import DataError, Problem, enumerate_some
+
+Row = tuple[int, list[str]]
+"""The 1-based line of a row, and its cells."""
+
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig", "UTF-8"),
+    (codecs.BOM_UTF32_LE, "utf-32", "UTF-32"),
+    (codecs.BOM_UTF32_BE, "utf-32", "UTF-32"),
+    (codecs.BOM_UTF16_LE, "utf-16", "UTF-16"),
+    (codecs.BOM_UTF16_BE, "utf-16", "UTF-16"),
+)
+"""Byte order marks, with the encoding that each states."""
+_LEGACY = ("gb18030", "cp932", "cp949", "big5", "cp1251", "cp1250", "cp1252")
+"""Encodings of files that are not Unicode. Most bytes are text in several of them; the names of columns decide."""
+_NAMES = {"gb18030": "GBK", "cp932": "Shift JIS", "cp949": "EUC-KR", "big5": "Big5"}
+_FOREIGN = (
+    (b"PK\x03\x04", "a workbook or a zip file"),
+    (b"\x1f\x8b", "compressed by gzip"),
+    (b"PAR1", "a parquet file"),
+    (b"\xd0\xcf\x11\xe0", "an old workbook"),
+)
+_HEAD = 60
+"""Rows among which the header is looked for."""
+_HEADER_NAMES = 3
+"""Known names that make a row a header."""
+_FOOTERS = 20
+"""Lines at the end among which lines of text are looked for."""
+_NUMBER = re.compile(r"^\W*\d[\d.,'\s]*[%€$£¥₩₹KMBT万亿億萬]?$", re.IGNORECASE)
+_DATE = re.compile(r"\d{4,}|\d{1,4}\s?[-/.年]\s?\d")
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """The rows of a CSV, and its header.
+
+    Attributes:
+        separator: the mark between cells.
+        header: the names of the columns; empty for a file without a header.
+        header_line: the line of the header, 1-based.
+        rows: the rows below the header; blank lines, further header lines and footer lines are not among them.
+        notes: decisions about the dialect, and lines that are left out.
+    """
+
+    separator: str
+    header: list[str]
+    header_line: int
+    rows: list[Row]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Guess:
+    """A reading of the beginning of a file; `names` counts the known names of the row `header`, counted from 0."""
+
+    encoding: str
+    text: str
+    separator: str
+    header: int
+    names: int
+    width: int
+
+
+def read_sheet(file: CsvFile, content: bytes, wanted: Mapping[str, str]) -> Sheet:
+    """Split a CSV into header and rows.
+
+    Args:
+        file: the file, for messages.
+        content: its bytes.
+        wanted: the user's names of columns by meaning.
+
+    Raises:
+        DataError: the file is empty, not text, not a CSV, or of several tickers side by side.
+    """
+    _check_text(file, content)
+    guesses = [guess for encoding, text in _decoded(file, content) for guess in _guesses(encoding, text, wanted)]
+    if not guesses:
+        raise _error(file, "the file is empty; write a header and one bar a line into it")
+    best = max(guesses, key=lambda guess: (guess.names, guess.width))
+    rows = _rows(file, best.text, best.separator)
+    notes = []
+    if best.encoding not in ("UTF-8", "ascii"):
+        notes.append(f"the encoding is {_NAMES.get(best.encoding, best.encoding)}")
+    if best.separator != ",":
+        notes.append(f"the columns are separated by {SEPARATORS[best.separator]}")
+    sheet = Sheet(best.separator, [], rows[0][0], rows, tuple(notes))
+    if best.names >= _HEADER_NAMES or _looks_like_header(rows[best.header][1]):
+        sheet = _with_header(file, sheet, best.header, wanted)
+    return _without_footers(sheet, wanted)
+
+
+def _check_text(file: CsvFile, content: bytes) -> None:
+    for mark, kind in _FOREIGN:
+        if content.startswith(mark):
+            raise _error(file, f"the file is binary, not a CSV ({kind}); save it as CSV")
+    start = content[:200].removeprefix(codecs.BOM_UTF8).lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise _error(file, "the file is a web page, not a CSV; download it again")
+    if start.startswith((b"{", b"[{", b"[[")):
+        raise _error(file, "the file is JSON, not a CSV; save it as CSV")
+
+
+def _decoded(file: CsvFile, content: bytes) -> Iterator[tuple[str, str]]:
+    """Yield the texts that the bytes can be, each with the name of its encoding."""
+    for mark, encoding, name in _MARKS:
+        if content.startswith(mark):
+            try:
+                yield name, content.decode(encoding).removeprefix("\ufeff")
+            except UnicodeDecodeError as error:
+                raise _undecodable(file, content, name, error) from error
+            return
+    if b"\0" in content:
+        yield _wide(file, content)
+        return
+    try:
+        yield "UTF-8", content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        texts = 0
+        for encoding in _LEGACY:
+            try:
+                yield encoding, content.decode(encoding)
+                texts += 1
+            except UnicodeDecodeError:
+                continue
+        if not texts:
+            raise _undecodable(file, content, "UTF-8", error) from error
+
+
+def _wide(file: CsvFile, content: bytes) -> tuple[str, str]:
+    """Decode UTF-16 without a byte order mark: every second byte of ASCII is 0."""
+    head = content[:4096]
+    for start, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):
+        if head[start::2].count(0) > len(head) // 4 and head[1 - start :: 2].count(0) == 0:
+            try:
+                return "UTF-16", content.decode(encoding)
+            except UnicodeDecodeError as error:
+                raise _undecodable(file, content, "UTF-16", error) from error
+    raise _error(file, "the file is binary, not a CSV; replace it with a text file")
+
+
+def _undecodable(file: CsvFile, content: bytes, name: str, error: UnicodeDecodeError) -> DataError:
+    line = content.count(b"\n", 0, error.start) + 1
+    byte = f"byte 0x{content[error.start]:02x}" if error.start < len(content) else "its end"
+    return _error(file, f"the file is not {name} ({byte}); save it as UTF-8", line)
+
+
+def _guesses(encoding: str, text: str, wanted: Mapping[str, str]) -> Iterator[_Guess]:
+    """Yield a guess per separator that the beginning of the text has."""
+    stated = re.match(r"\s*sep=(.)\s*$", text[:20].splitlines()[0]) if text.strip() else None
+    for separator in [stated[1]] if stated and stated[1] in SEPARATORS else SEPARATORS:
+        head: list[Row] = []
+        # The reading of all lines reports an error of the quotes.
+        with contextlib.suppress(csv.Error):
+            head.extend(islice(_split(text, separator), _HEAD))
+        if head:
+            counts = [_known_names(cells, wanted) for _, cells in head]
+            header = max(range(len(head)), key=lambda row: (counts[row], -row))
+            widths = [len(cells) for _, cells in head[1:]] or [len(head[0][1])]
+            usual = max(set(widths), key=lambda width: (widths.count(width), width))
+            yield _Guess(encoding, text, separator, header if counts[header] else 0, counts[header], usual)
+    if text.strip() and encoding == "UTF-8":
+        # A text without any separator that splits; the reading of all lines locates the error.
+        yield _Guess(encoding, text, ",", 0, 0, 0)
+
+
+def _known_names(cells: Sequence[str], wanted: Mapping[str, str]) -> int:
+    names = [cell.strip() for cell in cells]
+    if len(names) < _HEADER_NAMES or any(_NUMBER.match(name) or _DATE.match(name) for name in names):
+        return 0
+    found = {meaning[0] for meaning in header_meanings(names, wanted) if meaning}
+    several = len(PRICES) if len(side_by_side(names)) > 1 else 0
+    return max(len(found), several) if found & set(PRICES) or several else 0
+
+
+def _split(text: str, separator: str) -> Iterator[Row]:
+    """Yield the rows of a text that are not empty."""
+    spaced = f'{separator} "' in text
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=spaced)
+    for row in reader:
+        if row and not (reader.line_num == 1 and len(row) <= 2 and row[0].lower().startswith("sep=")):
+            yield reader.line_num, row
+
+
+def _rows(file: CsvFile, text: str, separator: str) -> list[Row]:
+    rows: list[Row] = []
+    try:
+        rows.extend(_split(text, separator))
+    except csv.Error as error:
+        line = rows[-1][0] + 1 if rows else 1
+        raise _error(file, f"no CSV that can be read ({error})", line) from error
+    if not rows:
+        raise _error(file, "the file is empty; write a header and one bar a line into it")
+    return rows
+
+
+def _looks_like_header(cells: Sequence[str]) -> bool:
+    """Return whether a row without known names can still be a header: texts and no number or date."""
+    texts = [cell.strip() for cell in cells if cell.strip()]
+    return bool(texts) and not any(_NUMBER.match(text) or _is_date(text) for text in texts)
+
+
+def _with_header(file: CsvFile, sheet: Sheet, header: int, wanted: Mapping[str, str]) -> Sheet:
+    """Take the header and further header lines from the rows."""
+    rows, notes = sheet.rows, list(sheet.notes)
+    line, cells = rows[header]
+    names = [cell.strip() for cell in cells]
+    if len(affixes := side_by_side(names)) > 1:
+        rule = (
+            f"several tickers or prices side by side ({enumerate_some(affixes)}); keep one, or name its columns with "
+            "--columns open=...,high=...,low=...,close=..."
+        )
+        if not {*PRICES} <= wanted.keys():
+            raise _error(file, rule, line)
+    above = [(number, row) for number, row in rows[:header] if "".join(row).strip()]
+    ticker: tuple[int, list[str]] | None = None
+    if above and _is_ticker_line(above[-1][1]):
+        ticker = above.pop()
+    if above:
+        shown = enumerate_some([repr(_shown(row)) for _, row in above], 2)
+        notes.append(f"{_lines_text([number for number, _ in above])} before the header: left out ({shown})")
+    first = header + 1
+    for number, row in rows[first : first + 2]:
+        texts = [cell.strip() for cell in row]
+        if _is_time_line(texts):
+            names[0] = texts[0]
+        elif _is_ticker_line(texts) and ticker is None:
+            ticker = (number, texts)
+        else:
+            break
+        first += 1
+    if ticker is not None:
+        notes += _ticker_notes(file, *ticker)
+        if names[0].casefold() in ("price", "attributes"):  # the name of the header line itself
+            names[0] = ""
+    body = []
+    repeated = []
+    for number, row in rows[first:]:
+        if row == cells:
+            repeated.append(number)
+        else:
+            body.append((number, row))
+    if repeated:
+        notes.append(f"the header is repeated in {_lines_text(repeated)}: left out")
+    return replace(sheet, header=names, header_line=line, rows=body, notes=tuple(notes))
+
+
+def _is_time_line(texts: Sequence[str]) -> bool:
+    found = meaning_of(texts[0]) if texts else None
+    return found is not None and found[0] in TIME_MEANINGS and not any(texts[1:])
+
+
+def _is_ticker_line(texts: Sequence[str]) -> bool:
+    """Return whether a row is the line of tickers that yfinance writes: one text for every column, no number."""
+    others = {text.strip() for text in texts[1:]} - {""}
+    if texts[0].strip().casefold() in ("ticker", "tickers", "symbol", "symbols"):
+        return bool(others) and meaning_of(next(iter(others))) is None
+    return len(texts) > 2 and not texts[0].strip() and len(others) == 1 and not _NUMBER.match(next(iter(others)))
+
+
+def _ticker_notes(file: CsvFile, line: int, texts: Sequence[str]) -> list[str]:
+    tickers = list(dict.fromkeys(text.strip() for text in texts[1:] if text.strip()))
+    if len(tickers) > 1:
+        rule = f"several tickers side by side ({enumerate_some(tickers)}); save a file for each ticker"
+        raise _error(file, rule, line)
+    if tickers[0].upper() == file.ticker.upper():
+        return []
+    return [f"line {line} names the ticker {tickers[0]}, and the file is that of {file.ticker}"]
+
+
+def _without_footers(sheet: Sheet, wanted: Mapping[str, str]) -> Sheet:
+    """Leave out blank rows, and lines of text at the end."""
+    rows = [(line, row) for line, row in sheet.rows if "".join(row).strip()]
+    meanings = header_meanings(sheet.header, wanted)
+    kept = len(rows)
+    while kept > max(len(rows) - _FOOTERS, 0) and _is_footer(rows[kept - 1][1], sheet.header, meanings):
+        kept -= 1
+    if kept == len(rows):
+        return replace(sheet, rows=rows)
+    footers = rows[kept:]
+    shown = enumerate_some([repr(_shown(row)) for _, row in footers], 2)
+    note = f"{_lines_text([line for line, _ in footers])} at the end: left out, no bar ({shown})"
+    return replace(sheet, rows=rows[:kept], notes=(*sheet.notes, note))
+
+
+def _is_footer(row: Sequence[str], header: Sequence[str], meanings: Sequence[Meaning | None]) -> bool:
+    texts = [cell.strip() for cell in row if cell.strip()]
+    if not texts or not header or _is_date(texts[0]) or not re.search(r"[^\W\d_]", texts[0]):
+        return False
+    if len(row) != len(header):
+        # A sentence may have commas and numbers; a row that is cut off begins with a date, a number or a symbol.
+        return " " in texts[0] or not any(_NUMBER.match(text) or _is_date(text) for text in texts)
+    prices = [row[position] for position, found in enumerate(meanings) if found and found[0] in PRICES]
+    times = [row[position] for position, found in enumerate(meanings) if found and found[0] in TIME_MEANINGS]
+    return not any(price.strip() for price in prices) and not any(_is_date(time) for time in times)
+
+
+def _is_date(text: str) -> bool:
+    if _DATE.match(text.strip()):
+        return True
+    try:
+        return bool(re.search(r"\d", text)) and not pd.isna(pd.to_datetime(text.strip(), errors="coerce"))
+    except (ValueError, OverflowError):
+        return False
+
+
+def _shown(row: Sequence[str]) -> str:
+    text = " ".join(cell.strip() for cell in row if cell.strip())
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _lines_text(lines: Sequence[int]) -> str:
+    if len(lines) > 1 and lines[-1] - lines[0] == len(lines) - 1:
+        return f"lines {lines[0]} to {lines[-1]}"
+    return f"line{'s' if len(lines) > 1 else ''} {enumerate_some(lines)}"
+
+
+def _error(file: CsvFile, rule: str, line: int | None = None) -> DataError:
+    return DataError(Problem(file.name, rule, line), file.ticker)
