@@ -1,0 +1,98 @@
+"""Frames of bars and CSVs of them in the shapes that downloaders, exchanges, terminals and spreadsheets write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kronos_pipeline.data.bars import FEATURES, PRICES
+
+UTC = "UTC"
+NEW_YORK = "America/New_York"
+
+
+def bars_at(times: pd.DatetimeIndex, *, seed: int = 0, price: float = 100.0) -> pd.DataFrame:
+    """Valid bars at these times: `timestamps` and the six features, with four decimals and whole volumes."""
+    rng = np.random.default_rng(seed)
+    count = len(times)
+    close = price * np.exp(np.cumsum(0.008 * rng.standard_normal(count)))
+    open_ = close * np.exp(0.003 * rng.standard_normal(count))
+    high = np.maximum(open_, close) * (1 + 0.004 * rng.random(count))
+    low = np.minimum(open_, close) * (1 - 0.004 * rng.random(count))
+    prices = pd.DataFrame({"open": open_, "high": high, "low": low, "close": close}).round(4)
+    volume = rng.integers(100_000, 2_000_000, count).astype(float)
+    frame = prices.assign(volume=volume, amount=(volume * prices["close"]).round(2))
+    frame.insert(0, "timestamps", times)
+    return frame
+
+
+def daily(count: int = 400, *, seed: int = 0) -> pd.DataFrame:
+    """Bars of weekdays from 2023-01-03."""
+    return bars_at(pd.date_range("2023-01-03", periods=count, freq="B"), seed=seed)
+
+
+def hourly(count: int = 400, *, seed: int = 1) -> pd.DataFrame:
+    """Bars of every hour from 2023-11-15."""
+    return bars_at(pd.date_range("2023-11-15", periods=count, freq="h"), seed=seed)
+
+
+def sessions(days: int = 12, *, minutes: int = 5, first: str = "09:30", last: str = "15:55") -> pd.DataFrame:
+    """Bars of some minutes within the sessions of weekdays from 2024-01-02."""
+    dates = pd.date_range("2024-01-02", periods=days, freq="B")
+    clock = pd.timedelta_range(f"{first}:00", f"{last}:00", freq=f"{minutes}min")
+    return bars_at(pd.DatetimeIndex([date + time for date in dates for time in clock]), seed=2)
+
+
+def milliseconds(times: pd.Series, zone: str = UTC) -> pd.Series:
+    """Counts of milliseconds since 1970 of local times."""
+    return epoch(times, "ms", zone)
+
+
+def epoch(times: pd.Series, unit: str, zone: str = UTC) -> pd.Series:
+    """Counts of a unit since 1970 of local times."""
+    return times.dt.tz_localize(zone).dt.tz_convert(UTC).dt.tz_localize(None).dt.as_unit(unit).astype("int64")
+
+
+def texts(frame: pd.DataFrame) -> dict[str, list[str]]:
+    """Features as text: prices as they are, whole volumes without a point."""
+    columns = {name: [f"{value:.4f}" for value in frame[name]] for name in PRICES}
+    columns["volume"] = [f"{value:.0f}" for value in frame["volume"]]
+    columns["amount"] = [f"{value:.2f}" for value in frame["amount"]]
+    return columns
+
+
+def pick(frame: pd.DataFrame, **names: str) -> dict[str, list[str]]:
+    """Features as text, under the names that a program gives them, in the order given."""
+    columns = texts(frame)
+    return {name: columns[feature] for feature, name in names.items()}
+
+
+def ohlcv(frame: pd.DataFrame, *, title: bool = False) -> dict[str, list[str]]:
+    """Open, high, low, close and volume as text, under these names."""
+    return pick(frame, **{name: name.title() if title else name for name in FEATURES[:5]})
+
+
+def lines(columns: Mapping[str, object], *, separator: str = ",", header: bool = True) -> list[str]:
+    """The lines of a CSV with these columns."""
+    cells = [[str(cell) for cell in column] for column in columns.values()]  # type: ignore[call-overload]
+    body = [separator.join(row) for row in zip(*cells, strict=True)]
+    return [separator.join(columns), *body] if header else body
+
+
+def write(path: Path, text: list[str], *, encoding: str = "utf-8", newline: str = "\n") -> Path:
+    """Write lines as a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes((newline.join(text) + newline).encode(encoding))
+    return path
+
+
+def assert_same_bars(found: pd.DataFrame, frame: pd.DataFrame, *, amount: bool = False) -> None:
+    """Compare times, prices and volume, and the amount if the file has one; else it is volume times the mean price."""
+    assert list(found["timestamps"]) == list(frame["timestamps"])
+    for name in FEATURES[:5]:
+        np.testing.assert_array_equal(found[name], frame[name], err_msg=name)
+    if amount:
+        np.testing.assert_array_equal(found["amount"], frame["amount"])
