@@ -78,7 +78,7 @@ def unmoved(_: Any, history: np.ndarray, __: np.ndarray, ahead: np.ndarray, **se
 def moved(windows: WindowSet, first: int, end: int) -> WindowSet:
     """Return the same windows over bars with other closes in [first, end)."""
     frame = windows.bars.frame.copy()
-    frame.loc[first : end - 1, "close"] *= 3
+    frame.loc[first : end - 1, "close"] *= 1.4  # below a jump like an unadjusted split
     return replace(windows, bars=replace(windows.bars, frame=frame))
 
 
