@@ -42,45 +42,57 @@ class ArtifactLayout:
     root: Path
 
     def bars(self, ticker: str) -> Path:
+        """Stored bars of a ticker."""
         return self.root / "bars" / f"{_checked_name(ticker)}.parquet"
 
     def windows(self, ticker: str) -> Path:
+        """Stored windows of a ticker."""
         return self.root / "windows" / f"{_checked_name(ticker)}.parquet"
 
     def adapter(self, name: str) -> Path:
+        """Folder of an adapter."""
         return self.root / "adapters" / _checked_name(name)
 
     @property
     def best_checkpoint(self) -> Path:
+        """Folder of the checkpoint with the lowest loss on the selection block."""
         return self.root / "checkpoints" / "best_model"
 
     @property
     def last_checkpoint(self) -> Path:
+        """Folder of the checkpoint after the last step."""
         return self.root / "checkpoints" / "last_model"
 
     def state(self, key: str) -> Path:
+        """Folder of the state that a training resumes from."""
         return self.root / "state" / _checked_name(key)
 
     def ticker_metrics(self, ticker: str) -> Path:
+        """Evaluation of a ticker."""
         return self.root / "metrics" / f"{_checked_name(ticker)}.json"
 
     def ticker_forecasts(self, ticker: str) -> Path:
+        """Predictions of a ticker's holdout."""
         return self.root / "metrics" / f"{_checked_name(ticker)}.parquet"
 
     @property
     def evaluation(self) -> Path:
+        """Evaluation over all tickers."""
         return self.root / "metrics" / "evaluation.json"
 
     @property
     def forecasts(self) -> Path:
+        """Mean paths of all holdouts, a column per model."""
         return self.root / "metrics" / "forecasts.parquet"
 
     @property
     def predictions(self) -> Path:
+        """Predictions of all holdouts, a row per bar, cutoff and model."""
         return self.root / "metrics" / "predictions.parquet"
 
     @property
     def leaderboard(self) -> Path:
+        """Leaderboard of the models."""
         return self.root / "metrics" / "leaderboard.json"
 
     def backtest_evaluation(self, trained: str) -> Path:
@@ -92,9 +104,11 @@ class ArtifactLayout:
         return self.root / "backtest" / _checked_name(trained) / f"{_checked_name(ticker)}.parquet"
 
     def backtest_report(self, trained: str, ticker: str) -> Path:
+        """The evaluation of a ticker's backtest."""
         return self.root / "backtest" / _checked_name(trained) / f"{_checked_name(ticker)}.json"
 
     def backtest_fold(self, key: str) -> Path:
+        """Folder of a finished fold, by its cache key."""
         return self.root / "backtest" / "folds" / _checked_name(key)
 
     def forecast(self, ticker: str) -> Path:
@@ -116,6 +130,7 @@ class ArtifactLayout:
         return self.root / "base"
 
     def plot(self, ticker: str) -> Path:
+        """The picture of a ticker's forecasts of the holdout."""
         return self.root / "plots" / f"{_checked_name(ticker)}.png"
 
     def picture(self, ticker: str, kind: str) -> Path:
@@ -124,10 +139,12 @@ class ArtifactLayout:
 
     @property
     def mlflow_database(self) -> Path:
+        """MLflow's database, unless MLFLOW_TRACKING_URI names another store."""
         return self.root / "mlflow.db"
 
     @property
     def mlflow_artifacts(self) -> Path:
+        """Folder of MLflow's artifacts."""
         return self.root / "mlruns"
 
 

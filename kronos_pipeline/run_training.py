@@ -17,8 +17,10 @@ from kronos_pipeline.cli.train import Train
 
 
 class RunTraining(Train):
-    """Fine-tune a Kronos base model on a folder of CSVs, one per ticker, and measure it on each ticker's last days,
-    which it has never seen."""
+    """Fine-tune a Kronos base model on a folder of CSVs, one per ticker.
+
+    Measure it on each ticker's last days, which it has never seen.
+    """
 
     model_config = SettingsConfigDict(cli_prog_name="python -m kronos_pipeline.run_training", extra="forbid", **CLI)
 

@@ -38,6 +38,7 @@ class Kronos(Command):
     doctor: CliSubCommand[Doctor] = Field(description="check whether a folder of CSVs is fit and has enough data")
 
     def run(self) -> int:
+        """Run the subcommand."""
         command = get_subcommand(self, cli_exit_on_error=False)
         assert isinstance(command, Command)
         return command.run()

@@ -9,10 +9,14 @@ from kronos_pipeline.config import KronosTrainingConfig
 
 
 class Backtest(Command, KronosTrainingConfig):
-    """Train the recipe before each of several cutoffs, score it on the horizon after the cutoff, and report whether it
-    is better than repeating the last close and than the base model. 12 cutoffs, unless --backtest-origins is given."""
+    """Train the recipe before each of several cutoffs, and score it on the horizon after the cutoff.
+
+    Report whether it is better than repeating the last close and than the base model. 12 cutoffs, unless
+    --backtest-origins is given.
+    """
 
     def run(self) -> int:
+        """Backtest every ticker, and print the verdicts."""
         # Imported here, so that --help does not wait for slow imports.
         from kronos_pipeline.artifacts import ArtifactLayout, check_writable, read_json
         from kronos_pipeline.evaluation.reports.tables import leaderboard_sheet, save_leaderboard, verdict_sentences

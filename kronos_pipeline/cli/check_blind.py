@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
 
 class CheckBlind(Command, KronosTrainingConfig):
-    """Train on a folder of CSVs as `train` does, then again with noise instead of every holdout bar, and compare the
-    weights and all other inputs of forecasts byte by byte. It takes twice as long as the training, and its files are
-    removed from the output folder at the end."""
+    """Train on a folder of CSVs as `train` does, then again with noise instead of every holdout bar.
+
+    Compare the weights and all other inputs of forecasts byte by byte. It takes twice as long as the training, and its
+    files are removed from the output folder at the end.
+    """
 
     deterministic: bool = Field(
         True,
@@ -29,6 +31,7 @@ class CheckBlind(Command, KronosTrainingConfig):
     )
 
     def run(self) -> int:
+        """Train twice, and print the comparison; return 2 if a file differs."""
         # Imported here, so that --help does not wait for slow imports.
         from kronos_pipeline.artifacts import check_writable
         from kronos_pipeline.evaluation.leakage_test import check_leakage

@@ -11,12 +11,16 @@ from kronos_pipeline.config import KronosTrainingConfig, Recipe
 
 
 class Doctor(Command, Recipe):
-    """Check whether a folder of CSVs is fit for training and has enough data: print every invalid line with its file,
-    line and column, and the number of windows that the settings give. Nothing is written."""
+    """Check whether a folder of CSVs is fit for training and has enough data.
+
+    Print every invalid line with its file, line and column, and the number of windows that the settings give. Nothing
+    is written.
+    """
 
     data_dir: str = Field("trainingdata", description=KronosTrainingConfig.model_fields["data_dir"].description)
 
     def run(self) -> int:
+        """Print the report; return 2 if a ticker is not fit for training."""
         from rich.console import Console
 
         from kronos_pipeline.data.doctor import doctor_table, examine_folder

@@ -10,10 +10,13 @@ from kronos_pipeline.errors import KronosError
 
 
 class Drift(TickersCommand):
-    """Compare each champion's errors on the bars since its evaluation with its errors in the evaluation, and report
-    each champion that has drifted. Nothing is written; train and promote again if a champion has drifted."""
+    """Compare each champion's errors on the bars since its evaluation with its errors in the evaluation.
+
+    Report each champion that has drifted. Nothing is written; train and promote again if a champion has drifted.
+    """
 
     def run(self) -> int:
+        """Print the findings by ticker."""
         # Imported here, so that --help needs no imports that take seconds.
         from kronos_pipeline.artifacts import ArtifactLayout
         from kronos_pipeline.evaluation.forecasting.batching import run_jobs

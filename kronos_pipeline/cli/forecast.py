@@ -14,9 +14,12 @@ _PRINTED_BY_BAR = 3
 
 
 class Forecast(TickersCommand):
-    """Forecast the next bars of some or all tickers: by the ticker's champion; without a champion, by the base model if
-    it was better than naive; else by repeating the last close. Print and plot the forecasts, and name the model and the
-    reason for its choice. Many tickers are sampled jointly."""
+    """Forecast the next bars of some or all tickers.
+
+    A ticker is forecast by its champion; without a champion, by the base model if it was better than naive; else by
+    repeating the last close. Print and plot the forecasts, and name the model and the reason for its choice. Many
+    tickers are sampled jointly.
+    """
 
     horizon: Optional[int] = evaluated_setting("horizon")
     eval_samples: Optional[int] = evaluated_setting("eval_samples")
@@ -24,6 +27,7 @@ class Forecast(TickersCommand):
     calendars: Optional[list[str]] = evaluated_setting("calendars")
 
     def run(self) -> int:
+        """Forecast, print, plot and save the next bars of the tickers."""
         # Imported here, so that --help does not wait for slow imports.
         from rich.console import Console
 

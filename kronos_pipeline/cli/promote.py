@@ -53,6 +53,7 @@ class Promote(_ModelCommand):
     version: Optional[int] = Field(None, ge=1, description="number of the version; by default the challenger")
 
     def run(self) -> int:
+        """Set the champion, and print it."""
         champion = self._registry.promote(self._name, self.version, self.reason or "promoted by hand, no reason given")
         print(f"{champion} is the champion")
         gate = champion.tags.get("gate_reason")
@@ -64,6 +65,7 @@ class Rollback(_ModelCommand):
     """Restore the previous champion; without a previous champion, forecasts come from the base model or naive."""
 
     def run(self) -> int:
+        """Restore the champion, and print it."""
         champion = self._registry.rollback(self._name, self.reason or "rolled back by hand, no reason given")
         print(f"{champion} is the champion again" if champion else f"{self._name} has no champion now")
         return 0

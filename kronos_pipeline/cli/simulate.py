@@ -21,6 +21,7 @@ class Simulate(Command):
     seed: int = Field(2026, ge=0, description="seed of the bars; a ticker's bars depend on it and on the symbol alone")
 
     def run(self) -> int:
+        """Write the CSVs, and print their paths."""
         from kronos_pipeline.data.simulate import SHIPPED_TICKERS, write_simulated
 
         tickers = self.tickers or SHIPPED_TICKERS

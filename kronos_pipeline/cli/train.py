@@ -10,6 +10,7 @@ class Train(Command, KronosTrainingConfig):
     """Fine-tune a base model on a folder of CSVs and measure it on each ticker's last days, which it has never seen."""
 
     def run(self) -> int:
+        """Run the whole pipeline."""
         from kronos_pipeline.pipeline.run import run_pipeline
 
         return 0 if run_pipeline(self) else FAILED

@@ -54,10 +54,12 @@ class TickerReport:
 
     @property
     def fit(self) -> bool:
+        """True without problems."""
         return not self.problems
 
     @property
     def enough(self) -> bool:
+        """True if the ticker is fit and has enough data for an adapter of its own."""
         return self.fit and not self.doubts
 
     @property
@@ -96,6 +98,7 @@ class FolderReport:
 
     @property
     def enough_for_checkpoint(self) -> bool:
+        """True if the tickers together have enough data for a checkpoint."""
         return self.horizons >= HORIZONS_IN_ALL
 
     def lines(self) -> list[str]:

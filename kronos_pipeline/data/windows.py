@@ -85,6 +85,7 @@ class WindowSet:
 
     @property
     def ticker(self) -> str:
+        """Symbol of the bars."""
         return self.bars.ticker
 
     def of_split(self, split: str) -> pd.DataFrame:

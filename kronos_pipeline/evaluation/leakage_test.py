@@ -49,6 +49,7 @@ class LeakageResult:
 
     @property
     def blind(self) -> bool:
+        """True if no file depends on the holdout."""
         return not self.differing
 
 

@@ -36,6 +36,7 @@ class FastDropout(nn.Dropout):
     """
 
     def forward(self, values: Tensor) -> Tensor:
+        """Drop values out while training."""
         draws = self.training and 0 < self.p < 1
         if not draws or values.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(values)

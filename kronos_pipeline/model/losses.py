@@ -58,7 +58,10 @@ def token_losses(predictor: nn.Module, s1: Tensor, s2: Tensor, stamps: Tensor, f
     """Compute the mean cross-entropy of each window's target tokens, in nats per token, (windows,), float32.
 
     Args:
-        predictor: see `teacher_forced_logits`, as for `s1`, `s2` and `stamps`.
+        predictor: see `teacher_forced_logits`.
+        s1: see `teacher_forced_logits`.
+        s2: see `teacher_forced_logits`.
+        stamps: see `teacher_forced_logits`.
         first_target: index in the window of the first bar that counts, 1 or more: the lookback, for a loss over the
             horizon alone.
     """

@@ -64,8 +64,9 @@ class PipelineSettings(_Settings):
 
     @classmethod
     def from_environment(cls) -> PipelineSettings:
-        """Return the defaults, changed by KRONOS_DATA_DIR, KRONOS_OUTPUT_DIR, KRONOS_BASE_MODEL, KRONOS_DEVICE and
-        KRONOS_COLUMNS.
+        """Return the defaults, changed by the variables of the environment.
+
+        These are KRONOS_DATA_DIR, KRONOS_OUTPUT_DIR, KRONOS_BASE_MODEL, KRONOS_DEVICE and KRONOS_COLUMNS.
         """
         return with_defaults(cls, environment_settings())
 

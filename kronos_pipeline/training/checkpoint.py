@@ -51,10 +51,12 @@ class ResumeState:
 
     @property
     def key(self) -> str:
+        """Hash of the artifact and of all that its weights depend on."""
         return text_hash(self.artifact, json.dumps(self.parts, sort_keys=True))[:32]
 
     @property
     def folder(self) -> Path:
+        """Folder of the state."""
         return self.layout.state(self.key)
 
     @property

@@ -207,4 +207,5 @@ def cpu_has_bf16() -> bool:
 
 
 def device_name(device: torch.device) -> str:
+    """Name a device; a GPU with its model, such as "cuda:0 (NVIDIA A10)"."""
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)

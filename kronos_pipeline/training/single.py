@@ -126,7 +126,8 @@ class TrainingContext:
             target: folder to publish.
             windows: windows to train on.
             layout: folders of its artifacts and state; by default the context's.
-            listener, mlflow_run: as in `AdapterJob`.
+            listener: as in `AdapterJob`.
+            mlflow_run: as in `AdapterJob`.
 
         Raises:
             DataError: the train or the selection split is empty.

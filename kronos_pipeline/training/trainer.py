@@ -156,7 +156,11 @@ class KronosTrainer:
         Args:
             windows: windows that `build_windows` cut with `hold_out=False`.
             name: the adapter's name, published as `refits/<name>`; None for `checkpoints/refit_model`.
-            listener, mlflow_run: as in `train_adapter`, as are the errors.
+            listener: as in `train_adapter`.
+            mlflow_run: as in `train_adapter`.
+
+        Raises:
+            KronosError: as in `train_adapter`.
         """
         artifact, target = (
             ("checkpoints/refit_model", self.layout.refit_checkpoint)

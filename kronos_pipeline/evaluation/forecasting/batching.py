@@ -1,5 +1,7 @@
-"""Dynamic batching of evaluations. Each evaluation is a generator (`ForecastJob`) that yields forecast requests;
-`run_jobs` merges the pending requests of all jobs into few calls of the sampler.
+"""Dynamic batching of evaluations.
+
+Each evaluation is a generator (`ForecastJob`) that yields forecast requests; `run_jobs` merges the pending requests of
+all jobs into few calls of the sampler.
 
     AAPL   fit --request--.        .--paths--> fit --request--.        .--paths--> score
     MSFT   fit --request---> call -+--paths--> fit --request---> call -+--paths--> score
@@ -121,7 +123,9 @@ def forecast_request(
         windows: the ticker's windows.
         origins: index of the last known bar of each forecast, (cutoffs,).
         ends: index of the bar after the last requested bar of each forecast, (cutoffs,).
-        model, recipe, sampling: see `ForecastRequest`; the recipe's horizon counts too.
+        model: model to sample from.
+        recipe: its horizon, and the settings of `ForecastRequest`.
+        sampling: see `ForecastRequest`.
     """
     values = windows.bars.frame[list(FEATURES)].to_numpy(np.float64)
     past = origins[:, None] + np.arange(1 - windows.lookback, 1)

@@ -52,7 +52,8 @@ def bootstrap_skill(
     narrow for ten or twenty cutoffs. The draws are seeded: equal series give equal intervals.
 
     Args:
-        losses, rival: `(n,)` each, at or above 0; the rival's do not sum to 0.
+        losses: losses of the model, `(n,)`, at or above 0.
+        rival: losses of the rival, `(n,)`, at or above 0; their sum is above 0.
         block: neighbours per block.
         draws: number of draws; no p-value is below 2 / (draws + 1).
         level: probability that the interval covers the true skill.

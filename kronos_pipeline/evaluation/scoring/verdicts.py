@@ -177,8 +177,10 @@ def compare(
     """Compare two models on their common cutoffs; `correct` reaches the verdict.
 
     Args:
-        losses, rival_losses: the loss by cutoff, at or above 0.
-        model, rival: their names.
+        losses: losses of the model by cutoff, at or above 0.
+        rival_losses: losses of the rival by cutoff, at or above 0.
+        model: name of the model.
+        rival: name of the rival.
         overlap: number of later cutoffs within one forecast.
         tickers_tested: number of all tests, so that the bootstrap's p-value can be small enough for the correction.
     """

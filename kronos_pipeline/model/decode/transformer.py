@@ -34,6 +34,7 @@ class RMSNorm:
         self._weight, self._epsilon = module.weight.detach().to(dtype), module.eps
 
     def __call__(self, hidden: Tensor) -> Tensor:
+        """Normalise the last dimension."""
         return F.rms_norm(hidden, self._weight.shape, self._weight, self._epsilon)
 
 

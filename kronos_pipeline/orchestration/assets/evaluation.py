@@ -70,10 +70,9 @@ def holdout_metrics(
 def backtest(
     context: dg.AssetExecutionContext, windows: TickerArtifacts, pipeline: PipelineSettings
 ) -> Iterator[Event]:
-    """The backtest of the recipe on a ticker: a training before each of several cutoffs, scored on the bars after the
-    cutoff, and the verdicts.
+    """The backtest of the recipe on a ticker, and its verdicts.
 
-    Stored as `backtest/adapter/<T>.*`. It costs a training per cutoff, 12 by default (`backtest_origins`), or fewer
+    The recipe is trained before each of several cutoffs, and scored on the bars after the cutoff. Stored as `backtest/adapter/<T>.*`. It costs a training per cutoff, 12 by default (`backtest_origins`), or fewer
     with `backtest_refit_every`. A killed run resumes from its saved state.
     """
     from kronos_pipeline.evaluation.forecasting.batching import unwrap

@@ -62,6 +62,7 @@ class MemberTraining:
 
     @property
     def ended(self) -> bool:
+        """True after the last step, a stop or an error."""
         return self.error is not None or self.state.stopped or self.state.step >= self.steps
 
     @property

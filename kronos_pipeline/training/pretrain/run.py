@@ -212,6 +212,7 @@ class PredictorLoss:
         self._lookback = settings.lookback
 
     def __call__(self, predictor: nn.Module, batch: Batch, done: float) -> Tensor:
+        """Compute the loss of a batch; `done` is the finished share of the training."""
         s1, s2 = encode(self._tokenizer, torch.from_numpy(batch.bars), torch.device("cpu")).unbind(1)
         first_target = 1 if done < 0.5 else self._lookback
         return token_loss(predictor, s1, s2, torch.from_numpy(batch.stamps), first_target)
