@@ -72,8 +72,9 @@ def backtest(
 ) -> Iterator[Event]:
     """The backtest of the recipe on a ticker, and its verdicts.
 
-    The recipe is trained before each of several cutoffs, and scored on the bars after the cutoff. Stored as `backtest/adapter/<T>.*`. It costs a training per cutoff, 12 by default (`backtest_origins`), or fewer
-    with `backtest_refit_every`. A killed run resumes from its saved state.
+    The recipe is trained before each of several cutoffs, and scored on the bars after the cutoff. Stored as
+    `backtest/adapter/<T>.*`. It costs a training per cutoff, 12 by default (`backtest_origins`), or fewer with
+    `backtest_refit_every`. A killed run resumes from its saved state.
     """
     from kronos_pipeline.evaluation.forecasting.batching import unwrap
     from kronos_pipeline.evaluation.predictions import ADAPTER
