@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help venv demo format check test test-gpu lint dev plain readme bench bench-gpu clean
+.PHONY: help venv demo format check test test-gpu lint dev plain readme bench bench-gpu durations clean
 SHELL := bash
 
 VENV := .venv
@@ -46,6 +46,9 @@ check: lint  ## lint and the fast tests, about a minute
 # FILE=tests/data or FILE=tests/data/test_data_bars.py runs these tests, K="bars and not slow" those whose names match.
 test: $(INSTALLED)  ## run all tests, or some: make test FILE=tests/data K=calendar
 	$(PYTEST) $(if $(findstring .py,$(FILE)),,$(IN_TWO)) $(FILE) $${K:+-k "$$K"}
+
+durations: $(INSTALLED)  ## run all tests and record how long they take, in tests/durations.json
+	$(PYTEST) $(IN_TWO) --store-durations
 
 test-gpu: $(INSTALLED)  ## run the tests that need a CUDA GPU
 	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \

@@ -68,9 +68,9 @@ class Location:
 
     def run(self, job: str, *tickers: str, settings: dict[str, Any] | None = None) -> dg.ExecuteInProcessResult:
         """Run a job for a ticker, or for the range from the first to the last of several tickers."""
-        one = {"partition_key": tickers[0]} if len(tickers) == 1 else {"tags": ticker_range(tickers)}
+        selection = {"partition_key": tickers[0]} if len(tickers) == 1 else {"tags": ticker_range(tickers)}
         return self.definitions.resolve_job_def(job).execute_in_process(
-            **one, run_config=launchpad(settings or {}), instance=self.instance, raise_on_error=False
+            **selection, run_config=launchpad(settings or {}), instance=self.instance, raise_on_error=False
         )
 
     def select(self, assets: Sequence[str], *tickers: str) -> dg.ExecuteInProcessResult:
@@ -80,8 +80,8 @@ class Location:
             asset_selection={dg.AssetKey.from_user_string(asset) for asset in assets},
             asset_check_selection=None,
         )
-        one = {"partition_key": tickers[0]} if len(tickers) == 1 else {"tags": ticker_range(tickers)}
-        return chosen.execute_in_process(**one, instance=self.instance, raise_on_error=False)
+        selection = {"partition_key": tickers[0]} if len(tickers) == 1 else {"tags": ticker_range(tickers)}
+        return chosen.execute_in_process(**selection, instance=self.instance, raise_on_error=False)
 
     def made(self, asset: str) -> set[str]:
         """Return the tickers with a materialisation."""
@@ -119,6 +119,8 @@ def failed_steps(result: dg.ExecuteInProcessResult) -> dict[str, str]:
 def checks(result: dg.ExecuteInProcessResult) -> dict[tuple[str, str], dict[str | None, bool]]:
     """Return whether each ticker passed, by asset and check."""
     found: dict[tuple[str, str], dict[str | None, bool]] = {}
-    for one in result.get_asset_check_evaluations():
-        found.setdefault((one.asset_key.to_user_string(), one.check_name), {})[one.partition] = one.passed
+    for evaluation in result.get_asset_check_evaluations():
+        found.setdefault((evaluation.asset_key.to_user_string(), evaluation.check_name), {})[evaluation.partition] = (
+            evaluation.passed
+        )
     return found

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+pytest_plugins = ["recorded_durations"]
+
 _SETTINGS = ("KRONOS_DATA_DIR", "KRONOS_OUTPUT_DIR", "KRONOS_BASE_MODEL", "KRONOS_DEVICE", "MLFLOW_TRACKING_URI")
 _DAGSTER = ("DAGSTER_HOME", "DAGSTER_MODULE_NAME")
 for _variable in _SETTINGS + _DAGSTER:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,15 @@ from kronos_pipeline.artifacts import MANIFEST, read_json, write_manifest
 from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.evaluation.predictions import COLUMNS
+from kronos_pipeline.evaluation.scoring.gate import Decision, decide
 from kronos_pipeline.model.loading import KronosModel, load_base, save_checkpoint
 from kronos_pipeline.model.lora import add_lora, save_adapter
+from kronos_pipeline.tracking.registry import Registry, Version
 from kronos_pipeline.training.publish import training_manifest
 
 CPU = torch.device("cpu")
+GOOD = {"naive": 1.0, "base": 1.0, "adapter": 0.5}
+BAD = {"naive": 1.0, "base": 1.0, "adapter": 1.5}
 
 
 def base_of(recipe: Recipe) -> KronosModel:
@@ -77,6 +82,19 @@ def evidence(
             pd.DataFrame({**shared, "model": model, "mean": 100 + error, "median": 100 + error, "crps": error})
         )
     return pd.concat(tables, ignore_index=True).reindex(columns=list(COLUMNS))
+
+
+@cache
+def promotion() -> Decision:
+    return decide(evidence(GOOD), "adapter", champion=None, gate="strict")
+
+
+def aliases(registry: Registry, name: str) -> dict[int, tuple[str, ...]]:
+    return {version.number: version.aliases for version in registry.versions(name) if version.aliases}
+
+
+def number(version: Version | None) -> int | None:
+    return None if version is None else version.number
 
 
 def _shake(model: torch.nn.Module, seed: int) -> None:

@@ -107,7 +107,7 @@ def leaky_selection(patch: pytest.MonkeyPatch) -> None:
         return replace(windows, rows=moved)
 
     def shifted(windows: Sequence[WindowSet], *arguments: Any) -> Iterator[np.ndarray]:
-        return real([late(one) for one in windows], *arguments)
+        return real([late(ticker) for ticker in windows], *arguments)
 
     patch.setattr(dataset_module, "_normalised", shifted)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import count
 from pathlib import Path
 
 import pytest
@@ -15,22 +14,9 @@ from kronos_pipeline.config import Recipe
 from kronos_pipeline.tracking.registry import Registry, registered_name
 from kronos_pipeline.tracking.runs import Tracker
 
-_numbers = count()
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("store")]
+
 BARS = daily_frame(90)
-
-
-@pytest.fixture(autouse=True)
-def store(own_mlflow_store: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", own_mlflow_store)
-    return own_mlflow_store
-
-
-@pytest.fixture
-def ticker(tmp_path: Path) -> str:
-    """Return a symbol that no other test uses, with its CSV."""
-    name = f"D{next(_numbers)}=X"
-    write_frame(tmp_path / "data", name, BARS)
-    return name
 
 
 def drift(tmp_path: Path, tiny_base: Path, *words: str) -> int:

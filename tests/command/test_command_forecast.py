@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +24,9 @@ from kronos_pipeline.model.lora import load_adapter
 from kronos_pipeline.tracking.registry import Registry, registered_name
 from kronos_pipeline.tracking.runs import Tracker
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("store")]
 
-_numbers = count()
 BARS = daily_frame(90)
-
-
-@pytest.fixture(autouse=True)
-def store(own_mlflow_store: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", own_mlflow_store)
-    return own_mlflow_store
-
-
-@pytest.fixture
-def ticker(tmp_path: Path) -> str:
-    """Return a symbol that no other test uses, with its CSV."""
-    name = f"F{next(_numbers)}=X"
-    write_frame(tmp_path / "data", name, BARS)
-    return name
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from kronos_pipeline.config import Recipe
 from kronos_pipeline.tracking.registry import Registry, registered_name
 from kronos_pipeline.tracking.runs import Tracker
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("store")]
 
 _numbers = count()
 
@@ -22,12 +22,6 @@ _numbers = count()
 @pytest.fixture(scope="module")
 def folder(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_adapter(tmp_path_factory.mktemp("adapter") / "AAPL", small_recipe(tiny_base))
-
-
-@pytest.fixture(autouse=True)
-def store(own_mlflow_store: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", own_mlflow_store)
-    return own_mlflow_store
 
 
 @pytest.fixture

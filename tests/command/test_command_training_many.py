@@ -37,7 +37,7 @@ def test_one_that_fails_leaves_the_others(
     tracker, skipped = Tracker(None, tmp_path), dict[str, KronosError]()
     if skips:
         trained = train_all(config, trainer, tracker, windows, skipped.__setitem__)
-        assert [one.tickers for one in trained] == [["AAPL"], ["MSFT"]]
+        assert [training.tickers for training in trained] == [["AAPL"], ["MSFT"]]
         assert list(skipped) == ["BAD"]
     else:
         with pytest.raises(DataError, match="selection"):

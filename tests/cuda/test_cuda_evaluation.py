@@ -43,7 +43,7 @@ def holdouts(
     recipe: Recipe, bases: dict[str, KronosModel], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, dict[str, HoldoutResult]]:
     """Evaluate two tickers' holdouts with a checkpoint and an adapter of one of them, by device and ticker."""
-    windows = {one.ticker: one for one in simulated_windows(recipe, TICKERS)}
+    windows = {ticker.ticker: ticker for ticker in simulated_windows(recipe, TICKERS)}
     made = ArtifactLayout(tmp_path_factory.mktemp("made"))
     made_adapter(made.adapter("AAPL"), recipe)
     made_checkpoint(made.best_checkpoint, recipe, TICKERS)
@@ -94,7 +94,7 @@ def test_a_backtest_trains_and_forecasts_each_fold(
     # Dropout draws other numbers on a GPU, so the adapters are others too; all else is as on the CPU.
     same = ["unique_id", "cutoff", "ds", "step", "model", "y"]
     pd.testing.assert_frame_equal(found.predictions[same], expected.predictions[same])
-    adapted, right = (one.predictions["model"] == "adapter" for one in (found, expected))
+    adapted, right = (result.predictions["model"] == "adapter" for result in (found, expected))
     pd.testing.assert_frame_equal(found.predictions[~adapted], expected.predictions[~right], rtol=1e-4)
     forecasts = found.predictions.loc[adapted, "mean"].to_numpy()
     assert np.isfinite(forecasts).all()

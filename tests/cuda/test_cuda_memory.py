@@ -38,7 +38,9 @@ def predictor() -> KronosPredictor:
 def sampled(ours: KronosPredictor, series: int = SERIES) -> np.ndarray:
     past, ahead = times(30, HORIZON)
     given = [candles(30, seed) for seed in range(series)], [past] * series, [ahead] * series, HORIZON
-    return np.stack([one.to_numpy() for one in ours.sample_batch(*given, sample_count=PATHS, seed=1, verbose=False)])
+    return np.stack(
+        [paths.to_numpy() for paths in ours.sample_batch(*given, sample_count=PATHS, seed=1, verbose=False)]
+    )
 
 
 def test_a_part_that_runs_out_of_memory_is_halved(tried: list[tuple[int, int]]) -> None:
@@ -142,7 +144,7 @@ def test_a_model_that_finds_no_memory_is_told_and_stays_where_it_was() -> None:
     everything = torch.cuda.get_device_properties(0).total_memory / 2**30
     with simcuda.occupy(everything), pytest.raises(ModelError, match=f"The model {TOLD}"):
         KronosPredictor(model, tokenizer, "cuda")
-    assert {one.device.type for one in model.parameters()} == {"cpu"}
+    assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
     adapter = with_lora(copy_sharing_weights(model))
     ours = KronosPredictor(model, tokenizer, "cuda")
     with simcuda.occupy(everything), pytest.raises(ModelError, match=f"The adapter a {TOLD}"):
@@ -160,8 +162,8 @@ def test_adapters_that_share_a_base_share_it_on_the_gpu_and_are_decoded_together
     tried.clear()
     found = ours.predict_batch(*given, **settings)
     assert tried == [(SERIES, 1)]
-    for one, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-3)
+    for forecast, reference in zip(found, expected, strict=True):
+        np.testing.assert_allclose(forecast, reference, rtol=1e-3)
     base: Any = ours.model
     loaded: list[Any] = list(ours.adapters.values())
     assert {adapter.get_base_model().norm.weight.data_ptr() for adapter in loaded} == {base.norm.weight.data_ptr()}

@@ -45,7 +45,7 @@ def models(device: str, adapters: int = 0) -> list[KronosModel]:
     move(base, torch.device(device))
     move(tokenizer, torch.device(device))
     several = [move(with_lora(base, seed), torch.device(device)) for seed in range(adapters)] or [base]
-    return [KronosModel(one, tokenizer, source, torch.device(device), "") for one in several]
+    return [KronosModel(predictor, tokenizer, source, torch.device(device), "") for predictor in several]
 
 
 def series(count: int, horizon: int = 6, lookback: int = 20, seed: int = 0) -> tuple[np.ndarray, ...]:
@@ -91,7 +91,7 @@ def logits_of(decoder: Decoder, lengths: list[int] | None, which: list[int], con
         known, past, ahead, choose, paths=3, context=context, lengths=there, which=torch.tensor(which)
     )
     values = decoder.decode(known, tokens, context=context, lengths=there)
-    return torch.cat([*(one.flatten() for one in seen), values.cpu().flatten()])
+    return torch.cat([*(logits.flatten() for logits in seen), values.cpu().flatten()])
 
 
 CASES = {
@@ -105,7 +105,7 @@ CASES = {
 @pytest.mark.parametrize("context", [CONTEXT, 15, 12], ids=["within", "sliding later", "sliding"])
 def test_a_batch_of_the_same_shape_takes_its_own_adapters_and_lengths(context: int) -> None:
     decoders = {
-        device: Decoder([one.predictor for one in models(device, 3)], models(device)[0].tokenizer)
+        device: Decoder([model.predictor for model in models(device, 3)], models(device)[0].tokenizer)
         for device in ("cpu", "cuda")
     }
     for _ in range(2):
@@ -117,7 +117,7 @@ def test_a_batch_of_the_same_shape_takes_its_own_adapters_and_lengths(context: i
 def test_graphs_are_recorded_once_for_a_shape() -> None:
     simcuda = pytest.importorskip("simcuda")
     several = models("cuda", 3)
-    decoder, captures = Decoder([one.predictor for one in several], several[0].tokenizer), []
+    decoder, captures = Decoder([model.predictor for model in several], several[0].tokenizer), []
     for name, horizon in (("equal lengths", 6), ("one adapter", 6), ("equal lengths", 9), ("equal lengths", 6)):
         with simcuda.watching() as seen:
             logits_of(decoder, *CASES[name], CONTEXT, horizon)
@@ -128,8 +128,8 @@ def test_graphs_are_recorded_once_for_a_shape() -> None:
 def test_changed_weights_are_recorded_anew() -> None:
     on_device, on_cpu = models("cuda", 1), models("cpu", 1)
     before = sampled(on_device, 1)
-    for one in (on_device, on_cpu):
-        one[0].predictor.get_base_model().transformer[0].ffn.w1.weight.data.mul_(1.5)
+    for adapted in (on_device, on_cpu):
+        adapted[0].predictor.get_base_model().transformer[0].ffn.w1.weight.data.mul_(1.5)
     after = sampled(on_device, 1)
     assert not np.allclose(after, before, rtol=1e-4)
     np.testing.assert_allclose(after, sampled(on_cpu, 1), rtol=1e-4)
@@ -189,8 +189,8 @@ def test_threads_sample_as_one_does() -> None:
     for thread in threads:
         thread.join()
     assert len(found) == 4
-    for one in found:
-        np.testing.assert_allclose(one, expected, rtol=1e-4)
+    for values in found:
+        np.testing.assert_allclose(values, expected, rtol=1e-4)
 
 
 def test_bf16_gives_forecasts() -> None:

@@ -57,13 +57,13 @@ class Trainings:
         if way == "checkpoint":
             ended = [trainer.train_checkpoint(windows, listener=listener)]
         elif way == "together":
-            jobs = [AdapterJob(one.ticker, [one], listener=listener) for one in windows]
+            jobs = [AdapterJob(ticker.ticker, [ticker], listener=listener) for ticker in windows]
             ended = list(trainer.train_adapters(jobs))
         else:
             ended = [trainer.train_adapter(windows[:1], "AAPL", listener=listener)]
-        for one in ended:
-            if isinstance(one, KronosError):
-                raise one
+        for result in ended:
+            if isinstance(result, KronosError):
+                raise result
         return tensors_of(ended), ended[0]
 
 

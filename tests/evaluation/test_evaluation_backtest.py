@@ -59,16 +59,16 @@ def test_each_cutoff_is_scored_once_for_every_model_and_what_is_written_can_be_r
     counts = table.groupby(["unique_id", "model", "cutoff"]).size()
     assert len(counts) == 2 * 6 * 3
     assert (counts == 5).all()
-    for ticker, one in bars.items():
+    for ticker, bars_of_ticker in bars.items():
         stored, manifest = read_parquet(layout.backtest("adapter", ticker))
         pd.testing.assert_frame_equal(stored, table[table["unique_id"] == ticker].reset_index(drop=True))
         report = read_json(layout.backtest_report("adapter", ticker))
         again = build_evaluation(stored, "adapter", [], manifest, tickers_tested=2)
         assert {**again, "files": report["files"]} == report
-        stamps = one.frame["timestamps"]
+        stamps = bars_of_ticker.frame["timestamps"]
         folds = report["manifest"]["folds"][ticker]
         assert [fold["cutoffs"] for fold in folds] == [[stamps.iloc[at].isoformat()] for at in (94, 99, 104)]
-        assert report["manifest"]["data"] == {ticker: one.content_hash}
+        assert report["manifest"]["data"] == {ticker: bars_of_ticker.content_hash}
         for kind, path in found.plots[ticker].items():
             assert path == layout.picture(ticker, f"backtest-{kind}")
             assert path.read_bytes().startswith(b"\x89PNG")
@@ -83,9 +83,9 @@ def test_a_fold_sees_nothing_after_its_cutoff(tiny_base: Path, base: KronosModel
     bars, recipe = simulated_bars("AAPL", 110), quick(tiny_base)
     before, after = (
         run_backtest(
-            ArtifactLayout(tmp_path / name), {"AAPL": one}, recipe, base, trained="adapter", say=lambda _: None
+            ArtifactLayout(tmp_path / name), {"AAPL": version}, recipe, base, trained="adapter", say=lambda _: None
         )
-        for name, one in (("true", bars), ("noise", with_noise_after(bars, 100)))
+        for name, version in (("true", bars), ("noise", with_noise_after(bars, 100)))
     )
     first = bars.frame["timestamps"].iloc[94]
     forecasts = ["model", "step", "scale", "mean", "median", "lo_80", "hi_80", "raw_lo_80", "raw_hi_80"]
@@ -156,10 +156,11 @@ def test_a_ticker_that_cannot_be_trained_is_named_and_the_others_are_as_without_
     def fails(self: KronosTrainer, jobs: Any, **options: Any) -> Any:
         results = train(self, jobs, **options)
         return [
-            ModelError("BAD will not do") if job.name == "BAD" else one for job, one in zip(jobs, results, strict=True)
+            ModelError("BAD will not do") if job.name == "BAD" else result
+            for job, result in zip(jobs, results, strict=True)
         ]
 
-    good = {name: one for name, one in bars.items() if name != "BAD"}
+    good = {name: bars_of_ticker for name, bars_of_ticker in bars.items() if name != "BAD"}
     expected = run_backtest(
         ArtifactLayout(tmp_path / "good"), good, recipe, base, trained="adapter", say=lambda _: None
     )
@@ -183,9 +184,9 @@ def test_with_new_bars_the_cutoffs_stay_and_only_what_is_new_is_trained(
     lines: list[str] = []
 
     def until(end: int, ticker: str = "AAPL") -> pd.DataFrame:
-        one = make_bars(ticker, bars.frame.iloc[:end], source="x.csv")
+        known = make_bars(ticker, bars.frame.iloc[:end], source="x.csv")
         lines.clear()
-        return run_backtest(layout, {ticker: one}, recipe, base, trained="adapter", say=lines.append).predictions
+        return run_backtest(layout, {ticker: known}, recipe, base, trained="adapter", say=lines.append).predictions
 
     first, stamps = until(110), bars.frame["timestamps"]
     pd.testing.assert_frame_equal(until(114), first)

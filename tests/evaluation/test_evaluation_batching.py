@@ -71,7 +71,7 @@ def test_what_differs_in_length_or_in_what_a_call_has_once_is_sampled_apart() ->
     six = HandMadeWindows(holdout("F").close, holdout=10, horizon=6, ticker="F")
     other: Any = predict_job(six, {"base": 0.0}, {"base": plain_sampling(long)}, long)  # type: ignore[arg-type]
     jobs = {"A": job("A", temperature=0.5), "B": job("B", s2_position="first"), "C": job("C"), "F": other}
-    assert not any(isinstance(one, KronosError) for _, one in run_jobs(jobs, sampler=sampler))
+    assert not any(isinstance(result, KronosError) for _, result in run_jobs(jobs, sampler=sampler))
     assert [len(call["history"]) for call in sampler.calls] == [12, 6, 2]
     assert set(sampler.calls[0]["temperature"]) == {0.5, 1.0}
 
@@ -132,7 +132,7 @@ def test_side_by_side_asks_once_for_all_and_an_error_reaches_whoever_waits() -> 
 
 @pytest.mark.parametrize("device", ["cpu", "mps"])
 def test_sampling_takes_the_format_that_is_asked_for_and_fp32_off_a_gpu(device: str) -> None:
-    formats = [sampling_precision(one, device) for one in ("auto", "fp32", "bf16", "fp16")]
+    formats = [sampling_precision(name, device) for name in ("auto", "fp32", "bf16", "fp16")]
     assert formats == ["fp32", "fp32", "bf16", "fp32"]
 
 
@@ -141,11 +141,11 @@ def trained(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     """Return an output folder with an adapter for each ticker, one of them damaged."""
     quick = {"epochs": 1, "evaluations_per_epoch": 1, "stride": 4, "learning_rate": 0.01, "tune_sampling": True}
     recipe = small_recipe(tiny_base, **quick)
-    windows = {one.ticker: one for one in simulated_windows(recipe, (*TRAINED, "BAD"))}
+    windows = {ticker.ticker: ticker for ticker in simulated_windows(recipe, (*TRAINED, "BAD"))}
     folder = tmp_path_factory.mktemp("trained")
     trainer = KronosTrainer(recipe, folder, base=base_of(recipe), say=lambda _: None)
-    for ticker, one in windows.items():
-        trainer.train_adapter([one], ticker)
+    for ticker, windows_of_ticker in windows.items():
+        trainer.train_adapter([windows_of_ticker], ticker)
     (folder / "adapters" / "BAD" / "adapter_model.safetensors").write_bytes(b"damaged")
     return folder, recipe, windows
 
@@ -204,7 +204,7 @@ def test_a_checkpoint_that_serves_all_tickers_is_loaded_once(
     KronosTrainer(recipe, tmp_path, base=base, say=lambda _: None).train_checkpoint(some)
     loads.clear()
     found = dict(evaluate_tickers(ArtifactLayout(tmp_path), windows, dict.fromkeys(TRAINED), base, recipe))
-    assert all("checkpoint" in set(unwrap(one).predictions["model"]) for one in found.values())
+    assert all("checkpoint" in set(unwrap(result).predictions["model"]) for result in found.values())
     assert len(loads) == 1
 
 

@@ -68,7 +68,7 @@ def verdicts() -> dict[str, list[str]]:
             cutoffs = CUTOFFS[number % len(CUTOFFS)]
             rival = 10 + np.abs(rng.normal(size=cutoffs))
             pair = (pd.Series(values) for values in (rival + draw(rng, cutoffs), rival))
-            found[kind] += [one.verdict for one in correct([compare(*pair, model="a", rival="b")], 1)]
+            found[kind] += [comparison.verdict for comparison in correct([compare(*pair, model="a", rival="b")], 1)]
     return found
 
 
@@ -107,7 +107,7 @@ def test_over_many_tickers_hardly_any_family_holds_one_false_better() -> None:
         compared = [
             compare(pd.Series(own), pd.Series(rival), model="a", rival="b", tickers_tested=25) for own, rival in pairs
         ]
-        families += any(one.verdict == BETTER for one in correct(compared, 25))
+        families += any(comparison.verdict == BETTER for comparison in correct(compared, 25))
     assert _bound(families, 40, "greater") <= ALPHA
 
 

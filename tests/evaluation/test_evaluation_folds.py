@@ -25,8 +25,8 @@ def cut(bars: Bars, end: int) -> Bars:
 
 
 def cutoffs(fold: Fold, ticker: str) -> list[pd.Timestamp]:
-    (one,) = [one for one in fold.windows if one.ticker == ticker]
-    return [one.bars.frame["timestamps"].iloc[origin] for origin in one.of_split("holdout")["origin"]]
+    (windows,) = [windows for windows in fold.windows if windows.ticker == ticker]
+    return [windows.bars.frame["timestamps"].iloc[origin] for origin in windows.of_split("holdout")["origin"]]
 
 
 def newest_target(fold: Fold) -> pd.Timestamp:
@@ -52,12 +52,12 @@ def test_every_cutoff_lies_after_all_that_its_weights_are_trained_on(
     bars: int, horizon: int, origins: int, every: int, stride: int
 ) -> None:
     recipe = recipe_of(horizon, origins, every).model_copy(update={"stride": stride})
-    one = simulated_bars("AAPL", bars)
+    bars_of_ticker = simulated_bars("AAPL", bars)
     try:
-        folds, skipped = plan_folds([{"AAPL": one}], recipe)
+        folds, skipped = plan_folds([{"AAPL": bars_of_ticker}], recipe)
     except DataError:
         assume(False)
-    stamps = one.frame["timestamps"]
+    stamps = bars_of_ticker.frame["timestamps"]
     found: list[int] = []
     for fold in folds:
         (known,), (windows,) = fold.known, fold.windows
@@ -65,7 +65,7 @@ def test_every_cutoff_lies_after_all_that_its_weights_are_trained_on(
         trained = pd.concat([known.of_split("train"), known.of_split("selection")])
         assert trained["end"].max() - 1 <= origin.min()
         assert len(windows.bars) == origin.max() + 1 + horizon
-        assert windows.bars.frame.equals(one.frame.iloc[: len(windows.bars)])
+        assert windows.bars.frame.equals(bars_of_ticker.frame.iloc[: len(windows.bars)])
         assert 1 <= len(origin) <= every
         assert (windows.of_split("holdout")["end"].to_numpy() == origin + 1 + horizon).all()
         found += origin.tolist()
@@ -102,7 +102,7 @@ def test_a_ticker_that_ended_long_ago_is_named_and_left_out() -> None:
         [{"AAPL": simulated_bars("AAPL", 150), "GONE": simulated_bars("GONE", 120)}], recipe_of()
     )
     assert "GONE.csv: its bars end before" in str(skipped["GONE"])
-    assert all(one.ticker == "AAPL" for fold in folds for one in fold.windows)
+    assert all(windows.ticker == "AAPL" for fold in folds for windows in fold.windows)
 
 
 def test_old_folds_without_bars_enough_before_them_are_left_out() -> None:

@@ -45,8 +45,8 @@ def test_it_is_the_mean_over_cutoffs_of_the_correlation_over_tickers(skill: floa
 
 
 def test_the_unit_of_the_prices_does_not_matter() -> None:
-    one, other = (information_coefficient(tables(skill=1.0, price=price)[0], "base") for price in (1.0, 1000.0))
-    assert one.ic == pytest.approx(other.ic)
+    first, second = (information_coefficient(tables(skill=1.0, price=price)[0], "base") for price in (1.0, 1000.0))
+    assert first.ic == pytest.approx(second.ic)
 
 
 def test_fewer_than_eight_tickers_are_said_to_be_too_few() -> None:

@@ -134,7 +134,7 @@ def test_no_word_is_cut_off(drawn: Callable[..., Figure], kind: str, price: floa
     heading, labels = figure.texts, [label for axes in figure.axes for label in (axes.xaxis.label, axes.yaxis.label)]
     assert len(heading) > len(notes)
     for label in labels:
-        assert not any(label.get_window_extent().overlaps(one.get_window_extent()) for one in heading)
+        assert not any(label.get_window_extent().overlaps(line.get_window_extent()) for line in heading)
     assert all(axes.get_window_extent().height > 250 for axes in figure.axes)
 
 

@@ -171,11 +171,11 @@ def test_a_symbol_without_the_trained_model_has_null_metrics_and_a_reason() -> N
 
 def test_the_tickers_files_put_together_give_the_evaluation_of_all(layout: ArtifactLayout) -> None:
     windows = [windows_of("AAPL", left_out=5), windows_of("^GSPC")]
-    for one in windows:
-        alone = save_ticker_evaluation(layout, predictions_of([one]), "adapter", manifest_of([one]))
-        assert alone == read_json(layout.ticker_metrics(one.ticker))
+    for ticker in windows:
+        alone = save_ticker_evaluation(layout, predictions_of([ticker]), "adapter", manifest_of([ticker]))
+        assert alone == read_json(layout.ticker_metrics(ticker.ticker))
         assert alone["aggregate"]["symbols_evaluated"] == 1
-        assert alone["files"] == {f"{one.ticker}.parquet": file_hash(layout.ticker_forecasts(one.ticker))}
+        assert alone["files"] == {f"{ticker.ticker}.parquet": file_hash(layout.ticker_forecasts(ticker.ticker))}
     predictions, manifest = load_predictions([layout.ticker_forecasts(ticker) for ticker in ("AAPL", "^GSPC")])
     assert build_evaluation(predictions, "adapter", [], manifest) == build_evaluation(
         predictions_of(windows), "adapter", [], manifest_of(windows)
@@ -207,11 +207,11 @@ def test_a_ticker_without_metrics_is_an_error(layout: ArtifactLayout) -> None:
 
 def test_what_differs_between_manifests_is_named_and_two_base_models_are_both_shown() -> None:
     windows = [windows_of("AAPL"), windows_of("MSFT"), windows_of("NVDA")]
-    manifests = [manifest_of([one]) for one in windows]
+    manifests = [manifest_of([ticker]) for ticker in windows]
     manifests[1]["device"] = "cuda"
     manifests[2]["base_model"] = {"name": "small", "label": "small", "demo": False}
     merged = merge_manifests(manifests)
-    assert merged["data"] == {one.ticker: f"hash of {one.ticker}" for one in windows}
+    assert merged["data"] == {ticker.ticker: f"hash of {ticker.ticker}" for ticker in windows}
     assert merged["seed"] == 7
     assert set(merged["differing"]) == {"device", "base_model"}
     assert merged["differing"]["device"] == ["cpu", "cuda"]

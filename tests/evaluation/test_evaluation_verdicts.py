@@ -118,17 +118,17 @@ def test_a_loss_per_cutoff_is_the_mean_scaled_error_over_its_bars() -> None:
 
 def test_a_clear_and_steady_gain_is_better_and_the_other_way_round_worse() -> None:
     own, naive = losses(level=0.6), losses(seed=1)
-    one, other = judged(own, naive), judged(naive, own)
-    assert (one.verdict, other.verdict) == (BETTER, WORSE)
-    assert one.skill == pytest.approx(1 - own.sum() / naive.sum())
-    assert one.skill is not None
-    assert one.skill_low is not None
-    assert one.skill_high is not None
-    assert 0 < one.skill_low < one.skill < one.skill_high < 1
-    assert one.statistic is not None
-    assert one.statistic < 0
-    assert "16 cutoffs" in one.reason
-    assert one.p_value == pytest.approx(stats.ttest_rel(own, naive).pvalue)
+    gain, loss = judged(own, naive), judged(naive, own)
+    assert (gain.verdict, loss.verdict) == (BETTER, WORSE)
+    assert gain.skill == pytest.approx(1 - own.sum() / naive.sum())
+    assert gain.skill is not None
+    assert gain.skill_low is not None
+    assert gain.skill_high is not None
+    assert 0 < gain.skill_low < gain.skill < gain.skill_high < 1
+    assert gain.statistic is not None
+    assert gain.statistic < 0
+    assert "16 cutoffs" in gain.reason
+    assert gain.p_value == pytest.approx(stats.ttest_rel(own, naive).pvalue)
 
 
 @pytest.mark.slow
@@ -271,14 +271,14 @@ def test_what_many_tickers_were_tested_for_needs_more_evidence() -> None:
 
 def test_tickers_that_are_not_in_the_table_may_be_counted_too() -> None:
     table = predictions_of_losses({"naive": losses(40), "adapter": losses(40, 1, 0.7)})
-    one, many = (judge(table, "adapter", ("naive",), tickers_tested=tested) for tested in (None, 400))
-    assert one.per_symbol["AAPL"]["naive"].adjusted_p == max(
-        one.overall["naive"].p_value or 1, one.overall["naive"].bootstrap_p or 1
+    single, many = (judge(table, "adapter", ("naive",), tickers_tested=tested) for tested in (None, 400))
+    assert single.per_symbol["AAPL"]["naive"].adjusted_p == max(
+        single.overall["naive"].p_value or 1, single.overall["naive"].bootstrap_p or 1
     )
     assert many.per_symbol["AAPL"]["naive"].adjusted_p is not None
-    assert many.per_symbol["AAPL"]["naive"].adjusted_p > one.per_symbol["AAPL"]["naive"].adjusted_p
+    assert many.per_symbol["AAPL"]["naive"].adjusted_p > single.per_symbol["AAPL"]["naive"].adjusted_p
     assert many.per_symbol["AAPL"]["naive"].verdict == BETTER  # evidence this strong can still be told
-    assert many.overall == one.overall
+    assert many.overall == single.overall
 
 
 def test_tickers_that_move_together_are_one_observation_per_cutoff() -> None:
@@ -292,9 +292,9 @@ def test_tickers_that_move_together_are_one_observation_per_cutoff() -> None:
 
 
 def test_the_overall_verdict_takes_from_each_cutoff_the_tickers_that_both_forecast() -> None:
-    one = predictions_of_losses({"naive": losses(10, 1), "adapter": losses(10, 2, 0.5)}, symbol="ONE")
-    other = predictions_of_losses({"naive": losses(10, 3, 50.0)}, symbol="OTHER")
-    overall = judge(pd.concat([one, other]), "adapter", ("naive",)).overall["naive"]
+    first = predictions_of_losses({"naive": losses(10, 1), "adapter": losses(10, 2, 0.5)}, symbol="ONE")
+    second = predictions_of_losses({"naive": losses(10, 3, 50.0)}, symbol="OTHER")
+    overall = judge(pd.concat([first, second]), "adapter", ("naive",)).overall["naive"]
     assert overall.skill == pytest.approx(1 - losses(10, 2, 0.5).sum() / losses(10, 1).sum())
 
 

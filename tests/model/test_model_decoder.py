@@ -295,8 +295,8 @@ def test_half_precision_stays_near_single() -> None:
     for precision in ("fp32", "bf16"):
         seen: list[Tensor] = []
 
-        def the_same(one: Tensor, step: int, level: int, seen: list[Tensor] = seen) -> Tensor:
-            seen.append(one.clone())
+        def the_same(logits_of_step: Tensor, step: int, level: int, seen: list[Tensor] = seen) -> Tensor:
+            seen.append(logits_of_step.clone())
             return forced[step, level]
 
         decoded(Decoder(predictor, tokenizer, precision=precision), some, 512, 3, choose=the_same)
@@ -326,23 +326,23 @@ def test_onednns_operators_are_still_there() -> None:
 
 def test_the_modules_stay_as_they_are() -> None:
     predictor, tokenizer = tiny_predictor(bits=BITS).train(), tiny_tokenizer(bits=BITS).train()
-    before = [(name, value.clone()) for one in (predictor, tokenizer) for name, value in one.state_dict().items()]
+    before = [(name, value.clone()) for module in (predictor, tokenizer) for name, value in module.state_dict().items()]
     expected = decoded(Decoder(tiny_predictor(bits=BITS), tiny_tokenizer(bits=BITS)), given(2, 12, 3), 512)
     result = decoded(Decoder(predictor, tokenizer), given(2, 12, 3), 512)
     assert torch.equal(result[0], expected[0])
     assert predictor.training
     assert tokenizer.training
-    after = [(name, value) for one in (predictor, tokenizer) for name, value in one.state_dict().items()]
+    after = [(name, value) for module in (predictor, tokenizer) for name, value in module.state_dict().items()]
     assert all(was[0] == now[0] and torch.equal(was[1], now[1]) for was, now in zip(before, after, strict=True))
     assert not result[1].is_inference()  # so it can be changed in place, and trained on
 
 
 def test_predictors_of_other_weights_share_no_decoder() -> None:
-    one, other, tokenizer = tiny_predictor(0, bits=BITS), tiny_predictor(1, bits=BITS), tiny_tokenizer(bits=BITS)
+    first, second, tokenizer = tiny_predictor(0, bits=BITS), tiny_predictor(1, bits=BITS), tiny_tokenizer(bits=BITS)
     with pytest.raises(ModelError, match="different weights"):
-        Decoder([one, other], tokenizer)
-    dora = with_lora(one, 1, ["q_proj"], use_dora=True)
-    several = [one, other, *adapters(one)[2:], dora]
+        Decoder([first, second], tokenizer)
+    dora = with_lora(first, 1, ["q_proj"], use_dora=True)
+    several = [first, second, *adapters(first)[2:], dora]
     assert [places for _, places in group_into_decoders(several, tokenizer)] == [[0], [2], [3], [4], [1]]
     assert [places for _, places in group_into_decoders(several[:-1], tokenizer)] == [[0, 2, 3], [1]]
 

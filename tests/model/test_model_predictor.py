@@ -119,9 +119,9 @@ def test_arguments_have_upstreams_names_order_and_defaults(method: str) -> None:
     theirs, ours = (
         inspect.signature(getattr(kind, method)).parameters.values() for kind in (Upstream, KronosPredictor)
     )
-    shared = [(one.name, one.kind, one.default) for one in ours][: len(theirs)]
-    assert shared == [(one.name, one.kind, one.default) for one in theirs]
-    assert {one.kind for one in list(ours)[len(theirs) :]} == {inspect.Parameter.KEYWORD_ONLY}
+    shared = [(parameter.name, parameter.kind, parameter.default) for parameter in ours][: len(theirs)]
+    assert shared == [(parameter.name, parameter.kind, parameter.default) for parameter in theirs]
+    assert {parameter.kind for parameter in list(ours)[len(theirs) :]} == {inspect.Parameter.KEYWORD_ONLY}
 
 
 def test_what_is_there_to_be_read_is_upstreams() -> None:
@@ -183,7 +183,7 @@ def test_autocast_and_other_defaults_around_it_change_nothing() -> None:
 def test_weights_of_another_precision_are_taken(kind: torch.dtype) -> None:
     model, tokenizer, df = sharp_predictor().to(kind), sharp_tokenizer(), candles(30)
     given = (df, *times(30, HORIZON), HORIZON)
-    forecasts = [seeded(one(model, tokenizer).predict, *given, top_k=1)[0] for one in (Upstream, KronosPredictor)]
+    forecasts = [seeded(kind(model, tokenizer).predict, *given, top_k=1)[0] for kind in (Upstream, KronosPredictor)]
     assert_forecast(forecasts[1], forecasts[0], df)
     assert {parameter.dtype for parameter in model.parameters()} == {kind}
 
@@ -281,12 +281,15 @@ def test_threads_forecast_as_one_does_and_leave_the_models_and_torch_as_they_wer
     with ThreadPoolExecutor(4) as pool:
         for _ in range(5):
             calls = {
-                bars: pool.submit(predictor.predict, *one, seed=bars, verbose=False) for bars, one in series.items()
+                bars: pool.submit(predictor.predict, *arguments, seed=bars, verbose=False)
+                for bars, arguments in series.items()
             }
             for bars, call in calls.items():
                 pd.testing.assert_frame_equal(call.result(), expected[bars])
-        one = series[20]
-        unseeded = [call.result() for call in [pool.submit(predictor.predict, *one, verbose=False) for _ in range(4)]]
+        arguments = series[20]
+        unseeded = [
+            call.result() for call in [pool.submit(predictor.predict, *arguments, verbose=False) for _ in range(4)]
+        ]
         assert pool.submit(torch.get_num_threads).result() == threads
     assert all(not a.equals(b) for a, b in combinations(unseeded, 2)), "each draws anew"
     assert all(part.training for part in tokenizer.modules())

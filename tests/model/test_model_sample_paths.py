@@ -315,7 +315,7 @@ def test_a_stamp_matters_to_the_bars_after_it(series: Series, choices: Choices) 
     for stamps in (ahead, other):
         choices.clear()
         sample_paths(tiny_model(), history[:1], past[:1], stamps[:1], **{**SETTINGS, "top_p": 1e-9})
-        logits.append([one for one, _, _ in choices])
+        logits.append([drawn_from for drawn_from, _, _ in choices])
     for step, (before, after) in enumerate(zip(*logits, strict=True)):
         assert torch.equal(before, after) is (step < 2 * 3)
 

@@ -76,14 +76,14 @@ def schedules_of(tickers: list[str], settings: AutomationSettings) -> dict[str, 
 def test_scheduled_jobs_cover_the_sorted_tickers_in_chunks(job: str) -> None:
     tickers = [f"T{number:02}" for number in range(7)]
     requests = evaluate(schedules_of(tickers, AutomationSettings(tickers_per_run=3))[job])
-    assert [one[1:] for one in ranges(requests)] == [("T00", "T02"), ("T03", "T05"), ("T06", "T06")]
+    assert [job_range[1:] for job_range in ranges(requests)] == [("T00", "T02"), ("T03", "T05"), ("T06", "T06")]
     assert len({request.run_key for request in requests}) == 3
 
 
 def test_the_checkpoint_is_retrained_over_all_tickers_in_one_run() -> None:
     tickers = [f"T{number:02}" for number in range(7)]
     schedule = schedules_of(tickers, AutomationSettings(tickers_per_run=3))["retrain_checkpoint"]
-    assert [one[1:] for one in ranges(evaluate(schedule))] == [("T00", "T06")]
+    assert [job_range[1:] for job_range in ranges(evaluate(schedule))] == [("T00", "T06")]
 
 
 def test_schedules_run_in_the_markets_time_zone_when_the_settings_say() -> None:
@@ -148,7 +148,7 @@ def test_a_setting_that_cannot_be_names_its_variable(
 def test_runs_cover_the_wanted_tickers_and_no_other() -> None:
     tickers = list("ABCDEFG")
     runs = split_into_runs({"A", "B", "D", "E", "F", "X"}, tickers, 2)
-    assert [(one[RANGE_START], one[RANGE_END]) for one in runs] == [("A", "B"), ("D", "E"), ("F", "F")]
+    assert [(tags[RANGE_START], tags[RANGE_END]) for tags in runs] == [("A", "B"), ("D", "E"), ("F", "F")]
 
 
 def test_the_sensor_ingests_what_changed_and_only_that(location: Location) -> None:

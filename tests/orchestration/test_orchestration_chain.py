@@ -97,8 +97,8 @@ def test_a_second_materialisation_replaces_the_first(story: Story) -> None:
 
 def test_the_leaderboard_names_the_ticker_that_has_no_metrics(story: Story) -> None:
     evaluation = read_json(story.location.layout.evaluation)
-    assert [one["symbol"] for one in evaluation["per_symbol"]] == ["AAPL", "BRK-B", "BRK.B", "^GSPC"]
-    assert [one["symbol"] for one in evaluation["skipped"]] == ["BRK.A"]
+    assert [entry["symbol"] for entry in evaluation["per_symbol"]] == ["AAPL", "BRK-B", "BRK.B", "^GSPC"]
+    assert [entry["symbol"] for entry in evaluation["skipped"]] == ["BRK.A"]
 
 
 def test_materialisations_show_what_people_look_for(story: Story) -> None:

@@ -130,8 +130,8 @@ def test_the_checks_of_holdout_and_backtest_show_each_verdict(champion: Champion
     assert found["backtest", "better_than_naive"] == {TICKER: True}
     assert found["backtest", "better_than_base"] == {TICKER: True}
     texts = {
-        (one.asset_key.to_user_string(), one.check_name): str(one.description)
-        for one in champion.promoted.get_asset_check_evaluations()
+        (check.asset_key.to_user_string(), check.check_name): str(check.description)
+        for check in champion.promoted.get_asset_check_evaluations()
     }
     assert "The adapter against naive: better; skill " in texts["backtest", "better_than_naive"]
     # Ten days are two cutoffs of five bars: on the holdout alone nothing can be said.
@@ -213,7 +213,7 @@ def test_a_checkpoint_that_drifted_is_trained_anew_over_all_tickers() -> None:
         with dg.build_sensor_context(instance=instance) as context:
             requests = list(sensor.evaluate_tick(context).run_requests or [])
     starts_and_ends = [
-        (one.job_name, *(one.tags[f"dagster/asset_partition_range_{end}"] for end in ("start", "end")))
-        for one in requests
+        (request.job_name, *(request.tags[f"dagster/asset_partition_range_{end}"] for end in ("start", "end")))
+        for request in requests
     ]
     assert starts_and_ends == [("promote_adapter", "AAPL", "AAPL"), ("retrain_checkpoint", "AAPL", "NVDA")]

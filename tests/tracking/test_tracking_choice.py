@@ -34,11 +34,6 @@ _numbers = count()
 
 
 @pytest.fixture(scope="module")
-def recipe(tiny_base: Path) -> Recipe:
-    return small_recipe(tiny_base)
-
-
-@pytest.fixture(scope="module")
 def base(recipe: Recipe) -> KronosModel:
     return base_of(recipe)
 
@@ -54,18 +49,6 @@ def made(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
         return for_tickers(known[seed], tmp_path_factory.mktemp("adapter") / ticker, [ticker])
 
     return one
-
-
-@pytest.fixture(scope="module")
-def tracker(own_mlflow_store: str, tmp_path_factory: pytest.TempPathFactory) -> Tracker:
-    return Tracker(own_mlflow_store, tmp_path_factory.mktemp("output"))
-
-
-@pytest.fixture(scope="module")
-def run_id(tracker: Tracker) -> str:
-    with tracker.training_run("made", Recipe()) as run:
-        pass
-    return run.run_id
 
 
 @pytest.fixture(scope="module")

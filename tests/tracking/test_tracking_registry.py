@@ -1,200 +1,30 @@
-"""Adapters and checkpoints as versions of registered models: the content of a version, the champion and the reason."""
+"""The champion of a registered model: promotion, refusal, rollback, and the reason on the version."""
 
 from __future__ import annotations
 
 import json
 import socket
 import time
-import zipfile
 from collections.abc import Callable
-from functools import cache
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from registered_models import base_of, evidence, made_adapter, made_checkpoint
-from safetensors.numpy import load_file
-from small_trainings import small_recipe
+from registered_models import BAD, aliases, evidence, number, promotion
 
-from kronos_pipeline.artifacts import MANIFEST
-from kronos_pipeline.config import NAME, Recipe
-from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.evaluation.scoring.gate import Decision, decide
-from kronos_pipeline.tracking.registry import Registry, Version, registered_name
+from kronos_pipeline.tracking.registry import Registry
 from kronos_pipeline.tracking.runs import Tracker
 from kronos_pipeline.tracking.store import TrackingError
 
 pytestmark = pytest.mark.slow
 
-GOOD = {"naive": 1.0, "base": 1.0, "adapter": 0.5}
-BAD = {"naive": 1.0, "base": 1.0, "adapter": 1.5}
-SCORES = {"holdout/adapter/mae": 0.5}
-_numbers = count()
-
-
-@pytest.fixture(scope="module")
-def recipe(tiny_base: Path) -> Recipe:
-    return small_recipe(tiny_base)
-
-
-@pytest.fixture(scope="module")
-def adapter(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made_adapter(tmp_path_factory.mktemp("adapter") / "AAPL", recipe)
-
-
-@pytest.fixture(scope="module")
-def tracker(own_mlflow_store: str, tmp_path_factory: pytest.TempPathFactory) -> Tracker:
-    return Tracker(own_mlflow_store, tmp_path_factory.mktemp("output"))
-
-
-@pytest.fixture(scope="module")
-def run_id(tracker: Tracker) -> str:
-    with tracker.training_run("adapter AAPL", Recipe()) as run:
-        pass
-    return run.run_id
-
-
-@pytest.fixture
-def registry(tracker: Tracker) -> Registry:
-    return Registry(tracker)
-
-
-@pytest.fixture
-def name() -> str:
-    """Return a registered model that no other test uses."""
-    return registered_name(f"T{next(_numbers)}")
-
-
-@pytest.fixture
-def register(registry: Registry, adapter: Path, name: str, run_id: str) -> Callable[[], int]:
-    def one() -> int:
-        return registry.register(adapter, name, run_id, predictions=evidence(GOOD), metrics=SCORES)
-
-    return one
-
-
-@cache
-def promotion() -> Decision:
-    return decide(evidence(GOOD), "adapter", champion=None, gate="strict")
-
 
 def refusal(champion: pd.DataFrame | None = None) -> Decision:
     return decide(evidence(BAD), "adapter", champion=champion, gate="strict")
-
-
-def aliases(registry: Registry, name: str) -> dict[int, tuple[str, ...]]:
-    return {version.number: version.aliases for version in registry.versions(name) if version.aliases}
-
-
-def number(version: Version | None) -> int | None:
-    return None if version is None else version.number
-
-
-def files_of(registry: Registry, name: str, version: int) -> Path:
-    """Return the folder in which MLflow keeps a version's files."""
-    uri = MlflowClient(registry.uri).get_model_version_download_uri(name, str(version))
-    return Path(uri.removeprefix("file://"))
-
-
-def test_a_version_says_what_it_is_and_arrives_as_challenger(
-    registry: Registry, adapter: Path, name: str, run_id: str, recipe: Recipe
-) -> None:
-    tags = {"dagster.partition": "AAPL"}
-    arrived = registry.register(adapter, name, run_id, predictions=evidence(GOOD), metrics=SCORES, tags=tags)
-
-    version = registry.version(name, arrived)
-    assert (version.number, version.run_id, version.aliases, version.measured) == (1, run_id, ("challenger",), True)
-    told = {key: version.tags[key] for key in ("kind", "trained_on", "base_hash", "dagster.partition")}
-    base_hash = base_of(recipe).weights_hash
-    assert told == {"kind": "adapter", "trained_on": "AAPL", "base_hash": base_hash, "dagster.partition": "AAPL"}
-    assert (version.covers("AAPL"), version.covers("AAP")) == (True, False)
-    assert registry.champion(name) is None
-
-
-def test_the_next_version_is_the_challenger(registry: Registry, name: str, register: Callable[[], int]) -> None:
-    assert [register(), register()] == [1, 2]
-    assert aliases(registry, name) == {2: ("challenger",)}
-
-
-def test_a_version_holds_the_adapter_and_its_evidence_but_neither_its_base_nor_a_pickle(
-    registry: Registry, adapter: Path, name: str, run_id: str, tmp_path: Path
-) -> None:
-    assert zipfile.is_zipfile(adapter / "adapter.pt"), "PyTorch's own file is a zip with a pickle in it"
-    predictions = evidence(GOOD)
-    version = registry.version(name, registry.register(adapter, name, run_id, predictions=predictions, metrics=SCORES))
-
-    folder = registry.fetch(version, tmp_path)
-    assert (folder / MANIFEST).read_bytes() == (adapter / MANIFEST).read_bytes()
-    kept, ours = (load_file(path / "adapter_model.safetensors") for path in (folder, adapter))
-    assert kept.keys() == ours.keys()
-    assert all((kept[key] == ours[key]).all() for key in ours)
-    pd.testing.assert_frame_equal(registry.evidence(version), predictions)
-
-    place = files_of(registry, name, 1)
-    files = {path.relative_to(place).as_posix(): path for path in place.rglob("*") if path.is_file()}
-    assert not any(name.endswith("model.safetensors") and "adapter_model" not in name for name in files)
-    assert not any(zipfile.is_zipfile(path) or path.read_bytes()[:1] == b"\x80" for path in files.values())
-    assert "served_model.py" in files
-
-
-def test_mlflow_shows_signature_input_example_and_metrics(
-    registry: Registry, name: str, register: Callable[[], int]
-) -> None:
-    register()
-    place = files_of(registry, name, 1)
-    logged = MlflowClient(registry.uri).get_logged_model(place.parent.name)
-    assert logged.status == "READY"
-    assert json.loads(logged.tags["mlflow.modelVersions"]) == [{"name": name, "version": 1}]
-    assert {metric.key: metric.value for metric in logged.metrics or []} == SCORES
-    text = (place / "MLmodel").read_text()
-    for column in ("timestamps", "open", "close", "volume", "lo_50", "hi_90"):
-        assert f'"name": "{column}"' in text.replace("\n   ", "")
-    example = json.loads((place / "input_example.json").read_text())
-    assert len(example["data"]) == 16, "as many bars as the lookback"
-
-
-@pytest.mark.parametrize("ticker", ["^GSPC", "EURUSD=X", "BRK.B"])
-def test_any_symbol_can_be_registered_and_found(
-    registry: Registry, adapter: Path, run_id: str, ticker: str, tmp_path: Path
-) -> None:
-    own = registered_name(ticker)
-    first = registry.register(adapter, own, run_id, predictions=evidence(GOOD), metrics={})
-    registry.record_decision(own, first, promotion())
-    champion = registry.champion(own)
-    assert champion is not None
-    assert (champion.name, champion.number) == (f"kronos-{ticker}", 1)
-    assert registry.fetch(champion, tmp_path).is_dir()
-    assert own in registry.names()
-    registry.register_refit(adapter, own, run_id, refit_of=1)
-    assert number(registry.refit_of(champion)) == 2
-
-
-def test_an_adapter_called_all_and_the_checkpoint_do_not_meet(
-    registry: Registry, adapter: Path, recipe: Recipe, run_id: str, tmp_path: Path
-) -> None:
-    checkpoint = made_checkpoint(tmp_path / "checkpoint", recipe, ["AAPL", "MSFT"])
-    for folder, own in ((checkpoint, None), (adapter, "all"), (adapter, "ALL")):
-        registry.register(folder, registered_name(own), run_id, predictions=evidence(GOOD), metrics={})
-    kinds = {own: [version.tags["kind"] for version in registry.versions(own)] for own in registry.names()}
-    assert kinds["kronos-all"] == ["checkpoint"]
-    assert kinds["kronos-all~adapter"] == kinds["kronos-ALL~adapter"] == ["adapter"]
-    [version] = registry.versions("kronos-all")
-    assert version.covers("MSFT")
-    assert (registry.fetch(version, tmp_path / "fetched") / "model.safetensors").is_file()
-
-
-@settings(max_examples=30)
-@given(st.lists(st.from_regex(NAME, fullmatch=True), min_size=1, unique_by=str.casefold))
-def test_no_two_adapters_share_a_registered_model_and_none_the_checkpoints(adapters: list[str]) -> None:
-    """Registered names differ in more than case, so a store that ignores case keeps them apart."""
-    names = [registered_name(one).casefold() for one in (*adapters, None)]
-    assert len(set(names)) == len(names)
 
 
 def test_the_gates_decision_makes_the_champion_and_its_words_stay_on_the_version(
@@ -284,36 +114,6 @@ def test_a_champion_that_was_set_in_mlflow_itself_can_be_rolled_back_too(
     assert number(registry.rollback(name, "bad")) == 2
 
 
-def test_a_refit_is_labelled_and_never_champion(
-    registry: Registry, adapter: Path, name: str, run_id: str, register: Callable[[], int]
-) -> None:
-    registry.record_decision(name, register(), promotion())
-    first, second = (registry.register_refit(adapter, name, run_id, refit_of=1) for _ in range(2))
-    assert aliases(registry, name) == {1: ("champion",), second: ("refit",)}
-    champion = registry.champion(name)
-    assert champion is not None
-    refit = registry.refit_of(champion)
-    assert refit is not None
-    assert (refit.number, refit.measured, refit.tags["measured"]) == (second, False, "no")
-    assert number(registry.refit_of(registry.version(name, first))) is None
-    for use in (
-        lambda: registry.promote(name, second, "it is newer"),
-        lambda: registry.record_decision(name, second, promotion()),
-        lambda: registry.evidence(refit),
-    ):
-        with pytest.raises(TrackingError, match=f"version {second} was not itself measured.*refit of version 1: promo"):
-            use()
-    assert aliases(registry, name) == {1: ("champion",), second: ("refit",)}
-
-
-def test_a_refit_of_nothing_is_refused_and_leaves_nothing(
-    registry: Registry, adapter: Path, name: str, run_id: str
-) -> None:
-    with pytest.raises(TrackingError, match=f"{name} has no version 7"):
-        registry.register_refit(adapter, name, run_id, refit_of=7)
-    assert registry.versions(name) == []
-
-
 @pytest.mark.parametrize(
     ("which", "message"),
     [
@@ -339,37 +139,6 @@ def test_a_model_that_is_not_there_has_no_champion_and_the_message_names_those_t
     assert registry.champion("kronos-NONE") is None
     with pytest.raises(TrackingError, match=f"kronos-NONE has no challenger to promote. The registered .*{name}"):
         registry.promote("kronos-NONE", None, "please")
-
-
-def test_what_is_no_training_is_not_registered(
-    registry: Registry, adapter: Path, name: str, run_id: str, tmp_path: Path
-) -> None:
-    with pytest.raises(ArtifactError, match=r"manifest\.json cannot be read"):
-        registry.register(tmp_path, name, run_id, predictions=evidence(GOOD), metrics={})
-    with pytest.raises(ArtifactError, match="has no column mean"):
-        registry.register(adapter, name, run_id, predictions=evidence(GOOD).drop(columns="mean"), metrics={})
-    with pytest.raises(TrackingError, match="0123456789abcdef0123456789abcdef"):
-        registry.register(adapter, name, "0123456789abcdef" * 2, predictions=evidence(GOOD), metrics={})
-    assert registry.versions(name) == []
-
-
-def test_files_that_are_gone_are_told_with_the_version(
-    registry: Registry, name: str, register: Callable[[], int], tmp_path: Path
-) -> None:
-    version = registry.version(name, register())
-    place = files_of(registry, name, 1)
-    place.rename(place.with_name("moved"))
-    for use in (lambda: registry.evidence(version), lambda: registry.fetch(version, tmp_path)):
-        with pytest.raises(TrackingError, match=f"The files of {name} version 1 cannot be fetched"):
-            use()
-
-
-def test_evidence_that_is_damaged_is_told(registry: Registry, name: str, register: Callable[[], int]) -> None:
-    version = registry.version(name, register())
-    place = files_of(registry, name, 1)
-    (place / "evidence.parquet").write_bytes(b"nothing")
-    with pytest.raises(TrackingError, match=f"The evidence of {name} version 1 is damaged"):
-        registry.evidence(version)
 
 
 class Failing:

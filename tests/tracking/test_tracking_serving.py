@@ -70,11 +70,6 @@ def register(tracker: Tracker) -> Callable[[Path, str], Path]:
 
 
 @pytest.fixture(scope="module")
-def recipe(tiny_base: Path) -> Recipe:
-    return small_recipe(tiny_base)
-
-
-@pytest.fixture(scope="module")
 def adapter(recipe: Recipe, output: Path) -> Path:
     return with_sampling(made_adapter(output / "adapter", recipe), recipe)
 

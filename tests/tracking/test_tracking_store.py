@@ -87,7 +87,9 @@ def test_two_processes_make_one_store_together(made_by_two: Path) -> None:
     assert names_of_runs(made_by_two) == {"one", "two"}
     with sqlite3.connect(made_by_two / "mlflow.db") as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    experiments = [one.name for one in MlflowClient(find_store_uri(None, made_by_two)).search_experiments()]
+    experiments = [
+        experiment.name for experiment in MlflowClient(find_store_uri(None, made_by_two)).search_experiments()
+    ]
     assert sorted(experiments) == ["Default", EXPERIMENT]
     assert not (made_by_two / ".mlflow.db.unfinished").exists()
 
@@ -106,7 +108,7 @@ def test_only_a_store_in_the_making_is_written_without_waiting_for_the_disk(tmp_
     sqlalchemy.event.listen(sqlalchemy.Engine, "checkin", note)
     try:
         client = open_store(find_store_uri(None, tmp_path))
-        assert [one.name for one in client.search_experiments()] == ["Default"]
+        assert [experiment.name for experiment in client.search_experiments()] == ["Default"]
     finally:
         sqlalchemy.event.remove(sqlalchemy.Engine, "checkin", note)
     off, full = 0, 2
@@ -132,7 +134,7 @@ def test_an_output_folder_that_was_moved_keeps_new_artifacts_where_it_is(output:
 def test_a_deleted_experiment_is_restored(output: Path) -> None:
     train(Tracker(None, output), "three")
     client = MlflowClient(find_store_uri(None, output))
-    (own,) = (one for one in client.search_experiments() if "in " in one.name)
+    (own,) = (experiment for experiment in client.search_experiments() if "in " in experiment.name)
     client.delete_experiment(own.experiment_id)
     train(Tracker(None, output), "four")
     assert "four" in names_of_runs(output)

@@ -30,19 +30,19 @@ def test_an_item_is_its_windows_tokens_and_stamps(tiny_base: Path, base: KronosM
     recipe = small_recipe(tiny_base)
     windows = simulated_windows(recipe, ["AAPL", "MSFT"])
     data = KronosMultiTickerDataset(windows, "train", base.tokenizer)
-    counts = [one.counts()["train"] for one in windows]
+    counts = [ticker.counts()["train"] for ticker in windows]
     assert len(data) == sum(counts)
     assert (data.tickers, data.lookback, data.window) == (["AAPL", "MSFT"], 16, 22)
-    for index, one, row in ((3, windows[0], 3), (counts[0] + 5, windows[1], 5)):
-        start = int(one.of_split("train")["start"].iloc[row])
-        bars = one.bars.values[start : start + 22]
+    for index, windows_of_ticker, row in ((3, windows[0], 3), (counts[0] + 5, windows[1], 5)):
+        start = int(windows_of_ticker.of_split("train")["start"].iloc[row])
+        bars = windows_of_ticker.bars.values[start : start + 22]
         mean, std = lookback_statistics(bars[:16])
         with torch.no_grad():
             s1, s2 = base.tokenizer.encode(torch.from_numpy(normalise(bars, mean, std))[None], half=True)
         item = data[index]
         assert item["s1"].tolist() == s1[0].tolist()
         assert item["s2"].tolist() == s2[0].tolist()
-        stamps = one.bars.frame["timestamps"].iloc[start : start + 22]
+        stamps = windows_of_ticker.bars.frame["timestamps"].iloc[start : start + 22]
         assert item["stamps"][:, 3].tolist() == stamps.dt.day.tolist()
         assert item["stamps"][:, 4].tolist() == stamps.dt.month.tolist()
 
@@ -141,8 +141,8 @@ def test_no_token_before_a_bar_changes_with_it(tiny_base: Path, base: KronosMode
     prices = ["open", "high", "low", "close"]
     frame.loc[frame.index == changed, prices] *= factor
     before, after = (
-        KronosMultiTickerDataset([build_windows(one, recipe)], "train", base.tokenizer)
-        for one in (bars, make_bars("AAPL", frame, source="x"))
+        KronosMultiTickerDataset([build_windows(version, recipe)], "train", base.tokenizer)
+        for version in (bars, make_bars("AAPL", frame, source="x"))
     )
     starts = build_windows(bars, recipe).of_split("train")["start"].to_numpy()
     for index, start in enumerate(starts):

@@ -52,17 +52,17 @@ def test_where_the_memory_lacks_for_one_each_adapter_is_named(
 
     monkeypatch.setattr(MultiLoraLoop if most > 1 else TrainingLoop, "run", none)
     recipe = small_recipe(tiny_base, adapters_together=most)
-    jobs = [AdapterJob(one.ticker, [one]) for one in simulated_windows(recipe, ("AAPL", "MSFT"))]
+    jobs = [AdapterJob(ticker.ticker, [ticker]) for ticker in simulated_windows(recipe, ("AAPL", "MSFT"))]
     ended = KronosTrainer(recipe, tmp_path, say=lambda _: None).train_adapters(jobs)
-    assert [type(one) for one in ended] == [ModelError, ModelError]
-    for one, name in zip(ended, ("AAPL", "MSFT"), strict=True):
-        assert str(one).startswith(f"The training of adapters/{name} needs more memory than this machine has free. ")
+    assert [type(error) for error in ended] == [ModelError, ModelError]
+    for error, name in zip(ended, ("AAPL", "MSFT"), strict=True):
+        assert str(error).startswith(f"The training of adapters/{name} needs more memory than this machine has free. ")
 
 
 def test_a_group_with_other_members_says_who_came_and_who_went(tmp_path: Path) -> None:
     layout = ArtifactLayout(tmp_path)
     said: list[str] = []
-    one, two, three = (ResumeState(layout, f"adapters/{name}", {"rows": name}) for name in ("AA", "BB", "CC"))
-    group_state(layout, [one, two], said.append).save({"members": []})
-    group_state(layout, [one, three], said.append)
+    first, second, third = (ResumeState(layout, f"adapters/{name}", {"rows": name}) for name in ("AA", "BB", "CC"))
+    group_state(layout, [first, second], said.append).save({"members": []})
+    group_state(layout, [first, third], said.append)
     assert said == ["starting anew: the adapters that train together have changed: CC came, BB went"]

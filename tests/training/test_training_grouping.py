@@ -97,10 +97,14 @@ def test_groups_hold_every_training_once_and_like_with_like(sizes: list[tuple[in
 
     trainings = [prepared(number, *size) for number, size in enumerate(sizes)]
     groups = group_by_length(trainings, most)
-    assert sorted(one.target for group in groups for one in group) == sorted(one.target for one in trainings)
+    assert sorted(training.target for group in groups for training in group) == sorted(
+        training.target for training in trainings
+    )
     assert all(1 <= len(group) <= most for group in groups)
-    assert all(len({one.windows[0].lookback for one in group}) == 1 for group in groups)
+    assert all(len({training.windows[0].lookback for training in group}) == 1 for group in groups)
     assert groups == group_by_length(trainings, most)
     if most > 1:
         for group in groups:
-            assert [one.count("train") for one in group] == sorted(one.count("train") for one in group)
+            assert [training.count("train") for training in group] == sorted(
+                training.count("train") for training in group
+            )

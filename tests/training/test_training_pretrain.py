@@ -121,11 +121,11 @@ def test_windows_to_pretrain_on_are_normalised_by_their_lookback_and_vary_in_tim
 
 def test_tickers_to_pretrain_on_differ_and_some_are_random_walks_without_a_pattern() -> None:
     drawn = [random_dynamics(np.random.default_rng(seed)) for seed in range(200)]
-    assert any(one.deviation == 0 for one in drawn)
-    assert any(one.month_drift == 0 for one in drawn)
-    assert any(one.month_drift > 0.2 * one.step for one in drawn)
-    assert max(one.decay for one in drawn) > 0.95
-    assert min(one.decay for one in drawn) < 0.7
+    assert any(ticker.deviation == 0 for ticker in drawn)
+    assert any(ticker.month_drift == 0 for ticker in drawn)
+    assert any(ticker.month_drift > 0.2 * ticker.step for ticker in drawn)
+    assert max(ticker.decay for ticker in drawn) > 0.95
+    assert min(ticker.decay for ticker in drawn) < 0.7
 
 
 def test_no_shipped_ticker_is_among_those_to_pretrain_on() -> None:

@@ -53,15 +53,15 @@ def trainer_of(recipe: Recipe, output: Path, say: Any = lambda _: None) -> Krono
 
 
 def together(recipe: Recipe, output: Path) -> dict[str, TrainingResult]:
-    jobs = [AdapterJob(name, [one]) for name, one in windows_of(recipe).items()]
+    jobs = [AdapterJob(name, [windows]) for name, windows in windows_of(recipe).items()]
     results = trainer_of(recipe, output).train_adapters(jobs)
-    assert all(isinstance(one, TrainingResult) for one in results), results
+    assert all(isinstance(result, TrainingResult) for result in results), results
     return dict(zip(BARS, results, strict=True))  # type: ignore[arg-type]
 
 
 def alone(recipe: Recipe, output: Path) -> dict[str, TrainingResult]:
     trainer = trainer_of(recipe, output)
-    return {name: trainer.train_adapter([one], name) for name, one in windows_of(recipe).items()}
+    return {name: trainer.train_adapter([windows], name) for name, windows in windows_of(recipe).items()}
 
 
 def weights_of(result: TrainingResult) -> dict[str, torch.Tensor]:
@@ -84,23 +84,25 @@ CASES: dict[str, dict[str, Any]] = {
 def test_each_ends_as_it_does_alone(base: Path, tmp_path: Path, case: str) -> None:
     recipe = recipe_of(base, **CASES[case])
     ours, theirs = together(recipe, tmp_path / "together"), alone(recipe, tmp_path / "alone")
-    assert len({one.summary["steps"] for one in theirs.values()}) > 1
-    assert any(one.summary["stopped_early"] for one in theirs.values()) is (case == "stops early")
+    assert len({result.summary["steps"] for result in theirs.values()}) > 1
+    assert any(result.summary["stopped_early"] for result in theirs.values()) is (case == "stops early")
     for name in BARS:
-        one, other = ours[name], theirs[name]
-        assert_close(weights_of(one), weights_of(other))
-        for column in one.history.columns.drop("windows_per_second"):
-            assert one.history[column].to_numpy() == pytest.approx(other.history[column].to_numpy(), 1e-4, nan_ok=True)
-        assert (one.summary["together"], other.summary["together"]) == (len(BARS), 1)
-        same = set(one.summary) - {"seconds", "windows_per_second", "selection_loss", "together"}
-        assert {key: one.summary[key] for key in same} == {key: other.summary[key] for key in same}
+        result, reference = ours[name], theirs[name]
+        assert_close(weights_of(result), weights_of(reference))
+        for column in result.history.columns.drop("windows_per_second"):
+            assert result.history[column].to_numpy() == pytest.approx(
+                reference.history[column].to_numpy(), 1e-4, nan_ok=True
+            )
+        assert (result.summary["together"], reference.summary["together"]) == (len(BARS), 1)
+        same = set(result.summary) - {"seconds", "windows_per_second", "selection_loss", "together"}
+        assert {key: result.summary[key] for key in same} == {key: alone.summary[key] for key in same}
 
 
 def test_in_bfloat16_each_ends_near_where_it_does_alone(base: Path, tmp_path: Path) -> None:
     recipe = recipe_of(base, precision="bf16", learning_rate=1e-3, epochs=1)
     ours, theirs = together(recipe, tmp_path / "together"), alone(recipe, tmp_path / "alone")
     for name in BARS:
-        losses, others = (one[name].history["selection_loss"].to_numpy() for one in (ours, theirs))
+        losses, others = (results[name].history["selection_loss"].to_numpy() for results in (ours, theirs))
         assert losses == pytest.approx(others, 2e-3, nan_ok=True)
 
 
@@ -123,12 +125,12 @@ def test_a_bad_ticker_fails_by_name_and_the_others_go_on(base: Path, tmp_path: P
     recipe = recipe_of(base, epochs=1)
     good = windows_of(recipe)
     empty = replace(good["NVDA"], rows=good["NVDA"].rows[good["NVDA"].rows["split"] != "selection"])
-    jobs = [AdapterJob("BAD", [empty]), *(AdapterJob(name, [one]) for name, one in good.items())]
+    jobs = [AdapterJob("BAD", [empty]), *(AdapterJob(name, [windows]) for name, windows in good.items())]
     told: list[str] = []
     results = trainer_of(recipe, tmp_path).train_adapters(jobs, on_end=lambda job, _: told.append(job.name))
     assert isinstance(results[0], DataError)
     assert "selection" in str(results[0])
-    assert [type(one) for one in results[1:]] == [TrainingResult] * 3
+    assert [type(result) for result in results[1:]] == [TrainingResult] * 3
     assert told == ["BAD", "NVDA", "AAPL", "MSFT"]  # as they end
 
 
@@ -137,7 +139,7 @@ def test_one_whose_loss_is_no_number_leaves_the_numbers_of_the_others(
 ) -> None:
     recipe = recipe_of(base)
     whole = together(recipe, tmp_path / "whole")
-    update, jobs = MultiLoraLoop._update, [AdapterJob(name, [one]) for name, one in windows_of(recipe).items()]
+    update, jobs = MultiLoraLoop._update, [AdapterJob(name, [windows]) for name, windows in windows_of(recipe).items()]
 
     def spoil(self: MultiLoraLoop, rates: Any) -> None:
         update(self, rates)
@@ -147,9 +149,9 @@ def test_one_whose_loss_is_no_number_leaves_the_numbers_of_the_others(
     aapl, msft, nvda = trainer_of(recipe, tmp_path / "spoilt").train_adapters(jobs)
     assert isinstance(nvda, ModelError)
     assert "lower --learning-rate" in str(nvda)
-    for name, one in {"AAPL": aapl, "MSFT": msft}.items():
-        assert isinstance(one, TrainingResult)
-        assert_close(weights_of(one), weights_of(whole[name]))
+    for name, result in {"AAPL": aapl, "MSFT": msft}.items():
+        assert isinstance(result, TrainingResult)
+        assert_close(weights_of(result), weights_of(whole[name]))
 
 
 def test_where_memory_lacks_fewer_go_at_a_time_and_the_numbers_stay(
@@ -166,12 +168,12 @@ def test_where_memory_lacks_fewer_go_at_a_time_and_the_numbers_stay(
 
     monkeypatch.setattr(BatchedForward, "losses", short_of_memory)
     said: list[str] = []
-    jobs = [AdapterJob(name, [one]) for name, one in windows_of(recipe).items()]
+    jobs = [AdapterJob(name, [windows]) for name, windows in windows_of(recipe).items()]
     results = trainer_of(recipe, tmp_path / "short", said.append).train_adapters(jobs)
     assert any("out of memory; 1 adapter at a time" in line for line in said)
-    for name, one in zip(BARS, results, strict=True):
-        assert isinstance(one, TrainingResult)
-        assert_close(weights_of(one), weights_of(whole[name]))
+    for name, result in zip(BARS, results, strict=True):
+        assert isinstance(result, TrainingResult)
+        assert_close(weights_of(result), weights_of(whole[name]))
 
 
 @pytest.mark.parametrize("one_run", [True, False])
@@ -182,7 +184,7 @@ def test_a_group_that_died_ends_with_the_same_bytes(
     recipe = small_recipe(tiny_base, save_steps=3)  # with dropout
 
     def train(output: str, say: Any = lambda _: None, listener: Callback | None = None) -> list[Any]:
-        jobs = [AdapterJob(name, [one], listener=listener) for name, one in windows_of(recipe).items()]
+        jobs = [AdapterJob(name, [windows], listener=listener) for name, windows in windows_of(recipe).items()]
         trainer = trainer_of(recipe, tmp_path / output, say)
         with trainer.one_run() if one_run else nullcontext():
             return trainer.train_adapters(jobs)
@@ -193,16 +195,18 @@ def test_a_group_that_died_ends_with_the_same_bytes(
     said: list[str] = []
     again = train("killed", said.append)
     assert any(line.endswith(f"resuming from step {saved}") for line in said)
-    for one, other in zip(again, whole, strict=True):
-        assert (one.folder / "adapter.pt").read_bytes() == (other.folder / "adapter.pt").read_bytes()
+    for result, uninterrupted in zip(again, whole, strict=True):
+        assert (result.folder / "adapter.pt").read_bytes() == (uninterrupted.folder / "adapter.pt").read_bytes()
         for column in ("step", "train_loss", "selection_loss", "learning_rate"):
-            assert one.history[column].to_numpy() == pytest.approx(other.history[column].to_numpy(), 1e-12, nan_ok=True)
+            assert result.history[column].to_numpy() == pytest.approx(
+                uninterrupted.history[column].to_numpy(), 1e-12, nan_ok=True
+            )
     assert list((tmp_path / "killed" / "state").glob("*/*")) == []
 
 
 def test_another_group_with_one_of_them_drops_the_state_of_the_first(tiny_base: Path, tmp_path: Path) -> None:
     recipe = small_recipe(tiny_base, save_steps=3)
-    jobs = [AdapterJob(name, [one], listener=KillAtStep(4)) for name, one in windows_of(recipe).items()]
+    jobs = [AdapterJob(name, [windows], listener=KillAtStep(4)) for name, windows in windows_of(recipe).items()]
     with pytest.raises(Killed):
         trainer_of(recipe, tmp_path).train_adapters(jobs)
     (left,) = (tmp_path / "state").glob("*/state.pt")
@@ -218,7 +222,7 @@ def test_jobs_begin_with_their_group_and_may_have_roots_of_their_own(base: Path,
         order.append(f"begin {job.windows[0].ticker}")
         return replace(job, mlflow_run=f"run of {job.windows[0].ticker}")
 
-    jobs = [AdapterJob("same", [one], root=tmp_path / name) for name, one in windows_of(recipe).items()]
+    jobs = [AdapterJob("same", [windows], root=tmp_path / name) for name, windows in windows_of(recipe).items()]
     results = trainer_of(recipe, tmp_path / "own").train_adapters(
         jobs, on_start=on_start, on_end=lambda job, _: order.append(f"end {job.mlflow_run}")
     )
@@ -226,14 +230,14 @@ def test_jobs_begin_with_their_group_and_may_have_roots_of_their_own(base: Path,
         *("begin NVDA", "begin AAPL", "end run of NVDA", "end run of AAPL"),
         *("begin MSFT", "end run of MSFT"),
     ]
-    for name, one in zip(BARS, results, strict=True):
-        assert isinstance(one, TrainingResult)
-        assert one.folder == tmp_path / name / "adapters" / "same"
-        assert read_json(one.folder / "manifest.json")["mlflow_run"] == f"run of {name}"
+    for name, result in zip(BARS, results, strict=True):
+        assert isinstance(result, TrainingResult)
+        assert result.folder == tmp_path / name / "adapters" / "same"
+        assert read_json(result.folder / "manifest.json")["mlflow_run"] == f"run of {name}"
 
 
 def test_two_adapters_of_one_folder_are_refused(base: Path, tmp_path: Path) -> None:
     recipe = recipe_of(base)
-    one, other, _ = windows_of(recipe).values()
+    aapl, msft, _ = windows_of(recipe).values()
     with pytest.raises(SettingsError, match=r"Two adapters would be .*AAPL"):
-        trainer_of(recipe, tmp_path).train_adapters([AdapterJob("AAPL", [one]), AdapterJob("AAPL", [other])])
+        trainer_of(recipe, tmp_path).train_adapters([AdapterJob("AAPL", [aapl]), AdapterJob("AAPL", [msft])])

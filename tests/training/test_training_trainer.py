@@ -132,8 +132,8 @@ def test_no_bar_of_the_holdout_changes_a_byte(tiny_base: Path, tmp_path: Path) -
     for column in ("open", "high", "low", "close", "volume", "amount"):
         frame.loc[holdout, column] = noise
     real, noisy = (
-        adapter_bytes(trainer_of(recipe, tmp_path / name).train_adapter([build_windows(one, recipe)], "AAPL"))
-        for name, one in (("real", bars), ("noise", make_bars("AAPL", frame, source="noise")))
+        adapter_bytes(trainer_of(recipe, tmp_path / name).train_adapter([build_windows(version, recipe)], "AAPL"))
+        for name, version in (("real", bars), ("noise", make_bars("AAPL", frame, source="noise")))
     )
     assert real == noisy
 
@@ -160,9 +160,9 @@ def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
         )
         results[name] = trainer_of(recipe, tmp_path / name).train_adapter(simulated_windows(recipe, bars=144), "AAPL")
     assert results["one"].summary["steps"] == results["two"].summary["steps"]
-    one, two = (load_file(results[name].folder / "adapter_model.safetensors") for name in results)
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=2e-4)
+    first, second = (load_file(results[name].folder / "adapter_model.safetensors") for name in results)
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=2e-4)
 
 
 def test_averaged_weights_lag_behind_the_plain_ones(tiny_base: Path, tmp_path: Path) -> None:

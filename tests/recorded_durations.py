@@ -1,0 +1,75 @@
+"""A pytest plugin that records how long tests take, in the file that the `slow` marks rest on.
+
+`make durations` writes `tests/durations.json`: the processor seconds of each test function, over the calls of all its
+cases and the processes that they start. Processor time hardly depends on what else the machine does. A test that is not
+in the file takes less than `LEAST` seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FILE = Path(__file__).resolve().parent / "durations.json"
+SLOW = 0.5
+"""Seconds above which a test function is marked `slow`."""
+LEAST = 0.1
+"""Seconds below which a test function is not listed."""
+_PROPERTY = "processor seconds"
+
+
+def function_of(case: str) -> str:
+    """Return the id of a test function, from the id of one of its cases."""
+    return case.partition("[")[0]
+
+
+def load_durations() -> dict[str, float]:
+    """Read the recorded seconds by test function."""
+    durations: dict[str, float] = json.loads(FILE.read_text())
+    return durations
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--store-durations", action="store_true", help=f"record the durations in tests/{FILE.name}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("store_durations") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Recorder())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    begun = _processor_seconds()
+    try:
+        return (yield)
+    finally:
+        item.user_properties.append((_PROPERTY, _processor_seconds() - begun))
+
+
+class Recorder:
+    """The sums of a run, in the process that receives the reports of all workers."""
+
+    def __init__(self) -> None:
+        self._seconds: Counter[str] = Counter()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call":
+            self._seconds[function_of(report.nodeid)] += dict(report.user_properties)[_PROPERTY]
+
+    def pytest_sessionfinish(self) -> None:
+        known = load_durations() if FILE.exists() else {}
+        others = {name: seconds for name, seconds in known.items() if name not in self._seconds}
+        new = {name: round(seconds, 2) for name, seconds in self._seconds.items() if seconds >= LEAST}
+        FILE.write_text(json.dumps(others | new, indent=1, sort_keys=True) + "\n")
+
+
+def _processor_seconds() -> float:
+    """Sum the user and system time of this process and of its ended children."""
+    return sum(os.times()[:4])
