@@ -95,7 +95,7 @@ def test_each_ends_as_it_does_alone(base: Path, tmp_path: Path, case: str) -> No
             )
         assert (result.summary["together"], reference.summary["together"]) == (len(BARS), 1)
         same = set(result.summary) - {"seconds", "windows_per_second", "selection_loss", "together"}
-        assert {key: result.summary[key] for key in same} == {key: alone.summary[key] for key in same}
+        assert {key: result.summary[key] for key in same} == {key: reference.summary[key] for key in same}
 
 
 def test_in_bfloat16_each_ends_near_where_it_does_alone(base: Path, tmp_path: Path) -> None:
