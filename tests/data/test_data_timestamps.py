@@ -108,12 +108,25 @@ def test_days_and_months_that_could_be_either_are_not_guessed() -> None:
     assert "month first or day first?" in rule
 
 
-def test_counts_since_1970_are_utc_and_one_of_another_length_is_named() -> None:
-    times = parse_times(["1704153600000", "1704153900000", "1704154200"])
+def test_counts_since_1970_are_utc() -> None:
+    times = parse_times(["1704153600000", "1704153900000"])
 
     assert times.zone == "UTC"
     assert times.notes == ("times are counts of ms since 1970, read as UTC",)
-    assert times.problems == ((2, "is no count of ms since 1970, as the other lines are"),)
+
+
+def test_a_unit_that_changes_in_mid_file_is_read_by_the_digits_of_each_line_and_said() -> None:
+    times = parse_times(["1704153600000", "1704153900000", "1704154200000000", "1704154500000000"])
+
+    assert times.problems == ()
+    assert list(times.local) == list(pd.date_range("2024-01-02 00:00", periods=4, freq="5min"))
+    assert times.notes == ("times are counts of ms and us since 1970, each by its digits, read as UTC",)
+    assert times.row_notes == ((2, "counts of ms since 1970 change to counts of us"),)
+
+
+def test_a_count_that_lost_digits_is_named() -> None:
+    times = parse_times(["1704153600", "1704153900", "170415420", "1704154500", "1704154800"])
+    assert times.problems == ((2, "is no count of s since 1970, as the other lines are"),)
 
 
 def test_counts_from_before_september_2001_have_a_digit_less() -> None:
