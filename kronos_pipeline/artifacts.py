@@ -63,6 +63,10 @@ class ArtifactLayout:
         """Folder of the checkpoint after the last step."""
         return self.root / "checkpoints" / "last_model"
 
+    def trained(self, adapter: str | None) -> Path:
+        """The adapter of that name; the checkpoint for None."""
+        return self.best_checkpoint if adapter is None else self.adapter(adapter)
+
     def state(self, key: str) -> Path:
         """Folder of the state that a training resumes from."""
         return self.root / "state" / _checked_name(key)
@@ -123,6 +127,10 @@ class ArtifactLayout:
     def refit_checkpoint(self) -> Path:
         """A checkpoint trained on all bars, including the holdout, so it is not measured."""
         return self.root / "checkpoints" / "refit_model"
+
+    def refit_of(self, adapter: str | None) -> Path:
+        """The refit of the adapter of that name; of the checkpoint for None."""
+        return self.refit_checkpoint if adapter is None else self.refit(adapter)
 
     @property
     def base(self) -> Path:

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from small_trainings import simulated_windows
 
-from kronos_pipeline.artifacts import MANIFEST, read_json, write_manifest
+from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json, write_manifest
 from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.evaluation.predictions import COLUMNS
@@ -21,6 +21,7 @@ from kronos_pipeline.evaluation.scoring.gate import Decision, decide
 from kronos_pipeline.model.loading import KronosModel, load_base, save_checkpoint
 from kronos_pipeline.model.lora import add_lora, save_adapter
 from kronos_pipeline.tracking.registry import Registry, Version
+from kronos_pipeline.training.checkpoint import ResumeState
 from kronos_pipeline.training.publish import training_manifest
 
 CPU = torch.device("cpu")
@@ -107,5 +108,6 @@ def _shake(model: torch.nn.Module, seed: int) -> None:
 
 def _described(folder: Path, artifact: str, recipe: Recipe, base: KronosModel, tickers: Sequence[str]) -> Path:
     windows = simulated_windows(recipe, tickers)
-    write_manifest(folder, training_manifest(artifact, "key", windows, recipe, base, CPU, None))
+    state = ResumeState(ArtifactLayout(folder), artifact, {})
+    write_manifest(folder, training_manifest(state, windows, recipe, base, None))
     return folder

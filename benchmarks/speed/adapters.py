@@ -19,7 +19,7 @@ from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.errors import KronosError
 from kronos_pipeline.model.loading import KronosModel
 from kronos_pipeline.training.devices import pick_precision
-from kronos_pipeline.training.single import AdapterJob
+from kronos_pipeline.training.plan import TrainingJob
 from kronos_pipeline.training.trainer import KronosTrainer
 from speed.cases import AdapterTraining, Repeats
 from speed.machine import Machine
@@ -135,7 +135,7 @@ def one_by_one(model: KronosModel, windows: list[WindowSet], settings: Recipe) -
 
 def together(model: KronosModel, windows: list[WindowSet], settings: Recipe) -> None:
     """Train adapters with the project's trainer, one joint training of all tickers."""
-    jobs = [AdapterJob(name=ticker.ticker, windows=[ticker]) for ticker in windows]
+    jobs = [TrainingJob(ticker.ticker, [ticker]) for ticker in windows]
 
     def train(folder: Path) -> None:
         failed = [end for end in _trainer(model, settings, folder).train_adapters(jobs) if isinstance(end, KronosError)]

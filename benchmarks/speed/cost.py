@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from kronos_pipeline.model.decode.sample import sample_paths
-from kronos_pipeline.training.single import AdapterJob
+from kronos_pipeline.training.plan import TrainingJob
 from kronos_pipeline.training.trainer import KronosTrainer
 from speed.cases import AdapterTraining
 from speed.decoding import SAMPLING
@@ -133,7 +133,7 @@ def _training(machine: Machine, run: AdapterTraining) -> tuple[float | None, flo
 
     def train(windows: int) -> float:
         tickers = random_windows(settings, [f"SIM{number}" for number in range(run.adapters)], windows)
-        jobs = [AdapterJob(name=ticker.ticker, windows=[ticker]) for ticker in tickers]
+        jobs = [TrainingJob(ticker.ticker, [ticker]) for ticker in tickers]
         with tempfile.TemporaryDirectory() as folder:
             trainer = KronosTrainer(settings, Path(folder), base=model, say=lambda _: None)
             return timed(lambda: trainer.train_adapters(jobs), machine.device)().seconds

@@ -19,8 +19,9 @@ class Backtest(Command, KronosTrainingConfig):
         """Backtest every ticker, and print the verdicts."""
         # Imported here, so that --help does not wait for slow imports.
         from kronos_pipeline.artifacts import ArtifactLayout, check_writable, read_json
+        from kronos_pipeline.evaluation.predictions import trained_model
         from kronos_pipeline.evaluation.reports.tables import leaderboard_sheet, save_leaderboard, verdict_sentences
-        from kronos_pipeline.pipeline.evaluate import backtest_all, print_sheets, trained_model
+        from kronos_pipeline.pipeline.evaluate import backtest_all, print_sheets
         from kronos_pipeline.pipeline.ingest import read_tickers
         from kronos_pipeline.training.trainer import KronosTrainer
 

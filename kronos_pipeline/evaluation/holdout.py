@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.errors import KronosError
 from kronos_pipeline.evaluation.forecasting.batching import MAX_JOBS, ForecastJob, run_jobs
-from kronos_pipeline.evaluation.forecasting.candidates import doubts, evaluate_models_job, load_candidates, loader
+from kronos_pipeline.evaluation.forecasting.candidates import (
+    TrainedModels,
+    doubts,
+    evaluate_models_job,
+    load_candidates,
+)
 from kronos_pipeline.evaluation.predictions import ADAPTER, CHECKPOINT
 from kronos_pipeline.evaluation.reports.plots import save_plots
 from kronos_pipeline.evaluation.scoring.report import save_ticker_evaluation
@@ -21,7 +25,6 @@ if TYPE_CHECKING:
 
     from kronos_pipeline.config import Recipe
     from kronos_pipeline.data.windows import WindowSet
-    from kronos_pipeline.model.loading import KronosModel
 
 
 @dataclass(frozen=True)
@@ -44,14 +47,12 @@ class HoldoutResult:
 
 
 def evaluate_tickers(
-    layout: ArtifactLayout,
+    models: TrainedModels,
     windows: Mapping[str, WindowSet],
     mlflow_runs: Mapping[str, str | None],
-    base: KronosModel,
     recipe: Recipe,
     *,
     trained: str | None = None,
-    adapter_name: str | None = None,
     tickers_tested: int = 1,
 ) -> Iterator[tuple[str, HoldoutResult | KronosError]]:
     """Forecast tickers' holdouts with every model that fits each, and score them: `metrics/<T>.*` and `plots/<T>*`.
@@ -60,13 +61,12 @@ def evaluate_tickers(
     the first time, and stored beside the model's weights.
 
     Args:
-        layout: the layout of the artifacts.
+        models: the models to compare.
         windows: windows by ticker; those of the tickers in `mlflow_runs` are read, each when its job starts.
         mlflow_runs: the tickers to evaluate, with the id of the MLflow run that trained each ticker's model, or None.
-        base: the untouched base model.
-        recipe: horizon, paths per forecast, temperature, top_p, seed and number format.
+        recipe: horizon, paths per forecast, temperature, top_p, seed and number format; and the name of an adapter that
+            serves all tickers, else each ticker has the adapter of its name.
         trained: the model that is scored, "adapter" or "checkpoint"; by default the adapter if there is one.
-        adapter_name: the adapter that serves all tickers; by default each ticker has the adapter of its name.
         tickers_tested: number of tickers evaluated in this run, for which the verdicts are corrected.
 
     Yields:
@@ -75,11 +75,11 @@ def evaluate_tickers(
     """
     from kronos_pipeline.model.lora import BASE as OWN_BASE  # imports torch
 
-    load = loader(base)
+    layout, base, adapter_name = models.layout, models.base, recipe.adapter_name
 
     def evaluate_job(ticker: str, run: str | None) -> ForecastJob[HoldoutResult]:
         ticker_windows = windows[ticker]
-        candidates, left_out = load_candidates(layout, base, ticker_windows, adapter_name or ticker, load)
+        candidates, left_out = load_candidates(models, ticker_windows, adapter_name or ticker)
         scored = trained or (ADAPTER if ADAPTER in candidates else CHECKPOINT)
         forecasts = yield from evaluate_models_job(ticker_windows, candidates, recipe, {ticker: run} if run else {})
         manifest = forecasts.manifest | doubts(ticker, candidates)

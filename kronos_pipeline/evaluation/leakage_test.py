@@ -22,7 +22,8 @@ from kronos_pipeline.data.bars import FEATURES, Bars, make_bars
 from kronos_pipeline.data.windows import WindowSet, build_windows
 from kronos_pipeline.errors import SettingsError
 from kronos_pipeline.evaluation.forecasting.batching import ForecastJob, gather_jobs, run_jobs, unwrap
-from kronos_pipeline.evaluation.forecasting.candidates import Loader, find_sampling_job, load_candidates, loader
+from kronos_pipeline.evaluation.forecasting.candidates import TrainedModels, find_sampling_job, load_candidates
+from kronos_pipeline.training.plan import plan_trainings
 from kronos_pipeline.training.progress import Say
 
 if TYPE_CHECKING:
@@ -113,30 +114,19 @@ def with_noise(bars: Bars, first: int, seed: int) -> Bars:
 
 def _train(trainer: KronosTrainer, windows: Sequence[WindowSet], config: KronosTrainingConfig) -> None:
     """Train the models of the settings and fit the sampling of each ticker's models, as the pipeline does."""
-    from kronos_pipeline.training.single import AdapterJob  # imports torch
-
-    if config.adapter == "none":
-        trainer.train_checkpoint(windows)
-    elif config.adapter_name is not None:
-        trainer.train_adapter(windows, config.adapter_name)
-    else:
-        for result in trainer.train_adapters(
-            [AdapterJob(ticker_windows.ticker, [ticker_windows]) for ticker_windows in windows]
-        ):
-            unwrap(result)
-    load = loader(trainer.base)
-    jobs = {
-        ticker_windows.ticker: _fit_samplings_job(trainer, ticker_windows, config, load) for ticker_windows in windows
-    }
+    for result in trainer.train(plan_trainings(config, windows)):
+        unwrap(result)
+    models = TrainedModels(trainer.layout, trainer.base)
+    jobs = {ticker_windows.ticker: _fit_samplings_job(models, ticker_windows, config) for ticker_windows in windows}
     for _, samplings in run_jobs(jobs):
         unwrap(samplings)
 
 
 def _fit_samplings_job(
-    trainer: KronosTrainer, windows: WindowSet, config: KronosTrainingConfig, load: Loader
+    models: TrainedModels, windows: WindowSet, config: KronosTrainingConfig
 ) -> ForecastJob[Mapping[str, Sampling]]:
     name = config.adapter_name or windows.ticker
-    candidates, _ = load_candidates(trainer.layout, trainer.base, windows, name, load)
+    candidates, _ = load_candidates(models, windows, name)
     fits = {model: find_sampling_job(candidate, windows, config.recipe) for model, candidate in candidates.items()}
     return (yield from gather_jobs(fits))
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import ArtifactError
 
 LEVELS = (50, 80, 90)
@@ -32,6 +33,11 @@ BASELINES = (NAIVE, DRIFT, SEASONAL, RANDOM_WALK)
 BASE, CHECKPOINT, ADAPTER = "base", "checkpoint", "adapter"
 MODELS = (*BASELINES, BASE, CHECKPOINT, ADAPTER)
 """Every model of a table, in the order of tables and legends."""
+
+
+def trained_model(recipe: Recipe) -> str:
+    """Return the model that a recipe trains, "checkpoint" or "adapter"."""
+    return CHECKPOINT if recipe.adapter == "none" else ADAPTER
 
 
 def models_of(predictions: pd.DataFrame) -> list[str]:

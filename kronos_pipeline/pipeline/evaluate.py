@@ -18,11 +18,6 @@ if TYPE_CHECKING:
     from kronos_pipeline.training.trainer import KronosTrainer
 
 
-def trained_model(config: KronosTrainingConfig) -> str:
-    """Return the kind of model that these settings train: "checkpoint" or "adapter"."""
-    return "checkpoint" if config.adapter == "none" else "adapter"
-
-
 def evaluate_all(
     config: KronosTrainingConfig,
     trainer: KronosTrainer,
@@ -42,7 +37,9 @@ def evaluate_all(
     """
     import pandas as pd
 
+    from kronos_pipeline.evaluation.forecasting.candidates import TrainedModels
     from kronos_pipeline.evaluation.holdout import evaluate_tickers
+    from kronos_pipeline.evaluation.predictions import trained_model
     from kronos_pipeline.evaluation.provenance import merge_manifests
     from kronos_pipeline.evaluation.reports.tables import evaluation_frame, evaluation_sheet, flat_metrics
     from kronos_pipeline.evaluation.scoring.report import save_evaluation
@@ -50,13 +47,11 @@ def evaluate_all(
     runs = {ticker: model.run_id for model in trained for ticker in model.tickers}
     outcomes = dict(
         evaluate_tickers(
-            trainer.layout,
+            TrainedModels(trainer.layout, trainer.base),
             {ticker: tickers.windows[ticker] for ticker in runs},
             runs,
-            trainer.base,
             config.recipe,
             trained=trained_model(config),
-            adapter_name=config.adapter_name,
             tickers_tested=len(tickers.windows),
         )
     )
@@ -110,7 +105,7 @@ def backtest_all(config: KronosTrainingConfig, trainer: KronosTrainer, tickers: 
     from kronos_pipeline.evaluation.reports.tables import evaluation_sheet
 
     bars = {ticker: window_set.bars for ticker, window_set in tickers.windows.items()}
-    backtest = run_backtest(trainer.layout, bars, config.recipe, trainer.base, trained=trained_model(config))
+    backtest = run_backtest(trainer.layout, bars, config.recipe, trainer.base)
     for ticker, error in backtest.skipped.items():
         tickers.skip(ticker, error)
     print_sheets(evaluation_sheet(backtest.evaluation, "Backtest"))

@@ -63,7 +63,7 @@ def _run_worker(config: KronosTrainingConfig) -> bool:
     """Train a part of each batch, as a process of rank above 0 in distributed training; print nothing."""
     from kronos_pipeline.artifacts import ArtifactLayout
     from kronos_pipeline.pipeline.ingest import read_tickers
-    from kronos_pipeline.pipeline.train import trainings
+    from kronos_pipeline.training.plan import plan_trainings
     from kronos_pipeline.training.trainer import KronosTrainer
 
     root = Path(config.output_dir)
@@ -71,6 +71,5 @@ def _run_worker(config: KronosTrainingConfig) -> bool:
         windows = read_tickers(config, ArtifactLayout(root)).windows
         trainer = KronosTrainer(config.recipe, root, say=lambda _: None)
         with trainer.one_run():
-            for adapter, group in trainings(config, windows):
-                trainer.train_checkpoint(group) if adapter is None else trainer.train_adapter(group, adapter)
+            trainer.train(plan_trainings(config, windows.values()))
     return True

@@ -1,36 +1,42 @@
-"""Train the checkpoint or the adapters that the settings ask for, each in an MLflow run of its own."""
+"""Train the checkpoint or the adapters that the settings plan, each in an MLflow run of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kronos_pipeline.errors import KronosError, count
+from kronos_pipeline.training.plan import TrainingJob, plan_trainings
 
 if TYPE_CHECKING:
-    from kronos_pipeline.config import KronosTrainingConfig
+    from kronos_pipeline.config import KronosTrainingConfig, Recipe
     from kronos_pipeline.data.windows import WindowSet
-    from kronos_pipeline.tracking.runs import Tracker
+    from kronos_pipeline.tracking.runs import TrackedRun, Tracker
     from kronos_pipeline.training.publish import TrainingResult
     from kronos_pipeline.training.trainer import KronosTrainer
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained artifact.
+    """A trained model.
 
     Attributes:
         adapter: the adapter's name, or None for the checkpoint.
         windows: the window sets of the training.
         result: the result of the training.
-        run_id: the MLflow run of the training.
+        run: the MLflow run of the training.
     """
 
     adapter: str | None
     windows: tuple[WindowSet, ...]
     result: TrainingResult
-    run_id: str
+    run: TrackedRun
+
+    @property
+    def run_id(self) -> str:
+        """The id of the MLflow run."""
+        return self.run.run_id
 
     @property
     def tickers(self) -> list[str]:
@@ -38,13 +44,40 @@ class Trained:
         return [window_set.ticker for window_set in self.windows]
 
 
-def trainings(
-    config: KronosTrainingConfig, windows: Mapping[str, WindowSet]
-) -> list[tuple[str | None, list[WindowSet]]]:
-    """List the trainings of the settings: an adapter's name, or None for the checkpoint, and the window sets."""
-    if config.adapter == "none" or config.adapter_name is not None:
-        return [(config.adapter_name, list(windows.values()))]
-    return [(ticker, [window_set]) for ticker, window_set in windows.items()]
+def run_trainings(
+    settings: Recipe,
+    trainer: KronosTrainer,
+    tracker: Tracker,
+    windows: Iterable[WindowSet],
+    on_end: Callable[[str, Trained | KronosError], None],
+    tags: Callable[[str], Mapping[str, str]] | None = None,
+) -> None:
+    """Train what the settings plan, each training in an MLflow run.
+
+    Args:
+        settings: the settings; each becomes a parameter of the runs.
+        trainer: a trainer with these settings.
+        tracker: receives the runs.
+        windows: the windows of each ticker.
+        on_end: receives the name of each training, an adapter's or "checkpoint", and its result or error as it ends.
+        tags: returns the tags of the MLflow run of a training, by its name.
+    """
+    from kronos_pipeline.tracking.runs import TrainingRuns
+
+    with TrainingRuns(tracker, settings) as runs:
+
+        def start(job: TrainingJob) -> TrainingJob:
+            return runs.start(job, tags(job.name) if tags else None)
+
+        def end(job: TrainingJob, ended: TrainingResult | KronosError) -> None:
+            try:
+                run, result = runs.end(job, ended)
+            except KronosError as error:
+                on_end(job.name, error)
+            else:
+                on_end(job.name, Trained(job.adapter, tuple(job.windows), result, run))
+
+        trainer.train(plan_trainings(settings, windows), on_start=start, on_end=end)
 
 
 def train_all(
@@ -61,65 +94,39 @@ def train_all(
         trainer: a trainer with these settings.
         tracker: receives an MLflow run for each training.
         windows: window sets by ticker.
-        skip: called with the name and error of each failed adapter; by default the first error is raised at the end.
+        skip: called with the name and error of each failed training; by default the first error is raised at the end.
+
+    Returns:
+        The trained models, in the order of their tickers.
 
     Raises:
-        KronosError: the checkpoint or every adapter failed, or an adapter failed and there is no `skip`.
+        KronosError: every training failed, or a training failed and there is no `skip`.
     """
-    if config.adapter == "none":
-        return [_train_checkpoint(config, trainer, tracker, list(windows.values()))]
-    return _train_adapters(config, trainer, tracker, windows, skip)
-
-
-def _train_checkpoint(
-    config: KronosTrainingConfig, trainer: KronosTrainer, tracker: Tracker, windows: Sequence[WindowSet]
-) -> Trained:
-    with tracker.training_run("checkpoint", config) as run:
-        result = trainer.train_checkpoint(windows, listener=run, mlflow_run=run.run_id)
-        run.finish(result.summary, result.history, result.folder)
-    _tell("checkpoint", result)
-    return Trained(None, tuple(windows), result, run.run_id)
-
-
-def _train_adapters(
-    config: KronosTrainingConfig,
-    trainer: KronosTrainer,
-    tracker: Tracker,
-    windows: Mapping[str, WindowSet],
-    skip: Callable[[str, KronosError], None] | None,
-) -> list[Trained]:
-    from kronos_pipeline.tracking.runs import TrainingRuns
-    from kronos_pipeline.training.single import AdapterJob  # imports torch
-
-    jobs = [AdapterJob(name or "", group) for name, group in trainings(config, windows)]
     trained: dict[str, Trained] = {}
     failed: dict[str, KronosError] = {}
-    with TrainingRuns(tracker, config) as runs:
 
-        def on_end(job: AdapterJob, ended: TrainingResult | KronosError) -> None:
-            try:
-                run, result = runs.end(job, ended)
-            except KronosError as error:
-                failed[job.name] = error
-                return
-            _tell(f"adapter {job.name}", result)
-            trained[job.name] = Trained(job.name, tuple(job.windows), result, run.run_id)
+    def on_end(name: str, ended: Trained | KronosError) -> None:
+        if isinstance(ended, KronosError):
+            failed[name] = ended
+            return
+        print(_sentence(name if ended.adapter is None else f"adapter {name}", ended.result))
+        trained[name] = ended
 
-        trainer.train_adapters(jobs, on_start=runs.start, on_end=on_end)
+    run_trainings(config, trainer, tracker, windows.values(), on_end)
     raised = next(iter(failed), None) if skip is None or not trained else None
     for name, error in failed.items():
         if skip is not None and name != raised:
             skip(name, error)
     if raised is not None:
         raise failed[raised]
-    return [trained[job.name] for job in jobs if job.name in trained]
+    return sorted(trained.values(), key=lambda model: list(windows).index(model.tickers[0]))
 
 
-def _tell(name: str, result: TrainingResult) -> None:
+def _sentence(name: str, result: TrainingResult) -> str:
     summary = result.summary
     others = summary["together"] - 1
     speed = f"jointly with {count(others, 'other')}" if others else f"{summary['windows_per_second']:,.0f} windows/s"
-    print(
+    return (
         f"{name}: best selection loss {summary['selection_loss']:.4f} nats at step {summary['best_step']} of "
         f"{summary['steps']}{', stopped early' if summary['stopped_early'] else ''}; {summary['seconds']:.0f} s "
         f"{speed} -> {result.folder}"

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
+    from kronos_pipeline.training.plan import TrainingJob
     from kronos_pipeline.training.publish import TrainingResult
-    from kronos_pipeline.training.single import AdapterJob
 
 _SEND_SECONDS = 5.0
 """Seconds between two requests with losses: a request per step would cost more than the step."""
@@ -234,7 +234,7 @@ class TrackedRun(Callback):
 
 
 class TrainingRuns:
-    """The MLflow runs of adapters that train at the same time.
+    """The MLflow runs of trainings, of adapters at the same time.
 
     A run starts and ends with its training. As a context manager, mark runs that an error leaves open as FAILED or
     KILLED.
@@ -260,18 +260,19 @@ class TrainingRuns:
             stack, _ = self._open.popitem()[1]
             stack.__exit__(kind, error, trace)
 
-    def start(self, job: AdapterJob, tags: Mapping[str, str] | None = None) -> AdapterJob:
+    def start(self, job: TrainingJob, tags: Mapping[str, str] | None = None) -> TrainingJob:
         """Start the run of a training, and return the job with the run attached.
 
         Raises:
             TrackingError: the store cannot be used.
         """
         stack = ExitStack()
-        run = stack.enter_context(self._tracker.training_run(f"adapter {job.name}", self._config, tags))
+        name = job.name if job.adapter is None else f"adapter {job.name}"
+        run = stack.enter_context(self._tracker.training_run(name, self._config, tags))
         self._open[job.name] = stack, run
         return replace(job, listener=run, mlflow_run=run.run_id)
 
-    def end(self, job: AdapterJob, ended: TrainingResult | KronosError) -> tuple[TrackedRun, TrainingResult]:
+    def end(self, job: TrainingJob, ended: TrainingResult | KronosError) -> tuple[TrackedRun, TrainingResult]:
         """End the run of a training: log its result, or mark the run FAILED and raise the error.
 
         Raises:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -125,6 +126,13 @@ class KronosMultiTickerDataset(Dataset[Batch]):
             tokens = encode(tokenizer, to_device(torch.from_numpy(values), self._device), self._device)
             self._tokens[filled : filled + len(tokens)] = tokens
             filled += len(tokens)
+
+
+class TrainingData(NamedTuple):
+    """Data of a training: the windows to train on, and the windows of the selection block."""
+
+    train: KronosMultiTickerDataset
+    selection: KronosMultiTickerDataset
 
 
 def _normalised(windows: Sequence[WindowSet], split: str, length: int, at_once: int) -> Iterator[np.ndarray]:

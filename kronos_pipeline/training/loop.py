@@ -23,7 +23,7 @@ from kronos_pipeline.errors import ModelError
 from kronos_pipeline.model.losses import token_losses
 from kronos_pipeline.training.callback import Callback
 from kronos_pipeline.training.checkpoint import random_state, restore_random_state
-from kronos_pipeline.training.dataset import KronosMultiTickerDataset
+from kronos_pipeline.training.dataset import TrainingData
 from kronos_pipeline.training.microbatch import Microbatch
 from kronos_pipeline.training.objective import Objective
 from kronos_pipeline.training.progress import Say, TrainingProgress
@@ -40,8 +40,7 @@ class TrainingLoop:
     def __init__(
         self,
         predictor: torch.nn.Module,
-        train: KronosMultiTickerDataset,
-        selection: KronosMultiTickerDataset,
+        data: TrainingData,
         recipe: Recipe,
         accelerator: Accelerator,
         microbatch: Microbatch,
@@ -50,13 +49,13 @@ class TrainingLoop:
 
         Args:
             predictor: the predictor, on its device; its parameters with gradients on are trained.
-            train: the training windows.
-            selection: windows of the selection block.
+            data: the windows to train on and to select by.
             recipe: the settings.
             accelerator: an Accelerator of its own.
             microbatch: windows that the device takes at once.
         """
-        self._train, self._selection, self._microbatch = train, selection, microbatch
+        (train, self._selection), self._microbatch = data, microbatch
+        self._train = train
         self._recipe, self._accelerator = recipe, accelerator
         self._objective = Objective(predictor, train.lookback)
         named = [(name, tensor) for name, tensor in predictor.named_parameters() if tensor.requires_grad]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.errors import ArtifactError, DataError, Problem, SettingsError
-from kronos_pipeline.training.dataset import KronosMultiTickerDataset
+from kronos_pipeline.training.dataset import TrainingData
 from kronos_pipeline.training.objective import Objective
 from kronos_pipeline.training.progress import duration
 
@@ -48,12 +50,10 @@ def check_windows(windows: Sequence[WindowSet]) -> None:
 
 def expected_seconds(
     predictor: torch.nn.Module,
-    train: KronosMultiTickerDataset,
-    selection: KronosMultiTickerDataset,
+    data: TrainingData,
+    recipe: Recipe,
     *,
     batch_size: int,
-    epochs: int,
-    evals_per_epoch: int,
     device: torch.device,
     precision: str = "fp32",
 ) -> float:
@@ -61,21 +61,21 @@ def expected_seconds(
 
     Args:
         predictor: on its device, ready to train.
-        train: the training windows.
-        selection: windows of the selection block.
-        batch_size: windows per batch.
-        epochs: passes over the training windows.
-        evals_per_epoch: evaluations on the selection block per epoch.
+        data: the windows to train on and to select by.
+        recipe: the settings.
+        batch_size: windows of the timed batch.
         device: the predictor's device.
         precision: the number format of its matrix products.
     """
+    train, selection = data
     objective = Objective(predictor, train.lookback)
     batch = train.batch(range(min(batch_size, len(train))))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         seconds = [_timed(objective, batch, device, precision) for _ in range(2)][-1]
     objective.zero_grad(set_to_none=True)
     per_window = seconds / len(batch["s1"])
-    return per_window * epochs * (len(train) + evals_per_epoch * len(selection) * _EVAL_COST)
+    evaluated = recipe.evaluations_per_epoch * len(selection)
+    return per_window * recipe.epochs * (len(train) + evaluated * _EVAL_COST)
 
 
 def needed_bytes(predictor: torch.nn.Module) -> int:
@@ -99,26 +99,36 @@ def check_disk(folder: Path, needed: int) -> None:
         )
 
 
-def describe(
-    train: int,
-    selection: int,
-    steps: int,
-    seconds: float,
-    disk: int,
-    predictor: str,
-    device: torch.device,
-    *,
-    compiled: bool = False,
-) -> str:
-    """Describe a training in a line: windows, steps, expected time and disk; a slow training on a CPU gets advice."""
-    where = f"{device.type} after the model is compiled" if compiled else device.type
-    line = (
-        f"{train:,} training and {selection:,} selection windows, {steps:,} steps, about {duration(seconds)} at most "
-        f"on {where}, {max(1, round(disk / 2**20)):,} MB of disk"
-    )
-    if device.type == "cpu" and seconds > 600:
-        line += f". {predictor} on a CPU is slow: a CUDA GPU does this in minutes, kronos-nano tries the pipeline out"
-    return line
+@dataclass(frozen=True)
+class Estimate:
+    """Estimate of a training.
+
+    Attributes:
+        train: windows to train on.
+        selection: windows of the selection block.
+        steps: optimiser steps.
+        seconds: the longest time.
+        disk: bytes of its state and its result.
+    """
+
+    train: int
+    selection: int
+    steps: int
+    seconds: float
+    disk: int
+
+    def describe(self, predictor: str, device: torch.device, *, compiled: bool = False) -> str:
+        """Describe the training in a line; a slow training on a CPU gets advice."""
+        where = f"{device.type} after the model is compiled" if compiled else device.type
+        line = (
+            f"{self.train:,} training and {self.selection:,} selection windows, {self.steps:,} steps, about "
+            f"{duration(self.seconds)} at most on {where}, {max(1, round(self.disk / 2**20)):,} MB of disk"
+        )
+        if device.type == "cpu" and self.seconds > 600:
+            line += (
+                f". {predictor} on a CPU is slow: a CUDA GPU does this in minutes, kronos-nano tries the pipeline out"
+            )
+        return line
 
 
 def _timed(objective: Objective, batch: dict[str, torch.Tensor], device: torch.device, precision: str) -> float:

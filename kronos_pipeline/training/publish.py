@@ -22,6 +22,7 @@ from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.model.loading import KronosModel, base_identity, save_checkpoint
 from kronos_pipeline.model.lora import save_adapter
+from kronos_pipeline.training.checkpoint import ResumeState
 from kronos_pipeline.training.devices import device_name
 from kronos_pipeline.training.trainer_state import Tensors, TrainOutput
 
@@ -102,12 +103,10 @@ def publish_checkpoint(result: TrainingResult, predictor: Any, tensors: Tensors,
 
 
 def training_manifest(
-    artifact: str,
-    key: str,
+    state: ResumeState,
     windows: Sequence[WindowSet],
     recipe: Recipe,
     base: KronosModel,
-    device: torch.device,
     mlflow_run: str | None,
     *,
     together: Sequence[str] = (),
@@ -119,8 +118,8 @@ def training_manifest(
     `contamination` says whether the base model may have seen the holdouts in pre-training.
     """
     return {
-        "artifact": artifact,
-        "key": key,
+        "artifact": state.artifact,
+        "key": state.key,
         "base_model": base_identity(base),
         "demo": base.source.demo,
         "context": base.source.context,
@@ -131,7 +130,7 @@ def training_manifest(
         "seed": recipe.seed,
         "code_version": code_version(),
         "packages": package_versions(),
-        "device": str(device),
+        "device": str(base.device),
         "mlflow_run": mlflow_run,
         "together": list(together),
     }

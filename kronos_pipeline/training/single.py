@@ -25,10 +25,11 @@ from kronos_pipeline.model.modules import copy_sharing_weights, limit_threads, m
 from kronos_pipeline.training import preflight
 from kronos_pipeline.training.callback import Callback
 from kronos_pipeline.training.checkpoint import ResumeState, locked, training_settings
-from kronos_pipeline.training.dataset import KronosMultiTickerDataset
+from kronos_pipeline.training.dataset import KronosMultiTickerDataset, TrainingData
 from kronos_pipeline.training.devices import current_device, new_accelerator, process, processes, repeatable
 from kronos_pipeline.training.loop import TrainingLoop
 from kronos_pipeline.training.microbatch import Microbatch
+from kronos_pipeline.training.plan import TrainingJob
 from kronos_pipeline.training.progress import Say
 from kronos_pipeline.training.publish import (
     TrainingResult,
@@ -47,35 +48,18 @@ MORE_MEMORY = (
 
 
 @dataclass(frozen=True)
-class AdapterJob:
-    """Request to train one adapter.
-
-    Attributes:
-        name: the adapter's name; it is published as `adapters/<name>`.
-        windows: windows of one ticker, or of all tickers that the adapter is to cover.
-        root: folder for its artifacts and state; by default the trainer's.
-        listener: receives the events of the training.
-        mlflow_run: id of the MLflow run that records this training, for the manifest.
-    """
-
-    name: str
-    windows: Sequence[WindowSet]
-    root: Path | None = None
-    listener: Callback | None = None
-    mlflow_run: str | None = None
-
-
-@dataclass(frozen=True)
 class PreparedTraining:
     """Training whose windows are checked.
 
     Attributes:
+        lora: whether it trains an adapter; a checkpoint otherwise.
         target: folder to publish.
         state: its resumable state on disk.
         windows: the windows that it may read.
-        listener, mlflow_run: as in `AdapterJob`.
+        listener, mlflow_run: as in `TrainingJob`.
     """
 
+    lora: bool
     target: Path
     state: ResumeState
     windows: Sequence[WindowSet]
@@ -109,34 +93,17 @@ class TrainingContext:
     say: Say
     run_states: list[ResumeState] | None = None
 
-    def prepare(
-        self,
-        artifact: str,
-        target: Path,
-        windows: Sequence[WindowSet],
-        *,
-        layout: ArtifactLayout | None = None,
-        listener: Callback | None = None,
-        mlflow_run: str | None = None,
-    ) -> PreparedTraining:
+    def prepare(self, job: TrainingJob) -> PreparedTraining:
         """Check the windows of a training and name its state.
-
-        Args:
-            artifact: name of the artifact, such as "checkpoints/best_model".
-            target: folder to publish.
-            windows: windows to train on.
-            layout: folders of its artifacts and state; by default the context's.
-            listener: as in `AdapterJob`.
-            mlflow_run: as in `AdapterJob`.
 
         Raises:
             DataError: the train or the selection split is empty.
             SettingsError: there is no ticker.
         """
-        purged = purge_overlapping_targets(windows, outdated_tickers(windows))
-        preflight.check_windows(purged)
+        windows = purge_overlapping_targets(job.windows, outdated_tickers(job.windows))
+        preflight.check_windows(windows)
         parts = {
-            "data": {ticker.ticker: ticker.training_hash for ticker in purged},
+            "data": {ticker.ticker: ticker.training_hash for ticker in windows},
             "config": training_settings(self.recipe),
             "base": self.base.weights_hash,
             "code": layers_version(*WEIGHTS),
@@ -145,20 +112,10 @@ class TrainingContext:
             "precision": self.precision,
             "processes": processes(),
         }
-        state = ResumeState(layout or self.layout, artifact, parts)
-        return PreparedTraining(target, state, purged, listener, mlflow_run)
-
-    def prepare_adapter(self, job: AdapterJob) -> PreparedTraining:
-        """Prepare the training of `adapters/<name>`; errors are those of `prepare`."""
         layout = self.layout if job.root is None else ArtifactLayout(job.root)
-        return self.prepare(
-            f"adapters/{job.name}",
-            layout.adapter(job.name),
-            job.windows,
-            layout=layout,
-            listener=job.listener,
-            mlflow_run=job.mlflow_run,
-        )
+        target = layout.refit_of(job.adapter) if job.refit else layout.trained(job.adapter)
+        state = ResumeState(layout, target.relative_to(layout.root).as_posix(), parts)
+        return PreparedTraining(job.adapter is not None, target, state, windows, job.listener, job.mlflow_run)
 
     def finished_result(self, training: PreparedTraining) -> TrainingResult | None:
         """Return the published result if this training finished before its run was interrupted, else None."""
@@ -192,24 +149,22 @@ class TrainingContext:
             parameter.requires_grad_(True)
         return adapted
 
-    def datasets(
-        self, windows: Sequence[WindowSet], folder: Path | None
-    ) -> tuple[KronosMultiTickerDataset, KronosMultiTickerDataset]:
+    def datasets(self, windows: Sequence[WindowSet], folder: Path | None) -> TrainingData:
         """Encode the training windows and the selection windows; many tokens go to files in the folder."""
-        train, selection = (
-            KronosMultiTickerDataset(windows, split, self.base.tokenizer, device=self.device, folder=folder)
-            for split in ("train", "selection")
+        return TrainingData(
+            *(
+                KronosMultiTickerDataset(windows, split, self.base.tokenizer, device=self.device, folder=folder)
+                for split in ("train", "selection")
+            )
         )
-        return train, selection
 
 
-def train_single(context: TrainingContext, training: PreparedTraining, *, lora: bool) -> TrainingResult:
+def train_single(context: TrainingContext, training: PreparedTraining) -> TrainingResult:
     """Train in this process, or in this process and its peers, and publish the result.
 
     Args:
         context: settings, device and base model.
         training: the windows and the folder to publish.
-        lora: whether to train an adapter; a checkpoint otherwise.
 
     Raises:
         ModelError, ArtifactError: see their messages.
@@ -219,7 +174,7 @@ def train_single(context: TrainingContext, training: PreparedTraining, *, lora: 
         repeatable(context.recipe.deterministic),
         explain_out_of_memory(f"The training of {training.state.artifact}", context.device, MORE_MEMORY),
     ):
-        return _train(context, training, lora=lora)
+        return _train(context, training)
 
 
 def estimate_seconds(context: TrainingContext, windows: Sequence[WindowSet], *, lora: bool) -> float:
@@ -227,11 +182,10 @@ def estimate_seconds(context: TrainingContext, windows: Sequence[WindowSet], *, 
     with explain_out_of_memory("A training", context.device, MORE_MEMORY):
         predictor = move(context.trainable(lora=lora), context.device)
         with limit_threads(predictor):
-            train, selection = context.datasets(windows, None)
-            return _expected_seconds(context, predictor, train, selection, _whole_batch(context))
+            return _expected_seconds(context, predictor, context.datasets(windows, None), _whole_batch(context))
 
 
-def _train(context: TrainingContext, training: PreparedTraining, *, lora: bool) -> TrainingResult:
+def _train(context: TrainingContext, training: PreparedTraining) -> TrainingResult:
     accelerator = new_accelerator(context.recipe, context.device, context.precision)
     with locked([training.state], context.device, context.say) if process() == 0 else nullcontext():
         if finished := context.finished_result(training):
@@ -240,36 +194,25 @@ def _train(context: TrainingContext, training: PreparedTraining, *, lora: bool) 
             training.state.begin(context.say)
         saved = training.state.load()
         set_seed(context.recipe.seed)
-        predictor = context.trainable(lora=lora)
+        predictor = context.trainable(lora=training.lora)
         with limit_threads(predictor):
             output = _optimise(context, training, predictor, saved, accelerator)
         summary = training_summary(output, predictor, training.windows, context.device, context.precision)
         result = TrainingResult(training.target, output.history, summary)
         if accelerator.is_main_process:
-            _publish(context, training, result, predictor, output, lora)
+            _publish(context, training, result, predictor, output)
             context.clear_state(training)
         accelerator.wait_for_everyone()
     return result
 
 
 def _expected_seconds(
-    context: TrainingContext,
-    predictor: torch.nn.Module,
-    train: KronosMultiTickerDataset,
-    selection: KronosMultiTickerDataset,
-    microbatch: Microbatch,
+    context: TrainingContext, predictor: torch.nn.Module, data: TrainingData, microbatch: Microbatch
 ) -> float:
     """See `preflight.expected_seconds`; halves the microbatch until it fits."""
     return microbatch.fit(
         lambda size: preflight.expected_seconds(
-            predictor,
-            train,
-            selection,
-            batch_size=size,
-            epochs=context.recipe.epochs,
-            evals_per_epoch=context.recipe.evaluations_per_epoch,
-            device=context.device,
-            precision=context.precision,
+            predictor, data, context.recipe, batch_size=size, device=context.device, precision=context.precision
         )
     )
 
@@ -287,18 +230,17 @@ def _optimise(
     accelerator: Accelerator,
 ) -> TrainOutput:
     artifact, recipe = training.state.artifact, context.recipe
-    train, selection = context.datasets(training.windows, training.state.folder / f"process-{process()}")
+    data = context.datasets(training.windows, training.state.folder / f"process-{process()}")
     move(predictor, context.device)
     microbatch = _whole_batch(context)
-    seconds = _expected_seconds(context, predictor, train, selection, microbatch)
+    seconds = _expected_seconds(context, predictor, data, microbatch)
     disk = preflight.needed_bytes(predictor)
     preflight.check_disk(context.layout.root, disk)
     set_seed(recipe.seed, device_specific=True)
-    loop = TrainingLoop(predictor, train, selection, recipe, accelerator, microbatch)
-    numbers = len(train), len(selection), loop.steps, seconds, disk
+    loop = TrainingLoop(predictor, data, recipe, accelerator, microbatch)
+    estimate = preflight.Estimate(len(data.train), len(data.selection), loop.steps, seconds, disk)
     name = context.base.source.name
-    described = preflight.describe(*numbers, name, context.device, compiled=recipe.torch_compile)
-    context.say(f"{artifact}: {described}")
+    context.say(f"{artifact}: {estimate.describe(name, context.device, compiled=recipe.torch_compile)}")
     if saved is not None:
         loop.restore(saved)
         context.say(f"{artifact}: resuming from step {saved['state']['step']}")
@@ -316,14 +258,11 @@ def _publish(
     result: TrainingResult,
     predictor: Any,
     output: TrainOutput,
-    lora: bool,
 ) -> None:
-    recipe, base, layout, state = context.recipe, context.base, context.layout, training.state
-    manifest = training_manifest(
-        state.artifact, state.key, training.windows, recipe, base, context.device, training.mlflow_run
-    )
+    recipe, base, layout = context.recipe, context.base, context.layout
+    manifest = training_manifest(training.state, training.windows, recipe, base, training.mlflow_run)
     predictor.eval()
-    if lora:
+    if training.lora:
         publish_adapter(result, predictor, output.best, base, manifest, with_base=not recipe.freeze_backbone)
         return
     if result.folder == layout.best_checkpoint:

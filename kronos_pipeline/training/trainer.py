@@ -15,9 +15,10 @@ from kronos_pipeline.training.callback import Callback
 from kronos_pipeline.training.checkpoint import ResumeState, clear_states
 from kronos_pipeline.training.devices import check_precision, pick_precision, process, reserve_device
 from kronos_pipeline.training.multi_lora.group import JobResult, train_jobs
+from kronos_pipeline.training.plan import TrainingJob
 from kronos_pipeline.training.progress import Say
 from kronos_pipeline.training.publish import TrainingResult
-from kronos_pipeline.training.single import AdapterJob, TrainingContext, estimate_seconds, train_single
+from kronos_pipeline.training.single import TrainingContext, estimate_seconds, train_single
 
 
 class KronosTrainer:
@@ -102,23 +103,21 @@ class KronosTrainer:
             DataError: the train or the selection split is empty.
             SettingsError, ModelError, ArtifactError: see their messages.
         """
-        context = self._context
-        job = AdapterJob(name, windows, listener=listener, mlflow_run=mlflow_run)
-        return train_single(context, context.prepare_adapter(job), lora=True)
+        return self._train_single(TrainingJob(name, windows, listener=listener, mlflow_run=mlflow_run))
 
-    def train_adapters(
+    def train(
         self,
-        jobs: Sequence[AdapterJob],
+        jobs: Sequence[TrainingJob],
         *,
-        on_start: Callable[[AdapterJob], AdapterJob] | None = None,
-        on_end: Callable[[AdapterJob, JobResult], None] | None = None,
+        on_start: Callable[[TrainingJob], TrainingJob] | None = None,
+        on_end: Callable[[TrainingJob, JobResult], None] | None = None,
     ) -> list[JobResult]:
-        """Train LoRA adapters jointly and publish each; the failure of an adapter does not affect the others.
+        """Train the jobs of a plan and publish each, adapters jointly; a failure does not affect the other jobs.
 
         Each adapter ends with the weights of a training by itself, up to rounding and the random numbers of dropout.
 
         Args:
-            jobs: the adapters to train; no two may publish the same folder.
+            jobs: see `plan_trainings`; no two may publish the same folder.
             on_start: receives each job when its training starts, and returns it, for example with a listener and an
                 MLflow run.
             on_end: receives each job and its result when it ends. A job whose windows fail the checks ends before any
@@ -132,6 +131,8 @@ class KronosTrainer:
         """
         return train_jobs(self._context, jobs, on_start, on_end)
 
+    train_adapters = train  # the name for jobs that are adapters
+
     def train_checkpoint(
         self, windows: Sequence[WindowSet], *, listener: Callback | None = None, mlflow_run: str | None = None
     ) -> TrainingResult:
@@ -139,9 +140,7 @@ class KronosTrainer:
 
         Arguments and errors are those of `train_adapter`.
         """
-        context, target = self._context, self.layout.best_checkpoint
-        training = context.prepare("checkpoints/best_model", target, windows, listener=listener, mlflow_run=mlflow_run)
-        return train_single(context, training, lora=False)
+        return self._train_single(TrainingJob(None, windows, listener=listener, mlflow_run=mlflow_run))
 
     def refit(
         self,
@@ -162,18 +161,15 @@ class KronosTrainer:
         Raises:
             KronosError: as in `train_adapter`.
         """
-        artifact, target = (
-            ("checkpoints/refit_model", self.layout.refit_checkpoint)
-            if name is None
-            else (f"refits/{name}", self.layout.refit(name))
-        )
-        context = self._context
-        training = context.prepare(artifact, target, windows, listener=listener, mlflow_run=mlflow_run)
-        return train_single(context, training, lora=name is not None)
+        return self._train_single(TrainingJob(name, windows, listener=listener, mlflow_run=mlflow_run, refit=True))
 
     def expected_seconds(self, windows: Sequence[WindowSet], *, lora: bool) -> float:
         """Estimate the longest time of a training on these windows, in seconds, by timing a batch; nothing is kept."""
         return estimate_seconds(self._context, windows, lora=lora)
+
+    def _train_single(self, job: TrainingJob) -> TrainingResult:
+        context = self._context
+        return train_single(context, context.prepare(job))
 
     @property
     def _context(self) -> TrainingContext:

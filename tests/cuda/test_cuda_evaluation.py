@@ -18,6 +18,7 @@ from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.evaluation.backtest.backtest import Backtest, run_backtest
 from kronos_pipeline.evaluation.forecasting.batching import unwrap
+from kronos_pipeline.evaluation.forecasting.candidates import TrainedModels
 from kronos_pipeline.evaluation.holdout import HoldoutResult, evaluate_tickers
 from kronos_pipeline.model.loading import KronosModel, load_base
 
@@ -51,7 +52,8 @@ def holdouts(
     for device, base in bases.items():
         layout = ArtifactLayout(tmp_path_factory.mktemp("measured") / device)
         shutil.copytree(made.root, layout.root)
-        evaluated = evaluate_tickers(layout, windows, dict.fromkeys(TICKERS), base, recipe, tickers_tested=2)
+        models = TrainedModels(layout, base)
+        evaluated = evaluate_tickers(models, windows, dict.fromkeys(TICKERS), recipe, tickers_tested=2)
         found[device] = {ticker: unwrap(one) for ticker, one in evaluated}
     return found
 
@@ -86,7 +88,7 @@ def test_a_backtest_trains_and_forecasts_each_fold(
     def backtest(device: str) -> Backtest:
         layout = ArtifactLayout(tmp_path / device)
         changed = recipe.model_copy(update={**changes, "device": device})
-        return run_backtest(layout, bars, changed, bases[device], trained="adapter", say=lines.append)
+        return run_backtest(layout, bars, changed, bases[device], say=lines.append)
 
     expected, found = backtest("cpu"), backtest("cuda")
     assert not found.skipped

@@ -25,8 +25,8 @@ from kronos_pipeline.model.decode.decoder import Decoder
 from kronos_pipeline.model.decode.memory import release_weights
 from kronos_pipeline.model.loading import load_base
 from kronos_pipeline.training.callback import Callback
+from kronos_pipeline.training.plan import TrainingJob
 from kronos_pipeline.training.publish import TrainingResult
-from kronos_pipeline.training.single import AdapterJob
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -57,7 +57,7 @@ class Trainings:
         if way == "checkpoint":
             ended = [trainer.train_checkpoint(windows, listener=listener)]
         elif way == "together":
-            jobs = [AdapterJob(ticker.ticker, [ticker], listener=listener) for ticker in windows]
+            jobs = [TrainingJob(ticker.ticker, [ticker], listener=listener) for ticker in windows]
             ended = list(trainer.train_adapters(jobs))
         else:
             ended = [trainer.train_adapter(windows[:1], "AAPL", listener=listener)]

@@ -71,5 +71,5 @@ def test_a_backtest_goes_on_on_another_gpu(tiny_base: Path, tmp_path: Path) -> N
     for device in ("cuda:1", "cuda:0"):
         recipe = quick(tiny_base, device).model_copy(update={"adapter": "lora", "backtest_origins": 1})
         base = load_base(find_base_model(str(tiny_base)), torch.device(device))
-        run_backtest(ArtifactLayout(tmp_path), bars, recipe, base, trained="adapter", say=lines.append)
+        run_backtest(ArtifactLayout(tmp_path), bars, recipe, base, say=lines.append)
     assert sum("(1 are kept from before)" in line for line in lines) == 1

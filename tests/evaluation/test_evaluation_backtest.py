@@ -50,7 +50,7 @@ def test_each_cutoff_is_scored_once_for_every_model_and_what_is_written_can_be_r
 ) -> None:
     layout, bars = ArtifactLayout(tmp_path), {name: simulated_bars(name, 110) for name in ("AAPL", "MSFT")}
     lines: list[str] = []
-    found = run_backtest(layout, bars, quick(tiny_base), base, trained="adapter", say=lines.append)
+    found = run_backtest(layout, bars, quick(tiny_base), base, say=lines.append)
     assert "6 cutoffs of 2 tickers, 5 bars apart; 6 trainings, about" in lines[0]
     assert "6 of 6" in lines[-1]
     table = found.predictions
@@ -83,7 +83,7 @@ def test_a_fold_sees_nothing_after_its_cutoff(tiny_base: Path, base: KronosModel
     bars, recipe = simulated_bars("AAPL", 110), quick(tiny_base)
     before, after = (
         run_backtest(
-            ArtifactLayout(tmp_path / name), {"AAPL": version}, recipe, base, trained="adapter", say=lambda _: None
+            ArtifactLayout(tmp_path / name), {"AAPL": version}, recipe, base, say=lambda _: None
         )
         for name, version in (("true", bars), ("noise", with_noise_after(bars, 100)))
     )
@@ -103,7 +103,7 @@ def test_one_training_serves_as_many_cutoffs_as_is_asked_for_and_a_checkpoint_al
     recipe = quick(tiny_base, adapter="none", backtest_origins=4, backtest_refit_every=2)
     lines: list[str] = []
     layout = ArtifactLayout(tmp_path)
-    found = run_backtest(layout, bars, recipe, base, trained="checkpoint", say=lines.append)
+    found = run_backtest(layout, bars, recipe, base, say=lines.append)
     assert "8 cutoffs of 2 tickers, 5 bars apart; 2 trainings" in lines[0]
     assert found.predictions.groupby(["unique_id", "model"])["cutoff"].nunique().eq(4).all()
     assert "checkpoint" in set(found.predictions["model"])
@@ -135,14 +135,14 @@ def test_a_backtest_that_was_killed_goes_on_where_it_was(
 
     monkeypatch.setattr(batching, "_sample_paths", dies_in_the_last_fold)
     with pytest.raises(KeyboardInterrupt):
-        run_backtest(layout, bars, recipe, base, trained="adapter", say=lambda _: None)
+        run_backtest(layout, bars, recipe, base, say=lambda _: None)
     killed_with = trained[-1]
     assert len(killed_with) == 1
-    found = run_backtest(layout, bars, recipe, base, trained="adapter", say=lines.append)
+    found = run_backtest(layout, bars, recipe, base, say=lines.append)
     assert "1 training (2 are kept from before)" in lines[1]
     assert trained[-1] == killed_with
     monkeypatch.undo()
-    other = run_backtest(ArtifactLayout(tmp_path / "other"), bars, recipe, base, trained="adapter", say=lambda _: None)
+    other = run_backtest(ArtifactLayout(tmp_path / "other"), bars, recipe, base, say=lambda _: None)
     pd.testing.assert_frame_equal(found.predictions, other.predictions)
 
 
@@ -151,7 +151,7 @@ def test_a_ticker_that_cannot_be_trained_is_named_and_the_others_are_as_without_
 ) -> None:
     recipe = quick(tiny_base, adapters_together=1, backtest_origins=1)
     bars = {name: simulated_bars(name, 110) for name in ("AAPL", "BAD", "MSFT")}
-    train = KronosTrainer.train_adapters
+    train = KronosTrainer.train
 
     def fails(self: KronosTrainer, jobs: Any, **options: Any) -> Any:
         results = train(self, jobs, **options)
@@ -162,18 +162,18 @@ def test_a_ticker_that_cannot_be_trained_is_named_and_the_others_are_as_without_
 
     good = {name: bars_of_ticker for name, bars_of_ticker in bars.items() if name != "BAD"}
     expected = run_backtest(
-        ArtifactLayout(tmp_path / "good"), good, recipe, base, trained="adapter", say=lambda _: None
+        ArtifactLayout(tmp_path / "good"), good, recipe, base, say=lambda _: None
     )
-    monkeypatch.setattr(KronosTrainer, "train_adapters", fails)
+    monkeypatch.setattr(KronosTrainer, "train", fails)
     layout = ArtifactLayout(tmp_path / "all")
-    found = run_backtest(layout, bars, recipe, base, trained="adapter", say=lambda _: None)
+    found = run_backtest(layout, bars, recipe, base, say=lambda _: None)
     assert {ticker: str(why) for ticker, why in found.skipped.items()} == {"BAD": "BAD will not do"}
     assert found.evaluation["skipped"] == [{"symbol": "BAD", "reason": "BAD will not do"}]
     assert not layout.backtest("adapter", "BAD").exists()
     numbers = found.predictions.select_dtypes("number").columns
     pd.testing.assert_frame_equal(found.predictions[numbers], expected.predictions[numbers], rtol=1e-4)
     with pytest.raises(BacktestError, match="BAD: BAD will not do") as caught:
-        run_backtest(layout, {"BAD": bars["BAD"]}, recipe, base, trained="adapter", say=lambda _: None)
+        run_backtest(layout, {"BAD": bars["BAD"]}, recipe, base, say=lambda _: None)
     assert set(caught.value.skipped) == {"BAD"}
 
 
@@ -186,7 +186,7 @@ def test_with_new_bars_the_cutoffs_stay_and_only_what_is_new_is_trained(
     def until(end: int, ticker: str = "AAPL") -> pd.DataFrame:
         known = make_bars(ticker, bars.frame.iloc[:end], source="x.csv")
         lines.clear()
-        return run_backtest(layout, {ticker: known}, recipe, base, trained="adapter", say=lines.append).predictions
+        return run_backtest(layout, {ticker: known}, recipe, base, say=lines.append).predictions
 
     first, stamps = until(110), bars.frame["timestamps"]
     pd.testing.assert_frame_equal(until(114), first)
@@ -207,7 +207,7 @@ def test_too_few_cutoffs_are_said_before_it_starts_and_in_the_verdict(
     bars = {"AAPL": simulated_bars("AAPL", 110), "TINY": simulated_bars("TINY", 30), "MSFT": simulated_bars("MSFT", 60)}
     lines: list[str] = []
     recipe = quick(tiny_base, backtest_origins=8, backtest_refit_every=8)
-    found = run_backtest(ArtifactLayout(tmp_path), bars, recipe, base, trained="adapter", say=lines.append)
+    found = run_backtest(ArtifactLayout(tmp_path), bars, recipe, base, say=lines.append)
     assert set(found.skipped) == {"TINY", "MSFT"}
     assert "TINY: no backtest: TINY.csv: 30 bars" in lines[0]
     assert "for the 8 cutoffs of a fold (--backtest-refit-every)" in lines[0]

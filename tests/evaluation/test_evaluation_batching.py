@@ -21,6 +21,7 @@ from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.errors import KronosError, ModelError
 from kronos_pipeline.evaluation.forecasting import batching
 from kronos_pipeline.evaluation.forecasting.batching import ForecastJob, gather_jobs, run_job, run_jobs, unwrap
+from kronos_pipeline.evaluation.forecasting.candidates import TrainedModels
 from kronos_pipeline.evaluation.forecasting.holdout_table import predict_job
 from kronos_pipeline.evaluation.forecasting.sampling import plain_sampling
 from kronos_pipeline.evaluation.forecasting.tuning import fit_sampling_job
@@ -160,7 +161,9 @@ def evaluate(folder: Path, trained: Any, tickers: Any, base: KronosModel) -> dic
         layout.adapter(ticker).symlink_to((source / "adapters" / ticker).resolve())
         for kept in layout.adapter(ticker).glob("sampling/*"):
             kept.unlink()
-    return dict(evaluate_tickers(layout, windows, dict.fromkeys(tickers), base, recipe, tickers_tested=2))
+    return dict(
+        evaluate_tickers(TrainedModels(layout, base), windows, dict.fromkeys(tickers), recipe, tickers_tested=2)
+    )
 
 
 @pytest.mark.slow
@@ -203,7 +206,7 @@ def test_a_checkpoint_that_serves_all_tickers_is_loaded_once(
     some = [windows[ticker] for ticker in TRAINED]
     KronosTrainer(recipe, tmp_path, base=base, say=lambda _: None).train_checkpoint(some)
     loads.clear()
-    found = dict(evaluate_tickers(ArtifactLayout(tmp_path), windows, dict.fromkeys(TRAINED), base, recipe))
+    found = dict(evaluate_tickers(TrainedModels(ArtifactLayout(tmp_path), base), windows, dict.fromkeys(TRAINED), recipe))
     assert all("checkpoint" in set(unwrap(result).predictions["model"]) for result in found.values())
     assert len(loads) == 1
 

@@ -14,7 +14,7 @@ from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json, write
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.windows import build_windows
 from kronos_pipeline.errors import ArtifactError
-from kronos_pipeline.evaluation.forecasting.candidates import doubts, load_candidates
+from kronos_pipeline.evaluation.forecasting.candidates import TrainedModels, doubts, load_candidates
 from kronos_pipeline.evaluation.scoring.report import build_evaluation
 from kronos_pipeline.model.lora import adapter_hash
 from kronos_pipeline.promotion.submit import Submission, find_evidence, submit
@@ -186,7 +186,7 @@ def test_a_candidate_over_several_tickers_is_doubted_where_its_others_go_on_long
     for until, doubted in (("2020-01-01T00:00:00", False), ("2031-01-01T00:00:00", True)):
         manifest = read_json(folder / MANIFEST)
         write_manifest(folder, {**manifest, "seen_until": {"AAPL": None, "MSFT": until}})
-        found, _ = load_candidates(layout, base_of(recipe), windows, "pair")
+        found, _ = load_candidates(TrainedModels(layout, base_of(recipe)), windows, "pair")
         said = doubts("AAPL", found)["doubts"]
         assert bool(said) == doubted
         if doubted:

@@ -16,10 +16,11 @@ from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.errors import ModelError
 from kronos_pipeline.training import preflight
 from kronos_pipeline.training.checkpoint import ResumeState, group_state
+from kronos_pipeline.training.dataset import TrainingData
 from kronos_pipeline.training.loop import TrainingLoop
 from kronos_pipeline.training.multi_lora import forward
 from kronos_pipeline.training.multi_lora.loop import MultiLoraLoop
-from kronos_pipeline.training.single import AdapterJob
+from kronos_pipeline.training.plan import TrainingJob
 
 
 def test_a_timing_that_runs_out_of_memory_is_tried_with_half_the_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,7 +39,7 @@ def test_a_timing_that_runs_out_of_memory_is_tried_with_half_the_adapters(monkey
     selection: Any = range(10)
     said: list[str] = []
     some = forward.BatchedForward(stacked, torch.device("cpu"), "fp32", 8, said.append)
-    assert some.expected_seconds(torch.zeros(3), train, selection, recipe) == 7.0
+    assert some.expected_seconds(torch.zeros(3), TrainingData(train, selection), recipe) == 7.0
     assert tried == [64, 32, 16]
     assert len(said) == 2
 
@@ -52,7 +53,7 @@ def test_where_the_memory_lacks_for_one_each_adapter_is_named(
 
     monkeypatch.setattr(MultiLoraLoop if most > 1 else TrainingLoop, "run", none)
     recipe = small_recipe(tiny_base, adapters_together=most)
-    jobs = [AdapterJob(ticker.ticker, [ticker]) for ticker in simulated_windows(recipe, ("AAPL", "MSFT"))]
+    jobs = [TrainingJob(ticker.ticker, [ticker]) for ticker in simulated_windows(recipe, ("AAPL", "MSFT"))]
     ended = KronosTrainer(recipe, tmp_path, say=lambda _: None).train_adapters(jobs)
     assert [type(error) for error in ended] == [ModelError, ModelError]
     for error, name in zip(ended, ("AAPL", "MSFT"), strict=True):

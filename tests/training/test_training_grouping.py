@@ -93,7 +93,7 @@ def test_groups_hold_every_training_once_and_like_with_like(sizes: list[tuple[in
     def prepared(number: int, lookback: int, count: int) -> PreparedTraining:
         windows: Any = SimpleNamespace(lookback=lookback, horizon=5, counts=lambda: {"train": count})
         state = ResumeState(ArtifactLayout(Path("x")), f"adapters/{number}", {})
-        return PreparedTraining(Path(str(number)), state, [windows])
+        return PreparedTraining(True, Path(str(number)), state, [windows])
 
     trainings = [prepared(number, *size) for number, size in enumerate(sizes)]
     groups = group_by_length(trainings, most)

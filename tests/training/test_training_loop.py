@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.model.losses import token_loss
-from kronos_pipeline.training.dataset import KronosMultiTickerDataset
+from kronos_pipeline.training.dataset import KronosMultiTickerDataset, TrainingData
 from kronos_pipeline.training.devices import new_accelerator
 from kronos_pipeline.training.loop import TrainingLoop, batches_of, epoch_order, eval_steps
 from kronos_pipeline.training.microbatch import Microbatch
@@ -37,9 +37,11 @@ class Calls(TorchDispatchMode):
 
 def optimisation_of(recipe: Recipe, predictor: Any) -> TrainingLoop:
     windows = simulated_windows(recipe)
-    train, selection = (KronosMultiTickerDataset(windows, split, tiny_tokenizer()) for split in ("train", "selection"))
+    data = TrainingData(
+        *(KronosMultiTickerDataset(windows, split, tiny_tokenizer()) for split in ("train", "selection"))
+    )
     microbatch = Microbatch(recipe.batch_size, "windows", CPU, print)
-    return TrainingLoop(predictor, train, selection, recipe, new_accelerator(recipe, CPU, recipe.precision), microbatch)
+    return TrainingLoop(predictor, data, recipe, new_accelerator(recipe, CPU, recipe.precision), microbatch)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -26,8 +26,8 @@ from kronos_pipeline.training.callback import Callback
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
 from kronos_pipeline.training.multi_lora.forward import BatchedForward
 from kronos_pipeline.training.multi_lora.loop import MultiLoraLoop
+from kronos_pipeline.training.plan import TrainingJob
 from kronos_pipeline.training.publish import TrainingResult
-from kronos_pipeline.training.single import AdapterJob
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +53,7 @@ def trainer_of(recipe: Recipe, output: Path, say: Any = lambda _: None) -> Krono
 
 
 def together(recipe: Recipe, output: Path) -> dict[str, TrainingResult]:
-    jobs = [AdapterJob(name, [windows]) for name, windows in windows_of(recipe).items()]
+    jobs = [TrainingJob(name, [windows]) for name, windows in windows_of(recipe).items()]
     results = trainer_of(recipe, output).train_adapters(jobs)
     assert all(isinstance(result, TrainingResult) for result in results), results
     return dict(zip(BARS, results, strict=True))  # type: ignore[arg-type]
@@ -125,7 +125,7 @@ def test_a_bad_ticker_fails_by_name_and_the_others_go_on(base: Path, tmp_path: P
     recipe = recipe_of(base, epochs=1)
     good = windows_of(recipe)
     empty = replace(good["NVDA"], rows=good["NVDA"].rows[good["NVDA"].rows["split"] != "selection"])
-    jobs = [AdapterJob("BAD", [empty]), *(AdapterJob(name, [windows]) for name, windows in good.items())]
+    jobs = [TrainingJob("BAD", [empty]), *(TrainingJob(name, [windows]) for name, windows in good.items())]
     told: list[str] = []
     results = trainer_of(recipe, tmp_path).train_adapters(jobs, on_end=lambda job, _: told.append(job.name))
     assert isinstance(results[0], DataError)
@@ -139,7 +139,7 @@ def test_one_whose_loss_is_no_number_leaves_the_numbers_of_the_others(
 ) -> None:
     recipe = recipe_of(base)
     whole = together(recipe, tmp_path / "whole")
-    update, jobs = MultiLoraLoop._update, [AdapterJob(name, [windows]) for name, windows in windows_of(recipe).items()]
+    update, jobs = MultiLoraLoop._update, [TrainingJob(name, [windows]) for name, windows in windows_of(recipe).items()]
 
     def spoil(self: MultiLoraLoop, rates: Any) -> None:
         update(self, rates)
@@ -168,7 +168,7 @@ def test_where_memory_lacks_fewer_go_at_a_time_and_the_numbers_stay(
 
     monkeypatch.setattr(BatchedForward, "losses", short_of_memory)
     said: list[str] = []
-    jobs = [AdapterJob(name, [windows]) for name, windows in windows_of(recipe).items()]
+    jobs = [TrainingJob(name, [windows]) for name, windows in windows_of(recipe).items()]
     results = trainer_of(recipe, tmp_path / "short", said.append).train_adapters(jobs)
     assert any("out of memory; 1 adapter at a time" in line for line in said)
     for name, result in zip(BARS, results, strict=True):
@@ -184,7 +184,7 @@ def test_a_group_that_died_ends_with_the_same_bytes(
     recipe = small_recipe(tiny_base, save_steps=3)  # with dropout
 
     def train(output: str, say: Any = lambda _: None, listener: Callback | None = None) -> list[Any]:
-        jobs = [AdapterJob(name, [windows], listener=listener) for name, windows in windows_of(recipe).items()]
+        jobs = [TrainingJob(name, [windows], listener=listener) for name, windows in windows_of(recipe).items()]
         trainer = trainer_of(recipe, tmp_path / output, say)
         with trainer.one_run() if one_run else nullcontext():
             return trainer.train_adapters(jobs)
@@ -206,7 +206,7 @@ def test_a_group_that_died_ends_with_the_same_bytes(
 
 def test_another_group_with_one_of_them_drops_the_state_of_the_first(tiny_base: Path, tmp_path: Path) -> None:
     recipe = small_recipe(tiny_base, save_steps=3)
-    jobs = [AdapterJob(name, [windows], listener=KillAtStep(4)) for name, windows in windows_of(recipe).items()]
+    jobs = [TrainingJob(name, [windows], listener=KillAtStep(4)) for name, windows in windows_of(recipe).items()]
     with pytest.raises(Killed):
         trainer_of(recipe, tmp_path).train_adapters(jobs)
     (left,) = (tmp_path / "state").glob("*/state.pt")
@@ -218,11 +218,11 @@ def test_jobs_begin_with_their_group_and_may_have_roots_of_their_own(base: Path,
     recipe = recipe_of(base, epochs=1, adapters_together=2)
     order: list[str] = []
 
-    def on_start(job: AdapterJob) -> AdapterJob:
+    def on_start(job: TrainingJob) -> TrainingJob:
         order.append(f"begin {job.windows[0].ticker}")
         return replace(job, mlflow_run=f"run of {job.windows[0].ticker}")
 
-    jobs = [AdapterJob("same", [windows], root=tmp_path / name) for name, windows in windows_of(recipe).items()]
+    jobs = [TrainingJob("same", [windows], root=tmp_path / name) for name, windows in windows_of(recipe).items()]
     results = trainer_of(recipe, tmp_path / "own").train_adapters(
         jobs, on_start=on_start, on_end=lambda job, _: order.append(f"end {job.mlflow_run}")
     )
@@ -240,4 +240,4 @@ def test_two_adapters_of_one_folder_are_refused(base: Path, tmp_path: Path) -> N
     recipe = recipe_of(base)
     aapl, msft, _ = windows_of(recipe).values()
     with pytest.raises(SettingsError, match=r"Two adapters would be .*AAPL"):
-        trainer_of(recipe, tmp_path).train_adapters([AdapterJob("AAPL", [aapl]), AdapterJob("AAPL", [msft])])
+        trainer_of(recipe, tmp_path).train_adapters([TrainingJob("AAPL", [aapl]), TrainingJob("AAPL", [msft])])

@@ -24,7 +24,7 @@ from kronos_pipeline.model.losses import token_losses
 from kronos_pipeline.model.upstream import Kronos
 from kronos_pipeline.training.callback import Callback
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
-from kronos_pipeline.training.preflight import describe
+from kronos_pipeline.training.preflight import Estimate
 from kronos_pipeline.training.publish import TrainingResult
 
 
@@ -140,7 +140,8 @@ def test_no_bar_of_the_holdout_changes_a_byte(tiny_base: Path, tmp_path: Path) -
 
 def test_a_long_training_on_a_cpu_is_said_to_be_slow_and_how_long_it_takes() -> None:
     def said(seconds: float, device: str) -> str:
-        return describe(9000, 300, 846, seconds, 600 * 2**20, "NeoQuasar/Kronos-small", torch.device(device))
+        estimate = Estimate(9000, 300, 846, seconds, 600 * 2**20)
+        return estimate.describe("NeoQuasar/Kronos-small", torch.device(device))
 
     slow = said(4 * 3600, "cpu")
     assert "about 4.0 h at most on cpu, 600 MB of disk" in slow

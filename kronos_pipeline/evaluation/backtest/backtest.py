@@ -26,10 +26,11 @@ from kronos_pipeline.data.bars import Bars
 from kronos_pipeline.errors import KronosError, count
 from kronos_pipeline.evaluation.backtest.fold_runs import fold_key, fold_predictions_file, prune_folds, run_folds
 from kronos_pipeline.evaluation.backtest.folds import BacktestError, Fold, plan_folds
-from kronos_pipeline.evaluation.predictions import ADAPTER, BASE
+from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, trained_model
 from kronos_pipeline.evaluation.provenance import manifest_of_ticker, merge_manifests
 from kronos_pipeline.evaluation.scoring.report import build_evaluation, load_predictions, save_report
 from kronos_pipeline.evaluation.scoring.verdicts import MIN_CUTOFFS
+from kronos_pipeline.training.plan import group_tickers
 from kronos_pipeline.training.progress import Say, duration
 
 if TYPE_CHECKING:
@@ -62,7 +63,6 @@ def run_backtest(
     recipe: Recipe,
     base: KronosModel,
     *,
-    trained: str,
     tickers_tested: int | None = None,
     say: Say = print,
 ) -> Backtest:
@@ -71,9 +71,9 @@ def run_backtest(
     Args:
         layout: the layout of the artifacts.
         bars: the tickers' bars.
-        recipe: the recipe, with `backtest_origins` cutoffs per ticker, or `DEFAULT_ORIGINS` if that is 0.
+        recipe: the recipe, with `backtest_origins` cutoffs per ticker, or `DEFAULT_ORIGINS` if that is 0. `trained` is
+            the model that it trains, "adapter" or "checkpoint".
         base: the untouched base model.
-        trained: "adapter", one per ticker or, with `adapter_name`, one over all; or "checkpoint", one over all.
         tickers_tested: number of tickers that verdicts are corrected for; by default the tickers with cutoffs.
         say: prints progress lines.
 
@@ -82,15 +82,15 @@ def run_backtest(
         SettingsError, ModelError, ArtifactError: see their messages.
     """
     recipe = recipe.model_copy(update={"backtest_origins": recipe.backtest_origins or DEFAULT_ORIGINS})
-    single = trained == ADAPTER and recipe.adapter_name is None
-    groups = [{ticker: ticker_bars} for ticker, ticker_bars in bars.items()] if single else [bars]
+    trained = trained_model(recipe)
+    groups = [{ticker: bars[ticker] for ticker in tickers} for tickers in group_tickers(recipe, bars)]
     folds, skipped = plan_folds(groups, recipe, _anchors(layout, trained, list(bars)))
-    fold_folders = {layout.backtest_fold(fold_key(fold, trained, base)): fold for fold in folds}
+    fold_folders = {layout.backtest_fold(fold_key(fold, base)): fold for fold in folds}
     new = {root: fold for root, fold in fold_folders.items() if not fold_predictions_file(root).is_file()}
     seconds = _expected_seconds(new, base, lora=trained == ADAPTER)
     say("\n".join(_announce(folds, len(new), seconds, skipped, recipe)))
     began = time.monotonic()
-    for done, (root, result) in enumerate(run_folds(new, trained, base), 1):
+    for done, (root, result) in enumerate(run_folds(new, base), 1):
         if isinstance(result, KronosError):
             skipped |= dict.fromkeys((windows.ticker for windows in new[root].windows), result)
         else:

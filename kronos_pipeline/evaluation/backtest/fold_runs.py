@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,10 @@ from kronos_pipeline.config import Role, settings_of
 from kronos_pipeline.errors import KronosError
 from kronos_pipeline.evaluation.backtest.folds import Fold
 from kronos_pipeline.evaluation.forecasting.batching import ForecastJob, run_jobs, unwrap
-from kronos_pipeline.evaluation.forecasting.candidates import Candidate, Loader, evaluate_models_job, loader
-from kronos_pipeline.evaluation.predictions import ADAPTER, BASE
+from kronos_pipeline.evaluation.forecasting.candidates import Candidate, TrainedModels, evaluate_models_job
+from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, trained_model
 from kronos_pipeline.evaluation.provenance import merge_manifests, sampling_precision
+from kronos_pipeline.training.plan import plan_trainings
 
 if TYPE_CHECKING:
     from kronos_pipeline.data.windows import WindowSet
@@ -36,7 +38,7 @@ _ASIDE = Role.BARS | Role.FORECAST | Role.DECISION | Role.RUN
 """Roles of the settings without effect on a fold's predictions; the device type is a part of the key itself."""
 
 
-def fold_key(fold: Fold, trained: str, base: KronosModel) -> str:
+def fold_key(fold: Fold, base: KronosModel) -> str:
     """Return the name of a fold's folder: a hash of its tickers, and a hash of all inputs of its predictions."""
     from kronos_pipeline.training.devices import pick_precision  # imports torch
 
@@ -48,7 +50,7 @@ def fold_key(fold: Fold, trained: str, base: KronosModel) -> str:
     # The device type, not its number: a killed backtest may resume on another GPU.
     code = layers_version(*PREDICTIONS)
     content = text_hash(settings, packages, base.weights_hash, base.device.type, *formats, code, *data)
-    return f"{text_hash(trained, *fold.group)[:12]}-{content[:32]}"
+    return f"{text_hash(trained_model(fold.recipe), *fold.group)[:12]}-{content[:32]}"
 
 
 def fold_predictions_file(root: Path) -> Path:
@@ -56,16 +58,13 @@ def fold_predictions_file(root: Path) -> Path:
     return root / "predictions.parquet"
 
 
-def run_folds(
-    folds: Mapping[Path, Fold], trained: str, base: KronosModel
-) -> Iterator[tuple[Path, pd.DataFrame | KronosError]]:
+def run_folds(folds: Mapping[Path, Fold], base: KronosModel) -> Iterator[tuple[Path, pd.DataFrame | KronosError]]:
     """Train and forecast folds, and store the predictions of each; a failing fold does not affect the others.
 
     Several adapters are trained, and forecast, at a time. A killed run keeps its finished folds and trainings.
 
     Args:
         folds: folds by their folders.
-        trained: "adapter" or "checkpoint".
         base: the untouched base model.
 
     Yields:
@@ -76,16 +75,16 @@ def run_folds(
     remaining = list(folds)
     while remaining:
         first = folds[remaining[0]]
-        whole_models = trained != ADAPTER or not first.recipe.freeze_backbone
+        whole_models = trained_model(first.recipe) != ADAPTER or not first.recipe.freeze_backbone
         count = 1 if whole_models else FOLDS_AT_ONCE.get(base.device.type, _FEW)
         batch, remaining = {root: folds[root] for root in remaining[:count]}, remaining[count:]
         trainer = KronosTrainer(first.recipe, next(iter(batch)), base=base, say=lambda _: None)
         with trainer.one_run():
-            results = _train(batch, trained, trainer)
+            results = _train(batch, trainer)
             failed = {root: result for root, result in results.items() if isinstance(result, KronosError)}
             yield from failed.items()
             trained_folds = {root: fold for root, fold in batch.items() if root not in failed}
-            yield from _forecast(trained_folds, results, trained, base)
+            yield from _forecast(trained_folds, results, base)
 
 
 def prune_folds(used: Collection[Path]) -> None:
@@ -96,33 +95,19 @@ def prune_folds(used: Collection[Path]) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _train(
-    folds: Mapping[Path, Fold], trained: str, trainer: KronosTrainer
-) -> dict[Path, TrainingResult | KronosError]:
-    from kronos_pipeline.training.single import AdapterJob  # imports torch
-
-    if trained == ADAPTER:
-        jobs = [
-            AdapterJob(fold.recipe.adapter_name or fold.windows[0].ticker, fold.known, root=root)
-            for root, fold in folds.items()
-        ]
-        return dict(zip(folds, trainer.train_adapters(jobs), strict=True))
-    ((root, fold),) = folds.items()  # in the trainer's folder
-    try:
-        return {root: trainer.train_checkpoint(fold.known)}
-    except KronosError as error:
-        return {root: error}
+def _train(folds: Mapping[Path, Fold], trainer: KronosTrainer) -> dict[Path, TrainingResult | KronosError]:
+    jobs = [replace(job, root=root) for root, fold in folds.items() for job in plan_trainings(fold.recipe, fold.known)]
+    return dict(zip(folds, trainer.train(jobs), strict=True))
 
 
 def _forecast(
-    folds: Mapping[Path, Fold], results: Mapping[Path, Any], trained: str, base: KronosModel
+    folds: Mapping[Path, Fold], results: Mapping[Path, Any], base: KronosModel
 ) -> Iterator[tuple[Path, pd.DataFrame | KronosError]]:
-    load = loader(base)
-    jobs = {
-        (root, windows.ticker): _forecast_job(fold, windows, results[root], trained, ArtifactLayout(root), base, load)
-        for root, fold in folds.items()
-        for windows in fold.windows
-    }
+    jobs: dict[tuple[Path, str], ForecastJob[FoldForecast]] = {}
+    for root, fold in folds.items():
+        models = TrainedModels(ArtifactLayout(root), base)
+        for windows in fold.windows:
+            jobs[root, windows.ticker] = _forecast_job(fold, windows, results[root], models)
     forecasts: dict[Path, dict[str, FoldForecast | KronosError]] = {root: {} for root in folds}
     for (root, ticker), result in run_jobs(jobs):
         forecasts[root][ticker] = result
@@ -135,19 +120,13 @@ def _forecast(
 
 
 def _forecast_job(
-    fold: Fold,
-    windows: WindowSet,
-    result: TrainingResult,
-    trained: str,
-    layout: ArtifactLayout,
-    base: KronosModel,
-    load: Loader,
+    fold: Fold, windows: WindowSet, result: TrainingResult, models: TrainedModels
 ) -> ForecastJob[FoldForecast]:
     """Forecast one ticker of a fold."""
-    ticker = windows.ticker
+    ticker, trained = windows.ticker, trained_model(fold.recipe)
     candidates = {
-        BASE: Candidate(base, layout.base),
-        trained: Candidate(load(trained, result.folder), result.folder),
+        BASE: Candidate(models.base, models.layout.base),
+        trained: Candidate(models.load(trained, result.folder), result.folder),
     }
     training = {name: result.summary[name] for name in ("steps", "best_step", "selection_loss", "seconds")}
     forecasts = yield from evaluate_models_job(windows, candidates, fold.recipe)

@@ -5,9 +5,9 @@ Candidates exist, share one base model, and have not seen the ticker's holdout.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from kronos_pipeline.data.windows import WindowSet
     from kronos_pipeline.model.loading import KronosModel
 
-Loader = Callable[[str, Path], "KronosModel"]
-"""Loads a "checkpoint" or an "adapter" from its folder."""
-
 
 @dataclass(frozen=True)
 class Candidate:
@@ -48,6 +45,20 @@ class Candidate:
     sampling: Sampling | None = None
 
 
+class TrainedModels:
+    """The models of an output folder on one base model.
+
+    Attributes:
+        layout: the layout of the artifacts.
+        base: the untouched base model.
+        load: loads a "checkpoint" or an "adapter" from its folder; the last two are kept.
+    """
+
+    def __init__(self, layout: ArtifactLayout, base: KronosModel) -> None:
+        self.layout, self.base = layout, base
+        self.load = lru_cache(maxsize=2)(partial(_load, base))
+
+
 @dataclass(frozen=True)
 class ModelEvaluation:
     """The forecasts of candidates on a ticker's holdout.
@@ -64,20 +75,14 @@ class ModelEvaluation:
 
 
 def load_candidates(
-    layout: ArtifactLayout,
-    base: KronosModel,
-    windows: WindowSet,
-    adapter_name: str | None,
-    load: Loader | None = None,
+    models: TrainedModels, windows: WindowSet, adapter_name: str | None
 ) -> tuple[dict[str, Candidate], list[str]]:
     """Load the models that can be compared on a ticker's holdout.
 
     Args:
-        layout: the layout of the artifacts.
-        base: the untouched base model.
+        models: the models; shared by tickers, so that a model that serves many is loaded once.
         windows: the ticker's windows.
         adapter_name: the adapter that serves the ticker, or None for none.
-        load: `loader(base)` by default; a shared loader loads once a model that serves many tickers.
 
     Returns:
         Candidates by model, in the order base, checkpoint, adapter; and a sentence with the reason for each model that
@@ -86,7 +91,7 @@ def load_candidates(
     Raises:
         ModelError, ArtifactError: a model of the ticker is damaged.
     """
-    load = load or loader(base)
+    layout, base = models.layout, models.base
     candidates, notes = {BASE: Candidate(base, layout.base)}, []
     folders = [(CHECKPOINT, layout.best_checkpoint)]
     if adapter_name is not None:
@@ -98,17 +103,8 @@ def load_candidates(
         if reason := _unfit(manifest, base, windows):
             notes.append(f"{windows.ticker}: the {name} is left out: {reason}.")
         else:
-            candidates[name] = Candidate(load(name, folder), folder, _doubt(name, manifest, windows))
+            candidates[name] = Candidate(models.load(name, folder), folder, _doubt(name, manifest, windows))
     return candidates, notes
-
-
-def loader(base: KronosModel) -> Loader:
-    """Return a function that loads checkpoints and adapters on a base model, and caches the last two."""
-    from kronos_pipeline.model.loading import load_checkpoint  # imports torch
-    from kronos_pipeline.model.lora import load_adapter
-
-    loads = {CHECKPOINT: load_checkpoint, ADAPTER: load_adapter}
-    return lru_cache(maxsize=2)(lambda name, folder: loads[name](folder, base))
 
 
 def find_sampling(candidate: Candidate, windows: WindowSet, recipe: Recipe) -> Sampling:
@@ -163,6 +159,13 @@ def doubts(ticker: str, candidates: Mapping[str, Candidate]) -> dict[str, Any]:
     """Return a manifest's entry with the warning about each model's scores, by ticker; empty without warnings."""
     warnings = {name: candidate.doubt for name, candidate in candidates.items() if candidate.doubt}
     return {"doubts": {ticker: warnings} if warnings else {}}
+
+
+def _load(base: KronosModel, name: str, folder: Path) -> KronosModel:
+    from kronos_pipeline.model.loading import load_checkpoint  # imports torch
+    from kronos_pipeline.model.lora import load_adapter
+
+    return (load_checkpoint if name == CHECKPOINT else load_adapter)(folder, base)
 
 
 def _unfit(manifest: Mapping[str, Any], base: KronosModel, windows: WindowSet) -> str | None:

@@ -42,12 +42,13 @@ def holdout_metrics(
     an adapter is left out if it does not exist or does not fit this base model and holdout.
     """
     from kronos_pipeline.evaluation.forecasting.batching import unwrap
+    from kronos_pipeline.evaluation.forecasting.candidates import TrainedModels
     from kronos_pipeline.evaluation.holdout import evaluate_tickers  # imports matplotlib
     from kronos_pipeline.evaluation.reports.tables import evaluation_frame, flat_metrics
 
     with as_failure("holdout_metrics"):
         recipe, layout = pipeline.recipe("lora"), pipeline.layout
-        base = load_base_model(recipe)
+        models = TrainedModels(layout, load_base_model(recipe))
         tracker = tracking.tracker(layout)
         batch = TickerBatch(context)
         runs: dict[str, str | None] = {}
@@ -55,7 +56,7 @@ def holdout_metrics(
             with batch.ticker(ticker):
                 runs[ticker] = training_run_id(layout, ticker)
         tested = tickers_tested(context)
-        for ticker, outcome in evaluate_tickers(layout, windows, runs, base, recipe, tickers_tested=tested):
+        for ticker, outcome in evaluate_tickers(models, windows, runs, recipe, tickers_tested=tested):
             with batch.ticker(ticker):
                 result, run = unwrap(outcome), runs[ticker]
                 metadata = evaluation_metadata(result.evaluation, plots=result.plots, notes=result.notes)
@@ -142,10 +143,9 @@ def _backtests(
     """Backtest tickers' adapters, and return the pictures of each by kind, or its error."""
     from kronos_pipeline.evaluation.backtest.backtest import run_backtest
     from kronos_pipeline.evaluation.backtest.folds import BacktestError
-    from kronos_pipeline.evaluation.predictions import ADAPTER
 
     try:
-        result = run_backtest(layout, bars, recipe, base, trained=ADAPTER, tickers_tested=tested, say=say)
+        result = run_backtest(layout, bars, recipe, base, tickers_tested=tested, say=say)
     except BacktestError as error:
         return error.skipped
     return {**result.skipped, **result.plots}

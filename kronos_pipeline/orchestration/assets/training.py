@@ -2,9 +2,13 @@
 
 # Annotations are not postponed here: Dagster reads the annotation of `context` and refuses a string.
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
+from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.errors import KronosError
 from kronos_pipeline.orchestration.batch import Event, TickerBatch, failed_in_run
@@ -12,6 +16,7 @@ from kronos_pipeline.orchestration.failures import as_failure, make_failure
 from kronos_pipeline.orchestration.io_manager import TickerArtifacts
 from kronos_pipeline.orchestration.metadata import mlflow_metadata, training_metadata
 from kronos_pipeline.orchestration.resources import PipelineSettings, Tracking, run_tags
+from kronos_pipeline.pipeline.train import Trained, run_trainings
 
 _TICKERS_IN_MEMORY = 256
 """The largest number of tickers with windows in memory at the same time."""
@@ -25,33 +30,26 @@ def adapter(
     Training keeps the weights with the lowest loss on the selection block, and never reads the holdout. The asset
     `adapter/<T>` publishes the same folder.
     """
-    from kronos_pipeline.tracking.runs import TrainingRuns
-    from kronos_pipeline.training.publish import TrainingResult
-    from kronos_pipeline.training.single import AdapterJob  # imports torch
-    from kronos_pipeline.training.trainer import KronosTrainer
+    from kronos_pipeline.evaluation.forecasting.batching import unwrap
+    from kronos_pipeline.training.trainer import KronosTrainer  # imports torch
 
     with as_failure("adapter"):
         recipe = pipeline.recipe("lora")
         tracker = tracking.tracker(pipeline.layout)
         trainer = KronosTrainer(recipe, pipeline.layout.root, say=context.log.info)
         batch = TickerBatch(context)
-        with trainer.one_run(), TrainingRuns(tracker, recipe) as runs:
 
-            def on_start(job: AdapterJob) -> AdapterJob:
-                return runs.start(job, run_tags(context, job.name))
+        def on_end(ticker: str, ended: Trained | KronosError) -> None:
+            with batch.ticker(ticker):
+                batch.add(ticker, *_folder_and_metadata(unwrap(ended), recipe))
 
-            def on_end(job: AdapterJob, ended: TrainingResult | KronosError) -> None:
-                with batch.ticker(job.name):
-                    run, result = runs.end(job, ended)
-                    metadata = training_metadata(result, recipe, job.windows)
-                    batch.add(job.name, result.folder, metadata | mlflow_metadata(run.run_id, run.link))
-
+        with trainer.one_run():
             for first in range(0, len(batch.tickers), _TICKERS_IN_MEMORY):
-                jobs = []
+                loaded = []
                 for ticker in batch.tickers[first : first + _TICKERS_IN_MEMORY]:
                     with batch.ticker(ticker):
-                        jobs.append(AdapterJob(ticker, [windows[ticker]]))
-                trainer.train_adapters(jobs, on_start=on_start, on_end=on_end)
+                        loaded.append(windows[ticker])
+                run_trainings(recipe, trainer, tracker, loaded, on_end, partial(run_tags, context))
         yield from batch.events()
 
 
@@ -62,6 +60,7 @@ def checkpoint(
 
     The metadata names the tickers without windows, which are left out.
     """
+    from kronos_pipeline.evaluation.forecasting.batching import unwrap
     from kronos_pipeline.training.trainer import KronosTrainer  # imports torch
 
     with as_failure("checkpoint"):
@@ -69,11 +68,16 @@ def checkpoint(
         tracker = tracking.tracker(pipeline.layout)
         trainer = KronosTrainer(recipe, pipeline.layout.root, say=context.log.info)
         loaded, left_out = _load_windows(context, windows)
-        with tracker.training_run("checkpoint", recipe, run_tags(context)) as run:
-            result = trainer.train_checkpoint(loaded, listener=run, mlflow_run=run.run_id)
-            run.finish(result.summary, result.history, result.folder)
-        metadata = training_metadata(result, recipe, loaded) | mlflow_metadata(run.run_id, run.link)
-        return dg.MaterializeResult(metadata=metadata | {"left out": left_out})
+        ended: list[Trained | KronosError] = []
+        run_trainings(recipe, trainer, tracker, loaded, lambda _, end: ended.append(end), lambda _: run_tags(context))
+        _, metadata = _folder_and_metadata(unwrap(ended[0]), recipe)
+        return dg.MaterializeResult(metadata={**metadata, "left out": left_out})
+
+
+def _folder_and_metadata(trained: Trained, recipe: Recipe) -> tuple[Path, dict[str, Any]]:
+    """Return the published folder of a model, and the metadata of its materialisation."""
+    metadata = training_metadata(trained.result, recipe, trained.windows)
+    return trained.result.folder, metadata | mlflow_metadata(trained.run_id, trained.run.link)
 
 
 def _load_windows(

@@ -13,7 +13,7 @@ from kronos_pipeline.model.devices import is_out_of_memory
 from kronos_pipeline.model.losses import token_losses
 from kronos_pipeline.model.multi_lora import MultiLora
 from kronos_pipeline.training import preflight
-from kronos_pipeline.training.dataset import Batch, KronosMultiTickerDataset, to_device
+from kronos_pipeline.training.dataset import Batch, TrainingData, to_device
 from kronos_pipeline.training.microbatch import Microbatch
 from kronos_pipeline.training.progress import Say
 
@@ -113,9 +113,7 @@ class BatchedForward:
                     raise failed
                 self._halve(len(part), len(part[0][1]))
 
-    def expected_seconds(
-        self, start: Tensor, train: KronosMultiTickerDataset, selection: KronosMultiTickerDataset, recipe: Recipe
-    ) -> float:
+    def expected_seconds(self, start: Tensor, data: TrainingData, recipe: Recipe) -> float:
         """Estimate the longest time of a training, in seconds, by timing a pass of adapters like `start`, (width,).
 
         Raises:
@@ -125,7 +123,7 @@ class BatchedForward:
             size = self._windows.size if self._windows is not None else recipe.batch_size
             adapters = self._adapters.size
             try:
-                return self._timed(start, train, selection, recipe, adapters, size)
+                return self._timed(start, data, recipe, adapters, size)
             except (MemoryError, RuntimeError) as error:
                 if adapters == size == 1 or not is_out_of_memory(error):
                     raise
@@ -139,26 +137,16 @@ class BatchedForward:
             self._windows = Microbatch(windows, "windows", self.device, self._say)
         self._windows.halve(windows)
 
-    def _timed(
-        self,
-        start: Tensor,
-        train: KronosMultiTickerDataset,
-        selection: KronosMultiTickerDataset,
-        recipe: Recipe,
-        adapters: int,
-        windows: int,
-    ) -> float:
-        rows = min(adapters * windows, len(train))
+    def _timed(self, start: Tensor, data: TrainingData, recipe: Recipe, adapters: int, windows: int) -> float:
+        rows = min(adapters * windows, len(data.train))
         indices = torch.arange(rows, device=self.device) * adapters // rows
         weights = start.to(self.device).repeat(adapters, 1).requires_grad_()
         with self.multi_lora.serving(weights, indices, even=False):
             return preflight.expected_seconds(
                 self.multi_lora.predictor,
-                train,
-                selection,
+                data,
+                recipe,
                 batch_size=rows,
-                epochs=recipe.epochs,
-                evals_per_epoch=recipe.evaluations_per_epoch,
                 device=self.device,
                 precision=self._precision,
             )

@@ -29,6 +29,7 @@ from kronos_pipeline.training.devices import current_device, processes, repeatab
 from kronos_pipeline.training.multi_lora.forward import BatchedForward
 from kronos_pipeline.training.multi_lora.loop import MultiLoraLoop
 from kronos_pipeline.training.multi_lora.member import Member
+from kronos_pipeline.training.plan import TrainingJob
 from kronos_pipeline.training.publish import (
     TrainingResult,
     load_result,
@@ -36,7 +37,7 @@ from kronos_pipeline.training.publish import (
     training_manifest,
     training_summary,
 )
-from kronos_pipeline.training.single import MORE_MEMORY, AdapterJob, PreparedTraining, TrainingContext, train_single
+from kronos_pipeline.training.single import MORE_MEMORY, PreparedTraining, TrainingContext, train_single
 from kronos_pipeline.training.trainer_state import TrainOutput
 
 JobResult = TrainingResult | KronosError
@@ -62,33 +63,30 @@ _CPU_GROUP, _MOST = 16, 256
 
 def train_jobs(
     context: TrainingContext,
-    jobs: Sequence[AdapterJob],
-    on_start: Callable[[AdapterJob], AdapterJob] | None,
-    on_end: Callable[[AdapterJob, JobResult], None] | None,
+    jobs: Sequence[TrainingJob],
+    on_start: Callable[[TrainingJob], TrainingJob] | None,
+    on_end: Callable[[TrainingJob, JobResult], None] | None,
 ) -> list[JobResult]:
-    """Train adapters in groups, or one by one if they cannot train jointly; see `KronosTrainer.train_adapters`."""
+    """Train adapters in groups, or one by one if they cannot train jointly; see `KronosTrainer.train`."""
     results: dict[int, JobResult] = {}
-    places: dict[Path, tuple[int, AdapterJob]] = {}
+    places: dict[Path, tuple[int, TrainingJob]] = {}
     prepared: list[PreparedTraining] = []
 
-    def end(number: int, job: AdapterJob, result: JobResult) -> None:
+    def end(number: int, job: TrainingJob, result: JobResult) -> None:
         results[number] = result
         if on_end is not None:
             on_end(job, result)
 
     for number, job in enumerate(jobs):
         try:
-            prepared.append(context.prepare_adapter(job))
+            prepared.append(context.prepare(job))
         except KronosError as error:
             end(number, job, error)
             continue
         if prepared[-1].target in places:
             raise SettingsError(f"Two adapters would be {prepared[-1].target}; give each a name of its own.")
         places[prepared[-1].target] = number, job
-    reason = separate_reason(context.recipe, context.precision, processes())
-    if reason and len(prepared) > 1 and context.recipe.adapters_together != 1:
-        context.say(f"{len(prepared)} adapters train one by one, as {reason}")
-    for group in group_by_length(prepared, 1 if reason or len(prepared) == 1 else _largest_group(context)):
+    for group in _groups(context, prepared):
         started = []
         for training in group:
             number, job = places[training.target]
@@ -105,6 +103,17 @@ def train_jobs(
     return [results[number] for number in range(len(jobs))]
 
 
+def _groups(context: TrainingContext, trainings: Sequence[PreparedTraining]) -> list[list[PreparedTraining]]:
+    """Group the adapters that can train jointly; a checkpoint trains by itself."""
+    checkpoints = [[training] for training in trainings if not training.lora]
+    adapters = [training for training in trainings if training.lora]
+    reason = separate_reason(context.recipe, context.precision, processes())
+    if reason and len(adapters) > 1 and context.recipe.adapters_together != 1:
+        context.say(f"{len(adapters)} adapters train one by one, as {reason}")
+    most = 1 if reason or len(adapters) <= 1 else _largest_group(context)
+    return checkpoints + group_by_length(adapters, most)
+
+
 def _largest_group(context: TrainingContext) -> int:
     with explain_out_of_memory("A training of adapters", context.device, MORE_MEMORY):
         width = sum(p.numel() for p in context.trainable(lora=True).parameters() if p.requires_grad)
@@ -117,7 +126,7 @@ def _train_separately(
 ) -> Iterator[tuple[PreparedTraining, JobResult]]:
     for training in trainings:
         try:
-            result: JobResult = train_single(context, training, lora=True)
+            result: JobResult = train_single(context, training)
         except KronosError as error:
             if processes() > 1:
                 raise  # the other processes have ended with it
@@ -184,7 +193,7 @@ def _optimise(
     start = multi_lora.pack(dict(adapted.named_parameters()))
     with limit_threads(multi_lora.predictor):
         windows = [ticker for training in group for ticker in training.windows]
-        train, selection = context.datasets(windows, state.folder)
+        data = context.datasets(windows, state.folder)
         members = [
             Member(training.state.key, train_range, selection_range, training.listener)
             for training, train_range, selection_range in zip(
@@ -193,13 +202,13 @@ def _optimise(
         ]
         per_pass = adapters_per_pass(base.predictor, multi_lora.width, recipe, precision, device, shared=True)
         forward = BatchedForward(multi_lora, device, precision, min(per_pass, len(group)), context.say)
-        loop = MultiLoraLoop(forward, start, members, train, selection, recipe, context.say)
+        loop = MultiLoraLoop(forward, start, members, data, recipe, context.say)
         disk = len(group) * preflight.needed_bytes(adapted)
         preflight.check_disk(context.layout.root, disk)
-        seconds = forward.expected_seconds(start, train, selection, recipe)
+        seconds = forward.expected_seconds(start, data, recipe)
+        estimate = preflight.Estimate(len(data.train), len(data.selection), loop.steps, seconds, disk)
         name = _name(group)
-        described = preflight.describe(len(train), len(selection), loop.steps, seconds, disk, base.source.name, device)
-        context.say(f"{name}: {len(group)} adapters together, {described}")
+        context.say(f"{name}: {len(group)} adapters together, {estimate.describe(base.source.name, device)}")
         set_seed(recipe.seed)
         if saved is not None:
             loop.restore(saved)
@@ -223,12 +232,10 @@ def _publish(
     )
     result = TrainingResult(training.target, output.history, summary)
     manifest = training_manifest(
-        training.state.artifact,
-        training.state.key,
+        training.state,
         training.windows,
         context.recipe,
         context.base,
-        context.device,
         training.mlflow_run,
         together=sorted({other.target.name for other in group} - {training.target.name}),
     )

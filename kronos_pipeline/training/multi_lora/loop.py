@@ -21,7 +21,7 @@ from torch import Tensor
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import ModelError
 from kronos_pipeline.training.checkpoint import random_state, restore_random_state
-from kronos_pipeline.training.dataset import KronosMultiTickerDataset, to_device
+from kronos_pipeline.training.dataset import TrainingData, to_device
 from kronos_pipeline.training.loop import average_decay
 from kronos_pipeline.training.multi_lora.forward import AdapterIndices, BatchedForward
 from kronos_pipeline.training.multi_lora.member import Member, MemberTraining
@@ -61,8 +61,7 @@ class MultiLoraLoop:
         forward: BatchedForward,
         start: Tensor,
         members: Sequence[Member],
-        train: KronosMultiTickerDataset,
-        selection: KronosMultiTickerDataset,
+        data: TrainingData,
         recipe: Recipe,
         say: Say,
     ) -> None:
@@ -72,12 +71,11 @@ class MultiLoraLoop:
             forward: passes through the shared predictor.
             start: initial numbers of every adapter, (width,).
             members: the adapters.
-            train: training windows of all members.
-            selection: windows of the selection blocks of all members.
+            data: windows of all members.
             recipe: the settings.
             say: takes lines for the person who runs the pipeline.
         """
-        self._forward, self._train, self._selection = forward, train, selection
+        self._forward, (self._train, self._selection) = forward, data
         self._recipe, self._device, self._say = recipe, forward.device, say
         self._trainings = [MemberTraining(member, recipe) for member in members]
         self._active = list(range(len(members)))
