@@ -22,7 +22,7 @@ import pandas as pd
 
 from kronos_pipeline import run_training
 from kronos_pipeline.artifacts import ArtifactLayout, package_versions, read_json, write_file
-from kronos_pipeline.evaluation.reports.tables import evaluation_sheet, leaderboard_sheet, verdict_sentences
+from kronos_pipeline.evaluation.reports.tables import evaluation_table, leaderboard_table, verdict_sentences
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "results.md"
@@ -94,8 +94,8 @@ def figures_of(evaluation: dict[str, Any], what: str) -> list[str]:
     kind = evaluation["model"]
     span = evaluation["holdout"]
     return [
-        leaderboard_sheet(evaluation, what).markdown(),
-        evaluation_sheet(evaluation, what).markdown(),
+        leaderboard_table(evaluation, what).markdown(),
+        evaluation_table(evaluation, what).markdown(),
         "\n".join(f"- {kind} {sentence}" for sentence in verdict_sentences(evaluation["aggregate"], kind)),
         f"{span['first'][:10]} to {span['last'][:10]}, {evaluation['samples']} paths, seed {evaluation['seed']}.",
     ]

@@ -205,14 +205,26 @@ def write_json(path: Path, content: Any) -> None:
     write_file(path, lambda handle: handle.write(text.encode()))
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON artifact.
+def parse_json(text: str | bytes) -> dict[str, Any]:
+    """Parse a JSON object.
+
+    Raises:
+        ValueError: the text is no JSON, or JSON of another kind.
+    """
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        raise ValueError("it holds no JSON object")
+    return content
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON artifact, which holds an object.
 
     Raises:
         ArtifactError: the file is missing or damaged.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path} cannot be read ({error}); make it again.") from error
 
@@ -235,13 +247,12 @@ def read_parquet(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     """
     try:
         table = pq.read_table(path)
-        manifest = json.loads((table.schema.metadata or {}).get(_PARQUET_MANIFEST, b"null"))
-        frame = table.to_pandas()
+        manifest = (table.schema.metadata or {}).get(_PARQUET_MANIFEST)
+        if manifest is None:
+            raise ArtifactError(f"{path} has no manifest, so this project did not write it; move it and make it again.")
+        return table.to_pandas(), parse_json(manifest)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise ArtifactError(f"{path} cannot be read ({error}); make it again.") from error
-    if not isinstance(manifest, dict):
-        raise ArtifactError(f"{path} has no manifest, so this project did not write it; move it and make it again.")
-    return frame, manifest
 
 
 @contextmanager

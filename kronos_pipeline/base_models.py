@@ -197,7 +197,7 @@ def _local_context(folder: Path) -> int:
     if not manifest.is_file():
         return DEFAULT_CONTEXT
     try:
-        return int(json.loads(manifest.read_text(encoding="utf-8"))["context"])
+        return int(_read_object(manifest)["context"])
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{manifest}: no readable entry 'context' (bars); repair the file or remove it.") from error
 

@@ -20,8 +20,8 @@ class Backtest(Command, KronosTrainingConfig):
         # Imported here, so that --help does not wait for slow imports.
         from kronos_pipeline.artifacts import ArtifactLayout, check_writable, read_json
         from kronos_pipeline.evaluation.predictions import trained_model
-        from kronos_pipeline.evaluation.reports.tables import leaderboard_sheet, save_leaderboard, verdict_sentences
-        from kronos_pipeline.pipeline.evaluate import backtest_all, print_sheets
+        from kronos_pipeline.evaluation.reports.tables import leaderboard_table, save_leaderboard, verdict_sentences
+        from kronos_pipeline.pipeline.evaluate import backtest_all, print_tables
         from kronos_pipeline.pipeline.ingest import read_tickers
         from kronos_pipeline.training.trainer import KronosTrainer
 
@@ -31,7 +31,7 @@ class Backtest(Command, KronosTrainingConfig):
         trainer = KronosTrainer(self.recipe, layout.root)
         print(f"base model {trainer.base.source.label} on {trainer.device}, {trainer.precision}")
         evaluation = backtest_all(self, trainer, tickers).evaluation
-        print_sheets(leaderboard_sheet(evaluation, "Backtest"))
+        print_tables(leaderboard_table(evaluation, "Backtest"))
         for sentence in verdict_sentences(evaluation["aggregate"], trained_model(self)):
             print(sentence)
         if layout.evaluation.is_file():

@@ -34,7 +34,7 @@ class Forecast(TickersCommand):
         from kronos_pipeline.artifacts import ArtifactLayout, check_writable
         from kronos_pipeline.evaluation.forecasting.batching import run_jobs
         from kronos_pipeline.pipeline.ingest import report_skipped
-        from kronos_pipeline.promotion.champion_forecast import TickerForecast, forecast_ticker_job, overview_sheet
+        from kronos_pipeline.promotion.champion_forecast import TickerForecast, forecast_ticker_job, overview_table
         from kronos_pipeline.tracking.registry import Registry
         from kronos_pipeline.tracking.runs import Tracker
 
@@ -62,10 +62,10 @@ class Forecast(TickersCommand):
                 print(f"{name}: {note}")
         console = Console()
         for one in forecasts if len(forecasts) <= _PRINTED_BY_BAR else ():
-            console.print(one.sheet().terminal())
+            console.print(one.text_table().terminal())
             print(f"forecast  {one.file}\npicture   {one.plot}")
         if len(forecasts) > _PRINTED_BY_BAR:
-            console.print(overview_sheet(forecasts).terminal())
+            console.print(overview_table(forecasts).terminal())
             print(f"forecasts {forecasts[0].file.parent}\npictures  {forecasts[0].plot.parents[1]}")
         for name in names:
             if name in failed:

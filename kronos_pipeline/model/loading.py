@@ -110,7 +110,7 @@ def check_base(folder: Path, base: KronosModel) -> bool:
         manifest = read_json(folder / MANIFEST)
     except ArtifactError as error:
         raise ModelError(str(error)) from error
-    trained_on = manifest.get("base_model") if isinstance(manifest, dict) else None
+    trained_on = manifest.get("base_model")
     if not isinstance(trained_on, dict) or "weights_hash" not in trained_on:
         return False
     if trained_on["weights_hash"] != base.weights_hash:

@@ -145,12 +145,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ModelError(f"{path} is missing: a model folder holds {CONFIG} and {WEIGHTS}.")
     try:
-        config = read_json(path)
+        return read_json(path)
     except ArtifactError as error:
         raise ModelError(str(error)) from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{path} is damaged: it holds no JSON object; fetch or make it again.")
-    return config
 
 
 def _check_against_manifest(path: Path) -> None:

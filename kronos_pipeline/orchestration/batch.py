@@ -27,7 +27,7 @@ test fails if it stops working."""
 _PROBLEMS = "problems"
 """Metadata of an observation that marks its ticker as failed."""
 
-Event = dg.Output | dg.AssetMaterialization | dg.AssetObservation
+Event = dg.Output[Any] | dg.AssetMaterialization | dg.AssetObservation
 
 
 class TickerBatch:

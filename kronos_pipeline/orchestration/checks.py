@@ -5,9 +5,9 @@ several tickers a check yields an evaluation for each ticker.
 """
 
 # Annotations are not postponed here: Dagster reads the annotation of `context` and refuses a string.
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import numpy as np
@@ -26,7 +26,7 @@ from kronos_pipeline.orchestration.batch import COMPLETE, failed_in_run, failed_
 from kronos_pipeline.orchestration.failures import make_failure
 from kronos_pipeline.orchestration.resources import PipelineSettings
 
-Events = Iterator[dg.AssetCheckEvaluation | dg.Output]
+Events = Iterator[dg.AssetCheckEvaluation | dg.Output[None]]
 Outcome = tuple[bool, str]
 """Whether a ticker passes, and the reason as a sentence."""
 
@@ -45,7 +45,7 @@ def complete_check(asset: str, partitions: dg.PartitionsDefinition) -> dg.AssetC
         failed = failed_tickers(context.instance, key, tickers)
         for ticker in tickers:
             outcome = ticker not in failed, str(failed.get(ticker, "made"))
-            yield _evaluation(context, key, COMPLETE, ticker, outcome)
+            yield _Check(key, COMPLETE).evaluation(context, ticker, outcome)
         if failed:
             raise make_failure(asset, failed)
         yield dg.Output(None)  # a check that yields no `AssetCheckResult` must yield its output itself
@@ -72,10 +72,10 @@ def ticker_check(
         blocking: if true, assets downstream wait for the check and are skipped if it fails; else it only warns.
     """
     severity = dg.AssetCheckSeverity.ERROR if blocking else dg.AssetCheckSeverity.WARN
+    described = _Check(dg.AssetKey(asset), name, severity, blocking)
 
     def run(context: dg.AssetCheckExecutionContext, pipeline: PipelineSettings) -> Events:
-        key = dg.AssetKey(asset)
-        failed = failed_in_run(context, key)
+        failed = failed_in_run(context, described.asset)
         for ticker in sorted(context.partition_keys):
             if ticker in failed:
                 continue
@@ -83,7 +83,7 @@ def ticker_check(
                 outcome = check(pipeline.layout, ticker)
             except KronosError as error:
                 outcome = False, str(error)
-            yield _evaluation(context, key, name, ticker, outcome, severity=severity, blocking=blocking)
+            yield described.evaluation(context, ticker, outcome)
         yield dg.Output(None)
 
     return dg.asset_check(
@@ -139,7 +139,7 @@ def better_than(rival: str, report: Callable[[ArtifactLayout, str], Path]) -> Ca
     """
 
     def check(layout: ArtifactLayout, ticker: str) -> Outcome:
-        evaluation: Mapping[str, Any] = read_json(report(layout, ticker))
+        evaluation = read_json(report(layout, ticker))
         model, entry = evaluation["model"], evaluation["per_symbol"][0]
         comparison = entry["verdicts"].get(model, {}).get(rival)
         if comparison is None:
@@ -158,33 +158,36 @@ def better_than(rival: str, report: Callable[[ArtifactLayout, str], Path]) -> Ca
     return check
 
 
-def _evaluation(
-    context: dg.AssetCheckExecutionContext,
-    asset: dg.AssetKey,
-    name: str,
-    ticker: str,
-    outcome: Outcome,
-    severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
-    blocking: bool = False,
-) -> dg.AssetCheckEvaluation:
-    """Return a ticker's evaluation; a `dg.AssetCheckResult` of a run over a range would have no partition."""
-    passed, text = outcome
-    newest = dg.AssetRecordsFilter(asset_key=asset, asset_partitions=[ticker])
-    records = context.instance.fetch_materializations(newest, limit=1).records
-    target = (
-        AssetCheckEvaluationTargetMaterializationData(
-            run_id=records[0].run_id, storage_id=records[0].storage_id, timestamp=records[0].timestamp
+@dataclass(frozen=True)
+class _Check:
+    """A check of an asset, with its severity; assets downstream wait for a blocking check."""
+
+    asset: dg.AssetKey
+    name: str
+    severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR
+    blocking: bool = False
+
+    def evaluation(
+        self, context: dg.AssetCheckExecutionContext, ticker: str, outcome: Outcome
+    ) -> dg.AssetCheckEvaluation:
+        """Return a ticker's evaluation; a `dg.AssetCheckResult` of a run over a range would have no partition."""
+        passed, text = outcome
+        newest = dg.AssetRecordsFilter(asset_key=self.asset, asset_partitions=[ticker])
+        records = context.instance.fetch_materializations(newest, limit=1).records
+        target = (
+            AssetCheckEvaluationTargetMaterializationData(
+                run_id=records[0].run_id, storage_id=records[0].storage_id, timestamp=records[0].timestamp
+            )
+            if records
+            else None
         )
-        if records
-        else None
-    )
-    return dg.AssetCheckEvaluation(
-        asset_key=asset,
-        check_name=name,
-        passed=passed,
-        description=text,
-        severity=severity,
-        blocking=blocking,
-        partition=ticker,
-        target_materialization_data=target,
-    )
+        return dg.AssetCheckEvaluation(
+            asset_key=self.asset,
+            check_name=self.name,
+            passed=passed,
+            description=text,
+            severity=self.severity,
+            blocking=self.blocking,
+            partition=ticker,
+            target_materialization_data=target,
+        )

@@ -132,12 +132,12 @@ def evaluation_metadata(
         plots: pictures by kind; see `HoldoutResult.plots`.
         notes: models that were left out, with the reason.
     """
-    from kronos_pipeline.evaluation.reports.tables import evaluation_sheet, leaderboard_sheet, verdict_sentences
+    from kronos_pipeline.evaluation.reports.tables import evaluation_table, leaderboard_table, verdict_sentences
 
     total, trained = evaluation["aggregate"], evaluation["model"]
     metadata: dict[str, Any] = {
-        "leaderboard": dg.MetadataValue.md(leaderboard_sheet(evaluation, source).markdown()),
-        "scores": dg.MetadataValue.md(evaluation_sheet(evaluation, source).markdown()),
+        "leaderboard": dg.MetadataValue.md(leaderboard_table(evaluation, source).markdown()),
+        "scores": dg.MetadataValue.md(evaluation_table(evaluation, source).markdown()),
         "verdicts": dg.MetadataValue.md(bullets(_verdicts(evaluation, verdict_sentences)) or "none"),
         **_numbers(total["models"], trained),
         "evaluated": f"{evaluation['holdout']['first']} to {evaluation['holdout']['last']}",

@@ -33,7 +33,7 @@ from kronos_pipeline.orchestration.automation.killed_runs import hold_run_lock
 if TYPE_CHECKING:
     from kronos_pipeline.model.loading import KronosModel
 
-Resource = TypeVar("Resource", bound=dg.ConfigurableResource)
+Resource = TypeVar("Resource", bound="dg.ConfigurableResource[Any]")
 
 _SET_BY_THE_ASSET = ("adapter", "adapter_name")
 """Settings that the launchpad lacks: `adapter[AAPL]` trains an adapter named AAPL, and `checkpoint` a checkpoint."""
@@ -115,7 +115,7 @@ class PipelineSettings(_Settings):
         return ArtifactLayout(Path(self.output_dir))
 
 
-class Tracking(dg.ConfigurableResource):
+class Tracking(dg.ConfigurableResource[Any]):
     """The MLflow store of trainings and their holdout metrics."""
 
     tracking_uri: Optional[str] = Field(
@@ -148,7 +148,8 @@ def with_defaults(resource: type[Resource], values: Mapping[str, Any]) -> Resour
         name: (fields[name].annotation, _with_default(fields[name], value)) for name, value in values.items()
     }
     model: Any = create_model(resource.__name__, __base__=resource, __doc__=resource.__doc__, **changed)
-    return model()
+    changed_resource: Resource = model()
+    return changed_resource
 
 
 def _with_default(field: FieldInfo, value: Any) -> FieldInfo:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from kronos_pipeline.config import KronosTrainingConfig
     from kronos_pipeline.evaluation.backtest.backtest import Backtest
     from kronos_pipeline.evaluation.holdout import HoldoutResult
-    from kronos_pipeline.evaluation.reports.text_table import Sheet
+    from kronos_pipeline.evaluation.reports.text_table import TextTable
     from kronos_pipeline.pipeline.train import Trained
     from kronos_pipeline.tracking.runs import Tracker
     from kronos_pipeline.training.trainer import KronosTrainer
@@ -41,7 +41,7 @@ def evaluate_all(
     from kronos_pipeline.evaluation.holdout import evaluate_tickers
     from kronos_pipeline.evaluation.predictions import trained_model
     from kronos_pipeline.evaluation.provenance import merge_manifests
-    from kronos_pipeline.evaluation.reports.tables import evaluation_frame, evaluation_sheet, flat_metrics
+    from kronos_pipeline.evaluation.reports.tables import evaluation_frame, evaluation_table, flat_metrics
     from kronos_pipeline.evaluation.scoring.report import save_evaluation
 
     runs = {ticker: model.run_id for model in trained for ticker in model.tickers}
@@ -77,7 +77,7 @@ def evaluate_all(
         tracker.log_evaluation(runs[ticker], scores, list(result.plots.values()), evaluation_frame(result.evaluation))
     if shared:
         tracker.log_evaluation(trained[0].run_id, flat_metrics(evaluation))
-    print_sheets(evaluation_sheet(evaluation))
+    print_tables(evaluation_table(evaluation))
     return evaluation
 
 
@@ -102,13 +102,13 @@ def backtest_all(config: KronosTrainingConfig, trainer: KronosTrainer, tickers: 
         BacktestError: no ticker has enough bars for a cutoff, or none could be trained and forecast.
     """
     from kronos_pipeline.evaluation.backtest.backtest import run_backtest
-    from kronos_pipeline.evaluation.reports.tables import evaluation_sheet
+    from kronos_pipeline.evaluation.reports.tables import evaluation_table
 
     bars = {ticker: window_set.bars for ticker, window_set in tickers.windows.items()}
     backtest = run_backtest(trainer.layout, bars, config.recipe, trainer.base)
     for ticker, error in backtest.skipped.items():
         tickers.skip(ticker, error)
-    print_sheets(evaluation_sheet(backtest.evaluation, "Backtest"))
+    print_tables(evaluation_table(backtest.evaluation, "Backtest"))
     return backtest
 
 
@@ -125,10 +125,10 @@ def log_leaderboard(
         tracker.log_evaluation(run.run_id, numbers, plots, evaluation_frame(holdout))
 
 
-def print_sheets(*sheets: Sheet) -> None:
+def print_tables(*tables: TextTable) -> None:
     """Print tables to the terminal, or as plain text if the output is piped."""
     from rich.console import Console
 
     console = Console()
-    for sheet in sheets:
-        console.print(sheet.terminal())
+    for table in tables:
+        console.print(table.terminal())

@@ -46,15 +46,13 @@ def _promote(
     config: KronosTrainingConfig, trainer: KronosTrainer, tracker: Tracker, tickers_tested: int, trained: Trained
 ) -> None:
     from kronos_pipeline.promotion.refit import refit
-    from kronos_pipeline.promotion.submit import submit
+    from kronos_pipeline.promotion.submit import TrainedModel, submit
     from kronos_pipeline.tracking.registry import Registry
 
     submission = submit(
         Registry(tracker),
         trainer.layout,
-        trained.adapter,
-        trained.tickers,
-        trained.run_id,
+        TrainedModel(trained.adapter, trained.tickers, trained.run_id),
         config.recipe,
         tickers_tested=tickers_tested,
     )

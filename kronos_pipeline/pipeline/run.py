@@ -28,8 +28,8 @@ def run_pipeline(config: KronosTrainingConfig) -> bool:
     check_writable(layout.root)
     tickers = read_tickers(config, layout)
 
-    from kronos_pipeline.evaluation.reports.tables import leaderboard_sheet, save_leaderboard
-    from kronos_pipeline.pipeline.evaluate import backtest_if_requested, evaluate_all, log_leaderboard, print_sheets
+    from kronos_pipeline.evaluation.reports.tables import leaderboard_table, save_leaderboard
+    from kronos_pipeline.pipeline.evaluate import backtest_if_requested, evaluate_all, log_leaderboard, print_tables
     from kronos_pipeline.pipeline.promote import promote_all
     from kronos_pipeline.pipeline.train import train_all
     from kronos_pipeline.tracking.runs import Tracker
@@ -45,7 +45,7 @@ def run_pipeline(config: KronosTrainingConfig) -> bool:
         backtest = backtest_result.evaluation if backtest_result else None
         save_leaderboard(layout, holdout, backtest)
         log_leaderboard(config, tracker, holdout, backtest_result)
-        print_sheets(leaderboard_sheet(backtest, "Backtest") if backtest else leaderboard_sheet(holdout))
+        print_tables(leaderboard_table(backtest, "Backtest") if backtest else leaderboard_table(holdout))
         promote_all(config, trainer, tracker, tickers, trained)
     print(f"metrics   {layout.evaluation}\nplots     {layout.plot('X').parent}\nMLflow    {tracker.uri}")
     return not tickers.skipped

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kronos_pipeline.artifacts import ArtifactLayout, read_json
 from kronos_pipeline.errors import ModelError
@@ -123,7 +123,7 @@ def _verdict_on_base(layout: ArtifactLayout, ticker: str, base: KronosModel) -> 
     for path in (*backtests, layout.ticker_metrics(ticker)):
         if not path.is_file():
             continue
-        report: dict[str, Any] = read_json(path)
+        report = read_json(path)
         measured = report.get("manifest", {}).get("base_model", {}).get("name")
         entries = [entry for entry in report.get("per_symbol", []) if entry.get("symbol") == ticker]
         verdict = entries[0].get("verdicts", {}).get(BASE, {}).get(NAIVE) if entries else None

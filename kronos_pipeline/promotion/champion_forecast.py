@@ -13,13 +13,14 @@ from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.errors import count
 from kronos_pipeline.evaluation.forecasting.batching import ForecastJob
 from kronos_pipeline.evaluation.forecasting.future import (
+    describe_sampled_model,
     forecast_ahead_job,
     forecast_manifest,
-    forecast_sheet,
+    forecast_text_table,
     save_forecast,
 )
 from kronos_pipeline.evaluation.predictions import FEWEST_PATHS
-from kronos_pipeline.evaluation.reports.text_table import Sheet, price
+from kronos_pipeline.evaluation.reports.text_table import TextTable, price
 from kronos_pipeline.promotion.champion import select_champion
 
 if TYPE_CHECKING:
@@ -54,12 +55,12 @@ class TickerForecast:
         """The model's name in tables and plots."""
         return str(self.table["model"].iloc[0])
 
-    def sheet(self) -> Sheet:
+    def text_table(self) -> TextTable:
         """Build the table of the forecast."""
-        return forecast_sheet(self.table, self.reason, self.notes)
+        return forecast_text_table(self.table, self.reason, self.notes)
 
 
-def overview_sheet(forecasts: Sequence[TickerForecast]) -> Sheet:
+def overview_table(forecasts: Sequence[TickerForecast]) -> TextTable:
     """Build a table of many forecasts: a row per ticker, with the close of the last forecast bar."""
     rows = []
     for forecast in forecasts:
@@ -67,7 +68,7 @@ def overview_sheet(forecasts: Sequence[TickerForecast]) -> Sheet:
         known = f"{last['cutoff']:%Y-%m-%d}"
         prices = (price(last[name]) for name in ("lo_80", "median", "mean", "hi_80"))
         rows.append([str(last["unique_id"]), known, str(steps), *prices, forecast.label])
-    return Sheet(
+    return TextTable(
         title=f"Close (price) of the last forecast bar, {count(len(forecasts), 'ticker')}",
         headers=["Ticker", "after", "bars\nahead", "lo\n80 %", "median", "mean", "hi\n80 %", "by"],
         rows=rows,
@@ -103,5 +104,6 @@ def forecast_ticker_job(
         notes = (*notes, NOT_RECALIBRATED)
     if model is not None and recipe.eval_samples < FEWEST_PATHS:
         notes = (*notes, f"intervals end at the outermost of {recipe.eval_samples} paths, too narrow for their level")
-    manifest = forecast_manifest(ticker_bars, table, model, sampling, selected.recipe, selected.reason, notes)
+    sampled = None if model is None else describe_sampled_model(model, sampling, selected.recipe)
+    manifest = forecast_manifest(ticker_bars, table, sampled, selected.recipe, selected.reason, notes)
     return TickerForecast(table, selected.reason, notes, *save_forecast(layout, ticker_bars, table, manifest))

@@ -50,6 +50,21 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class TrainedModel:
+    """A trained model to submit.
+
+    Attributes:
+        adapter: the adapter's name, or None for the checkpoint.
+        tickers: the evaluated tickers that it serves.
+        run_id: the MLflow run that trained it.
+    """
+
+    adapter: str | None
+    tickers: Sequence[str]
+    run_id: str
+
+
+@dataclass(frozen=True)
 class Submission:
     """A submitted model: its version, the source of its evidence, and the gate's decision."""
 
@@ -113,9 +128,7 @@ def evaluated_run(layout: ArtifactLayout, ticker: str) -> str:
 def submit(
     registry: Registry,
     layout: ArtifactLayout,
-    adapter: str | None,
-    tickers: Sequence[str],
-    run_id: str,
+    model: TrainedModel,
     recipe: Recipe,
     *,
     tickers_tested: int,
@@ -128,9 +141,7 @@ def submit(
     Args:
         registry: the registry.
         layout: the layout of the artifacts.
-        adapter: the adapter's name, or None for the checkpoint.
-        tickers: the tickers that the model serves.
-        run_id: the MLflow run that trained the model.
+        model: the model.
         recipe: a recipe with the `gate`.
         tickers_tested: number of tickers with a submitted model, for which the verdict is corrected.
 
@@ -138,10 +149,10 @@ def submit(
         ArtifactError: the model has no evaluation.
         TrackingError: the registry cannot be used.
     """
-    trained = CHECKPOINT if adapter is None else ADAPTER
-    folder = layout.best_checkpoint if adapter is None else layout.adapter(adapter)
-    evidence = find_evidence(layout, trained, tickers, folder)
-    name = registered_name(adapter)
+    trained = CHECKPOINT if model.adapter is None else ADAPTER
+    folder = layout.trained(model.adapter)
+    evidence = find_evidence(layout, trained, model.tickers, folder)
+    name = registered_name(model.adapter)
     champion = registry.champion(name)
     decision = decide(
         evidence.predictions,
@@ -160,18 +171,18 @@ def submit(
     if decision.promote and (why := _taken_back(registry, name, fingerprint)):
         decision = replace(decision, promote=False, reason=f"Not promoted: {why}")
     for known in registry.versions(name):
-        if known.run_id == run_id and known.tags.get(_FINGERPRINT) == fingerprint:
+        if known.run_id == model.run_id and known.tags.get(_FINGERPRINT) == fingerprint:
             if known.tags.get("decided_by") != "person":  # the gate does not overrule a person
                 registry.record_decision(name, known.number, decision)
             return Submission(name, known.number, evidence.source, decision)
     evaluation = build_evaluation(evidence.predictions, trained, [], evidence.manifest, tickers_tested)
-    tags = {"evidence": evidence.source, _FINGERPRINT: fingerprint, "tickers": str(len(tickers))}
+    tags = {"evidence": evidence.source, _FINGERPRINT: fingerprint, "tickers": str(len(model.tickers))}
     if evaluation["warnings"]:
         tags["contamination"] = "; ".join(evaluation["warnings"])
     number = registry.register(
         folder,
         name,
-        run_id,
+        model.run_id,
         predictions=evidence.predictions,
         metrics=flat_metrics(evaluation, BACKTEST if evidence.source == BACKTEST else HOLDOUT),
         tags=tags,

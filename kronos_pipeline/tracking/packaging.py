@@ -99,7 +99,7 @@ def read_training_manifest(folder: Path) -> dict[str, Any]:
     """
     manifest = read_json(folder / MANIFEST)
     required = ("base_model", "data", "config", "code_version")
-    if not isinstance(manifest, dict) or any(key not in manifest for key in required):
+    if any(key not in manifest for key in required):
         raise ArtifactError(f"{folder / MANIFEST} is not that of a training; train again.")
     return manifest
 
@@ -120,16 +120,16 @@ def _resolved_name(name: str, revision: str | None) -> str:
 
 def _signature() -> ModelSignature:
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
-    from mlflow.types.schema import AnyType
+    from mlflow.types import ColSpec, DataType, Schema, schema
 
+    any_type: Any = schema.AnyType  # MLflow does not type its constructor
     optional = [name for name in FEATURES if name not in PRICES]
     # Times are AnyType because MLflow would convert zoned times to UTC; volumes are AnyType because MLflow rejects
     # integers for doubles. `serving` parses both.
     inputs: list[Any] = [
-        ColSpec(AnyType(), "timestamps"),
+        ColSpec(any_type(), "timestamps"),
         *(ColSpec(DataType.double, name) for name in PRICES),
-        *(ColSpec(AnyType(), name, required=False) for name in optional),
+        *(ColSpec(any_type(), name, required=False) for name in optional),
         ColSpec(DataType.string, "unique_id", required=False),
     ]
     outputs: list[Any] = [ColSpec(DataType.datetime, "ds"), *(ColSpec(DataType.double, name) for name in FORECAST)]

@@ -88,7 +88,7 @@ class ServedForecaster:
             return str(symbols[0])
         if len(self._tickers) > 1:
             raise _bad(f"say in unique_id whose bars they are; the model was trained on {', '.join(self._tickers)}")
-        return self._tickers[0]
+        return str(self._tickers[0])
 
 
 def _read(frame: pd.DataFrame, ticker: str) -> Bars:

@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from filelock import FileLock, Timeout
@@ -176,12 +176,11 @@ def _file_of(connection: sqlite3.Connection) -> Path:
 
 def _check_server(uri: str) -> None:
     """Send one request to a server, as MLflow would retry for minutes. Any response counts, even a refusal."""
-    from mlflow.utils.credentials import get_default_host_creds
-    from mlflow.utils.rest_utils import http_request
+    from mlflow.utils import credentials, rest_utils
 
-    http_request(
-        get_default_host_creds(uri), "/health", "GET", max_retries=0, timeout=_PROBE_SECONDS, raise_on_status=False
-    )
+    request: Any = rest_utils.http_request  # MLflow types neither
+    credentials_of: Any = credentials.get_default_host_creds
+    request(credentials_of(uri), "/health", "GET", max_retries=0, timeout=_PROBE_SECONDS, raise_on_status=False)
 
 
 def _check_database(uri: str) -> None:

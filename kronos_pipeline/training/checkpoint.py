@@ -85,7 +85,8 @@ class ResumeState:
         if not self._state_file.is_file():
             return None
         try:
-            return torch.load(self._state_file, map_location="cpu", weights_only=True)
+            state: dict[str, Any] = torch.load(self._state_file, map_location="cpu", weights_only=True)
+            return state
         except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
             raise ArtifactError(f"{self._state_file} cannot be read; remove its folder to start anew.") from error
 

@@ -39,7 +39,7 @@ def _copy_block(tensors: Sequence[Tensor]) -> list[Tensor]:
         joined = torch.cat([tensor.reshape(-1) for tensor in tensors]).cpu()
     except torch.OutOfMemoryError:
         return [tensor.cpu() for tensor in tensors]
-    parts = joined.split([tensor.numel() for tensor in tensors])
+    parts = torch.split(joined, [tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 

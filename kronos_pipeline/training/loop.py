@@ -199,7 +199,7 @@ class TrainingLoop:
         """Yield this process's batches of each step of an epoch, from step `done` on: windows by number."""
         accelerator, size = self._accelerator, self._recipe.batch_size
         order = epoch_order(self._recipe.seed, epoch, len(self._train))[done * self._windows_per_step :]
-        for step in order.split(self._windows_per_step):
+        for step in torch.split(order, self._windows_per_step):
             yield batches_of(step, size, accelerator.process_index, accelerator.num_processes)
 
     def _step(self, batches: Sequence[torch.Tensor]) -> None:
@@ -217,7 +217,7 @@ class TrainingLoop:
 
     def _backward(self, batches: Sequence[torch.Tensor], size: int) -> list[torch.Tensor]:
         """Set the gradients to the sum over some batches, at most `size` windows at once; return the losses."""
-        parts = [(part, len(part) / len(windows)) for windows in batches for part in windows.split(size)]
+        parts = [(part, len(part) / len(windows)) for windows in batches for part in torch.split(windows, size)]
         shares = tuple(share for _, share in parts)
         tokens = [tensor for part, _ in parts for tensor in self._train.batch(part).values()]
         key = tuple(len(part) for part, _ in parts), shares
@@ -268,7 +268,9 @@ class TrainingLoop:
         predictor.eval()
         windows = torch.arange(len(self._selection))[accelerator.process_index :: accelerator.num_processes]
         with accelerator.autocast():
-            losses = self._microbatch.fit(lambda size: self._losses(windows.split(2 * size)), self._replayed.release)
+            losses = self._microbatch.fit(
+                lambda size: self._losses(torch.split(windows, 2 * size)), self._replayed.release
+            )
         predictor.train()
         self._put(plain)
         total = torch.cat(losses).cpu().double().sum()  # Apple's GPUs have no float64
@@ -300,7 +302,8 @@ class TrainingLoop:
         if self._averaging:
             decay = average_decay(self._recipe, self._state.step)
             trained = [tensor.detach() for tensor in self._trained.values()]
-            get_ema_multi_avg_fn(decay)(list(self._average.values()), trained, None)
+            update: Any = get_ema_multi_avg_fn  # torch does not type it
+            update(decay)(list(self._average.values()), trained, None)
 
 
 def epoch_order(seed: int, epoch: int, windows: int) -> torch.Tensor:
@@ -320,7 +323,7 @@ def batches_of(step: torch.Tensor, batch_size: int, place: int = 0, processes: i
         place: rank of the process, from 0.
         processes: number of processes.
     """
-    return [windows[place % len(windows) :: processes] for windows in step.split(batch_size * processes)]
+    return [windows[place % len(windows) :: processes] for windows in torch.split(step, batch_size * processes)]
 
 
 def eval_steps(recipe: Recipe, steps_per_epoch: int) -> frozenset[int]:

@@ -41,7 +41,8 @@ class Objective(nn.Module):
             if isinstance(part, nn.Linear)
             for name, tensor in part.named_parameters(recurse=False)
         }
-        cast = _Cast.apply(torch.get_autocast_dtype(kind), *weights.values())
+        apply: Any = _Cast.apply  # torch does not type it
+        cast = apply(torch.get_autocast_dtype(kind), *weights.values())
         with_casts: Tensor = functional_call(self._loss, dict(zip(weights, cast, strict=True)), (s1, s2, stamps))
         return with_casts
 

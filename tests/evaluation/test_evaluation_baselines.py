@@ -11,10 +11,10 @@ from market_files import crypto_five_minutes, hourly_fx, read_frame, stock_frame
 from scipy import stats
 
 from kronos_pipeline.evaluation.forecasting.baselines import (
-    drift,
     naive,
     no_season,
     random_walk_paths,
+    random_walk_with_drift,
     seasonal_naive,
     week_length,
 )
@@ -32,7 +32,7 @@ def test_naive_repeats_the_last_close() -> None:
 
 
 def test_drift_goes_on_along_the_line_from_the_first_close_to_the_last() -> None:
-    np.testing.assert_allclose(drift(CLOSES, 3), [[14, 15, 16], [1, 0, -1]])
+    np.testing.assert_allclose(random_walk_with_drift(CLOSES, 3), [[14, 15, 16], [1, 0, -1]])
 
 
 def test_seasonal_naive_repeats_the_last_season_however_far_it_goes() -> None:
@@ -64,7 +64,7 @@ def test_the_recursive_definitions_hold_for_any_closes(closes: list[float], hori
         np.testing.assert_array_equal(forecast[0], series[len(known) :])
     mean_change = np.mean(np.diff(known))
     expected = known[-1] + mean_change * np.arange(1, horizon + 1)
-    np.testing.assert_allclose(drift(np.array([known]), horizon)[0], expected, rtol=1e-9, atol=1e-6)
+    np.testing.assert_allclose(random_walk_with_drift(np.array([known]), horizon)[0], expected, rtol=1e-9, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,10 @@ from kronos_pipeline.errors import DataError, SettingsError
 from kronos_pipeline.evaluation.forecasting.future import (
     BOUNDS,
     COLUMNS,
+    describe_sampled_model,
     forecast_ahead,
     forecast_manifest,
-    forecast_sheet,
+    forecast_text_table,
     save_forecast,
 )
 from kronos_pipeline.evaluation.forecasting.holdout_table import predict
@@ -162,7 +163,8 @@ def test_a_saved_forecast_is_a_table_with_what_made_it_and_a_picture(tmp_path: P
     bars, layout = simulated_bars("EURUSD=X"), ArtifactLayout(tmp_path)
     forecast = ahead(bars, label="kronos-EURUSD=X version 3")
     model: Any = ShiftModel(0.5)
-    manifest = forecast_manifest(bars, forecast, model, PLAIN, RECIPE, "it is the champion", ["embedded demo model"])
+    sampled = describe_sampled_model(model, PLAIN, RECIPE)
+    manifest = forecast_manifest(bars, forecast, sampled, RECIPE, "it is the champion", ["embedded demo model"])
     table, picture = save_forecast(layout, bars, forecast, manifest)
     assert (table, picture) == (
         tmp_path / "forecasts" / "EURUSD=X.parquet",
@@ -179,23 +181,23 @@ def test_a_saved_forecast_is_a_table_with_what_made_it_and_a_picture(tmp_path: P
     marked = picture.read_bytes()
     assert marked.startswith(b"\x89PNG")
     assert save_forecast(layout, bars, forecast, unmarked)[1].read_bytes() != marked
-    assert forecast_manifest(bars, forecast, None, PLAIN, RECIPE, "no champion")["sampled"] is None
+    assert forecast_manifest(bars, forecast, None, RECIPE, "no champion")["sampled"] is None
 
 
 def test_a_forecast_as_people_read_it() -> None:
     bars = simulated_bars()
     forecast = forecast_ahead(bars, None, PLAIN, RECIPE.model_copy(update={"horizon": 2}))
-    sheet = forecast_sheet(forecast, "there is no champion.", ["embedded demo model"])
+    text_table = forecast_text_table(forecast, "there is no champion.", ["embedded demo model"])
     last = bars.frame["timestamps"].iloc[-1]
-    assert sheet.title == f"AAPL: close (price) of the next 2 bars after {last:%Y-%m-%d}"
-    assert [header.replace("\n", " ") for header in sheet.headers] == [
+    assert text_table.title == f"AAPL: close (price) of the next 2 bars after {last:%Y-%m-%d}"
+    assert [header.replace("\n", " ") for header in text_table.headers] == [
         *("Bar", "mean", "lo 90 %", "lo 80 %", "lo 50 %", "median", "hi 50 %", "hi 80 %", "hi 90 %")
     ]
-    assert sheet.rows[0][0] == f"{forecast['ds'][0]:%Y-%m-%d}"
-    prices = [[float(cell.replace(",", "")) for cell in row[2:]] for row in sheet.rows]
+    assert text_table.rows[0][0] == f"{forecast['ds'][0]:%Y-%m-%d}"
+    prices = [[float(cell.replace(",", "")) for cell in row[2:]] for row in text_table.rows]
     assert all(row == sorted(row) for row in prices)
     assert prices[0][0] == pytest.approx(forecast["lo_90"][0], rel=1e-4)
-    assert sheet.notes == ["By naive: there is no champion.", "embedded demo model"]
+    assert text_table.notes == ["By naive: there is no champion.", "embedded demo model"]
     hourly = bars.frame.assign(timestamps=pd.date_range("2024-01-01", periods=len(bars), freq="h"))
     hours = forecast_ahead(make_bars("AAPL", hourly, source="AAPL.csv"), None, PLAIN, RECIPE)
-    assert forecast_sheet(hours, "").rows[0][0] == "2024-01-06 10:00"
+    assert forecast_text_table(hours, "").rows[0][0] == "2024-01-06 10:00"

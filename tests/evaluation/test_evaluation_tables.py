@@ -11,14 +11,14 @@ from rich.console import Console
 from kronos_pipeline.artifacts import ArtifactLayout, read_json
 from kronos_pipeline.evaluation.reports.tables import (
     evaluation_frame,
-    evaluation_sheet,
+    evaluation_table,
     flat_metrics,
     leaderboard_rows,
-    leaderboard_sheet,
+    leaderboard_table,
     save_leaderboard,
     verdict_sentences,
 )
-from kronos_pipeline.evaluation.reports.text_table import Sheet, price
+from kronos_pipeline.evaluation.reports.text_table import TextTable, price
 from kronos_pipeline.evaluation.scoring.metrics import METRICS, UNITS
 from kronos_pipeline.evaluation.scoring.report import build_evaluation
 
@@ -31,15 +31,15 @@ def evaluation() -> dict[str, Any]:
     return build_evaluation(predictions_of(windows), "adapter", SKIPPED, manifest_of(windows))
 
 
-def rendered(sheet: Sheet, width: int = 80) -> list[str]:
+def rendered(text_table: TextTable, width: int = 80) -> list[str]:
     console = Console(file=io.StringIO(), width=width)
-    console.print(sheet.terminal())
+    console.print(text_table.terminal())
     text = console.file.getvalue()  # type: ignore[attr-defined]
     return [line.rstrip() for line in text.splitlines()]
 
 
 def test_the_table_fits_80_columns_with_every_model_and_no_number_is_cut(evaluation: dict[str, Any]) -> None:
-    lines = rendered(evaluation_sheet(evaluation))
+    lines = rendered(evaluation_table(evaluation))
     assert max(map(len, lines)) <= 80
     rows = {line.split()[0]: line.split() for line in lines if line.split()}
     shown = [float(cell) for cell in rows["AAPL"][1:5]]
@@ -51,13 +51,13 @@ def test_the_table_fits_80_columns_with_every_model_and_no_number_is_cut(evaluat
 
 
 def test_the_leaderboard_fits_80_columns_and_has_the_smallest_scaled_error_first(evaluation: dict[str, Any]) -> None:
-    sheet = leaderboard_sheet(evaluation)
-    lines = rendered(sheet)
+    text_table = leaderboard_table(evaluation)
+    lines = rendered(text_table)
     assert max(map(len, lines)) <= 80
-    assert {row[0] for row in sheet.rows} == MODELS
-    errors = [float(row[1]) for row in sheet.rows]
+    assert {row[0] for row in text_table.rows} == MODELS
+    errors = [float(row[1]) for row in text_table.rows]
     assert errors == sorted(errors)
-    coverage = {row[0]: row[5] for row in sheet.rows}
+    coverage = {row[0]: row[5] for row in text_table.rows}
     assert coverage["naive"] == "–"
     assert coverage["adapter"].endswith(")")
 
@@ -78,7 +78,7 @@ def test_leaderboard_json_has_a_row_per_model_with_every_metric(evaluation: dict
 
 def test_the_title_names_the_demo_model_and_the_notes_say_what_was_left_out_and_why(evaluation: dict[str, Any]) -> None:
     evaluation["warnings"] = ["AAPL: may have been seen in pre-training"]
-    text = " ".join(rendered(evaluation_sheet(evaluation), 120))
+    text = " ".join(rendered(evaluation_table(evaluation), 120))
     assert "adapter on base model kronos-nano (embedded demo model)" in text
     assert "may have been seen in pre-training" in text
     assert "20 bars of 2 symbols forecast from 6 cutoffs." in text
@@ -90,10 +90,10 @@ def test_the_title_names_the_demo_model_and_the_notes_say_what_was_left_out_and_
 
 
 def test_bars_that_had_to_be_mended_are_told(evaluation: dict[str, Any]) -> None:
-    assert "mended" not in " ".join(evaluation_sheet(evaluation).notes)
+    assert "mended" not in " ".join(evaluation_table(evaluation).notes)
     for entry, share in zip(evaluation["per_symbol"], (0.02, 0.04), strict=True):
         entry["mended"] = {"base": 0.0, "adapter": share}
-    assert "were mended: base 0.0%, adapter 3.0%." in " ".join(evaluation_sheet(evaluation).notes)
+    assert "were mended: base 0.0%, adapter 3.0%." in " ".join(evaluation_table(evaluation).notes)
 
 
 def test_models_that_not_every_symbol_has_come_last_and_are_said_not_to_compare() -> None:
@@ -101,36 +101,36 @@ def test_models_that_not_every_symbol_has_come_last_and_are_said_not_to_compare(
     predictions = predictions_of(windows, {"base": 0.5, "checkpoint": 0.5, "adapter": -1.0})
     predictions = predictions[(predictions["model"] != "adapter") | (predictions["unique_id"] == "AAPL")]
     evaluation = build_evaluation(predictions, "checkpoint", [], manifest_of(windows))
-    sheet = leaderboard_sheet(evaluation)
-    assert sheet.rows[-1][0] == "adapter"
+    text_table = leaderboard_table(evaluation)
+    assert text_table.rows[-1][0] == "adapter"
     said = "Means over fewer than the 2 symbols, not to be compared: adapter 1."
-    assert said in sheet.notes
-    assert said in evaluation_sheet(evaluation).notes
+    assert said in text_table.notes
+    assert said in evaluation_table(evaluation).notes
 
 
 def test_brackets_in_a_reason_are_text_and_no_markup(evaluation: dict[str, Any]) -> None:
     evaluation["skipped"] = [{"symbol": "X", "reason": "[red]odd[/red] [/]"}]
-    assert "Skipped X: [red]odd[/red] [/]" in " ".join(rendered(evaluation_sheet(evaluation)))
+    assert "Skipped X: [red]odd[/red] [/]" in " ".join(rendered(evaluation_table(evaluation)))
 
 
 def test_an_undefined_metric_is_a_dash_and_its_reason_is_told(evaluation: dict[str, Any]) -> None:
     apple = evaluation["per_symbol"][0]
     apple.update(mape=None, undefined={"mape": "the close is 0 at 1 of 10 bars"})
-    lines = rendered(evaluation_sheet(evaluation), 120)
+    lines = rendered(evaluation_table(evaluation), 120)
     (row,) = [line for line in lines if line.strip().startswith("AAPL ")]
     assert row.split().count("–") == 1
     assert any("AAPL: MAPE is undefined: the close is 0 at 1 of 10 bars." in line for line in lines)
 
 
 def test_markdown_has_the_same_cells(evaluation: dict[str, Any]) -> None:
-    sheet = evaluation_sheet(evaluation)
-    title, table, *notes = sheet.markdown().split("\n\n")
+    text_table = evaluation_table(evaluation)
+    title, table, *notes = text_table.markdown().split("\n\n")
     assert "embedded demo model" in title
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
     assert {len(line) for line in lines} == {9}
     assert lines[0][1] == "MAE adapter (price)"
     assert [line[0] for line in lines[2:]] == ["AAPL", "EURUSD=X", "**all**"]
-    assert lines[2] == list(sheet.rows[0])
+    assert lines[2] == list(text_table.rows[0])
     assert notes[-1].startswith("Skipped ACME")
 
 

@@ -17,7 +17,7 @@ from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.evaluation.forecasting.candidates import TrainedModels, doubts, load_candidates
 from kronos_pipeline.evaluation.scoring.report import build_evaluation
 from kronos_pipeline.model.lora import adapter_hash
-from kronos_pipeline.promotion.submit import Submission, find_evidence, submit
+from kronos_pipeline.promotion.submit import Submission, TrainedModel, find_evidence, submit
 from kronos_pipeline.tracking.registry import Registry
 from kronos_pipeline.tracking.runs import Tracker
 
@@ -112,7 +112,7 @@ def test_one_training_is_one_version_however_often_it_stands_before_the_gate(
     registry, run = standing
 
     def stand() -> Submission:
-        return submit(registry, layout, "AAPL", ["AAPL"], run, recipe, tickers_tested=1)
+        return submit(registry, layout, TrainedModel("AAPL", ["AAPL"], run), recipe, tickers_tested=1)
 
     save_holdout(layout, evidence(GOOD), recipe)
     first, again = stand(), stand()
@@ -134,7 +134,7 @@ def test_a_doubt_of_another_model_is_none_of_this_one(
 ) -> None:
     registry, run = standing
     save_holdout(layout, evidence(GOOD), recipe, doubts={"AAPL": {"checkpoint": "it knows later bars"}})
-    assert submit(registry, layout, "AAPL", ["AAPL"], run, recipe, tickers_tested=1).decision.promote
+    assert submit(registry, layout, TrainedModel("AAPL", ["AAPL"], run), recipe, tickers_tested=1).decision.promote
 
 
 def test_a_persons_word_stands_against_the_gate_and_the_same_evidence(
@@ -143,7 +143,7 @@ def test_a_persons_word_stands_against_the_gate_and_the_same_evidence(
     registry, run = standing
 
     def stand(run_id: str = run) -> Submission:
-        return submit(registry, layout, "AAPL", ["AAPL"], run_id, recipe, tickers_tested=1)
+        return submit(registry, layout, TrainedModel("AAPL", ["AAPL"], run_id), recipe, tickers_tested=1)
 
     save_holdout(layout, evidence(BAD), recipe)
     assert not stand().decision.promote
@@ -169,7 +169,7 @@ def test_a_model_that_knows_other_tickers_later_bars_is_no_champion(
 ) -> None:
     registry, run = standing
     save_holdout(layout, evidence(GOOD), recipe, doubts={"AAPL": {"adapter": "it was trained on later bars of MSFT"}})
-    found = submit(registry, layout, "AAPL", ["AAPL"], run, recipe, tickers_tested=1)
+    found = submit(registry, layout, TrainedModel("AAPL", ["AAPL"], run), recipe, tickers_tested=1)
     assert not found.decision.promote
     assert "it was trained on later bars of MSFT" in found.sentence()
     assert registry.champion("kronos-AAPL") is None

@@ -23,7 +23,7 @@ def naive(closes: FloatArray, horizon: int) -> FloatArray:
     return np.repeat(closes[:, -1:], horizon, axis=1)
 
 
-def drift(closes: FloatArray, horizon: int) -> FloatArray:
+def random_walk_with_drift(closes: FloatArray, horizon: int) -> FloatArray:
     """Extend the line from the lookback's first close through its last: `(cutoffs, horizon)`."""
     slope = (closes[:, -1:] - closes[:, :1]) / (closes.shape[1] - 1)
     return closes[:, -1:] + slope * np.arange(1, horizon + 1)
@@ -86,7 +86,8 @@ def random_walk_paths(closes: FloatArray, paths: int, horizon: int, seed: int) -
     recent = np.log(closes[:, -(VOLATILITY_BARS + 1) :])
     deviation = np.sqrt(np.mean(np.diff(recent, axis=1) ** 2, axis=1))  # (cutoffs,)
     steps = np.stack([_generator(row, seed).standard_normal((paths, horizon)) for row in closes])
-    return closes[:, -1, None, None] * np.exp(deviation[:, None, None] * np.cumsum(steps, axis=-1))
+    factors: FloatArray = np.exp(deviation[:, None, None] * np.cumsum(steps, axis=-1))
+    return closes[:, -1, None, None] * factors
 
 
 def _most_frequent(counts: np.ndarray) -> int:

@@ -74,7 +74,8 @@ class ForecastRequest:
     @property
     def bars(self) -> int:
         """Number of bars to sample."""
-        return len(self.history) * self.recipe.eval_samples * self.ahead.shape[1]
+        horizon: int = self.ahead.shape[1]
+        return len(self.history) * self.recipe.eval_samples * horizon
 
     @property
     def shared_settings(self) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def load_candidates(
     for name, folder in folders:
         if not folder.is_dir():
             continue
-        manifest: dict[str, Any] = read_json(folder / MANIFEST)
+        manifest = read_json(folder / MANIFEST)
         if reason := _unfit(manifest, base, windows):
             notes.append(f"{windows.ticker}: the {name} is left out: {reason}.")
         else:

@@ -67,4 +67,5 @@ def pit(closes: Floats, y: Floats) -> Floats:
     Ranks are uniform over many bars if real closes and paths have one distribution.
     """
     below, equal = (closes < y[:, None]).sum(axis=1), (closes == y[:, None]).sum(axis=1)
-    return (below + (equal + 1) / 2) / (closes.shape[1] + 1)
+    ranks: Floats = (below + (equal + 1) / 2) / (closes.shape[1] + 1)
+    return ranks

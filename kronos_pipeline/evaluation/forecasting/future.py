@@ -26,7 +26,7 @@ from kronos_pipeline.evaluation.forecasting.batching import (
 from kronos_pipeline.evaluation.forecasting.distributions import describe_closes
 from kronos_pipeline.evaluation.predictions import LEVELS, NAIVE
 from kronos_pipeline.evaluation.provenance import sampling_precision
-from kronos_pipeline.evaluation.reports.text_table import Sheet, price
+from kronos_pipeline.evaluation.reports.text_table import TextTable, price
 
 if TYPE_CHECKING:
     from kronos_pipeline.config import Recipe
@@ -113,28 +113,21 @@ def forecast_ahead_job(
 def forecast_manifest(
     bars: Bars,
     forecast: pd.DataFrame,
-    model: KronosModel | None,
-    sampling: Sampling,
+    sampled: Mapping[str, Any] | None,
     recipe: Recipe,
     reason: str,
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return the provenance of a forecast: data, model with the reason, sampling, settings, code and packages."""
-    sampled = None
-    if model is not None:
-        source = model.source
-        sampled = {
-            "base_model": source.name,
-            "base_revision": source.predictor.revision,
-            "demo": source.demo,
-            "weights_hash": model.weights_hash,
-            "device": str(model.device),
-            "precision": sampling_precision(recipe.precision, model.device),
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "s2_position": sampling.s2_position,
-            "residuals": sampling.residuals,
-        }
+    """Return the provenance of a forecast: data, model with the reason, sampling, settings, code and packages.
+
+    Args:
+        bars: the ticker's bars.
+        forecast: the result of `forecast_ahead` for these bars.
+        sampled: the result of `describe_sampled_model`; None for the naive forecast.
+        recipe: the settings of the forecast.
+        reason: the reason for the model.
+        notes: notes on the forecast.
+    """
     return {
         "ticker": bars.ticker,
         "data": bars.content_hash,
@@ -142,10 +135,26 @@ def forecast_manifest(
         "model": str(forecast["model"].iloc[0]),
         "reason": reason,
         "notes": list(notes),
-        "sampled": sampled,
+        "sampled": None if sampled is None else dict(sampled),
         "config": recipe.model_dump(mode="json"),
         "code_version": code_version(),
         "packages": package_versions(),
+    }
+
+
+def describe_sampled_model(model: KronosModel, sampling: Sampling, recipe: Recipe) -> dict[str, Any]:
+    """Return the provenance of a model and its sampling."""
+    return {
+        "base_model": model.source.name,
+        "base_revision": model.source.predictor.revision,
+        "demo": model.source.demo,
+        "weights_hash": model.weights_hash,
+        "device": str(model.device),
+        "precision": sampling_precision(recipe.precision, model.device),
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "s2_position": sampling.s2_position,
+        "residuals": sampling.residuals,
     }
 
 
@@ -173,7 +182,7 @@ def save_forecast(
     return table, picture
 
 
-def forecast_sheet(forecast: pd.DataFrame, reason: str, notes: Sequence[str] = ()) -> Sheet:
+def forecast_text_table(forecast: pd.DataFrame, reason: str, notes: Sequence[str] = ()) -> TextTable:
     """Build a table of a forecast: a row per bar, with closes and the bounds of their central intervals.
 
     Args:
@@ -184,7 +193,7 @@ def forecast_sheet(forecast: pd.DataFrame, reason: str, notes: Sequence[str] = (
     form = _time_form(forecast)
     bounds = [f"lo_{level}" for level in LEVELS[::-1]] + ["median"] + [f"hi_{level}" for level in LEVELS]
     names = {"median": "median"} | {name: f"{name[:2]}\n{name[3:]} %" for name in BOUNDS}
-    return Sheet(
+    return TextTable(
         title=_title(forecast),
         headers=["Bar", "mean", *(names[name] for name in bounds)],
         rows=[

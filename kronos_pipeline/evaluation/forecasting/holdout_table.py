@@ -106,7 +106,10 @@ def predict_job(
         """Describe paths (cutoffs, paths, horizon) with widths (bars, levels)."""
         return describe_closes(closes.transpose(0, 2, 1)[real], truth["y"].to_numpy(), widths)
 
-    columns_of = {NAIVE: of_points(baselines.naive(known, horizon)), DRIFT: of_points(baselines.drift(known, horizon))}
+    columns_of = {
+        NAIVE: of_points(baselines.naive(known, horizon)),
+        DRIFT: of_points(baselines.random_walk_with_drift(known, horizon)),
+    }
     notes = [
         f"{windows.ticker}: {windows.excluded[reason]} {reason} of the holdout are not scored."
         for reason in HOLDOUT_REASONS

@@ -61,7 +61,7 @@ class Sampling:
 
     def summary(self) -> dict[str, Any]:
         """Return a manifest's entry: all but the weights' hash; of the widths the mean over the steps, by level."""
-        content = _SAMPLING.dump_python(self, mode="json", exclude={"weights_hash"})
+        content: dict[str, Any] = _SAMPLING.dump_python(self, mode="json", exclude={"weights_hash"})
         return content | {"widths": {level: float(np.mean(factors)) for level, factors in content["widths"].items()}}
 
 
@@ -115,7 +115,7 @@ def load_sampling(folder: Path, windows: WindowSet | str, model: KronosModel, re
     path = _path(folder, ticker)
     if not path.is_file():
         return None
-    content: Any = read_json(path)
+    content = read_json(path)
     try:
         sampling = _SAMPLING.validate_python(content["sampling"])
         fitted_by, fitted_on = content["fitted_by"], content["fitted_on"]

@@ -10,7 +10,7 @@ import pandas as pd
 from kronos_pipeline.artifacts import ArtifactLayout, write_json
 from kronos_pipeline.errors import count
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, CHECKPOINT, FEWEST_PATHS, NAIVE
-from kronos_pipeline.evaluation.reports.text_table import UNDEFINED, Sheet, number, price
+from kronos_pipeline.evaluation.reports.text_table import UNDEFINED, TextTable, number, price
 from kronos_pipeline.evaluation.scoring.metrics import METRICS, UNITS
 from kronos_pipeline.evaluation.scoring.verdicts import BETTER, MIN_CUTOFFS, NO_BETTER, TOO_LITTLE, WORSE
 
@@ -24,7 +24,7 @@ Column = tuple[str, Callable[[Entry], str]]
 """A header, and a function that formats the cell of an entry: a symbol's entry, or the aggregate."""
 
 
-def evaluation_sheet(evaluation: Mapping[str, Any], what: str = "Holdout") -> Sheet:
+def evaluation_table(evaluation: Mapping[str, Any], what: str = "Holdout") -> TextTable:
     """Build the table of symbols: errors of the trained model and its rivals, and verdicts; the aggregate comes last.
 
     Args:
@@ -40,7 +40,7 @@ def evaluation_sheet(evaluation: Mapping[str, Any], what: str = "Holdout") -> Sh
         (f"MAPE\n{trained}\n(%)", lambda entry: number(entry["mape"])),
         *(_verdict_column(trained, rival) for rival in (NAIVE, BASE) if rival in rivals),
     ]
-    return Sheet(
+    return TextTable(
         title=f"{what}: {trained} on base model {evaluation['base_model']}",
         headers=["Symbol", *(header for header, _ in columns)],
         rows=[[entry["symbol"], *(cell(entry) for _, cell in columns)] for entry in evaluation["per_symbol"]],
@@ -49,7 +49,7 @@ def evaluation_sheet(evaluation: Mapping[str, Any], what: str = "Holdout") -> Sh
     )
 
 
-def leaderboard_sheet(evaluation: Mapping[str, Any], what: str = "Holdout") -> Sheet:
+def leaderboard_table(evaluation: Mapping[str, Any], what: str = "Holdout") -> TextTable:
     """Build the leaderboard: a row per model over all symbols, the smallest scaled error first."""
     columns: list[Column] = [
         ("MASE", lambda row: number(row["mase"])),
@@ -62,7 +62,7 @@ def leaderboard_sheet(evaluation: Mapping[str, Any], what: str = "Holdout") -> S
         ("better\nthan\nbase", lambda row: _short(row.get("against_base"))),
     ]
     rows = leaderboard_rows(evaluation)
-    return Sheet(
+    return TextTable(
         title=f"{what} on base model {evaluation['base_model']}, mean over "
         f"{count(evaluation['aggregate']['symbols_evaluated'], 'symbol')}",
         headers=["Model", *(header for header, _ in columns)],

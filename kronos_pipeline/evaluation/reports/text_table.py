@@ -14,7 +14,7 @@ UNDEFINED = "–"
 
 
 @dataclass(frozen=True)
-class Sheet:
+class TextTable:
     """Text in rows and columns.
 
     Attributes:

@@ -153,7 +153,8 @@ def _reasons(rows: pd.DataFrame) -> dict[int, dict[str, str]]:
     """Return the reason that a metric has no value, by series and metric: pandas and utilsforecast skip such bars."""
 
     def finite(*columns: str) -> np.ndarray:
-        return np.isfinite(rows[list(columns)].to_numpy(np.float64)).all(axis=1)
+        mask: np.ndarray = np.isfinite(rows[list(columns)].to_numpy(np.float64)).all(axis=1)
+        return mask
 
     no_scale = ~(finite("scale") & (rows["scale"] > 0).to_numpy())
     no_last = ~finite("last") | (rows["last"] == 0).to_numpy()
@@ -186,7 +187,7 @@ def _scores(values: dict[str, float], reasons: dict[str, str]) -> Scores:
     for metric in METRICS:
         if metric not in reasons and not np.isfinite(values[metric]):
             reasons[metric] = _NO_DIRECTION if metric == "directional_accuracy" else _TOO_LARGE
-    scores = Scores(**{metric: None if metric in reasons else values[metric] for metric in METRICS})  # type: ignore[typeddict-item]
+    scores: Scores = Scores(**{metric: None if metric in reasons else values[metric] for metric in METRICS})  # type: ignore[typeddict-item]
     if reasons:
         scores["undefined"] = reasons
     return scores

@@ -55,7 +55,7 @@ def _adapter_asset(ticker: str, options: dict[str, Any]) -> dg.AssetsDefinition:
     )
 
 
-def _run_job(context: dg.AssetExecutionContext, _: Mapping[str, Any]) -> Iterator[dg.MaterializeResult]:
+def _run_job(context: dg.AssetExecutionContext, _: Mapping[str, Any]) -> Iterator[dg.MaterializeResult[None]]:
     """Run the job for the ticker in the asset's key, and return the run's id as metadata."""
     ticker = context.asset_key.path[-1]
     run_id = _run_of_same_request(context, ticker) or _retrain(context, ticker)

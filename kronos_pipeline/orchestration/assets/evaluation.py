@@ -101,7 +101,7 @@ def backtest(
 
 def leaderboard(
     context: dg.AssetExecutionContext, holdout_metrics: TickerArtifacts, pipeline: PipelineSettings, tracking: Tracking
-) -> dg.MaterializeResult:
+) -> dg.MaterializeResult[None]:
     """All models ranked by all metrics over all tickers, on the holdout and, if there is one, in the backtest.
 
     Stored as `metrics/leaderboard.json`, `evaluation.json`, `predictions.parquet` and `forecasts.parquet`, and as an

@@ -73,7 +73,7 @@ def _forecast_metadata(forecast: "TickerForecast") -> dict[str, Any]:
         "why": forecast.reason,
         "bars": len(forecast.table),
         "first bar": forecast.table["ds"].iloc[0].isoformat(),
-        "close": dg.MetadataValue.md(forecast.sheet().markdown()),
+        "close": dg.MetadataValue.md(forecast.text_table().markdown()),
         **picture_metadata({"forecast": forecast.plot}),
     }
 

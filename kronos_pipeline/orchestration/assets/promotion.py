@@ -29,7 +29,7 @@ def champion(
     evidence is the backtest if it is of this recipe and these bars, else the holdout. With `refit_all` the same recipe
     is trained once more on all bars, for forecasts.
     """
-    from kronos_pipeline.promotion.submit import evaluated_run, submit
+    from kronos_pipeline.promotion.submit import TrainedModel, evaluated_run, submit
     from kronos_pipeline.tracking.registry import Registry
 
     with as_failure("champion"):
@@ -40,7 +40,8 @@ def champion(
         for ticker in batch.tickers:
             with batch.ticker(ticker):
                 run = evaluated_run(layout, ticker)
-                submission = submit(registry, layout, ticker, [ticker], run, recipe, tickers_tested=tested)
+                model = TrainedModel(ticker, [ticker], run)
+                submission = submit(registry, layout, model, recipe, tickers_tested=tested)
                 metadata = _decision_metadata(submission) | mlflow_metadata(run, tracker.link(run))
                 if recipe.refit_all:
                     metadata |= _refit(context, submission, ticker, [windows[ticker]], pipeline, tracking)
@@ -50,13 +51,13 @@ def champion(
 
 def checkpoint_champion(
     context: dg.AssetExecutionContext, windows: TickerArtifacts, pipeline: PipelineSettings, tracking: Tracking
-) -> dg.MaterializeResult:
+) -> dg.MaterializeResult[None]:
     """The gate's decision on the checkpoint, which becomes a version of the registered model `kronos-all`.
 
     The rule is that of `champion`. The evidence is from the tickers with holdout metrics newer than the checkpoint; the
     metadata names the other tickers.
     """
-    from kronos_pipeline.promotion.submit import submit
+    from kronos_pipeline.promotion.submit import TrainedModel, submit
     from kronos_pipeline.tracking.registry import Registry
 
     with as_failure("checkpoint_champion"):
@@ -69,7 +70,8 @@ def checkpoint_champion(
         measured = _measured_since_checkpoint(context, tickers)
         if not measured:
             raise ArtifactError("No holdout metrics are newer than the checkpoint; materialise holdout_metrics first.")
-        submission = submit(Registry(tracker), layout, None, measured, run, recipe, tickers_tested=1)
+        model = TrainedModel(None, measured, run)
+        submission = submit(Registry(tracker), layout, model, recipe, tickers_tested=1)
         metadata = _decision_metadata(submission) | mlflow_metadata(run, tracker.link(run))
         if recipe.refit_all:
             metadata |= _refit(context, submission, None, [windows[ticker] for ticker in tickers], pipeline, tracking)

@@ -55,7 +55,7 @@ def adapter(
 
 def checkpoint(
     context: dg.AssetExecutionContext, windows: TickerArtifacts, pipeline: PipelineSettings, tracking: Tracking
-) -> dg.MaterializeResult:
+) -> dg.MaterializeResult[None]:
     """The whole predictor, fine-tuned over all tickers' windows; stored as `checkpoints/best_model/`.
 
     The metadata names the tickers without windows, which are left out.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 import pandas as pd
 
-from kronos_pipeline.artifacts import file_hash, text_hash
+from kronos_pipeline.artifacts import file_hash, parse_json, text_hash
 from kronos_pipeline.data.bar_cache import read_files_cached
 from kronos_pipeline.data.bars import Bars
 from kronos_pipeline.data.csv_files import CsvFile, CsvFolder, find_csv_files
@@ -68,7 +68,7 @@ def make_csv_sensor(
         notes = _folder_notes(folder, tickers)
         for note in notes:
             context.log.warning(note)
-        seen: FileStates = json.loads(context.cursor or "{}")
+        seen: FileStates = parse_json(context.cursor or "{}")
         changed = _changed_files([folder.files[ticker] for ticker in tickers if ticker in folder.files], seen)
         layout = context.resources.pipeline.layout
         retrained = _tickers_to_retrain(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from kronos_pipeline.artifacts import parse_json
 from kronos_pipeline.evaluation.predictions import CHECKPOINT
 from kronos_pipeline.orchestration.automation.jobs import PROMOTE_ADAPTER, RETRAIN_CHECKPOINT, AutomationSettings
 from kronos_pipeline.orchestration.metadata import DRIFTED, FINDING, KIND
@@ -43,7 +44,7 @@ def make_drift_sensor(
         description="Retrains, up to the gate, if a champion errs more on new bars than its evidence predicts.",
     )
     def drifted_champions(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-        cursor_content = json.loads(context.cursor or "{}").items()
+        cursor_content = parse_json(context.cursor or "{}").items()
         seen: LastFindings = {ticker: (number, finding) for ticker, (number, finding) in cursor_content}
         drifted: dict[str, str] = {}
         for ticker, number, metadata in _new_findings(context.instance, tickers, seen):

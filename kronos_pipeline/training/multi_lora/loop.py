@@ -294,7 +294,9 @@ class MultiLoraLoop:
         """Compute the mean loss of some members on their selection blocks, in nats per token."""
         totals = dict.fromkeys(numbers, 0.0)
         size = 2 * self._recipe.batch_size
-        blocks = {number: torch.tensor(self._trainings[number].member.selection).split(size) for number in numbers}
+        blocks = {
+            number: torch.split(torch.tensor(self._trainings[number].member.selection), size) for number in numbers
+        }
 
         def evaluate(batches: Mapping[int, Tensor]) -> None:
             adapters = self._average[self._rows(list(batches))]

@@ -67,14 +67,14 @@ def pretrain(output: Path, settings: PretrainSettings, *, report: Callable[[str]
 
     torch.manual_seed(settings.seed)
     tokenizer = _new_tokenizer(settings)
-    seconds = optimise(tokenizer, "tokenizer", tokenizer_loss, train, settings, settings.tokenizer_steps, report)
+    seconds = optimise(tokenizer, "tokenizer", tokenizer_loss, train, settings, report)
     tokenizer.requires_grad_(False).eval()
     errors = reconstruction_errors(tokenizer, test)
     _save(tokenizer, output / "tokenizer", settings, {"seconds": seconds, "reconstruction_error_in_stds": errors})
 
     predictor = _new_predictor(settings)
     loss = PredictorLoss(tokenizer, settings)
-    seconds = optimise(predictor, "predictor", loss, train, settings, settings.predictor_steps, report)
+    seconds = optimise(predictor, "predictor", loss, train, settings, report)
     predictor.eval()
     with torch.no_grad():
         unseen_loss = float(loss(predictor, test, 1.0))
@@ -84,7 +84,7 @@ def pretrain(output: Path, settings: PretrainSettings, *, report: Callable[[str]
 
 def _new_tokenizer(settings: PretrainSettings) -> nn.Module:
     bits = settings.token_bits
-    return KronosTokenizer(
+    tokenizer: nn.Module = KronosTokenizer(
         d_in=len(FEATURES),
         d_model=settings.tokenizer_size,
         n_heads=4,
@@ -104,6 +104,7 @@ def _new_tokenizer(settings: PretrainSettings) -> nn.Module:
             size for size in (5, 4, 3, 2) if 2 * bits % size == 0
         ),  # the cost of its entropy is 2**size per bar
     )
+    return tokenizer
 
 
 def _new_predictor(settings: PretrainSettings) -> nn.Module:
@@ -123,7 +124,8 @@ def _new_predictor(settings: PretrainSettings) -> nn.Module:
     # Upstream initialises a time stamp a tenth as strong as a token, too weak for the model to learn from dates.
     for embedding in (predictor.time_emb.month_embed, predictor.time_emb.day_embed):
         nn.init.normal_(embedding.weight, std=0.5)
-    return predictor
+    module: nn.Module = predictor
+    return module
 
 
 def _save(module: nn.Module, folder: Path, settings: PretrainSettings, results: dict[str, Any]) -> None:
@@ -150,10 +152,13 @@ def optimise(
     loss: Loss,
     bars: PretrainingBars,
     settings: PretrainSettings,
-    steps: int,
     report: Callable[[str], None],
 ) -> float:
-    """Train `module` in place (AdamW, linear warm-up, cosine decay, clipped gradients); return the seconds."""
+    """Train the "tokenizer" or the "predictor" in place, and return the seconds.
+
+    AdamW, linear warm-up, cosine decay, clipped gradients.
+    """
+    steps = settings.tokenizer_steps if name == "tokenizer" else settings.predictor_steps
     rng = np.random.default_rng([settings.seed, len(name)])
     optimizer = torch.optim.AdamW(module.parameters(), lr=settings.learning_rate, weight_decay=0.05, betas=(0.9, 0.98))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step / steps))
@@ -163,7 +168,7 @@ def optimise(
         batch = bars.batch(rng, settings.batch_size, settings.lookback, settings.horizon)
         value = loss(module, batch, step / steps)
         optimizer.zero_grad(set_to_none=True)
-        value.backward()
+        torch.autograd.backward(value)
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         scheduler.step()
@@ -188,7 +193,8 @@ def tokenizer_loss(tokenizer: nn.Module, batch: Batch, _done: float) -> Tensor:
     """Return the squared error of the bars from the coarse token and from both, plus the quantizer's penalty."""
     bars, weights = torch.from_numpy(batch.bars), torch.tensor(_FEATURE_WEIGHTS)
     (coarse, fine), penalty, _, _ = tokenizer(bars)
-    return (((coarse - bars) ** 2 + (fine - bars) ** 2) * weights).mean() + penalty
+    loss: Tensor = (((coarse - bars) ** 2 + (fine - bars) ** 2) * weights).mean() + penalty
+    return loss
 
 
 @torch.no_grad()
