@@ -82,9 +82,7 @@ def test_each_cutoff_is_scored_once_for_every_model_and_what_is_written_can_be_r
 def test_a_fold_sees_nothing_after_its_cutoff(tiny_base: Path, base: KronosModel, tmp_path: Path) -> None:
     bars, recipe = simulated_bars("AAPL", 110), quick(tiny_base)
     before, after = (
-        run_backtest(
-            ArtifactLayout(tmp_path / name), {"AAPL": version}, recipe, base, say=lambda _: None
-        )
+        run_backtest(ArtifactLayout(tmp_path / name), {"AAPL": version}, recipe, base, say=lambda _: None)
         for name, version in (("true", bars), ("noise", with_noise_after(bars, 100)))
     )
     first = bars.frame["timestamps"].iloc[94]
@@ -161,9 +159,7 @@ def test_a_ticker_that_cannot_be_trained_is_named_and_the_others_are_as_without_
         ]
 
     good = {name: bars_of_ticker for name, bars_of_ticker in bars.items() if name != "BAD"}
-    expected = run_backtest(
-        ArtifactLayout(tmp_path / "good"), good, recipe, base, say=lambda _: None
-    )
+    expected = run_backtest(ArtifactLayout(tmp_path / "good"), good, recipe, base, say=lambda _: None)
     monkeypatch.setattr(KronosTrainer, "train", fails)
     layout = ArtifactLayout(tmp_path / "all")
     found = run_backtest(layout, bars, recipe, base, say=lambda _: None)

@@ -206,7 +206,9 @@ def test_a_checkpoint_that_serves_all_tickers_is_loaded_once(
     some = [windows[ticker] for ticker in TRAINED]
     KronosTrainer(recipe, tmp_path, base=base, say=lambda _: None).train_checkpoint(some)
     loads.clear()
-    found = dict(evaluate_tickers(TrainedModels(ArtifactLayout(tmp_path), base), windows, dict.fromkeys(TRAINED), recipe))
+    found = dict(
+        evaluate_tickers(TrainedModels(ArtifactLayout(tmp_path), base), windows, dict.fromkeys(TRAINED), recipe)
+    )
     assert all("checkpoint" in set(unwrap(result).predictions["model"]) for result in found.values())
     assert len(loads) == 1
 
