@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +53,8 @@ def milliseconds(times: pd.Series, zone: str = UTC) -> pd.Series:
 
 def epoch(times: pd.Series, unit: str, zone: str = UTC) -> pd.Series:
     """Counts of a unit since 1970 of local times."""
-    return times.dt.tz_localize(zone).dt.tz_convert(UTC).dt.tz_localize(None).dt.as_unit(unit).astype("int64")
+    counts: pd.Series = times.dt.tz_localize(zone).dt.tz_convert(UTC).dt.tz_localize(None).dt.as_unit(unit)
+    return counts.astype("int64")
 
 
 def texts(frame: pd.DataFrame) -> dict[str, list[str]]:
@@ -75,9 +76,9 @@ def ohlcv(frame: pd.DataFrame, *, title: bool = False) -> dict[str, list[str]]:
     return pick(frame, **{name: name.title() if title else name for name in FEATURES[:5]})
 
 
-def lines(columns: Mapping[str, object], *, separator: str = ",", header: bool = True) -> list[str]:
+def lines(columns: Mapping[str, Iterable[object]], *, separator: str = ",", header: bool = True) -> list[str]:
     """The lines of a CSV with these columns."""
-    cells = [[str(cell) for cell in column] for column in columns.values()]  # type: ignore[call-overload]
+    cells = [[str(cell) for cell in column] for column in columns.values()]
     body = [separator.join(row) for row in zip(*cells, strict=True)]
     return [separator.join(columns), *body] if header else body
 

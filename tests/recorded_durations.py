@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -57,11 +57,12 @@ class Recorder:
     """The sums of a run, in the process that receives the reports of all workers."""
 
     def __init__(self) -> None:
-        self._seconds: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call":
-            self._seconds[function_of(report.nodeid)] += dict(report.user_properties)[_PROPERTY]
+            seconds: Any = dict(report.user_properties)[_PROPERTY]
+            self._seconds[function_of(report.nodeid)] += seconds
 
     def pytest_sessionfinish(self) -> None:
         known = load_durations() if FILE.exists() else {}

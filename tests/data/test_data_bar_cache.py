@@ -50,7 +50,8 @@ def test_the_stored_bars_are_those_of_the_file(file: CsvFile, layout: ArtifactLa
 
     assert unchanged
     pd.testing.assert_frame_equal(stored.frame, again.frame)
-    assert replace(stored, frame=None) == replace(again, frame=None)
+    no_frame: Any = None
+    assert replace(stored, frame=no_frame) == replace(again, frame=no_frame)
 
 
 def test_an_unchanged_file_is_not_read_though_it_was_touched(file: CsvFile, layout: ArtifactLayout) -> None:

@@ -41,7 +41,7 @@ def test_the_hash_is_of_the_content_and_not_of_how_the_file_is_written(tmp_path:
     bars = read_frame(tmp_path, frame)
     shuffled = frame[["Close", "Volume", "Date", "Low", "High", "Open"]].rename(columns=str.upper)
     changed = frame.copy()
-    changed.loc[20, "Volume"] += 1
+    changed.loc[20:20, "Volume"] += 1
 
     assert read_frame(tmp_path / "other", shuffled).content_hash == bars.content_hash
     assert read_frame(tmp_path / "other", frame.assign(Volume=frame["Volume"] * 1.0)).content_hash == bars.content_hash

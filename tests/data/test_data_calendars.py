@@ -26,7 +26,8 @@ def trading_times(name: str, start: str, end: str, freq: str, zone: str, closed:
     calendar = exchange_calendars.get_calendar(name, start=start, end=end)
     first, last = calendar.first_session, calendar.last_session
     index = calendar.trading_index(first, last, freq, intervals=False, closed=closed, curtail_overlaps=True)
-    return index.tz_convert(zone).tz_localize(None)
+    times: pd.DatetimeIndex = index.tz_convert(zone).tz_localize(None)
+    return times
 
 
 # By an exchange's calendar
@@ -58,7 +59,7 @@ def test_intraday_bars_keep_sessions_half_days_and_lunch_breaks(
     name: str, zone: str, start: str, now: str, end: str, freq: str, closed: str
 ) -> None:
     times = trading_times(name, start, end, freq, zone, closed)
-    past, ahead = times[times <= now], times[times > now]
+    past, ahead = times[times <= pd.Timestamp(now)], times[times > pd.Timestamp(now)]
     bars = bars_at(past, zone="UTC" if zone == "UTC" else None)
     pd.testing.assert_index_equal(next_stamps(bars, len(ahead), [name]), ahead, check_names=False)
 
@@ -67,7 +68,8 @@ def test_intraday_bars_keep_sessions_half_days_and_lunch_breaks(
 @pytest.mark.parametrize("stated", [None, "UTC-05:00/UTC-04:00"])
 def test_a_file_in_the_exchange_s_own_time_stays_in_it_over_a_change_of_clocks(stated: str | None) -> None:
     times = trading_times("XNYS", "2025-01-02", "2025-03-14", "60min", "America/New_York")
-    past, ahead = times[times < "2025-03-05"], times[times >= "2025-03-05"]
+    split = pd.Timestamp("2025-03-05")
+    past, ahead = times[times < split], times[times >= split]
     stamps = next_stamps(bars_at(past, zone=stated), len(ahead), ["XNYS"])
     pd.testing.assert_index_equal(stamps, ahead, check_names=False)
 
@@ -157,7 +159,7 @@ def test_a_session_s_edge_that_moves_with_the_clocks_is_followed_and_never_doubl
 
 def test_holidays_and_half_days_of_the_newest_weeks_are_not_repeated() -> None:
     times = trading_times("XNYS", "2024-09-03", "2024-12-03", "60min", "America/New_York")
-    assert len(times[times >= "2024-11-28"]) == 4 + 2 * 7  # Thanksgiving, a half day, and two whole ones
+    assert len(times[times >= pd.Timestamp("2024-11-28")]) == 4 + 2 * 7  # Thanksgiving, a half day, and two whole ones
     expected = [
         day + pd.Timedelta(hours=9.5 + bar) for day in pd.bdate_range("2024-12-04", periods=10) for bar in range(7)
     ]
@@ -166,10 +168,10 @@ def test_holidays_and_half_days_of_the_newest_weeks_are_not_repeated() -> None:
 
 def test_an_unfinished_last_bar_is_not_forecast_again() -> None:
     times = pd.date_range("2024-01-01", periods=500, freq="5min")
-    odd = times[:-1].append(times[-1:] + pd.Timedelta(seconds=200))
+    odd = pd.DatetimeIndex([*times[:-1], times[-1] + pd.Timedelta(seconds=200)])
     assert next_stamps(bars_at(odd), 1, [])[0] == times[-1] + pd.Timedelta(minutes=5)
     days = pd.bdate_range("2024-01-01", periods=50)  # the last one a Friday
-    today = days[:-1].append(days[-1:] + pd.Timedelta(hours=11))
+    today = pd.DatetimeIndex([*days[:-1], days[-1] + pd.Timedelta(hours=11)])
     assert next_stamps(bars_at(today), 1, [])[0] == days[-1] + pd.Timedelta(days=3)
 
 
@@ -204,10 +206,10 @@ def test_bars_slower_than_daily_keep_their_place(freq: str, calendars: list[str]
 
 def test_a_friday_that_was_a_holiday_does_not_move_weekly_and_monthly_bars() -> None:
     fridays = pd.date_range(end="2024-03-29", periods=40, freq="W-FRI")
-    moved = fridays[:-1].append(pd.DatetimeIndex(["2024-03-28"]))
+    moved = pd.DatetimeIndex([*fridays[:-1], pd.Timestamp("2024-03-28")])
     assert next_stamps(bars_at(moved), 1, [])[0] == pd.Timestamp("2024-04-05")
     months = pd.date_range(end="2024-03-29", periods=40, freq="BME")
-    moved = months[:-1].append(pd.DatetimeIndex(["2024-03-28"]))
+    moved = pd.DatetimeIndex([*months[:-1], pd.Timestamp("2024-03-28")])
     assert next_stamps(bars_at(moved), 1, [])[0] == pd.Timestamp("2024-04-30")
 
 

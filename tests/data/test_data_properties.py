@@ -31,7 +31,7 @@ def test_statistics_depend_on_no_bar_outside_of_the_lookback(bars: Bars, recipe:
     mean, std = row_statistics(windows.rows)
 
     for row in np.linspace(0, len(windows.rows) - 1, 5).astype(int):
-        start, origin = windows.rows.loc[row, ["start", "origin"]]
+        start, origin = windows.rows[["start", "origin"]].to_numpy()[row]
         known = bars.values[start : origin + 1]
         alone = rolling_statistics(known, len(known))
         # Equal to the last bit: nothing of a bar elsewhere, not even by rounding.
@@ -91,6 +91,7 @@ def test_holdout_bars_are_covered_once_or_counted(bars: Bars, recipe: Recipe) ->
 
     assert len(set(targets)) == len(targets)
     excluded = sum(count for reason, count in windows.excluded.items() if reason.startswith("cutoffs"))
+    assert recipe.validation_bars is not None
     rolls = -(-recipe.validation_bars // recipe.horizon)
     assert windows.counts()["holdout"] + excluded == rolls
     if not excluded:
@@ -105,6 +106,7 @@ def test_every_window_is_kept_or_counted(bars: Bars, recipe: Recipe) -> None:
     reasons = ("hole longer than --max-gap", "flat lookback", "targets in two splits")
     left_out = sum(windows.excluded.get(reason, 0) for reason in reasons)
     span = recipe.lookback + recipe.horizon + 1
+    assert recipe.validation_bars is not None
     inside_holdout = max(recipe.validation_bars - recipe.horizon, 0)
     kept = windows.counts()
     assert kept["train"] + kept["selection"] + left_out == len(bars) - span + 1 - inside_holdout

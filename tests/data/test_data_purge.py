@@ -35,7 +35,8 @@ def windows_from(
 
 def last_target(windows: WindowSet) -> pd.Timestamp:
     rows = windows.rows[windows.rows["split"] != "holdout"]
-    return windows.bars.frame["timestamps"].iloc[rows["end"].max() - 1]
+    target: pd.Timestamp = windows.bars.frame["timestamps"].iloc[rows["end"].max() - 1]
+    return target
 
 
 def test_a_ticker_that_trades_on_weekends_tells_nothing_of_the_others_holdout() -> None:

@@ -46,7 +46,7 @@ def test_a_jump_like_an_unadjusted_split_is_flagged_with_date_and_ratio(
 def test_a_crash_within_a_day_is_no_split(tmp_path: Path) -> None:
     frame = daily_frame(500)
     frame.loc[300:, COLUMNS] *= 0.5
-    frame.loc[300, ["Open", "High"]] *= 2
+    frame.loc[300:300, ["Open", "High"]] *= 2
 
     assert notes_with(read_frame(tmp_path, frame), "split") == []
 
@@ -108,7 +108,7 @@ def test_prices_too_small_for_the_models_normalisation_are_flagged(tmp_path: Pat
 
 def test_a_last_bar_off_the_grid_of_the_others_may_still_be_forming(tmp_path: Path) -> None:
     frame = daily_frame(200, freq="5min")
-    frame.loc[199, "Date"] -= pd.Timedelta(minutes=2, seconds=13)
+    frame.loc[199:199, "Date"] -= pd.Timedelta(minutes=2, seconds=13)
 
     [note] = notes_with(read_frame(tmp_path, frame), "still be forming")
 

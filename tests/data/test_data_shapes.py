@@ -701,9 +701,8 @@ def test_weekly_bars_are_read(tmp_path: Path) -> None:
 
 @pending
 def test_two_sizes_of_bars_in_a_file_are_refused_with_the_line_of_the_change(tmp_path: Path) -> None:
-    times = pd.date_range("2023-08-01", periods=151, freq="D").append(
-        pd.date_range("2024-01-01 01:00", periods=249, freq="h")
-    )
+    days = pd.date_range("2023-08-01", periods=151, freq="D")
+    times = pd.DatetimeIndex([*days, *pd.date_range("2024-01-01 01:00", periods=249, freq="h")])
     frame = bars_at(times)
     write(tmp_path / "ZZ4.csv", plain(frame, time="timestamp", form="%Y-%m-%d %H:%M:%S"))
 

@@ -65,7 +65,7 @@ def test_volume_moves_with_volatility() -> None:
     correlations = []
     for seed in range(5):
         frame = simulate_ticker(seed, 1000).frame()
-        ranges = np.log(frame["high"] / frame["low"]).rolling(10).mean()
+        ranges = pd.Series(np.log(frame["high"] / frame["low"])).rolling(10).mean()
         correlations.append(ranges.corr(np.log(frame["volume"]).rolling(10).mean()))
     assert min(correlations) > 0.4
 

@@ -13,7 +13,7 @@ from market_files import daily_frame, read_frame
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data import windows as windows_module
 from kronos_pipeline.data.bars import FEATURES, Bars, make_bars
-from kronos_pipeline.data.normalisation import denormalise, lookback_statistics, normalise
+from kronos_pipeline.data.normalisation import denormalise, lookback_statistics, normalise, rolling_statistics
 from kronos_pipeline.data.windows import (
     WindowSet,
     build_all_windows,
@@ -234,7 +234,7 @@ def test_weekends_and_nights_and_half_holidays_are_no_holes() -> None:
 
 def test_a_flat_lookback_is_left_out_and_counted() -> None:
     frame = daily_frame(300)
-    frame.loc[100:129, PRICES] = frame.loc[99, "Close"] + 0.1
+    frame.loc[100:129, PRICES] = frame["Close"].iloc[99] + 0.1
 
     windows = build_windows(bars_of(frame), RECIPE)
 
@@ -330,7 +330,7 @@ def test_the_training_hash_knows_the_bars_before_the_holdout_and_no_later_one() 
     windows = build_windows(bars_of(frame), RECIPE)
     later, earlier = frame.copy(), frame.copy()
     later.loc[185:, PRICES] *= 1.3
-    earlier.loc[50, "Volume"] += 1
+    earlier.loc[50:50, "Volume"] += 1
 
     assert build_windows(bars_of(later), RECIPE).training_hash == windows.training_hash
     assert build_windows(bars_of(earlier), RECIPE).training_hash != windows.training_hash
@@ -361,7 +361,7 @@ def test_many_tickers_have_the_windows_that_each_has_alone_and_the_unfit_ones_ar
 
 
 def test_rows_that_break_the_rules_are_refused_among_those_of_many_tickers(monkeypatch: pytest.MonkeyPatch) -> None:
-    statistics = windows_module.rolling_statistics
+    statistics = rolling_statistics
     monkeypatch.setattr(
         windows_module, "rolling_statistics", lambda values, length: (np.nan * values, statistics(values, length)[1])
     )

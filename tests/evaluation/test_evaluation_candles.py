@@ -22,7 +22,8 @@ def is_candle(values: np.ndarray) -> np.ndarray:
     body = values[..., [O, C]]
     traded: np.ndarray = (values[..., V] >= 0) & (values[..., A] >= 0)
     around: np.ndarray = (low <= body.min(-1)) & (high >= body.max(-1))
-    return np.logical_and(traded, around)
+    valid: np.ndarray = np.logical_and(traded, around)
+    return valid
 
 
 def test_the_features_are_where_these_tests_think() -> None:
