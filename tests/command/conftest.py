@@ -21,6 +21,6 @@ def store(own_mlflow_store: str, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture
 def ticker(tmp_path: Path) -> str:
     """Return a symbol that no other test uses, with a CSV of 90 daily bars in the folder `data`."""
-    name = f"T{next(_numbers)}=X"
+    name = f"D{next(_numbers)}=X"
     write_frame(tmp_path / "data", name, daily_frame(90))
     return name
