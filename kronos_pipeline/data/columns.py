@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -42,6 +43,12 @@ def header_meanings(names: Sequence[str], wanted: Mapping[str, str]) -> list[Mea
         names: the names.
         wanted: the user's names of columns by meaning; they overrule the table of names.
     """
+    return list(_header_meanings(tuple(names), tuple(wanted.items())))
+
+
+@lru_cache(256)
+def _header_meanings(names: Sequence[str], wanted_pairs: Sequence[tuple[str, str]]) -> Sequence[Meaning | None]:
+    wanted = dict(wanted_pairs)
     stripped = _without_affix(names)
     meanings = [meaning_of(name) for name in stripped]
     chosen = {

@@ -81,6 +81,13 @@ class _Columns:
     lines: Sequence[int]
     separator: str = ","
     notes: tuple[str, ...] = ()
+    parsed: dict[int, FloatArray | None] = field(default_factory=dict)
+
+    def numbers(self, position: int) -> FloatArray | None:
+        """Return the values of a column of plain numbers, or None; they are parsed once."""
+        if position not in self.parsed:
+            self.parsed[position] = _plain_numbers(self.cells[position])
+        return self.parsed[position]
 
 
 def read_csv_table(file: CsvFile, settings: ReadingSettings = DEFAULTS) -> CsvTable:
@@ -105,9 +112,10 @@ def read_csv_table(file: CsvFile, settings: ReadingSettings = DEFAULTS) -> CsvTa
         # Exporters write an empty column for a market without volume.
         if key in cells and _all_empty(cells[key]):
             del cells[key], names[key]
-    numbers = {key: values for key in cells if key in FEATURES and (values := _plain_numbers(cells[key])) is not None}
+    parsed = {key: columns.numbers(chosen.positions[key]) for key in cells if key != "symbol"}
+    numbers = {key: values for key, values in parsed.items() if values is not None}
     number_format = NumberFormat()
-    if plain is None or len(numbers) < len(cells.keys() & set(FEATURES)):
+    if plain is None or len(numbers) < len(parsed):
         number_format = _number_format(file, columns, names, cells)
         if number_format != NumberFormat():
             numbers = {}
@@ -215,11 +223,10 @@ def _split_plain(content: bytes, wanted: Mapping[str, str]) -> _Columns | None:
 def _has_plain_prices(columns: _Columns, wanted: Mapping[str, str]) -> bool:
     """Return whether all prices are plain numbers: no further header lines, no lines of text."""
     meanings = header_meanings(columns.names, wanted)
-    prices = [columns.cells[position] for position, found in enumerate(meanings) if found and found[0] in PRICES]
-    if any(_plain_numbers(cells) is None for cells in prices):
-        return False
+    prices = [position for position, found in enumerate(meanings) if found and found[0] in PRICES]
+    values = [columns.numbers(position) for position in prices]
     # The first line may name the time column only, and the last line may be a text with empty cells.
-    return all(any(cells[row].as_py().strip() for cells in prices) for row in (0, -1))
+    return all(prices is not None and not np.isnan(prices[[0, -1]]).any() for prices in values)
 
 
 def _has_bars(names: Sequence[str], wanted: Mapping[str, str]) -> bool:
@@ -287,7 +294,9 @@ def _check_columns(file: CsvFile, columns: _Columns, chosen: ChosenColumns, want
 def _number_format(
     file: CsvFile, columns: _Columns, names: Mapping[str, str], cells: Mapping[str, pa.StringArray]
 ) -> NumberFormat:
-    found = find_number_format({key: _trimmed(cells[key]) for key in FEATURES if key in cells}, columns.separator)
+    found = find_number_format(
+        {key: _trimmed(cells[key]) for key in (*FEATURES, "adj_close") if key in cells}, columns.separator
+    )
     if isinstance(found, NumberFormat):
         return found
     text = cells[found.column][found.row].as_py().strip()
@@ -306,9 +315,9 @@ def _format_notes(number_format: NumberFormat) -> list[str]:
 
 def _plain_numbers(cells: pa.StringArray) -> FloatArray | None:
     """Parse numbers with a decimal dot or without any mark, NaN for an empty cell; None if a cell is anything else."""
-    trimmed = _trimmed(cells)
     with contextlib.suppress(pa.ArrowInvalid):
-        return _to_numbers(trimmed)
+        return _to_numbers(cells)
+    trimmed = _trimmed(cells)
     with contextlib.suppress(pa.ArrowInvalid):
         return _to_numbers(pc.if_else(is_empty(trimmed), pa.scalar(None, pa.string()), trimmed))
     return None
