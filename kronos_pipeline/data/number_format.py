@@ -110,6 +110,8 @@ def _by_other_columns(
         return mark
     if any(_any(cells, _certain(other)) for cells in others):
         return other
+    if any(_any(cells, _open(mark)) for cells in others):
+        return None
     # A dot is the decimal mark of all programs; a semicolon between cells makes room for a decimal comma.
     if mark == "." and (separator != ";" or any(_any(cells, _UNMARKED) for cells in others)):
         return mark
@@ -143,7 +145,8 @@ def _certain(mark: str) -> str:
     fraction = rf"\d*\{mark}(?:\d{{1,2}}|\d{{4,}})|\d{{4,}}\{mark}\d*|0+\{mark}\d+|\{mark}\d+"
     both = rf"\d+(?:\{other}\d{{2,3}})+\{mark}\d*"
     groups = rf"\d{{1,3}}(?:\{other}\d{{2,3}})+\{other}\d{{3}}"
-    return rf"^(?:{fraction}|{both}|{groups})$"
+    spaced = rf"\d{{1,3}}(?:[{_GROUPINGS}]\d{{3}})+\{mark}\d*"
+    return rf"^(?:{fraction}|{both}|{groups}|{spaced})$"
 
 
 def _open(mark: str) -> str:
