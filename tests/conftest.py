@@ -70,9 +70,9 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     seen: list[tuple[int, int]] = []
     generate = Decoder.generate
 
-    def watched(self: Decoder, known: Any, *given: Any, paths: int, **settings: Any) -> Any:
-        seen.append((len(known[0]), paths))
-        return generate(self, known, *given, paths=paths, **settings)
+    def watched(self: Decoder, prompts: Any, *given: Any, paths: int, **settings: Any) -> Any:
+        seen.append((len(prompts.tokens[0]), paths))
+        return generate(self, prompts, *given, paths=paths, **settings)
 
     monkeypatch.setattr(Decoder, "generate", watched)
     return seen

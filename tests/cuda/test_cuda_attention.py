@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from kronos_pipeline.model.decode.decoder import Decoder
+from kronos_pipeline.model.decode.generate import Prompts
 from kronos_pipeline.model.modules import copy_sharing_weights
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -33,7 +34,7 @@ def logits_of(device: str, precision: str, width: int) -> Tensor:
         return torch.randint(0, 16, logits.shape[:2], generator=drawn).to(logits.device)
 
     Decoder([base, adapter], tokenizer, precision=precision).generate(
-        (s1, s2), past, ahead, choose, paths=3, context=64, lengths=torch.tensor([9, 6]), which=torch.tensor([1, 0])
+        Prompts((s1, s2), past, ahead, torch.tensor([9, 6]), torch.tensor([1, 0])), choose, paths=3, context=64
     )
     return torch.stack(seen)
 

@@ -87,9 +87,8 @@ def logits_of(decoder: Decoder, lengths: list[int] | None, which: list[int], con
         return torch.randint(0, 16, logits.shape[:2], generator=drawn).to(logits.device)
 
     known = decoder.encode(bars, there)
-    tokens = decoder.generate(
-        known, past, ahead, choose, paths=3, context=context, lengths=there, which=torch.tensor(which)
-    )
+    prompts = generate.Prompts(known, past, ahead, there, torch.tensor(which))
+    tokens = decoder.generate(prompts, choose, paths=3, context=context)
     values = decoder.decode(known, tokens, context=context, lengths=there)
     return torch.cat([*(logits.flatten() for logits in seen), values.cpu().flatten()])
 

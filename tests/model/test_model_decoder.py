@@ -20,7 +20,7 @@ from torch import Tensor
 from kronos_pipeline.errors import ModelError, SettingsError
 from kronos_pipeline.model.decode import generate, linear
 from kronos_pipeline.model.decode.decoder import Decoder, group_into_decoders
-from kronos_pipeline.model.decode.generate import StaticStep
+from kronos_pipeline.model.decode.generate import Prompts, StaticStep
 from kronos_pipeline.model.decode.kv_cache import MAX_GROUP_PATHS
 from kronos_pipeline.model.losses import teacher_forced_logits
 from kronos_pipeline.model.modules import copy_sharing_weights
@@ -119,9 +119,8 @@ def upstreams(model: Any, tokenizer: Any, some: Given, context: int) -> np.ndarr
 def decoded(decoder: Decoder, some: Given, context: int, paths: int = 1, **settings: Any) -> tuple[Tensor, Tensor]:
     """Return tokens (series, paths, horizon, s1 and s2), and bars."""
     known = decoder.encode(some.bars)
-    drawn = decoder.generate(
-        known, some.past, some.ahead, settings.pop("choose", greedy), paths=paths, context=context, **settings
-    )
+    prompts = Prompts(known, some.past, some.ahead, which=settings.pop("which", None))
+    drawn = decoder.generate(prompts, settings.pop("choose", greedy), paths=paths, context=context, **settings)
     return torch.stack(drawn, dim=-1), decoder.decode(known, drawn, context=context)
 
 
@@ -165,7 +164,8 @@ def test_paths_that_outlive_the_known_bars_go_on_from_their_own() -> None:
     some, watched, context = given(2, 4, 9), Watched(), 6
     decoder = Decoder(predictor, tokenizer)
     known = decoder.encode(some.bars)
-    drawn = decoder.generate(known, some.past, some.ahead, watched, paths=3, context=context, s2_position="first")
+    prompts = Prompts(known, some.past, some.ahead)
+    drawn = decoder.generate(prompts, watched, paths=3, context=context, s2_position="first")
     stamps = torch.cat([some.past, some.ahead], dim=1)
     for path in range(3):
         tokens = [torch.cat([old, new[:, path]], dim=1) for old, new in zip(known, drawn, strict=True)]
@@ -231,13 +231,13 @@ def test_series_of_unequal_length_are_as_each_alone(context: int, position: str)
     decoder = Decoder(several, tokenizer)
     known = decoder.encode(some.bars, lengths)
     settings: dict[str, Any] = {"paths": 2, "context": context, "s2_position": position}
-    drawn = decoder.generate(known, some.past, some.ahead, greedy, lengths=lengths, which=which, **settings)
+    drawn = decoder.generate(Prompts(known, some.past, some.ahead, lengths, which), greedy, **settings)
     bars = decoder.decode(known, drawn, context=context, lengths=lengths)
     for row, length in enumerate(lengths.tolist()):
         alone = Decoder(several[int(which[row])], tokenizer)
         own = some.of(row, length)
         its_known = alone.encode(own.bars)
-        its_drawn = alone.generate(its_known, own.past, own.ahead, greedy, **settings)
+        its_drawn = alone.generate(Prompts(its_known, own.past, own.ahead), greedy, **settings)
         for level in (0, 1):
             assert torch.equal(known[level][row, -length:], its_known[level][0])
             assert torch.equal(drawn[level][row], its_drawn[level][0])
@@ -249,14 +249,15 @@ def test_a_step_as_a_gpu_replays_it_gives_the_same(position: str, monkeypatch: p
     # Recording takes CUDA; the step that stands in one place and looks at all keys there will be is tried here.
     several, tokenizer = adapters(sharp(tiny_predictor(bits=BITS))), tiny_tokenizer(bits=BITS)
     some, lengths, which = given(4, 12, 7), torch.tensor([12, 5, 12, 9]), torch.tensor([3, 1, 0, 2])
-    settings: dict[str, Any] = {"paths": 3, "lengths": lengths, "which": which, "s2_position": position}
+    settings: dict[str, Any] = {"paths": 3, "s2_position": position}
     logits, steps = [], record_calls(monkeypatch, StaticStep, "set_step")
     for kinds in (("cuda",), ("cpu",)):
         monkeypatch.setattr(generate, "REPLAYED", kinds)
         for context in (512, 15):
             watched, decoder = Watched(), Decoder(several, tokenizer)
             known = decoder.encode(some.bars, lengths)
-            decoder.generate(known, some.past, some.ahead, watched, context=context, **settings)
+            prompts = Prompts(known, some.past, some.ahead, lengths, which)
+            decoder.generate(prompts, watched, context=context, **settings)
             logits.append(torch.stack(watched.logits))
     assert [step for _, step in steps] == [*range(6), *range(3)]
     torch.testing.assert_close(logits[:2], logits[2:], rtol=0, atol=1e-4)
@@ -271,9 +272,8 @@ def test_what_is_kept_of_a_batch_serves_other_series_of_its_shape(monkeypatch: p
         for seed, (lengths, which) in enumerate(batches):
             some, there, watched = given(3, 12, 5), torch.tensor(lengths), Watched()
             known = decoder.encode(some.bars * (1 + seed), there)
-            decoder.generate(
-                known, some.past, some.ahead, watched, paths=2, context=512, lengths=there, which=torch.tensor(which)
-            )
+            prompts = Prompts(known, some.past, some.ahead, there, torch.tensor(which))
+            decoder.generate(prompts, watched, paths=2, context=512)
             logits.append(torch.stack(watched.logits))
     torch.testing.assert_close(logits[:3], logits[3:], rtol=0, atol=1e-4)
 

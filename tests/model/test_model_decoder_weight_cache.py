@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kronos_pipeline.model.decode import weight_cache as module
 from kronos_pipeline.model.decode.decoder import Decoder
+from kronos_pipeline.model.decode.generate import Prompts
 from kronos_pipeline.model.decode.weight_cache import cached_weights
 
 
@@ -35,7 +36,7 @@ def last_logits(predictor: Any) -> Tensor:
         seen.append(logits.clone())
         return torch.full(logits.shape[:2], 3)
 
-    Decoder(predictor, tiny_tokenizer()).generate((s1, s2), past, ahead, watched, paths=1, context=512)
+    Decoder(predictor, tiny_tokenizer()).generate(Prompts((s1, s2), past, ahead), watched, paths=1, context=512)
     return seen[-1]
 
 

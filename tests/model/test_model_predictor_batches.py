@@ -13,6 +13,7 @@ from sktime.libs.kronos import KronosPredictor as Upstream
 
 from kronos_pipeline import KronosPredictor
 from kronos_pipeline.errors import ModelError
+from kronos_pipeline.model.decode import sample
 from kronos_pipeline.model.decode.decoder import Decoder
 from kronos_pipeline.model.predictor import sampling
 
@@ -124,7 +125,7 @@ def test_batches_are_as_large_as_the_memory_allows_and_change_nothing(
     expected = ours.predict_batch(*BATCH, **settings)
     after = torch.get_rng_state()
     tried.clear()
-    monkeypatch.setattr(sampling, "memory_budget", lambda _: room)
+    monkeypatch.setattr(sample, "memory_budget", lambda _: room)
     torch.manual_seed(2)
     assert_as_before(ours.predict_batch(*BATCH, **settings), expected)
     assert tried == parts

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,10 @@ from hypothesis import strategies as st
 from sktime.libs.kronos import sample_from_logits
 
 from kronos_pipeline.errors import ModelError
+from kronos_pipeline.model.decode.memory import Part
 from kronos_pipeline.model.predictor.sampling import (
     MultinomialPicker,
+    Progress,
     SamplingSettings,
     filtered_probabilities,
     generator_for,
@@ -25,10 +29,13 @@ def logits_of(seed: int, rows: int, vocabulary: int, spread: float = 2.0) -> tor
     return torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed)) * spread
 
 
-def drawn(draws: MultinomialPicker, steps: list[torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
-    """Return tokens of some rows over all steps and levels, (series, paths, draws)."""
-    choose = draws.for_rows(rows, lambda _: None)
-    tokens = [choose(logits[rows], *divmod(number, 2)) for number, logits in enumerate(steps)]
+def drawn(draws: MultinomialPicker, steps: list[torch.Tensor], part: Part) -> torch.Tensor:
+    """Return the tokens of a part over all steps and levels, (series, paths, draws)."""
+    choose = draws.for_part(part)
+    members, paths = part
+    tokens = [
+        choose(logits[members, paths.start : paths.stop], *divmod(number, 2)) for number, logits in enumerate(steps)
+    ]
     return torch.stack(tokens, dim=-1)
 
 
@@ -53,7 +60,7 @@ def test_the_tokens_and_the_generators_state_are_upstreams(
     torch.manual_seed(seed)
     sampling = SamplingSettings(1, temperature, top_k, top_p, 1)
     with generator_for(sampling, CPU) as generator:
-        choose = MultinomialPicker(rows, sampling, generator).for_rows(torch.arange(rows)[:, None], lambda _: None)
+        choose = MultinomialPicker(rows, sampling, generator).for_part(([*range(rows)], range(1)))
         tokens = choose(logits[:, None], 0, 0)
     assert torch.equal(tokens[:, 0], expected)
     assert torch.equal(torch.get_rng_state(), after)
@@ -64,20 +71,20 @@ def test_the_tokens_and_the_generators_state_are_upstreams(
 def test_rows_that_are_sampled_apart_draw_what_they_draw_together(
     data: st.DataObject, series: int, paths: int, seed: int
 ) -> None:
-    rows = torch.arange(series * paths).view(series, paths)
-    steps = [logits_of(seed + number, series * paths, 16) for number in range(4)]
+    steps = [logits_of(seed + number, series * paths, 16).view(series, paths, 16) for number in range(4)]
     generator = torch.Generator().manual_seed(seed)
-    draws = MultinomialPicker(rows.numel(), SAMPLING, generator)
-    together = drawn(draws, steps, rows)
+    draws = MultinomialPicker(series, replace(SAMPLING, paths=paths), generator)
+    together = drawn(draws, steps, ([*range(series)], range(paths)))
     after = generator.get_state()
 
     owner = torch.tensor(data.draw(st.lists(st.integers(0, 2), min_size=series, max_size=series)))
     cut = data.draw(st.integers(0, paths))
     for part in range(3):
-        for some in (slice(0, cut), slice(cut, paths)):
-            mine = rows[owner == part][:, some]
-            if mine.numel():
-                assert torch.equal(drawn(draws, steps, mine), together[owner == part][:, some])
+        for some in (range(cut), range(cut, paths)):
+            members = (owner == part).nonzero().flatten().tolist()
+            if members and some:
+                expected = together[members, some.start : some.stop]
+                assert torch.equal(drawn(draws, steps, (members, some)), expected)
                 assert torch.equal(generator.get_state(), after)
 
 
@@ -97,14 +104,21 @@ def test_top_k_and_a_tiny_temperature_are_greedy() -> None:
 
 
 def test_logits_that_are_not_finite_are_told() -> None:
-    choose = MultinomialPicker(1, SAMPLING, torch.Generator()).for_rows(torch.tensor([[0]]), lambda _: None)
+    choose = MultinomialPicker(1, SAMPLING, torch.Generator()).for_part(([0], range(1)))
     with pytest.raises(ModelError, match="not finite"):
         choose(torch.full((1, 1, 8), np.nan), 0, 0)
 
 
 def test_each_bar_that_is_drawn_is_counted_once() -> None:
     counted: list[int] = []
-    choose = MultinomialPicker(6, SAMPLING, torch.Generator()).for_rows(torch.arange(6).view(2, 3), counted.append)
+
+    class Counting(Progress):
+        def advance(self, rows: int) -> None:
+            counted.append(rows)
+
+    draws = MultinomialPicker(2, SAMPLING, torch.Generator(), Counting(2, SAMPLING))
+    choose = draws.for_part(([0, 1], range(3)))
+    counted.clear()
     for step in range(3):
         for level in (0, 1):
             choose(torch.zeros(2, 3, 8), step, level)

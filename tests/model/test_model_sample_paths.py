@@ -17,6 +17,7 @@ from kronos_pipeline.data.normalisation import denormalise, lookback_statistics,
 from kronos_pipeline.errors import ModelError, SettingsError
 from kronos_pipeline.model.decode import decoder, sample
 from kronos_pipeline.model.decode.decoder import Decoder
+from kronos_pipeline.model.decode.generate import Prompts
 from kronos_pipeline.model.decode.sample import sample_paths, sample_top_p
 from kronos_pipeline.model.loading import KronosModel
 from kronos_pipeline.model.losses import teacher_forced_logits
@@ -209,11 +210,12 @@ def test_where_memory_runs_out_halves_are_tried(
 ) -> None:
     whole, parts, generate = sample_paths(tiny_model(), *series, **SETTINGS), [], Decoder.generate
 
-    def short_of_memory(self: Decoder, known: Any, *given: Any, paths: int, **settings: Any) -> Any:
-        parts.append((len(known[0]), paths))
-        if len(known[0]) * paths > PATHS:
+    def short_of_memory(self: Decoder, prompts: Prompts, *given: Any, paths: int, **settings: Any) -> Any:
+        series = len(prompts.tokens[0])
+        parts.append((series, paths))
+        if series * paths > PATHS:
             raise error
-        return generate(self, known, *given, paths=paths, **settings)
+        return generate(self, prompts, *given, paths=paths, **settings)
 
     monkeypatch.setattr(Decoder, "generate", short_of_memory)
     np.testing.assert_allclose(sample_paths(tiny_model(), *series, **SETTINGS), whole, rtol=1e-6)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kronos_pipeline.errors import ModelError, SettingsError
-from kronos_pipeline.model.decode.generate import Generation, TokenPicker, Tokens
+from kronos_pipeline.model.decode.generate import Generation, Prompts, TokenPicker, Tokens
 from kronos_pipeline.model.decode.kv_cache import CacheLayout, SeriesLengths
 from kronos_pipeline.model.decode.memory import retry_after_release
 from kronos_pipeline.model.decode.network import PredictorWeights, TokenizerWeights
@@ -89,29 +89,21 @@ class Decoder:
 
     def generate(
         self,
-        known: Tokens,
-        past: Tensor,
-        ahead: Tensor,
+        prompts: Prompts,
         pick: TokenPicker,
         *,
         paths: int,
         context: int,
-        lengths: Tensor | None = None,
-        which: Tensor | None = None,
         s2_position: str = "true",
     ) -> Tokens:
         """Continue every series by several paths, bar by bar.
 
         Args:
-            known: s1 and s2 of the known bars, (series, bars).
-            past: minute, hour, weekday, day and month of the known bars, (series, bars, 5).
-            ahead: the same of the horizon, (series, horizon, 5).
+            prompts: the series.
             pick: picks tokens from logits; called for s1 and then for s2 of each step.
             paths: number of paths per series.
             context: bars that the predictor attends to. If there are more, it attends to the last ones, at positions
                 from 0 on, as upstream does; every bar is then computed again at each step.
-            lengths: number of valid bars of each series, (series,), the last ones; all by default.
-            which: index of each series' predictor in the decoder's list, (series,); by default all use the first.
             s2_position: "true": the fine token is predicted at the bar's own position, as in training; "first": as in
                 upstream's decoding, with this bar and all bars before it at the first position.
 
@@ -124,9 +116,8 @@ class Decoder:
         if s2_position not in S2_POSITIONS:
             raise SettingsError(f"--s2-position must be true or first, not {s2_position}.")
         with torch.inference_mode(), limit_threads(self._first_predictor):
-            generation = Generation(
-                self._weights, known, past, ahead, paths, context, lengths, which, s2_position == "true"
-            )
+            true_positions = s2_position == "true"
+            generation = Generation(self._weights, prompts, paths=paths, context=context, true_positions=true_positions)
             s1, s2 = generation.sample(pick)
         return s1.clone(), s2.clone()
 

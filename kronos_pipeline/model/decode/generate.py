@@ -18,6 +18,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -35,6 +36,26 @@ Tokens = tuple[Tensor, Tensor]
 TokenPicker = Callable[[Tensor, int, int], Tensor]
 """Logits (series, paths, vocabulary) in float32, step, and level (0: s1, 1: s2) -> tokens (series, paths)."""
 
+
+@dataclass(frozen=True)
+class Prompts:
+    """Series to continue: their known bars as tokens, and the time stamps.
+
+    Attributes:
+        tokens: s1 and s2 of the known bars, (series, bars).
+        past: minute, hour, weekday, day and month of the known bars, (series, bars, 5).
+        ahead: the same of the horizon, (series, horizon, 5).
+        lengths: number of valid bars of each series, (series,), the last ones, on the host; None: all.
+        which: index of each series' predictor in the decoder's list, (series,), on the host; None: all use the first.
+    """
+
+    tokens: Tokens
+    past: Tensor
+    ahead: Tensor
+    lengths: Tensor | None = None
+    which: Tensor | None = None
+
+
 FineLogits = Callable[[Tensor], Tensor]
 """Coarse tokens, (series, paths) -> logits of their fine tokens, (series * groups, paths of a group, vocabulary)."""
 
@@ -51,35 +72,27 @@ _lock = threading.RLock()
 
 
 class Generation:
-    """One call of `Decoder.generate`, with the same arguments; `lengths` and `which` are on the host."""
+    """One call of `Decoder.generate`, with the same arguments."""
 
     def __init__(
-        self,
-        weights: PredictorWeights,
-        known: Tokens,
-        past: Tensor,
-        ahead: Tensor,
-        paths: int,
-        context: int,
-        lengths: Tensor | None,
-        which: Tensor | None,
-        true_positions: bool,
+        self, weights: PredictorWeights, prompts: Prompts, *, paths: int, context: int, true_positions: bool
     ) -> None:
-        device, (series, bars), horizon = weights.device, known[0].shape, ahead.shape[1]
-        self._known, self._lengths = (known[0].to(device), known[1].to(device)), SeriesLengths.of(lengths, device)
+        device, (s1, s2) = weights.device, prompts.tokens
+        (series, bars), horizon = s1.shape, prompts.ahead.shape[1]
+        self._known, self._lengths = (s1.to(device), s2.to(device)), SeriesLengths.of(prompts.lengths, device)
         self._paths, self._context, self._true_positions = paths, context, true_positions
         self._steps = min(horizon - 1, context - bars)  # steps per path that fit into the context
         self._weights, self._graphed = weights, None
         self._uses_graphs = device.type in REPLAYED and self._steps > 1
         unequal = self._lengths is not None and self._lengths.shortest < bars
         self._shape = series, paths, bars, horizon, self._steps, true_positions, unequal
-        index = None if which is None else which.tolist()
+        index = None if prompts.which is None else prompts.which.tolist()
         if self._uses_graphs and (graphed := _take(weights, self._shape)) is not None:
             self._graphed, self._batch = graphed, graphed.predictor.weights
             self._batch.select(index, series)
         else:
             self._batch = weights.for_batch(index, series)
-        self._past, self._ahead = (self._batch.embed_stamps(part.to(device)) for part in (past, ahead))
+        self._past, self._ahead = (self._batch.embed_stamps(part.to(device)) for part in (prompts.past, prompts.ahead))
 
     def sample(self, pick: TokenPicker) -> Tokens:
         """Generate s1 and s2, (series, paths, horizon)."""

@@ -1,14 +1,19 @@
 """Sample paths of future bars, from a model or from a model per series.
 
-The random numbers of a series depend on its seed and its bars only, and are drawn before sampling starts. So the sample
-of a series depends neither on the other series of a call nor on how the work is divided, and two models that forecast
-the same bars are compared on the same random numbers.
+`sample_bars` is the loop over decoders and over parts that fit into memory. A `PathPicker` picks its tokens:
+`TopPPicker` for `sample_paths`, and `MultinomialPicker` for `KronosPredictor`.
+
+In `sample_paths` the random numbers of a series depend on its seed and its bars only, and are drawn before sampling
+starts. So the sample of a series depends neither on the other series of a call nor on how the work is divided, and two
+models that forecast the same bars are compared on the same random numbers.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +23,7 @@ from torch import Tensor
 from kronos_pipeline.data.normalisation import denormalise, lookback_statistics, normalise
 from kronos_pipeline.errors import ModelError, SettingsError
 from kronos_pipeline.model.decode.decoder import Decoder, group_into_decoders
+from kronos_pipeline.model.decode.generate import Prompts
 from kronos_pipeline.model.decode.memory import Part, memory_budget, one_thread_per_gpu, run_in_oom_safe_parts
 from kronos_pipeline.model.loading import KronosModel
 
@@ -69,73 +75,171 @@ def sample_paths(
     draws = [_draw(number, paths, *parts) for number, *parts in zip(seeds, history, past, ahead, strict=True)]
     sampled = np.empty((series, paths, horizon, history.shape[-1]), np.float32)
     with one_thread_per_gpu(models[0].device if models else torch.device("cpu")):
-        for decoder, context, place in _decoders(models, precision):
-
-            def run(
-                part: Part, decoder: Decoder = decoder, place: dict[int, int] = place, context: int = context
-            ) -> None:
-                rows, chosen = part
-                bars, before, after = (torch.from_numpy(np.array(values[rows])) for values in (normalised, past, ahead))
-                numbers = torch.from_numpy(np.stack([draws[row][chosen.start : chosen.stop] for row in rows]))
-                pick = _TopPPicker(numbers.to(decoder.device), temperatures[rows], top_ps[rows])
-                known = decoder.encode(bars)
-                drawn = decoder.generate(
-                    known,
-                    before,
-                    after,
-                    pick,
-                    paths=len(chosen),
-                    context=context,
-                    which=torch.tensor([place[row] for row in rows]),
-                    s2_position=s2_position,
-                )
-                values = pick.where_finite(decoder.decode(known, drawn, context=context))
-                sampled[rows, chosen.start : chosen.stop] = values.cpu().numpy()
-
-            def size(part: Part, decoder: Decoder = decoder) -> int:
-                return decoder.estimate_bytes(len(part[0]), len(part[1]), history.shape[1], horizon)
-
-            run_in_oom_safe_parts((list(place), range(paths)), run, size, memory_budget(decoder.device), decoder.device)
+        for rows in _rows_by_tokenizer(models):
+            first, predictors = models[rows[0]], {id(models[row].predictor): models[row].predictor for row in rows}
+            places = {identity: place for place, identity in enumerate(predictors)}
+            which = np.array([places[id(models[row].predictor)] for row in rows], np.intp)
+            random = np.stack([draws[row] for row in rows])
+            picker = TopPPicker(*map(torch.from_numpy, (random, temperatures[rows], top_ps[rows])))
+            model_set = ModelSet([*predictors.values()], first.tokenizer, first.context, precision, s2_position)
+            series_set = SeriesSet([*normalised[rows]], [*past[rows]], [*ahead[rows]], which)
+            sampled[rows] = sample_bars(model_set, series_set, picker, paths)
     for row, used in enumerate(models):
         if not np.isfinite(sampled[row]).all():
             raise ModelError(f"{used.source.label} gives forecasts that are not finite; its weights are of no use.")
     return denormalise(sampled, mean[:, None], std[:, None])
 
 
-def _decoders(models: Sequence[KronosModel], precision: str) -> Iterator[tuple[Decoder, int, dict[int, int]]]:
-    """Yield decoders, each with its context and, by series, the index of the series' predictor in the decoder."""
-    alike: dict[tuple[int, int], dict[int, KronosModel]] = {}
-    rows: dict[int, list[int]] = {}
+def _rows_by_tokenizer(models: Sequence[KronosModel]) -> list[list[int]]:
+    """Group the indices of models with the same tokenizer and context."""
+    rows: dict[tuple[int, int], list[int]] = {}
     for row, model in enumerate(models):
-        alike.setdefault((id(model.tokenizer), model.context), {})[id(model.predictor)] = model
-        rows.setdefault(id(model.predictor), []).append(row)
-    for (_, context), distinct in alike.items():
-        several = list(distinct.values())
-        for decoder, places in group_into_decoders(
-            [model.predictor for model in several], several[0].tokenizer, precision=precision
-        ):
-            members = enumerate(rows[id(several[place].predictor)] for place in places)
-            yield decoder, context, {row: number for number, group in members for row in group}
+        rows.setdefault((id(model.tokenizer), model.context), []).append(row)
+    return list(rows.values())
 
 
-class _TopPPicker:
-    """Token picker with given random numbers, (series, paths, horizon, 2); temperature and top-p are (series,)."""
+@dataclass(frozen=True)
+class ModelSet:
+    """Predictors of one tokenizer.
 
-    def __init__(self, draws: Tensor, temperature: NDArray[np.float32], top_p: NDArray[np.float32]) -> None:
-        self._draws = draws
-        self._temperature, self._top_p = (
-            torch.from_numpy(part.copy()).to(draws.device)[:, None, None] for part in (temperature, top_p)
+    Attributes:
+        predictors: predictors on one device. Predictors that share their base's tensors are decoded together.
+        tokenizer: their tokenizer, on the same device.
+        context: bars that a predictor attends to.
+        precision: "fp32" or "bf16", see `Decoder`.
+        s2_position: "true" or "first", see `Decoder.generate`.
+    """
+
+    predictors: Sequence[Any]
+    tokenizer: Any
+    context: int
+    precision: str
+    s2_position: str
+
+
+@dataclass(frozen=True)
+class SeriesSet:
+    """Series of equal or unequal length.
+
+    Attributes:
+        bars: normalised bars of each series, (bars, 6), float32.
+        past: minute, hour, weekday, day and month of these bars, (bars, 5) of each series.
+        ahead: the same of the horizon, (horizon, 5) of each series.
+        which: index of each series' predictor in its `ModelSet`, (series,).
+    """
+
+    bars: Sequence[NDArray[np.float32]]
+    past: Sequence[NDArray[np.uint8]]
+    ahead: Sequence[NDArray[np.uint8]]
+    which: NDArray[np.intp]
+
+
+class PartPicker(Protocol):
+    """Picks the tokens of a part of the paths, from the first step on."""
+
+    def __call__(self, logits: Tensor, step: int, level: int, /) -> Tensor:
+        """Pick tokens; see `TokenPicker`."""
+
+    def finish(self, bars: Tensor) -> Tensor:
+        """Return the decoded bars of the tokens, (series, paths, horizon, 6); NaN, or an error, if logits were not
+        finite."""
+
+
+class PathPicker(Protocol):
+    """Picks the tokens of all paths of some series, whichever parts they are sampled in."""
+
+    def for_part(self, part: Part, device: torch.device) -> PartPicker:
+        """Return the picker of a part, for logits on a device; a part that failed is asked for again."""
+
+
+def sample_bars(models: ModelSet, series: SeriesSet, picker: PathPicker, paths: int) -> NDArray[np.float32]:
+    """Sample paths of normalised bars, in parts if the memory is too small.
+
+    Returns:
+        (series, paths, horizon, 6).
+    """
+    values = np.empty((len(series.bars), paths, len(series.ahead[0]), series.bars[0].shape[-1]), np.float32)
+    used, number = np.unique(series.which, return_inverse=True)
+    predictors = [models.predictors[place] for place in used]
+    for decoder, places in group_into_decoders(predictors, models.tokenizer, precision=models.precision):
+        place = np.full(len(used), -1)
+        place[places] = np.arange(len(places))
+        _DecoderBatch(decoder, models, series, place[number]).fill(values, picker)
+    return values
+
+
+class _DecoderBatch:
+    """Series of which some are sampled by one decoder."""
+
+    def __init__(self, decoder: Decoder, models: ModelSet, series: SeriesSet, place: NDArray[np.intp]) -> None:
+        """`place`: index of each series' predictor in the decoder; -1 if another decoder holds it."""
+        self._decoder, self._models, self._series, self._place = decoder, models, series, place
+
+    def fill(self, values: NDArray[np.float32], picker: PathPicker) -> None:
+        """Write the sampled bars of the decoder's series into `values`, (series, paths, horizon, 6)."""
+        device, (_, paths, horizon, _) = self._decoder.device, values.shape
+
+        def run(part: Part) -> None:
+            rows, chosen = part
+            pick = picker.for_part(part, device)
+            values[rows, chosen.start : chosen.stop] = pick.finish(self._sample(rows, len(chosen), pick)).cpu().numpy()
+
+        def size(part: Part) -> int:
+            rows, chosen = part
+            lengths = {len(self._series.bars[row]) for row in rows}
+            unequal = len(lengths) > 1
+            return self._decoder.estimate_bytes(len(rows), len(chosen), max(lengths), horizon, unequal=unequal)
+
+        whole = np.flatnonzero(self._place >= 0).tolist(), range(paths)
+        run_in_oom_safe_parts(whole, run, size, memory_budget(device), device)
+
+    def _sample(self, rows: list[int], paths: int, pick: PartPicker) -> Tensor:
+        """Sample normalised bars of some series, (series, paths, horizon, 6)."""
+        decoder, context, series = self._decoder, self._models.context, self._series
+        bars, past = (_align_ends([parts[row] for row in rows]) for parts in (series.bars, series.past))
+        lengths = torch.tensor([len(series.bars[row]) for row in rows])
+        s1, s2 = decoder.encode(bars, None if bool((lengths == bars.shape[1]).all()) else lengths)
+        prompts = Prompts(
+            (s1[:, -context:], s2[:, -context:]),
+            past[:, -context:],
+            torch.from_numpy(np.stack([series.ahead[row] for row in rows])),
+            lengths.clamp(max=context),
+            torch.from_numpy(self._place[rows]),
         )
+        drawn = decoder.generate(prompts, pick, paths=paths, context=context, s2_position=self._models.s2_position)
+        return decoder.decode(prompts.tokens, drawn, context=context, lengths=prompts.lengths)
+
+
+def _align_ends(parts: Sequence[NDArray[Any]]) -> Tensor:
+    """Join arrays (bars, ...) of unequal length to a tensor, (series, bars, ...), with zeros before the short ones."""
+    longest = max(map(len, parts))
+    joined = np.zeros((len(parts), longest, *parts[0].shape[1:]), parts[0].dtype)
+    for row, part in zip(joined, parts, strict=True):
+        row[longest - len(part) :] = part
+    return torch.from_numpy(joined)
+
+
+class TopPPicker:
+    """Draws tokens with given random numbers, by `sample_top_p`; paths of non-finite logits become NaN."""
+
+    def __init__(self, draws: Tensor, temperature: Tensor, top_p: Tensor) -> None:
+        """`draws`: uniform on [0, 1), (series, paths, horizon, 2); `temperature` and `top_p`: (series,)."""
+        self._draws, self._temperature, self._top_p = draws, temperature, top_p
         self._sums: Tensor | float = 0.0
 
-    def __call__(self, logits: Tensor, step: int, level: int) -> Tensor:
-        self._sums = self._sums + logits.sum(dim=-1)  # not finite if a logit is not; the tokens do not show it
-        return sample_top_p(logits, self._draws[:, :, step, level], self._temperature, self._top_p)
+    def for_part(self, part: Part, device: torch.device) -> TopPPicker:
+        rows, paths = part
+        draws = self._draws[rows, paths.start : paths.stop]
+        return TopPPicker(*(given.to(device) for given in (draws, self._temperature[rows], self._top_p[rows])))
 
-    def where_finite(self, values: Tensor) -> Tensor:
-        """Replace the bars, (series, paths, horizon, 6), of paths that were drawn from non-finite logits by NaN."""
-        finite = torch.isfinite(torch.as_tensor(self._sums, device=values.device))
-        return values.where(finite[..., None, None], torch.nan)
+    def __call__(self, logits: Tensor, step: int, level: int, /) -> Tensor:
+        self._sums = self._sums + logits.sum(dim=-1)  # not finite if a logit is not; the tokens do not show it
+        temperature, top_p = self._temperature[:, None, None], self._top_p[:, None, None]
+        return sample_top_p(logits, self._draws[:, :, step, level], temperature, top_p)
+
+    def finish(self, bars: Tensor) -> Tensor:
+        finite = torch.isfinite(torch.as_tensor(self._sums, device=bars.device))
+        return bars.where(finite[..., None, None], torch.nan)
 
 
 def sample_top_p(logits: Tensor, draws: Tensor, temperature: Tensor | float, top_p: Tensor | float) -> Tensor:

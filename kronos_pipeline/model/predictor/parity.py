@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from kronos_pipeline.errors import ModelError
 from kronos_pipeline.model.decode.decoder import Decoder
+from kronos_pipeline.model.decode.generate import Prompts
 from kronos_pipeline.model.modules import eval_mode, unwrap_peft
 from kronos_pipeline.model.predictor.dataframes import InputError
 
@@ -67,7 +68,7 @@ def _logits(model: Any, decoder: Decoder) -> list[tuple[Tensor, Tensor]]:
         actual.append(logits[0, 0])
         return logits.argmax(dim=-1)
 
-    decoder.generate((s1, s2), past, past[:, :1], pick, paths=1, context=_BARS, s2_position="first")
+    decoder.generate(Prompts((s1, s2), past, past[:, :1]), pick, paths=1, context=_BARS, s2_position="first")
     with torch.inference_mode(False), torch.no_grad(), eval_mode(model):
         coarse, hidden = model.decode_s1(*(part.to(decoder.device) for part in (s1, s2, past)))
         fine = model.decode_s2(hidden, actual[0].argmax()[None, None].clone())

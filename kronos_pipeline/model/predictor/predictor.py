@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from kronos_pipeline.data.bars import FEATURES, PRICES
 from kronos_pipeline.model.decode.decoder import PRECISIONS
 from kronos_pipeline.model.decode.memory import DeviceMover
+from kronos_pipeline.model.decode.sample import ModelSet
 from kronos_pipeline.model.predictor.adapters import load_adapters
 from kronos_pipeline.model.predictor.dataframes import (
     TIME_FIELDS,
@@ -36,7 +37,7 @@ from kronos_pipeline.model.predictor.dataframes import (
     to_units,
 )
 from kronos_pipeline.model.predictor.parity import check_parity, check_vocabularies
-from kronos_pipeline.model.predictor.sampling import SamplingSettings, check_sampling, sample_series
+from kronos_pipeline.model.predictor.sampling import SamplingSettings, sample_series
 
 
 class KronosPredictor:
@@ -140,7 +141,7 @@ class KronosPredictor:
             InputError: an argument cannot be forecast from; a ValueError.
             ModelError: the model gives numbers that are not finite.
         """
-        sampling = check_sampling(pred_len, T, top_k, top_p, sample_count, verbose, seed, generator)
+        sampling = SamplingSettings(pred_len, T, top_k, top_p, sample_count, verbose, seed, generator)
         series = [read_series(df, x_timestamp, y_timestamp, sampling.horizon, self.clip)]
         return self._means(series, self._sample(series, [adapter], sampling))[0]
 
@@ -165,7 +166,7 @@ class KronosPredictor:
         The arguments are lists of the arguments of `predict`; `adapters` has a name for each series, or None for the
         model. Up to 4,096 paths in all are drawn as by one call of upstream's class, more as by several calls in turn.
         """
-        sampling = check_sampling(pred_len, T, top_k, top_p, sample_count, verbose, seed, generator)
+        sampling = SamplingSettings(pred_len, T, top_k, top_p, sample_count, verbose, seed, generator)
         series = read_batch(df_list, x_timestamp_list, y_timestamp_list, sampling.horizon, self.clip)
         return self._means(series, self._sample(series, adapters, sampling))
 
@@ -186,7 +187,7 @@ class KronosPredictor:
         adapter: str | None = None,
     ) -> pd.DataFrame:
         """Sample the paths that `predict` averages, by path and time: `sample(...).loc[3]` is one path."""
-        sampling = check_sampling(pred_len, T, top_k, top_p, sample_count, verbose, seed, generator)
+        sampling = SamplingSettings(pred_len, T, top_k, top_p, sample_count, verbose, seed, generator)
         series = [read_series(df, x_timestamp, y_timestamp, sampling.horizon, self.clip)]
         (values,) = self._sample(series, [adapter], sampling)
         return paths_to_dataframe(to_units(values, series[0]), series[0])
@@ -208,7 +209,7 @@ class KronosPredictor:
         adapters: Sequence[str | None] | None = None,
     ) -> list[pd.DataFrame]:
         """Sample the paths that `predict_batch` averages; see `sample`."""
-        sampling = check_sampling(pred_len, T, top_k, top_p, sample_count, verbose, seed, generator)
+        sampling = SamplingSettings(pred_len, T, top_k, top_p, sample_count, verbose, seed, generator)
         series = read_batch(df_list, x_timestamp_list, y_timestamp_list, sampling.horizon, self.clip)
         values = self._sample(series, adapters, sampling)
         return [paths_to_dataframe(to_units(paths, entry), entry) for paths, entry in zip(values, series, strict=True)]
@@ -224,15 +225,9 @@ class KronosPredictor:
         if unknown := [name for name in adapters if not (name is None or isinstance(name, str)) or name not in places]:
             known = ", ".join(map(str, self.adapters)) or "none"
             raise InputError(f"There is no adapter {unknown[0]!r}; the predictor was made with {known}.")
-        return sample_series(
-            [self.model, *self.adapters.values()],
-            self.tokenizer,
-            series,
-            np.array([places[name] for name in adapters], np.intp),
-            sampling,
-            context=self.max_context,
-            precision=self.precision,
-        )
+        predictors = [self.model, *self.adapters.values()]
+        models = ModelSet(predictors, self.tokenizer, self.max_context, self.precision, s2_position="first")
+        return sample_series(models, series, np.array([places[name] for name in adapters], np.intp), sampling)
 
     @staticmethod
     def _means(series: Sequence[Series], values: NDArray[np.float32]) -> list[pd.DataFrame]:
