@@ -198,16 +198,21 @@ class _DecoderBatch:
         decoder, context, series = self._decoder, self._models.context, self._series
         bars, past = (_align_ends([parts[row] for row in rows]) for parts in (series.bars, series.past))
         lengths = torch.tensor([len(series.bars[row]) for row in rows])
-        s1, s2 = decoder.encode(bars, None if bool((lengths == bars.shape[1]).all()) else lengths)
+        s1, s2 = decoder.encode(bars, _unless_equal(lengths, bars.shape[1]))
         prompts = Prompts(
             (s1[:, -context:], s2[:, -context:]),
             past[:, -context:],
             torch.from_numpy(np.stack([series.ahead[row] for row in rows])),
-            lengths.clamp(max=context),
+            _unless_equal(lengths.clamp(max=context), min(bars.shape[1], context)),
             torch.from_numpy(self._place[rows]),
         )
         drawn = decoder.generate(prompts, pick, paths=paths, context=context, s2_position=self._models.s2_position)
         return decoder.decode(prompts.tokens, drawn, context=context, lengths=prompts.lengths)
+
+
+def _unless_equal(lengths: Tensor, longest: int) -> Tensor | None:
+    """Return the lengths, or None if all series are as long as the longest."""
+    return None if bool((lengths == longest).all()) else lengths
 
 
 def _align_ends(parts: Sequence[NDArray[Any]]) -> Tensor:
