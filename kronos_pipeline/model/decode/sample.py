@@ -141,8 +141,11 @@ class PartPicker(Protocol):
         """Pick tokens; see `TokenPicker`."""
 
     def finish(self, bars: Tensor) -> Tensor:
-        """Return the decoded bars of the tokens, (series, paths, horizon, 6); NaN, or an error, if logits were not
-        finite."""
+        """Return the bars that the tokens decode to, (series, paths, horizon, 6), after a check of the logits.
+
+        Raises:
+            ModelError: logits were not finite; or their paths become NaN.
+        """
 
 
 class PathPicker(Protocol):
@@ -233,16 +236,19 @@ class TopPPicker:
         self._sums: Tensor | float = 0.0
 
     def for_part(self, part: Part, device: torch.device) -> TopPPicker:
+        """Return the picker of a part, with its numbers on a device."""
         rows, paths = part
         draws = self._draws[rows, paths.start : paths.stop]
         return TopPPicker(*(given.to(device) for given in (draws, self._temperature[rows], self._top_p[rows])))
 
     def __call__(self, logits: Tensor, step: int, level: int, /) -> Tensor:
+        """Pick tokens; see `TokenPicker`."""
         self._sums = self._sums + logits.sum(dim=-1)  # not finite if a logit is not; the tokens do not show it
         temperature, top_p = self._temperature[:, None, None], self._top_p[:, None, None]
         return sample_top_p(logits, self._draws[:, :, step, level], temperature, top_p)
 
     def finish(self, bars: Tensor) -> Tensor:
+        """Replace the bars of paths that were drawn from non-finite logits by NaN."""
         finite = torch.isfinite(torch.as_tensor(self._sums, device=bars.device))
         return bars.where(finite[..., None, None], torch.nan)
 

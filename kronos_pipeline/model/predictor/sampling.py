@@ -190,6 +190,7 @@ class MultinomialPart:
         self._places = None if rows.numel() == whole.rows else rows.flatten().to(whole.generator.device)
 
     def __call__(self, logits: Tensor, _: int, level: int, /) -> Tensor:
+        """Pick tokens; see `TokenPicker`."""
         whole, sampling = self._whole, self._whole.sampling
         probabilities = filtered_probabilities(
             logits.flatten(0, 1), sampling.temperature, sampling.top_k, sampling.top_p
