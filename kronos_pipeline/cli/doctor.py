@@ -13,10 +13,11 @@ from kronos_pipeline.config import KronosTrainingConfig, Recipe
 class Doctor(Command, Recipe):
     """Check whether a folder of CSVs is fit for training and has enough data.
 
-    Print every invalid line with its file, line and column, and the number of windows that the settings give. Nothing
-    is written.
+    Print what was read and how, every problem with its file, line and column, and the number of windows that the
+    settings give; then propose settings that fit. Nothing is written.
     """
 
+    ticker: list[str] = Field([], description="tickers to show in full (comma-separated); by default all, if few")
     data_dir: str = Field("trainingdata", description=KronosTrainingConfig.model_fields["data_dir"].description)
 
     def run(self) -> int:
@@ -24,8 +25,14 @@ class Doctor(Command, Recipe):
         from rich.console import Console
 
         from kronos_pipeline.data.doctor import doctor_table, examine_folder
+        from kronos_pipeline.pipeline.propose import proposal_lines
 
-        report = examine_folder(Path(self.data_dir), Recipe.model_validate(self.model_dump(exclude={"data_dir"})))
-        Console().print(doctor_table(report))
-        print("\n".join(report.lines()))
+        recipe = Recipe.model_validate(self.model_dump(include=set(Recipe.model_fields)))
+        report = examine_folder(Path(self.data_dir), recipe)
+        shown = report.of(self.ticker) if self.ticker else report
+        Console().print(doctor_table(shown))
+        print("\n".join(shown.lines()))
+        if not self.ticker:
+            bars = [ticker.bars for ticker in report.tickers if ticker.bars is not None]
+            print("\n".join(proposal_lines(bars, recipe, self.data_dir)))
         return 0 if report.fit else FAILED

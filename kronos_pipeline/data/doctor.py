@@ -8,6 +8,7 @@ also cover a year of training, as times are a model input and the model should s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,10 +25,14 @@ from kronos_pipeline.data.bars import Bars
 from kronos_pipeline.data.csv_files import find_csv_files
 from kronos_pipeline.data.ingest import read_files
 from kronos_pipeline.data.windows import STRADDLING, WindowSet, build_all_windows
-from kronos_pipeline.errors import DataError, Problem
+from kronos_pipeline.errors import DataError, Problem, count, enumerate_some
 
 HORIZONS_PER_TICKER = 20
 HORIZONS_IN_ALL = 100
+_COUNTS = ("train", "sel.", "cutoffs")
+MANY = 20
+"""Largest number of tickers that the report shows one by one."""
+_NUMBER = re.compile(r"\d[\d.,:/-]*")
 _YEAR = 360
 """Days; a year of trading days may begin and end with holidays."""
 
@@ -61,6 +66,21 @@ class TickerReport:
     def enough(self) -> bool:
         """True if the ticker is fit and has enough data for an adapter of its own."""
         return self.fit and not self.doubts
+
+    @property
+    def verdict(self) -> str:
+        """The verdict in a word or two."""
+        return "enough" if self.enough else "little" if self.fit else "not fit"
+
+    def remarks(self) -> list[str]:
+        """Return doubts, notes and windows left out, a line each."""
+        excluded = self.windows.excluded if self.windows else {}
+        return [
+            *(f"not enough: {doubt}" for doubt in self.doubts),
+            *(f"note: {note}" for note in (self.bars.notes if self.bars else ())),
+            # Any data has windows between two splits, so they are no news.
+            *(f"left out: {number}, {reason}" for reason, number in excluded.items() if reason != STRADDLING),
+        ]
 
     @property
     def horizons(self) -> int:
@@ -101,8 +121,24 @@ class FolderReport:
         """True if the tickers together have enough data for a checkpoint."""
         return self.horizons >= HORIZONS_IN_ALL
 
+    def of(self, symbols: Sequence[str]) -> FolderReport:
+        """Return the report on some tickers.
+
+        Raises:
+            DataError: the folder lacks a ticker.
+        """
+        known = {report.ticker: report for report in self.tickers}
+        wanted = [symbol if symbol in known else symbol.upper() for symbol in symbols]
+        if missing := [symbol for symbol in wanted if symbol not in known]:
+            rule = f"no such ticker here; there are: {enumerate_some(list(known), 10)}"
+            raise DataError([Problem(symbol, rule) for symbol in missing])
+        return FolderReport(tuple(known[symbol] for symbol in dict.fromkeys(wanted)), self.notes)
+
     def lines(self) -> list[str]:
-        """Return the verdict, then the folder's notes, and each ticker's problems, doubts and notes, one per line."""
+        """Return the verdict and the folder's notes; then each ticker's problems, doubts and notes, one per line.
+
+        Of more than `MANY` tickers, problems, doubts and notes are summed up by kind.
+        """
         fit = sum(report.fit for report in self.tickers)
         enough = sum(report.enough for report in self.tickers)
         checkpoint = "enough" if self.enough_for_checkpoint else f"fewer than the {HORIZONS_IN_ALL} it should have"
@@ -111,18 +147,32 @@ class FolderReport:
             f"A checkpoint over all has {self.horizons} horizons of training targets end to end: {checkpoint}.",
         ]
         lines += [f"note: {note}" for note in self.notes]
+        if len(self.tickers) > MANY:
+            return lines + _summed_up(self.tickers)
         for report in self.tickers:
             lines += [f"problem: {line}" for line in str(DataError(report.problems)).splitlines()]
-            lines += [f"{report.ticker}: not enough: {doubt}" for doubt in report.doubts]
-            lines += [f"{report.ticker}: note: {note}" for note in (report.bars.notes if report.bars else ())]
-            excluded = report.windows.excluded if report.windows else {}
-            # Any data has windows between two splits, so they are no news.
-            lines += [
-                f"{report.ticker}: left out: {count}, {reason}"
-                for reason, count in excluded.items()
-                if reason != STRADDLING
-            ]
+            lines += [f"{report.ticker}: {remark}" for remark in report.remarks()]
         return lines
+
+
+def _summed_up(reports: Sequence[TickerReport]) -> list[str]:
+    """Return a line per kind of problem or remark: the number of tickers, and the first of them."""
+    tickers: dict[str, list[str]] = {}
+    for report in reports:
+        problems = [f"problem: {problem.rule}" for problem in report.problems]
+        for kind in dict.fromkeys(_kind(remark) for remark in (*problems, *report.remarks())):
+            tickers.setdefault(kind, []).append(report.ticker)
+    lines = [
+        f"{kind}: {count(len(symbols), 'ticker')} ({enumerate_some(symbols, 3)})"
+        for kind, symbols in sorted(tickers.items(), key=lambda item: -len(item[1]))
+    ]
+    return [*lines, f"--ticker {reports[0].ticker} shows a ticker in full."] if lines else []
+
+
+def _kind(remark: str) -> str:
+    """Return a remark without its numbers, and without the details after a second colon."""
+    heading, _, text = remark.partition(": ")
+    return f"{heading}: {_NUMBER.sub('#', text.partition(': ')[0])}"
 
 
 def examine_folder(data_dir: Path, recipe: Recipe) -> FolderReport:
@@ -142,21 +192,42 @@ def examine_folder(data_dir: Path, recipe: Recipe) -> FolderReport:
 
 
 def doctor_table(report: FolderReport) -> Table:
-    """Build a table, 80 columns wide, with a row per ticker: bars, span, interval, windows per split, verdict."""
+    """Build a table, 80 columns wide: bars, span, interval, windows per split, verdict, with a row per ticker.
+
+    More than `MANY` tickers get a row per verdict and interval, with the range of each number.
+    """
     table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 0, 0, 1))
-    for header in ("ticker", "bars", "first", "last", "every", "train", "sel.", "cutoffs", "verdict"):
-        number = header in ("bars", "train", "sel.", "cutoffs")
+    many = len(report.tickers) > MANY
+    for header in ("tickers" if many else "ticker", *("bars", "first", "last", "every", *_COUNTS, "verdict")):
+        number = header in ("tickers", "bars", *_COUNTS)
         table.add_column(header, justify="right" if number else "left", no_wrap=header != "ticker", overflow="fold")
+    groups: dict[tuple[str, str], list[TickerReport]] = {}
     for ticker in report.tickers:
-        cells = ["", "", "", ""]
-        if ticker.bars is not None:
-            stamps = ticker.bars.frame["timestamps"]
-            first, last = (f"{stamp:%Y-%m-%d}" for stamp in (stamps.iloc[0], stamps.iloc[-1]))
-            cells = [f"{len(ticker.bars)}", first, last, ticker.interval or ""]
-        counts = [str(count) for count in ticker.windows.counts().values()] if ticker.windows else ["", "", ""]
-        verdict = "enough" if ticker.enough else "little" if ticker.fit else "not fit"
-        table.add_row(*(escape(cell) for cell in (ticker.ticker, *cells, *counts, verdict)))
+        key = (ticker.verdict, ticker.interval or "") if many else (ticker.ticker, "")
+        groups.setdefault(key, []).append(ticker)
+    for tickers in groups.values():
+        name = str(len(tickers)) if many else tickers[0].ticker
+        table.add_row(*(escape(cell) for cell in (name, *_cells(tickers), tickers[0].verdict)))
     return table
+
+
+def _cells(tickers: Sequence[TickerReport]) -> list[str]:
+    """Return bars, first, last, interval and windows per split of tickers, numbers as ranges."""
+    cells = ["", "", "", ""]
+    bars = [ticker.bars for ticker in tickers if ticker.bars is not None]
+    if bars:
+        stamps = [ticker_bars.frame["timestamps"] for ticker_bars in bars]
+        first, last = min(stamp.iloc[0] for stamp in stamps), max(stamp.iloc[-1] for stamp in stamps)
+        length = _range([len(ticker_bars) for ticker_bars in bars])
+        days = "%Y-%m-%d" if len(tickers) == 1 else "%Y-%m"
+        cells = [length, first.strftime(days), last.strftime(days), tickers[0].interval or ""]
+    counts = [list(ticker.windows.counts().values()) for ticker in tickers if ticker.windows]
+    return cells + ([_range(list(numbers)) for numbers in zip(*counts, strict=True)] or [""] * len(_COUNTS))
+
+
+def _range(numbers: Sequence[int]) -> str:
+    least, most = min(numbers), max(numbers)
+    return str(least) if least == most else f"{least}-{most}"
 
 
 def examine_tickers(bars: Sequence[Bars], recipe: Recipe) -> dict[str, TickerReport]:

@@ -171,6 +171,14 @@ def _check_vocabularies(model: KronosModel, names: str) -> None:
         )
 
 
+def is_on_this_machine(source: BaseModelSource) -> bool:
+    """Return whether a base model loads without a request to the Hub."""
+    return all(
+        weights.folder is not None or all(_cached(weights, file) for file in (CONFIG, WEIGHTS))
+        for weights in (source.predictor, source.tokenizer)
+    )
+
+
 def find_folders(source: BaseModelSource) -> tuple[Path, Path]:
     """Return the folders of predictor and tokenizer; files on the Hub are fetched unless they are cached.
 

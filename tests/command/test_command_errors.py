@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -177,7 +179,12 @@ def test_kronos_has_each_subcommand(
     settings = ["--lookback", "16", "--horizon", "5", "--validation-days", "12", "--selection-days", "14"]
     doctor = ["doctor", "--data-dir", str(data), "--model-name", str(tiny_base), *settings]
     assert cli.main(doctor) == 0
-    assert "1 of 1 tickers are fit" in capsys.readouterr().out
+    report = capsys.readouterr().out
+    assert "1 of 1 tickers are fit" in report
+    assert "cost: about" in report
+    [proposal] = re.findall(r"^proposal: python -m kronos_pipeline.run_training (.*)$", report, re.MULTILINE)
+    quick = ["--output-dir", str(tmp_path / "proposed"), "--epochs", "1", "--eval-samples", "2"]
+    assert run_training.main([*shlex.split(proposal), *quick]) == 0
     (data / "EMPTY.csv").touch()
     assert cli.main(doctor) == 2
     assert "EMPTY.csv" in capsys.readouterr().out

@@ -69,3 +69,43 @@ def test_the_table_fits_80_columns_and_has_a_row_per_ticker(report: FolderReport
 def test_a_folder_without_a_csv_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no CSV"):
         examine_folder(tmp_path, Recipe())
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> FolderReport:
+    folder = tmp_path_factory.mktemp("many")
+    for number in range(30):
+        write_frame(folder, f"T{number:02}", daily_frame(600 + number).assign(Volume=[0] + [5] * (599 + number)))
+    for number in range(3):
+        write_frame(folder, f"BAD{number}", daily_frame(300 + number).assign(Close="?"))
+    return examine_folder(folder, Recipe(validation_days=10, selection_days=40))
+
+
+def test_many_tickers_are_summed_up_by_kind(many: FolderReport) -> None:
+    lines = many.lines()
+
+    assert lines[2:] == [
+        "not enough: training targets hold # horizons end to end, and # are the least to learn from: "
+        "30 tickers (T00, T01, T02 and 27 more)",
+        "note: bars without volume, as in a trading halt: 30 tickers (T00, T01, T02 and 27 more)",
+        "problem: must be a number: 3 tickers (BAD0, BAD1, BAD2)",
+        "--ticker BAD0 shows a ticker in full.",
+    ]
+
+
+def test_the_table_of_many_tickers_has_a_row_per_verdict(many: FolderReport) -> None:
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    console.print(doctor_table(many))
+    rows = [row.split() for row in console.export_text().splitlines()[2:]]
+
+    assert [(row[0], row[-2:]) for row in rows] == [("3", ["not", "fit"]), ("30", ["1", "little"])]
+    assert rows[1][1] == "600-629"
+
+
+def test_some_tickers_of_many_are_shown_in_full(many: FolderReport) -> None:
+    shown = many.of(["t07", "BAD1"])
+
+    assert [report.ticker for report in shown.tickers] == ["T07", "BAD1"]
+    assert any(line.startswith("T07: note: bars without volume, as in a trading halt: 1") for line in shown.lines())
+    with pytest.raises(DataError, match="no such ticker here; there are: BAD0, BAD1"):
+        many.of(["NONE"])
