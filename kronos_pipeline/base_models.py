@@ -86,7 +86,7 @@ class BaseModelSource:
             first_holdout: time of the holdout's first bar, in the file's local time.
         """
         if self.pretraining is None:
-            return f"not known to be unseen in pre-training: nobody says which bars {self.name} has learned from"
+            return f"not known to be unseen in pre-training: the training bars of {self.name} are unknown"
         clean = self.pretraining.unseen_from
         if clean is None or first_holdout >= clean:
             return None

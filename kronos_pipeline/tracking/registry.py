@@ -236,9 +236,9 @@ def _measured(version: Version) -> Version:
         TrackingError: the version is a refit, which was not measured.
     """
     if not version.measured:
-        refit_of = version.tags.get("refit_of", "none that is known")
+        refit_of = version.tags.get("refit_of", "unknown")
         raise TrackingError(
-            f"{version} was not itself measured, so it can be no champion. It is a refit of version {refit_of}: "
-            "promote that one, and the refit is used with it."
+            f"{version} was not itself measured, so it cannot be champion. It is a refit of version {refit_of}: "
+            f"promote version {refit_of}, and its forecasts use the refit."
         )
     return version

@@ -81,13 +81,13 @@ class ServedForecaster:
     def _ticker(self, frame: pd.DataFrame) -> str:
         symbols = frame["unique_id"].dropna().unique().tolist() if "unique_id" in frame else []
         if len(symbols) > 1:
-            raise _bad(f"unique_id names {len(symbols)} tickers; send the bars of one at a time")
+            raise _bad(f"unique_id names {len(symbols)} tickers; send the bars of one ticker per request")
         if symbols:
             if not NAME.fullmatch(str(symbols[0])):
                 raise _bad(f"unique_id {symbols[0]!r} is no symbol: letters, digits and .-_^= only")
             return str(symbols[0])
         if len(self._tickers) > 1:
-            raise _bad(f"say in unique_id whose bars they are; the model was trained on {', '.join(self._tickers)}")
+            raise _bad(f"name the ticker of the bars in unique_id; the model was trained on {', '.join(self._tickers)}")
         return str(self._tickers[0])
 
 

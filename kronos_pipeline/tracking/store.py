@@ -111,7 +111,7 @@ def readable_errors(uri: str) -> Iterator[None]:
         if "out-of-date database schema" in reason:
             advice = f"it was made by another version of MLflow; save a copy and run `mlflow db upgrade '{shown}'`"
         elif uri.startswith(_SQLITE):
-            advice = f"{reason}; mend the file, or move it away and a new one is made"
+            advice = f"{reason}; repair the file, or move it away for a new file"
         else:
             advice = f"{reason}; start it, mend MLFLOW_TRACKING_URI, or unset that to track in --output-dir"
         raise TrackingError(f"The MLflow store {shown} cannot be used: {advice}.") from error

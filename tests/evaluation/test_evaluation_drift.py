@@ -49,7 +49,7 @@ def test_an_error_far_above_what_was_usual_is_drift_and_a_usual_one_is_not() -> 
     assert high.bound is not None
     assert high.expected is not None
     assert high.error > high.bound > high.expected
-    for figure in ("2.1 over 2 cutoffs", "0.984 was usual"):
+    for figure in ("2.1 over 2 cutoffs", "the evidence predicts 0.984"):
         assert figure in high.reason
 
 
@@ -77,8 +77,8 @@ def test_it_is_said_whether_the_naive_forecast_errs_more_too() -> None:
     assert wild.drifted
     assert stale.drifted
     assert wild.naive_ratio == pytest.approx(3 / stats.gmean(USUAL))
-    assert "naive forecast is 3.05 times" in wild.reason
-    assert "naive forecast is 1.02 times" in stale.reason
+    assert "naive forecast's error is 3.05 times" in wild.reason
+    assert "naive forecast's error is 1.02 times" in stale.reason
 
 
 def test_a_forecast_that_is_cut_short_does_not_count() -> None:

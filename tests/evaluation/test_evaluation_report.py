@@ -194,7 +194,7 @@ def test_what_was_seen_in_pre_training_is_said_of_the_tickers_concerned_and_of_n
 
 def test_a_tickers_file_holds_one_ticker(layout: ArtifactLayout) -> None:
     windows = [windows_of("AAPL"), windows_of("MSFT")]
-    with pytest.raises(ArtifactError, match="not those of 2"):
+    with pytest.raises(ArtifactError, match="found 2 symbols"):
         save_ticker_evaluation(layout, predictions_of(windows), "adapter", manifest_of(windows))
 
 

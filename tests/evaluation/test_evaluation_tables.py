@@ -93,7 +93,7 @@ def test_bars_that_had_to_be_mended_are_told(evaluation: dict[str, Any]) -> None
     assert "mended" not in " ".join(evaluation_table(evaluation).notes)
     for entry, share in zip(evaluation["per_symbol"], (0.02, 0.04), strict=True):
         entry["mended"] = {"base": 0.0, "adapter": share}
-    assert "were mended: base 0.0%, adapter 3.0%." in " ".join(evaluation_table(evaluation).notes)
+    assert "repaired to valid candles: base 0.0%, adapter 3.0%." in " ".join(evaluation_table(evaluation).notes)
 
 
 def test_models_that_not_every_symbol_has_come_last_and_are_said_not_to_compare() -> None:

@@ -180,7 +180,7 @@ def test_a_model_of_several_tickers_asks_whose_bars_they_are(
 ) -> None:
     folder = made_checkpoint(output / "checkpoint", recipe, ["AAPL", "MSFT"])
     model = mlflow.pyfunc.load_model(str(register(folder, registered_name("SEVERAL"))))
-    with pytest.raises(MlflowException, match=r"say in unique_id whose bars they are; .* trained on AAPL, MSFT"):
+    with pytest.raises(MlflowException, match=r"name the ticker of the bars in unique_id; .* trained on AAPL, MSFT"):
         model.predict(BARS.frame)
     forecasts = [model.predict(BARS.frame.assign(unique_id=ticker)) for ticker in ("AAPL", "MSFT", "AAPL")]
     pd.testing.assert_frame_equal(forecasts[0], forecasts[2])

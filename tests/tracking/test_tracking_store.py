@@ -144,7 +144,7 @@ def test_a_deleted_experiment_is_restored(output: Path) -> None:
 def test_a_damaged_store_is_named_at_once_and_left_alone(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(content)
     begun = time.monotonic()
-    with pytest.raises(TrackingError, match=r"mlflow\.db cannot be used: .*; mend the file, or move it away"):
+    with pytest.raises(TrackingError, match=r"mlflow\.db cannot be used: .*; repair the file, or move it away"):
         train(Tracker(None, tmp_path), "never")
     assert time.monotonic() - begun < 20
     assert (tmp_path / "mlflow.db").read_bytes() == content

@@ -126,7 +126,7 @@ def _aligned(bars: Mapping[str, Bars], recipe: Recipe) -> tuple[dict[str, Bars],
     last = {ticker: ticker_bars.frame["timestamps"].iloc[-1] for ticker, ticker_bars in bars.items()}
     newest = bars[max(last, key=lambda ticker: last[ticker])]
     first_cutoff = newest.frame["timestamps"].iloc[max(len(newest) - recipe.backtest_origins * recipe.horizon - 1, 0)]
-    rule = f"its bars end before {first_cutoff}, where the others' cutoffs begin; backtest it alone"
+    rule = f"its bars end before {first_cutoff}, the first cutoff of the other tickers; backtest it alone"
     errors: dict[str, KronosError] = {
         ticker: DataError(Problem(ticker_bars.source, rule), ticker)
         for ticker, ticker_bars in bars.items()

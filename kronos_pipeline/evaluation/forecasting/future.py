@@ -238,7 +238,7 @@ def _request(
     lookback = min(recipe.lookback, model.context - recipe.horizon - 1, len(bars))
     history = bars.values[-lookback:]
     if np.ptp(history[:, _CLOSE]) == 0:
-        rule = f"the last {lookback} closes are all {history[-1, _CLOSE]:g}, of which a model can say nothing"
+        rule = f"the last {lookback} closes are all {history[-1, _CLOSE]:g}, and a model cannot forecast them"
         raise DataError(Problem(bars.source, rule), bars.ticker)
     past, future = stamp_features(stamps[-lookback:]), stamp_features(ahead)
     return ForecastRequest(bars.ticker, history[None], past[None], future[None], model, sampling, recipe)

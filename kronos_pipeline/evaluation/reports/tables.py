@@ -215,4 +215,4 @@ def _mended(evaluation: Mapping[str, Any]) -> str | None:
     if not any(means.values()):
         return None
     listed = ", ".join(f"{name} {share:.1%}" for name, share in means.items())
-    return f"Sampled bars that were no valid candles, and were mended: {listed}."
+    return f"Sampled bars repaired to valid candles: {listed}."

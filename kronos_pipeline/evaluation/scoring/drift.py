@@ -106,18 +106,18 @@ def find_drift(evidence: pd.DataFrame, since: pd.DataFrame | None, model: str, h
     drift = Drift(False, "", len(cutoffs), newest=pd.Timestamp(cutoffs[-1]).isoformat())
     before, now = _logarithms(evidence, model), _logarithms(newer, model)
     if before is None or now is None:
-        return replace(drift, reason="its error is 0 or undefined at a cutoff, so that there is nothing to compare")
+        return replace(drift, reason="its error is 0 or undefined at a cutoff, so the errors cannot be compared")
     if len(before) < MIN_CUTOFFS:
-        few = f"its evidence has {len(before)} cutoffs, and {MIN_CUTOFFS} are needed to say what is usual"
+        few = f"its evidence has {len(before)} cutoffs, and {MIN_CUTOFFS} are needed"
         return replace(drift, reason=few)
     spread = before.std(ddof=1) * np.sqrt(1 / len(before) + 1 / len(now))
     bound = before.mean() + student.ppf(CONFIDENCE, len(before) - 1) * spread
     error, expected, bound = (float(np.exp(value)) for value in (now.mean(), before.mean(), bound))
     naive = _ratio(_logarithms(newer, NAIVE), _logarithms(evidence, NAIVE))
     reason = (
-        f"scaled error {error:.3g} over {len(now)} cutoffs up to {drift.newest}, where {expected:.3g} was usual and "
-        f"up to {bound:.3g} is chance"
-    ) + (f"; that of the naive forecast is {naive:.2f} times what it was" if naive is not None else "")
+        f"scaled error {error:.3g} over {len(now)} cutoffs up to {drift.newest}; the evidence predicts {expected:.3g}, "
+        f"and by chance at most {bound:.3g}"
+    ) + (f"; the naive forecast's error is {naive:.2f} times its error in the evidence" if naive is not None else "")
     drifted = error > bound
     return replace(
         drift, drifted=drifted, reason=reason, error=error, expected=expected, bound=bound, naive_ratio=naive

@@ -55,7 +55,7 @@ def build_evaluation(
         ArtifactError: there is no symbol at all, or the table is not one of predictions.
     """
     if predictions.empty:
-        raise ArtifactError("No symbol was evaluated, so there are no metrics; mend what each was skipped for.")
+        raise ArtifactError("No symbol was evaluated, so there are no metrics; correct the reported errors.")
     check_predictions(predictions)
     scores = score(predictions)
     judged = {
@@ -107,7 +107,7 @@ def save_ticker_evaluation(
 ) -> dict[str, Any]:
     """Write one ticker's `metrics/<T>.parquet` and `metrics/<T>.json`, in the same form; return the latter."""
     if len(symbols := predictions["unique_id"].unique()) != 1:
-        raise ArtifactError(f"One symbol's forecasts were expected, not those of {len(symbols)}; evaluate one by one.")
+        raise ArtifactError(f"Expected the forecasts of 1 symbol, found {len(symbols)} symbols; evaluate each alone.")
     ticker = str(symbols[0])
     evaluation = build_evaluation(predictions, trained, [], manifest, tickers_tested)
     return save_report(layout.ticker_metrics(ticker), layout.ticker_forecasts(ticker), evaluation, predictions)

@@ -52,7 +52,7 @@ def check_parity(model: nn.Module, tokenizer: nn.Module, precision: str) -> None
     for actual, expected in pairs:
         if bool(((actual - expected).abs() > (_EXACT if exact else _ROUGH) * expected.std()).any()):
             raise ModelError(
-                "The model computes something else than its weights say: it has hooks, or layers of another kind than "
+                "The model's results do not follow from its weights: it has hooks, or layers of another kind than "
                 "upstream's. Take them out, or forecast with upstream's own class."
             )
 
