@@ -71,6 +71,19 @@ print(sorted({"torch", "dagster", "mlflow", "sktime", "peft"} & set(sys.modules)
     assert (result.returncode, result.stdout.strip()) == (0, "[]"), result.stderr
 
 
+def test_a_subcommand_imports_no_other_subcommand() -> None:
+    script = """
+import sys
+from kronos_pipeline.cli import main
+assert main(["forecast", "--help"]) == 0
+prefix = "kronos_pipeline.cli."
+print(sorted(name.removeprefix(prefix) for name in sys.modules if name.startswith(prefix)))
+"""
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    imported = str(["app", "command", "forecast", "tickers"])
+    assert (result.returncode, result.stdout.splitlines()[-1]) == (0, imported), result.stderr
+
+
 @pytest.mark.slow
 def test_public_names_are_found_where_the_package_says() -> None:
     script = """

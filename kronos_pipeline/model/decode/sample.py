@@ -143,8 +143,7 @@ class PartPicker(Protocol):
     def finish(self, bars: Tensor) -> Tensor:
         """Return the bars that the tokens decode to, (series, paths, horizon, 6), after a check of the logits.
 
-        Raises:
-            ModelError: logits were not finite; or their paths become NaN.
+        If logits were not finite, a picker either raises a ModelError or replaces the bars of their paths by NaN.
         """
 
 
