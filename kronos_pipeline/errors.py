@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 _SHOWN = 20
-_LINES_SHOWN = 3
+LINES_SHOWN = 3
+"""Lines that a problem of many lines names."""
 
 
 def count(many: int, word: str) -> str:
@@ -94,7 +95,7 @@ def tell_once(problems: Iterable[Problem]) -> tuple[Problem, ...]:
 def _merge(problems: Sequence[Problem]) -> Problem:
     lines = sorted({line for problem in problems for line in (problem.lines or (problem.line or 0,))})
     first = min(problems, key=lambda problem: problem.line or 0)
-    return replace(first, lines=tuple(lines[:_LINES_SHOWN]), count=sum(problem.count for problem in problems))
+    return replace(first, lines=tuple(lines[:LINES_SHOWN]), count=sum(problem.count for problem in problems))
 
 
 class DataError(KronosError):

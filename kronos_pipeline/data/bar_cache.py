@@ -39,7 +39,8 @@ def read_files_cached(
     Returns:
         The bars of each valid ticker, the error of each invalid ticker, and the tickers with unchanged files.
     """
-    stored = {file.ticker: load_cached_bars(file, stored_at(file.ticker), settings) for file in files}
+    hashes: dict[Path, str] = {}
+    stored = {file.ticker: _load_unchanged(file, stored_at(file.ticker), settings, hashes) for file in files}
     cached = {ticker: bars for ticker, bars in stored.items() if bars is not None}
     read, errors = read_files([file for file in files if file.ticker not in cached], settings, now=now)
     bars_by_ticker = cached | read
@@ -49,11 +50,19 @@ def read_files_cached(
 
 def load_cached_bars(file: CsvFile, path: Path, settings: ReadingSettings = DEFAULTS) -> Bars | None:
     """Return the bars stored at `path` if this version of the code read them from this very file, else None."""
+    return _load_unchanged(file, path, settings, {})
+
+
+def _load_unchanged(file: CsvFile, path: Path, settings: ReadingSettings, hashes: dict[Path, str]) -> Bars | None:
+    """Do as `load_cached_bars` does; `hashes` keeps the hash of each CSV, as one may be of many tickers."""
     if not path.exists():
         return None
     try:
         bars = load_bars(path)
-        contents = [bytes_hash(read_content(file.part(path))) for path in file.paths]
+        for part in file.paths:
+            if part not in hashes:
+                hashes[part] = bytes_hash(read_content(file.part(part)))
+        contents = [hashes[part] for part in file.paths]
         return bars if bars.csv_key == csv_key(file, contents, settings) else None
     except (ArtifactError, DataError):
         return None  # reading the CSV replaces it or reports the error

@@ -15,7 +15,7 @@ from kronos_pipeline.artifacts import read_parquet, text_hash, write_parquet
 from kronos_pipeline.code_version import BARS, code_version, layers_version
 from kronos_pipeline.config import ReadingSettings
 from kronos_pipeline.data.bar_schedule import StampArray
-from kronos_pipeline.data.csv_file import CsvFile
+from kronos_pipeline.data.csv_file import CsvFile, printable
 from kronos_pipeline.errors import ArtifactError
 
 FEATURES = ("open", "high", "low", "close", "volume", "amount")
@@ -104,7 +104,12 @@ def csv_key(file: CsvFile, contents: Sequence[str], settings: ReadingSettings) -
         settings: the settings of the reading.
     """
     return text_hash(
-        file.name, file.symbol or "", *file.notes, *contents, settings.model_dump_json(), layers_version(*BARS)
+        *map(printable, file.paths),
+        file.symbol or "",
+        *file.notes,
+        *contents,
+        settings.model_dump_json(),
+        layers_version(*BARS),
     )
 
 

@@ -156,6 +156,30 @@ def select_symbol(table: CsvTable, symbol: str) -> CsvTable:
     )
 
 
+def split_symbols(table: CsvTable) -> dict[str, CsvTable]:
+    """Return the rows of each ticker of a table with a column of symbols, by symbol."""
+    encoded = _trimmed(table.cells["symbol"]).dictionary_encode()
+    codes = encoded.indices.to_numpy()
+    order = np.argsort(codes, kind="stable")
+    ends = np.cumsum(np.bincount(codes, minlength=len(encoded.dictionary)))
+    lines = np.asarray(table.lines)[order].tolist()
+    sorted_cells, sorted_times = (
+        {name: pa.array(cells, pa.string()).take(pa.array(order)) for name, cells in columns.items()}
+        for columns in (table.cells, table.time_cells)
+    )
+    numbers = {name: values[order] for name, values in table.numbers.items()}
+    tables = {}
+    for symbol, first, last in zip(encoded.dictionary.to_pylist(), [0, *ends], ends, strict=False):
+        tables[symbol] = replace(
+            table,
+            cells={name: cells[first:last] for name, cells in sorted_cells.items()},
+            time_cells={name: cells[first:last] for name, cells in sorted_times.items()},
+            lines=lines[first:last],
+            numbers={name: values[first:last] for name, values in numbers.items()},
+        )
+    return tables
+
+
 def symbols_of(file: CsvFile, settings: ReadingSettings = DEFAULTS) -> list[str]:
     """Return the distinct cells of a file's column of symbols, in their order; none without such a column.
 

@@ -1,39 +1,43 @@
-"""Parse CSV files into validated bars; report all invalid lines, with file, line, column, rule and value."""
+"""Read CSV files into validated bars; report all invalid lines, with file, line, column, rule and value.
+
+files -> tables (csv_table) -> numbers and times -> rows of a ticker (rows) -> validation -> bar times -> bars
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pandera.pandas as pandera
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from kronos_pipeline.config import ReadingSettings
-from kronos_pipeline.data.bar_schedule import StampArray
-from kronos_pipeline.data.bars import FEATURES, PRICES, Bars, FloatArray, csv_key, make_bars
-from kronos_pipeline.data.csv_files import CsvFile, find_csv_files
-from kronos_pipeline.data.csv_table import DEFAULTS, CsvTable, read_csv_table
+from kronos_pipeline.data.bar_schedule import BoolArray
+from kronos_pipeline.data.bar_times import arrange_bars
+from kronos_pipeline.data.bars import FEATURES, PRICES, Bars, column_matrix, csv_key, make_bars
+from kronos_pipeline.data.csv_file import CsvFile
+from kronos_pipeline.data.csv_files import find_csv_files
+from kronos_pipeline.data.csv_table import DEFAULTS, CsvTable, read_csv_table, split_symbols
+from kronos_pipeline.data.numbers import NumberColumn, parse_numbers
 from kronos_pipeline.data.quality_flags import find_flags
+from kronos_pipeline.data.rows import (
+    ADJUSTED_CLOSE,
+    TIME,
+    Fault,
+    Rows,
+    complete_rows,
+    find_conflicts,
+    join_rows,
+    leave_out_bad,
+    order_rows,
+)
 from kronos_pipeline.data.schemas import ORDER_RULES, RULES, VALIDATION_BATCH, BarFrame
-from kronos_pipeline.data.timestamps import parse_times
+from kronos_pipeline.data.timestamps import ParsedTimes, parse_time_columns
 from kronos_pipeline.errors import DataError, Problem
-
-
-@dataclass
-class _Draft:
-    """A parsed file before validation: columns oldest first, the table's row of each bar, and the problems found."""
-
-    table: CsvTable
-    times: StampArray
-    columns: dict[str, FloatArray]
-    rows: np.ndarray
-    zone: str | None
-    problems: list[Problem]
-    notes: list[str]
 
 
 def read_bars(file: CsvFile, settings: ReadingSettings = DEFAULTS, *, now: pd.Timestamp | None = None) -> Bars:
@@ -42,7 +46,7 @@ def read_bars(file: CsvFile, settings: ReadingSettings = DEFAULTS, *, now: pd.Ti
     Args:
         file: the file.
         settings: the settings of the reading.
-        now: the time of reading, with a zone, for the note on an unfinished last bar; by default the current time.
+        now: the time of reading, with a zone, for a last bar that is still forming; by default the current time.
 
     Raises:
         DataError: the file is invalid; the error has all problems.
@@ -55,9 +59,9 @@ def read_bars(file: CsvFile, settings: ReadingSettings = DEFAULTS, *, now: pd.Ti
 
 def read_table(table: CsvTable, *, now: pd.Timestamp | None = None) -> Bars:
     """Read and validate one ticker's bars from a table of text; see `read_bars`."""
-    draft = _draft(table)
-    _validate([draft])
-    return _finish(draft, DEFAULTS, pd.Timestamp.now("UTC") if now is None else now)
+    settings = ReadingSettings(keep_forming=True)  # the caller chooses the bars
+    [rows] = _validate([_prepare([table], settings)])
+    return _finish(table.file, rows, settings, pd.Timestamp.now("UTC") if now is None else now)
 
 
 def read_folder(
@@ -83,94 +87,189 @@ def read_files(
     now = pd.Timestamp.now("UTC") if now is None else now
     bars: dict[str, Bars] = {}
     errors: dict[str, DataError] = {}
+    tables = _Tables(files, settings)
     for first in range(0, len(files), VALIDATION_BATCH):
-        drafts: list[_Draft] = []
+        prepared: list[tuple[CsvFile, Rows]] = []
         for file in files[first : first + VALIDATION_BATCH]:
             try:
-                drafts.append(_draft(read_csv_table(file, settings)))
+                prepared.append((file, _prepare([tables.read(file, path) for path in file.paths], settings)))
+            except DataError as error:
+                errors[file.ticker] = DataError(error.problems, file.ticker)
+        validated = _validate([rows for _, rows in prepared])
+        for (file, _), rows in zip(prepared, validated, strict=True):
+            try:
+                bars[file.ticker] = _finish(file, rows, settings, now)
             except DataError as error:
                 errors[file.ticker] = error
-        _validate(drafts)
-        for draft in drafts:
-            try:
-                bars[draft.table.file.ticker] = _finish(draft, settings, now)
-            except DataError as error:
-                errors[draft.table.file.ticker] = error
     return bars, errors
 
 
-def _finish(draft: _Draft, settings: ReadingSettings, now: pd.Timestamp) -> Bars:
-    file = draft.table.file
-    if draft.problems:
-        raise DataError(sorted(draft.problems, key=lambda problem: problem.line or 0), file.ticker)
-    columns = {"timestamps": draft.times, **draft.columns}
-    bars = make_bars(file.ticker, columns, source=file.name, time_zone=draft.zone)
-    permanent, temporary = find_flags(bars.frame, draft.zone, now)
-    # The note on an unfinished bar will not hold later, so read such a file again next time.
-    content = draft.table.content_hash
-    key = None if temporary or content is None else csv_key(file, [content], settings)
-    return replace(bars, notes=(*draft.notes, *permanent, *temporary), csv_key=key)
+class _Tables:
+    """The tables of tickers' files; a file of several tickers is read and split once."""
+
+    def __init__(self, files: Sequence[CsvFile], settings: ReadingSettings) -> None:
+        self._settings = settings
+        self._readers = Counter(path for file in files if file.symbol is not None for path in file.paths)
+        self._split: dict[Path, dict[str, CsvTable] | DataError] = {}
+
+    def read(self, file: CsvFile, path: Path) -> CsvTable:
+        """Read a file of a ticker.
+
+        Raises:
+            DataError: the file is no table, or has no row of the ticker.
+        """
+        part = file.part(path)
+        if file.symbol is None:
+            return read_csv_table(part, self._settings)
+        if path not in self._split:
+            self._split[path] = self._read_and_split(part)
+        split = self._split[path]
+        self._readers[path] -= 1
+        if not self._readers[path]:
+            del self._split[path]
+        if isinstance(split, DataError):
+            raise split
+        symbol = file.symbol.strip()
+        if symbol not in split:
+            raise DataError(Problem(part.name, f"no row of the symbol {symbol}"), file.ticker)
+        return replace(split[symbol], file=part)
+
+    def _read_and_split(self, part: CsvFile) -> dict[str, CsvTable] | DataError:
+        try:
+            return split_symbols(read_csv_table(replace(part, symbol=None), self._settings))
+        except DataError as error:
+            return error
 
 
-def _draft(table: CsvTable) -> _Draft:
-    """Parse a table's numbers and times; an invalid cell becomes NaN or NaT and a problem."""
-    parsed = parse_times(table.cells["timestamps"])
-    problems = [_problem(table, "timestamps", row, rule) for row, rule in parsed.problems]
-    columns: dict[str, FloatArray] = {}
-    for name in FEATURES:
-        if name in table.cells:
-            columns[name], unreadable = _numbers(table, name)
-            problems += unreadable
-    notes = list(parsed.notes)
+def _prepare(tables: Sequence[CsvTable], settings: ReadingSettings) -> Rows:
+    """Return the rows of a ticker, ready for validation."""
+    times = _parse_times(tables)
+    parts = [_parse(table, parsed, settings) for table, parsed in zip(tables, times, strict=True)]
+    return complete_rows(join_rows([order_rows(part, settings) for part in parts], settings), settings)
+
+
+def _parse_times(tables: Sequence[CsvTable]) -> list[ParsedTimes]:
+    """Parse the times of each file of a ticker alone, or of all files together if one alone does not tell."""
+    alone = [parse_time_columns(table.time_cells) for table in tables]
+    names = list(tables[0].time_cells)
+    if len({parsed.zone for parsed in alone}) == 1 and not any(map(_unreadable, alone)):
+        return alone
+    if len(tables) == 1 or any(list(table.time_cells) != names for table in tables):
+        return alone
+    cells = {
+        name: pa.concat_arrays([pa.array(table.time_cells[name], pa.string()) for table in tables]) for name in names
+    }
+    together = parse_time_columns(cells)
+    parts = []
+    first = 0
+    for table in tables:
+        last = first + len(table.lines)
+        problems = tuple((row - first, rule) for row, rule in together.problems if first <= row < last)
+        local = together.local.iloc[first:last].reset_index(drop=True)
+        parts.append(replace(together, local=local, problems=problems))
+        first = last
+    return parts
+
+
+def _unreadable(parsed: ParsedTimes) -> bool:
+    """Return whether a problem is of the whole column: more cells without a time than problems."""
+    return int(parsed.local.isna().sum()) > len({row for row, _ in parsed.problems})
+
+
+def _parse(table: CsvTable, times: ParsedTimes, settings: ReadingSettings) -> Rows:
+    """Parse the numbers of a file.
+
+    Raises:
+        DataError: a problem of the whole time column.
+    """
+    names = [name for name in (*FEATURES, ADJUSTED_CLOSE) if name in table.cells]
+    numbers = {name: parse_numbers(table, name) for name in names}
+    gaps = _find_gaps(numbers, len(table.lines))
+    notes = [*table.notes, *times.notes, *(note for column in numbers.values() for note in column.notes)]
     if table.ignored:
         notes.append(f"columns that are ignored: {', '.join(name or 'one without a name' for name in table.ignored)}")
+    columns = {name: column.values for name, column in numbers.items()}
     if "volume" not in columns:
         columns["volume"] = np.zeros(len(table.lines))
         notes.append("no volume: taken as 0")
-    if "amount" not in columns:
-        with np.errstate(over="ignore", invalid="ignore"):  # validation reports overflows
-            columns["amount"] = columns["volume"] * np.mean([columns[name] for name in PRICES], axis=0)
-    times, rows = parsed.local.to_numpy(), np.arange(len(table.lines))
-    order = slice(None)
-    if np.sign(np.diff(times[~np.isnat(times)].astype(np.int64))).sum() < 0:
-        order = slice(None, None, -1)
-        notes.append("the file is newest first: reversed")
-    ordered = {name: columns[name][order] for name in FEATURES}
-    return _Draft(table, times[order], ordered, rows[order], parsed.zone, problems, notes)
+    derived = np.full(len(table.lines), "amount" not in columns)
+    columns.setdefault("amount", np.full(len(table.lines), np.nan))
+    faults = [Fault(row, TIME, rule) for row, rule in times.problems]
+    rows = Rows(
+        tables=(table,),
+        time_columns=(times.column,),
+        ids=np.arange(len(table.lines)),
+        times=times.local.to_numpy(),
+        columns=columns,
+        gaps=gaps,
+        derived=derived,
+        zone=times.zone,
+        faults=(*faults, *_unreadable_numbers(numbers, gaps, adjusted=settings.adjusted)),
+        notes=tuple(dict.fromkeys(notes)),
+    )
+    if _unreadable(times):
+        raise DataError(rows.problems(rows.faults), table.file.ticker)
+    return rows
 
 
-def _numbers(table: CsvTable, name: str) -> tuple[FloatArray, list[Problem]]:
-    """Parse a column's numbers; an invalid cell becomes NaN and a problem."""
-    cells = pc.utf8_trim_whitespace(pa.array(table.cells[name], pa.string()))
-    try:
-        return pc.cast(cells, pa.float64()).to_numpy(), []
-    except pa.ArrowInvalid:
-        pass
-    numbers = np.full(len(cells), np.nan)
-    problems = []
-    for row, cell in enumerate(cells.to_pylist()):
-        try:
-            # float() would accept 1_000 as a thousand.
-            numbers[row] = float(cell if "_" not in cell else "")
-        except ValueError:
-            problems.append(_problem(table, name, row, "must be a number" if cell else "has no value"))
-    return numbers, problems
+def _find_gaps(numbers: Mapping[str, NumberColumn], size: int) -> BoolArray:
+    """Find the rows without a price, whose volume and amount are empty or 0, `(rows,)`."""
+    gaps = np.ones(size, np.bool_)
+    for name in PRICES:
+        gaps &= numbers[name].empty
+    for name in ("volume", "amount"):
+        if name in numbers and gaps.any():
+            gaps &= numbers[name].empty | (numbers[name].values == 0)
+    return gaps
 
 
-def _problem(table: CsvTable, column: str, row: int, rule: str) -> Problem:
-    value = str(table.cells[column][row]) or None
-    return Problem(table.file.name, rule, table.lines[row], table.names[column], value)
+def _unreadable_numbers(numbers: Mapping[str, NumberColumn], gaps: BoolArray, *, adjusted: bool) -> list[Fault]:
+    """Return the cells that are no number, and the prices that are absent in a row with numbers."""
+    faults = []
+    for name, column in numbers.items():
+        if name == ADJUSTED_CLOSE and not adjusted:
+            continue
+        faults += [Fault(row, name, rule) for row, rule in column.problems]
+        if name in PRICES or name == ADJUSTED_CLOSE:
+            faults += [Fault(row, name, "has no value") for row in np.flatnonzero(column.empty & ~gaps).tolist()]
+        if name == ADJUSTED_CLOSE:
+            faults += [Fault(row, name, RULES["positive"]) for row in np.flatnonzero(column.values <= 0).tolist()]
+    return faults
 
 
-def _validate(drafts: list[_Draft]) -> None:
-    """Validate many tickers' frames in one call, and add the problems to their drafts."""
-    if not drafts:
-        return
+def _finish(file: CsvFile, rows: Rows, settings: ReadingSettings, now: pd.Timestamp) -> Bars:
+    """Make bars of validated rows.
+
+    Raises:
+        DataError: too many rows are bad, or the times are not the times of bars.
+    """
+    rows = leave_out_bad(rows, settings)
+    if conflicts := find_conflicts(rows):
+        raise DataError(rows.problems(conflicts), file.ticker)
+    arranged = arrange_bars(rows.times, rows.zone, now, keep_forming=settings.keep_forming)
+    if arranged.problems:
+        faults = [Fault(int(rows.ids[bar]), TIME, rule) for bar, rule in arranged.problems]
+        raise DataError(rows.problems(faults), file.ticker)
+    notes = [note if bar is None else f"{note} ({rows.place(int(rows.ids[bar]))})" for bar, note in arranged.notes]
+    bars_kept = slice(None) if arranged.forming is None else np.arange(len(rows)) != arranged.forming
+    times, columns = arranged.times[bars_kept], {name: rows.columns[name][bars_kept] for name in FEATURES}
+    flags = find_flags(times, column_matrix(columns, FEATURES))
+    bars = make_bars(file.ticker, {"timestamps": times, **columns}, source=file.name, time_zone=rows.zone)
+    # A decision that depends on the time of reading may not hold later, so read such a file again next time.
+    contents = [table.content_hash for table in rows.tables if table.content_hash and not arranged.temporary]
+    key = csv_key(file, contents, settings) if len(contents) == len(rows.tables) else None
+    return replace(bars, notes=(*file.notes, *rows.notes, *notes, *flags), csv_key=key)
+
+
+def _validate(tickers: Sequence[Rows]) -> list[Rows]:
+    """Validate many tickers' rows in one call, and return them with all their faults."""
+    if not tickers:
+        return []
     joined = pd.DataFrame(
         {
-            "ticker": np.repeat(np.arange(len(drafts)), [len(draft.rows) for draft in drafts]),
-            "timestamps": np.concatenate([draft.times for draft in drafts]),
-            **{name: np.concatenate([draft.columns[name] for draft in drafts]) for name in FEATURES},
+            "ticker": np.repeat(np.arange(len(tickers)), [len(rows) for rows in tickers]),
+            "timestamps": np.concatenate([rows.times for rows in tickers]),
+            **{name: np.concatenate([rows.columns[name] for rows in tickers]) for name in FEATURES},
         }
     )
     try:
@@ -178,51 +277,38 @@ def _validate(drafts: list[_Draft]) -> None:
     except pandera.errors.SchemaErrors as error:
         failures = error.failure_cases.drop_duplicates(["index", "check", "column"])
     else:
-        return
+        return list(tickers)
+    validated = list(tickers)
     owners = joined["ticker"].to_numpy()
-    first = np.searchsorted(owners, np.arange(len(drafts)))
+    first = np.searchsorted(owners, np.arange(len(tickers)))
     for number, cases in failures.groupby(owners[failures["index"].to_numpy(int)]):
-        _explain(drafts[int(number)], cases.assign(bar=cases["index"].astype(int) - first[int(number)]))
+        bars = cases["index"].to_numpy(int) - first[int(number)]
+        validated[int(number)] = _with_faults(tickers[int(number)], cases.assign(bar=bars))
+    return validated
 
 
-def _explain(draft: _Draft, failures: pd.DataFrame) -> None:
-    """Translate pandera's failures to problems of the file: line, the file's column name, rule, text of the cell."""
-    table = draft.table
-    known = {(problem.line, problem.column) for problem in draft.problems}
-    bad_lines = {line for line, _ in known}
+def _with_faults(rows: Rows, failures: pd.DataFrame) -> Rows:
+    """Add the faults that pandera's failures tell; `find_conflicts` finds rows of the same time."""
+    found = list(rows.faults)
+    known = {(fault.row, fault.column) for fault in found}
 
-    def add(column: str, bar: int, rule: str) -> None:
-        row = int(draft.rows[bar])
-        if (table.lines[row], table.names[column]) not in known:
-            known.add((table.lines[row], table.names[column]))
-            draft.problems.append(_problem(table, column, row, rule))
+    def add(bars: pd.Series, column: str, rule: str, but: Collection[int] = ()) -> None:
+        for row in rows.ids[bars.unique()].tolist():
+            if (row, column) not in known and row not in but:
+                known.add((row, column))
+                found.append(Fault(row, column, rule))
 
-    feature_columns = [column for column in table.cells if column != "timestamps"]
-    for check in RULES:
-        # Use the order of the file's columns; pandera's order may differ.
-        for column in feature_columns:
-            for bar in failures.loc[(failures["check"] == check) & (failures["column"] == column), "bar"]:
-                add(column, bar, RULES[check])
-                bad_lines.add(table.lines[int(draft.rows[bar])])
-    if "amount" not in table.cells:
-        # A computed amount, volume times price, can only overflow or repeat a problem of another column.
-        for bar in failures.loc[(failures["check"] == "finite") & (failures["column"] == "amount"), "bar"]:
-            if table.lines[int(draft.rows[bar])] not in bad_lines:
-                add("volume", bar, "times the price is more than a number can hold")
+    for check, rule in RULES.items():
+        of_check = failures[failures["check"] == check]
+        for column in FEATURES:
+            bars = of_check.loc[of_check["column"] == column, "bar"]
+            # A derived amount, volume times price, can only overflow or repeat a problem of another column.
+            add(bars if column != "amount" else bars[~rows.derived[bars]], column, rule)
+    bad = {fault.row for fault in found}
+    overflows = failures.loc[(failures["check"] == "finite") & (failures["column"] == "amount"), "bar"]
+    add(overflows[rows.derived[overflows]], "volume", "times the price is more than a number can hold", bad)
+    bad = {fault.row for fault in found}
     for check, (column, rule) in ORDER_RULES.items():
-        for bar in failures.loc[failures["check"] == check, "bar"].unique():
-            if check == "later_than_before":
-                add(column, bar, _order_rule(draft, int(bar)))
-            elif table.lines[int(draft.rows[bar])] not in bad_lines:
-                # The order of prices means nothing for a bar with an invalid price.
-                add(column, bar, rule)
-
-
-def _order_rule(draft: _Draft, bar: int) -> str:
-    times = draft.times
-    lines = np.array(draft.table.lines)[draft.rows]
-    same = np.flatnonzero(times[:bar] == times[bar])
-    if len(same):
-        return f"is the same time as in line {lines[same[0]]}"
-    before = np.flatnonzero(~np.isnat(times[:bar]))[-1]
-    return f"is out of order: earlier than line {lines[before]}"
+        # The order of prices means nothing for a bar with an invalid price.
+        add(failures.loc[failures["check"] == check, "bar"], column, rule, bad)
+    return replace(rows, faults=tuple(found))

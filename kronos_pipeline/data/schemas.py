@@ -31,9 +31,8 @@ RULES = {
 ORDER_RULES = {
     "high_is_highest": ("high", "is below the low, open or close of its bar"),
     "low_is_lowest": ("low", "is above the open or close of its bar"),
-    "later_than_before": ("timestamps", ""),
 }
-"""Column and message of checks on several cells; the message about times names the other line."""
+"""Column and message of the checks on the prices of a bar."""
 
 
 class BarFrame(pa.DataFrameModel):

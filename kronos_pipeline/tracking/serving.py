@@ -100,8 +100,9 @@ def _read(frame: pd.DataFrame, ticker: str) -> Bars:
     for name in ("volume", "amount"):
         if not any(cells.get(name, [])):
             cells.pop(name, None)
-    names = {name: name for name in cells}
-    return read_table(CsvTable(CsvFile(ticker, Path(_REQUEST)), names, cells, list(range(1, len(frame) + 1)), ()))
+    file, lines = CsvFile(ticker, Path(_REQUEST)), range(1, len(frame) + 1)
+    times = {"timestamps": cells.pop("timestamps")}
+    return read_table(CsvTable(file, {name: name for name in cells}, cells, lines, (), time_cells=times))
 
 
 def _text(cell: object) -> str:

@@ -1,0 +1,458 @@
+"""The rows of a ticker's CSV on their way to bars: each step leaves out, orders or completes rows, and notes it.
+
+    order_rows       of each file: rows before --from and rows without a price are left out, the others sorted
+    join_rows        the rows of all files of the ticker, sorted
+    complete_rows    repeats, --adjusted, what is absent or off by a rounding error
+    (validation)     finds further faults
+    leave_out_bad    bad rows, by --drop-bad-rows
+    find_conflicts   two rows of one time with other values
+
+A fault makes its row bad. Every row that is left out is counted in a note.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from kronos_pipeline.config import ReadingSettings
+from kronos_pipeline.data.bar_schedule import BoolArray, IntArray, StampArray
+from kronos_pipeline.data.bars import PRICES, FloatArray
+from kronos_pipeline.data.csv_table import CsvTable
+from kronos_pipeline.errors import LINES_SHOWN, DataError, Problem, count, enumerate_some
+
+TIME = "time"
+"""The key of the time column in faults."""
+ADJUSTED_CLOSE = "adj_close"
+"""The key of the column of adjusted closes."""
+NO_ADJUSTED_CLOSE = "no column Adj Close: --adjusted changes nothing"
+"""The note on a ticker that --adjusted cannot change."""
+
+_ROUNDING = 1e-6
+"""Largest relative distance of a high below, or of a low above, the open or close of its bar that is no fault."""
+_HUNDREDFOLD = float(np.log(100))
+_NEAR_HUNDREDFOLD = 0.25
+"""Largest distance, in log price, of a price in another unit from a hundred times the price around it."""
+_BAD_BEGINNING = 0.5
+"""Smallest share of bad rows, up to the last of them, of a file whose beginning is bad."""
+_AROUND = 10
+"""Bars before and after a bar that give the price around it."""
+
+
+class Fault(NamedTuple):
+    """A cell that makes its row bad: the row's number, the column's key, the violated rule."""
+
+    row: int
+    column: str
+    rule: str
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one ticker, of all its files.
+
+    Attributes:
+        tables: the tables that the rows are from.
+        time_columns: the name of each table's time column.
+        ids: the number of each row, counted over all tables, one after another.
+        times: datetime64[ns], `(rows,)`, NaT for a bad time.
+        columns: the features, and `adj_close` if a table has it, each `(rows,)`; NaN for an empty or bad cell.
+        gaps: `(rows,)`, True for a row without a price.
+        derived: `(rows,)`, True for a row of a table without amount.
+        zone: the time zone that the files state, or None.
+        faults: the faults of these rows.
+        notes: the decisions.
+    """
+
+    tables: tuple[CsvTable, ...]
+    time_columns: tuple[str, ...]
+    ids: IntArray
+    times: StampArray
+    columns: dict[str, FloatArray]
+    gaps: BoolArray
+    derived: BoolArray
+    zone: str | None = None
+    faults: tuple[Fault, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def ticker(self) -> str:
+        """The symbol."""
+        return self.tables[0].file.ticker
+
+    @property
+    def bad(self) -> BoolArray:
+        """True for a row with a fault, `(rows,)`."""
+        if not self.faults:
+            return np.zeros(len(self), np.bool_)
+        return np.isin(self.ids, [fault.row for fault in self.faults])
+
+    def take(self, index: IntArray | BoolArray | slice, *notes: str) -> Rows:
+        """Return some of the rows, or the rows in another order, with further notes."""
+        ids = self.ids[index]
+        kept = set(ids.tolist()) if self.faults else set()
+        return replace(
+            self,
+            ids=ids,
+            times=self.times[index],
+            columns={name: values[index] for name, values in self.columns.items()},
+            gaps=self.gaps[index],
+            derived=self.derived[index],
+            faults=tuple(fault for fault in self.faults if fault.row in kept),
+            notes=(*self.notes, *notes),
+        )
+
+    def change(self, columns: dict[str, FloatArray], *notes: str) -> Rows:
+        """Return the rows with other values of some columns."""
+        return replace(self, columns={**self.columns, **columns}, notes=(*self.notes, *notes))
+
+    def problems(self, faults: Iterable[Fault]) -> list[Problem]:
+        """Return the problems of faults in file order; lines with the same fault in the same column are one problem."""
+        merged: dict[tuple[str, str, str], list[int]] = {}
+        for row, column, rule in sorted(faults, key=lambda fault: fault.row):
+            merged.setdefault((self._place(row)[0].file.name, column, rule), []).append(row)
+        return [self._problem(rows, column, rule) for (_, column, rule), rows in merged.items()]
+
+    def places(self, rows: IntArray) -> str:
+        """Return where the rows are: "lines 2, 3, 4, 5, 6 and 7 more", with the files' names if there are several."""
+        if len(self.tables) > 1:
+            return enumerate_some([self.place(row) for row in rows.tolist()])
+        lines = [self._place(row)[1] for row in rows.tolist()]
+        return f"line{'s' if len(lines) > 1 else ''} {enumerate_some(lines)}"
+
+    def all_places(self, rows: IntArray) -> str:
+        """Return where all of the sorted rows are: "lines 2-5, 9", or "A.csv:2-5, 9; B.csv:7"."""
+        lines: dict[str, list[int]] = {}
+        for row in rows.tolist():
+            table, line, _ = self._place(row)
+            lines.setdefault(table.file.name, []).append(line)
+        if len(self.tables) > 1:
+            return "; ".join(f"{file}:{_ranges(numbers)}" for file, numbers in lines.items())
+        [numbers] = lines.values()
+        return f"line{'s' if len(numbers) > 1 else ''} {_ranges(numbers)}"
+
+    def place(self, row: int) -> str:
+        """Return where a row is: "line 2", or "B.csv:2" if the ticker has several files."""
+        table, line, _ = self._place(row)
+        return f"line {line}" if len(self.tables) == 1 else f"{table.file.name}:{line}"
+
+    def _place(self, row: int) -> tuple[CsvTable, int, int]:
+        """Return a row's table, its line in the file and its index in the table."""
+        for table in self.tables:
+            if row < len(table.lines):
+                return table, int(table.lines[row]), row
+            row -= len(table.lines)
+        raise IndexError(row)
+
+    def _problem(self, rows: Sequence[int], column: str, rule: str) -> Problem:
+        table, line, index = self._place(rows[0])
+        if column == TIME:
+            name = self.time_columns[next(number for number, one in enumerate(self.tables) if one is table)]
+            cells = table.time_cells[name]
+        else:
+            name, cells = table.names[column], table.cells[column]
+        lines = tuple(self._place(row)[1] for row in rows[:LINES_SHOWN]) if len(rows) > 1 else ()
+        value = str(cells[index]) or None
+        return Problem(table.file.name, rule, line, name or "first column", value, lines, len(rows))
+
+
+def order_rows(rows: Rows, settings: ReadingSettings) -> Rows:
+    """Leave out the rows of a file before the first date to read and those without a price, and sort the others."""
+    first = settings.first_date(rows.ticker)
+    if first is not None:
+        # Rows without a readable time stay.
+        early = rows.times < np.datetime64(first)
+        if early.any():
+            rows = rows.take(~early, f"read from {first} on: {count(int(early.sum()), 'earlier row')} left out")
+    if rows.gaps.any():
+        gaps = rows.ids[rows.gaps]
+        rows = rows.take(~rows.gaps, f"{count(len(gaps), 'row')} without a price left out: {rows.places(gaps)}")
+    return _sort(rows)
+
+
+def join_rows(parts: Sequence[Rows], settings: ReadingSettings) -> Rows:
+    """Join the rows of a ticker's files, each in order.
+
+    Raises:
+        DataError: no row is left, the files are of different time zones, or some have no Adj Close.
+    """
+    rows = parts[0] if len(parts) == 1 else _join(parts, settings)
+    if not len(rows):
+        first = settings.first_date(rows.ticker)
+        rule = (
+            f"no row with a price from {first} on; choose an earlier date for --from" if first else "no row has a price"
+        )
+        raise DataError(Problem(rows.tables[0].file.name, rule), rows.ticker)
+    return rows
+
+
+def complete_rows(rows: Rows, settings: ReadingSettings) -> Rows:
+    """Leave out repeats, adjust prices, and complete what is absent or off by a rounding error."""
+    rows = _adjust(_leave_out_repeats(rows), adjusted=settings.adjusted)
+    for name in ("volume", "amount"):
+        rows = _fill(rows, name)
+    return _derive_amount(_widen(rows))
+
+
+def _join(parts: Sequence[Rows], settings: ReadingSettings) -> Rows:
+    _require_alike(parts, settings)
+    names = dict.fromkeys(name for part in parts for name in part.columns)
+    offsets = np.cumsum([0, *(len(part.tables[0].lines) for part in parts)])[:-1].tolist()
+    rows = Rows(
+        tables=tuple(part.tables[0] for part in parts),
+        time_columns=tuple(part.time_columns[0] for part in parts),
+        ids=np.concatenate([part.ids + offset for part, offset in zip(parts, offsets, strict=True)]),
+        times=np.concatenate([part.times for part in parts]),
+        columns={
+            name: np.concatenate([part.columns.get(name, np.full(len(part), np.nan)) for part in parts])
+            for name in names
+        },
+        gaps=np.concatenate([part.gaps for part in parts]),
+        derived=np.concatenate([part.derived for part in parts]),
+        zone=parts[0].zone,
+        faults=tuple(
+            fault._replace(row=fault.row + offset)
+            for part, offset in zip(parts, offsets, strict=True)
+            for fault in part.faults
+        ),
+        notes=_join_notes(parts),
+    )
+    return rows.take(np.argsort(_known_times(rows.times), kind="stable"))
+
+
+def _require_alike(parts: Sequence[Rows], settings: ReadingSettings) -> None:
+    first = parts[0]
+    adjusted = settings.adjusted and any(ADJUSTED_CLOSE in part.columns for part in parts)
+    for part in parts:
+        file = part.tables[0].file
+        rule = None
+        if part.zone != first.zone:
+            here, there = (f"in {zone}" if zone else "without a time zone" for zone in (part.zone, first.zone))
+            rule = f"its times are {here}, and those of {first.tables[0].file.name} {there}; export the files alike"
+        elif adjusted and ADJUSTED_CLOSE not in part.columns:
+            rule = "no column Adj Close, which another file of the ticker has; export the files alike"
+        if rule:
+            raise DataError(Problem(file.name, rule), file.ticker)
+
+
+def _join_notes(parts: Sequence[Rows]) -> tuple[str, ...]:
+    """Return the notes of all files once, and each other note with its file's name."""
+    notes = [
+        note if all(note in other.notes for other in parts) else f"{part.tables[0].file.path.name}: {note}"
+        for part in parts
+        for note in part.notes
+    ]
+    return tuple(dict.fromkeys(notes))
+
+
+def _sort(rows: Rows) -> Rows:
+    """Sort the rows by time; a row with a bad time stays beside its neighbours."""
+    if (rows.times[1:] >= rows.times[:-1]).all():
+        return rows
+    known = _known_times(rows.times)
+    steps = np.sign(np.diff(known.astype(np.int64)))
+    if steps.sum() < 0:
+        rows = rows.take(slice(None, None, -1), "the file is newest first: reversed")
+        known, steps = known[::-1], -steps[::-1]
+    if (steps >= 0).all():
+        return rows
+    early = np.sort(rows.ids[1:][steps < 0])
+    verb = "is" if len(early) == 1 else "are"
+    note = (
+        f"rows are sorted by time: {count(len(early), 'row')} {verb} earlier than the row before, {rows.places(early)}"
+    )
+    return rows.take(np.argsort(known, kind="stable"), note)
+
+
+def _known_times(times: StampArray) -> StampArray:
+    """Return the times with those of a neighbour in place of bad times."""
+    return pd.Series(times).ffill().bfill().to_numpy()
+
+
+def _leave_out_repeats(rows: Rows) -> Rows:
+    """Leave out rows that repeat an earlier row of the files in every value."""
+    if not (rows.times[1:] == rows.times[:-1]).any():
+        return rows
+    order = np.argsort(rows.ids)
+    repeated = np.empty(len(rows), np.bool_)
+    repeated[order] = pd.DataFrame({TIME: rows.times, **rows.columns}).iloc[order].duplicated().to_numpy()
+    # Two bad cells are equally unreadable without being equal.
+    repeated &= ~np.isnat(rows.times) & ~rows.bad
+    if not repeated.any():
+        return rows
+    ids = np.sort(rows.ids[repeated])
+    verb = "repeats" if len(ids) == 1 else "repeat"
+    note = f"{count(len(ids), 'row')} {verb} another row exactly and count{'s' if len(ids) == 1 else ''} once"
+    return rows.take(~repeated, f"{note}: {rows.places(ids)}")
+
+
+def _adjust(rows: Rows, *, adjusted: bool) -> Rows:
+    """Scale the prices by Adj Close / Close, or note that the prices are unadjusted."""
+    columns = dict(rows.columns)
+    adjusted_close = columns.pop(ADJUSTED_CLOSE, None)
+    rows = replace(rows, columns=columns)
+    if adjusted_close is None:
+        return rows.change({}, NO_ADJUSTED_CLOSE) if adjusted else rows
+    close = columns["close"]
+    with np.errstate(all="ignore"):
+        factors = adjusted_close / close
+        differs = (np.abs(factors - 1) > _ROUNDING) & np.isfinite(factors) & (factors > 0)
+    if not differs.any():
+        return rows
+    times = rows.times[differs]
+    first = f"{pd.Timestamp(times[~np.isnat(times)].min()):%Y-%m-%d}" if not np.isnat(times).all() else "no date"
+    largest = np.exp(np.abs(np.log(factors[differs])).max())
+    extent = f"from {first} on, by a factor of {largest:.4g} at most"
+    if not adjusted:
+        return rows.change({}, f"Close is unadjusted: Adj Close differs from it {extent}; --adjusted scales the prices")
+    with np.errstate(all="ignore"):
+        scaled = {name: columns[name] * factors for name in PRICES}
+    scaled["close"] = adjusted_close
+    # The rounding of a product must not put the close out of the bar's range.
+    scaled["high"] = np.where(columns["high"] >= close, np.fmax(scaled["high"], adjusted_close), scaled["high"])
+    scaled["low"] = np.where(columns["low"] <= close, np.fmin(scaled["low"], adjusted_close), scaled["low"])
+    note = f"open, high, low and close are scaled by Adj Close / Close, which differ {extent}; volume is as in the file"
+    return rows.change(scaled, note)
+
+
+def _fill(rows: Rows, name: str) -> Rows:
+    values = rows.columns[name]
+    empty = np.isnan(values)
+    if name == "amount":
+        empty &= ~rows.derived
+    if not empty.any():
+        return rows
+    faulty = [fault.row for fault in rows.faults if fault.column == name]
+    empty &= ~np.isin(rows.ids, faulty)
+    if not empty.any():
+        return rows
+    ids = np.sort(rows.ids[empty])
+    note = f"no {name} in {count(len(ids), 'row')} with prices, taken as 0: {rows.places(ids)}"
+    return rows.change({name: np.where(empty, 0.0, values)}, note)
+
+
+def _widen(rows: Rows) -> Rows:
+    """Widen the range of bars whose open or close is out of it by a rounding error."""
+    open_, high, low, close = (rows.columns[name] for name in PRICES)
+    top, bottom = np.maximum(open_, close), np.minimum(open_, close)
+    with np.errstate(invalid="ignore"):
+        short = (high < top) & (high >= top * (1 - _ROUNDING))
+        tall = (low > bottom) & (low <= bottom * (1 + _ROUNDING))
+    if not (short | tall).any():
+        return rows
+    ids = np.sort(rows.ids[short | tall])
+    note = (
+        f"high or low widened by less than {_ROUNDING:.0e} in {count(len(ids), 'row')} to hold open and close: "
+        f"{rows.places(ids)}"
+    )
+    return rows.change({"high": np.where(short, top, high), "low": np.where(tall, bottom, low)}, note)
+
+
+def _derive_amount(rows: Rows) -> Rows:
+    """Take volume times the mean price as the amount of a file without amount."""
+    if not rows.derived.any():
+        return rows
+    columns = rows.columns
+    with np.errstate(all="ignore"):  # validation reports overflows
+        derived = columns["volume"] * np.mean([columns[name] for name in PRICES], axis=0)
+    return rows.change({"amount": np.where(rows.derived, derived, columns["amount"])})
+
+
+def leave_out_bad(rows: Rows, settings: ReadingSettings) -> Rows:
+    """Leave out bad rows, as many as the settings allow, and note prices in another unit.
+
+    Raises:
+        DataError: more rows are bad than the settings allow.
+    """
+    bad = rows.bad
+    number, most = int(bad.sum()), settings.droppable_rows(len(rows))
+    if number == len(rows) or number > most:
+        conflicts = rows.problems(find_conflicts(rows.take(~bad)))
+        beginning = [] if conflicts else _beginning(rows, bad)
+        raise DataError(beginning or [*_with_remedy(rows, number, most, settings), *conflicts], rows.ticker)
+    odd = np.zeros(len(rows), np.bool_)
+    odd[~bad] = in_another_unit(rows.columns["close"][~bad])
+    days = enumerate_some([f"{pd.Timestamp(time):%Y-%m-%d}" for time in rows.times[odd]])
+    odd_note = f"prices a hundred times or a hundredth of those around them, as of pence and pounds: {days}"
+    if odd.any() and number + odd.sum() > most:
+        rows = rows.change({}, f"{odd_note}; --drop-bad-rows {number + odd.sum()} leaves such bars out")
+        odd[:] = False
+    if not (bad | odd).any():
+        return rows
+    reasons = [f"{problem.column} {problem.rule.partition('; ')[0]}" for problem in rows.problems(rows.faults)]
+    if odd.any():
+        reasons.append(odd_note)
+    left_out = np.sort(rows.ids[bad | odd])
+    note = (
+        f"{count(len(left_out), 'bad row')} left out by --drop-bad-rows {settings.drop_bad_rows}: "
+        f"{rows.all_places(left_out)} ({', '.join(dict.fromkeys(reasons))})"
+    )
+    return rows.take(~(bad | odd), note)
+
+
+def find_conflicts(rows: Rows) -> list[Fault]:
+    """Return a fault for each row with the time of an earlier row and other values; the rows are in order."""
+    same = np.flatnonzero(rows.times[1:] == rows.times[:-1])
+    pairs = [sorted(rows.ids[index : index + 2].tolist()) for index in same]
+    if not pairs:
+        return []
+    rule = f"is the same time as in {rows.place(pairs[0][0])}, with other values; keep one of the rows"
+    return [Fault(later, TIME, rule) for _, later in pairs]
+
+
+def in_another_unit(close: FloatArray) -> BoolArray:
+    """Find closes at a hundredth or a hundred times of the price before and after them, `(bars,)`.
+
+    A price that stays at the new level, such as after a split, is none of these.
+    """
+    log_close = np.log(close)
+    if len(close) < 3 or np.abs(np.diff(log_close)).max() < _HUNDREDFOLD - _NEAR_HUNDREDFOLD:
+        return np.zeros(len(close), np.bool_)
+    around = pd.Series(log_close).rolling(2 * _AROUND + 1, center=True, min_periods=1).median().to_numpy()
+    odd = np.abs(np.abs(log_close - around) - _HUNDREDFOLD) < _NEAR_HUNDREDFOLD
+    usual = np.flatnonzero(~odd)
+    # Without a bar at the usual level on both sides, the level may have changed for good.
+    odd[: usual[0] if len(usual) else None] = False
+    odd[usual[-1] + 1 if len(usual) else 0 :] = False
+    return odd
+
+
+def _beginning(rows: Rows, bad: BoolArray) -> list[Problem]:
+    """Return the one problem of a file of which the beginning alone is bad, else none."""
+    last = int(np.flatnonzero(bad)[-1])
+    days = rows.times.astype("datetime64[D]")
+    if bad.sum() < 2 or bad[: last + 1].mean() < _BAD_BEGINNING or np.isnat(days).any():
+        return []
+    good_days = days[last + 1 :][days[last + 1 :] > days[last]]
+    if not len(good_days):
+        return []
+    first = max(rows.problems(rows.faults), key=lambda problem: problem.count)
+    remedy = f"all rows from {good_days[0]} on are good: read them with --from {good_days[0]}"
+    alone = f"--from {rows.ticker}={good_days[0]} for this ticker alone"
+    return [replace(first, rule=f"{first.rule.partition('; ')[0]}; {remedy}, or {alone}")]
+
+
+def _with_remedy(rows: Rows, bad: int, most: int, settings: ReadingSettings) -> list[Problem]:
+    """Return the problems of the faults; the first tells how to leave bad rows out."""
+    problems = rows.problems(rows.faults)
+    if bad == len(rows):
+        return problems
+    if most:
+        remedy = f"{bad} rows are bad, and --drop-bad-rows {settings.drop_bad_rows} leaves out {most} at most"
+    else:
+        remedy = f"--drop-bad-rows {bad} leaves out {'the bad row' if bad == 1 else f'the {bad} bad rows'}"
+    separator = ", or " if "; " in problems[0].rule else "; "
+    return [replace(problems[0], rule=f"{problems[0].rule}{separator}{remedy}"), *problems[1:]]
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Format sorted numbers with their ranges joined: "2-5, 9"."""
+    runs = np.split(np.asarray(numbers), np.flatnonzero(np.diff(numbers) != 1) + 1)
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
