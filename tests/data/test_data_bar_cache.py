@@ -131,7 +131,7 @@ def test_a_file_that_is_gone_is_told_though_its_bars_are_stored(file: CsvFile, l
     assert "cannot be read" in str(bad["ACME"])
 
 
-def test_what_was_said_of_a_bar_that_was_not_over_is_taken_back_when_it_is(
+def test_a_last_bar_that_was_left_out_while_it_formed_is_read_when_it_is_over(
     tmp_path: Path, layout: ArtifactLayout
 ) -> None:
     frame = daily_frame(50)
@@ -143,7 +143,8 @@ def test_what_was_said_of_a_bar_that_was_not_over_is_taken_back_when_it_is(
 
     late, unchanged = read(file, layout, now=last + pd.Timedelta(days=2))
 
-    assert "may still be forming" in early.notes[-1]
+    assert "is still forming and is left out" in early.notes[-1]
+    assert (len(early), len(late)) == (49, 50)
     assert (late.notes, unchanged) == ((), False)
     save_bars(layout.bars("ACME"), late)
     assert read(file, layout, now=last + pd.Timedelta(days=2))[1]

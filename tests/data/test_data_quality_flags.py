@@ -106,23 +106,26 @@ def test_prices_too_small_for_the_models_normalisation_are_flagged(tmp_path: Pat
     assert len(notes_with(read_frame(tmp_path, small), "multiply the prices")) == 1
 
 
-def test_a_last_bar_off_the_grid_of_the_others_may_still_be_forming(tmp_path: Path) -> None:
+def test_a_last_bar_off_the_grid_of_the_others_is_forming_and_is_left_out(tmp_path: Path) -> None:
     frame = daily_frame(200, freq="5min")
     frame.loc[199:199, "Date"] -= pd.Timedelta(minutes=2, seconds=13)
 
-    [note] = notes_with(read_frame(tmp_path, frame), "still be forming")
+    bars = read_frame(tmp_path, frame)
 
+    [note] = notes_with(bars, "still forming")
     assert "off the grid" in note
+    assert len(bars) == 199
 
 
 @pytest.mark.parametrize(("now", "flagged"), [("12:04:59", True), ("12:05:00", False)])
-def test_a_zoned_last_bar_whose_time_is_not_up_may_still_be_forming(tmp_path: Path, now: str, flagged: bool) -> None:
+def test_a_zoned_last_bar_whose_time_is_not_up_is_forming(tmp_path: Path, now: str, flagged: bool) -> None:
     times = pd.date_range(end="2024-06-03 08:00", periods=200, freq="5min", tz="America/New_York")
     file = write_frame(tmp_path, "ACME", daily_frame(200).assign(Date=[time.isoformat() for time in times]))
 
     bars = read_bars(file, now=pd.Timestamp(f"2024-06-03 {now}", tz="UTC"))
 
-    assert bool(notes_with(bars, "still be forming")) is flagged
+    assert bool(notes_with(bars, "still forming")) is flagged
+    assert len(bars) == (199 if flagged else 200)
 
 
 def test_without_a_zone_the_clock_says_nothing_of_the_last_bar(tmp_path: Path) -> None:

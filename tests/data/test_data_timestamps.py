@@ -59,7 +59,7 @@ def test_a_zone_in_half_of_the_rows_is_an_error_that_names_each_of_them(tmp_path
 
     [problem] = caught.value.problems
     assert problem.lines == (2, 4, 6)
-    assert problem.rule == "no time zone, though other lines have one"
+    assert problem.rule.startswith("no time zone, though other lines have one; ")
 
 
 def test_a_single_zoned_row_among_naive_ones_is_the_one_that_is_named() -> None:
