@@ -453,6 +453,6 @@ def _with_remedy(rows: Rows, bad: int, most: int, settings: ReadingSettings) -> 
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """Format sorted numbers with their ranges joined: "2-5, 9"."""
+    """Format sorted numbers, with ranges of three and more joined: "2-5, 9, 10"."""
     runs = np.split(np.asarray(numbers), np.flatnonzero(np.diff(numbers) != 1) + 1)
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)

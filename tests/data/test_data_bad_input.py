@@ -35,7 +35,7 @@ def test_a_good_file_has_no_problem(tmp_path: Path) -> None:
     [
         ("2024-01-05,ten,14,11,13,1", "ACME.csv:5: Open: must be a number (found 'ten')"),
         ("2024-01-05,12,14,11,,1", "ACME.csv:5: Close: has no value"),
-        ("2024-01-05,12,14,11,NaN,1", "ACME.csv:5: Close: must be a number (found 'NaN')"),
+        ("2024-01-05,12,14,11,NaN,1", "ACME.csv:5: Close: has no value (found 'NaN')"),
         ("2024-01-05,12,inf,11,13,1", "ACME.csv:5: High: must be a finite number (found 'inf')"),
         ("2024-01-05,12,14,-inf,13,1", "ACME.csv:5: Low: must be a finite number (found '-inf')"),
         ("2024-01-05,12,14,0,13,1", "ACME.csv:5: Low: must be above 0 (found '0')"),
@@ -84,7 +84,7 @@ def test_every_bad_line_is_reported_at_once_in_file_order(tmp_path: Path) -> Non
         "ACME.csv:3: Close: must be above 0",
         "ACME.csv:3: Volume: must not be negative",
         "ACME.csv:4: Date: no time that can be read",
-        "ACME.csv:6: High: must be a number",
+        "ACME.csv:6: High: has no value",
         "ACME.csv:7: High: is below the low, open or close of its bar",
         "ACME.csv:9: Date: is the same time as in line 8, with other values",
     ]
@@ -171,7 +171,7 @@ def test_one_bad_ticker_among_good_ones_leaves_the_good_ones_as_they_are(tmp_pat
         write_frame(tmp_path / ticker, ticker, frame)
     alone = {ticker: read_bars(CsvFile(ticker, tmp_path / ticker / f"{ticker}.csv")) for ticker in frames}
     write_frame(tmp_path / "T2", "T2", frames["T2"].assign(Low=lambda frame: frame["High"] + 1))
-    write_frame(tmp_path / "other", "t4", frames["T4"])
+    write_frame(tmp_path / "other", "t4", frames["T4"].assign(Volume=1))
 
     good, bad = read_folder(tmp_path)
 

@@ -35,8 +35,15 @@ def test_every_bar_of_the_real_stocks_is_read_as_it_stands_in_the_file(stocks: d
             np.testing.assert_array_equal(bars[name.lower()], frame[name])
 
 
-def test_adjusted_closes_are_ignored_and_said_to_be(stocks: dict[str, Bars]) -> None:
-    assert all("columns that are ignored: Adj Close" in bars.notes for bars in stocks.values())
+def test_a_close_that_differs_from_the_adjusted_close_is_said_to_be_unadjusted(stocks: dict[str, Bars]) -> None:
+    notes = {
+        ticker: [note for note in bars.notes if "unadjusted: Adj Close" in note] for ticker, bars in stocks.items()
+    }
+
+    [apple] = notes["AAPL"]
+    assert apple.startswith("Close is unadjusted: Adj Close differs from it from 2000-03-01 on, by a factor of ")
+    assert apple.endswith(" at most; --adjusted scales the prices")
+    assert notes["FB"] == []
 
 
 def test_the_unadjusted_splits_of_2000_to_2013_are_found_and_no_other(stocks: dict[str, Bars]) -> None:
