@@ -44,7 +44,7 @@ class Kronos(Command):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `kronos` and return its exit code: 0, or 2 if anything was wrong."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = _read_bare_columns(sys.argv[1:] if arguments is None else arguments)
     called = [word for word in words[:1] if word in SUBCOMMANDS]
     return run_command(_with_subcommands(called or list(SUBCOMMANDS)), words)
 
@@ -59,3 +59,12 @@ def _with_subcommands(names: Sequence[str]) -> type[Kronos]:
         alias = name if "-" in name else None
         fields[name.replace("-", "_")] = subcommand_of[command], Field(alias=alias, description=help_line)
     return create_model("Kronos", __base__=Kronos, __doc__=Kronos.__doc__, **fields)
+
+
+def _read_bare_columns(words: Sequence[str]) -> list[str]:
+    """Replace `--columns` without a value by `--list-columns`: a flag of argparse has a value always or never."""
+    followers = [*words[1:], "--"]
+    return [
+        "--list-columns" if words[0] == "doctor" and word == "--columns" and follower.startswith("--") else word
+        for word, follower in zip(words, followers, strict=False)
+    ]

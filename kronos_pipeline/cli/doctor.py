@@ -19,14 +19,20 @@ class Doctor(Command, Recipe):
 
     ticker: list[str] = Field([], description="tickers to show in full (comma-separated); by default all, if few")
     data_dir: str = Field("trainingdata", description=KronosTrainingConfig.model_fields["data_dir"].description)
+    list_columns: bool = Field(
+        False, description="print the names of columns that are known, by meaning; --columns without a value does too"
+    )
 
     def run(self) -> int:
         """Print the report; return 2 if a ticker is not fit for training."""
         from rich.console import Console
 
-        from kronos_pipeline.data.doctor import doctor_table, examine_folder
+        from kronos_pipeline.data.doctor import column_names_table, doctor_table, examine_folder
         from kronos_pipeline.pipeline.propose import proposal_lines
 
+        if self.list_columns:
+            Console().print(column_names_table())
+            return 0
         recipe = Recipe.model_validate(self.model_dump(include=set(Recipe.model_fields)))
         report = examine_folder(Path(self.data_dir), recipe)
         shown = report.of(self.ticker) if self.ticker else report

@@ -22,6 +22,7 @@ from rich.table import Table
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bar_schedule import BarSchedule, find_bar_schedule
 from kronos_pipeline.data.bars import Bars
+from kronos_pipeline.data.column_names import column_rows
 from kronos_pipeline.data.csv_files import find_csv_files
 from kronos_pipeline.data.ingest import read_files
 from kronos_pipeline.data.windows import STRADDLING, WindowSet, build_all_windows
@@ -228,6 +229,16 @@ def _cells(tickers: Sequence[TickerReport]) -> list[str]:
 def _range(numbers: Sequence[int]) -> str:
     least, most = min(numbers), max(numbers)
     return str(least) if least == most else f"{least}-{most}"
+
+
+def column_names_table() -> Table:
+    """Build a table of the names of columns that are known, with a row per meaning, the better names first."""
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 0, 0, 1))
+    table.add_column("meaning", no_wrap=True)
+    table.add_column("names, without case, accents, brackets, dots, spaces and underscores", overflow="fold")
+    for meaning, names in column_rows():
+        table.add_row(escape(meaning), escape(names))
+    return table
 
 
 def examine_tickers(bars: Sequence[Bars], recipe: Recipe) -> dict[str, TickerReport]:
