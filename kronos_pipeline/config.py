@@ -268,6 +268,12 @@ class Recipe(ReadingSettings):
         description="use only deterministic algorithms on a GPU: every training gives the same weights; slower",
     )
 
+    mix_intervals: bool = _setting(
+        False,
+        Role.RUN,
+        description="train the checkpoint though its tickers have bars of different intervals, such as 1 day and 1 h",
+    )
+
     adapter: Literal["none", "lora"] = _setting(
         "none", Role.TRAINING, description="none: one checkpoint over all tickers; lora: adapters"
     )

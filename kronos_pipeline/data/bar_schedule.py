@@ -6,9 +6,12 @@ schedule has.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+
+from kronos_pipeline.errors import enumerate_some
 
 StampArray = np.ndarray[tuple[int, ...], np.dtype[np.datetime64]]
 IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
@@ -23,6 +26,7 @@ _REGULAR_DAYS = 0.2
 """Fraction of days that makes a time of day regular: daylight saving moves the hour of a session's edge."""
 _FEW_DATES = 5
 """Dates needed to tell a regular pause from a hole; with fewer, every slot without a bar within a day is a hole."""
+_SAME_INTERVAL = 1.2
 _REGULAR_WEEKS = 0.5
 """Fraction of its dates with bars that makes a weekday regular."""
 
@@ -76,8 +80,7 @@ class BarSchedule:
 def find_bar_schedule(stamps: StampArray) -> BarSchedule:
     """Derive a ticker's schedule from its bar times, two at least, sorted and distinct."""
     times = _nanoseconds(stamps)
-    differences, counts = np.unique(np.diff(times), return_counts=True)
-    interval = int(differences[counts.argmax()])
+    interval = usual_interval(times)
     days = times // _DAY
     dates = _distinct(days)
     days_per_weekday = np.bincount((dates + 3) % 7, minlength=7)  # 1970-01-01 was a Thursday
@@ -104,6 +107,39 @@ def find_bar_schedule(stamps: StampArray) -> BarSchedule:
     # Every slot between a weekday's first and last frequent slot is due, as a hole may hide a slot in a short file.
     due = _between_first_and_last(frequent) & regular
     return BarSchedule(interval, weekdays, due, sessions)
+
+
+def usual_interval(times: IntArray) -> int:
+    """Return the most frequent difference of sorted times, in nanoseconds, two at least."""
+    differences, counts = np.unique(np.diff(times), return_counts=True)
+    return int(differences[counts.argmax()])
+
+
+def interval_name(interval: int) -> str:
+    """Return the name of an interval in nanoseconds, such as "1 day"."""
+    units = ((_DAY, "day"), (_DAY // 24, "h"), (_DAY // 1440, "min"))
+    name = next((f"{interval // unit} {text}" for unit, text in units if interval % unit == 0), None)
+    return name or f"{interval / 1e9:g} s"
+
+
+def mixed_intervals(stamps: Mapping[str, StampArray]) -> str | None:
+    """Name the tickers of each interval, such as "1 h: BTCUSD; 1 day: AAPL, MSFT"; None if all have the same.
+
+    Intervals within a fifth of each other are the same: the months of one ticker may mostly have 30 days, and those of
+    another 31.
+
+    Args:
+        stamps: the bar times of each ticker, sorted; a ticker with fewer than two is left out.
+    """
+    intervals = {ticker: usual_interval(_nanoseconds(times)) for ticker, times in stamps.items() if len(times) > 1}
+    found: dict[int, list[str]] = {}
+    for ticker in sorted(intervals, key=lambda ticker: intervals[ticker]):
+        interval = intervals[ticker]
+        same = next((other for other in found if interval < other * _SAME_INTERVAL), interval)
+        found.setdefault(same, []).append(ticker)
+    if len(found) < 2:
+        return None
+    return "; ".join(f"{interval_name(interval)}: {enumerate_some(tickers)}" for interval, tickers in found.items())
 
 
 def _nanoseconds(stamps: StampArray) -> IntArray:

@@ -14,13 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
 from kronos_pipeline.config import Recipe
-from kronos_pipeline.data.bar_schedule import BarSchedule, find_bar_schedule
+from kronos_pipeline.data.bar_schedule import BarSchedule, find_bar_schedule, interval_name, mixed_intervals
 from kronos_pipeline.data.bars import Bars
 from kronos_pipeline.data.column_names import column_rows
 from kronos_pipeline.data.csv_files import find_csv_files
@@ -147,13 +146,20 @@ class FolderReport:
             f"{fit} of {len(self.tickers)} tickers are fit for training, {enough} have enough for an adapter.",
             f"A checkpoint over all has {self.horizons} horizons of training targets end to end: {checkpoint}.",
         ]
-        lines += [f"note: {note}" for note in self.notes]
+        lines += [f"note: {note}" for note in (*self.notes, *self._interval_notes())]
         if len(self.tickers) > MANY:
             return lines + _summed_up(self.tickers)
         for report in self.tickers:
             lines += [f"problem: {line}" for line in str(DataError(report.problems)).splitlines()]
             lines += [f"{report.ticker}: {remark}" for remark in report.remarks()]
         return lines
+
+    def _interval_notes(self) -> list[str]:
+        fit = [report.bars for report in self.tickers if report.bars and report.fit]
+        mixed = mixed_intervals({bars.ticker: bars.frame["timestamps"].to_numpy() for bars in fit})
+        if mixed is None:
+            return []
+        return [f"bars of different intervals ({mixed}): a checkpoint over them needs --mix-intervals, adapters do not"]
 
 
 def _summed_up(reports: Sequence[TickerReport]) -> list[str]:
@@ -257,7 +263,7 @@ def examine_tickers(bars: Sequence[Bars], recipe: Recipe) -> dict[str, TickerRep
 
 def _report(bars: Bars, windows: WindowSet | None, error: DataError | None) -> TickerReport:
     schedule = find_bar_schedule(bars.frame["timestamps"].to_numpy()) if len(bars) > 1 else None
-    interval = _interval(schedule) if schedule else None
+    interval = interval_name(schedule.interval) if schedule else None
     report = TickerReport(bars.ticker, bars, interval, windows, error.problems if error else (), ())
     if windows is None or schedule is None:
         return report
@@ -276,11 +282,3 @@ def _doubts(report: TickerReport, windows: WindowSet, schedule: BarSchedule) -> 
     if schedule.daily and training_days < _YEAR:
         doubts.append(f"training covers {training_days} days, less than a year: some months are never seen")
     return tuple(doubts)
-
-
-def _interval(schedule: BarSchedule) -> str:
-    interval = pd.Timedelta(schedule.interval, "ns")
-    for unit, name in ((pd.Timedelta(days=1), "day"), (pd.Timedelta(hours=1), "h"), (pd.Timedelta(minutes=1), "min")):
-        if interval % unit == pd.Timedelta(0):
-            return f"{interval // unit} {name}"
-    return f"{interval.total_seconds():g} s"

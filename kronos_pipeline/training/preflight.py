@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from kronos_pipeline.config import Recipe
+from kronos_pipeline.data.bar_schedule import mixed_intervals
 from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.errors import ArtifactError, DataError, Problem, SettingsError
 from kronos_pipeline.training.dataset import TrainingData
@@ -46,6 +47,20 @@ def check_windows(windows: Sequence[WindowSet]) -> None:
                 ),
                 ticker=windows[0].ticker if len(windows) == 1 else None,
             )
+
+
+def check_intervals(windows: Sequence[WindowSet]) -> None:
+    """Check that the tickers of a checkpoint have bars of one interval.
+
+    Raises:
+        SettingsError: they do not.
+    """
+    mixed = mixed_intervals({ticker.ticker: ticker.bars.frame["timestamps"].to_numpy() for ticker in windows})
+    if mixed is not None:
+        raise SettingsError(
+            f"The tickers have bars of different intervals ({mixed}). Train a checkpoint on the tickers of one "
+            "interval, or adapters with --adapter lora, or allow it with --mix-intervals."
+        )
 
 
 def expected_seconds(

@@ -98,10 +98,12 @@ class TrainingContext:
 
         Raises:
             DataError: the train or the selection split is empty.
-            SettingsError: there is no ticker.
+            SettingsError: there is no ticker, or a checkpoint would mix bars of different intervals.
         """
         windows = purge_overlapping_targets(job.windows, outdated_tickers(job.windows))
         preflight.check_windows(windows)
+        if job.adapter is None and not self.recipe.mix_intervals:
+            preflight.check_intervals(windows)
         parts = {
             "data": {ticker.ticker: ticker.training_hash for ticker in windows},
             "config": training_settings(self.recipe),

@@ -192,7 +192,7 @@ ROLES = {
     },
     Role.FORECAST: {"calendars"},
     Role.DECISION: {"backtest_origins", "backtest_refit_every", "gate", "refit_all"},
-    Role.RUN: {"device", "save_steps", "cuda_graphs"},
+    Role.RUN: {"device", "save_steps", "cuda_graphs", "mix_intervals"},
 }  # fmt: skip
 
 
@@ -210,6 +210,6 @@ def test_the_settings_that_shape_weights_are_the_others_than_these() -> None:
         "validation_days", "validation_bars", "max_cutoffs", "eval_samples", "temperature", "top_p",
         "s2_position", "tune_sampling", "recalibrate", "calendars",
         "backtest_origins", "backtest_refit_every", "gate", "refit_all",
-        "save_steps", "device", "adapter_name", "cuda_graphs",
+        "save_steps", "device", "adapter_name", "cuda_graphs", "mix_intervals",
         "columns", "adjusted", "drop_bad_rows", "from_date", "keep_forming",
     }  # fmt: skip

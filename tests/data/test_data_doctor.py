@@ -53,6 +53,7 @@ def test_the_lines_hold_verdicts_problems_doubts_and_notes(report: FolderReport)
     assert "SHORT.csv: 100 bars, and 145 are needed" in text
     assert "BROKEN.csv:2: Close: must be a number in 1,000 lines, first in 2, 3, 4 (found '?')" in text
     assert "HALTED: note: bars without volume" in text
+    assert "note: bars of different intervals (1 h: HOURLY; 1 day: GOOD, HALTED, LITTLE): a checkpoint over" in text
 
 
 def test_the_table_fits_80_columns_and_has_a_row_per_ticker(report: FolderReport) -> None:

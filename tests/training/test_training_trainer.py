@@ -65,6 +65,24 @@ def test_a_checkpoint_is_upstreams_own_and_what_was_measured(tiny_base: Path, tm
     assert (layout.last_checkpoint / "model.safetensors").is_file()
 
 
+def test_a_checkpoint_over_different_intervals_is_refused_unless_it_is_allowed(tiny_base: Path, tmp_path: Path) -> None:
+    recipe = small_recipe(tiny_base, validation_bars=12, selection_bars=14, epochs=1)
+    hourly = simulated_bars("BTCUSD").frame
+    hourly["timestamps"] = pd.date_range("2024-01-01", periods=len(hourly), freq="h")
+    bars = [simulated_bars("AAPL"), simulated_bars("MSFT"), make_bars("BTCUSD", hourly, source="BTCUSD.csv")]
+    windows = [build_windows(each, recipe) for each in bars]
+
+    for train in (
+        trainer_of(recipe, tmp_path).train_checkpoint,
+        lambda each: trainer_of(recipe, tmp_path).refit(each, None),
+    ):
+        with pytest.raises(SettingsError, match=r"\(1 h: BTCUSD; 1 day: AAPL, MSFT\).* --mix-intervals"):
+            train(windows)
+    assert trainer_of(recipe, tmp_path).train_adapter(windows, "ALL").folder.is_dir()
+    allowed = recipe.model_copy(update={"mix_intervals": True})
+    assert trainer_of(allowed, tmp_path).train_checkpoint(windows).folder.is_dir()
+
+
 def test_the_base_model_stays_as_it_is(tiny_base: Path, tmp_path: Path) -> None:
     recipe = small_recipe(tiny_base)
     trainer = trainer_of(recipe, tmp_path)
