@@ -89,8 +89,8 @@ def test_the_title_names_the_demo_model_and_the_notes_say_what_was_left_out_and_
         assert unit in text
 
 
-def test_bars_that_had_to_be_mended_are_told(evaluation: dict[str, Any]) -> None:
-    assert "mended" not in " ".join(evaluation_table(evaluation).notes)
+def test_the_share_of_repaired_bars_is_reported(evaluation: dict[str, Any]) -> None:
+    assert "repaired" not in " ".join(evaluation_table(evaluation).notes)
     for entry, share in zip(evaluation["per_symbol"], (0.02, 0.04), strict=True):
         entry["mended"] = {"base": 0.0, "adapter": share}
     assert "repaired to valid candles: base 0.0%, adapter 3.0%." in " ".join(evaluation_table(evaluation).notes)
