@@ -10,127 +10,79 @@ import re
 import unicodedata
 from functools import lru_cache
 
-COLUMN_NAMES: dict[str, tuple[tuple[str, ...], ...]] = {
+COLUMN_NAMES: dict[str, tuple[str, ...]] = {
     "time": (
-        (
-            *(
-                "timestamps",
-                "timestamp",
-                "date time",
-                "time",
-                "ts",
-                "t",
-                "unix",
-                "unix time",
-                "unix timestamp",
-                "epoch",
-            ),
-            *("open time", "time open", "start time", "begin", "begins at", "time period start", "period start"),
-            *("candle begin time", "bar time", "trade time", "GMT time", "UTC time", "local time", "date time utc"),
-            *("Zeit", "Uhrzeit", "Datum Zeit", "heure", "date heure", "hora", "fecha hora", "data hora", "ora"),
-            *("tijd", "czas", "godzina", "время", "дата время", "时间", "日期时间", "交易时间", "時間", "時刻", "日時"),
-            *("시간", "시각", "일시"),
-        ),
+        "open time, time open, start time, time start, begin, begins at, time period start, period start, "
+        "candle begin time",
+        "timestamps, timestamp, date time, time, ts, t, unix, unix time, unix timestamp, epoch, bar time, "
+        "trade time, GMT time, UTC time, local time, date time utc, Zeit, Uhrzeit, Datum Zeit, heure, "
+        "date heure, hora, fecha hora, data hora, ora, tijd, czas, godzina, время, дата время, "
+        "时间, 日期时间, 交易时间, 時間, 時刻, 日時, 시간, 시각, 일시",
     ),
     "date": (
-        (
-            *("date", "dates", "day", "trade date", "trading date", "trading day", "price date", "quote date"),
-            *("exchange date", "date utc", "date gmt", "Datum", "Handelstag", "Börsentag", "Tag", "jour", "fecha"),
-            *("data", "data pregão", "giorno", "dag", "tarih", "дата", "день", "日期", "交易日期", "交易日", "日付"),
-            *("日付け", "年月日", "取引日", "날짜", "일자", "거래일", "거래일자"),
-        ),
+        "date, dates, day, trade date, trading date, trading day, price date, quote date, exchange date, "
+        "date utc, date gmt, Datum, Handelstag, Börsentag, Tag, jour, fecha, data, data pregão, giorno, dag, "
+        "tarih, дата, день, 日期, 交易日期, 交易日, 日付, 日付け, 年月日, 取引日, 날짜, 일자, 거래일, 거래일자",
     ),
     "open": (
-        (
-            *("open", "o", "open price", "opening price", "opening", "price open"),
-            *("Eröffnung", "Eroeffnung", "Eröffn.", "Eröffnungskurs", "Erster", "Anfangskurs"),
-            *("ouverture", "ouv.", "cours d'ouverture", "premier", "apertura", "precio de apertura"),
-            *("prezzo di apertura", "abertura", "preço de abertura", "openingskoers", "openen", "otwarcie", "açılış"),
-            *("открытие", "откр.", "цена открытия", "开盘", "开盘价", "今开", "開盤", "開盤價", "始値", "시가"),
-        ),
+        "open, o, open price, opening price, opening, price open, px open, Eröffnung, Eroeffnung, Eröffn., "
+        "Eröffnungskurs, Erster, Anfangskurs, ouverture, ouv., cours d'ouverture, premier, apertura, "
+        "precio de apertura, prezzo di apertura, abertura, preço de abertura, openingskoers, openen, otwarcie, "
+        "açılış, открытие, откр., цена открытия, 开盘, 开盘价, 今开, 開盤, 開盤價, 始値, 시가",
     ),
     "high": (
-        (
-            *("high", "h", "high price", "highest", "highest price", "day high", "price high", "max"),
-            *("Hoch", "Höchst", "Hoechst", "Höchstkurs", "Hoechstkurs", "Tageshoch"),
-            *("haut", "plus haut", "+ haut", "máximo", "máx.", "máxima", "precio máximo", "massimo", "preço máximo"),
-            *("hoogste", "hoog", "hoogste koers", "najwyższy", "najwyzszy", "yüksek", "максимум", "макс."),
-            *("максимальная цена", "最高", "高", "最高价", "最高價", "高値", "고가"),
-        ),
+        "high, h, high price, highest, highest price, day high, price high, px high, max, Hoch, Höchst, "
+        "Hoechst, Höchstkurs, Hoechstkurs, Tageshoch, haut, plus haut, + haut, máximo, máx., máxima, "
+        "precio máximo, massimo, preço máximo, hoogste, hoog, hoogste koers, najwyższy, najwyzszy, yüksek, "
+        "максимум, макс., максимальная цена, 最高, 高, 最高价, 最高價, 高値, 고가",
     ),
     "low": (
-        (
-            *("low", "l", "low price", "lowest", "lowest price", "day low", "price low", "min"),
-            *("Tief", "Tiefst", "Tiefstkurs", "Tagestief"),
-            *("bas", "plus bas", "+ bas", "mínimo", "mín.", "mínima", "precio mínimo", "minimo", "preço mínimo"),
-            *("laagste", "laag", "laagste koers", "najniższy", "najnizszy", "düşük", "минимум", "мин."),
-            *("минимальная цена", "最低", "低", "最低价", "最低價", "安値", "저가"),
-        ),
+        "low, l, low price, lowest, lowest price, day low, price low, px low, min, Tief, Tiefst, Tiefstkurs, "
+        "Tagestief, bas, plus bas, + bas, mínimo, mín., mínima, precio mínimo, minimo, preço mínimo, laagste, "
+        "laag, laagste koers, najniższy, najnizszy, düşük, минимум, мин., минимальная цена, 最低, 低, 最低价, 最低價, "
+        "安値, 저가",
     ),
     "close": (
-        (
-            *("close", "c", "close price", "closing price", "closing", "price close"),
-            *("Schluss", "Schlusskurs", "Schlußkurs"),
-            *("clôture", "cours de clôture", "cierre", "precio de cierre", "chiusura", "prezzo di chiusura"),
-            *(
-                "fechamento",
-                "preço de fechamento",
-                "slotkoers",
-                "slot",
-                "sluiting",
-                "zamknięcie",
-                "zamkniecie",
-                "kapanış",
-            ),
-            *("закрытие", "закр.", "цена закрытия", "收盘", "收盘价", "收盤", "收盤價", "終値", "종가"),
-        ),
-        (
-            *("price", "Kurs", "Preis", "cours", "prix", "precio", "prezzo", "preço", "koers", "цена", "价格", "가격"),
-            *("Zuletzt", "Letzter", "dernier", "último", "ultimo", "laatste", "ostatnio", "şimdi", "последняя"),
-            *("last", "last price", "ltp", "最新价", "現在値", "현재가"),
-        ),
-        ("close/last",),
-        ("settle", "settlement", "settlement price", "结算价"),
+        "close, c, close price, closing price, closing, price close, clot, Schluss, Schlusskurs, Schlußkurs, "
+        "clôture, cours de clôture, cierre, precio de cierre, chiusura, prezzo di chiusura, fechamento, "
+        "preço de fechamento, slotkoers, slot, sluiting, zamknięcie, zamkniecie, kapanış, закрытие, закр., "
+        "цена закрытия, 收盘, 收盘价, 收盤, 收盤價, 終値, 종가",
+        "price, Kurs, Preis, cours, prix, precio, prezzo, preço, koers, цена, 价格, 가격, Zuletzt, Letzter, "
+        "dernier, último, ultimo, laatste, ostatnio, şimdi, последняя, last, last price, latest, px last, ltp, "
+        "最新价, 現在値, 현재가",
+        "close/last",
+        "settle, settlement, settlement price, 结算价",
     ),
     "adj_close": (
-        (
-            *("adj close", "adjusted close", "close adj", "adjusted", "adj close price", "adjusted closing price"),
-            *("bereinigter Schlusskurs", "clôture ajustée", "cierre ajustado", "chiusura rettificata"),
-            *("fechamento ajustado", "скорректированное закрытие", "調整後終値", "조정종가", "수정종가"),
-        ),
+        "adj close, adjusted close, close adj, adjusted, adj close price, adjusted closing price, "
+        "bereinigter Schlusskurs, clôture ajustée, cierre ajustado, chiusura rettificata, fechamento ajustado, "
+        "скорректированное закрытие, 調整後終値, 終値調整, 조정종가, 수정종가, 終値調整値",
     ),
     "volume": (
-        (
-            *("volume", "vol", "v", "volumes", "real volume", "share volume", "shares traded", "trade volume"),
-            *("trading volume", "total volume", "traded volume", "base volume", "volume base", "base asset volume"),
-            *("volume from", "total traded quantity", "traded quantity", "quantity", "qty"),
-            *("Stück", "Stücke", "Stueck", "Stuecke", "Umsatz Stück", "volumi", "quantité", "cantidad", "quantidade"),
-            *("wolumen", "wol.", "hacim", "hac.", "объем", "объём", "成交量", "交易量", "总成交量", "出来高", "売買高"),
-            *("거래량",),
-        ),
+        "volume, vol, v, volumes, real volume, share volume, shares traded, trade volume, trading volume, "
+        "total volume, traded volume, base volume, volume base, base asset volume, volume from, px volume, "
+        "number of shares, total traded quantity, traded quantity, quantity, qty, Stück, Stücke, Stueck, "
+        "Stuecke, Umsatz Stück, volumi, quantité, cantidad, quantidade, wolumen, wol., hacim, hac., объем, "
+        "объём, 成交量, 交易量, 总成交量, 总手, 出来高, 売買高, 거래량",
         # A German site writes Stuecke for the units and Volumen for the money.
-        ("Volumen",),
-        ("tick volume", "tickvol", "ticks", "тиковый объем", "тиковый объём"),
+        "Volumen",
+        "tick volume, tickvol, ticks, тиковый объем, тиковый объём",
     ),
     "amount": (
-        (
-            *("amount", "quote volume", "volume quote", "quote asset volume", "volume to", "dollar volume", "notional"),
-            *("traded value", "trade value", "total traded value", "total turnover", "money"),
-            *("成交额", "成交金额", "成交額", "成交金額", "売買代金", "거래대금"),
-        ),
-        ("value",),
+        "amount, quote volume, volume quote, quote asset volume, volume to, dollar volume, notional, "
+        "traded value, trade value, total traded value, total turnover, money, "
+        "成交额, 成交金额, 金额, 成交額, 成交金額, 売買代金, 거래대금",
+        "value",
     ),
     "symbol": (
-        ("symbol", "ticker", "symbols", "tickers", "ts code", "sym", "tic", "act symbol", "stock symbol", "unique id"),
-        (
-            *("code", "stock code", "instrument", "secid", "security", "pair"),
-            *("股票代码", "证券代码", "代码", "合约代码", "コード", "銘柄コード", "종목코드", "тикер"),
-        ),
-        ("name", "stock", "stock name", "股票名称", "名称", "銘柄名", "종목명"),
+        "symbol, ticker, symbols, tickers, ts code, sym, tic, act symbol, stock symbol, unique id",
+        "code, stock code, instrument, secid, security, pair, тикер, "
+        "股票代码, 证券代码, 代码, 合约代码, コード, 銘柄コード, 종목코드",
+        "name, stock, stock name, 股票名称, 名称, 銘柄名, 종목명",
     ),
 }
-"""Names by meaning, as programs write them: the names in one tuple are equally good, those in an earlier tuple are
-better. `time` is for times of day and full times, `date` for dates."""
+"""Names by meaning, as programs write them: the names in one text are equally good, and better than those in a
+later text. `time` is for times of day and full times, `date` for dates."""
 
 TIME_MEANINGS = ("time", "date")
 
@@ -140,6 +92,10 @@ _MONEY = {
     *("rmb", "inr", "brl", "try", "rub", "currency", "quote"),
 }
 """Units of a volume that make it an amount of money."""
+_NO_UNITS = {"ma", "sma", "ema", "avg", "average", "change", "chg", "pct", "delta", "osc", "weighted", "ratio", "rank"}
+"""Words after `Volume` in the names of indicators."""
+_LONGEST = 100
+"""Characters of the longest name that is looked at."""
 _NUMBERED = re.compile(r"^\s*\d+[a-z]?\.\s*")
 _UNIT = re.compile(r"[\s_]*\([^()]*\)\s*\**\s*$")
 _VOLUME_UNIT = re.compile(r"^\s*vol(?:ume)?[\s_]*[\s_(\[]([a-z0-9]{2,10})[)\]]?\s*$", re.IGNORECASE)
@@ -154,13 +110,13 @@ def normal_name(name: str) -> str:
 @lru_cache(4096)
 def meaning_of(name: str) -> tuple[str, int] | None:
     """Return the meaning of a column's name and its rank, 0 for the best names; None for an unknown name."""
-    if _NEVER.search(name):
+    if len(name) > _LONGEST or _NEVER.search(name):
         return None
     for text in (name, _NUMBERED.sub("", name)):
         if found := _BY_NAME.get(normal_name(text)):
             return found
     if unit := volume_unit(name):
-        return ("amount" if unit in _MONEY else "volume"), 0
+        return ("amount" if unit in _MONEY else "volume"), 1
     # The unit of a price in brackets, such as Close (USD).
     return _BY_NAME.get(normal_name(_UNIT.sub("", _NUMBERED.sub("", name))))
 
@@ -173,7 +129,7 @@ def is_plain_name(meaning: str, name: str) -> bool:
 def volume_unit(name: str) -> str | None:
     """Return the unit of a name such as `Volume USD` or `Volume_(BTC)`, in small letters, or None."""
     match = _VOLUME_UNIT.match(name)
-    return match[1].casefold() if match else None
+    return match[1].casefold() if match and match[1].casefold() not in _NO_UNITS else None
 
 
 def column_rows() -> list[tuple[str, str]]:
@@ -185,5 +141,5 @@ _BY_NAME |= {
     normal_name(name): (meaning, rank)
     for meaning, ranks in COLUMN_NAMES.items()
     for rank, names in enumerate(ranks)
-    for name in names
+    for name in names.split(", ")
 }

@@ -71,7 +71,7 @@ def side_by_side(names: Sequence[str]) -> list[str]:
     prefixes = [affix for affix in found if affix and all(affix + price in known for price in PRICES)]
     found = [name.removeprefix("open") for name in known if name.startswith("open")]
     suffixes = [affix for affix in found if affix and all(price + affix in known for price in PRICES)]
-    return sorted({*prefixes, *suffixes})
+    return sorted({affix.upper() for affix in (*prefixes, *suffixes)})
 
 
 def choose_columns(
@@ -89,8 +89,10 @@ def choose_columns(
     problems: list[tuple[str, str]] = []
     positions: dict[str, int] = {}
     candidates = _candidates(meanings)
-    if len(volumes := candidates.get("volume", [])) == 2 and "amount" not in candidates:
-        candidates |= _base_and_quote(names, volumes, ticker)
+    if "close" not in candidates and (adjusted := candidates.pop("adj_close", [])):
+        candidates["close"] = adjusted
+        notes.append(f"close is {names[adjusted[0]]}, as no column is called Close")
+    candidates |= _base_and_quote(names, candidates, ticker)
     if len(volumes := candidates.get("volume", [])) > 1:
         traded = [position for position in volumes if not _all_zero(cells(position))]
         if traded and traded[0] != volumes[0]:
@@ -106,8 +108,13 @@ def choose_columns(
             rule = f"{len(best)} columns for it ({shown}); keep one, or say --columns {meaning}={names[best[0]]}"
             problems.append((meaning, rule))
         elif len(found) > 1:
-            others = ", ".join(names[position] for position in found[1:])
-            notes.append(f"{meaning} is {names[found[0]]}, and not {others}")
+            others = ", ".join(dict.fromkeys(names[position] for position in found[1:]))
+            twice = others == names[found[0]]
+            notes.append(
+                f"{others} is there twice, with the same cells"
+                if twice
+                else f"{meaning} is {names[found[0]]}, and not {others}"
+            )
         positions[meaning] = found[0]
     return ChosenColumns(positions, tuple(_times(names, meanings, candidates)), tuple(notes), tuple(problems))
 
@@ -125,6 +132,8 @@ def meaning_notes(names: Mapping[str, str], told: Sequence[str]) -> list[str]:
         return []
     foreign = "volume" in names and not is_plain_name("volume", names["volume"])
     units = "; volume and amount are in the file's own units" if foreign and "amount" in names else ""
+    if units and is_plain_name("ts code", names.get("symbol", "")):
+        units += ", lots of 100 and thousands for TuShare's stocks"
     return [f"columns by meaning: {', '.join(others)}{units}"]
 
 
@@ -141,7 +150,8 @@ def _without_affix(names: Sequence[str]) -> Sequence[str]:
     affixes = side_by_side(names)
     if len(affixes) != 1:
         return names
-    return [normal_name(name).removeprefix(affixes[0]).removesuffix(affixes[0]) for name in names]
+    affix = affixes[0].lower()
+    return [normal_name(name).removeprefix(affix).removesuffix(affix) for name in names]
 
 
 def _candidates(meanings: Sequence[Meaning | None]) -> dict[str, list[int]]:
@@ -153,12 +163,14 @@ def _candidates(meanings: Sequence[Meaning | None]) -> dict[str, list[int]]:
     return found
 
 
-def _base_and_quote(names: Sequence[str], volumes: list[int], ticker: str) -> dict[str, list[int]]:
-    """Tell units of the base currency, the volume, from those of the quote currency, the amount."""
-    pair = normal_name(ticker)
-    for base, quote in (volumes, volumes[::-1]):
+def _base_and_quote(names: Sequence[str], candidates: Mapping[str, list[int]], ticker: str) -> dict[str, list[int]]:
+    """Tell `Volume ETH` from `Volume BTC` for ETHBTC: the base currency's is the volume, the other is the amount."""
+    found = [*candidates.get("volume", []), *candidates.get("amount", [])]
+    if len(found) != 2:
+        return {}
+    for base, quote in (found, found[::-1]):
         units = volume_unit(names[base]), volume_unit(names[quote])
-        if None not in units and pair == "".join(map(str, units)):
+        if None not in units and normal_name(ticker) == "".join(map(str, units)):
             return {"volume": [base], "amount": [quote]}
     return {}
 
@@ -168,7 +180,14 @@ def _all_zero(cells: pa.StringArray) -> bool:
 
 
 def _times(names: Sequence[str], meanings: Sequence[Meaning | None], candidates: Mapping[str, list[int]]) -> list[int]:
-    times = [position for meaning in TIME_MEANINGS for position in sorted(candidates.get(meaning, []))]
+    # Without the times of closing and the like where a column has the times of opening.
+    best = min((found[1] for found in meanings if found and found[0] == "time"), default=0)
+    times = [
+        position
+        for meaning in TIME_MEANINGS
+        for position in sorted(candidates.get(meaning, []))
+        if meaning != "time" or meanings[position] == ("time", best)
+    ]
     if not times and names and meanings[0] is None and normal_name(names[0]) in ("", "unnamed0", "index"):
         return [0]
     return times

@@ -44,6 +44,8 @@ _HEAD = 60
 """Rows among which the header is looked for."""
 _HEADER_NAMES = 3
 """Known names that make a row a header."""
+_WIDEST = 1000
+"""Cells of the widest header."""
 _FOOTERS = 20
 """Lines at the end among which lines of text are looked for."""
 _NUMBER = re.compile(r"^\W*\d[\d.,'\s]*[%€$£¥₩₹KMBT万亿億萬]?$", re.IGNORECASE)
@@ -99,7 +101,9 @@ def read_sheet(file: CsvFile, content: bytes, wanted: Mapping[str, str]) -> Shee
     best = max(guesses, key=lambda guess: (guess.names, guess.width))
     rows = _rows(file, best.text, best.separator)
     notes = []
-    if best.encoding not in ("UTF-8", "ascii"):
+    if best.encoding in _LEGACY and "".join(rows[best.header][1]).isascii():
+        notes.append("the encoding is not UTF-8, and texts that are no names of columns may be misread")
+    elif best.encoding != "UTF-8":
         notes.append(f"the encoding is {_NAMES.get(best.encoding, best.encoding)}")
     if best.separator != ",":
         notes.append(f"the columns are separated by {SEPARATORS[best.separator]}")
@@ -185,7 +189,7 @@ def _guesses(encoding: str, text: str, wanted: Mapping[str, str]) -> Iterator[_G
 
 def _known_names(cells: Sequence[str], wanted: Mapping[str, str]) -> int:
     names = [cell.strip() for cell in cells]
-    if len(names) < _HEADER_NAMES or any(_NUMBER.match(name) or _DATE.match(name) for name in names):
+    if not _HEADER_NAMES <= len(names) <= _WIDEST or any(_NUMBER.match(name) or _DATE.match(name) for name in names):
         return 0
     found = {meaning[0] for meaning in header_meanings(names, wanted) if meaning}
     several = len(PRICES) if len(side_by_side(names)) > 1 else 0
@@ -317,6 +321,8 @@ def _is_footer(row: Sequence[str], header: Sequence[str], meanings: Sequence[Mea
 def _is_date(text: str) -> bool:
     if _DATE.match(text.strip()):
         return True
+    if len(text) > 60:
+        return False
     try:
         return bool(re.search(r"\d", text)) and not pd.isna(pd.to_datetime(text.strip(), errors="coerce"))
     except (ValueError, OverflowError):
