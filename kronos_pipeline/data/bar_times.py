@@ -1,12 +1,64 @@
-"""Decide what the times of a ticker's bars mean: the dates of daily bars, a forming last bar, two bar sizes."""
+"""Decide what the times of a ticker's bars mean.
+
+two bar sizes      bars of a day followed by bars of an hour: refused, at the bar where the size changes
+daily bars         one per date, at hour 0 of the exchange's date, whatever time of day the exporter stamped
+forming last bar   a last bar that is not over: its time is off those of the others, or its end is later than now
+moved session      a session that begins and ends at other times from a date on, in a file without a zone
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
+import numpy as np
 import pandas as pd
 
-from kronos_pipeline.data.bar_schedule import StampArray, find_bar_schedule
+from kronos_pipeline.data.bar_schedule import BoolArray, IntArray, StampArray
+from kronos_pipeline.errors import count
+
+_MINUTE = 60_000_000_000
+_HOUR = 60 * _MINUTE
+_DAY = 24 * _HOUR
+_WEEK = 7 * _DAY
+_DAILY = _DAY * 9 // 10
+"""Nanoseconds: a clock change makes one day of a year 23 hours long."""
+_MONTHLY = 27 * _DAY
+
+_RUN = 8
+"""Steps of another size, one after another, that are no accident."""
+_RARE_RUN = 24
+"""The same for coarser steps of less than a day, which a ticker that trades rarely has by accident."""
+_FINER, _COARSER = 0.875, 1.5
+"""Largest finer and smallest coarser step, in usual steps: a holiday makes a week a day shorter or longer."""
+_FINE_SHARE, _COARSE_SHARE = 0.4, 0.6
+"""Smallest share of a run's steps of the same length: nights cut bars of hours, weekends cut bars of days."""
+
+_EVENING = 11 * _HOUR
+"""Earliest time of day of a session of the next date: midnight in New Zealand, in UTC."""
+_FEW_DOUBLES = 0.2
+"""Largest fraction of dates with several bars in a file of daily bars."""
+_REGULAR = 0.9
+"""Smallest fraction of bars at regular times of day or at regular phases of their interval."""
+
+_FARTHEST_ZONE = 14 * _HOUR
+_REGULAR_GAPS = 0.8
+_SHORTEST_CLOSE = 16 * _HOUR
+"""Time of day at which the exchanges of a zone have closed, or close soon."""
+_SHORTEST_SESSION = 6 * _HOUR + 30 * _MINUTE
+_WEEKEND = 56 * _HOUR
+"""A week of bars is over on Friday at 16:00."""
+
+_SESSION_DATES = 5
+"""Dates before and after a moved session."""
+_REGULAR_SESSIONS = 0.8
+_SESSION = 18 * _HOUR
+_LEAST_MOVE = 30 * _MINUTE
+_CLOCK_CHANGES = (3, 4, 9, 10, 11)
+"""Months in which clocks change."""
+_SHOWN = 3
+
+_UNITS = ((_WEEK, "week"), (_DAY, "day"), (_HOUR, "hour"), (_MINUTE, "minute"), (_MINUTE // 60, "second"))
 
 
 @dataclass(frozen=True)
@@ -16,6 +68,7 @@ class BarTimes:
     Attributes:
         times: datetime64[ns], `(bars,)`, in the file's local time; daily and slower bars have the exchange's date and
             hour and minute 0.
+        zone: the zone of the times, or None; None for dates of an exchange that differ from the dates of the file.
         forming: index of a last bar that is still forming and is to be left out, or None.
         problems: (bar, rule) of each bar that makes the file invalid.
         notes: (bar, note) of each decision; the bar is None for a decision about all bars.
@@ -23,10 +76,47 @@ class BarTimes:
     """
 
     times: StampArray
+    zone: str | None = None
     forming: int | None = None
     problems: tuple[tuple[int, str], ...] = ()
     notes: tuple[tuple[int | None, str], ...] = ()
     temporary: bool = False
+
+
+@dataclass(frozen=True)
+class _Stamps:
+    """Bar times as nanoseconds since 1970, in local time.
+
+    Attributes:
+        times: the times, `(bars,)`.
+        steps: the time from each bar to the next, `(bars - 1,)`.
+        usual: the most frequent step.
+        median: the median step.
+    """
+
+    times: IntArray
+    steps: IntArray
+    usual: int
+    median: int
+
+    @property
+    def days(self) -> IntArray:
+        """Days since 1970."""
+        return self.times // _DAY
+
+    @property
+    def clocks(self) -> IntArray:
+        """Nanoseconds since midnight."""
+        return self.times % _DAY
+
+
+def _make_stamps(times: StampArray) -> _Stamps:
+    stamps = np.asarray(times).astype("datetime64[ns]").astype(np.int64)
+    steps = np.diff(stamps)
+    # numpy's median takes ten times as long for the few distinct steps of bars.
+    distinct, counts = np.unique(steps, return_counts=True)
+    median = int(distinct[np.searchsorted(np.cumsum(counts), len(steps) / 2)])
+    return _Stamps(stamps, steps, int(distinct[counts.argmax()]), median)
 
 
 def arrange_bars(times: StampArray, zone: str | None, now: pd.Timestamp, *, keep_forming: bool = False) -> BarTimes:
@@ -38,27 +128,283 @@ def arrange_bars(times: StampArray, zone: str | None, now: pd.Timestamp, *, keep
         now: the time of reading, with a zone.
         keep_forming: keep a last bar that is still forming, with a note.
     """
+    arranged = BarTimes(times, zone)
     if len(times) < 3:
-        return BarTimes(times)
-    reason, temporary = _forming(times, zone, now)
+        return arranged
+    stamps = _make_stamps(times)
+    if (change := _find_size_change(stamps)) is not None:
+        return replace(arranged, problems=(change,))
+    dates = _exchange_dates(stamps) if stamps.median >= _DAILY else None
+    if dates is None or _has_sessions(stamps, dates):
+        moves = _find_moves(stamps) if zone is None else []
+        arranged = replace(arranged, notes=tuple(moves))
+        return _leave_out_forming(arranged, stamps, _forming_intraday(stamps, zone, now), keep_forming)
+    last = len(dates) - 1
+    doubled = np.flatnonzero(dates[1:] == dates[:-1]) + 1
+    clocks = stamps.clocks
+    if len(doubled) and (doubled[0] != last or (clocks[:-1] == clocks[-1]).any()):
+        return replace(arranged, problems=tuple(_doubled_rule(stamps, int(bar)) for bar in doubled))
+    same_days = bool((dates == stamps.days).all())
+    # Dates of the exchange that are not the dates of the stated zone have no zone.
+    midnights = (dates * _DAY).astype("datetime64[ns]")
+    arranged = replace(arranged, times=midnights, zone=zone if same_days else None)
+    if len(doubled):
+        double = _Reason(f"its date has another bar, at {_clock(stamps.times[-2])}")
+        arranged = _leave_out_forming(arranged, stamps, double, keep_forming=False)
+    else:
+        arranged = _leave_out_forming(arranged, stamps, _forming_daily(stamps, dates, zone, now), keep_forming)
+    if clocks[: arranged.forming].any():
+        moved = "" if same_days else ", the day after where it opens in the evening"
+        note = f"daily or slower bars have times of day; each gets the date of its session, at hour 0{moved}"
+        arranged = replace(arranged, notes=((None, note), *arranged.notes))
+    return arranged
+
+
+@dataclass(frozen=True)
+class _Reason:
+    """Why the last bar is forming: surely or perhaps, for good or until later."""
+
+    text: str
+    sure: bool = True
+    temporary: bool = False
+
+
+def _leave_out_forming(arranged: BarTimes, stamps: _Stamps, reason: _Reason | None, keep_forming: bool) -> BarTimes:
     if reason is None:
-        return BarTimes(times)
-    last = len(times) - 1
-    decision = "kept" if keep_forming else "left out"
-    note = f"the last bar, {pd.Timestamp(times[last])}, is still forming and is {decision}: {reason}"
-    return BarTimes(times, None if keep_forming else last, notes=((last, note),), temporary=temporary)
+        return arranged
+    last = len(stamps.times) - 1
+    state = "is still forming" if reason.sure else "may still be forming"
+    kept = keep_forming or not reason.sure
+    decision = "kept" if kept else "left out"
+    note = f"the last bar, {_text(stamps.times[-1])}, {state}, and is {decision}: {reason.text}"
+    notes = (*arranged.notes, (last, note))
+    return replace(arranged, forming=None if kept else last, notes=notes, temporary=reason.temporary)
 
 
-def _forming(times: StampArray, zone: str | None, now: pd.Timestamp) -> tuple[str | None, bool]:
-    """Return why the last bar is forming, or None, and whether the reason depends on `now`."""
-    schedule = find_bar_schedule(times)
-    phases = times.astype("int64") % schedule.interval
-    if not schedule.daily and (phases[:-1] == phases[0]).all() and phases[-1] != phases[0]:
-        return "it is off the grid of the others", False
-    if zone is not None:
-        # Take the eastern of the winter and summer offsets: a bar unfinished by it is unfinished by the other too.
-        last = pd.Timestamp(times[-1]).tz_localize(zone.split("/")[-1])
-        ends = (last + pd.Timedelta(schedule.interval, "ns")).tz_convert("UTC")
-        if ends > now:
-            return f"its time is up at {ends:%Y-%m-%d %H:%M} UTC, later than now", True
-    return None, False
+def _find_size_change(stamps: _Stamps) -> tuple[int, str] | None:
+    """Find the first bar of another size, if a file holds bars of two sizes.
+
+    A run of steps of another size must be regular: in a ticker that trades rarely, the time from a bar to the next
+    varies.
+    """
+    steps, usual = stamps.steps, stamps.usual
+    for finer in (True, False):
+        other = steps < _FINER * usual if finer else steps > _COARSER * usual
+        runs = [(start, stop) for start, stop in _runs(other) if stop - start >= _RUN]
+        if finer and runs and float((steps[~other] == usual).mean()) < _FINE_SHARE:
+            continue
+        for start, stop in runs:
+            run = steps[start:stop]
+            size = _most_frequent(run)
+            same = np.abs(run - size) <= (0.15 * size if size >= 6 * _DAY else 0)
+            rare = not finer and size < _DAILY and stop - start < _RARE_RUN
+            if rare or same.mean() < (_FINE_SHARE if finer else _COARSE_SHARE):
+                continue
+            start = _first_of_many(steps == size, start) if start else start
+            before, after = (usual, size) if start else (size, usual)
+            changed = steps[start:] == size if start else steps[stop:] == usual
+            bar = int((start or stop) + (changed.argmax() if changed.any() else 0))
+            rule = (
+                f"bars of {_duration(before)} change to bars of {_duration(after)}; keep each size in a file of its own"
+            )
+            return bar, rule
+    return None
+
+
+def _runs(flags: BoolArray) -> Iterator[tuple[int, int]]:
+    """Return the first index of each run of True, and the index after its last."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
+    return zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
+
+
+def _first_of_many(flags: BoolArray, start: int) -> int:
+    """Go back from an index to the first True that is followed by others at short distances."""
+    before = np.flatnonzero(flags[: start + 1])
+    far = np.flatnonzero(np.diff(np.append(before, start)) > _RUN)
+    kept = before[far[-1] + 1 :] if len(far) else before
+    return int(kept[0]) if len(kept) else start
+
+
+def _exchange_dates(stamps: _Stamps) -> IntArray:
+    """Return the date of each daily or slower bar, in days since 1970.
+
+    A session may open on the evening before its date, in UTC or in the exchange's own time, and an end of a session may
+    be stamped on the day after. The weekdays tell: dates that are moved to their session leave weekends free.
+    """
+    dates, clocks = stamps.days, stamps.clocks
+    if not clocks.any():
+        return dates
+    evening = clocks >= _EVENING
+    shifted = dates.copy()
+    for group, shift in ((evening, 1), (~evening, -1)):
+        own = dates[group]
+        if not len(own):
+            continue
+        fewer = int(_weekend(own).sum()) - int(_weekend(own + shift).sum())
+        monthly = stamps.median >= _MONTHLY and (_day_of_month(own + shift) == 1).all()
+        if fewer > 0.05 * len(own) or (shift == 1 and monthly):
+            shifted[group] += shift
+    # Bars in the wrong order would be no improvement.
+    return shifted if (np.diff(shifted) >= 0).all() else dates
+
+
+def _has_sessions(stamps: _Stamps, dates: IntArray) -> bool:
+    """Tell sessions of several a day, or rare trades, from daily bars with a few dates twice."""
+    doubled = int((dates[1:] == dates[:-1]).sum())
+    if not doubled:
+        return False
+    _, counts = np.unique(stamps.clocks, return_counts=True)
+    usual = int(np.sort(counts)[-2:].sum())  # winter and summer
+    single = len(dates) - doubled
+    return doubled > _FEW_DOUBLES * single + 1 or usual < _REGULAR * single
+
+
+def _doubled_rule(stamps: _Stamps, bar: int) -> tuple[int, str]:
+    before, after = stamps.times[bar - 1], stamps.times[bar]
+    return bar, f"a second bar of a date of daily bars, at {_clock(after)} beside {_clock(before)}; remove one of both"
+
+
+def _forming_daily(stamps: _Stamps, dates: IntArray, zone: str | None, now: pd.Timestamp) -> _Reason | None:
+    """Return why the last of daily or slower bars is forming, or None."""
+    clocks = stamps.clocks
+    if clocks.any():
+        regular, counts = np.unique(clocks[:-1], return_counts=True)
+        few = counts[counts > 1].sum() >= _REGULAR * counts.sum()
+        # Daylight saving moves a session by an hour.
+        if few and not (np.isin(np.abs(regular - clocks[-1]), (0, _HOUR))).any():
+            return _Reason(f"its time of day, {_clock(clocks[-1])}, is not that of the others")
+    step = stamps.median
+    if step < 6 * _DAY:
+        return _forming_by_clock(stamps, dates, zone, now)
+    gaps = np.diff(dates) * _DAY
+    even = (np.abs(gaps - step) <= 0.15 * step).mean() >= _REGULAR_GAPS
+    if len(gaps) > 3 and even and gaps[-1] < min(0.75 * step, gaps[:-1].min()):
+        return _Reason(f"it comes {_duration(int(gaps[-1]))} after the bar before, and others after {_duration(step)}")
+    return _forming_by_clock(stamps, dates, zone, now)
+
+
+def _forming_by_clock(stamps: _Stamps, dates: IntArray, zone: str | None, now: pd.Timestamp) -> _Reason | None:
+    """Return whether the last of daily or slower bars ends later than now, or may do so."""
+    last, step = int(stamps.times[-1]), stamps.median
+    if zone is None:
+        # A bar that is named after its end may be later than now in every zone.
+        ahead = now.tz_convert("UTC") + pd.Timedelta(_FARTHEST_ZONE, "ns")
+        later = dates[-2:] * _DAY > ahead.tz_localize(None).value
+        alone = step > 2 * _DAY and later.tolist() == [False, True]
+        return _Reason("its date is later than now", temporary=True) if alone else None
+    if step < 2 * _DAY:
+        over = last + _DAY
+        surely = over
+        if len(dates) >= 5 and not _weekend(dates).any():
+            surely = last + (_SHORTEST_SESSION if last % _DAY else _SHORTEST_CLOSE)
+    elif _named_after_end(dates, step):
+        over = surely = last + _DAY if step >= _MONTHLY else last
+    else:
+        over = int(dates[-1]) * _DAY + step
+        surely = over - _WEEKEND
+    end, sure_end = _utc(over, zone), _utc(surely, zone)
+    if now >= end:
+        return None
+    text = f"its time is up at {end:%Y-%m-%d %H:%M} UTC, later than now"
+    return _Reason(text, sure=now < sure_end, temporary=True)
+
+
+def _named_after_end(dates: IntArray, step: int) -> bool:
+    """Return whether weeks or months are named after their last day: on Thursday or later, or after the 23rd."""
+    late = _day_of_month(dates) > 23 if step >= _MONTHLY else (dates + 3) % 7 >= 3
+    return bool(late.mean() > 0.5)
+
+
+def _forming_intraday(stamps: _Stamps, zone: str | None, now: pd.Timestamp) -> _Reason | None:
+    """Return why the last of intraday bars is forming, or None."""
+    phases = stamps.times % stamps.usual
+    regular, counts = np.unique(phases[:-1], return_counts=True)
+    few = len(regular) == 1 or (len(regular) <= len(phases) // 20 and counts.min() > 1)
+    if few and phases[-1] not in regular:
+        return _Reason("its time is off the grid of the others")
+    if zone is None:
+        return None
+    end = _utc(int(stamps.times[-1]) + stamps.usual, zone)
+    if end <= now:
+        return None
+    return _Reason(f"its time is up at {end:%Y-%m-%d %H:%M} UTC, later than now", temporary=True)
+
+
+def _find_moves(stamps: _Stamps) -> list[tuple[int | None, str]]:
+    """Find the bars from which sessions begin and end at other times of day."""
+    days, clocks = stamps.days, stamps.clocks
+    firsts = np.flatnonzero(np.concatenate([[True], days[1:] != days[:-1]]))
+    if len(firsts) < 2 * _SESSION_DATES:
+        return []
+    lasts = np.append(firsts[1:], len(days)) - 1
+    begins, ends = clocks[firsts], clocks[lasts]
+    if np.median(ends - begins) > _SESSION or np.median(lasts - firsts) < 1:
+        return []
+    # A new beginning that holds on the next dates, too.
+    new = (begins[1:-2] != begins[:-3]) & (begins[1:-2] == begins[2:-1]) & (begins[1:-2] == begins[3:])
+    moves: list[tuple[int | None, str]] = []
+    changes: list[int] = []
+    for date in (np.flatnonzero(new) + 1).tolist():
+        sides = slice(max(date - 2 * _SESSION_DATES, 0), date), slice(date, date + 2 * _SESSION_DATES)
+        before, after = (_regular_session(begins[side], ends[side]) for side in sides)
+        if before is None or after is None or after[0] != begins[date] or (begins[sides[0]] == after[0]).any():
+            continue
+        move = after[0] - before[0]
+        if abs(move) < _LEAST_MOVE or after[1] - before[1] != move:
+            continue
+        bar = int(firsts[date])
+        if abs(move) == _HOUR and pd.Timestamp(int(stamps.times[bar])).month in _CLOCK_CHANGES:
+            changes.append(bar)
+            continue
+        sessions = [f"{_clock(begin)}-{_clock(end)}" for begin, end in (before, after)]
+        moves.append((bar, f"the session moves from {sessions[0]} to {sessions[1]}, as if the time zone changed"))
+    if moves:
+        more = f"the session moves {count(len(moves) - _SHOWN, 'more time')}"
+        return [*moves[:_SHOWN], *([(None, more)] if len(moves) > _SHOWN else [])]
+    if not changes:
+        return []
+    note = f"the session moves by an hour with daylight saving, {count(len(changes), 'time')}, for the first time here"
+    return [(changes[0], note)]
+
+
+def _regular_session(begins: IntArray, ends: IntArray) -> tuple[int, int] | None:
+    """Return the beginning and the end that most of some sessions have, or None."""
+    if len(begins) < _SESSION_DATES:
+        return None
+    begin, end = _most_frequent(begins), _most_frequent(ends)
+    regular = min((begins == begin).mean(), (ends == end).mean())
+    return (begin, end) if regular >= _REGULAR_SESSIONS else None
+
+
+def _most_frequent(values: IntArray) -> int:
+    distinct, counts = np.unique(values, return_counts=True)
+    return int(distinct[counts.argmax()])
+
+
+def _weekend(dates: IntArray) -> BoolArray:
+    return (dates + 3) % 7 >= 5  # 1970-01-01 was a Thursday
+
+
+def _day_of_month(dates: IntArray) -> IntArray:
+    days = dates.astype("datetime64[D]")
+    return (days - days.astype("datetime64[M]")).astype(np.int64) + 1
+
+
+def _utc(local: int, zone: str) -> pd.Timestamp:
+    # Take the eastern of the winter and summer offsets: a bar unfinished by it is unfinished by the other too.
+    return pd.Timestamp(local).tz_localize(zone.split("/")[-1]).tz_convert("UTC")
+
+
+def _duration(nanoseconds: int) -> str:
+    if nanoseconds >= _MONTHLY:
+        return count(round(nanoseconds / (30.4 * _DAY)), "month")
+    size, unit = next(((size, unit) for size, unit in _UNITS if nanoseconds % size == 0), _UNITS[-1])
+    return count(nanoseconds // size, unit)
+
+
+def _clock(nanoseconds: int) -> str:
+    return f"{np.datetime64(int(nanoseconds) % _DAY, 'ns').astype('datetime64[s]')}".partition("T")[2]
+
+
+def _text(stamp: int) -> str:
+    return str(pd.Timestamp(int(stamp)))
