@@ -128,7 +128,7 @@ def test_side_by_side_asks_once_for_all_and_an_error_reaches_whoever_waits() -> 
         except ModelError as error:
             return f"told: {error}"
 
-    assert run_job(minds(), Failing()) == "told: its weights are of no use"  # type: ignore[arg-type]
+    assert run_job(minds(), Failing()) == "told: its weights are of no use"
 
 
 @pytest.mark.parametrize("device", ["cpu", "mps"])
