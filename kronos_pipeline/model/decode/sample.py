@@ -28,7 +28,7 @@ from kronos_pipeline.model.decode.memory import Part, memory_budget, one_thread_
 from kronos_pipeline.model.loading import KronosModel
 
 
-def sample_paths(
+def sample_paths(  # noqa: PLR0913  the settings of a sampling, keywords of a public function
     model: KronosModel | Sequence[KronosModel],
     history: NDArray[np.float64],
     past: NDArray[np.uint8],

@@ -53,7 +53,7 @@ class KronosPredictor:
         adapters: predictors by name.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  the arguments are upstream's
         self,
         model: Any,
         tokenizer: Any,
@@ -100,7 +100,7 @@ class KronosPredictor:
         self.time_cols = list(TIME_FIELDS)
         self.adapters = load_adapters(adapters or {}, self.model, self.tokenizer, move)
 
-    def predict(
+    def predict(  # noqa: PLR0913  the arguments are upstream's
         self,
         df: pd.DataFrame,
         x_timestamp: Any,
@@ -145,7 +145,7 @@ class KronosPredictor:
         series = [read_series(df, x_timestamp, y_timestamp, sampling.horizon, self.clip)]
         return self._means(series, self._sample(series, [adapter], sampling))[0]
 
-    def predict_batch(
+    def predict_batch(  # noqa: PLR0913  the arguments are upstream's
         self,
         df_list: Sequence[pd.DataFrame],
         x_timestamp_list: Sequence[Any],
@@ -170,7 +170,7 @@ class KronosPredictor:
         series = read_batch(df_list, x_timestamp_list, y_timestamp_list, sampling.horizon, self.clip)
         return self._means(series, self._sample(series, adapters, sampling))
 
-    def sample(
+    def sample(  # noqa: PLR0913  the arguments are upstream's
         self,
         df: pd.DataFrame,
         x_timestamp: Any,
@@ -192,7 +192,7 @@ class KronosPredictor:
         (values,) = self._sample(series, [adapter], sampling)
         return paths_to_dataframe(to_units(values, series[0]), series[0])
 
-    def sample_batch(
+    def sample_batch(  # noqa: PLR0913  the arguments are upstream's
         self,
         df_list: Sequence[pd.DataFrame],
         x_timestamp_list: Sequence[Any],
