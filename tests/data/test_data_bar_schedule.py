@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -31,4 +33,5 @@ def test_a_ticker_with_one_bar_has_no_interval() -> None:
 
 @pytest.mark.parametrize(("freq", "name"), [("D", "1 day"), ("4h", "4 h"), ("90min", "90 min"), ("30s", "30 s")])
 def test_intervals_have_names(freq: str, name: str) -> None:
-    assert interval_name(pd.Timedelta(pd.tseries.frequencies.to_offset(freq)).value) == name
+    interval: Any = pd.tseries.frequencies.to_offset(freq)
+    assert interval_name(pd.Timedelta(interval).value) == name

@@ -6,6 +6,7 @@ import csv
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 import pytest
@@ -59,7 +60,8 @@ def values(table: CsvTable) -> dict[str, list[float]]:
 
 
 def times(table: CsvTable) -> list[str]:
-    return pa.array(next(iter(table.time_cells.values())), pa.string()).to_pylist()
+    texts: list[str] = pa.array(next(iter(table.time_cells.values())), pa.string()).to_pylist()
+    return texts
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Dialect:
     decimal: str
     thousands: str
     digits: int
-    quoting: int
+    quoting: Literal[0, 1, 2, 3]
     end: str
     preamble: int
     footer: int
