@@ -21,6 +21,7 @@ TARGETS = [
     "format",
     "check",
     "test",
+    "durations",
     "test-gpu",
     "lint",
     "dev",
