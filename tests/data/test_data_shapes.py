@@ -406,7 +406,6 @@ def test_a_file_of_several_tickers_gives_each_of_them(tmp_path: Path, by_date: b
 # 22, 24, 25, 26: Chinese sources
 
 
-@pending
 def test_exports_of_tushare_are_read_in_their_own_units(tmp_path: Path) -> None:
     frame = daily()
     frame["amount"] = (frame["amount"] / 1000).round(3)
@@ -428,7 +427,7 @@ def test_exports_of_tushare_are_read_in_their_own_units(tmp_path: Path) -> None:
     assert bars.ticker == "600000.SH"
     frame["volume"] = [float(f"{volume / 100:.2f}") for volume in frame["volume"]]
     assert_same_bars(bars.frame, frame, amount=True)
-    assert has_note(bars, "vol", "100")
+    assert has_note(bars, "vol", "in the file's own units")
     assert has_note(bars, "newest first")
 
 
