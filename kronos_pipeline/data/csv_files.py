@@ -31,6 +31,8 @@ _PEEKED_LINES = 10
 _TIME = re.compile(r"\d{4}([-/.]?)\d\d\1\d\d.{0,20}|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}.{0,20}|\d{9,19}(\.0*)?")
 _NUMBER = re.compile(r"[-+]?\d[\d.,']{0,30}[KMB]?")
 
+_LETTERS = re.compile(r"[\W_]+")
+
 _Item = TypeVar("_Item")
 _Key = TypeVar("_Key", bound=Hashable)
 
@@ -108,14 +110,15 @@ def find_csv_files(data_dir: Path, settings: ReadingSettings = DEFAULTS) -> CsvF
             continue
         key = printable(one.path.relative_to(data_dir)) if data_dir.is_dir() else printable(Path(one.path.name))
         candidate = CsvFile(key, one.path)
-        cells = _symbols(candidate, settings)
-        if cells:
+        cells = symbols_of(candidate, settings)
+        if any(cells):
             files += _tickers(candidate, {one.path: cells}, problems)
         else:
             problems[key] = DataError(Problem(printable(one.path), _unclear(one.name)))
     for file in _join_parts(named, problems):
-        symbols = {path: cells for path in file.paths if len(cells := _symbols(file.part(path), settings)) > 1}
-        files += _tickers(file, symbols, problems) if symbols else [file]
+        symbols = {path: symbols_of(file.part(path), settings) for path in file.paths}
+        several = {cell for cells in symbols.values() for cell in cells if cell}
+        files += _tickers(file, symbols, problems) if len(several) > 1 else [_with_symbol_note(file, several)]
     good = {}
     for ticker, same in _group(files, lambda file: file.ticker).items():
         if ticker in problems:
@@ -133,7 +136,7 @@ def _read_names(paths: Sequence[Path]) -> list[_Named]:
     literal = {one.name.stem.upper() for one in named if one.name.literal}
     return [
         replace(one, name=FileName(one.name.stem, (one.name.stem.upper(),), literal=True))
-        if one.name.stem.upper() in literal
+        if not one.name.literal and one.name.stem.upper() in literal
         else one
         for one in named
     ]
@@ -217,7 +220,10 @@ def _tickers(file: CsvFile, symbols: dict[Path, list[str]], problems: dict[str, 
     by_ticker = _group(cells, _ticker_of_cell)
     files = []
     for ticker, same in by_ticker.items():
-        if not NAME.fullmatch(ticker):
+        if not ticker:
+            key = f"{file.ticker}: no symbol"
+            problems[key] = DataError(Problem(file.name, "no symbol in some lines; write one into each line"), key)
+        elif not NAME.fullmatch(ticker):
             key = f"{file.ticker}: {ticker}"
             rule = f"the symbol {same[0]!r} of some lines makes no ticker: use {_ALLOWED}"
             problems[key] = DataError(Problem(file.name, rule), key)
@@ -245,12 +251,13 @@ def _ticker_of_cell(cell: str) -> str:
     return text.removeprefix("$")
 
 
-def _symbols(file: CsvFile, settings: ReadingSettings) -> list[str]:
-    """Return the distinct cells of a file's column of symbols; none without such a column."""
-    try:
-        return symbols_of(file, settings)
-    except DataError:
-        return []  # the reading of the file reports it
+def _with_symbol_note(file: CsvFile, cells: set[str]) -> CsvFile:
+    """Add a note to a file whose column of symbols has another symbol than its name."""
+    other = [cell for cell in cells if _LETTERS.sub("", cell).upper() != _LETTERS.sub("", file.ticker)]
+    if not other:
+        return file
+    note = f"the ticker is {file.ticker}, by the file's name, and not {other[0]}, as its column of symbols says"
+    return replace(file, notes=(*file.notes, note))
 
 
 def _several(ticker: str, paths: Sequence[Path]) -> DataError:

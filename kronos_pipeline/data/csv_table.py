@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import os
 import re
 from codecs import BOM_UTF8
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +39,8 @@ Cells: TypeAlias = "Sequence[str] | pa.StringArray"
 
 _HEAD = 1 << 16
 """Bytes at the beginning of a file that tell its columns."""
+_EDGE = 4096
+"""Bytes at the beginning of a plain file that tell its columns, and with those at its end its symbol."""
 
 
 @dataclass(frozen=True)
@@ -183,24 +186,39 @@ def split_symbols(table: CsvTable) -> dict[str, CsvTable]:
 def symbols_of(file: CsvFile, settings: ReadingSettings = DEFAULTS) -> list[str]:
     """Return the distinct cells of a file's column of symbols, in their order; none without such a column.
 
-    The beginning of the file tells whether it has the column. A file that cannot be read has none: reading it reports
-    its problems.
+    The beginning of the file tells whether it has the column. A plain file with one symbol in its first and last lines
+    is not read further. A file that cannot be read has none: reading it reports its problems.
     """
     wanted = settings.column_names
     try:
         with file.path.open("rb") as stream:
-            head = stream.read(_HEAD)
-        line = (head.removeprefix(BOM_UTF8).splitlines() or [b""])[0]
-        names = [name.strip() for name in line.decode(errors="replace").split(",")]
-        if not _has_bars(names, wanted):
-            end = max(head.rfind(b"\n"), head.rfind(b"\r")) + 1 if len(head) == _HEAD else len(head)
-            names = read_sheet(file, head[:end], wanted).header
-        if "symbol" not in {meaning[0] for meaning in header_meanings(names, wanted) if meaning}:
-            return []
+            head = stream.read(_EDGE)
+            names = [name.strip() for name in head.removeprefix(BOM_UTF8).partition(b"\n")[0].decode().split(",")]
+            plain = _has_bars(names, wanted)
+            if not plain:
+                head += stream.read(_HEAD)
+                end = max(head.rfind(b"\n"), head.rfind(b"\r")) + 1 if len(head) == _EDGE + _HEAD else len(head)
+                names = read_sheet(file, head[:end], wanted).header
+            meanings = [meaning and meaning[0] for meaning in header_meanings(names, wanted)]
+            if "symbol" not in meanings:
+                return []
+            if plain and (symbol := _only_symbol(stream, head, len(names), meanings.index("symbol"))):
+                return [symbol]
         cells = _trimmed(read_csv_table(file, settings).cells["symbol"])
-    except (OSError, DataError):
+    except (OSError, UnicodeDecodeError, DataError):
         return []
-    return [symbol for symbol in pc.unique(cells).to_pylist() if symbol]
+    return list(pc.unique(cells).to_pylist())
+
+
+def _only_symbol(stream: BinaryIO, head: bytes, width: int, position: int) -> str | None:
+    """Return the symbol of the first and the last lines of a plain file, or None if they have none or several."""
+    stream.seek(max(stream.seek(0, os.SEEK_END) - _EDGE, 0))
+    tail = stream.read()
+    rows = [line.split(b",") for line in (*head.splitlines()[1:-1], *tail.splitlines()[1:]) if line]
+    if any(len(row) != width for row in rows):
+        return None
+    symbols = {row[position].strip() for row in rows}
+    return symbols.pop().decode(errors="replace") or None if len(symbols) == 1 else None
 
 
 def read_content(file: CsvFile) -> bytes:

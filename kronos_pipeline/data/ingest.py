@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pandera.pandas as pandera
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from kronos_pipeline.config import ReadingSettings
 from kronos_pipeline.data.bar_schedule import BoolArray
@@ -120,7 +121,7 @@ class _Tables:
         """
         part = file.part(path)
         if file.symbol is None:
-            return read_csv_table(part, self._settings)
+            return _check_symbol(read_csv_table(part, self._settings))
         if path not in self._split:
             self._split[path] = self._read_and_split(part)
         split = self._split[path]
@@ -139,6 +140,25 @@ class _Tables:
             return split_symbols(read_csv_table(replace(part, symbol=None), self._settings))
         except DataError as error:
             return error
+
+
+def _check_symbol(table: CsvTable) -> CsvTable:
+    """Check that a table that is read as one ticker has the rows of one symbol.
+
+    Raises:
+        DataError: it has several symbols, between the first and the last lines that `symbols_of` looks at.
+    """
+    if "symbol" not in table.cells:
+        return table
+    cells = pc.utf8_trim_whitespace(pa.array(table.cells["symbol"], pa.string()))
+    symbols = [symbol for symbol in pc.unique(cells).to_pylist() if symbol]
+    if len(symbols) > 1:
+        rule = f"another symbol than {symbols[0]} of the lines before; write a file per symbol, or sort by symbol"
+        row = cells.index(symbols[1]).as_py()
+        raise DataError(
+            Problem(table.file.name, rule, table.lines[row], table.names["symbol"], symbols[1]), table.file.ticker
+        )
+    return table
 
 
 def _prepare(tables: Sequence[CsvTable], settings: ReadingSettings) -> Rows:

@@ -183,3 +183,13 @@ def test_one_bad_ticker_among_good_ones_leaves_the_good_ones_as_they_are(tmp_pat
         ("Low", (2, 3, 4), 50),
     }
     assert "more than one file" in str(bad["T4"])
+
+
+def test_a_second_symbol_in_the_middle_of_a_file_is_a_problem_with_its_line(tmp_path: Path) -> None:
+    days = daily_frame(900)["Date"].dt.strftime("%Y-%m-%d")
+    lines = [f"{day},{'ZZB' if row == 400 else 'ZZA'},10,11,9,10.5,1000" for row, day in enumerate(days)]
+    write_lines(tmp_path, "ACME", *lines, header="Date,Symbol,Open,High,Low,Close,Volume")
+
+    _, errors = read_folder(tmp_path)
+
+    assert "ACME.csv:402: Symbol: another symbol than ZZA of the lines before" in str(errors["ACME"])

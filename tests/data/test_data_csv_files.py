@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from kronos_pipeline.config import ReadingSettings
 from kronos_pipeline.data.csv_files import find_csv_files
 from kronos_pipeline.errors import DataError
 
@@ -259,3 +260,101 @@ def test_copies_to_the_byte_are_read_once(tmp_path: Path) -> None:
 
     assert folder.problems == {}
     assert folder.files["ZZU"].notes[-1] == "copies to the byte, left out: ZZU (1).csv"
+
+
+def long_file(folder: Path, symbols: list[str], *, name: str = "all", header: str = "Symbol") -> None:
+    days = [f"2024-01-{day:02}" for day in range(2, 12)]
+    rows = [f"{day},{symbol},10,11,9,10.5,1000" for symbol in symbols for day in days]
+    write(folder, **{f"{name}.csv": "\n".join([f"Date,{header},Open,High,Low,Close,Volume", *rows]) + "\n"})
+
+
+def test_a_file_of_several_symbols_is_a_ticker_for_each(tmp_path: Path) -> None:
+    long_file(tmp_path, ["ZZA", "zzb", "ZZ/USD", "BATS:ZZS", "$ZZW"])
+
+    files = find_csv_files(tmp_path).files
+
+    assert {ticker: file.symbol for ticker, file in files.items()} == {
+        "ZZA": "ZZA",
+        "ZZB": "zzb",
+        "ZZS": "BATS:ZZS",
+        "ZZUSD": "ZZ/USD",
+        "ZZW": "$ZZW",
+    }
+    assert files["ZZA"].notes == ("one of 5 tickers in its file, by the column of symbols",)
+    assert files["ZZUSD"].notes == ("one of 5 tickers in its file, by the column of symbols, written ZZ/USD",)
+
+
+@pytest.mark.parametrize(
+    ("symbols", "problem"),
+    [
+        (["ZZA", "ZZB", "S&P 500"], "the symbol 'S&P 500' of some lines makes no ticker"),
+        (["ZZA", "ZZB", "../ZZC"], "the symbol '../ZZC' of some lines makes no ticker"),
+        (["ZZA", "ZZB", ""], "no symbol in some lines"),
+        (["ZZA", "ZZB", "ZZ/USD", "ZZUSD"], "'ZZ/USD', 'ZZUSD' are one ticker, ZZUSD; write them alike"),
+    ],
+)
+def test_a_symbol_that_makes_no_ticker_is_a_problem_and_the_others_go_on(
+    tmp_path: Path, symbols: list[str], problem: str
+) -> None:
+    long_file(tmp_path, symbols)
+
+    folder = find_csv_files(tmp_path)
+
+    assert list(folder.files) == ["ZZA", "ZZB"]
+    [error] = folder.problems.values()
+    assert problem in str(error)
+
+
+def test_a_symbol_with_a_file_of_its_own_beside_a_file_of_several_is_a_problem(tmp_path: Path) -> None:
+    long_file(tmp_path, ["ZZA", "ZZB"])
+    write(tmp_path, **{"ZZB.csv": BARS})
+
+    folder = find_csv_files(tmp_path)
+
+    assert list(folder.files) == ["ZZA"]
+    assert "more than one file for the symbol ZZB" in str(folder.problems["ZZB"])
+
+
+@pytest.mark.parametrize("name", ["ZZA", "zza_2024"])
+def test_a_file_of_one_symbol_keeps_the_symbol_of_its_name(tmp_path: Path, name: str) -> None:
+    long_file(tmp_path, ["ZZ-A"], name=name)
+
+    [file] = find_csv_files(tmp_path).files.values()
+
+    assert (file.ticker, file.symbol) == ("ZZA", None)
+    assert not any("column of symbols" in note for note in file.notes)
+
+
+def test_another_symbol_in_the_column_than_in_the_name_is_a_note(tmp_path: Path) -> None:
+    long_file(tmp_path, ["ZZB"], name="ZZA")
+
+    [file] = find_csv_files(tmp_path).files.values()
+
+    assert file.ticker == "ZZA"
+    assert file.notes == ("the ticker is ZZA, by the file's name, and not ZZB, as its column of symbols says",)
+
+
+def test_the_column_of_symbols_names_a_file_whose_name_does_not(tmp_path: Path) -> None:
+    long_file(tmp_path, ["ZZA"], name="my own data")
+
+    assert list(find_csv_files(tmp_path).files) == ["ZZA"]
+
+
+def test_the_settings_name_the_column_of_symbols(tmp_path: Path) -> None:
+    long_file(tmp_path, ["ZZA", "ZZB"], header="Wertpapier")
+
+    assert list(find_csv_files(tmp_path).files) == ["ALL"]
+    assert list(find_csv_files(tmp_path, ReadingSettings(columns=["symbol=Wertpapier"])).files) == ["ZZA", "ZZB"]
+
+
+def test_files_of_periods_with_several_symbols_are_parts_of_each(tmp_path: Path) -> None:
+    long_file(tmp_path, ["ZZA", "ZZB"], name="all_2023")
+    long_file(tmp_path, ["ZZB", "ZZC"], name="all_2024")
+
+    files = find_csv_files(tmp_path).files
+
+    assert {ticker: [path.stem for path in file.paths] for ticker, file in files.items()} == {
+        "ZZA": ["all_2023"],
+        "ZZB": ["all_2023", "all_2024"],
+        "ZZC": ["all_2024"],
+    }
