@@ -176,7 +176,7 @@ def _leave_out_forming(arranged: BarTimes, stamps: _Stamps, reason: _Reason | No
     state = "is still forming" if reason.sure else "may still be forming"
     kept = keep_forming or not reason.sure
     decision = "kept" if kept else "left out"
-    note = f"the last bar, {_text(stamps.times[-1])}, {state}, and is {decision}: {reason.text}"
+    note = f"the last bar, {_text(stamps.times[-1])}, {state} and is {decision}: {reason.text}"
     notes = (*arranged.notes, (last, note))
     return replace(arranged, forming=None if kept else last, notes=notes, temporary=reason.temporary)
 
