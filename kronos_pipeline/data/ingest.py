@@ -185,8 +185,9 @@ def _parse_times(tables: Sequence[CsvTable]) -> list[ParsedTimes]:
     for table in tables:
         last = first + len(table.lines)
         problems = tuple((row - first, rule) for row, rule in together.problems if first <= row < last)
+        row_notes = tuple((row - first, note) for row, note in together.row_notes if first <= row < last)
         local = together.local.iloc[first:last].reset_index(drop=True)
-        parts.append(replace(together, local=local, problems=problems))
+        parts.append(replace(together, local=local, problems=problems, row_notes=row_notes))
         first = last
     return parts
 
@@ -205,7 +206,8 @@ def _parse(table: CsvTable, times: ParsedTimes, settings: ReadingSettings) -> Ro
     names = [name for name in (*FEATURES, ADJUSTED_CLOSE) if name in table.cells]
     numbers = {name: parse_numbers(table, name) for name in names}
     gaps = _find_gaps(numbers, len(table.lines))
-    notes = [*table.notes, *times.notes, *(note for column in numbers.values() for note in column.notes)]
+    changes = [f"{note} (line {table.lines[row]})" for row, note in times.row_notes]
+    notes = [*table.notes, *times.notes, *changes, *(note for column in numbers.values() for note in column.notes)]
     if table.ignored:
         notes.append(f"columns that are ignored: {', '.join(name or 'one without a name' for name in table.ignored)}")
     columns = {name: column.values for name, column in numbers.items()}
@@ -274,7 +276,7 @@ def _finish(file: CsvFile, rows: Rows, settings: ReadingSettings, now: pd.Timest
     bars_kept = slice(None) if arranged.forming is None else np.arange(len(rows)) != arranged.forming
     times, columns = arranged.times[bars_kept], {name: rows.columns[name][bars_kept] for name in FEATURES}
     flags = find_flags(times, column_matrix(columns, FEATURES))
-    bars = make_bars(file.ticker, {"timestamps": times, **columns}, source=file.name, time_zone=rows.zone)
+    bars = make_bars(file.ticker, {"timestamps": times, **columns}, source=file.name, time_zone=arranged.zone)
     # A decision that depends on the time of reading may not hold later, so read such a file again next time.
     contents = [table.content_hash for table in rows.tables if table.content_hash and not arranged.temporary]
     key = csv_key(file, contents, settings) if len(contents) == len(rows.tables) else None

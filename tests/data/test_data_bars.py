@@ -46,7 +46,7 @@ def test_the_hash_is_of_the_content_and_not_of_how_the_file_is_written(tmp_path:
     assert read_frame(tmp_path / "other", shuffled).content_hash == bars.content_hash
     assert read_frame(tmp_path / "other", frame.assign(Volume=frame["Volume"] * 1.0)).content_hash == bars.content_hash
     assert read_frame(tmp_path, changed).content_hash != bars.content_hash
-    assert read_frame(tmp_path, frame.assign(Date=frame["Date"] + pd.Timedelta("1h"))).content_hash != bars.content_hash
+    assert read_frame(tmp_path, frame.assign(Date=frame["Date"] + pd.Timedelta("1D"))).content_hash != bars.content_hash
 
 
 def test_bars_that_are_not_those_that_were_written_are_refused(tmp_path: Path) -> None:
