@@ -42,9 +42,11 @@ SAME_BARS = 10
 """Number of symbols with the same simulated bars."""
 STAGES: dict[str, tuple[Any, str]] = {
     "read and split": (ingest, "read_csv_table"),
-    "numbers": (ingest, "_draft"),
-    "times": (ingest, "parse_times"),
+    "numbers": (ingest, "parse_numbers"),
+    "times": (ingest, "parse_time_columns"),
+    "rows": (ingest, "_prepare"),
     "validate": (ingest, "_validate"),
+    "bar times": (ingest, "arrange_bars"),
     "frame and hash": (ingest, "make_bars"),
     "flags": (ingest, "find_flags"),
     "windows": (doctor, "build_all_windows"),

@@ -194,7 +194,7 @@ def _parse_times(tables: Sequence[CsvTable]) -> list[ParsedTimes]:
 
 def _unreadable(parsed: ParsedTimes) -> bool:
     """Return whether a problem is of the whole column: more cells without a time than problems."""
-    return int(parsed.local.isna().sum()) > len({row for row, _ in parsed.problems})
+    return bool(parsed.problems) and int(parsed.local.isna().sum()) > len({row for row, _ in parsed.problems})
 
 
 def _parse(table: CsvTable, times: ParsedTimes, settings: ReadingSettings) -> Rows:
