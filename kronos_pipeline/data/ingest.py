@@ -27,6 +27,7 @@ from kronos_pipeline.data.numbers import NumberColumn, parse_numbers
 from kronos_pipeline.data.quality_flags import find_flags
 from kronos_pipeline.data.rows import (
     ADJUSTED_CLOSE,
+    NO_ADJUSTED_CLOSE,
     TIME,
     Fault,
     Rows,
@@ -38,7 +39,7 @@ from kronos_pipeline.data.rows import (
 )
 from kronos_pipeline.data.schemas import ORDER_RULES, RULES, VALIDATION_BATCH, BarFrame
 from kronos_pipeline.data.timestamps import ParsedTimes, parse_time_columns
-from kronos_pipeline.errors import DataError, Problem
+from kronos_pipeline.errors import DataError, Problem, SettingsError
 
 
 def read_bars(file: CsvFile, settings: ReadingSettings = DEFAULTS, *, now: pd.Timestamp | None = None) -> Bars:
@@ -75,10 +76,22 @@ def read_folder(
 
     Raises:
         DataError: the folder does not exist or has no CSV.
+        SettingsError: adjusted prices are asked for, and no CSV has them.
     """
     folder = find_csv_files(data_dir, settings)
     bars, errors = read_files(list(folder.files.values()), settings, now=now)
+    require_adjusted_closes(bars.values(), settings)
     return bars, dict(sorted({**folder.problems, **errors}.items()))
+
+
+def require_adjusted_closes(bars: Collection[Bars], settings: ReadingSettings) -> None:
+    """Check that `--adjusted` changes something.
+
+    Raises:
+        SettingsError: the setting is on, and no ticker of a folder has adjusted closes.
+    """
+    if settings.adjusted and bars and all(NO_ADJUSTED_CLOSE in ticker.notes for ticker in bars):
+        raise SettingsError("--adjusted: no CSV has a column Adj Close; leave the option out, or export the column.")
 
 
 def read_files(

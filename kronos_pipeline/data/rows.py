@@ -22,7 +22,7 @@ import pandas as pd
 from kronos_pipeline.config import ReadingSettings
 from kronos_pipeline.data.bar_schedule import BoolArray, IntArray, StampArray
 from kronos_pipeline.data.bars import PRICES, FloatArray
-from kronos_pipeline.data.csv_table import CsvTable
+from kronos_pipeline.data.csv_table import DEFAULTS, CsvTable
 from kronos_pipeline.errors import LINES_SHOWN, DataError, Problem, count, enumerate_some
 
 TIME = "time"
@@ -442,12 +442,14 @@ def _beginning(rows: Rows, bad: BoolArray) -> list[Problem]:
 def _with_remedy(rows: Rows, bad: int, most: int, settings: ReadingSettings) -> list[Problem]:
     """Return the problems of the faults; the first tells how to leave bad rows out."""
     problems = rows.problems(rows.faults)
-    if bad == len(rows):
-        return problems
-    if most:
-        remedy = f"{bad} rows are bad, and --drop-bad-rows {settings.drop_bad_rows} leaves out {most} at most"
-    else:
+    if settings.drop_bad_rows != DEFAULTS.drop_bad_rows:
+        remedy = (
+            f"{count(bad, 'row')} bad in all, and --drop-bad-rows {settings.drop_bad_rows} leaves out {most} at most"
+        )
+    elif bad <= len(rows) // 2:
         remedy = f"--drop-bad-rows {bad} leaves out {'the bad row' if bad == 1 else f'the {bad} bad rows'}"
+    else:
+        return problems
     separator = ", or " if "; " in problems[0].rule else "; "
     return [replace(problems[0], rule=f"{problems[0].rule}{separator}{remedy}"), *problems[1:]]
 

@@ -54,6 +54,7 @@ def read_tickers(config: KronosTrainingConfig, layout: ArtifactLayout) -> Ticker
     from kronos_pipeline.data.calendars import find_calendar
     from kronos_pipeline.data.csv_files import find_csv_files
     from kronos_pipeline.data.doctor import examine_tickers
+    from kronos_pipeline.data.ingest import require_adjusted_closes
 
     recipe = config.recipe
     recipe.used_lookback  # noqa: B018  (invalid settings raise before files are read)
@@ -63,6 +64,7 @@ def read_tickers(config: KronosTrainingConfig, layout: ArtifactLayout) -> Ticker
     for ticker in folder.files if config.calendars else ():
         find_calendar(ticker, config.calendars)
     bars, errors, unchanged = read_files_cached(list(folder.files.values()), layout.bars, config.reading)
+    require_adjusted_closes(bars.values(), config)
     if unchanged:
         print(f"{len(unchanged)} of {len(folder.files)} CSVs are as they were when they were last read")
     tickers = Tickers({}, dict(sorted({**folder.problems, **errors}.items())))
