@@ -14,7 +14,7 @@ from market_files import NOW, daily_frame, write_frame, write_lines
 
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.config import ReadingSettings
-from kronos_pipeline.data import bar_cache, ingest
+from kronos_pipeline.data.bar_cache import read_files_cached
 from kronos_pipeline.data.bars import PRICES, Bars, save_bars
 from kronos_pipeline.data.csv_file import CsvFile
 from kronos_pipeline.data.ingest import read_bars, read_files, read_folder
@@ -274,8 +274,8 @@ def test_a_bad_beginning_is_one_problem_with_the_date_from_which_the_file_is_goo
 
 def test_a_beginning_of_prices_around_0_ends_after_its_last_bad_row(tmp_path: Path) -> None:
     frame = daily_frame(300)
-    frame.loc[range(0, 80), COLUMNS] *= -1
-    frame.loc[[10, 11, 40], COLUMNS] *= -1
+    signs = np.where((frame.index < 80) & ~frame.index.isin([10, 11, 40]), -1, 1)
+    frame[COLUMNS] = frame[COLUMNS].mul(signs, axis=0)
     assert f"--from {frame['Date'][80]:%Y-%m-%d}," in refusal(tmp_path, frame)
 
 
@@ -466,17 +466,28 @@ def market(tmp_path: Path) -> tuple[dict[str, pd.DataFrame], list[CsvFile]]:
     return frames, [CsvFile(name, path, symbol=name) for name in frames]
 
 
+def record_reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The paths of the CSVs that are read from now on."""
+    paths: list[Path] = []
+    plainly = Path.read_bytes
+
+    def recording(path: Path) -> bytes:
+        paths.append(path)
+        return plainly(path)
+
+    monkeypatch.setattr(Path, "read_bytes", recording)
+    return paths
+
+
 def test_a_file_of_several_tickers_is_split_once_for_all_of_them(
     market: tuple[dict[str, pd.DataFrame], list[CsvFile]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frames, files = market
-    read_paths = []
-    plainly = ingest.read_csv_table
-    monkeypatch.setattr(ingest, "read_csv_table", lambda file, options: read_paths.append(1) or plainly(file, options))
+    read_paths = record_reads(monkeypatch)
 
     bars, errors = read_files(files, now=NOW)
 
-    assert (len(read_paths), errors) == (1, {})
+    assert (read_paths, errors) == ([files[0].path], {})
     for name, frame in frames.items():
         assert bars[name].content_hash == read(tmp_path, frame, name).content_hash
 
@@ -494,19 +505,17 @@ def test_a_bad_row_in_a_file_of_several_tickers_is_of_its_ticker_and_line(tmp_pa
     assert "no row of the symbol DD" in str(errors["DD"])
 
 
-def test_a_file_of_several_tickers_is_hashed_once(
+def test_a_file_of_several_tickers_is_read_once_for_its_hash(
     market: tuple[dict[str, pd.DataFrame], list[CsvFile]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, files = market
     layout = ArtifactLayout(tmp_path / "out")
     for ticker, bars in read_files(files, now=NOW)[0].items():
         save_bars(layout.bars(ticker), bars)
-    hashed = []
-    plainly = bar_cache.bytes_hash
-    monkeypatch.setattr(bar_cache, "bytes_hash", lambda content: hashed.append(1) or plainly(content))
+    read_paths = record_reads(monkeypatch)
 
-    assert bar_cache.read_files_cached(files, layout.bars, now=NOW)[2] == {"AA", "BB", "CC"}
-    assert len(hashed) == 1
+    assert read_files_cached(files, layout.bars, now=NOW)[2] == {"AA", "BB", "CC"}
+    assert read_paths == [files[0].path]
 
 
 # anything that people do to rows
