@@ -66,6 +66,23 @@ def test_without_a_champion_the_last_close_is_repeated_and_the_reason_said(
     assert layout.picture(ticker, "forecast").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_file_is_read_as_in_the_last_evaluation_and_flags_come_before(
+    tmp_path: Path, layout: ArtifactLayout, tiny_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_frame(tmp_path / "data", "READ", BARS.rename(columns={"Close": "Fixing"}).assign(Auction=BARS["Open"]))
+    recipe = small_recipe(tiny_base, horizon=3, columns=["close=Fixing"], from_date=["2022-02-01"])
+    measured(layout, "READ", recipe, "worse")
+
+    assert forecast(tmp_path, "READ") == 0
+    table, _ = read_parquet(layout.forecast("READ"))
+    assert (table["mean"] == BARS["Close"].iloc[-1]).all()
+    assert "2022-02-01" in capsys.readouterr().out
+    assert forecast(tmp_path, "READ", "--columns", "close=Auction", "--from", "2022-03-01") == 0
+    table, _ = read_parquet(layout.forecast("READ"))
+    assert (table["mean"] == BARS["Open"].iloc[-1]).all()
+    assert "2022-03-01" in capsys.readouterr().out
+
+
 def test_settings_are_those_of_the_last_evaluation_and_flags_come_before_them(
     tmp_path: Path, ticker: str, layout: ArtifactLayout, tiny_base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

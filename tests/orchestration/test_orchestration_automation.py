@@ -160,6 +160,20 @@ def test_the_sensor_ingests_what_changed_and_only_that(location: Location) -> No
     assert folder.tick() == [("ingest", "MSFT", "MSFT")]
 
 
+def test_a_change_of_any_file_of_a_ticker_is_ingested(location: Location) -> None:
+    location.write("AAPL")
+    whole = location.data / "AAPL" / "AAPL.csv"
+    header, *bars = whole.read_text().splitlines(keepends=True)
+    whole.unlink()
+    for year, part in ((2023, bars[:100]), (2024, bars[100:])):
+        (location.data / f"AAPL_{year}.csv").write_text(header + "".join(part))
+    folder = Folder(location, "AAPL")
+    assert folder.tick() == [("ingest", "AAPL", "AAPL")]
+    assert folder.tick() == []
+    (location.data / "AAPL_2024.csv").write_text(header + "".join(bars[100:-1]))
+    assert folder.tick() == [("ingest", "AAPL", "AAPL")]
+
+
 def test_a_file_that_was_touched_and_not_changed_is_not_ingested(location: Location) -> None:
     location.write("AAPL")
     folder = Folder(location, "AAPL")

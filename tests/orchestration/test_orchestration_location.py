@@ -13,6 +13,7 @@ import pytest
 import yaml
 from code_locations import Location, failed_steps
 
+from kronos_pipeline.data.bars import load_bars
 from kronos_pipeline.definitions import build
 from kronos_pipeline.errors import KronosError
 from kronos_pipeline.orchestration.assets.adapter_by_ticker import step_name
@@ -118,6 +119,22 @@ def test_a_setting_that_cannot_be_is_named(location: Location) -> None:
     assert "horizon: Input should be greater than or equal to 1 (found 0)" in failed["windows"]
     with pytest.raises(dg.DagsterError, match="epoch_count"):
         location.run("ingest", "AAPL", settings={"epoch_count": 2})
+
+
+def test_the_launchpad_changes_how_a_file_is_read(location: Location) -> None:
+    location.write("AAPL")
+    assert location.run("ingest", "AAPL").success
+    stamps = load_bars(location.layout.bars("AAPL")).frame["timestamps"]
+    settings = {"from_date": [f"{stamps.iloc[20]:%Y-%m-%d}"], "drop_bad_rows": "1%"}
+    assert location.run("ingest", "AAPL", settings=settings).success
+    assert list(load_bars(location.layout.bars("AAPL")).frame["timestamps"]) == list(stamps.iloc[20:])
+
+
+def test_settings_of_the_reading_that_cannot_be_leave_no_tickers_and_a_warning(location: Location) -> None:
+    location.write("AAPL")
+    settings = with_defaults(PipelineSettings, {"data_dir": str(location.data), "columns": ["end=x"]})
+    with pytest.warns(UserWarning, match="is not meaning=name"):
+        assert find_tickers(location.data, lambda: settings.reading) == []
 
 
 def test_the_environments_folders_and_model_hold_beside_what_the_launchpad_changes(
