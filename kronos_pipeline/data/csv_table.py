@@ -26,10 +26,10 @@ from kronos_pipeline.data.bars import FEATURES, PRICES, FloatArray
 from kronos_pipeline.data.column_names import TIME_MEANINGS
 from kronos_pipeline.data.columns import ChosenColumns, choose_columns, header_meanings, meaning_notes, name_position
 from kronos_pipeline.data.csv_file import CsvFile
-from kronos_pipeline.data.dialect import Sheet, read_sheet
+from kronos_pipeline.data.dialect import Dialect, Sheet, find_dialect, read_sheet
 from kronos_pipeline.data.headerless import headerless_names
 from kronos_pipeline.data.number_format import NumberFormat, find_number_format, is_empty
-from kronos_pipeline.errors import DataError, Problem
+from kronos_pipeline.errors import DataError, Problem, enumerate_some
 
 DEFAULTS = ReadingSettings()
 """Settings of a reading without any option."""
@@ -41,6 +41,8 @@ _HEAD = 1 << 16
 """Bytes at the beginning of a file that tell its columns."""
 _EDGE = 4096
 """Bytes at the beginning of a plain file that tell its columns, and with those at its end its symbol."""
+_MOST_NAMES = 30
+"""Names of columns in a message."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def read_csv_table(file: CsvFile, settings: ReadingSettings = DEFAULTS) -> CsvTa
     content = read_content(file)
     wanted = settings.column_names
     plain = _split_plain(content.removeprefix(BOM_UTF8), wanted)
-    columns = plain or _split_sheet(file, read_sheet(file, content, wanted), wanted)
+    columns = plain or _split_dialect(file, find_dialect(file, content, wanted), wanted)
     meanings = header_meanings(columns.names, wanted)
     chosen = choose_columns(columns.names, meanings, columns.cells.__getitem__, file.ticker)
     notes = [*columns.notes, *chosen.notes, *_check_columns(file, columns, chosen, wanted)]
@@ -193,19 +195,18 @@ def symbols_of(file: CsvFile, settings: ReadingSettings = DEFAULTS) -> list[str]
     try:
         with file.path.open("rb") as stream:
             head = stream.read(_EDGE)
-            names = [name.strip() for name in head.removeprefix(BOM_UTF8).partition(b"\n")[0].decode().split(",")]
+            names = _first_names(head)
             plain = _has_bars(names, wanted)
             if not plain:
-                head += stream.read(_HEAD)
-                end = max(head.rfind(b"\n"), head.rfind(b"\r")) + 1 if len(head) == _EDGE + _HEAD else len(head)
-                names = read_sheet(file, head[:end], wanted).header
+                dialect = find_dialect(file, _whole_lines(head + stream.read(_HEAD - _EDGE)), wanted)
+                names = read_sheet(file, dialect, wanted, beginning=True).header
             meanings = [meaning and meaning[0] for meaning in header_meanings(names, wanted)]
             if "symbol" not in meanings:
                 return []
             if plain and (symbol := _only_symbol(stream, head, len(names), meanings.index("symbol"))):
                 return [symbol]
         cells = _trimmed(read_csv_table(file, settings).cells["symbol"])
-    except (OSError, UnicodeDecodeError, DataError):
+    except (OSError, DataError):
         return []
     return list(pc.unique(cells).to_pylist())
 
@@ -235,40 +236,77 @@ def read_content(file: CsvFile) -> bytes:
 
 def _split_plain(content: bytes, wanted: Mapping[str, str]) -> _Columns | None:
     """Return the columns of a plain file, with a row per line; None for other files."""
-    lines = content.rstrip(b"\r\n").splitlines()
-    if len(lines) < 2 or not lines[0] or b'"' in content or max(map(len, lines)) > csv.field_size_limit():
-        return None
-    try:
-        names = [name.strip() for name in lines[0].decode().split(",")]
-    except UnicodeDecodeError:
-        return None
+    names = _first_names(content)
     if not names[-1] or not _has_bars(names, wanted):
         return None
-    keys = [str(position) for position in range(len(names))]
+    cells = _arrow_cells(content, ",", 1, len(names))
+    if cells is None:
+        return None
+    columns = _Columns(names, 1, cells, range(2, len(cells[0]) + 2))
+    values = [columns.numbers(position) for position in _prices(names, wanted)]
+    # The first line may name the time column only, and the last line may be a text with empty cells.
+    plain = all(prices is not None and not np.isnan(prices[[0, -1]]).any() for prices in values)
+    return columns if plain else None
+
+
+def _first_names(content: bytes) -> list[str]:
+    """Return the names in line 1 of a file with commas."""
+    line = (content[:_HEAD].removeprefix(BOM_UTF8).splitlines() or [b""])[0]
+    return [name.strip() for name in line.decode(errors="replace").split(",")]
+
+
+def _arrow_cells(content: bytes, separator: str, skipped: int, width: int) -> list[pa.StringArray] | None:
+    """Split the lines below the first `skipped` by Arrow; None for quotes, empty lines or another number of cells."""
+    lines = content.rstrip(b"\r\n").splitlines()
+    if len(lines) <= skipped or not lines[0] or b'"' in content or max(map(len, lines)) > csv.field_size_limit():
+        return None
+    keys = [str(position) for position in range(width)]
     try:
         table = read_csv(
             pa.BufferReader(content),
-            ReadOptions(use_threads=False, skip_rows=1, column_names=keys),
-            ParseOptions(quote_char=False),
+            ReadOptions(use_threads=False, skip_rows=skipped, column_names=keys),
+            ParseOptions(delimiter=separator, quote_char=False),
             ConvertOptions(column_types=dict.fromkeys(keys, pa.string())),
         )
     except pa.ArrowInvalid:
         return None
     cells = [column.combine_chunks() for column in table.columns]
     # Arrow skips empty lines; a line of blanks has a blank first cell.
-    if len(table) != len(lines) - 1 or pc.any(pc.equal(pc.utf8_trim_whitespace(cells[0]), "")).as_py():
+    if len(table) != len(lines) - skipped or pc.any(pc.equal(pc.utf8_trim_whitespace(cells[0]), "")).as_py():
         return None
-    columns = _Columns(names, 1, cells, range(2, len(lines) + 1))
-    return columns if _has_plain_prices(columns, wanted) else None
+    return cells
 
 
-def _has_plain_prices(columns: _Columns, wanted: Mapping[str, str]) -> bool:
-    """Return whether all prices are plain numbers: no further header lines, no lines of text."""
-    meanings = header_meanings(columns.names, wanted)
-    prices = [position for position, found in enumerate(meanings) if found and found[0] in PRICES]
-    values = [columns.numbers(position) for position in prices]
-    # The first line may name the time column only, and the last line may be a text with empty cells.
-    return all(prices is not None and not np.isnan(prices[[0, -1]]).any() for prices in values)
+def _split_dialect(file: CsvFile, dialect: Dialect, wanted: Mapping[str, str]) -> _Columns:
+    """Return the columns of a file in any dialect: by Arrow if the lines below the header are all rows."""
+    sheet = read_sheet(file, dialect, wanted, beginning=True)
+    names = sheet.header
+    if names and names[-1] and sheet.rows and '"' not in dialect.text:
+        skipped = sheet.rows[0][0] - 1
+        cells = _arrow_cells(dialect.text.encode(), dialect.separator, skipped, len(names))
+        if cells and not any(_has_text(cells[position]) for position in _prices(names, wanted)):
+            lines = range(skipped + 1, skipped + 1 + len(cells[0]))
+            return _Columns(names, sheet.header_line, cells, lines, dialect.separator, sheet.notes)
+    return _split_sheet(file, read_sheet(file, dialect, wanted), dialect.separator, wanted)
+
+
+def _has_text(cells: pa.StringArray) -> bool:
+    """Return whether a column of prices has letters, or no digit in its first or last row: lines that are no rows."""
+    ends = all(re.search(r"\d", cells[row].as_py()) for row in (0, -1))
+    return not ends or bool(pc.any(pc.match_substring_regex(cells, r"\pL")).as_py())
+
+
+def _prices(names: Sequence[str], wanted: Mapping[str, str]) -> list[int]:
+    """Return the positions of all columns of prices."""
+    return [position for position, found in enumerate(header_meanings(names, wanted)) if found and found[0] in PRICES]
+
+
+def _whole_lines(head: bytes) -> bytes:
+    """Return the beginning of a file up to its last line end."""
+    if len(head) < _HEAD:
+        return head
+    ends = (b"\n\0", b"\0\n") if b"\0" in head else (b"\n", b"\r")
+    return head[: max(head.rfind(end) + len(end) for end in ends)]
 
 
 def _has_bars(names: Sequence[str], wanted: Mapping[str, str]) -> bool:
@@ -277,7 +315,7 @@ def _has_bars(names: Sequence[str], wanted: Mapping[str, str]) -> bool:
     return meanings >= set(PRICES) and bool(meanings & {*TIME_MEANINGS} or not names[0])
 
 
-def _split_sheet(file: CsvFile, sheet: Sheet, wanted: Mapping[str, str]) -> _Columns:
+def _split_sheet(file: CsvFile, sheet: Sheet, separator: str, wanted: Mapping[str, str]) -> _Columns:
     """Return the columns of the rows of a sheet."""
     names, notes = sheet.header, sheet.notes
     if not names:
@@ -300,7 +338,7 @@ def _split_sheet(file: CsvFile, sheet: Sheet, wanted: Mapping[str, str]) -> _Col
         raise DataError(problems, file.ticker)
     columns = zip(*(row for _, row in sheet.rows), strict=True)
     cells = [pa.array(column, pa.string()) for column in columns]
-    return _Columns(names, sheet.header_line, cells, [line for line, _ in sheet.rows], sheet.separator, notes)
+    return _Columns(names, sheet.header_line, cells, [line for line, _ in sheet.rows], separator, notes)
 
 
 def _check_columns(file: CsvFile, columns: _Columns, chosen: ChosenColumns, wanted: Mapping[str, str]) -> list[str]:
@@ -312,7 +350,7 @@ def _check_columns(file: CsvFile, columns: _Columns, chosen: ChosenColumns, want
     Raises:
         DataError: a column is missing or cannot be chosen; the error names each.
     """
-    shown = ", ".join(name or "one without a name" for name in columns.names)
+    shown = enumerate_some([name or "one without a name" for name in columns.names], _MOST_NAMES)
     problems = [Problem(file.name, rule, columns.line, key) for key, rule in chosen.problems]
     found = chosen.positions.keys() | ({"time", "date"} if chosen.times else set())
     absent = {meaning: name for meaning, name in wanted.items() if name_position(columns.names, name) is None}
@@ -359,6 +397,8 @@ def _plain_numbers(cells: pa.StringArray) -> FloatArray | None:
     """Parse numbers with a decimal dot or without any mark, NaN for an empty cell; None if a cell is anything else."""
     with contextlib.suppress(pa.ArrowInvalid):
         return _to_numbers(cells)
+    if any(mark in cells[0].as_py() for mark in ",'$€%"):
+        return None  # an attempt that fails takes as long as one that does not
     trimmed = _trimmed(cells)
     with contextlib.suppress(pa.ArrowInvalid):
         return _to_numbers(pc.if_else(is_empty(trimmed), pa.scalar(None, pa.string()), trimmed))

@@ -53,38 +53,45 @@ _DATE = re.compile(r"\d{4,}|\d{1,4}\s?[-/.年]\s?\d")
 
 
 @dataclass(frozen=True)
+class Dialect:
+    """How a CSV is written.
+
+    Attributes:
+        encoding: the name of the encoding.
+        text: the decoded file.
+        separator: the mark between cells.
+        header: the row of the header, counted from 0 without empty lines; None for a file without a header.
+        names: the number of known names in the header.
+        width: the usual number of cells in a row.
+    """
+
+    encoding: str
+    text: str
+    separator: str
+    header: int | None
+    names: int
+    width: int
+
+
+@dataclass(frozen=True)
 class Sheet:
     """The rows of a CSV, and its header.
 
     Attributes:
-        separator: the mark between cells.
         header: the names of the columns; empty for a file without a header.
         header_line: the line of the header, 1-based.
         rows: the rows below the header; blank lines, further header lines and footer lines are not among them.
         notes: decisions about the dialect, and lines that are left out.
     """
 
-    separator: str
     header: list[str]
     header_line: int
     rows: list[Row]
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Guess:
-    """A reading of the beginning of a file; `names` counts the known names of the row `header`, counted from 0."""
-
-    encoding: str
-    text: str
-    separator: str
-    header: int
-    names: int
-    width: int
-
-
-def read_sheet(file: CsvFile, content: bytes, wanted: Mapping[str, str]) -> Sheet:
-    """Split a CSV into header and rows.
+def find_dialect(file: CsvFile, content: bytes, wanted: Mapping[str, str]) -> Dialect:
+    """Find the dialect of a CSV: the one with the most known names in its header.
 
     Args:
         file: the file, for messages.
@@ -92,25 +99,39 @@ def read_sheet(file: CsvFile, content: bytes, wanted: Mapping[str, str]) -> Shee
         wanted: the user's names of columns by meaning.
 
     Raises:
-        DataError: the file is empty, not text, not a CSV, or of several tickers side by side.
+        DataError: the file is empty or not text.
     """
     _check_text(file, content)
-    guesses = [guess for encoding, text in _decoded(file, content) for guess in _guesses(encoding, text, wanted)]
-    if not guesses:
+    dialects = [dialect for encoding, text in _decoded(file, content) for dialect in _dialects(encoding, text, wanted)]
+    if not dialects:
         raise _error(file, "the file is empty; write a header and one bar a line into it")
-    best = max(guesses, key=lambda guess: (guess.names, guess.width))
-    rows = _rows(file, best.text, best.separator)
+    return max(dialects, key=lambda dialect: (dialect.names, dialect.width))
+
+
+def read_sheet(file: CsvFile, dialect: Dialect, wanted: Mapping[str, str], *, beginning: bool = False) -> Sheet:
+    """Split a CSV into header and rows.
+
+    Args:
+        file: the file, for messages.
+        dialect: its dialect.
+        wanted: the user's names of columns by meaning.
+        beginning: split the first lines only.
+
+    Raises:
+        DataError: the file is no CSV, or has several tickers side by side.
+    """
+    rows = _rows(file, dialect, _HEAD if beginning else None)
     notes = []
-    if best.encoding in _LEGACY and "".join(rows[best.header][1]).isascii():
+    if dialect.encoding in _LEGACY and "".join(rows[dialect.header or 0][1]).isascii():
         notes.append("the encoding is not UTF-8, and texts that are no names of columns may be misread")
-    elif best.encoding != "UTF-8":
-        notes.append(f"the encoding is {_NAMES.get(best.encoding, best.encoding)}")
-    if best.separator != ",":
-        notes.append(f"the columns are separated by {SEPARATORS[best.separator]}")
-    sheet = Sheet(best.separator, [], rows[0][0], rows, tuple(notes))
-    if best.names >= _HEADER_NAMES or _looks_like_header(rows[best.header][1]):
-        sheet = _with_header(file, sheet, best.header, wanted)
-    return _without_footers(sheet, wanted)
+    elif dialect.encoding != "UTF-8":
+        notes.append(f"the encoding is {_NAMES.get(dialect.encoding, dialect.encoding)}")
+    if dialect.separator != ",":
+        notes.append(f"the columns are separated by {SEPARATORS[dialect.separator]}")
+    sheet = Sheet([], rows[0][0], rows, tuple(notes))
+    if dialect.header is not None:
+        sheet = _with_header(file, sheet, dialect.header, wanted)
+    return sheet if beginning else _without_footers(sheet, wanted)
 
 
 def _check_text(file: CsvFile, content: bytes) -> None:
@@ -168,8 +189,8 @@ def _undecodable(file: CsvFile, content: bytes, name: str, error: UnicodeDecodeE
     return _error(file, f"the file is not {name} ({byte}); save it as UTF-8", line)
 
 
-def _guesses(encoding: str, text: str, wanted: Mapping[str, str]) -> Iterator[_Guess]:
-    """Yield a guess per separator that the beginning of the text has."""
+def _dialects(encoding: str, text: str, wanted: Mapping[str, str]) -> Iterator[Dialect]:
+    """Yield a dialect per separator that the beginning of the text has."""
     stated = re.match(r"\s*sep=(.)\s*$", text[:20].splitlines()[0]) if text.strip() else None
     for separator in [stated[1]] if stated and stated[1] in SEPARATORS else SEPARATORS:
         head: list[Row] = []
@@ -177,14 +198,15 @@ def _guesses(encoding: str, text: str, wanted: Mapping[str, str]) -> Iterator[_G
         with contextlib.suppress(csv.Error):
             head.extend(islice(_split(text, separator), _HEAD))
         if head:
-            counts = [_known_names(cells, wanted) for _, cells in head]
-            header = max(range(len(head)), key=lambda row: (counts[row], -row))
+            names = [_known_names(cells, wanted) for _, cells in head]
+            header = max(range(len(head)), key=lambda row: (names[row], -row))
             widths = [len(cells) for _, cells in head[1:]] or [len(head[0][1])]
-            usual = max(set(widths), key=lambda width: (widths.count(width), width))
-            yield _Guess(encoding, text, separator, header if counts[header] else 0, counts[header], usual)
+            width = max(set(widths), key=lambda width: (widths.count(width), width))
+            found = names[header] >= _HEADER_NAMES or _looks_like_header(head[header][1])
+            yield Dialect(encoding, text, separator, header if found else None, names[header], width)
     if text.strip() and encoding == "UTF-8":
-        # A text without any separator that splits; the reading of all lines locates the error.
-        yield _Guess(encoding, text, ",", 0, 0, 0)
+        # A text that no separator splits; the reading of all lines locates the error.
+        yield Dialect(encoding, text, ",", None, 0, 0)
 
 
 def _known_names(cells: Sequence[str], wanted: Mapping[str, str]) -> int:
@@ -205,10 +227,10 @@ def _split(text: str, separator: str) -> Iterator[Row]:
             yield reader.line_num, row
 
 
-def _rows(file: CsvFile, text: str, separator: str) -> list[Row]:
+def _rows(file: CsvFile, dialect: Dialect, limit: int | None) -> list[Row]:
     rows: list[Row] = []
     try:
-        rows.extend(_split(text, separator))
+        rows.extend(islice(_split(dialect.text, dialect.separator), limit))
     except csv.Error as error:
         line = rows[-1][0] + 1 if rows else 1
         raise _error(file, f"no CSV that can be read ({error})", line) from error
@@ -219,7 +241,7 @@ def _rows(file: CsvFile, text: str, separator: str) -> list[Row]:
 
 def _looks_like_header(cells: Sequence[str]) -> bool:
     """Return whether a row without known names can still be a header: texts and no number or date."""
-    texts = [cell.strip() for cell in cells if cell.strip()]
+    texts = [cell.strip() for cell in cells[:_HEAD] if cell.strip()]
     return bool(texts) and not any(_NUMBER.match(text) or _is_date(text) for text in texts)
 
 
