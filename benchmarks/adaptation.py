@@ -125,10 +125,11 @@ def summarise(rows: pd.DataFrame) -> dict[str, tuple[float, float, float]]:
     columns |= {f"adapter - {rival}": rows["adapter"] - rows[rival] for rival in (NAIVE, "base", "oracle")}
     gap = rows["base"] - rows["oracle"]
     columns["share of gap closed"] = (rows["base"] - rows["adapter"]) / gap
-    return {name: _interval(values.tolist()) for name, values in columns.items()}
+    return {name: interval(values.tolist()) for name, values in columns.items()}
 
 
-def _interval(values: list[float]) -> tuple[float, float, float]:
+def interval(values: list[float]) -> tuple[float, float, float]:
+    """Return the mean of values and its 95 percent interval."""
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, mean, mean

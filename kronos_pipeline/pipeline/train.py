@@ -126,8 +126,9 @@ def _sentence(name: str, result: TrainingResult) -> str:
     summary = result.summary
     others = summary["together"] - 1
     speed = f"jointly with {count(others, 'other')}" if others else f"{summary['windows_per_second']:,.0f} windows/s"
+    untouched = f", {summary['note']} ({summary['untouched_loss']:.4f} nats)" if summary["note"] else ""
     return (
         f"{name}: best selection loss {summary['selection_loss']:.4f} nats at step {summary['best_step']} of "
-        f"{summary['steps']}{', stopped early' if summary['stopped_early'] else ''}; {summary['seconds']:.0f} s "
-        f"{speed} -> {result.folder}"
+        f"{summary['steps']}{', stopped early' if summary['stopped_early'] else ''}{untouched}; "
+        f"{summary['seconds']:.0f} s {speed} -> {result.folder}"
     )

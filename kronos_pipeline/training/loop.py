@@ -140,6 +140,10 @@ class TrainingLoop:
         """
         resumed_from = self._state.step
         began, before = time.monotonic(), self._state.seconds
+        if not self._state.rows:
+            values = self._state.start(self._selection_loss())
+            if listener is not None and self._accelerator.is_main_process:
+                listener.on_log(0, values)
         with TrainingProgress(name, self.steps, resumed_from, say) as progress:
             while self._state.step < self.steps and not self._state.stopped:
                 self._run_epoch(save, listener, progress, began - before)

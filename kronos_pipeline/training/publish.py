@@ -36,9 +36,10 @@ class TrainingResult:
     Attributes:
         folder: the published adapter or checkpoint.
         history: losses (nats per token), learning rate and speed by step; see `trainer_state.HISTORY`.
-        summary: numbers of the whole: steps, best_step, selection_loss, seconds, windows_per_second, device, precision,
-            together, trained_parameters, total_parameters, windows_train, windows_selection, stopped_early,
-            resumed_from_step. For adapters that trained jointly, the time is the time of the group.
+        summary: numbers of the whole: steps, best_step, selection_loss, untouched_loss, seconds, windows_per_second,
+            device, precision, together, trained_parameters, total_parameters, windows_train, windows_selection,
+            stopped_early, resumed_from_step; `note` says that no evaluation was better than untouched. For adapters
+            that trained jointly, the time is the time of the group.
     """
 
     folder: Path

@@ -18,6 +18,9 @@ from kronos_pipeline.training.host_copy import state_to_host
 
 HISTORY = ("step", "epoch", "train_loss", "selection_loss", "learning_rate", "windows_per_second")
 
+NO_BETTER = "no better than the untouched model on the selection block"
+"""The note of a training without a better evaluation than the evaluation before its first step."""
+
 Tensors = dict[str, torch.Tensor]
 
 
@@ -29,7 +32,7 @@ class TrainOutput:
         best: the trained tensors by name, at the best evaluation on the selection block.
         last: the same at the last step.
         history: a row per evaluation or log, with the columns of `HISTORY`; losses in nats per token, NaN if not
-            measured.
+            measured. Step 0 of epoch 0 is the untouched model.
         summary: numbers of the whole: steps, best_step, selection_loss, seconds and so on.
     """
 
@@ -48,6 +51,7 @@ class TrainerState:
         stopped: whether early stopping has ended the training.
         best_step: the step of the best evaluation on the selection block.
         best_loss: the loss there, in nats per token.
+        untouched_loss: the loss on the selection block before the first step, in nats per token.
         evals_since_best: evaluations since then.
         seconds: training time so far, over all runs of the process.
         rows: a row per evaluation or log, with the columns of `HISTORY`.
@@ -57,9 +61,25 @@ class TrainerState:
     stopped: bool = False
     best_step: int = 0
     best_loss: float = math.inf
+    untouched_loss: float = math.inf
     evals_since_best: int = 0
     seconds: float = 0.0
     rows: list[list[float]] = field(default_factory=list)
+
+    def start(self, untouched_loss: float) -> dict[str, float]:
+        """Log the loss on the selection block before the first step; return the values for `Callback.on_log`.
+
+        Raises:
+            ModelError: the loss is not finite.
+        """
+        self.untouched_loss = check_finite(untouched_loss, self.step)
+        return self.log(
+            epoch=0,
+            train_loss=math.nan,
+            selection_loss=untouched_loss,
+            learning_rate=math.nan,
+            windows_per_second=math.nan,
+        )
 
     def evaluate(self, loss: float, patience: int) -> bool:
         """Record an evaluation on the selection block, and stop if the last `patience` ones brought no improvement.
@@ -111,6 +131,8 @@ class TrainerState:
                 "steps": self.step,
                 "best_step": self.best_step,
                 "selection_loss": self.best_loss,
+                "untouched_loss": self.untouched_loss,
+                "note": None if self.best_loss < self.untouched_loss else NO_BETTER,
                 "stopped_early": self.stopped and self.step < steps,
                 "seconds": round(self.seconds, 3),
                 "windows_per_second": round(self.step * windows_per_step / max(self.seconds, 1e-9), 1),

@@ -232,7 +232,7 @@ def loss_plot(history: pd.DataFrame, title: str) -> bytes:
 
     Args:
         history: `TrainingResult.history`; `step`, `train_loss` and `selection_loss` (nats per token, NaN if not
-            evaluated) are read.
+            evaluated) are read. Step 0 is the untouched model, drawn as a dashed line.
         title: the heading.
     """
     figure, (axes,) = new_figure(title)
@@ -243,6 +243,9 @@ def loss_plot(history: pd.DataFrame, title: str) -> bytes:
     axes.plot(
         selection["step"], selection["selection_loss"], color=ORANGE, linewidth=1.8, marker="o", label="selection loss"
     )
+    untouched, selection = selection[selection["step"] == 0], selection[selection["step"] > 0]
+    for loss in untouched["selection_loss"]:
+        axes.axhline(loss, color=ORANGE, linewidth=1, linestyle="dashed", label=f"untouched model: {loss:.4g}")
     if len(selection):
         best = selection.iloc[int(selection["selection_loss"].argmin())]
         axes.axvline(best["step"], color=FAINT, linewidth=1, zorder=0)

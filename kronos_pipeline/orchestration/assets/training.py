@@ -41,7 +41,7 @@ def adapter(
 
         def on_end(ticker: str, ended: Trained | KronosError) -> None:
             with batch.ticker(ticker):
-                batch.add(ticker, *_folder_and_metadata(unwrap(ended), recipe))
+                batch.add(ticker, *_folder_and_metadata(context, unwrap(ended), recipe))
 
         with trainer.one_run():
             for first in range(0, len(batch.tickers), _TICKERS_IN_MEMORY):
@@ -70,12 +70,18 @@ def checkpoint(
         loaded, left_out = _load_windows(context, windows)
         ended: list[Trained | KronosError] = []
         run_trainings(recipe, trainer, tracker, loaded, lambda _, end: ended.append(end), lambda _: run_tags(context))
-        _, metadata = _folder_and_metadata(unwrap(ended[0]), recipe)
+        _, metadata = _folder_and_metadata(context, unwrap(ended[0]), recipe)
         return dg.MaterializeResult(metadata={**metadata, "left out": left_out})
 
 
-def _folder_and_metadata(trained: Trained, recipe: Recipe) -> tuple[Path, dict[str, Any]]:
-    """Return the published folder of a model, and the metadata of its materialisation."""
+def _folder_and_metadata(
+    context: dg.AssetExecutionContext, trained: Trained, recipe: Recipe
+) -> tuple[Path, dict[str, Any]]:
+    """Return the published folder of a model and the metadata of its materialisation; warn if it is no better."""
+    summary = trained.result.summary
+    if summary["note"]:
+        name = trained.adapter or "checkpoint"
+        context.log.warning(f"{name}: {summary['note']} ({summary['untouched_loss']:.4f} nats).")
     metadata = training_metadata(trained.result, recipe, trained.windows)
     return trained.result.folder, metadata | mlflow_metadata(trained.run_id, trained.run.link)
 

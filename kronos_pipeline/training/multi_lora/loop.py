@@ -167,6 +167,9 @@ class MultiLoraLoop:
         for training in self._trainings:
             training.last_log = resumed_from, self._started
         epochs = {training.steps_per_epoch for training in self._trainings}
+        new = [number for number in self._active if not self._trainings[number].state.rows]
+        for number, loss in self._selection_losses(new).items():
+            self._trainings[number].start(loss)
         yield from self._ended()
         with TrainingProgress(name, self.steps, resumed_from, self._say) as progress:
             while self._active:

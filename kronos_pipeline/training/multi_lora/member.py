@@ -75,6 +75,16 @@ class MemberTraining:
         """Whether the training loss is read after the last step."""
         return self.should_evaluate or self.state.step % LOG_STEPS == 0
 
+    def start(self, untouched_loss: float) -> None:
+        """Log the selection loss before the first step and call the listener; set `error` if it is not finite."""
+        try:
+            values = self.state.start(untouched_loss)
+        except ModelError as error:
+            self.error = str(error)
+            return
+        if self.member.listener is not None:
+            self.member.listener.on_log(0, values)
+
     def learning_rate(self) -> float:
         """Return the learning rate of the next step."""
         return self._recipe.learning_rate * self._factor(self.state.step)
