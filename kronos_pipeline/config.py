@@ -39,6 +39,10 @@ def environment_settings() -> dict[str, Any]:
     return values
 
 
+_LORA_RATE, _FULL_RATE = 1e-4, 1e-5
+"""Default learning rates; docs/does-training-work.md has the measurements and the sources."""
+
+
 class Role(Flag):
     """The parts of a result that a setting changes; they decide whether an artifact is reused after a change."""
 
@@ -209,7 +213,13 @@ class Recipe(ReadingSettings):
         32, Role.TRAINING, ge=1, description="windows per optimiser step and process, before accumulation"
     )
     grad_accum_steps: int = _setting(1, Role.TRAINING, ge=1, description="batches per optimiser step")
-    learning_rate: float = _setting(1e-4, Role.TRAINING, gt=0, description="AdamW's peak learning rate")
+    learning_rate: Optional[float] = _setting(
+        None,
+        Role.TRAINING,
+        gt=0,
+        description=f"AdamW's peak learning rate; by default {_LORA_RATE:g} for an adapter, {_FULL_RATE:g} for a "
+        "training of the whole model",
+    )
     weight_decay: float = _setting(0.01, Role.TRAINING, ge=0, description="AdamW's decoupled weight decay")
     warmup_fraction: float = _setting(
         0.1,
@@ -358,6 +368,28 @@ class Recipe(ReadingSettings):
     def context(self) -> int:
         """The context length of the base model, in bars."""
         return find_base_model(self.model_name, self.tokenizer_name).context
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate after the warm-up: the setting, or the default for the kind of training."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return _LORA_RATE if self.adapter == "lora" and self.freeze_backbone else _FULL_RATE
+
+    @property
+    def derived(self) -> dict[str, float]:
+        """The values that follow from the settings, for manifests and MLflow: used lookback, peak learning rate."""
+        return {"used_lookback": self.used_lookback, "peak_learning_rate": self.peak_learning_rate}
+
+    @property
+    def lookback_note(self) -> str | None:
+        """The sentence that tells that the lookback is cut, or None if it is not."""
+        if (used := self.used_lookback) == self.lookback:
+            return None
+        return (
+            f"--lookback {self.lookback} is cut to {used} bars: with --horizon {self.horizon} + 1 it is above the "
+            f"context of {self.model_name}, {self.context} bars"
+        )
 
     @property
     def used_lookback(self) -> int:

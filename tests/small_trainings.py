@@ -17,6 +17,7 @@ SMALL: dict[str, Any] = {
     "validation_days": 12,
     "selection_days": 14,
     "epochs": 2,
+    "learning_rate": 1e-4,
     "batch_size": 16,
     "evaluations_per_epoch": 2,
     "eval_samples": 3,

@@ -60,6 +60,7 @@ def evaluation_manifest(
             "tokenizer_revision": base.tokenizer.revision,
         },
         "config": config.model_dump(mode="json"),
+        **config.derived,
         "seed": config.seed,
         "samples": config.eval_samples,
         "device": device,

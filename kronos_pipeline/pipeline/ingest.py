@@ -57,7 +57,8 @@ def read_tickers(config: KronosTrainingConfig, layout: ArtifactLayout) -> Ticker
     from kronos_pipeline.data.ingest import require_adjusted_closes
 
     recipe = config.recipe
-    recipe.used_lookback  # noqa: B018  (invalid settings raise before files are read)
+    if note := recipe.lookback_note:  # also raises for invalid settings before files are read
+        print(note)
     folder = find_csv_files(Path(config.data_dir), config.reading)
     for note in folder.notes:
         print(note)

@@ -22,6 +22,7 @@ import pandas as pd
 from pydantic import BaseModel
 
 from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json
+from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import KronosError
 from kronos_pipeline.tracking.store import (
     TrackingError,
@@ -204,10 +205,12 @@ class TrackedRun(Callback):
                     self._client.set_tag(self.run_id, "contamination", contamination)
 
     def log_params(self, config: BaseModel) -> None:
-        """Log each setting as a parameter; lists are joined with commas."""
+        """Log each setting, and each value derived from a recipe, as a parameter; lists are joined with commas."""
         from mlflow.entities import Param
 
         settings = config.model_dump(mode="json")
+        if isinstance(config, Recipe):
+            settings |= config.derived
         params = [
             Param(key, ",".join(map(str, value)) if isinstance(value, list) else str(value))
             for key, value in settings.items()

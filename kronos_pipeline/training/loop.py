@@ -64,7 +64,7 @@ class TrainingLoop:
         plain = [tensor for _, tensor in named if tensor.ndim < 2]
         optimizer = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-            lr=recipe.learning_rate,
+            lr=recipe.peak_learning_rate,
             fused=accelerator.scaler is None,  # a fused step does not report the steps that a float16 training skips
         )
         replays = recipe.cuda_graphs and not recipe.torch_compile and accelerator.num_processes == 1

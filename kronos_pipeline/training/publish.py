@@ -128,6 +128,7 @@ def training_manifest(
         "data": {ticker.ticker: ticker.bars.content_hash for ticker in windows},
         "seen_until": {ticker.ticker: _last_seen(ticker) for ticker in windows},
         "config": recipe.model_dump(mode="json"),
+        **recipe.derived,
         "seed": recipe.seed,
         "code_version": code_version(),
         "packages": package_versions(),

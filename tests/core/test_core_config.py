@@ -201,6 +201,29 @@ def test_the_settings_of_each_role_are_these(role: Role) -> None:
     assert settings_of(role) == ROLES[role]
 
 
+@pytest.mark.parametrize(
+    ("settings", "rate"),
+    [
+        ({"adapter": "lora"}, 1e-4),
+        ({"adapter": "none"}, 1e-5),
+        ({"adapter": "lora", "freeze_backbone": False}, 1e-5),
+        ({"adapter": "none", "learning_rate": 3e-4}, 3e-4),
+    ],
+)
+def test_the_learning_rate_is_that_of_the_kind_unless_it_is_given(settings: dict[str, Any], rate: float) -> None:
+    assert Recipe.model_validate(settings).peak_learning_rate == rate
+
+
+def test_a_lookback_that_is_cut_is_told() -> None:
+    assert Recipe(lookback=64, horizon=30).lookback_note is None
+    cut = Recipe(lookback=500, horizon=30)
+    assert cut.lookback_note == (
+        "--lookback 500 is cut to 481 bars: with --horizon 30 + 1 it is above the context of NeoQuasar/Kronos-small, "
+        "512 bars"
+    )
+    assert cut.derived["used_lookback"] == 481
+
+
 def test_every_setting_of_a_recipe_has_a_role() -> None:
     assert set().union(*ROLES.values()) == set(Recipe.model_fields)
 

@@ -275,6 +275,13 @@ def test_losses_are_drawn_however_few_there_are(steps: int, every: int) -> None:
     assert has_colour(image, "#1a1a1a") or not (step % every == 0).any()
 
 
+def test_the_loss_of_the_untouched_model_is_drawn_and_is_not_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plots, "to_png", lambda figure: figure.axes[0].get_legend_handles_labels()[1])
+    history = pd.DataFrame({"step": [0, 1], "train_loss": [np.nan, 4.0], "selection_loss": [3.0, 4.0]})
+    labels: object = loss_plot(history, "losses")
+    assert labels == ["training loss", "selection loss", "untouched model: 3", "best: 4 at step 1"]
+
+
 @pytest.mark.slow
 def test_pyplot_with_its_global_state_is_not_imported() -> None:
     code = "import sys, kronos_pipeline.evaluation.reports.plots; sys.exit('matplotlib.pyplot' in sys.modules)"

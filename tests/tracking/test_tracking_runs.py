@@ -62,7 +62,7 @@ def test_a_training_is_a_finished_run_with_its_settings_and_tags(tracker: Tracke
     assert (record.info.status, record.info.run_name) == ("FINISHED", "adapter AAPL")
     assert client.get_experiment(record.info.experiment_id).name == EXPERIMENT
     assert record.data.tags["dagster.partition"] == "AAPL"
-    assert record.data.params.keys() == KronosTrainingConfig.model_fields.keys()
+    assert record.data.params.keys() == {*KronosTrainingConfig.model_fields, "used_lookback", "peak_learning_rate"}
     told = {key: record.data.params[key] for key in ("model_name", "horizon", "learning_rate", "freeze_backbone")}
     assert told == {"model_name": "kronos-nano", "horizon": "5", "learning_rate": "0.0003", "freeze_backbone": "True"}
     assert record.data.params["adapter_targets"] == "q_proj,k_proj,v_proj,out_proj,w1,w2,w3"

@@ -64,7 +64,9 @@ def test_a_step_is_pytorchs_own_on_the_same_windows(tiny_base: Path) -> None:
     optimisation = optimisation_of(recipe, ours)
     groups = [[p for p in plain.parameters() if (p.ndim >= 2) is decayed] for decayed in (True, False)]
     rates = zip(groups, (0.1, 0.0), strict=True)
-    adamw = torch.optim.AdamW([{"params": some, "weight_decay": rate} for some, rate in rates], lr=recipe.learning_rate)
+    adamw = torch.optim.AdamW(
+        [{"params": some, "weight_decay": rate} for some, rate in rates], lr=recipe.peak_learning_rate
+    )
     adamw.param_groups[0]["lr"] = adamw.param_groups[1]["lr"] = optimisation._schedule.get_last_lr()[0]
     (windows, *_), *_ = optimisation._steps_of(0, 0)
     optimisation._step([windows])

@@ -24,6 +24,7 @@ from kronos_pipeline.model.losses import token_losses
 from kronos_pipeline.model.upstream import Kronos
 from kronos_pipeline.training.callback import Callback
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
+from kronos_pipeline.training.plan import TrainingJob
 from kronos_pipeline.training.preflight import Estimate
 from kronos_pipeline.training.publish import TrainingResult
 
@@ -93,6 +94,28 @@ def test_the_base_model_stays_as_it_is(tiny_base: Path, tmp_path: Path) -> None:
     assert all(torch.equal(value, before[name]) for name, value in trainer.base.predictor.state_dict().items())
 
 
+@pytest.mark.parametrize("together", [1, 0], ids=["alone", "jointly"])
+def test_a_training_tells_the_loss_of_the_untouched_model_and_whether_it_helped(
+    tiny_base: Path, tmp_path: Path, together: int
+) -> None:
+    helpful = small_recipe(tiny_base, learning_rate=1e-2, adapters_together=together)
+    windows = simulated_windows(helpful, ["AAPL", "MSFT"])
+    jobs = [TrainingJob(ticker.ticker, (ticker,)) for ticker in windows]
+    trainer = trainer_of(helpful, tmp_path / "helped")
+    for job, result in zip(jobs, trainer.train(jobs), strict=True):
+        assert isinstance(result, TrainingResult)
+        untouched = selection_loss(trainer.base.predictor, job.windows, trainer.base.tokenizer)
+        first = result.history.iloc[0]
+        assert (first["step"], first["epoch"], np.isnan(first["train_loss"])) == (0, 0, True)
+        assert first["selection_loss"] == result.summary["untouched_loss"] == pytest.approx(untouched, rel=1e-5)
+        assert result.summary["note"] is None
+    harmful = small_recipe(tiny_base, learning_rate=5.0, epochs=1, adapters_together=together)
+    for result in trainer_of(harmful, tmp_path / "harmed").train(jobs):
+        assert isinstance(result, TrainingResult)
+        assert result.summary["note"] == "no better than the untouched model on the selection block"
+        assert result.summary["selection_loss"] >= result.summary["untouched_loss"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("freeze", [True, False])
 def test_an_adapter_reloads_to_what_was_measured(tiny_base: Path, tmp_path: Path, freeze: bool) -> None:
@@ -118,6 +141,7 @@ def test_the_manifest_says_what_made_it(tiny_base: Path, tmp_path: Path) -> None
     manifest = json.loads((result.folder / "manifest.json").read_text())
     assert manifest["data"] == {"AAPL": windows[0].bars.content_hash}
     assert manifest["config"]["learning_rate"] == recipe.learning_rate
+    assert (manifest["peak_learning_rate"], manifest["used_lookback"]) == (1e-4, recipe.lookback)
     assert (manifest["seed"], manifest["mlflow_run"], manifest["artifact"]) == (7, "abc", "adapters/AAPL")
     stamps = windows[0].bars.frame["timestamps"]
     assert pd.Timestamp(manifest["seen_until"]["AAPL"]) == stamps.iloc[windows[0].holdout_start - 1]
@@ -201,7 +225,7 @@ def test_training_stops_when_looks_bring_nothing_and_keeps_the_best(tiny_base: P
     trainer = trainer_of(recipe, tmp_path)
     result = trainer.train_checkpoint(windows)
     assert result.summary["stopped_early"]
-    looks = result.history.dropna(subset=["selection_loss"])
+    looks = result.history[result.history["step"] > 0].dropna(subset=["selection_loss"])
     assert result.summary["selection_loss"] == looks["selection_loss"].min()
     assert result.summary["best_step"] == looks["step"].iloc[-3]
     best = load_checkpoint(result.folder, trainer.base).predictor

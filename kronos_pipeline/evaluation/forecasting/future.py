@@ -137,6 +137,7 @@ def forecast_manifest(
         "notes": list(notes),
         "sampled": None if sampled is None else dict(sampled),
         "config": recipe.model_dump(mode="json"),
+        **recipe.derived,
         "code_version": code_version(),
         "packages": package_versions(),
     }

@@ -55,6 +55,8 @@ def windows(
         for ticker in batch.tickers:
             with batch.ticker(ticker):
                 bars.append(raw_bars[ticker])
+        if note := recipe.lookback_note:
+            context.log.warning(f"{note}.")
         cut, errors = build_all_windows(bars, recipe)
         for ticker, window_set in cut.items():
             batch.add(ticker, window_set, windows_metadata(window_set))

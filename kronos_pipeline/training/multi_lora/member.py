@@ -87,7 +87,7 @@ class MemberTraining:
 
     def learning_rate(self) -> float:
         """Return the learning rate of the next step."""
-        return self._recipe.learning_rate * self._factor(self.state.step)
+        return self._recipe.peak_learning_rate * self._factor(self.state.step)
 
     def batches(self) -> list[Tensor]:
         """Return the batches of the next step, whose gradients add up: windows by number."""
