@@ -32,11 +32,11 @@ from kronos_pipeline.evaluation.predictions import BASE, point_table
 from kronos_pipeline.model.devices import pick_device
 from kronos_pipeline.model.loading import KronosModel, load_base
 from kronos_pipeline.model.lora import load_trained
+from kronos_pipeline.training.plan import TrainingJob
 from kronos_pipeline.training.publish import TrainingResult
-from kronos_pipeline.training.single import AdapterJob
 from kronos_pipeline.training.trainer import KronosTrainer
 
-RATES = (1e-2, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6)
+RATES = (1e-3, 1e-4, 3e-5, 1e-5, 3e-6)
 SETTINGS: dict[str, Any] = {"model_name": "kronos-nano", "validation_days": 240}
 KINDS = {"lora": "adapters", "none": "checkpoint"}
 
@@ -61,7 +61,7 @@ def main() -> None:
     print("kind         rate    gain on selection       MASE - untouched        best step of  seconds")
     rows = []
     for kind, name in KINDS.items():
-        for rate in RATES[2:4] if options.quick else RATES:
+        for rate in RATES[:2] if options.quick else RATES:
             started = time.monotonic()
             recipe = Recipe.model_validate({**settings, "adapter": kind, "learning_rate": rate})
             gains, changes, steps = measure(windows, base, recipe, untouched)
@@ -101,9 +101,9 @@ def _train(
     trainer = KronosTrainer(recipe, folder, base=base, say=lambda _: None)
     if recipe.adapter == "none":
         return dict.fromkeys([window_set.ticker for window_set in windows], trainer.train_checkpoint(windows))
-    jobs = [AdapterJob(window_set.ticker, [window_set]) for window_set in windows]
-    results = zip(jobs, trainer.train_adapters(jobs), strict=True)
-    return {job.name: result for job, result in results if isinstance(result, TrainingResult)}
+    jobs = [TrainingJob(window_set.ticker, (window_set,)) for window_set in windows]
+    results = zip(jobs, trainer.train(jobs), strict=True)
+    return {str(job.adapter): result for job, result in results if isinstance(result, TrainingResult)}
 
 
 def _windows_of(seed: int, recipe: Recipe) -> WindowSet:

@@ -116,7 +116,7 @@ def plain_peft(model: KronosModel, windows: list[WindowSet], settings: Recipe, s
         tokens = batches([ticker], model, settings.batch_size)
         predictor = get_peft_model(copy.deepcopy(model.predictor), config).train()
         trained = [tensor for tensor in predictor.parameters() if tensor.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate)
+        optimizer = torch.optim.AdamW(trained, lr=settings.peak_learning_rate)
         for _ in range(steps):
             upstream_step(predictor, optimizer, next(tokens))
         with tempfile.TemporaryDirectory() as folder:

@@ -104,7 +104,7 @@ def test_a_training_tells_the_loss_of_the_untouched_model_and_whether_it_helped(
     trainer = trainer_of(helpful, tmp_path / "helped")
     for job, result in zip(jobs, trainer.train(jobs), strict=True):
         assert isinstance(result, TrainingResult)
-        untouched = selection_loss(trainer.base.predictor, job.windows, trainer.base.tokenizer)
+        untouched = selection_loss(trainer.base.predictor, list(job.windows), trainer.base.tokenizer)
         first = result.history.iloc[0]
         assert (first["step"], first["epoch"], np.isnan(first["train_loss"])) == (0, 0, True)
         assert first["selection_loss"] == result.summary["untouched_loss"] == pytest.approx(untouched, rel=1e-5)
