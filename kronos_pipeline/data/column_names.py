@@ -32,23 +32,23 @@ COLUMN_NAMES: dict[str, tuple[str, ...]] = {
     ),
     "high": (
         "high, h, high price, highest, highest price, day high, price high, px high, max, Hoch, Höchst, "
-        "Hoechst, Höchstkurs, Hoechstkurs, Tageshoch, haut, plus haut, + haut, máximo, máx., máxima, "
-        "precio máximo, massimo, preço máximo, hoogste, hoog, hoogste koers, najwyższy, najwyzszy, yüksek, "
+        "Hoechst, Höchstkurs, Hoechstkurs, Tageshoch, haut, plus haut, máximo, máxima, "
+        "precio máximo, massimo, preço máximo, hoogste, hoog, hoogste koers, najwyższy, yüksek, "
         "максимум, макс., максимальная цена, 最高, 高, 最高价, 最高價, 高値, 고가",
     ),
     "low": (
         "low, l, low price, lowest, lowest price, day low, price low, px low, min, Tief, Tiefst, Tiefstkurs, "
-        "Tagestief, bas, plus bas, + bas, mínimo, mín., mínima, precio mínimo, minimo, preço mínimo, laagste, "
-        "laag, laagste koers, najniższy, najnizszy, düşük, минимум, мин., минимальная цена, 最低, 低, 最低价, 最低價, "
+        "Tagestief, bas, plus bas, mínimo, mínima, precio mínimo, preço mínimo, laagste, "
+        "laag, laagste koers, najniższy, düşük, минимум, мин., минимальная цена, 最低, 低, 最低价, 最低價, "
         "安値, 저가",
     ),
     "close": (
-        "close, c, close price, closing price, closing, price close, clot, Schluss, Schlusskurs, Schlußkurs, "
+        "close, c, close price, closing price, closing, price close, clot, Schluss, Schlusskurs, "
         "clôture, cours de clôture, cierre, precio de cierre, chiusura, prezzo di chiusura, fechamento, "
-        "preço de fechamento, slotkoers, slot, sluiting, zamknięcie, zamkniecie, kapanış, закрытие, закр., "
+        "preço de fechamento, slotkoers, slot, sluiting, zamknięcie, kapanış, закрытие, закр., "
         "цена закрытия, 收盘, 收盘价, 收盤, 收盤價, 終値, 종가",
         "price, Kurs, Preis, cours, prix, precio, prezzo, preço, koers, цена, 价格, 가격, Zuletzt, Letzter, "
-        "dernier, último, ultimo, laatste, ostatnio, şimdi, последняя, last, last price, latest, px last, ltp, "
+        "dernier, último, laatste, ostatnio, şimdi, последняя, last, last price, latest, px last, ltp, "
         "最新价, 現在値, 현재가",
         "close/last",
         "settle, settlement, settlement price, 结算价",
@@ -63,10 +63,10 @@ COLUMN_NAMES: dict[str, tuple[str, ...]] = {
         "total volume, traded volume, base volume, volume base, base asset volume, volume from, px volume, "
         "number of shares, total traded quantity, traded quantity, quantity, qty, Stück, Stücke, Stueck, "
         "Stuecke, Umsatz Stück, volumi, quantité, cantidad, quantidade, wolumen, wol., hacim, hac., объем, "
-        "объём, 成交量, 交易量, 总成交量, 总手, 出来高, 売買高, 거래량",
+        "成交量, 交易量, 总成交量, 总手, 出来高, 売買高, 거래량",
         # A German site writes Stuecke for the units and Volumen for the money.
         "Volumen",
-        "tick volume, tickvol, ticks, тиковый объем, тиковый объём",
+        "tick volume, tickvol, ticks, тиковый объем",
     ),
     "amount": (
         "amount, quote volume, volume quote, quote asset volume, volume to, dollar volume, notional, "
@@ -134,7 +134,7 @@ def volume_unit(name: str) -> str | None:
 
 def column_rows() -> list[tuple[str, str]]:
     """Return a row per meaning for a table: the meaning, and its names with the better names first."""
-    return [(meaning, "; then ".join(", ".join(names) for names in ranks)) for meaning, ranks in COLUMN_NAMES.items()]
+    return [(meaning, "; then ".join(ranks)) for meaning, ranks in COLUMN_NAMES.items()]
 
 
 _BY_NAME |= {

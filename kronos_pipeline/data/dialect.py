@@ -175,7 +175,8 @@ def _wide(file: CsvFile, content: bytes) -> tuple[str, str]:
     """Decode UTF-16 without a byte order mark: every second byte of ASCII is 0."""
     head = content[:4096]
     for start, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):
-        if head[start::2].count(0) > len(head) // 4 and head[1 - start :: 2].count(0) == 0:
+        zeros, others = head[start::2].count(0), head[1 - start :: 2].count(0)
+        if zeros > len(head) // 4 and others < zeros // 8:
             try:
                 return "UTF-16", content.decode(encoding)
             except UnicodeDecodeError as error:
