@@ -305,8 +305,10 @@ def _whole_lines(head: bytes) -> bytes:
     """Return the beginning of a file up to its last line end."""
     if len(head) < _HEAD:
         return head
-    ends = (b"\n\0", b"\0\n") if b"\0" in head else (b"\n", b"\r")
-    return head[: max(head.rfind(end) + len(end) for end in ends)]
+    if b"\0" in head:  # UTF-16, in either order of its bytes
+        ends = [end for mark in (b"\n\0", b"\0\n") if (end := head.rfind(mark) + 2) % 2 == 0]
+        return head[: max(ends, default=0)]
+    return head[: max(head.rfind(b"\n"), head.rfind(b"\r")) + 1]
 
 
 def _has_bars(names: Sequence[str], wanted: Mapping[str, str]) -> bool:
