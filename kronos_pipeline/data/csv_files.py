@@ -320,7 +320,7 @@ def _is_table(path: Path) -> bool:
 
 
 def _is_bar(line: str) -> bool:
-    cells = [cell.strip('" ') for cell in re.split(r"[,;\t|]", line)]
+    cells = [cell.strip('" ') for cell in re.split(r"[,;\t| ]+", line)]
     times = sum(1 for cell in cells if _TIME.fullmatch(cell))
     numbers = sum(1 for cell in cells if _NUMBER.fullmatch(cell))
     return times > 0 and numbers >= 4

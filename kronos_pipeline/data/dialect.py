@@ -22,7 +22,7 @@ from kronos_pipeline.errors import DataError, Problem, enumerate_some
 Row = tuple[int, list[str]]
 """The 1-based line of a row, and its cells."""
 
-SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars", " ": "spaces"}
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig", "UTF-8"),
     (codecs.BOM_UTF32_LE, "utf-32", "UTF-32"),
@@ -40,6 +40,8 @@ _FOREIGN = (
     (b"PAR1", "a parquet file"),
     (b"\xd0\xcf\x11\xe0", "an old workbook"),
 )
+_SAMPLE = 4096
+"""Characters at the beginning among which separators are looked for."""
 _HEAD = 60
 """Rows among which the header is looked for."""
 _HEADER_NAMES = 3
@@ -193,7 +195,9 @@ def _undecodable(file: CsvFile, content: bytes, name: str, error: UnicodeDecodeE
 def _dialects(encoding: str, text: str, wanted: Mapping[str, str]) -> Iterator[Dialect]:
     """Yield a dialect per separator that the beginning of the text has."""
     stated = re.match(r"\s*sep=(.)\s*$", text[:20].splitlines()[0]) if text.strip() else None
-    for separator in [stated[1]] if stated and stated[1] in SEPARATORS else SEPARATORS:
+    # Spaces are also inside cells, so they separate only where nothing else does.
+    possible = [mark for mark in SEPARATORS if mark != " " and mark in text[:_SAMPLE]] or [" "]
+    for separator in [stated[1]] if stated and stated[1] in SEPARATORS else possible:
         head: list[Row] = []
         # The reading of all lines reports an error of the quotes.
         with contextlib.suppress(csv.Error):
@@ -221,7 +225,7 @@ def _known_names(cells: Sequence[str], wanted: Mapping[str, str]) -> int:
 
 def _split(text: str, separator: str) -> Iterator[Row]:
     """Yield the rows of a text that are not empty."""
-    spaced = f'{separator} "' in text
+    spaced = separator == " " or f'{separator} "' in text
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=spaced)
     for row in reader:
         if row and not (reader.line_num == 1 and len(row) <= 2 and row[0].lower().startswith("sep=")):

@@ -752,3 +752,35 @@ def test_a_volume_called_vol_is_the_volume(tmp_path: Path) -> None:
     write(tmp_path / "ZAD.csv", lines(columns))
 
     assert_same_bars(read_one(tmp_path).frame, frame)
+
+
+# Further shapes
+
+
+def test_columns_between_spaces_are_read(tmp_path: Path) -> None:
+    frame = daily()
+    text = lines({"Date": dates(frame), **ohlcv(frame, title=True)}, separator="  ")
+    write(tmp_path / "AAPL.txt", text)
+
+    bars = read_one(tmp_path)
+
+    assert_same_bars(bars.frame, frame)
+    assert has_note(bars, "separated by spaces")
+
+
+def test_text_files_of_stooq_are_read(tmp_path: Path) -> None:
+    frame = hourly()
+    columns = {
+        "<TICKER>": ["BTCUSD"] * len(frame),
+        "<PER>": [60] * len(frame),
+        "<DATE>": dates(frame, "%Y%m%d"),
+        "<TIME>": dates(frame, "%H%M%S"),
+        **pick(frame, open="<OPEN>", high="<HIGH>", low="<LOW>", close="<CLOSE>", volume="<VOL>"),
+        "<OPENINT>": [0] * len(frame),
+    }
+    write(tmp_path / "btcusd.txt", lines(columns))
+
+    bars = read_one(tmp_path)
+
+    assert bars.ticker == "BTCUSD"
+    assert_same_bars(bars.frame, frame)
