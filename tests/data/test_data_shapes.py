@@ -770,7 +770,7 @@ def test_columns_between_spaces_are_read(tmp_path: Path) -> None:
 
 def test_text_files_of_stooq_are_read(tmp_path: Path) -> None:
     frame = hourly()
-    columns = {
+    columns: dict[str, list[Any]] = {
         "<TICKER>": ["BTCUSD"] * len(frame),
         "<PER>": [60] * len(frame),
         "<DATE>": dates(frame, "%Y%m%d"),
