@@ -12,8 +12,8 @@ from functools import lru_cache
 
 COLUMN_NAMES: dict[str, tuple[str, ...]] = {
     "time": (
-        "open time, time open, start time, time start, begin, begins at, time period start, period start, window start, "
-        "candle begin time, MTS",
+        "open time, time open, start time, time start, begin, begins at, time period start, period start, "
+        "window start, candle begin time, MTS",
         "timestamps, timestamp, date time, time, ts, t, unix, unix time, unix timestamp, epoch, bar time, "
         "trade time, GMT time, UTC time, local time, date time utc, Zeit, Uhrzeit, Datum Zeit, heure, "
         "date heure, hora, fecha hora, data hora, ora, tijd, czas, godzina, время, дата время, "
