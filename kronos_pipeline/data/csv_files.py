@@ -268,7 +268,7 @@ def _several(ticker: str, paths: Sequence[Path]) -> DataError:
 def _unclear(name: FileName) -> str:
     found = ""
     if len(name.candidates) > 1:
-        found = f" but may hold several ({enumerate_some(name.candidates)})"
+        found = f" but may hold several ({enumerate_some([printable(Path(word)) for word in name.candidates])})"
     return f"the file's name makes no symbol{found}: rename it to the symbol alone, {_ALLOWED}"
 
 

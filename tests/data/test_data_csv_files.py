@@ -73,9 +73,10 @@ def test_a_name_that_makes_no_symbol_is_named_with_what_is_allowed(tmp_path: Pat
     assert "letters, digits and .-_^= only" in str(folder.problems[f"{name}.csv"])
 
 
-def test_a_name_of_bytes_that_are_no_text_can_be_printed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["bad\udcff", "bad \udcff name"])
+def test_a_name_of_bytes_that_are_no_text_can_be_printed(tmp_path: Path, name: str) -> None:
     touch(tmp_path, "MSFT.csv")
-    path = Path(str(tmp_path) + "/bad\udcff.csv")
+    path = Path(f"{tmp_path}/{name}.csv")
     try:
         path.touch()
     except (OSError, UnicodeError):

@@ -26,7 +26,7 @@ def raw_bars(context: dg.AssetExecutionContext, pipeline: PipelineSettings) -> I
         reading = pipeline.reading
         folder = find_csv_files(pipeline.data_folder, reading)
         for note in folder.notes:
-            context.log.info(note)
+            context.log.warning(note)
         batch = TickerBatch(context)
         files = []
         for ticker in batch.tickers:
