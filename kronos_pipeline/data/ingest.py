@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kronos_pipeline.config import ReadingSettings
-from kronos_pipeline.data.bar_schedule import BoolArray
+from kronos_pipeline.data.bar_schedule import BoolArray, IntArray
 from kronos_pipeline.data.bar_times import arrange_bars
 from kronos_pipeline.data.bars import FEATURES, PRICES, Bars, column_matrix, csv_key, make_bars
 from kronos_pipeline.data.csv_file import CsvFile
@@ -310,40 +310,57 @@ def _validate(tickers: Sequence[Rows]) -> list[Rows]:
     try:
         BarFrame.validate(joined, lazy=True, inplace=True)
     except pandera.errors.SchemaErrors as error:
-        failures = error.failure_cases.drop_duplicates(["index", "check", "column"])
+        failures = [_failed(joined, failure) for failure in error.schema_errors]
     else:
         return list(tickers)
-    validated = list(tickers)
-    owners = joined["ticker"].to_numpy()
-    first = np.searchsorted(owners, np.arange(len(tickers)))
-    for number, cases in failures.groupby(owners[failures["index"].to_numpy(int)]):
-        bars = cases["index"].to_numpy(int) - first[int(number)]
-        validated[int(number)] = _with_faults(tickers[int(number)], cases.assign(bar=bars))
-    return validated
+    ends = np.cumsum([len(rows) for rows in tickers])
+    return [
+        _with_faults(
+            rows, {(check, column): np.flatnonzero(failed[end - len(rows) : end]) for check, column, failed in failures}
+        )
+        for rows, end in zip(tickers, ends, strict=True)
+    ]
 
 
-def _with_faults(rows: Rows, failures: pd.DataFrame) -> Rows:
-    """Add the faults that pandera's failures tell; `find_conflicts` finds rows of the same time."""
+def _failed(joined: pd.DataFrame, failure: pandera.errors.SchemaError) -> tuple[str, str, BoolArray]:
+    """Return the name of a failed check, its column, or the frame's name, and the failing rows, `(rows,)`."""
+    check = failure.check if isinstance(failure.check, str) else str(failure.check.name)
+    column = str(failure.schema.name)
+    if failure.check_output is None:
+        return check, column, joined[column].isna().to_numpy(np.bool_)
+    failed = np.zeros(len(joined), np.bool_)
+    # A check's output lacks the rows without a value.
+    failed[failure.check_output.index[~failure.check_output]] = True
+    return check, column, failed
+
+
+def _with_faults(rows: Rows, failures: Mapping[tuple[str, str], IntArray]) -> Rows:
+    """Add the faults of the bars that fail checks; `find_conflicts` finds rows of the same time.
+
+    Args:
+        rows: the rows of a ticker.
+        failures: the failing bars, by check and column.
+    """
     found = list(rows.faults)
     known = {(fault.row, fault.column) for fault in found}
 
-    def add(bars: pd.Series, column: str, rule: str, but: Collection[int] = ()) -> None:
-        for row in rows.ids[bars.unique()].tolist():
+    def add(bars: IntArray, column: str, rule: str, but: Collection[int] = ()) -> None:
+        for row in rows.ids[bars].tolist():
             if (row, column) not in known and row not in but:
                 known.add((row, column))
                 found.append(Fault(row, column, rule))
 
+    none = np.zeros(0, np.int64)
     for check, rule in RULES.items():
-        of_check = failures[failures["check"] == check]
         for column in FEATURES:
-            bars = of_check.loc[of_check["column"] == column, "bar"]
-            # A derived amount, volume times price, can only overflow or repeat a problem of another column.
-            add(bars if column != "amount" else bars[~rows.derived[bars]], column, rule)
+            bars = failures.get((check, column), none)
+            # A derived amount, volume times price, can only overflow or repeat a fault of another column.
+            add(bars[~rows.derived[bars]] if column == "amount" else bars, column, rule)
+    overflows = failures.get(("finite", "amount"), none)
     bad = {fault.row for fault in found}
-    overflows = failures.loc[(failures["check"] == "finite") & (failures["column"] == "amount"), "bar"]
     add(overflows[rows.derived[overflows]], "volume", "times the price is more than a number can hold", bad)
     bad = {fault.row for fault in found}
     for check, (column, rule) in ORDER_RULES.items():
         # The order of prices means nothing for a bar with an invalid price.
-        add(failures.loc[failures["check"] == check, "bar"], column, rule, bad)
+        add(failures.get((check, BarFrame.__name__), none), column, rule, bad)
     return replace(rows, faults=tuple(found))

@@ -39,6 +39,11 @@ _NEAR_HUNDREDFOLD = 0.25
 """Largest distance, in log price, of a price in another unit from a hundred times the price around it."""
 _BAD_BEGINNING = 0.5
 """Smallest share of bad rows, up to the last of them, of a file whose beginning is bad."""
+_MANY_CONFLICTS = 0.2
+"""Smallest share of rows with the time of another row that a file of several tickers has."""
+_SUNDAY = 6
+_CLOCKS_CHANGED = 4
+"""Hour of a Sunday by which clocks have been set back."""
 _AROUND = 10
 """Bars before and after a bar that give the price around it."""
 
@@ -258,7 +263,8 @@ def _sort(rows: Rows) -> Rows:
         return rows
     known = _known_times(rows.times)
     steps = np.sign(np.diff(known.astype(np.int64)))
-    if steps.sum() < 0:
+    # A shuffled file has as many steps back as forth.
+    if (steps < 0).sum() > 2 * (steps > 0).sum():
         rows = rows.take(slice(None, None, -1), "the file is newest first: reversed")
         known, steps = known[::-1], -steps[::-1]
     if (steps >= 0).all():
@@ -349,7 +355,7 @@ def _widen(rows: Rows) -> Rows:
         return rows
     ids = np.sort(rows.ids[short | tall])
     note = (
-        f"high or low widened by less than {_ROUNDING:.0e} in {count(len(ids), 'row')} to hold open and close: "
+        f"high or low widened by a rounding error, at most 1e-6, in {count(len(ids), 'row')} to hold open and close: "
         f"{rows.places(ids)}"
     )
     return rows.change({"high": np.where(short, top, high), "low": np.where(tall, bottom, low)}, note)
@@ -375,7 +381,7 @@ def leave_out_bad(rows: Rows, settings: ReadingSettings) -> Rows:
     number, most = int(bad.sum()), settings.droppable_rows(len(rows))
     if number == len(rows) or number > most:
         conflicts = rows.problems(find_conflicts(rows.take(~bad)))
-        beginning = [] if conflicts else _beginning(rows, bad)
+        beginning = [] if conflicts else _beginning(rows, bad, most)
         raise DataError(beginning or [*_with_remedy(rows, number, most, settings), *conflicts], rows.ticker)
     odd = np.zeros(len(rows), np.bool_)
     odd[~bad] = in_another_unit(rows.columns["close"][~bad])
@@ -403,7 +409,16 @@ def find_conflicts(rows: Rows) -> list[Fault]:
     pairs = [sorted(rows.ids[index : index + 2].tolist()) for index in same]
     if not pairs:
         return []
-    rule = f"is the same time as in {rows.place(pairs[0][0])}, with other values; keep one of the rows"
+    times = pd.DatetimeIndex(rows.times[same])
+    if len(same) > _MANY_CONFLICTS * len(rows):
+        remedy = "keep one row of each time, or name the column that tells tickers apart: --columns symbol=NAME"
+    elif rows.zone is None and ((times.weekday == _SUNDAY) & (times.hour < _CLOCKS_CHANGED)).all():
+        remedy = (
+            "if clocks were set back there, export the times in UTC or with their offset; else keep one of the rows"
+        )
+    else:
+        remedy = "keep one of the rows"
+    rule = f"is the same time as in {rows.place(pairs[0][0])}, with other values; {remedy}"
     return [Fault(later, TIME, rule) for _, later in pairs]
 
 
@@ -424,17 +439,21 @@ def in_another_unit(close: FloatArray) -> BoolArray:
     return odd
 
 
-def _beginning(rows: Rows, bad: BoolArray) -> list[Problem]:
-    """Return the one problem of a file of which the beginning alone is bad, else none."""
-    last = int(np.flatnonzero(bad)[-1])
+def _beginning(rows: Rows, bad: BoolArray, most: int) -> list[Problem]:
+    """Return the one problem of a file of which the beginning is bad, and `most` other rows at most; else none."""
+    places = np.flatnonzero(bad)
     days = rows.times.astype("datetime64[D]")
-    if bad.sum() < 2 or bad[: last + 1].mean() < _BAD_BEGINNING or np.isnat(days).any():
+    # The beginning ends at the last bad row up to which most rows are bad; few bad rows may follow.
+    mostly_bad = np.flatnonzero(np.arange(1, len(places) + 1) >= _BAD_BEGINNING * (places + 1))
+    if len(mostly_bad) == 0 or mostly_bad[-1] == 0 or np.isnat(days).any():
         return []
+    last, others = places[mostly_bad[-1]], len(places) - 1 - int(mostly_bad[-1])
     good_days = days[last + 1 :][days[last + 1 :] > days[last]]
-    if not len(good_days):
+    if others > most or not len(good_days):
         return []
     first = max(rows.problems(rows.faults), key=lambda problem: problem.count)
-    remedy = f"all rows from {good_days[0]} on are good: read them with --from {good_days[0]}"
+    which = f"all but {count(others, 'row')}" if others else "all rows"
+    remedy = f"{which} from {good_days[0]} on are good: read them with --from {good_days[0]}"
     alone = f"--from {rows.ticker}={good_days[0]} for this ticker alone"
     return [replace(first, rule=f"{first.rule.partition('; ')[0]}; {remedy}, or {alone}")]
 

@@ -36,7 +36,11 @@ ORDER_RULES = {
 
 
 class BarFrame(pa.DataFrameModel):
-    """Bars of one or more tickers, one after another, numbered by `ticker`."""
+    """Bars of one or more tickers, one after another, numbered by `ticker`.
+
+    The output of each check tells the failing rows; pandera would take a millisecond to format each of them, so it
+    formats one.
+    """
 
     ticker: Series[int]
     timestamps: Series[pa.DateTime]
@@ -47,28 +51,28 @@ class BarFrame(pa.DataFrameModel):
     volume: Series[float]
     amount: Series[float]
 
-    @pa.check("open", "high", "low", "close", name="positive")
+    @pa.check("open", "high", "low", "close", name="positive", n_failure_cases=1)
     def _positive(cls, values: pd.Series) -> pd.Series:  # noqa: N805
         return values > 0
 
-    @pa.check("volume", "amount", name="not_negative")
+    @pa.check("volume", "amount", name="not_negative", n_failure_cases=1)
     def _not_negative(cls, values: pd.Series) -> pd.Series:  # noqa: N805
         return values >= 0
 
-    @pa.check("open", "high", "low", "close", "volume", "amount", name="finite")
+    @pa.check("open", "high", "low", "close", "volume", "amount", name="finite", n_failure_cases=1)
     def _is_finite(cls, values: pd.Series) -> pd.Series:  # noqa: N805
         return values.abs() < float("inf")
 
-    @pa.dataframe_check(name="high_is_highest")
+    @pa.dataframe_check(name="high_is_highest", n_failure_cases=1)
     def _high_is_highest(cls, frame: pd.DataFrame) -> pd.Series:  # noqa: N805
         high = frame["high"]
         return ~((high < frame["open"]) | (high < frame["low"]) | (high < frame["close"]))
 
-    @pa.dataframe_check(name="low_is_lowest")
+    @pa.dataframe_check(name="low_is_lowest", n_failure_cases=1)
     def _low_is_lowest(cls, frame: pd.DataFrame) -> pd.Series:  # noqa: N805
         return ~((frame["open"] < frame["low"]) | (frame["close"] < frame["low"]))
 
-    @pa.dataframe_check(name="later_than_before")
+    @pa.dataframe_check(name="later_than_before", n_failure_cases=1)
     def _later_than_before(cls, frame: pd.DataFrame) -> pd.Series:  # noqa: N805
         times = frame["timestamps"]
         if times.hasnans:

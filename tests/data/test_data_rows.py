@@ -115,6 +115,31 @@ def test_a_row_with_the_time_of_another_and_other_values_is_refused_with_both_li
     )
 
 
+def test_a_file_of_several_tickers_without_a_column_of_symbols_is_told_to_name_it(tmp_path: Path) -> None:
+    rows = pd.concat([daily_frame(50), daily_frame(50, seed=1)])
+    text = refusal(tmp_path, rows)
+    assert "is the same time as in line 2, with other values in 50 lines, first in 52, 53, 54" in text
+    assert text.endswith("--columns symbol=NAME")
+
+
+def test_an_hour_that_clocks_repeat_is_told_to_need_an_offset(tmp_path: Path) -> None:
+    times = pd.date_range("2024-10-20", periods=600, freq="h", tz="America/New_York")
+    frame = daily_frame(600).assign(Date=times.tz_localize(None))
+    text = refusal(tmp_path, frame)
+    assert text.startswith(
+        "ACME.csv:340: Date: is the same time as in line 339, with other values (found '2024-11-03 01:"
+    )
+    assert "if clocks were set back there, export the times in UTC or with their offset" in text
+
+
+def test_a_shuffled_file_is_sorted_and_not_reversed(tmp_path: Path) -> None:
+    frame = daily_frame(100)
+    for seed in range(5):
+        bars = read(tmp_path, frame.sample(frac=1, random_state=seed))
+        assert bars.content_hash == read(tmp_path / "plain", frame).content_hash
+        assert not [note for note in bars.notes if "reversed" in note]
+
+
 def test_of_two_rows_of_one_time_the_bad_row_can_be_left_out(tmp_path: Path) -> None:
     frame = daily_frame(50)
     rows = pd.concat([frame, frame.iloc[[3]].assign(Close=-1)])
@@ -137,9 +162,8 @@ def test_a_range_that_misses_the_close_by_a_rounding_error_is_widened(
 
     frame.loc[[4, 8], column] = extreme[[4, 8]]
     np.testing.assert_array_equal(bars.frame[list(PRICES)], frame[COLUMNS])
-    assert (
-        one_note(bars, "widened")
-        == "high or low widened by less than 1e-06 in 2 rows to hold open and close: lines 6, 10"
+    assert one_note(bars, "widened") == (
+        "high or low widened by a rounding error, at most 1e-6, in 2 rows to hold open and close: lines 6, 10"
     )
 
 
@@ -285,6 +309,16 @@ def test_a_bad_beginning_of_hours_is_cut_at_a_day(tmp_path: Path) -> None:
     text = refusal(tmp_path, frame)
     assert "--from 2022-01-05," in text
     assert len(read(tmp_path, frame, from_date=["2022-01-05"])) == 300 - 48
+
+
+def test_rows_that_may_be_left_out_may_follow_a_bad_beginning(tmp_path: Path) -> None:
+    frame = daily_frame(300)
+    frame.loc[[*range(100), 250], "Open"] = 0
+    good = f"{frame['Date'][100]:%Y-%m-%d}"
+    assert f"all but 1 row from {good} on are good: read them with --from {good}," in refusal(
+        tmp_path, frame, drop_bad_rows="1"
+    )
+    assert len(read(tmp_path, frame, drop_bad_rows="1", from_date=[good])) == 199
 
 
 def test_bad_rows_elsewhere_are_no_bad_beginning(tmp_path: Path) -> None:
