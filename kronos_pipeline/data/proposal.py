@@ -7,6 +7,7 @@ holdout gets the cutoffs that a verdict needs, if enough training bars remain.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -57,7 +58,8 @@ class Proposal:
                 if isinstance(value, bool):
                     words.append(f"--{flag}" if value else f"--no-{flag}")
                 else:
-                    words.append(f"--{flag} {','.join(value) if isinstance(value, list) else value}")
+                    text = ",".join(value) if isinstance(value, list) else str(value)
+                    words.append(f"--{flag} {shlex.quote(text)}")
         return " ".join(words)
 
 

@@ -97,3 +97,10 @@ def test_settings_that_were_given_stay() -> None:
 
     assert "--model-name kronos-nano" in proposal.flags()
     assert "--horizon 10" in proposal.flags()
+
+
+def test_settings_with_spaces_are_quoted_in_the_command() -> None:
+    proposal = propose([ticker(2000)], Recipe(columns=["close=Closing Price", "volume=Vol."]), CUTOFFS)
+
+    words = shlex.split(proposal.flags())
+    assert words[words.index("--columns") + 1] == "close=Closing Price,volume=Vol."
