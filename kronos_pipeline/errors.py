@@ -83,9 +83,12 @@ class Problem:
 
 
 def tell_once(problems: Iterable[Problem]) -> tuple[Problem, ...]:
-    """Merge the problems of the lines of a file that break the same rule in the same column into one problem."""
+    """Merge the problems of the lines of a file that break the same rule in the same column into one problem.
+
+    A problem that is there twice, such as for two tickers of a file, counts once.
+    """
     merged: dict[tuple[object, ...], list[Problem]] = {}
-    for number, problem in enumerate(problems):
+    for number, problem in enumerate(dict.fromkeys(problems)):
         # Problems of whole files have no lines to count.
         kind = number if problem.line is None else None
         merged.setdefault((problem.file, problem.column, problem.rule, kind), []).append(problem)

@@ -120,9 +120,9 @@ class Rows:
 
     def problems(self, faults: Iterable[Fault]) -> list[Problem]:
         """Return the problems of faults in file order; lines with the same fault in the same column are one problem."""
-        merged: dict[tuple[str, str, str], list[int]] = {}
+        merged: dict[tuple[int, str, str], list[int]] = {}
         for row, column, rule in sorted(faults, key=lambda fault: fault.row):
-            merged.setdefault((self._place(row)[0].file.name, column, rule), []).append(row)
+            merged.setdefault((id(self._place(row)[0]), column, rule), []).append(row)
         return [self._problem(rows, column, rule) for (_, column, rule), rows in merged.items()]
 
     def places(self, rows: IntArray) -> str:

@@ -58,9 +58,11 @@ def test_problems_that_are_told_once_are_merged_with_further_lines() -> None:
     assert DataError([*first.problems, *second.problems]).problems == DataError(lines(2, 50)).problems
 
 
-def test_problems_of_whole_files_are_not_merged() -> None:
-    problems = [Problem("A.csv", "empty"), Problem("A.csv", "empty")]
-    assert DataError(problems).problems == tuple(problems)
+def test_problems_of_whole_files_are_not_merged_and_the_same_problem_twice_is_one() -> None:
+    problems = [Problem("A.csv", "no time", value=column) for column in ("Day", "Hour")]
+    assert DataError([*problems, *problems]).problems == tuple(problems)
+    line = Problem("A.csv", "5 cells where the header has 6", 7)
+    assert DataError([line, line]).problems == (line,)
 
 
 @pytest.mark.parametrize("kind", [SettingsError, ModelError, ArtifactError, DataError])

@@ -539,6 +539,17 @@ def test_a_bad_row_in_a_file_of_several_tickers_is_of_its_ticker_and_line(tmp_pa
     assert "no row of the symbol DD" in str(errors["DD"])
 
 
+def test_a_problem_of_a_file_of_several_tickers_is_the_same_for_each_and_told_once(tmp_path: Path) -> None:
+    lines = [f"2024-01-{day:02},10,12,9,11,{name}" for day in (2, 3, 4) for name in ("AA", "BB")]
+    path = write_lines(tmp_path, "market", *lines, "2024-01-05,1", header="Date,Open,High,Low,Close,Symbol").path
+
+    _, errors = read_files([CsvFile(name, path, symbol=name) for name in ("AA", "BB")], now=NOW)
+
+    assert {name: error.ticker for name, error in errors.items()} == {"AA": "AA", "BB": "BB"}
+    together = DataError([problem for error in errors.values() for problem in error.problems])
+    assert together.problems == errors["AA"].problems == errors["BB"].problems
+
+
 def test_a_file_of_several_tickers_is_read_once_for_its_hash(
     market: tuple[dict[str, pd.DataFrame], list[CsvFile]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
