@@ -170,7 +170,7 @@ def _join_parts(named: Sequence[_Named], problems: dict[str, DataError]) -> list
             problems[ticker] = DataError(Problem(printable(same[0].path), _unclear(same[0].name)), ticker)
             continue
         kept = _without_copies(same)
-        paths = [one.path for one in sorted(kept, key=lambda one: _digits(one.name.period or ""))]
+        paths = [one.path for one in sorted(kept, key=lambda one: (_digits(one.name.period or ""), one.path))]
         parts = all(one.name.period for one in kept) and len({one.name.series for one in kept}) == 1
         if len(kept) > 1 and not parts:
             problems[ticker] = _several(ticker, paths)
