@@ -329,19 +329,16 @@ def _adjust(rows: Rows, *, adjusted: bool) -> Rows:
 
 
 def _fill(rows: Rows, name: str) -> Rows:
+    """Take an empty cell as 0, and count those of rows that are good so far: a bad row is no bar."""
     values = rows.columns[name]
     empty = np.isnan(values)
     if name == "amount":
         empty &= ~rows.derived
     if not empty.any():
         return rows
-    faulty = [fault.row for fault in rows.faults if fault.column == name]
-    empty &= ~np.isin(rows.ids, faulty)
-    if not empty.any():
-        return rows
-    ids = np.sort(rows.ids[empty])
+    ids = np.sort(rows.ids[empty & ~rows.bad])
     note = f"no {name} in {count(len(ids), 'row')} with prices, taken as 0: {rows.places(ids)}"
-    return rows.change({name: np.where(empty, 0.0, values)}, note)
+    return rows.change({name: np.where(empty, 0.0, values)}, *([note] if len(ids) else []))
 
 
 def _widen(rows: Rows) -> Rows:

@@ -217,6 +217,13 @@ def test_a_file_of_bad_rows_alone_is_refused_whatever_is_allowed(tmp_path: Path)
     assert "must be above 0 in 50 lines, first in 2, 3, 4" in refusal(tmp_path, frame, drop_bad_rows="100%")
 
 
+def test_a_bad_row_is_not_counted_as_one_without_volume(tmp_path: Path) -> None:
+    frame = daily_frame(100).astype(str)
+    frame.loc[30, "Open"], frame.loc[30, "Volume"] = "0.24 Dividend", ""
+    [note] = read(tmp_path, frame, drop_bad_rows="1").notes
+    assert note == "1 bad row left out by --drop-bad-rows 1: line 32 (Open must be a number)"
+
+
 def test_a_row_with_a_bad_time_can_be_left_out(tmp_path: Path) -> None:
     frame = daily_frame(100).astype({"Date": str})
     frame.loc[30, "Date"] = "someday"
