@@ -352,7 +352,7 @@ def _widen(rows: Rows) -> Rows:
         return rows
     ids = np.sort(rows.ids[short | tall])
     note = (
-        f"high or low widened by a rounding error, at most 1e-6, in {count(len(ids), 'row')} to hold open and close: "
+        f"high or low widened by less than {_ROUNDING:.0e} in {count(len(ids), 'row')} to hold open and close: "
         f"{rows.places(ids)}"
     )
     return rows.change({"high": np.where(short, top, high), "low": np.where(tall, bottom, low)}, note)
@@ -382,7 +382,7 @@ def leave_out_bad(rows: Rows, settings: ReadingSettings) -> Rows:
         raise DataError(beginning or [*_with_remedy(rows, number, most, settings), *conflicts], rows.ticker)
     odd = np.zeros(len(rows), np.bool_)
     odd[~bad] = in_another_unit(rows.columns["close"][~bad])
-    days = enumerate_some([f"{pd.Timestamp(time):%Y-%m-%d}" for time in rows.times[odd]])
+    days = enumerate_some(np.unique(rows.times[odd].astype("datetime64[D]")).tolist())
     odd_note = f"prices a hundred times or a hundredth of those around them, as of pence and pounds: {days}"
     if odd.any() and number + odd.sum() > most:
         rows = rows.change({}, f"{odd_note}; --drop-bad-rows {number + odd.sum()} leaves such bars out")

@@ -163,7 +163,7 @@ def test_a_range_that_misses_the_close_by_a_rounding_error_is_widened(
     frame.loc[[4, 8], column] = extreme[[4, 8]]
     np.testing.assert_array_equal(bars.frame[list(PRICES)], frame[COLUMNS])
     assert one_note(bars, "widened") == (
-        "high or low widened by a rounding error, at most 1e-6, in 2 rows to hold open and close: lines 6, 10"
+        "high or low widened by less than 1e-06 in 2 rows to hold open and close: lines 6, 10"
     )
 
 
