@@ -31,6 +31,8 @@ _YEARS = (1678, 2261)
 """First and last whole year of nanoseconds since 1970."""
 _SAMPLE = 64
 _SECOND = 1_000_000_000
+_LETTER = r"[^\x00-@\[-`{-\x7f]"
+"""A letter, or any character beyond ASCII; an expression with the letters of Unicode takes long to compile."""
 _BLANKS = r"[\s\x{00a0}\x{202f}\x{3000}]+"
 
 
@@ -166,9 +168,9 @@ def split_times(texts: pa.StringArray) -> TimeTexts | None:
     """Split the cells of a column of dates; None if no known way to write dates fits any cell of a sample."""
     texts = clean_texts(texts)
     few = sample(texts)
-    fits = {name: _split(name, few) for name in _DATE_FORMS}
-    name, best = max(fits.items(), key=lambda item: _readable(item[1]))
-    if _readable(best) == 0:
+    fits = {name: _split(name, few) for name in _possible_forms(few)}
+    name = max(fits, key=lambda name: _readable(fits[name]), default=None)
+    if name is None or _readable(fits[name]) == 0:
         return None
     distinct, index = _encode(texts)
     found = _split(name, distinct)
@@ -221,12 +223,29 @@ def _encode(texts: pa.StringArray) -> tuple[pa.StringArray, IntArray | None]:
     return encoded.dictionary, encoded.indices.to_numpy().astype(np.int64)
 
 
+def _possible_forms(texts: pa.StringArray) -> list[str]:
+    """Return the ways to write dates that the beginning of any cell has."""
+    worded = pc.any(pc.match_substring_regex(texts, f"{_LETTER}{{3}}")).as_py()
+    weekday = _weekday(texts)
+    return [
+        name
+        for name, form in _DATE_FORMS.items()
+        if (worded or not form.named)
+        and pc.any(pc.match_substring_regex(texts, f"^{weekday}{form.expression}")).as_py()
+    ]
+
+
+def _weekday(texts: pa.StringArray) -> str:
+    """Return the expression of a weekday before the date, if any cell begins with a word."""
+    begins = pc.any(pc.match_substring_regex(texts, f"^{_LETTER}{{2}}")).as_py()
+    return r"(?:\p{L}{2,}\.?,? )?" if begins else ""
+
+
 def _split(name: str, texts: pa.StringArray) -> TimeTexts:
     form = _DATE_FORMS[name]
     separator = "" if name == "digits" else r"(?:[T ,;_]|[Z+]|\-\d\d:?\d\d$)"
     rest = rf"(?P<rest>(?:{separator}.*)?)"
-    weekday = r"(?:\p{L}{2,}\.?,? )?"
-    fields = pc.extract_regex(texts, f"^{weekday}{form.expression}{rest}$")
+    fields = pc.extract_regex(texts, f"^{_weekday(texts)}{form.expression}{rest}$")
     matched = pc.is_valid(fields).to_numpy(zero_copy_only=False)
     numbers = [
         _month_numbers(fields.field(group)) if group == form.named else _numbers(fields.field(group), 1)
