@@ -110,7 +110,7 @@ def normal_name(name: str) -> str:
 @lru_cache(4096)
 def meaning_of(name: str) -> tuple[str, int] | None:
     """Return the meaning of a column's name and its rank, 0 for the best names; None for an unknown name."""
-    if len(name) > _LONGEST or _NEVER.search(name):
+    if len(name) > _LONGEST or "%" in name or _NEVER.search(name):
         return None
     for text in (name, _NUMBERED.sub("", name)):
         if found := _BY_NAME.get(normal_name(text)):

@@ -151,7 +151,11 @@ def _without_affix(names: Sequence[str]) -> Sequence[str]:
     if len(affixes) != 1:
         return names
     affix = affixes[0].lower()
-    return [normal_name(name).removeprefix(affix).removesuffix(affix) for name in names]
+    # A volume keeps its unit: close_usd is a close, and volume_usd is money.
+    return [
+        name if volume_unit(name) == affix else normal_name(name).removeprefix(affix).removesuffix(affix)
+        for name in names
+    ]
 
 
 def _candidates(meanings: Sequence[Meaning | None]) -> dict[str, list[int]]:

@@ -26,7 +26,7 @@ from kronos_pipeline.data.bars import FEATURES, PRICES, FloatArray
 from kronos_pipeline.data.column_names import TIME_MEANINGS
 from kronos_pipeline.data.columns import ChosenColumns, choose_columns, header_meanings, meaning_notes, name_position
 from kronos_pipeline.data.csv_file import CsvFile
-from kronos_pipeline.data.dialect import Dialect, Sheet, find_dialect, read_sheet
+from kronos_pipeline.data.dialect import Dialect, Sheet, find_dialect, is_bar_row, read_sheet
 from kronos_pipeline.data.headerless import headerless_names
 from kronos_pipeline.data.number_format import NumberFormat, find_number_format, is_empty
 from kronos_pipeline.errors import DataError, Problem, enumerate_some
@@ -43,6 +43,10 @@ _EDGE = 4096
 """Bytes at the beginning of a plain file that tell its columns, and with those at its end its symbol."""
 _MOST_NAMES = 30
 """Names of columns in a message."""
+_FEWEST_NAMES = 2
+"""Known names in the header of a table of bars that has no bar among its first lines."""
+_LONGEST_TEXT = 80
+"""Characters of a file's text in a message."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +115,11 @@ def read_csv_table(file: CsvFile, settings: ReadingSettings = DEFAULTS) -> CsvTa
     notes = [*columns.notes, *chosen.notes, *_check_columns(file, columns, chosen, wanted)]
     names = {key: columns.names[position] for key, position in chosen.positions.items()}
     cells = {key: columns.cells[position] for key, position in chosen.positions.items()}
-    # An unnamed first column still needs a name in messages.
-    times = {columns.names[position] or "first column": columns.cells[position] for position in chosen.times}
+    # An unnamed first column still needs a name in messages, and columns of one name need two.
+    times: dict[str, pa.StringArray] = {}
+    for position in chosen.times:
+        name = columns.names[position] or "first column"
+        times[f"{name} (column {position + 1})" if name in times else name] = columns.cells[position]
     for key in ("volume", "amount", "adj_close"):
         # Exporters write an empty column for a market without volume.
         if key in cells and _all_empty(cells[key]):
@@ -281,6 +288,10 @@ def _split_dialect(file: CsvFile, dialect: Dialect, wanted: Mapping[str, str]) -
     """Return the columns of a file in any dialect: by Arrow if the lines below the header are all rows."""
     sheet = read_sheet(file, dialect, wanted, beginning=True)
     names = sheet.header
+    known = sum(1 for meaning in header_meanings(names, wanted) if meaning)
+    if known < _FEWEST_NAMES and not any(is_bar_row(row) for _, row in sheet.rows):
+        text = dialect.text.strip().splitlines()[0][:_LONGEST_TEXT]
+        raise _file_error(file, f"no table of bars: the file begins with {text!r}; download it again")
     if names and names[-1] and sheet.rows and '"' not in dialect.text:
         skipped = sheet.rows[0][0] - 1
         cells = _arrow_cells(dialect.text.encode(), dialect.separator, skipped, len(names))
@@ -332,7 +343,9 @@ def _split_sheet(file: CsvFile, sheet: Sheet, separator: str, wanted: Mapping[st
     while len(names) > 1 and not names[-1] and all(len(row) < len(names) for _, row in sheet.rows):
         names = names[:-1]
     problems = [
-        Problem(file.name, f"{len(row)} cells where the header has {len(names)}", line)
+        Problem(
+            file.name, f"{len(row)} cells where the header has {len(names)}; complete the line or take it out", line
+        )
         for line, row in sheet.rows
         if len(row) != len(names)
     ]

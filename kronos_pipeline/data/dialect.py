@@ -39,7 +39,10 @@ _FOREIGN = (
     (b"\x1f\x8b", "compressed by gzip"),
     (b"PAR1", "a parquet file"),
     (b"\xd0\xcf\x11\xe0", "an old workbook"),
+    (b"%PDF-", "a PDF"),
+    (b"{\\rtf", "formatted text"),
 )
+_WEB_PAGE = re.compile(rb"<!|<\?xml|</?(?:html|head|body|div|p|h\d|table|tr|span|script|style|meta|center|pre|svg)\b")
 _SAMPLE = 4096
 """Characters at the beginning among which separators are looked for."""
 _HEAD = 60
@@ -141,9 +144,9 @@ def _check_text(file: CsvFile, content: bytes) -> None:
         if content.startswith(mark):
             raise _error(file, f"the file is binary, not a CSV ({kind}); save it as CSV")
     start = content[:200].removeprefix(codecs.BOM_UTF8).lstrip().lower()
-    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+    if _WEB_PAGE.match(start):
         raise _error(file, "the file is a web page, not a CSV; download it again")
-    if start.startswith((b"{", b"[{", b"[[")):
+    if b"".join(start.split()).startswith((b"{", b"[{", b"[[", b'["')):
         raise _error(file, "the file is JSON, not a CSV; save it as CSV")
 
 
@@ -239,7 +242,7 @@ def _rows(file: CsvFile, dialect: Dialect, limit: int | None) -> list[Row]:
     except csv.Error as error:
         line = rows[-1][0] + 1 if rows else 1
         raise _error(file, f"no CSV that can be read ({error})", line) from error
-    if not rows:
+    if not rows or (limit is None and not any(cell.strip() for _, row in rows for cell in row)):
         raise _error(file, "the file is empty; write a header and one bar a line into it")
     return rows
 
@@ -263,6 +266,8 @@ def _with_header(file: CsvFile, sheet: Sheet, header: int, wanted: Mapping[str, 
         if not {*PRICES} <= wanted.keys():
             raise _error(file, rule, line)
     above = [(number, row) for number, row in rows[:header] if "".join(row).strip()]
+    if bars := [number for number, row in above if is_bar_row(row)]:
+        raise _error(file, f"bars before the header in line {line}; write the header above them", bars[0])
     ticker: tuple[int, list[str]] | None = None
     if above and _is_ticker_line(above[-1][1]):
         ticker = above.pop()
@@ -293,6 +298,11 @@ def _with_header(file: CsvFile, sheet: Sheet, header: int, wanted: Mapping[str, 
     if repeated:
         notes.append(f"the header is repeated in {_lines_text(repeated)}: left out")
     return replace(sheet, header=names, header_line=line, rows=body, notes=tuple(notes))
+
+
+def is_bar_row(row: Sequence[str]) -> bool:
+    """Return whether a row has a time and four prices, as far as its cells tell."""
+    return sum(1 for cell in row if _NUMBER.match(cell.strip()) or _is_date(cell.strip())) > len(PRICES)
 
 
 def _is_time_line(texts: Sequence[str]) -> bool:
