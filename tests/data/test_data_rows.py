@@ -22,7 +22,9 @@ from kronos_pipeline.data.rows import in_another_unit
 from kronos_pipeline.errors import DataError, SettingsError
 
 COLUMNS = ["Open", "High", "Low", "Close"]
-SHARED = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FORMATS = ("%Y-%m-%d", "%d.%m.%Y", "%Y%m%d", "%d-%b-%Y")
+SHARED = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(SHARED, max_examples=10)
 
 
 def read(folder: Path, frame: pd.DataFrame, ticker: str = "ACME", **options: Any) -> Bars:
@@ -613,3 +615,27 @@ def test_bad_rows_leave_the_good_ones_as_they_are_and_all_are_counted(tmp_path: 
     assert one_note(bars, "left out").startswith(f"{len(bad)} bad row")
     with pytest.raises(DataError):
         read(tmp_path, texts, drop_bad_rows=str(len(bad) - 1))
+
+
+@FEW
+@given(st.data())
+def test_bars_come_back_from_files_of_any_part_of_them_in_any_dialect(tmp_path: Path, data: st.DataObject) -> None:
+    bars = data.draw(st.integers(20, 80))
+    frame = daily_frame(bars, seed=data.draw(st.integers(0, 9)))
+    cuts = sorted(data.draw(st.lists(st.integers(3, bars - 3), min_size=1, max_size=3, unique=True)))
+    paths = []
+    overlap = 0
+    for number, (first, last) in enumerate(zip([0, *cuts], [*cuts, bars], strict=True)):
+        before = data.draw(st.integers(0, min(first, 3)))
+        overlap += before
+        part = frame.iloc[first - before : last]
+        path = tmp_path / f"part-{number}.csv"
+        (part[::-1] if data.draw(st.booleans()) else part).to_csv(
+            path, index=False, sep=data.draw(st.sampled_from(",;\t")), date_format=data.draw(st.sampled_from(FORMATS))
+        )
+        paths.append(path)
+
+    found = read_bars(CsvFile("ACME", paths[0], tuple(paths[1:])), now=NOW)
+
+    assert found.content_hash == read(tmp_path / "plain", frame).content_hash
+    assert any(note.startswith(f"{overlap} row") and "exactly" in note for note in found.notes) == (overlap > 0)
