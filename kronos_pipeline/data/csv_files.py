@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -110,13 +111,13 @@ def find_csv_files(data_dir: Path, settings: ReadingSettings = DEFAULTS) -> CsvF
             continue
         key = printable(one.path.relative_to(data_dir)) if data_dir.is_dir() else printable(Path(one.path.name))
         candidate = CsvFile(key, one.path)
-        cells = symbols_of(candidate, settings)
+        cells = _symbols(one.path, settings)
         if any(cells):
             files += _tickers(candidate, {one.path: cells}, problems)
         else:
             problems[key] = DataError(Problem(printable(one.path), _unclear(one.name)))
     for file in _join_parts(named, problems):
-        symbols = {path: symbols_of(file.part(path), settings) for path in file.paths}
+        symbols = {path: _symbols(path, settings) for path in file.paths}
         several = {cell for cells in symbols.values() for cell in cells if cell}
         files += _tickers(file, symbols, problems) if len(several) > 1 else [_with_symbol_note(file, several)]
     good = {}
@@ -208,7 +209,7 @@ def _without_copies(same: Sequence[_Named]) -> list[_Named]:
     return kept
 
 
-def _tickers(file: CsvFile, symbols: dict[Path, list[str]], problems: dict[str, DataError]) -> list[CsvFile]:
+def _tickers(file: CsvFile, symbols: Mapping[Path, Sequence[str]], problems: dict[str, DataError]) -> list[CsvFile]:
     """Return a CSV for each symbol of a file of several tickers; a symbol that makes no ticker becomes a problem.
 
     Args:
@@ -249,6 +250,21 @@ def _ticker_of_cell(cell: str) -> str:
     if listed := re.fullmatch(r"[A-Z]+:(\S+)", text):
         return listed[1]
     return text.removeprefix("$")
+
+
+def _symbols(path: Path, settings: ReadingSettings) -> Sequence[str]:
+    """Return the distinct cells of a file's column of symbols, as `symbols_of` does."""
+    try:
+        state = path.stat()
+    except OSError:
+        return ()  # reading the file reports it
+    return _symbols_of_state(path, state.st_size, state.st_mtime_ns, tuple(settings.columns))
+
+
+@lru_cache(1 << 16)
+def _symbols_of_state(path: Path, size: int, changed: int, columns: tuple[str, ...]) -> Sequence[str]:  # noqa: ARG001
+    """Remember the symbols of an unchanged file for the next look at its folder; a sensor looks every minute."""
+    return symbols_of(CsvFile(path.stem, path), ReadingSettings(columns=list(columns)))
 
 
 def _with_symbol_note(file: CsvFile, cells: set[str]) -> CsvFile:

@@ -195,38 +195,47 @@ def split_symbols(table: CsvTable) -> dict[str, CsvTable]:
 def symbols_of(file: CsvFile, settings: ReadingSettings = DEFAULTS) -> list[str]:
     """Return the distinct cells of a file's column of symbols, in their order; none without such a column.
 
-    The beginning of the file tells whether it has the column. A plain file with one symbol in its first and last lines
-    is not read further. A file that cannot be read has none: reading it reports its problems.
+    The beginning of the file tells whether it has the column, and a file with one symbol in its first and last lines is
+    not read further. A file that cannot be read has none: reading it reports its problems.
     """
     wanted = settings.column_names
+    separator, encoding = ",", "UTF-8"
     try:
         with file.path.open("rb") as stream:
             head = stream.read(_EDGE)
             names = _first_names(head)
-            plain = _has_bars(names, wanted)
-            if not plain:
+            first: list[list[str]] | None = None
+            if not _has_bars(names, wanted):
                 dialect = find_dialect(file, _whole_lines(head + stream.read(_HEAD - _EDGE)), wanted)
-                names = read_sheet(file, dialect, wanted, beginning=True).header
+                separator, encoding = dialect.separator, dialect.encoding
+                sheet = read_sheet(file, dialect, wanted, beginning=True)
+                names, first = sheet.header, [cells for _, cells in sheet.rows]
             meanings = [meaning and meaning[0] for meaning in header_meanings(names, wanted)]
             if "symbol" not in meanings:
                 return []
-            if plain and (symbol := _only_symbol(stream, head, len(names), meanings.index("symbol"))):
-                return [symbol]
+            last = _last_rows(stream, separator, encoding)
+        if first is None:
+            first = [line.split(",") for line in head.decode(errors="replace").splitlines()[1:-1]]
+        position = meanings.index("symbol")
+        symbols = {row[position].strip() for row in (*first, *last) if len(row) == len(names)}
+        if last and len(symbols) == 1:
+            return list(symbols)
         cells = _trimmed(read_csv_table(file, settings).cells["symbol"])
     except (OSError, DataError):
         return []
     return list(pc.unique(cells).to_pylist())
 
 
-def _only_symbol(stream: BinaryIO, head: bytes, width: int, position: int) -> str | None:
-    """Return the symbol of the first and the last lines of a plain file, or None if they have none or several."""
+def _last_rows(stream: BinaryIO, separator: str, encoding: str) -> list[list[str]]:
+    """Return the last rows of a file; none for an encoding whose characters do not begin at any byte."""
+    if encoding.startswith(("UTF-16", "UTF-32")):
+        return []
     stream.seek(max(stream.seek(0, os.SEEK_END) - _EDGE, 0))
-    tail = stream.read()
-    rows = [line.split(b",") for line in (*head.splitlines()[1:-1], *tail.splitlines()[1:]) if line]
-    if any(len(row) != width for row in rows):
-        return None
-    symbols = {row[position].strip() for row in rows}
-    return symbols.pop().decode(errors="replace") or None if len(symbols) == 1 else None
+    lines = stream.read().decode(encoding, errors="replace").splitlines()[1:]
+    try:
+        return list(csv.reader(lines, delimiter=separator, skipinitialspace=separator == " "))
+    except csv.Error:
+        return []
 
 
 def read_content(file: CsvFile) -> bytes:
