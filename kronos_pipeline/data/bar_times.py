@@ -34,8 +34,9 @@ _FINER, _COARSER = 0.875, 1.5
 _FINE_SHARE, _COARSE_SHARE = 0.4, 0.6
 """Smallest share of a run's steps of the same length: nights cut bars of hours, weekends cut bars of days."""
 
-_EVENING = 11 * _HOUR
-"""Earliest time of day of a session of the next date: midnight in New Zealand, in UTC."""
+_EVENING, _LATE_EVENING = 11 * _HOUR, 20 * _HOUR
+"""Earliest times of day of a session of the next date: midnight in New Zealand, and openings, both in UTC."""
+_HALF_HOUR = 30 * _MINUTE
 _FEW_DOUBLES = 0.2
 """Largest fraction of dates with several bars in a file of daily bars."""
 _REGULAR = 0.9
@@ -45,7 +46,7 @@ _FARTHEST_ZONE = 14 * _HOUR
 _REGULAR_GAPS = 0.8
 _SHORTEST_CLOSE = 16 * _HOUR
 """Time of day at which the exchanges of a zone have closed, or close soon."""
-_SHORTEST_SESSION = 6 * _HOUR + 30 * _MINUTE
+_SHORTEST_SESSION = 6 * _HOUR + _HALF_HOUR
 _WEEKEND = 56 * _HOUR
 """A week of bars is over on Friday at 16:00."""
 
@@ -53,7 +54,7 @@ _SESSION_DATES = 5
 """Dates before and after a moved session."""
 _REGULAR_SESSIONS = 0.8
 _SESSION = 18 * _HOUR
-_LEAST_MOVE = 30 * _MINUTE
+_LEAST_MOVE = _HALF_HOUR
 _CLOCK_CHANGES = (3, 4, 9, 10, 11)
 """Months in which clocks change."""
 _SHOWN = 3
@@ -234,7 +235,7 @@ def _exchange_dates(stamps: _Stamps) -> IntArray:
     dates, clocks = stamps.days, stamps.clocks
     if not clocks.any():
         return dates
-    evening = clocks >= _EVENING
+    evening = (clocks >= _LATE_EVENING) | ((clocks >= _EVENING) & (clocks % _HALF_HOUR == 0))
     shifted = dates.copy()
     for group, shift in ((evening, 1), (~evening, -1)):
         own = dates[group]

@@ -30,6 +30,8 @@ Zone: TypeAlias = "int | ZoneInfo | str"
 _YEARS = (1678, 2261)
 """First and last whole year of nanoseconds since 1970."""
 _SAMPLE = 64
+_LONGEST = 100
+"""Characters of a time: longer than any."""
 _SECOND = 1_000_000_000
 _LETTER = r"[^\x00-@\[-`{-\x7f]"
 """A letter, or any character beyond ASCII; an expression with the letters of Unicode takes long to compile."""
@@ -46,7 +48,7 @@ class _DateForm:
     """The group that is a month's name."""
 
 
-_MONTH_NAME = r"\p{L}{3,}\.?"
+_MONTH_NAME = rf"{_LETTER}{{3,}}\.?"
 _YEAR = r"(?:1[6-9]|2[012])\d{2}"
 _DATE_FORMS = {
     "year first": _DateForm(r"(?P<a>\d{4}) ?[-/._年 ] ?(?P<b>\d{1,2}) ?[-/._月 ] ?(?P<c>\d{1,2})(?: ?日)?", ("YMD",)),
@@ -153,8 +155,9 @@ def clean_texts(texts: pa.StringArray) -> pa.StringArray:
     """Make every run of blanks a single space, and put the time of day after the date."""
     if pc.any(pc.match_substring_regex(texts, r"  |[\t\x{00a0}\x{202f}\x{3000}]")).as_py():
         texts = pc.utf8_trim_whitespace(pc.replace_substring_regex(texts, _BLANKS, " "))
+    few = sample(texts).to_pylist()
     for expression, order in _REORDERED:
-        if pc.any(pc.match_substring_regex(sample(texts), expression)).as_py():
+        if any(_python_expression(expression).search(text[:_LONGEST]) for text in few):
             texts = pc.replace_substring_regex(texts, expression, order)
     return texts
 
@@ -168,10 +171,11 @@ def split_times(texts: pa.StringArray) -> TimeTexts | None:
     """Split the cells of a column of dates; None if no known way to write dates fits any cell of a sample."""
     texts = clean_texts(texts)
     few = sample(texts)
-    fits = {name: _split(name, few) for name in _possible_forms(few)}
-    name = max(fits, key=lambda name: _readable(fits[name]), default=None)
-    if name is None or _readable(fits[name]) == 0:
+    matches = {name: _count_matches(name, few.to_pylist()) for name in _DATE_FORMS}
+    likely = [name for name, number in matches.items() if number and 2 * number >= max(matches.values())]
+    if not likely:
         return None
+    name = likely[0] if len(likely) == 1 else max(likely, key=lambda name: _readable(_split(name, few)))
     distinct, index = _encode(texts)
     found = _split(name, distinct)
     if index is None:
@@ -210,6 +214,17 @@ def split_clock(texts: pa.StringArray) -> tuple[IntArray, BoolArray, IntArray, t
     return clock, good, zone_of, zones
 
 
+def _count_matches(name: str, texts: list[str]) -> int:
+    """Count the texts that a way to write dates fits; Python compiles an expression once and Arrow at each call."""
+    return sum(_python_expression(_expression(name)).search(text[:_LONGEST]) is not None for text in texts)
+
+
+@cache
+def _python_expression(expression: str) -> re.Pattern[str]:
+    ascii_digits = expression.replace(r"\d", "[0-9]").replace(r"\p{L}", r"[^\W\d_]")
+    return re.compile(ascii_digits)
+
+
 def _readable(split: TimeTexts) -> int:
     return max(int((~np.isnat(days)).sum()) for days in split.dates.values())
 
@@ -223,29 +238,13 @@ def _encode(texts: pa.StringArray) -> tuple[pa.StringArray, IntArray | None]:
     return encoded.dictionary, encoded.indices.to_numpy().astype(np.int64)
 
 
-def _possible_forms(texts: pa.StringArray) -> list[str]:
-    """Return the ways to write dates that the beginning of any cell has."""
-    worded = pc.any(pc.match_substring_regex(texts, f"{_LETTER}{{3}}")).as_py()
-    weekday = _weekday(texts)
-    return [
-        name
-        for name, form in _DATE_FORMS.items()
-        if (worded or not form.named)
-        and pc.any(pc.match_substring_regex(texts, f"^{weekday}{form.expression}")).as_py()
-    ]
-
-
-def _weekday(texts: pa.StringArray) -> str:
-    """Return the expression of a weekday before the date, if any cell begins with a word."""
-    begins = pc.any(pc.match_substring_regex(texts, f"^{_LETTER}{{2}}")).as_py()
-    return r"(?:\p{L}{2,}\.?,? )?" if begins else ""
+def _begins_with_word(texts: pa.StringArray) -> bool:
+    return pc.any(pc.match_substring_regex(texts, f"^{_LETTER}{{2}}")).as_py()
 
 
 def _split(name: str, texts: pa.StringArray) -> TimeTexts:
     form = _DATE_FORMS[name]
-    separator = "" if name == "digits" else r"(?:[T ,;_]|[Z+]|\-\d\d:?\d\d$)"
-    rest = rf"(?P<rest>(?:{separator}.*)?)"
-    fields = pc.extract_regex(texts, f"^{_weekday(texts)}{form.expression}{rest}$")
+    fields = pc.extract_regex(texts, _expression(name, _begins_with_word(texts)))
     matched = pc.is_valid(fields).to_numpy(zero_copy_only=False)
     numbers = [
         _month_numbers(fields.field(group)) if group == form.named else _numbers(fields.field(group), 1)
@@ -261,6 +260,15 @@ def _split(name: str, texts: pa.StringArray) -> TimeTexts:
     clocked = pc.not_equal(pc.binary_join_element_wise(*(details.field(hour) for hour in _HOURS), ""), "")
     zone_of, zones = _zones(details)
     return TimeTexts(name, dates, clock, clocked.fill_null(False).to_numpy(zero_copy_only=False), zone_of, zones)
+
+
+@cache
+def _expression(name: str, begins_with_word: bool = True) -> str:
+    """Return the expression of whole cells: a weekday if any begins with a word, the date, and the rest of the cell."""
+    separator = "" if name == "digits" else r"(?:[T ,;_]|[Z+]|\-\d\d:?\d\d$)"
+    rest = rf"(?P<rest>(?:{separator}.*)?)"
+    weekday = rf"(?:{_LETTER}{{2,}}\.?,? )?" if begins_with_word else ""
+    return f"^{weekday}{_DATE_FORMS[name].expression}{rest}$"
 
 
 _HOURS = ("hour", "hour2", "hour3")

@@ -285,7 +285,7 @@ def _parse_texts(name: str, texts: pa.StringArray) -> _Column:
         missing = "a time of day without a date; add a column with the date" if alone else _NO_TIME
         nothing = np.full(len(texts), _NAT)
         return _Column(name, nothing, problems={0: missing} if alone else dict.fromkeys(range(len(texts)), missing))
-    order, note, rule = _choose_order(split.dates, preferred="name" in split.form)
+    order, note, rule = _choose_order(split.dates, preferred="name" in split.form or "dots" in split.form)
     local = _add(split.dates[order], split.clock)
     good = local != _NAT
     column = _Column(name, local, clocked=bool(split.clock[good].any()))
@@ -378,7 +378,9 @@ def _choose_order(dates: dict[Order, DateArray], *, preferred: bool) -> tuple[Or
     possible = [order for order in dates if valid[order] == max(valid.values())]
     distinct = [order for order in possible[1:] if not np.array_equal(dates[order], dates[possible[0]], equal_nan=True)]
     if not distinct:
-        return possible[0], None, None
+        many = len(dates) > 1 and len(possible) == 1 and not preferred
+        note = f"dates are read {_ORDER_NAMES[possible[0]]}, as other orders give months above 12"
+        return possible[0], note if many else None, None
     readings = [_reading(order, dates[order]) for order in (possible[0], *distinct)]
     reason = ""
     disorder = "would be out of order"
@@ -487,6 +489,10 @@ def _join(arrays: Mapping[str, pa.StringArray]) -> list[_Column]:
     columns = {name: _parse(name, array) for name, array in arrays.items()}
     clocks = {name: _clock_column(columns[name], array) for name, array in arrays.items()}
     whole = [column for name, column in columns.items() if column.usable and clocks[name] is None]
+    if not whole:
+        # Day numbers of a spreadsheet may look like times of day.
+        whole = [column for column in columns.values() if column.usable][:1]
+        clocks |= {column.name: None for column in whole}
     clock_name = next((name for name, clock in clocks.items() if clock is not None), None)
     if not whole:
         # The dates may leave their order open, or no column may hold times.
