@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from kronos_pipeline.data.bars import Bars
-from kronos_pipeline.data.csv_files import CsvFile
+from kronos_pipeline.data.csv_file import CsvFile
 from kronos_pipeline.data.ingest import read_bars
 
 HEADER = "Date,Open,High,Low,Close,Volume"

@@ -55,13 +55,13 @@ class CsvTable:
 
     Attributes:
         file: the file.
-        names: the file's spelling of each column that it has, by `timestamps`, feature, `adj_close` or `symbol`.
+        names: the file's spelling of each column that it has, by feature, `adj_close` or `symbol`.
         cells: the cells of these columns, by the same keys.
         lines: the 1-based line of each row.
         ignored: the names of the other columns.
+        time_cells: the cells of the columns that may hold the time, by the file's spelling, the best column first.
         content_hash: SHA-256 of the file's bytes, in hex; None for a table that is not a file.
         notes: decisions about the structure of the file.
-        time_cells: the cells of the columns that may hold the time, by the file's spelling, the best column first.
         decimal: the decimal mark of the file's numbers.
         thousands: the mark between thousands in the file's numbers; None without a mark.
         numbers: `(rows,)`, the values of columns of plain numbers, by feature, NaN where a cell has no value.
@@ -72,9 +72,9 @@ class CsvTable:
     cells: Mapping[str, Cells]
     lines: Sequence[int]
     ignored: tuple[str, ...]
+    time_cells: Mapping[str, Cells]
     content_hash: str | None = None
     notes: tuple[str, ...] = ()
-    time_cells: Mapping[str, Cells] = field(default_factory=dict)
     decimal: str = "."
     thousands: str | None = None
     numbers: Mapping[str, FloatArray] = field(default_factory=dict)
@@ -134,17 +134,17 @@ def read_csv_table(file: CsvFile, settings: ReadingSettings = DEFAULTS) -> CsvTa
     used = {*chosen.positions.values(), *chosen.times}
     return CsvTable(
         file,
-        {"timestamps": next(iter(times)), **names},
-        {"timestamps": next(iter(times.values())), **cells},
+        names,
+        cells,
         columns.lines,
         tuple(
             name
             for position, name in enumerate(columns.names)
             if position not in used and (name or not _all_empty(columns.cells[position]))
         ),
+        times,
         bytes_hash(content),
         (*notes, *meaning_notes(names, told=notes), *_format_notes(number_format)),
-        times,
         number_format.decimal,
         number_format.thousands,
         numbers,
@@ -345,24 +345,21 @@ def _split_sheet(file: CsvFile, sheet: Sheet, separator: str, wanted: Mapping[st
         notes = (*notes, decision)
     if not sheet.rows:
         raise _file_error(file, "a header alone, without a bar; add bars or remove the file")
-    width = max(len(names), 1)
-    if all(len(row) == width + 1 and not row[-1].strip() for _, row in sheet.rows):
-        # Each line ends with a separator, and the header does not.
-        names = [*names, ""]
-    while len(names) > 1 and not names[-1] and all(len(row) < len(names) for _, row in sheet.rows):
+    # Exporters end lines with a separator, and spreadsheets add empty cells.
+    while len(names) > 1 and not names[-1] and not any("".join(row[len(names) - 1 :]).strip() for _, row in sheet.rows):
         names = names[:-1]
+    rows = [(line, row if "".join(row[len(names) :]).strip() else row[: len(names)]) for line, row in sheet.rows]
     problems = [
         Problem(
             file.name, f"{len(row)} cells where the header has {len(names)}; complete the line or take it out", line
         )
-        for line, row in sheet.rows
+        for line, row in rows
         if len(row) != len(names)
     ]
     if problems:
         raise DataError(problems, file.ticker)
-    columns = zip(*(row for _, row in sheet.rows), strict=True)
-    cells = [pa.array(column, pa.string()) for column in columns]
-    return _Columns(names, sheet.header_line, cells, [line for line, _ in sheet.rows], separator, notes)
+    cells = [pa.array(column, pa.string()) for column in zip(*(row for _, row in rows), strict=True)]
+    return _Columns(names, sheet.header_line, cells, [line for line, _ in rows], separator, notes)
 
 
 def _check_columns(file: CsvFile, columns: _Columns, chosen: ChosenColumns, wanted: Mapping[str, str]) -> list[str]:

@@ -281,6 +281,9 @@ def _with_header(file: CsvFile, sheet: Sheet, header: int, wanted: Mapping[str, 
             names[0] = texts[0]
         elif _is_ticker_line(texts) and ticker is None:
             ticker = (number, texts)
+        elif len(row) == len(cells) and any(texts) and not any(map(_has_digit, texts)):
+            # Units of the columns, or a line of dashes.
+            notes.append(f"line {number} below the header: left out, no bar ({_shown(row)!r})")
         else:
             break
         first += 1
@@ -303,6 +306,10 @@ def _with_header(file: CsvFile, sheet: Sheet, header: int, wanted: Mapping[str, 
 def is_bar_row(row: Sequence[str]) -> bool:
     """Return whether a row has a time and four prices, as far as its cells tell."""
     return sum(1 for cell in row if _NUMBER.match(cell.strip()) or _is_date(cell.strip())) > len(PRICES)
+
+
+def _has_digit(text: str) -> bool:
+    return any(map(str.isdigit, text))
 
 
 def _is_time_line(texts: Sequence[str]) -> bool:

@@ -66,7 +66,7 @@ def parse_numbers(table: CsvTable, name: str) -> NumberColumn:
         others = pc.and_(pc.not_equal(currencies, usual), pc.not_equal(currencies, "")).fill_null(False)
         rule = f"has another currency sign than the {usual} of the other lines"
         problems |= {int(row): rule for row in np.flatnonzero(others.to_numpy(zero_copy_only=False))}
-        notes.append(f"{table.names[name]} is in {usual}")
+        notes.append(f"numbers have the sign {usual}")
     numbers = values.to_numpy(zero_copy_only=False).copy()
     numbers[list(problems)] = np.nan
     return NumberColumn(numbers, empty.to_numpy(zero_copy_only=False), tuple(sorted(problems.items())), tuple(notes))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from market_files import HEADER, daily_frame, write_frame, write_lines
 
-from kronos_pipeline.data.csv_files import CsvFile
+from kronos_pipeline.data.csv_file import CsvFile
 from kronos_pipeline.data.ingest import read_bars, read_folder
 from kronos_pipeline.errors import DataError
 

@@ -17,7 +17,7 @@ from kronos_pipeline.config import KronosTrainingConfig, ReadingSettings
 from kronos_pipeline.data import bars as bars_module
 from kronos_pipeline.data.bar_cache import read_files_cached
 from kronos_pipeline.data.bars import Bars, load_bars, make_bars, save_bars
-from kronos_pipeline.data.csv_files import CsvFile
+from kronos_pipeline.data.csv_file import CsvFile
 from kronos_pipeline.data.ingest import read_bars
 from kronos_pipeline.data.windows import load_windows
 from kronos_pipeline.errors import DataError

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kronos_pipeline.data import csv_table
-from kronos_pipeline.data.csv_files import CsvFile
+from kronos_pipeline.data.csv_file import CsvFile
 from kronos_pipeline.data.csv_table import CsvTable, read_csv_table
 
 HEADER = ["Date", "Open", "High", "Low", "Close", "note"]
@@ -30,7 +30,9 @@ def table_of(folder: Path, content: bytes) -> CsvTable:
 
 
 def texts(table: CsvTable) -> dict[str, list[str]]:
-    return {key: pa.array(column, pa.string()).to_pylist() for key, column in table.cells.items()}
+    return {
+        key: pa.array(column, pa.string()).to_pylist() for key, column in {**table.time_cells, **table.cells}.items()
+    }
 
 
 @SHARED

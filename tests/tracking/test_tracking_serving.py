@@ -280,6 +280,6 @@ def test_the_champion_is_served_over_http(
 
         status, body = post(url, {"dataframe_records": rows.assign(low=1e9).head(5).to_dict("records")})
         assert status == 400
-        assert "bars:3: low: is above the open or close of its bar" in body["message"]
+        assert "low: is above the open or close of its bar in 5 lines, first in 1, 2, 3" in body["message"]
         assert post(url, {"dataframe_records": rows.head(1).to_dict("records")})[0] == 400
         assert post(url, {"dataframe_records": rows.to_dict("records")})[0] == 200, "a bad request harms no later one"

@@ -21,7 +21,8 @@ import pandas as pd
 from kronos_pipeline.artifacts import file_hash, parse_json, text_hash
 from kronos_pipeline.data.bar_cache import read_files_cached
 from kronos_pipeline.data.bars import Bars
-from kronos_pipeline.data.csv_files import CsvFile, CsvFolder, find_csv_files
+from kronos_pipeline.data.csv_file import CsvFile
+from kronos_pipeline.data.csv_files import CsvFolder, find_csv_files
 from kronos_pipeline.errors import KronosError
 from kronos_pipeline.orchestration.automation.jobs import INGEST, RETRAIN_ADAPTER, AutomationSettings
 from kronos_pipeline.orchestration.metadata import LAST_BAR
