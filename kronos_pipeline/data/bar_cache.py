@@ -48,13 +48,15 @@ def read_files_cached(
     return ordered, errors, set(cached)
 
 
-def load_cached_bars(file: CsvFile, path: Path, settings: ReadingSettings = DEFAULTS) -> Bars | None:
-    """Return the bars stored at `path` if this version of the code read them from this very file, else None."""
-    return _load_unchanged(file, path, settings, {})
-
-
 def _load_unchanged(file: CsvFile, path: Path, settings: ReadingSettings, hashes: dict[Path, str]) -> Bars | None:
-    """Do as `load_cached_bars` does; `hashes` keeps the hash of each CSV, as one may be of many tickers."""
+    """Return the bars stored at `path` if this version of the code read them from these very files, else None.
+
+    Args:
+        file: a ticker's CSV.
+        path: the stored bars.
+        settings: the settings of the reading.
+        hashes: the hash of each CSV so far, to which this one's are added: a CSV may be of many tickers.
+    """
     if not path.exists():
         return None
     try:

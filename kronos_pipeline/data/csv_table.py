@@ -151,23 +151,6 @@ def read_csv_table(file: CsvFile, settings: ReadingSettings = DEFAULTS) -> CsvTa
     )
 
 
-def select_symbol(table: CsvTable, symbol: str) -> CsvTable:
-    """Return the rows of one ticker of a table with a column of symbols."""
-    of_ticker = pc.equal(_trimmed(table.cells["symbol"]), symbol.strip())
-    rows = of_ticker.to_numpy(zero_copy_only=False)
-
-    def part(columns: Mapping[str, Cells]) -> dict[str, Cells]:
-        return {name: pa.array(cells, pa.string()).filter(of_ticker) for name, cells in columns.items()}
-
-    return replace(
-        table,
-        cells=part(table.cells),
-        time_cells=part(table.time_cells),
-        lines=[table.lines[int(row)] for row in np.flatnonzero(rows)],
-        numbers={name: values[rows] for name, values in table.numbers.items()},
-    )
-
-
 def split_symbols(table: CsvTable) -> dict[str, CsvTable]:
     """Return the rows of each ticker of a table with a column of symbols, by symbol."""
     encoded = _trimmed(table.cells["symbol"]).dictionary_encode()

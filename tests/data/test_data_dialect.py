@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from kronos_pipeline.config import ReadingSettings
 from kronos_pipeline.data.csv_file import CsvFile
-from kronos_pipeline.data.csv_table import CsvTable, read_csv_table, select_symbol, symbols_of
+from kronos_pipeline.data.csv_table import CsvTable, read_csv_table, split_symbols, symbols_of
 from kronos_pipeline.data.numbers import NumberColumn, parse_numbers
 from kronos_pipeline.errors import DataError
 
@@ -371,7 +371,7 @@ def test_the_rows_of_each_ticker_of_a_file_are_selected(tmp_path: Path, text: st
     first = text.index("\n2024") and text[: text.index("2024")].count("\n") + 1
 
     assert symbols_of(table.file) == ["A", "B"]
-    part = select_symbol(table, "A")
+    part = split_symbols(table)["A"]
     assert values(part)["close"] == [1, 1.5]
     assert times(part) == ["2024-01-02", "2024-01-03"]
     assert list(part.lines) == [first, first + 2]
