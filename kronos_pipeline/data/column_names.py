@@ -61,7 +61,7 @@ COLUMN_NAMES: dict[str, tuple[str, ...]] = {
     "volume": (
         "volume, vol, v, volumes, real volume, share volume, shares traded, trade volume, trading volume, "
         "total volume, traded volume, base volume, volume base, base asset volume, volume from, px volume, "
-        "number of shares, total traded quantity, traded quantity, quantity, qty, Stück, Stücke, Stueck, "
+        "number of shares, no of shares, total traded quantity, traded quantity, quantity, qty, Stück, Stücke, Stueck, "
         "Stuecke, Umsatz Stück, volumi, quantité, cantidad, quantidade, wolumen, wol., hacim, hac., объем, "
         "成交量, 交易量, 总成交量, 总手, 出来高, 売買高, 거래량",
         # A German site writes Stuecke for the units and Volumen for the money.

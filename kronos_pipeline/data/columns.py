@@ -156,11 +156,13 @@ def _without_affix(names: Sequence[str]) -> Sequence[str]:
     if len(affixes) != 1:
         return names
     affix = affixes[0].lower()
-    # A volume keeps its unit: close_usd is a close, and volume_usd is money.
-    return [
-        name if volume_unit(name) == affix else normal_name(name).removeprefix(affix).removesuffix(affix)
-        for name in names
-    ]
+
+    def without(name: str) -> str:
+        text = normal_name(name).removeprefix(affix).removesuffix(affix)
+        # A volume keeps its unit: close_usd is a close, and volume_usd and Volume (USD) are money.
+        return name if text == normal_name(name) or volume_unit(name) == affix else text
+
+    return [without(name) for name in names]
 
 
 def _candidates(meanings: Sequence[Meaning | None]) -> dict[str, list[int]]:

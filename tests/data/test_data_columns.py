@@ -98,6 +98,14 @@ PROGRAMS = {
     "OKX": ("open,high,low,close,vol,vol_ccy,vol_quote,open_time,confirm", "1,5,1,4,7,7,20,1704153600000,1"),
     "Bybit": ("symbol,startTime,openPrice,highPrice,lowPrice,closePrice,volume", "ZZA,1704153600,1,5,1,4,7"),
     "quantmod": ('"","ZZA.Open","ZZA.High","ZZA.Low","ZZA.Close","ZZA.Volume"', '"2024-01-02",1,5,1,4,7'),
+    "Bombay": (
+        "Date,Open Price,High Price,Low Price,Close Price,WAP,No.of Shares,No. of Trades,Total Turnover (Rs.)",
+        "2-January-2024,1,5,1,4,2,7,8,28",
+    ),
+    "an exchange with units": (
+        "Date,Open Price,High Price,Low Price,Close Price,Volume (BTC),Volume (USD)",
+        "2024-01-02,1,5,1,4,7,28",
+    ),
     "a flat yfinance": ("Date,Close_ZZA,High_ZZA,Low_ZZA,Open_ZZA,Volume_ZZA", "2024-01-02,4,5,1,1,7"),
 }
 
