@@ -15,7 +15,7 @@ from kronos_pipeline.artifacts import file_hash
 from kronos_pipeline.config import NAME, ReadingSettings
 from kronos_pipeline.data.csv_file import CsvFile, printable
 from kronos_pipeline.data.csv_table import DEFAULTS, symbols_of
-from kronos_pipeline.data.file_names import FileName, read_file_name
+from kronos_pipeline.data.file_names import FileName, is_period, read_file_name
 from kronos_pipeline.errors import DataError, Problem, count, enumerate_some
 
 _SUFFIXES = (".csv.txt", ".csv", ".tsv", ".txt")
@@ -123,10 +123,11 @@ def find_csv_files(data_dir: Path, settings: ReadingSettings = DEFAULTS) -> CsvF
     for ticker, same in _group(files, lambda file: file.ticker).items():
         if ticker in problems:
             continue
-        if len(same) > 1:
+        joined = same[0] if len(same) == 1 else _join_dates(same)
+        if joined is None:
             problems[ticker] = _several(ticker, [path for file in same for path in file.paths])
         else:
-            good[ticker] = same[0]
+            good[ticker] = joined
     return CsvFolder(data_dir, dict(sorted(good.items())), problems, (*notes, *_interval_notes(named, good)))
 
 
@@ -177,6 +178,20 @@ def _join_parts(named: Sequence[_Named], problems: dict[str, DataError]) -> list
             continue
         files.append(CsvFile(ticker, paths[0], tuple(paths[1:]), None, tuple(_name_notes(ticker, same, kept))))
     return files
+
+
+def _join_dates(files: Sequence[CsvFile]) -> CsvFile | None:
+    """Join files that each have the tickers of a date, by their names, such as 2023-11-05.csv; None for other files."""
+    paths = sorted((path for file in files for path in file.paths), key=lambda path: _digits(_stem(path)))
+    if (
+        len({file.symbol for file in files}) > 1
+        or files[0].symbol is None
+        or not all(map(is_period, map(_stem, paths)))
+    ):
+        return None
+    names = enumerate_some([printable(Path(path.name)) for path in paths])
+    note = f"{len(paths)} files are the parts of {files[0].ticker}, as their names say: {names}"
+    return replace(files[0], path=paths[0], further=tuple(paths[1:]), notes=(*files[0].notes, note))
 
 
 def _name_notes(ticker: str, found: Sequence[_Named], kept: Sequence[_Named]) -> list[str]:

@@ -98,6 +98,11 @@ def read_file_name(stem: str) -> FileName:
     return FileName(clean, (_without_edges(rest)[0].upper(),), interval, period, series)
 
 
+def is_period(stem: str) -> bool:
+    """Return whether a file's name is a period alone, such as 2023-11-05 or 20231105."""
+    return _IS_PERIOD.fullmatch(stem) is not None
+
+
 def _split_end(name: str) -> tuple[str, str | None, str | None]:
     """Split a name that ends with a period, before or after an interval, into the rest, the interval and the period."""
     interval = None

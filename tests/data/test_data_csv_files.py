@@ -359,3 +359,16 @@ def test_files_of_periods_with_several_symbols_are_parts_of_each(tmp_path: Path)
         "ZZB": ["all_2023", "all_2024"],
         "ZZC": ["all_2024"],
     }
+
+
+@pytest.mark.parametrize("names", [["2024-01-03", "2024-01-02"], ["20240103", "20240102"]])
+def test_files_of_dates_with_a_column_of_symbols_are_parts_of_each_symbol(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        long_file(tmp_path, ["ZZA", "ZZB"], name=name)
+
+    folder = find_csv_files(tmp_path)
+
+    assert folder.problems == {}
+    parts = {ticker: [path.stem for path in file.paths] for ticker, file in folder.files.items()}
+    assert parts == {"ZZA": sorted(names), "ZZB": sorted(names)}
+    assert "2 files are the parts of ZZA" in folder.files["ZZA"].notes[-1]
