@@ -345,6 +345,8 @@ def _widen(rows: Rows) -> Rows:
     """Widen the range of bars whose open or close is out of it by a rounding error."""
     open_, high, low, close = (rows.columns[name] for name in PRICES)
     top, bottom = np.maximum(open_, close), np.minimum(open_, close)
+    if (high >= top).all() and (low <= bottom).all():
+        return rows
     with np.errstate(invalid="ignore"):
         short = (high < top) & (high >= top * (1 - _ROUNDING))
         tall = (low > bottom) & (low <= bottom * (1 + _ROUNDING))
@@ -382,13 +384,15 @@ def leave_out_bad(rows: Rows, settings: ReadingSettings) -> Rows:
         raise DataError(beginning or [*_with_remedy(rows, number, most, settings), *conflicts], rows.ticker)
     odd = np.zeros(len(rows), np.bool_)
     odd[~bad] = in_another_unit(rows.columns["close"][~bad])
+    if not (bad | odd).any():
+        return rows
     days = enumerate_some(np.unique(rows.times[odd].astype("datetime64[D]")).tolist())
     odd_note = f"prices a hundred times or a hundredth of those around them, as of pence and pounds: {days}"
     if odd.any() and number + odd.sum() > most:
         rows = rows.change({}, f"{odd_note}; --drop-bad-rows {number + odd.sum()} leaves such bars out")
         odd[:] = False
-    if not (bad | odd).any():
-        return rows
+        if not number:
+            return rows
     reasons = [f"{problem.column} {problem.rule.partition('; ')[0]}" for problem in rows.problems(rows.faults)]
     if odd.any():
         reasons.append(odd_note)
@@ -424,9 +428,9 @@ def in_another_unit(close: FloatArray) -> BoolArray:
 
     A price that stays at the new level, such as after a split, is none of these.
     """
-    log_close = np.log(close)
-    if len(close) < 3 or np.abs(np.diff(log_close)).max() < _HUNDREDFOLD - _NEAR_HUNDREDFOLD:
+    if len(close) < 3 or np.log(close.max() / close.min()) < _HUNDREDFOLD - _NEAR_HUNDREDFOLD:
         return np.zeros(len(close), np.bool_)
+    log_close = np.log(close)
     around = pd.Series(log_close).rolling(2 * _AROUND + 1, center=True, min_periods=1).median().to_numpy()
     odd = np.abs(np.abs(log_close - around) - _HUNDREDFOLD) < _NEAR_HUNDREDFOLD
     usual = np.flatnonzero(~odd)
