@@ -43,7 +43,8 @@ COLUMN_NAMES: dict[str, tuple[str, ...]] = {
         "安値, 저가",
     ),
     "close": (
-        "close, c, close price, closing price, closing, price close, clot, Schluss, Schlusskurs, "
+        "close, c, close price, closing price, closing, price close, close close price adjusted for splits, clot, "
+        "Schluss, Schlusskurs, "
         "clôture, cours de clôture, cierre, precio de cierre, chiusura, prezzo di chiusura, fechamento, "
         "preço de fechamento, slotkoers, slot, sluiting, zamknięcie, kapanış, закрытие, закр., "
         "цена закрытия, 收盘, 收盘价, 收盤, 收盤價, 終値, 종가",
@@ -55,6 +56,7 @@ COLUMN_NAMES: dict[str, tuple[str, ...]] = {
     ),
     "adj_close": (
         "adj close, adjusted close, close adj, adjusted, adj close price, adjusted closing price, "
+        "adj close adjusted close price adjusted for splits and dividend and/or capital gain distributions, "
         "bereinigter Schlusskurs, clôture ajustée, cierre ajustado, chiusura rettificata, fechamento ajustado, "
         "скорректированное закрытие, 調整後終値, 終値調整, 조정종가, 수정종가, 終値調整値",
     ),

@@ -98,6 +98,11 @@ PROGRAMS = {
     "OKX": ("open,high,low,close,vol,vol_ccy,vol_quote,open_time,confirm", "1,5,1,4,7,7,20,1704153600000,1"),
     "Bybit": ("symbol,startTime,openPrice,highPrice,lowPrice,closePrice,volume", "ZZA,1704153600,1,5,1,4,7"),
     "quantmod": ('"","ZZA.Open","ZZA.High","ZZA.Low","ZZA.Close","ZZA.Volume"', '"2024-01-02",1,5,1,4,7'),
+    "a table of Yahoo's page": (
+        "Date,Open,High,Low,Close Close price adjusted for splits.,Adj Close Adjusted close price adjusted for splits "
+        "and dividend and/or capital gain distributions.,Volume",
+        "Jan 2 2024,1,5,1,4,2,7",
+    ),
     "Bombay": (
         "Date,Open Price,High Price,Low Price,Close Price,WAP,No.of Shares,No. of Trades,Total Turnover (Rs.)",
         "2-January-2024,1,5,1,4,2,7,8,28",
