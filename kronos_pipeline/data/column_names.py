@@ -12,8 +12,9 @@ from functools import lru_cache
 
 COLUMN_NAMES: dict[str, tuple[str, ...]] = {
     "time": (
-        "open time, time open, start time, time start, begin, begins at, time period start, period start, "
-        "window start, candle begin time, MTS",
+        "open time, start time, time start, begin, begins at, time period start, period start, window start, "
+        "candle begin time, MTS",
+        "time open",
         "timestamps, timestamp, date time, time, ts, t, unix, unix time, unix timestamp, epoch, bar time, "
         "trade time, GMT time, UTC time, local time, date time utc, Zeit, Uhrzeit, Datum Zeit, heure, "
         "date heure, hora, fecha hora, data hora, ora, tijd, czas, godzina, время, дата время, "
@@ -28,28 +29,30 @@ COLUMN_NAMES: dict[str, tuple[str, ...]] = {
         "open, o, open price, opening price, opening, price open, px open, Eröffnung, Eroeffnung, Eröffn., "
         "Eröffnungskurs, Erster, Anfangskurs, ouverture, ouv., cours d'ouverture, premier, apertura, "
         "precio de apertura, prezzo di apertura, abertura, preço de abertura, openingskoers, openen, otwarcie, "
+        "mid o, mid open, open prc, "
         "açılış, открытие, откр., цена открытия, 开盘, 开盘价, 今开, 開盤, 開盤價, 始値, 시가",
     ),
     "high": (
         "high, h, high price, highest, highest price, day high, price high, px high, max, Hoch, Höchst, "
         "Hoechst, Höchstkurs, Hoechstkurs, Tageshoch, haut, plus haut, máximo, máxima, "
         "precio máximo, massimo, preço máximo, hoogste, hoog, hoogste koers, najwyższy, yüksek, "
-        "максимум, макс., максимальная цена, 最高, 高, 最高价, 最高價, 高値, 고가",
+        "mid h, mid high, high 1, askhi, максимум, макс., максимальная цена, 最高, 高, 最高价, 最高價, 高値, 고가",
     ),
     "low": (
         "low, l, low price, lowest, lowest price, day low, price low, px low, min, Tief, Tiefst, Tiefstkurs, "
         "Tagestief, bas, plus bas, mínimo, mínima, precio mínimo, preço mínimo, laagste, "
-        "laag, laagste koers, najniższy, düşük, минимум, мин., минимальная цена, 最低, 低, 最低价, 最低價, "
+        "laag, laagste koers, najniższy, düşük, "
+        "mid l, mid low, low 1, bidlo, минимум, мин., минимальная цена, 最低, 低, 最低价, 最低價, "
         "安値, 저가",
     ),
     "close": (
         "close, c, close price, closing price, closing, price close, close close price adjusted for splits, clot, "
         "Schluss, Schlusskurs, "
         "clôture, cours de clôture, cierre, precio de cierre, chiusura, prezzo di chiusura, fechamento, "
-        "preço de fechamento, slotkoers, slot, sluiting, zamknięcie, kapanış, закрытие, закр., "
+        "preço de fechamento, slotkoers, slot, sluiting, zamknięcie, kapanış, mid c, mid close, закрытие, закр., "
         "цена закрытия, 收盘, 收盘价, 收盤, 收盤價, 終値, 종가",
         "price, Kurs, Preis, cours, prix, precio, prezzo, preço, koers, цена, 价格, 가격, Zuletzt, Letzter, "
-        "dernier, último, laatste, ostatnio, şimdi, последняя, last, last price, latest, px last, ltp, "
+        "trdprc 1, prc, dernier, último, laatste, ostatnio, şimdi, последняя, last, last price, latest, px last, ltp, "
         "最新价, 現在値, 현재가",
         "close/last",
         "settle, settlement, settlement price, 结算价",
@@ -63,7 +66,8 @@ COLUMN_NAMES: dict[str, tuple[str, ...]] = {
     "volume": (
         "volume, vol, v, volumes, real volume, share volume, shares traded, trade volume, trading volume, "
         "total volume, traded volume, base volume, volume base, base asset volume, volume from, px volume, "
-        "number of shares, no of shares, total traded quantity, traded quantity, quantity, qty, Stück, Stücke, Stueck, "
+        "number of shares, no of shares, volume traded, tottrdqty, contracts, number of contracts, acvol 1, acvol uns, "
+        "Gehandelte Stück, 成交股數, total traded quantity, traded quantity, quantity, qty, Stück, Stücke, Stueck, "
         "Stuecke, Umsatz Stück, volumi, quantité, cantidad, quantidade, wolumen, wol., hacim, hac., объем, "
         "成交量, 交易量, 总成交量, 总手, 出来高, 売買高, 거래량",
         # A German site writes Stuecke for the units and Volumen for the money.
@@ -72,7 +76,7 @@ COLUMN_NAMES: dict[str, tuple[str, ...]] = {
     ),
     "amount": (
         "amount, quote volume, volume quote, quote asset volume, volume to, dollar volume, notional, "
-        "traded value, trade value, total traded value, total turnover, money, "
+        "tottrdval, traded value, trade value, total traded value, total turnover, money, "
         "成交额, 成交金额, 金额, 成交額, 成交金額, 売買代金, 거래대금",
         "value",
     ),
@@ -99,7 +103,7 @@ _NO_UNITS = {"ma", "sma", "ema", "avg", "average", "change", "chg", "pct", "delt
 _LONGEST = 100
 """Characters of the longest name that is looked at."""
 _NUMBERED = re.compile(r"^\s*\d+[a-z]?\.\s*")
-_UNIT = re.compile(r"[\s_]*\([^()]*\)\s*\**\s*$")
+_UNIT = re.compile(r"[\s_]*(?:\([^()]*\)|\[[^\[\]]*\])\s*\**\s*$")
 _VOLUME_UNIT = re.compile(r"^\s*vol(?:ume)?[\s_]*[\s_(\[]([a-z0-9]{2,10})[)\]]?\s*$", re.IGNORECASE)
 _NEVER = re.compile(r"^\s*(?:close|end)[\s_]*time|^\s*time[\s_]*(?:close|end|high|low)\b", re.IGNORECASE)
 

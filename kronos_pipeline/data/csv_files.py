@@ -18,7 +18,9 @@ from kronos_pipeline.data.csv_table import DEFAULTS, symbols_of
 from kronos_pipeline.data.file_names import FileName, is_period, read_file_name
 from kronos_pipeline.errors import DataError, Problem, count, enumerate_some
 
-_SUFFIXES = (".csv.txt", ".csv", ".tsv", ".txt")
+_SUFFIXES = (".csv.txt", ".csv.csv", ".csv", ".tsv", ".txt")
+_HIDDEN = ("__MACOSX", "__pycache__")
+"""Folders that are not searched, like those whose names begin with a dot."""
 _NO_TABLES = (".md",)
 """Suffixes of files that are not counted as files that might hold bars."""
 _NO_TEXT = re.compile(
@@ -93,10 +95,12 @@ def find_csv_files(data_dir: Path, settings: ReadingSettings = DEFAULTS) -> CsvF
     shown = printable(data_dir)
     if not data_dir.exists():
         raise DataError(Problem(shown, "no such folder; say where the CSVs are with --data-dir"))
-    paths, others = ([data_dir], []) if data_dir.is_file() else _walk(data_dir)
+    paths, others, hidden = ([data_dir], [], []) if data_dir.is_file() else _walk(data_dir)
     if data_dir.is_file() and _NO_TEXT.fullmatch(data_dir.suffix.lower()):
         raise DataError(Problem(shown, f"a {data_dir.suffix.lower()} file is not read; save the table as CSV"))
     notes = [_others_note(others)] if others else []
+    if hidden:
+        notes.append(f"hidden folders are not searched: {enumerate_some([printable(path) for path in hidden])}")
     if not paths:
         unread = f" ({notes[0]})" if notes else ""
         rule = f"no CSV in this folder or below it; put one <TICKER>.csv there per ticker{unread}"
@@ -232,6 +236,7 @@ def _tickers(file: CsvFile, symbols: Mapping[Path, Sequence[str]], problems: dic
         problems: receives the problems, by ticker or by file and cell.
     """
     cells = list(dict.fromkeys(cell for path in file.paths for cell in symbols.get(path, ())))
+    found = {path: frozenset(symbols.get(path, ())) for path in file.paths}
     by_ticker = _group(cells, _ticker_of_cell)
     files = []
     for ticker, same in by_ticker.items():
@@ -246,7 +251,7 @@ def _tickers(file: CsvFile, symbols: Mapping[Path, Sequence[str]], problems: dic
             rule = f"{enumerate_some([repr(cell) for cell in same])} are one ticker, {ticker}; write them alike"
             problems[ticker] = DataError(Problem(file.name, rule), ticker)
         else:
-            paths = [path for path in file.paths if same[0] in symbols.get(path, ())]
+            paths = [path for path in file.paths if same[0] in found[path]]
             written = "" if same[0].upper() == ticker else f", written {same[0]}"
             note = f"one of {count(len(cells), 'ticker')} in its file, by the column of symbols{written}"
             files.append(CsvFile(ticker, paths[0], tuple(paths[1:]), same[0], (*file.notes, note)))
@@ -323,10 +328,11 @@ def _others_note(others: Sequence[Path]) -> str:
     return f"{count(len(others), 'other file')} not read: {shown}; save a table as CSV"
 
 
-def _walk(data_dir: Path) -> tuple[list[Path], list[Path]]:
-    """Return the CSVs below a folder, and the other files that may hold bars."""
+def _walk(data_dir: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """Return the CSVs below a folder, the other files that may hold bars, and the hidden folders."""
     paths: list[Path] = []
     others: list[Path] = []
+    hidden: list[Path] = []
     visited = set()
     for folder, below, names in os.walk(data_dir, followlinks=True, onerror=_refuse):
         # A link to a parent folder would loop for ever.
@@ -334,14 +340,18 @@ def _walk(data_dir: Path) -> tuple[list[Path], list[Path]]:
             below.clear()
             continue
         visited.add(real)
-        below.sort()
+        found = sorted(below)
+        below[:] = [name for name in found if not name.startswith(".") and name not in _HIDDEN]
+        hidden += [Path(folder, name).relative_to(data_dir) for name in found if name not in below]
         for name in names:
+            if name.startswith("._"):
+                continue  # what macOS knows about a file, in a file of its own
             path, lower = Path(folder, name), name.lower()
             if lower.endswith((".csv", ".tsv", ".csv.txt")) or (lower.endswith(".txt") and _is_table(path)):
                 paths.append(path)
             elif not lower.startswith(".") and not lower.endswith(_NO_TABLES):
                 others.append(path)
-    return sorted(path for path in paths if path.is_file()), others
+    return sorted(path for path in paths if path.is_file()), others, hidden
 
 
 def _is_table(path: Path) -> bool:

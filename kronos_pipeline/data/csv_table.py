@@ -26,7 +26,7 @@ from kronos_pipeline.data.bars import FEATURES, PRICES, FloatArray
 from kronos_pipeline.data.column_names import TIME_MEANINGS
 from kronos_pipeline.data.columns import ChosenColumns, choose_columns, header_meanings, meaning_notes, name_position
 from kronos_pipeline.data.csv_file import CsvFile
-from kronos_pipeline.data.dialect import Dialect, Sheet, find_dialect, is_bar_row, read_sheet
+from kronos_pipeline.data.dialect import Dialect, Sheet, find_dialect, is_bar_row, is_date, read_sheet
 from kronos_pipeline.data.headerless import headerless_names
 from kronos_pipeline.data.number_format import NumberFormat, find_number_format, is_empty
 from kronos_pipeline.errors import DataError, Problem, enumerate_some
@@ -115,11 +115,8 @@ def read_csv_table(file: CsvFile, settings: ReadingSettings = DEFAULTS) -> CsvTa
     notes = [*columns.notes, *chosen.notes, *_check_columns(file, columns, chosen, wanted)]
     names = {key: columns.names[position] for key, position in chosen.positions.items()}
     cells = {key: columns.cells[position] for key, position in chosen.positions.items()}
-    # An unnamed first column still needs a name in messages, and columns of one name need two.
-    times: dict[str, pa.StringArray] = {}
-    for position in chosen.times:
-        name = columns.names[position] or "first column"
-        times[f"{name} (column {position + 1})" if name in times else name] = columns.cells[position]
+    # An unnamed first column still needs a name in messages.
+    times = {columns.names[position] or "first column": columns.cells[position] for position in chosen.times}
     for key in ("volume", "amount", "adj_close"):
         # Exporters write an empty column for a market without volume.
         if key in cells and _all_empty(cells[key]):
@@ -283,7 +280,7 @@ def _split_dialect(file: CsvFile, dialect: Dialect, wanted: Mapping[str, str]) -
     known = sum(1 for meaning in header_meanings(names, wanted) if meaning)
     if known < _FEWEST_NAMES and not any(is_bar_row(row) for _, row in sheet.rows):
         text = dialect.text.strip().splitlines()[0][:_LONGEST_TEXT]
-        raise _file_error(file, f"no table of bars: the file begins with {text!r}; download it again")
+        raise _file_error(file, f"no table of bars: the file begins with {text!r}; replace it")
     if names and names[-1] and sheet.rows and '"' not in dialect.text:
         skipped = sheet.rows[0][0] - 1
         cells = _arrow_cells(dialect.text.encode(), dialect.separator, skipped, len(names))
@@ -328,6 +325,10 @@ def _split_sheet(file: CsvFile, sheet: Sheet, separator: str, wanted: Mapping[st
         notes = (*notes, decision)
     if not sheet.rows:
         raise _file_error(file, "a header alone, without a bar; add bars or remove the file")
+    timed = any(meaning and meaning[0] in TIME_MEANINGS for meaning in header_meanings(names, wanted))
+    if not timed and all(len(row) == len(names) + 1 and is_date(row[0]) for _, row in sheet.rows):
+        # R writes no name above the names of the rows.
+        names, notes = ["", *names], (*notes, "the header has no name for the first column, which holds the dates")
     # Exporters end lines with a separator, and spreadsheets add empty cells.
     while len(names) > 1 and not names[-1] and not any("".join(row[len(names) - 1 :]).strip() for _, row in sheet.rows):
         names = names[:-1]

@@ -53,6 +53,10 @@ _WIDEST = 1000
 """Cells of the widest header."""
 _FOOTERS = 20
 """Lines at the end among which lines of text are looked for."""
+_QUOTED_LINE = re.compile(r'"[^"\n]*(?:""[^"\n]*)*[,;\t|](?:""|[^"\n])*"[ \t]*\r?(?:\n|$)')
+"""A line that is a single quoted cell with separators in it."""
+_FORMULA = re.compile(r'="(.*)"')
+"""A text as spreadsheets keep it from being read as a number."""
 _NUMBER = re.compile(r"^\W*\d[\d.,'\s]*[%€$£¥₩₹KMBT万亿億萬]?$", re.IGNORECASE)
 _DATE = re.compile(r"\d{4,}|\d{1,4}\s?[-/.年]\s?\d")
 
@@ -107,7 +111,13 @@ def find_dialect(file: CsvFile, content: bytes, wanted: Mapping[str, str]) -> Di
         DataError: the file is empty or not text.
     """
     _check_text(file, content)
-    dialects = [dialect for encoding, text in _decoded(file, content) for dialect in _dialects(encoding, text, wanted)]
+    if (end := content.rstrip()).endswith(b"\x1a"):
+        content = end[:-1]  # the end of a file of DOS
+    dialects = [
+        dialect
+        for encoding, text in _decoded(file, content)
+        for dialect in _dialects(encoding, _without_outer_quotes(text), wanted)
+    ]
     if not dialects:
         raise _error(file, "the file is empty; write a header and one bar a line into it")
     return max(dialects, key=lambda dialect: (dialect.names, dialect.width))
@@ -217,6 +227,16 @@ def _dialects(encoding: str, text: str, wanted: Mapping[str, str]) -> Iterator[D
         yield Dialect(encoding, text, ",", None, 0, 0)
 
 
+def _without_outer_quotes(text: str) -> str:
+    """Return the text of a file that has each line as a whole in quotes without these quotes; else the text."""
+    if not _QUOTED_LINE.match(text):
+        return text
+    lines = text.splitlines()
+    if not all(_QUOTED_LINE.match(line) for line in lines if line.strip()):
+        return text
+    return "\n".join(line.strip()[1:-1].replace('""', '"') for line in lines)
+
+
 def _known_names(cells: Sequence[str], wanted: Mapping[str, str]) -> int:
     names = [cell.strip() for cell in cells]
     if not _HEADER_NAMES <= len(names) <= _WIDEST or any(_NUMBER.match(name) or _DATE.match(name) for name in names):
@@ -230,7 +250,9 @@ def _split(text: str, separator: str) -> Iterator[Row]:
     """Yield the rows of a text that are not empty."""
     spaced = separator == " " or f'{separator} "' in text
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=spaced)
-    for row in reader:
+    formulas = '="' in text
+    for cells in reader:
+        row = [match[1] if (match := _FORMULA.fullmatch(cell)) else cell for cell in cells] if formulas else cells
         if row and not (reader.line_num == 1 and len(row) <= 2 and row[0].lower().startswith("sep=")):
             yield reader.line_num, row
 
@@ -250,7 +272,7 @@ def _rows(file: CsvFile, dialect: Dialect, limit: int | None) -> list[Row]:
 def _looks_like_header(cells: Sequence[str]) -> bool:
     """Return whether a row without known names can still be a header: texts and no number or date."""
     texts = [cell.strip() for cell in cells[:_HEAD] if cell.strip()]
-    return bool(texts) and not any(_NUMBER.match(text) or _is_date(text) for text in texts)
+    return bool(texts) and not any(_NUMBER.match(text) or is_date(text) for text in texts)
 
 
 def _with_header(file: CsvFile, sheet: Sheet, header: int, wanted: Mapping[str, str]) -> Sheet:
@@ -305,7 +327,7 @@ def _with_header(file: CsvFile, sheet: Sheet, header: int, wanted: Mapping[str, 
 
 def is_bar_row(row: Sequence[str]) -> bool:
     """Return whether a row has a time and four prices, as far as its cells tell."""
-    return sum(1 for cell in row if _NUMBER.match(cell.strip()) or _is_date(cell.strip())) > len(PRICES)
+    return sum(1 for cell in row if _NUMBER.match(cell.strip()) or is_date(cell.strip())) > len(PRICES)
 
 
 def _has_digit(text: str) -> bool:
@@ -352,17 +374,18 @@ def _without_footers(sheet: Sheet, wanted: Mapping[str, str]) -> Sheet:
 
 def _is_footer(row: Sequence[str], header: Sequence[str], meanings: Sequence[Meaning | None]) -> bool:
     texts = [cell.strip() for cell in row if cell.strip()]
-    if not texts or not header or _is_date(texts[0]) or not re.search(r"[^\W\d_]", texts[0]):
+    if not texts or not header or is_date(texts[0]) or not re.search(r"[^\W\d_]", texts[0]):
         return False
     if len(row) != len(header):
         # A sentence may have commas and numbers; a row that is cut off begins with a date, a number or a symbol.
-        return " " in texts[0] or not any(_NUMBER.match(text) or _is_date(text) for text in texts)
+        return " " in texts[0] or not any(_NUMBER.match(text) or is_date(text) for text in texts)
     prices = [row[position] for position, found in enumerate(meanings) if found and found[0] in PRICES]
     times = [row[position] for position, found in enumerate(meanings) if found and found[0] in TIME_MEANINGS]
-    return not any(price.strip() for price in prices) and not any(_is_date(time) for time in times)
+    return not any(price.strip() for price in prices) and not any(is_date(time) for time in times)
 
 
-def _is_date(text: str) -> bool:
+def is_date(text: str) -> bool:
+    """Return whether a cell begins like a date, or is one in words."""
     if _DATE.match(text.strip()):
         return True
     if len(text) > 60:

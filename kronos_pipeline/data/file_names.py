@@ -13,7 +13,8 @@ from functools import cached_property
 from kronos_pipeline.config import NAME
 
 _DATE = r"(?:19|20)\d\d(?:[-_.]?Q[1-4]|[-_.]?(?:0[1-9]|1[0-2])(?:[-_.]?(?:0[1-9]|[12]\d|3[01])(?:\d{4}(?:\d\d)?)?)?)?"
-_PERIOD = rf"{_DATE}(?:(?:[-_ ]|[-_ ]to[-_ ]){_DATE})?"
+_DAY = r"(?:0[1-9]|[12]\d|3[01])[-_.](?:0[1-9]|[12]\d|3[01])[-_.](?:19|20)\d\d"
+_PERIOD = rf"(?:{_DATE}(?:(?:[-_ ]|[-_ ]to[-_ ]){_DATE})?|{_DAY}(?:(?:[-_ ]|[-_ ]to[-_ ]){_DAY})?)"
 """A year, quarter, month, day or minute, or a range of two."""
 _INTERVAL = (
     r"\d{1,3}(?:s|sec|m|min|mins|minutes?|h|hr|hours?|d|days?|w|wk|weeks?|mo|mon|months?)|[mh]\d{1,2}|[dw]1|mn1?"
@@ -23,7 +24,11 @@ _ENDS_WITH_PERIOD = re.compile(rf"(?P<rest>.+?)[-_. ](?P<found>{_PERIOD})$", re.
 _ENDS_WITH_INTERVAL = re.compile(rf"(?P<rest>.+)[-_. ](?P<found>{_INTERVAL})$", re.IGNORECASE)
 _IS_PERIOD = re.compile(_PERIOD, re.IGNORECASE)
 _IS_INTERVAL = re.compile(_INTERVAL, re.IGNORECASE)
-_COPY = re.compile(r"(?:\s*\(\d{1,3}\)|(?:\s+-)?\s+copy(?:\s+\d{1,3})?)+$", re.IGNORECASE)
+_COPY = re.compile(
+    r"(?:\s*\(\d{1,3}\)|(?:\s+-)?\s+(?:copy|kopie|copie|copia)(?:\s+\d{1,3})?)+$"
+    r"|^(?:copy of|kopie von|copie de|copia de)\s+",
+    re.IGNORECASE,
+)
 """The mark that a browser or a file manager adds to the name of a second download or a copy."""
 _TRADING_VIEW = re.compile(r"(?:(?P<exchange>[A-Z0-9]+)_)?(?P<symbol>[^,\s]+), (?P<interval>\d{0,3}[SDWM]?)(?:_\w{5})?")
 """`EXCHANGE_SYMBOL, INTERVAL_HASH`, as TradingView names its exports."""
@@ -35,7 +40,8 @@ def _words(text: str) -> frozenset[str]:
 
 
 _EXPORTERS_WORDS = _words(
-    "adj adjusted ascii bars candle candles candlesticks chart charts csv dat data download downloaded eod export "
+    "adj adjusted ascii bars candle candles candlestick candlesticks chart charts csv dat data download downloaded eod "
+    "export historical-data historische daten históricos datos dados données historiques dati storici "
     "exported finance hist historic historical history investing investing.com kline klines market ohlc ohlcv price "
     "prices quote quotes stock stocks stooq table time series tradingview yahoo"
 )

@@ -5,6 +5,7 @@ files -> tables (csv_table) -> numbers and times -> rows of a ticker (rows) -> v
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -39,7 +40,14 @@ from kronos_pipeline.data.rows import (
 )
 from kronos_pipeline.data.schemas import ORDER_RULES, RULES, VALIDATION_BATCH, BarFrame
 from kronos_pipeline.data.timestamps import ParsedTimes, parse_time_columns
-from kronos_pipeline.errors import DataError, Problem, SettingsError
+from kronos_pipeline.errors import DataError, Problem, SettingsError, enumerate_some
+
+_MOST_NAMES, _LONGEST_NAME = 30, 100
+"""Columns in a note, and characters of a name."""
+_VOLUME_LIKE = re.compile(
+    r"vol|qty|quant|shares|contract|turnover|lots|size|umsatz|stück|成交|出来|거래|объ", re.IGNORECASE
+)
+"""Part of a name that a column of volumes may have."""
 
 
 def read_bars(file: CsvFile, settings: ReadingSettings = DEFAULTS, *, now: pd.Timestamp | None = None) -> Bars:
@@ -222,11 +230,13 @@ def _parse(table: CsvTable, times: ParsedTimes, settings: ReadingSettings) -> Ro
     changes = [f"{note} (line {table.lines[row]})" for row, note in times.row_notes]
     notes = [*table.notes, *times.notes, *changes, *(note for column in numbers.values() for note in column.notes)]
     if table.ignored:
-        notes.append(f"columns that are ignored: {', '.join(name or 'one without a name' for name in table.ignored)}")
+        ignored = [name[:_LONGEST_NAME] or "one without a name" for name in table.ignored]
+        notes.append(f"columns that are ignored: {enumerate_some(ignored, _MOST_NAMES)}")
     columns = {name: column.values for name, column in numbers.items()}
     if "volume" not in columns:
         columns["volume"] = np.zeros(len(table.lines))
-        notes.append("no volume: taken as 0")
+        like = enumerate_some([name for name in table.ignored if _VOLUME_LIKE.search(name)], 3)
+        notes.append(f"no volume: taken as 0{f'; if it is {like}, say --columns volume=NAME' if like else ''}")
     derived = np.full(len(table.lines), "amount" not in columns)
     columns.setdefault("amount", np.full(len(table.lines), np.nan))
     faults = [Fault(row, TIME, rule) for row, rule in times.problems]

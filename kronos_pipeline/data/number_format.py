@@ -29,9 +29,10 @@ EMPTY = ("", "-", "--", "---", "–", "—", "n/a", "na", "n.a.", "#n/a", "null"
 SUFFIX = "|".join(map(re.escape, sorted(MULTIPLES, key=len, reverse=True)))
 """Pattern of a suffix, the longest first."""
 
-_GROUPINGS = " \u00a0\u202f\u2009'’"
-_AROUND = rf"(?i)^[-+−]?\s*[{CURRENCIES}]?\s*[-+−]?|\s*(?:{SUFFIX})?\s*[{CURRENCIES}%]?$"
-"""The sign, currency and suffix around the digits of a number."""
+_SPACES, _APOSTROPHES = " \u00a0\u202f\u2009", "'’"
+_GROUPINGS = _SPACES + _APOSTROPHES
+_AROUND = rf"(?i)^[-+−]?\s*[{CURRENCIES}]?\s*[-+−]?|(?:e[-+]?\d+)?\s*(?:{SUFFIX})?\s*[{CURRENCIES}%]?$"
+"""The sign, currency, exponent and suffix around the digits of a number."""
 _UNMARKED = r"^\d{4,}$"
 
 
@@ -68,6 +69,14 @@ def find_number_format(columns: Mapping[str, pa.StringArray], separator: str) ->
     if any(_any(cells, rf"^\d+(?:\{other}\d+)+(?:\{decimal}\d*)?$") for cells in digits.values()):
         return NumberFormat(decimal, other)
     return NumberFormat(decimal, _grouping(digits.values()))
+
+
+def unify_grouping(cells: pa.StringArray, mark: str | None) -> pa.StringArray:
+    """Write the mark between thousands for each mark of its kind: of all spaces, or of both apostrophes."""
+    for kind in (_SPACES, _APOSTROPHES):
+        if mark is not None and mark in kind:
+            return pc.replace_substring_regex(cells, rf"(\d)[{kind}](\d)", rf"\1{mark}\2")
+    return cells
 
 
 def is_empty(cells: pa.StringArray) -> pa.BooleanArray:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from kronos_pipeline.data.bar_schedule import BoolArray
 from kronos_pipeline.data.bars import FloatArray
 from kronos_pipeline.data.csv_table import CsvTable
-from kronos_pipeline.data.number_format import CURRENCIES, MULTIPLES, SUFFIX, is_empty
+from kronos_pipeline.data.number_format import CURRENCIES, MULTIPLES, SUFFIX, is_empty, unify_grouping
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def parse_numbers(table: CsvTable, name: str) -> NumberColumn:
     if name in table.numbers:
         values = table.numbers[name]
         return NumberColumn(values, np.isnan(values))
-    cells = pc.utf8_trim_whitespace(pa.array(table.cells[name], pa.string()))
+    cells = unify_grouping(pc.utf8_trim_whitespace(pa.array(table.cells[name], pa.string())), table.thousands)
     empty = is_empty(cells)
     fields = pc.extract_regex(cells, _pattern(table.decimal, table.thousands))
     readable = pc.and_(fields.is_valid(), pc.invert(empty))

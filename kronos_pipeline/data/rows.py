@@ -41,6 +41,8 @@ _BAD_BEGINNING = 0.5
 """Smallest share of bad rows, up to the last of them, of a file whose beginning is bad."""
 _MANY_CONFLICTS = 0.2
 """Smallest share of rows with the time of another row that a file of several tickers has."""
+_LONGEST_VALUE = 100
+"""Characters of a cell in a message."""
 _SUNDAY = 6
 _CLOCKS_CHANGED = 4
 """Hour of a Sunday by which clocks have been set back."""
@@ -164,7 +166,7 @@ class Rows:
         else:
             name, cells = table.names[column], table.cells[column]
         lines = tuple(self._place(row)[1] for row in rows[:LINES_SHOWN]) if len(rows) > 1 else ()
-        value = str(cells[index]) or None
+        value = str(cells[index])[:_LONGEST_VALUE] or None
         return Problem(table.file.name, rule, line, name or "first column", value, lines, len(rows))
 
 

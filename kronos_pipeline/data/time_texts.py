@@ -51,7 +51,9 @@ class _DateForm:
 _MONTH_NAME = rf"{_LETTER}{{3,}}\.?"
 _YEAR = r"(?:1[6-9]|2[012])\d{2}"
 _DATE_FORMS = {
-    "year first": _DateForm(r"(?P<a>\d{4}) ?[-/._年 ] ?(?P<b>\d{1,2}) ?[-/._月 ] ?(?P<c>\d{1,2})(?: ?日)?", ("YMD",)),
+    "year first": _DateForm(
+        r"(?P<a>\d{4}) ?[-/._年 ] ?(?P<b>\d{1,2}) ?[-/._月 ] ?(?P<c>\d{1,2})(?: ?日|\.)?", ("YMD",)
+    ),
     "digits": _DateForm(rf"(?P<a>{_YEAR})(?P<b>\d{{2}})(?P<c>\d{{2}})", ("YMD",)),
     "dots": _DateForm(r"(?P<a>\d{1,2})\. ?(?P<b>\d{1,2})\. ?(?P<c>\d{4})", ("DMY",)),
     "year last": _DateForm(r"(?P<a>\d{1,2})[-/. ](?P<b>\d{1,2})[-/. ](?P<c>\d{4})", ("DMY", "MDY")),
@@ -74,9 +76,12 @@ _DATE_FORMS = {
     "year, month": _DateForm(r"(?P<a>\d{4})[-/.年](?P<b>\d{1,2})月?(?P<c>)", ("YMD",)),
     "month, year": _DateForm(r"(?P<c>)(?P<b>\d{1,2})[-/.](?P<a>\d{4})", ("YMD",)),
     "month's name, year": _DateForm(rf"(?P<c>)(?P<b>{_MONTH_NAME})[-/ ]*'?(?P<a>\d{{4}}|\d{{2}})", ("YMD",), "b"),
+    "Minguo": _DateForm(r"(?P<a>1[0-4]\d) ?[-/.年] ?(?P<b>\d{1,2}) ?[-/.月] ?(?P<c>\d{1,2})(?: ?日)?", ("YMD",)),
     "digits of a month": _DateForm(r"(?P<a>(?:19|20)\d{2})(?P<b>0[1-9]|1[0-2])(?P<c>)", ("YMD",)),
 }
 """Ways to write dates; of equally good ways, the first is taken."""
+MINGUO = "Minguo"
+"""The way to write dates with the years of Taiwan, which begin in 1912."""
 MONTHS_ALONE = ("year, month", "month, year", "month's name, year", "digits of a month")
 """The ways to write a month without a day."""
 
@@ -91,12 +96,19 @@ _CLOCK = (
 _ZONE = r"(?P<zone>(?:[A-Za-z+\-\[(].*)?)"
 _REST = rf"^[T ,;_]*(?:at )?(?:{_CLOCK})? ?{_ZONE}$"
 _TIME_OF_DAY = rf"^(?:0 days )?{_CLOCK} ?{_ZONE}$"
+_WEEKDAY = (
+    "(?:周|週|星期)?[月火水木金土日一二三四五六월화수목금토일](?:曜日?|요일)?"
+    "|Mon|Tue|Wed|Thu|Fri|Sat|Sun|Mo|Di|Mi|Do|Fr|Sa|So"
+)  # fmt: skip
 _REORDERED = (
     (r"^(\d{1,2}:\d{2}(?::\d{2})?),? (\D*\d.*\d{2}.*)$", r"\2 \1"),
+    (rf"^(.*\d)\.?,? ?[(（\[](?:{_WEEKDAY})[)）\]](.*)$", r"\1\2"),
+    (r"^(\d{1,2}\p{L}{3}\d{4}):(\d{1,2}:.*)$", r"\1 \2"),
     (r"^(\d{8}|\d{4}-\d{2}-\d{2})-(\d{2}:\d{2}:\d{2}.*)$", r"\1 \2"),
     (r"^(\p{L}+ \p{L}+ \d{1,2}) (\d{1,2}:\d{2}:\d{2})( [A-Za-z]{2,5})? (\d{4})$", r"\1 \4 \2\3"),
 )
-"""Texts with the time of day before the date or within it, or after a dash, and their usual order."""
+"""Texts with the time of day before the date or within it, after a dash or a colon, or with a weekday in brackets, and
+their usual order."""
 
 _MONTHS = (
     "january januar janner janvier enero gennaio janeiro januari января январь styczen stycznia",
@@ -301,6 +313,7 @@ def _dates(numbers: list[IntArray], order: Order) -> DateArray:
     year, month, day = (numbers[order.index(part)] for part in "YMD")
     # Two digits are a year of this century up to next year, and of the last century beyond.
     this_year = int(np.datetime64("today", "Y").astype(int)) + 1970
+    year = np.where((year >= 100) & (year < 150), year + 1911, year)
     year = np.where(year < 100, year + 1900 + 100 * (year <= this_year + 1 - 2000), year)
     valid = (year >= _YEARS[0]) & (year <= _YEARS[1]) & (month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)
     months = np.where(valid, (year - 1970) * 12 + month - 1, 0).astype("datetime64[M]")

@@ -19,7 +19,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from kronos_pipeline.data.bars import FloatArray
 from kronos_pipeline.data.time_texts import (
+    MINGUO,
     MONTHS_ALONE,
     BoolArray,
     DateArray,
@@ -40,8 +42,20 @@ _EPOCH_UNITS: dict[int, EpochUnit] = {9: "s", 10: "s", 12: "ms", 13: "ms", 15: "
 _NANOSECONDS: dict[EpochUnit, int] = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
 _NUMBER = r"^-?\d{1,19}(?:\.\d*)?(?:[eE]\+?\d+)?$"
 _COMPACT = r"^\d{6}(?:\d{2}){0,4}(?:\.0*)?$"
-_SERIALS = (20_000, 80_000)
-"""Day numbers of a spreadsheet that are dates: 1954 to 2119."""
+_DECIMAL_COMMA = r"^(\d{5}),(\d+)$"
+_SERIALS = (7_000, 80_000)
+"""Day numbers of a spreadsheet that are dates: 1919 to 2119."""
+_ROW_NUMBERS = ("first column", "unnamed: 0", "index")
+"""Names of a column that may number the rows."""
+_TICKS = (
+    ((620_000_000_000_000_000, 650_000_000_000_000_000), np.datetime64("0001-01-01")),
+    (
+        (119_000_000_000_000_000, 138_000_000_000_000_000),
+        np.datetime64("1601-01-01"),
+    ),
+)
+"""Counts of 100 ns since the year 1 (.NET) or 1601 (Windows) that are dates from 1964 or 1978 on, and the origin."""
+_HALF_DAY = 12 * 3600 * 1_000_000_000
 _SERIAL_ORIGIN = np.datetime64("1899-12-30", "D")
 _DAYLIGHT_SAVING = 60
 """Largest shift of daylight saving, in minutes."""
@@ -175,6 +189,9 @@ def _parse(name: str, texts: pa.StringArray) -> _Column:
         local = plain.astype(np.int64)
         return _Column(name, local, clocked=bool((local % _DAY).any()))
     few = sample(texts)
+    if _share(pc.match_substring_regex(few, _DECIMAL_COMMA)) > 0.5:
+        texts = pc.replace_substring_regex(texts, _DECIMAL_COMMA, r"\1.\2")
+        few = sample(texts)
     if _share(pc.match_substring_regex(few, _NUMBER)) > 0.5:
         # A number of 6 to 14 digits may also be a date without separators; its months and days tell.
         compact = pc.replace_substring_regex(texts, r"\.0*$", "")
@@ -201,6 +218,8 @@ def _parse_numbers(name: str, texts: pa.StringArray) -> _Column:
     floats = pc.cast(numbers, pa.float64()).to_numpy()
     known = floats[good]
     if ((known >= _SERIALS[0]) & (known < _SERIALS[1])).all():
+        if rule := _doubt_of_serials(name, known):
+            return _Column(name, np.full(len(floats), _NAT), problems={0: rule})
         days = np.where(good, np.rint(floats * 86_400_000), 0).astype(np.int64)
         local = days * 1_000_000 + _SERIAL_ORIGIN.astype("datetime64[ns]").astype(np.int64)
         first = np.datetime64(int(local[good][0]), "ns").astype("datetime64[D]")
@@ -214,6 +233,8 @@ def _parse_numbers(name: str, texts: pa.StringArray) -> _Column:
         units[(digits == length) & good & (floats > 0)] = unit
     if not (units != "").any():
         return _Column(name, np.full(len(floats), _NAT), problems=dict.fromkeys(range(len(floats)), _NO_TIME))
+    if (rule := _doubt_of_ticks(known)) is not None:
+        return _Column(name, np.full(len(floats), _NAT), problems={0: rule})
     usual, counts = np.unique(units[units != ""], return_counts=True)
     if usual.tolist() == ["s"]:
         units[good] = "s"  # the first years after 1970 have fewer digits, years before it a minus
@@ -243,6 +264,34 @@ def _parse_numbers(name: str, texts: pa.StringArray) -> _Column:
     first = changes[0]
     column.row_notes.append((int(first), f"counts of {units[first - 1]} since 1970 change to counts of {units[first]}"))
     return column
+
+
+def _doubt_of_serials(name: str, numbers: FloatArray) -> str | None:
+    """Return the rule that day numbers of a spreadsheet break if they may be other numbers as well, or None."""
+    first = _SERIAL_ORIGIN + int(numbers[0])
+    if name.casefold() in _ROW_NUMBERS and (np.diff(numbers) == 1).all():
+        return f"can be the numbers of rows, or {first} as the day number of a spreadsheet; write dates as 2024-01-31"
+    last = np.datetime64("today", "D").astype(int) + 366
+    if numbers.max() <= last:
+        other = np.datetime64(int(numbers[0]), "D")
+        return (
+            f"can be {first}, as the day number of a spreadsheet, or {other}, as days since 1970; write dates as "
+            "2024-01-31"
+        )
+    return None
+
+
+def _doubt_of_ticks(numbers: FloatArray) -> str | None:
+    """Return the rule that counts of 18 digits break if they may be ns or ticks, or None."""
+    for (low, high), origin in _TICKS:
+        if ((numbers >= low) & (numbers < high)).all():
+            since_1970 = np.datetime64(int(numbers[0]), "ns").astype("datetime64[D]")
+            ticks = origin + np.timedelta64(int(numbers[0] // 864_000_000_000), "D")
+            return (
+                f"can be {since_1970}, as ns since 1970, or {ticks}, as ticks of 100 ns since {origin}; write times as "
+                "2024-01-31 15:30"
+            )
+    return None
 
 
 def _integers(numbers: pa.StringArray) -> IntArray | None:
@@ -295,6 +344,8 @@ def _parse_texts(name: str, texts: pa.StringArray) -> _Column:
         return column
     if note is not None:
         column.notes.append(note)
+    if split.form == MINGUO:
+        column.notes.append("years are those of the Minguo calendar, in which 113 is 2024")
     if split.form in MONTHS_ALONE:
         column.notes.append("months without a day are read as their first day")
     column.problems = dict.fromkeys(map(int, np.flatnonzero(~good)), _NO_TIME)
@@ -639,7 +690,10 @@ def _time_text(nanoseconds: int) -> str:
 
 
 def _finish(column: _Column) -> ParsedTimes:
-    """Decide the zone."""
+    """Decide the zone, and refuse times of day that lack AM and PM."""
+    if (row := _find_second_morning(column)) is not None:
+        rule = "goes back to the morning on the same date, as a time of day without AM or PM does; write it as 13:00"
+        column.local, column.problems = np.full(len(column.local), _NAT), {row: rule}
     local = column.local.astype("datetime64[ns]")  # the least integer is NaT
     parsed = ParsedTimes(
         pd.Series(local),
@@ -664,6 +718,21 @@ def _finish(column: _Column) -> ParsedTimes:
     note = f"clocks were set back at {_time_text(times[int(set_back.argmax()) + 1])}: all times are read in {zone}"
     shifted = np.where(readable, column.local - (column.offsets - standard) * _MINUTE, _NAT).astype("datetime64[ns]")
     return replace(parsed, local=pd.Series(shifted), zone=zone, notes=(*parsed.notes, note))
+
+
+def _find_second_morning(column: _Column) -> int | None:
+    """Return the row where a date's times of day start again at 1 after 12, if no hour is 0 or later than 12."""
+    local, dates = column.local, column.dates
+    if not column.clocked or len(local) < 2 or not column.readable.all():
+        return None
+    clocks = local % _DAY
+    hours = clocks // (_HALF_DAY // 12)
+    if hours.min() < 1 or hours.max() != 12:
+        return None
+    same_date = dates[1:] == dates[:-1]
+    earlier, later = (clocks[:-1], clocks[1:]) if dates[-1] >= dates[0] else (clocks[1:], clocks[:-1])
+    rows = np.flatnonzero(same_date & (earlier >= _HALF_DAY) & (later < _HALF_DAY * 2 // 3))
+    return int(rows[0]) + 1 if len(rows) else None
 
 
 def _zone_name(minutes: int) -> str:

@@ -7,11 +7,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from csv_shapes import assert_same_bars, daily, lines, ohlcv, texts, write
+from csv_shapes import assert_same_bars, daily, lines, ohlcv, sessions, texts, write
 from market_files import NOW
 
 from kronos_pipeline.config import ReadingSettings
 from kronos_pipeline.data.bars import Bars
+from kronos_pipeline.data.csv_files import find_csv_files
 from kronos_pipeline.data.ingest import read_folder
 
 
@@ -87,7 +88,7 @@ def test_two_time_columns_of_one_name_must_agree(tmp_path: Path) -> None:
     text = [f"{line},{day}" for line, day in zip(plain(frame), ["Date", *later], strict=True)]
     write(tmp_path / "ZZA.csv", text)
 
-    assert "Date: disagrees with Date (column 7)" in problem_of(tmp_path)
+    assert "2 columns called Date with other cells" in problem_of(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["% Close", "Close %", "Volume %"])
@@ -113,3 +114,186 @@ def test_a_volume_in_the_currency_of_the_prices_is_the_amount(tmp_path: Path) ->
 
     assert_same_bars(bars.frame, frame.assign(volume=0.0), amount=True)
     assert "no volume: taken as 0" in bars.notes
+
+
+def test_a_note_names_the_column_that_may_be_the_volume(tmp_path: Path) -> None:
+    frame = daily(50)
+    columns = ohlcv(frame, title=True)
+    columns["Share Count, Vol"] = columns.pop("Volume")
+    write(tmp_path / "ZZA.csv", lines({"Date": dates(frame), **columns}, separator=";"))
+
+    assert "no volume: taken as 0; if it is Share Count, Vol, say --columns volume=NAME" in read_one(tmp_path).notes
+
+
+def test_the_beginning_of_a_bar_is_its_time_and_not_its_first_trade(tmp_path: Path) -> None:
+    frame = daily(50)
+    columns = {
+        "time_period_start": dates(frame, "%Y-%m-%dT00:00:00.0000000Z"),
+        "time_period_end": dates(frame, "%Y-%m-%dT23:59:00.0000000Z"),
+        "time_open": dates(frame, "%Y-%m-%dT00:00:03.1230000Z"),
+        "time_close": dates(frame, "%Y-%m-%dT23:58:57.1230000Z"),
+        **{f"price_{name}": cells for name, cells in ohlcv(frame).items() if name != "volume"},
+        "volume_traded": texts(frame)["volume"],
+    }
+    write(tmp_path / "BTC.csv", lines(columns, separator=";"))
+
+    assert_same_bars(read_one(tmp_path).frame, frame)
+
+
+# The names of rows that R writes, quotes around lines, formulas
+
+
+def test_a_header_without_a_name_for_the_dates_is_read(tmp_path: Path) -> None:
+    frame = daily(50)
+    header, *rows = plain(frame)
+    write(tmp_path / "ZZA.csv", [header.removeprefix("Date,"), *rows])
+
+    assert_same_bars(read_one(tmp_path).frame, frame)
+
+
+@pytest.mark.parametrize("form", ['"{}"', '="{date}",{rest}', '"=""{date}""",{rest}'])
+def test_quotes_around_lines_and_texts_kept_from_spreadsheets_are_read(tmp_path: Path, form: str) -> None:
+    frame = daily(50)
+    header, *rows = plain(frame)
+    parts = [row.partition(",") for row in rows]
+    body = [form.format(row, date=part[0], rest=part[2]) for row, part in zip(rows, parts, strict=True)]
+    write(tmp_path / "ZZA.csv", [f'"{header}"' if form == '"{}"' else header, *body])
+
+    assert_same_bars(read_one(tmp_path).frame, frame)
+
+
+def test_the_mark_at_the_end_of_a_file_of_dos_is_no_row(tmp_path: Path) -> None:
+    frame = daily(50)
+    write(tmp_path / "ZZA.csv", [*plain(frame), "\x1a"])
+
+    assert_same_bars(read_one(tmp_path).frame, frame)
+
+
+# Numbers
+
+
+def test_exponents_with_a_decimal_comma_are_read(tmp_path: Path) -> None:
+    frame = daily(50)
+    columns = {name: [f"{value:.6E}".replace(".", ",") for value in frame[name]] for name in frame.columns[1:5]}
+    write(tmp_path / "ZZA.csv", lines({"date": dates(frame), **columns}, separator=";"))
+
+    assert_same_bars(read_one(tmp_path).frame, frame.assign(volume=0.0))
+
+
+@pytest.mark.parametrize("marks", ["\u202f\u00a0", "\u00a0 ", "'’"])
+def test_marks_of_one_kind_between_thousands_are_one_mark(tmp_path: Path, marks: str) -> None:
+    frame = daily(50)
+    prices = {
+        name: [f"{value * 100:,.2f}".replace(",", marks[0]) for value in frame[name]] for name in frame.columns[1:5]
+    }
+    columns = {**prices, "volume": [f"{value:,.0f}".replace(",", marks[1]) for value in frame["volume"]]}
+    write(tmp_path / "ZZA.csv", lines({"date": dates(frame), **columns}, separator=";"))
+
+    bars = read_one(tmp_path)
+
+    assert list(bars.frame["close"]) == [float(f"{value * 100:.2f}") for value in frame["close"]]
+    assert list(bars.frame["volume"]) == list(frame["volume"])
+
+
+# Times
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["{:%Y/%m/%d}({cjk})", "{:%Y.%m.%d}. ({cjk})", "{:%m/%d/%Y} ({:%a})", "{:%d%b%Y}:{:%H:%M:%S}", "{:%Y. %-m. %-d.}"],
+)
+def test_dates_with_a_weekday_in_brackets_and_dates_of_sas_are_read(tmp_path: Path, form: str) -> None:
+    frame = daily(50)
+    cells = [form.format(time, time, cjk="月火水木金土日"[time.weekday()]) for time in frame["timestamps"]]
+    write(tmp_path / "ZZA.csv", lines({"Date": cells, **ohlcv(frame, title=True)}))
+
+    assert_same_bars(read_one(tmp_path).frame, frame)
+
+
+def test_years_of_taiwan_are_read_with_a_note(tmp_path: Path) -> None:
+    frame = daily(50)
+    cells = [f"{time.year - 1911}/{time:%m/%d}" for time in frame["timestamps"]]
+    write(tmp_path / "2330.csv", lines({"日期": cells, **ohlcv(frame)}))
+
+    bars = read_one(tmp_path)
+
+    assert_same_bars(bars.frame, frame)
+    assert "years are those of the Minguo calendar, in which 113 is 2024" in bars.notes
+
+
+def test_day_numbers_with_a_decimal_comma_are_read(tmp_path: Path) -> None:
+    frame = daily(50)
+    cells = [f"{(time - pd.Timestamp('1899-12-30')).days},0000" for time in frame["timestamps"]]
+    columns = {name: [cell.replace(".", ",") for cell in cells] for name, cells in ohlcv(frame).items()}
+    write(tmp_path / "ZZA.csv", lines({"date": cells, **columns}, separator=";"))
+
+    assert_same_bars(read_one(tmp_path).frame, frame)
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "step", "words"),
+    [
+        ("date", 19360, 1, "can be 1953-01-01, as the day number of a spreadsheet, or 2023-01-03, as days since 1970"),
+        ("Unnamed: 0", 44929, 1, "can be the numbers of rows, or 2023-01-03 as the day number of a spreadsheet"),
+        ("time", 638083008000000000, 864_000_000_000, "or 2023-01-03, as ticks of 100 ns since 0001-01-01"),
+        ("time", 133171776000000000, 864_000_000_000, "or 2023-01-03, as ticks of 100 ns since 1601-01-01"),
+    ],
+)
+def test_numbers_that_can_be_two_times_are_refused(
+    tmp_path: Path, name: str, first: int, step: int, words: str
+) -> None:
+    frame = daily(50)
+    write(tmp_path / "ZZA.csv", lines({name: range(first, first + 50 * step, step), **ohlcv(frame)}))
+
+    assert words in problem_of(tmp_path)
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_times_of_day_without_am_and_pm_are_refused(tmp_path: Path, newest_first: bool) -> None:
+    frame = sessions(5)
+    columns = {"Date": dates(frame, "%m/%d/%Y"), "Time": dates(frame, "%I:%M"), **ohlcv(frame, title=True)}
+    header, *rows = lines(columns)
+    write(tmp_path / "ZZA.csv", [header, *(rows[::-1] if newest_first else rows)])
+
+    assert "as a time of day without AM or PM does" in problem_of(tmp_path)
+
+
+# Files
+
+
+def test_hidden_files_and_folders_of_other_programs_hold_no_tickers(tmp_path: Path) -> None:
+    frame = daily(50)
+    write(tmp_path / "ZZA.csv", plain(frame))
+    write(tmp_path / "._ZZA.csv", ["\0\5\x16\7\0"])
+    write(tmp_path / ".ipynb_checkpoints" / "ZZA-checkpoint.csv", plain(frame))
+    write(tmp_path / "__MACOSX" / "ZZB.csv", plain(frame))
+
+    folder = find_csv_files(tmp_path)
+
+    assert list(folder.files) == ["ZZA"]
+    assert folder.problems == {}
+    assert folder.notes == ("hidden folders are not searched: .ipynb_checkpoints, __MACOSX",)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SAP Historische Daten.csv",
+        "Copy of SAP.csv",
+        "Kopie von SAP.csv",
+        "SAP.csv.csv",
+        "sap_daily_historical-data-01-31-2024.csv",
+        "SAP_01.01.2023-31.12.2023.csv",
+    ],
+)
+def test_names_of_sites_and_copies_hold_the_symbol(tmp_path: Path, name: str) -> None:
+    write(tmp_path / name, plain(daily(50)))
+
+    assert list(find_csv_files(tmp_path).files) == ["SAP"]
+
+
+def test_a_long_cell_is_cut_in_a_message(tmp_path: Path) -> None:
+    header, *rows = plain(daily(50))
+    write(tmp_path / "ZZA.csv", [header, *rows, f"{'1 ' * 50_000},1,2,1,1.5,1"])
+
+    assert len(problem_of(tmp_path)) < 1000
