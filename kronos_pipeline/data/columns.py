@@ -116,12 +116,7 @@ def choose_columns(
                 else f"{meaning} is {names[found[0]]}, and not {others}"
             )
         positions[meaning] = found[0]
-    times = _times(names, meanings, candidates)
-    for position in times:
-        same = next(other for other in times if names[other] == names[position])
-        if not cells(position).equals(cells(same)):
-            problems.append(("time", f"2 columns called {names[position]} with other cells; rename one of them"))
-    return ChosenColumns(positions, tuple(times), tuple(notes), tuple(problems))
+    return ChosenColumns(positions, tuple(_times(names, meanings, candidates)), tuple(notes), tuple(problems))
 
 
 def meaning_notes(names: Mapping[str, str], told: Sequence[str]) -> list[str]:

@@ -232,13 +232,6 @@ def test_a_line_of_units_below_the_header_is_left_out_with_a_note(tmp_path: Path
     assert table.notes == ("line 2 below the header: left out, no bar ('day USD USD USD USD shares')",)
 
 
-def test_two_time_columns_of_one_name_are_refused_unless_they_are_equal(tmp_path: Path) -> None:
-    header = PLAIN.replace("Volume", "Date")
-    assert times(table_of(tmp_path, lines("2024-01-02,1,2,1,1,2024-01-02", header=header))) == ["2024-01-02"]
-    problem = problem_of(tmp_path, lines("2024-01-02,1,2,1,1,2024-01-03", header=header))
-    assert problem == "ACME.csv:1: time: 2 columns called Date with other cells; rename one of them"
-
-
 def test_excels_line_with_the_separator_is_followed(tmp_path: Path) -> None:
     table = table_of(tmp_path, "sep=;\n" + lines(*BARS).replace(",", ";"))
     assert values(table)["close"] == [101, 102.75]
