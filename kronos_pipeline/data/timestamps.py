@@ -63,6 +63,7 @@ _FARTHEST_ZONE = 14 * 60
 """Largest distance of a time zone from UTC, in minutes."""
 _NAT = np.iinfo(np.int64).min
 _MINUTE = 60_000_000_000
+_QUARTER = 15 * _MINUTE
 _DAY = 1440 * _MINUTE
 _NO_TIME = "no time that can be read; write it as 2024-01-31 or 2024-01-31 15:30"
 _ORDER_NAMES: dict[Order, str] = {"YMD": "year first", "DMY": "day first", "MDY": "month first"}
@@ -512,11 +513,18 @@ def _region_offsets(local: IntArray, zone: ZoneInfo) -> tuple[IntArray, BoolArra
 
     Of an hour that is repeated, times that follow a later time are the second pass.
     """
-    index = pd.DatetimeIndex(local.astype("datetime64[ns]"))
+    # pandas needs microseconds per time, and clocks change at quarters of an hour.
+    quarters, quarter_of = np.unique(local // _QUARTER, return_inverse=True)
+    index = pd.DatetimeIndex((quarters * _QUARTER).astype("datetime64[ns]"))
     first = index.tz_localize(zone, ambiguous=np.ones(len(index), np.bool_), nonexistent="NaT")
     second = index.tz_localize(zone, ambiguous=np.zeros(len(index), np.bool_), nonexistent="NaT")
-    absent = np.asarray(first.isna())
-    early, late = (zoned.tz_convert("UTC").tz_localize(None).to_numpy().astype(np.int64) for zoned in (first, second))
+    absent = np.asarray(first.isna())[quarter_of]
+    within = local % _QUARTER
+    early, late = (
+        zoned.tz_convert("UTC").tz_localize(None).to_numpy().astype("datetime64[ns]").astype(np.int64)[quarter_of]
+        + within
+        for zoned in (first, second)
+    )
     repeated = ~absent & (early != late)
     utc = early.copy()
     if repeated.any():
