@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from kronos_pipeline.model.loading import KronosModel
 
 Resource = TypeVar("Resource", bound="dg.ConfigurableResource[Any]")
+Settings = TypeVar("Settings", bound=ReadingSettings)
 
 _SET_BY_THE_ASSET = ("adapter", "adapter_name")
 """Settings that the launchpad lacks: `adapter[AAPL]` trains an adapter named AAPL, and `checkpoint` a checkpoint."""
@@ -86,14 +87,7 @@ class PipelineSettings(_Settings):
             SettingsError: a setting is invalid.
         """
         values = {name: getattr(self, name) for name in Recipe.model_fields if name not in _SET_BY_THE_ASSET}
-        try:
-            return Recipe.model_validate({**values, "adapter": adapter})
-        except ValidationError as error:
-            problems = [
-                f"{'.'.join(map(str, problem['loc']))}: {problem['msg']} (found {problem['input']!r})"
-                for problem in error.errors()
-            ]
-            raise SettingsError(f"{'; '.join(problems)}.") from error
+        return _validated(Recipe, {**values, "adapter": adapter})
 
     @property
     def reading(self) -> ReadingSettings:
@@ -102,7 +96,7 @@ class PipelineSettings(_Settings):
         Raises:
             SettingsError: a setting is invalid.
         """
-        return self.recipe("none").reading
+        return _validated(ReadingSettings, {name: getattr(self, name) for name in ReadingSettings.model_fields})
 
     @property
     def data_folder(self) -> Path:
@@ -202,3 +196,14 @@ def _commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None  # an installed copy, or a machine without git
+
+
+def _validated(model: type[Settings], values: Mapping[str, Any]) -> Settings:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']} (found {problem['input']!r})"
+            for problem in error.errors()
+        ]
+        raise SettingsError(f"{'; '.join(problems)}.") from error
