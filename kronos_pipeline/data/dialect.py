@@ -167,7 +167,7 @@ def _decoded(file: CsvFile, content: bytes) -> Iterator[tuple[str, str]]:
             try:
                 yield name, content.decode(encoding).removeprefix("\ufeff")
             except UnicodeDecodeError as error:
-                raise _undecodable(file, content, name, error) from error
+                raise _undecodable(file, name, error) from error
             return
     if b"\0" in content:
         yield _wide(file, content)
@@ -183,7 +183,7 @@ def _decoded(file: CsvFile, content: bytes) -> Iterator[tuple[str, str]]:
             except UnicodeDecodeError:
                 continue
         if not texts:
-            raise _undecodable(file, content, "UTF-8", error) from error
+            raise _undecodable(file, "UTF-8", error) from error
 
 
 def _wide(file: CsvFile, content: bytes) -> tuple[str, str]:
@@ -195,13 +195,14 @@ def _wide(file: CsvFile, content: bytes) -> tuple[str, str]:
             try:
                 return "UTF-16", content.decode(encoding)
             except UnicodeDecodeError as error:
-                raise _undecodable(file, content, "UTF-16", error) from error
+                raise _undecodable(file, "UTF-16", error) from error
     raise _error(file, "the file is binary, not a CSV; replace it with a text file")
 
 
-def _undecodable(file: CsvFile, content: bytes, name: str, error: UnicodeDecodeError) -> DataError:
-    line = content.count(b"\n", 0, error.start) + 1
-    byte = f"byte 0x{content[error.start]:02x}" if error.start < len(content) else "its end"
+def _undecodable(file: CsvFile, name: str, error: UnicodeDecodeError) -> DataError:
+    decoded = error.object  # without the mark of the encoding
+    line = decoded.count(b"\n", 0, error.start) + 1
+    byte = f"byte 0x{decoded[error.start]:02x}" if error.start < len(decoded) else "its end"
     return _error(file, f"the file is not {name} ({byte}); save it as UTF-8", line)
 
 

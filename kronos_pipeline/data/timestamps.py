@@ -616,10 +616,9 @@ def _add_clock(dates: _Column, name: str, clock: _Clock) -> None:
     if dates.clocked:
         different = readable & clock.readable & (dates.local % _DAY != clock.times)
         if different.any():
-            row = int(different.argmax())
-            dates.problems[row] = (
-                f"has another time of day than {name}, {_clock_text(clock.times[row])}; keep one of both"
-            )
+            rows = np.flatnonzero(different)
+            rule = f"has another time of day than {name}, {_clock_text(clock.times[rows[0]])}; keep one of both"
+            dates.problems |= dict.fromkeys(map(int, rows), rule)
         return
     unreadable = readable & ~clock.readable
     rule = f"has no time of day that can be read in {name}; write it as 15:30"
@@ -645,12 +644,13 @@ def _agree(columns: list[_Column]) -> _Column:
         if other is best:
             continue
         both = best.readable & other.readable
-        row, shift = _disagreement(best, other, both)
-        if row is not None:
-            best.problems[row] = (
-                f"disagrees with {other.name}, which says {_time_text(other.local[row])}; remove a column, or choose "
-                f"with --columns time={best.name}"
+        rows, shift = _disagreement(best, other, both)
+        if len(rows):
+            rule = (
+                f"disagrees with {other.name}, which says {_time_text(other.local[rows[0]])}; remove a column, or "
+                f"choose with --columns time={best.name}"
             )
+            best.problems |= dict.fromkeys(map(int, rows), rule)
         elif shift is not None:
             best.local, best.offsets = other.local, shift
             best.notes.append(f"{other.name} holds the same times in local time, which is kept")
@@ -661,14 +661,14 @@ def _agree(columns: list[_Column]) -> _Column:
     return best
 
 
-def _disagreement(best: _Column, other: _Column, both: BoolArray) -> tuple[int | None, IntArray | None]:
-    """Return the first row in which two columns disagree, or None, and the offsets if `other` is in local time."""
+def _disagreement(best: _Column, other: _Column, both: BoolArray) -> tuple[IntArray, IntArray | None]:
+    """Return the rows in which two columns disagree, and the offsets if `other` is in local time."""
     if not (best.clocked and other.clocked):
         # The exchange's date of a session that opens on the evening before in UTC is the next.
         shifts = (0, _DAY // 2) if best.offsets is not None else (0,)
         wrong = [both & ((best.local + shift) // _DAY != other.dates) for shift in shifts]
         fewest = min(wrong, key=lambda rows: int(rows.sum()))
-        return (int(fewest.argmax()) if fewest.any() else None), None
+        return np.flatnonzero(fewest), None
     second = 1_000_000_000
     pairs = [(best.instants, other.instants)]
     if best.offsets is None or other.offsets is None:
@@ -676,7 +676,7 @@ def _disagreement(best: _Column, other: _Column, both: BoolArray) -> tuple[int |
     wrong = [both & (one // second != two // second) for one, two in pairs]
     fewest = min(wrong, key=lambda rows: int(rows.sum()))
     if not fewest.any():
-        return None, None
+        return np.flatnonzero(fewest), None
     if best.offsets is not None and other.offsets is None and other.readable.all():
         minutes, rest = np.divmod(other.local - best.instants, _MINUTE)
         values = np.unique(minutes[both])
@@ -689,8 +689,8 @@ def _disagreement(best: _Column, other: _Column, both: BoolArray) -> tuple[int |
             and values[-1] - values[0] <= _DAYLIGHT_SAVING
             and interval not in np.abs(values)
         ):
-            return None, minutes
-    return int(fewest.argmax()), None
+            return np.zeros(0, np.int64), minutes
+    return np.flatnonzero(fewest), None
 
 
 def _time_text(nanoseconds: int) -> str:

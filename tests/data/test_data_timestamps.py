@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from market_files import NOW, daily_frame, read_frame, write_frame
 
 from kronos_pipeline.data.ingest import read_bars
-from kronos_pipeline.data.timestamps import parse_times
+from kronos_pipeline.data.timestamps import parse_time_columns, parse_times
 from kronos_pipeline.errors import DataError
 
 
@@ -189,3 +189,14 @@ def test_a_time_that_cannot_be_is_a_problem_of_its_own_row(cell: str) -> None:
     found = parse_times(["2024-01-30", cell, "2024-02-01"])
     assert [row for row, _ in found.problems] == [1]
     assert list(found.local.isna()) == [False, True, False]
+
+
+def test_every_line_in_which_two_columns_disagree_is_a_problem() -> None:
+    """`--drop-bad-rows 1` must not read a file of which one column is wrong in all lines."""
+    dates, others = ["2024-01-02 10:00", "2024-01-02 11:00"], ["2024-01-02 10:07", "2024-01-02 11:07"]
+
+    whole = parse_time_columns({"time": dates, "datetime": others})
+    clock = parse_time_columns({"date": dates, "time": ["10:07", "11:07"]})
+
+    for parsed, rule in ((whole, "disagrees with datetime"), (clock, "has another time of day than time")):
+        assert [(row, text.startswith(rule)) for row, text in parsed.problems] == [(0, True), (1, True)]
