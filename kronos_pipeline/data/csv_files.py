@@ -33,6 +33,7 @@ _PEEKED_LINES = 10
 _TIME = re.compile(r"\d{4}([-/.]?)\d\d\1\d\d.{0,20}|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}.{0,20}|\d{9,19}(\.0*)?")
 _NUMBER = re.compile(r"[-+]?\d[\d.,']{0,30}[KMB]?")
 
+_YEAR = re.compile(r"(?:19|20)\d\d")
 _LETTERS = re.compile(r"[\W_]+")
 
 _Item = TypeVar("_Item")
@@ -138,6 +139,15 @@ def find_csv_files(data_dir: Path, settings: ReadingSettings = DEFAULTS) -> CsvF
 def _read_names(paths: Sequence[Path]) -> list[_Named]:
     """Read the name of each file; the copy of a file belongs to the ticker of that file."""
     named = [_Named(path, read_file_name(_stem(path))) for path in paths]
+    years = _group([one for one in named if _YEAR.fullmatch(one.name.stem)], lambda one: one.path.parent)
+    for same in years.values():
+        # A stock may have the number 2023, but not one that is the year of its bars beside another such.
+        if len(same) > 1 and all(one.name.stem in "".join(_first_lines(one.path)[:3]) for one in same):
+            parts = {one.path for one in same}
+            named = [
+                replace(one, name=FileName(one.name.stem, (), None, one.name.stem)) if one.path in parts else one
+                for one in named
+            ]
     literal = {one.name.stem.upper() for one in named if one.name.literal}
     return [
         replace(one, name=FileName(one.name.stem, (one.name.stem.upper(),), literal=True))
@@ -207,7 +217,8 @@ def _name_notes(ticker: str, found: Sequence[_Named], kept: Sequence[_Named]) ->
         notes.append(f"the name {printable(Path(kept[0].path.name))} is read as {ticker}, {kept[0].name.period}")
     elif kept[0].path.name.upper() != ticker + kept[0].path.suffix.upper():
         notes.append(f"the name {printable(Path(kept[0].path.name))} is read as {ticker}")
-    copies = [printable(Path(one.path.name)) for one in found if one not in kept]
+    kept_paths = {one.path for one in kept}
+    copies = [printable(Path(one.path.name)) for one in found if one.path not in kept_paths]
     if copies:
         notes.append(f"copies to the byte, left out: {enumerate_some(copies)}")
     return notes
@@ -304,6 +315,8 @@ def _unclear(name: FileName) -> str:
     found = ""
     if len(name.candidates) > 1:
         found = f" but may hold several ({enumerate_some([printable(Path(word)) for word in name.candidates])})"
+    if name.period and not name.candidates:
+        return f"the file's name is a period and no symbol: name it SYMBOL-{name.period}, {_ALLOWED}"
     return f"the file's name makes no symbol{found}: rename it to the symbol alone, {_ALLOWED}"
 
 

@@ -328,7 +328,7 @@ def _with_header(file: CsvFile, sheet: Sheet, header: int, wanted: Mapping[str, 
 
 def is_bar_row(row: Sequence[str]) -> bool:
     """Return whether a row has a time and four prices, as far as its cells tell."""
-    return sum(1 for cell in row if _NUMBER.match(cell.strip()) or is_date(cell.strip())) > len(PRICES)
+    return sum(1 for cell in row[:_HEAD] if _NUMBER.match(cell.strip()) or is_date(cell.strip())) > len(PRICES)
 
 
 def _has_digit(text: str) -> bool:

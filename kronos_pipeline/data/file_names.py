@@ -32,6 +32,8 @@ _COPY = re.compile(
 """The mark that a browser or a file manager adds to the name of a second download or a copy."""
 _TRADING_VIEW = re.compile(r"(?:(?P<exchange>[A-Z0-9]+)_)?(?P<symbol>[^,\s]+), (?P<interval>\d{0,3}[SDWM]?)(?:_\w{5})?")
 """`EXCHANGE_SYMBOL, INTERVAL_HASH`, as TradingView names its exports."""
+_EPOCH = 10
+"""Digits of a time in seconds since 1970."""
 _PAIR = re.compile(r"[A-Z]{3,4}_[A-Z]{3,4}", re.IGNORECASE)
 
 
@@ -41,7 +43,7 @@ def _words(text: str) -> frozenset[str]:
 
 _EXPORTERS_WORDS = _words(
     "adj adjusted ascii bars candle candles candlestick candlesticks chart charts csv dat data download downloaded eod "
-    "export historical-data historische daten históricos datos dados données historiques dati storici "
+    "export historical-data historicaldata historische daten históricos datos dados données historiques dati storici "
     "exported finance hist historic historical history investing investing.com kline klines market ohlc ohlcv price "
     "prices quote quotes stock stocks stooq table time series tradingview yahoo"
 )
@@ -95,6 +97,8 @@ def read_file_name(stem: str) -> FileName:
     if not NAME.fullmatch(clean):
         return _read_words(clean)
     rest, interval, period = _split_end(clean)
+    if "_" in clean and all(_is_no_symbol(part) for part in clean.split("_")):
+        return FileName(clean, ())
     if period is None:
         if _IS_PERIOD.fullmatch(clean) and not clean.isdecimal():
             return FileName(clean, (), None, clean)
@@ -107,6 +111,11 @@ def read_file_name(stem: str) -> FileName:
 def is_period(stem: str) -> bool:
     """Return whether a file's name is a period alone, such as 2023-11-05 or 20231105."""
     return _IS_PERIOD.fullmatch(stem) is not None
+
+
+def _is_no_symbol(part: str) -> bool:
+    """Return whether a part of a name is a word of exporters or a time in ms, as in HistoricalData_1700000000000."""
+    return part.casefold() in _EXPORTERS_WORDS or (part.isdecimal() and len(part) >= _EPOCH)
 
 
 def _split_end(name: str) -> tuple[str, str | None, str | None]:

@@ -18,6 +18,9 @@ _KLINES = (
 _METATRADER = ("date", "time", "open", "high", "low", "close", "tick volume")
 """The columns of MetaTrader 4's export."""
 _EPOCH = re.compile(r"\d{10}(?:\d{3}|\d{6})?(?:\.0*)?")
+_CLOCK = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?")
+_ORDERS = (PRICES, ("open", "close", "high", "low"), ("low", "high", "open", "close"))
+"""The orders in which sites write prices without a header."""
 _SAMPLE = 500
 
 
@@ -45,9 +48,37 @@ def headerless_names(file: CsvFile, rows: Sequence[Row], wanted: Mapping[str, st
         return list(_METATRADER), f"no header: the columns are those of MetaTrader 4 ({', '.join(_METATRADER)})"
     rule = (
         "no header; write the names of the columns into line 1, such as Date,Open,High,Low,Close,Volume, or give their "
-        "places: --columns time=1,open=2,high=3,low=4,close=5,volume=6"
+        f"places: --columns {_places(sample)}"
     )
     raise DataError(Problem(file.name, rule, rows[0][0]), file.ticker)
+
+
+def _places(sample: Sequence[Sequence[str]]) -> str:
+    """Return the places that the columns seem to have, as `--columns` takes them."""
+    first, place = sample[0], 0
+    places = {}
+    if len(first) > len(PRICES) + 1 and not re.search(r"\d", first[0]):
+        places["symbol"], place = 1, 1
+    if len(first) > place + 1 and _CLOCK.fullmatch(first[place + 1]):
+        places |= {"date": place + 1, "time": place + 2}
+        place += 2
+    else:
+        places["time"] = place + 1
+        place += 1
+    order = next(
+        (order for order in _ORDERS if all(_are_prices(_in_order(row[place : place + 4], order)) for row in sample)),
+        PRICES,
+    )
+    places |= {name: place + 1 + position for position, name in enumerate(order)}
+    if len(first) > place + len(PRICES):
+        places["volume"] = place + len(PRICES) + 1
+    return ",".join(f"{name}={number}" for name, number in places.items())
+
+
+def _in_order(cells: Sequence[str], order: Sequence[str]) -> list[str]:
+    """Return the cells of four columns in the order of `PRICES`."""
+    found = dict(zip(order, cells, strict=False))
+    return [found.get(name, "") for name in PRICES]
 
 
 def _is_kline(row: Sequence[str]) -> bool:

@@ -250,13 +250,14 @@ def _require_alike(parts: Sequence[Rows], settings: ReadingSettings) -> None:
 
 
 def _join_notes(parts: Sequence[Rows]) -> tuple[str, ...]:
-    """Return the notes of all files once, and each other note with its file's name."""
-    notes = [
-        note if all(note in other.notes for other in parts) else f"{part.tables[0].file.path.name}: {note}"
-        for part in parts
-        for note in part.notes
-    ]
-    return tuple(dict.fromkeys(notes))
+    """Return the notes of all files, and each other note with the names of its files."""
+    files: dict[str, dict[str, None]] = {}
+    for part in parts:
+        for note in part.notes:
+            files.setdefault(note, {})[part.tables[0].file.path.name] = None
+    return tuple(
+        note if len(names) == len(parts) else f"{enumerate_some(names, 3)}: {note}" for note, names in files.items()
+    )
 
 
 def _sort(rows: Rows) -> Rows:

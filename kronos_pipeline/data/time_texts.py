@@ -35,6 +35,7 @@ _LONGEST = 100
 _SECOND = 1_000_000_000
 _LETTER = r"[^\x00-@\[-`{-\x7f]"
 """A letter, or any character beyond ASCII; an expression with the letters of Unicode takes long to compile."""
+_HYPHENS = "[‐‑‒–−]"
 _BLANKS = r"[\s\x{00a0}\x{202f}\x{3000}]+"
 
 
@@ -94,7 +95,7 @@ _CLOCK = (
     r" ?(?P<half>[AaPp](?:[Mm]\b|\. ?[Mm]\.?))?"
 )
 _ZONE = r"(?P<zone>(?:[A-Za-z+\-\[(].*)?)"
-_REST = rf"^[T ,;_]*(?:at )?(?:{_CLOCK})? ?{_ZONE}$"
+_REST = rf"^[T ,;_]*(?:at |à |um )?(?:{_CLOCK})? ?{_ZONE}$"
 _TIME_OF_DAY = rf"^(?:0 days )?{_CLOCK} ?{_ZONE}$"
 _WEEKDAY = (
     "(?:周|週|星期)?[月火水木金土日一二三四五六월화수목금토일](?:曜日?|요일)?"
@@ -104,7 +105,10 @@ _REORDERED = (
     (r"^(\d{1,2}:\d{2}(?::\d{2})?),? (\D*\d.*\d{2}.*)$", r"\2 \1"),
     (rf"^(.*\d)\.?,? ?[(（\[](?:{_WEEKDAY})[)）\]](.*)$", r"\1\2"),
     (r"^(\d{1,2}\p{L}{3}\d{4}):(\d{1,2}:.*)$", r"\1 \2"),
-    (r"^(\d{8}|\d{4}-\d{2}-\d{2})-(\d{2}:\d{2}:\d{2}.*)$", r"\1 \2"),
+    (r"^(\d{8}|\d{4}[-/.]\d{2}[-/.]\d{2})-(\d{2}:\d{2}:\d{2}.*)$", r"\1 \2"),
+    (r"^(\d{4}-\d{2}-\d{2})[_ ](\d{2})-(\d{2})$", r"\1 \2:\3"),
+    (r"^(\d{4}-\d{2}-\d{2})[_ ](\d{2})-(\d{2})-(\d{2})$", r"\1 \2:\3:\4"),
+    (r"^(.*:\d{2}) Uhr$", r"\1"),
     (r"^(\p{L}+ \p{L}+ \d{1,2}) (\d{1,2}:\d{2}:\d{2})( [A-Za-z]{2,5})? (\d{4})$", r"\1 \4 \2\3"),
 )
 """Texts with the time of day before the date or within it, after a dash or a colon, or with a weekday in brackets, and
@@ -168,6 +172,8 @@ def clean_texts(texts: pa.StringArray) -> pa.StringArray:
     if pc.any(pc.match_substring_regex(texts, r"  |[\t\x{00a0}\x{202f}\x{3000}]")).as_py():
         texts = pc.utf8_trim_whitespace(pc.replace_substring_regex(texts, _BLANKS, " "))
     few = sample(texts).to_pylist()
+    if pc.any(pc.match_substring_regex(texts, _HYPHENS)).as_py():
+        texts = pc.replace_substring_regex(texts, _HYPHENS, "-")
     for expression, order in _REORDERED:
         if any(_python_expression(expression).search(text[:_LONGEST]) for text in few):
             texts = pc.replace_substring_regex(texts, expression, order)
@@ -358,6 +364,7 @@ def _zones(fields: pa.StructArray) -> tuple[IntArray, tuple[Zone, ...]]:
 def _zone(text: str) -> Zone:
     """Return the zone that a text such as -05:00, GMT+0100 (CET), EST or America/New_York names."""
     plain = re.sub(r"\s*\(.*\)$", "", text)
+    plain = re.sub(r"^([+-]\d{2}:?\d{2}) [A-Z]{2,5}$", r"\1", plain)  # an offset and its name, as Go writes them
     if match := re.fullmatch(r"(.*\d)\[[\w/+-]+\]", plain):  # an offset followed by its region
         plain = match[1]
     plain = plain.strip("[]() ")

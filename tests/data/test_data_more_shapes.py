@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from csv_shapes import assert_same_bars, daily, lines, ohlcv, sessions, texts, write
+from csv_shapes import assert_same_bars, daily, hourly, lines, ohlcv, sessions, texts, write
 from market_files import NOW
 
 from kronos_pipeline.config import ReadingSettings
@@ -297,3 +297,71 @@ def test_a_long_cell_is_cut_in_a_message(tmp_path: Path) -> None:
     write(tmp_path / "ZZA.csv", [header, *rows, f"{'1 ' * 50_000},1,2,1,1.5,1"])
 
     assert len(problem_of(tmp_path)) < 1000
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "%Y-%m-%d_%H-%M",
+        "%Y-%m-%d_%H-%M-%S",
+        "%Y/%m/%d-%H:%M:%S",
+        "%d.%m.%Y %H:%M Uhr",
+        "%d/%m/%Y à %H:%M",
+        "%Y−%m‑%d %H:%M",
+    ],
+)
+def test_times_with_other_marks_have_no_time_zone(tmp_path: Path, form: str) -> None:
+    frame = hourly(50)
+    write(tmp_path / "ZZA.csv", lines({"time": dates(frame, form), **ohlcv(frame)}))
+
+    bars = read_one(tmp_path)
+
+    assert_same_bars(bars.frame, frame)
+    assert bars.time_zone is None
+
+
+def test_an_offset_with_its_name_is_a_time_zone(tmp_path: Path) -> None:
+    frame = hourly(50)
+    write(tmp_path / "ZZA.csv", lines({"time": dates(frame, "%Y-%m-%d %H:%M:%S -0500 EST"), **ohlcv(frame)}))
+
+    assert read_one(tmp_path).time_zone == "UTC-05:00"
+
+
+def test_files_that_are_named_by_the_year_of_their_bars_are_no_tickers(tmp_path: Path) -> None:
+    header, *rows = plain(daily(400))
+    for year in ("2023", "2024"):
+        write(tmp_path / f"{year}.csv", [header, *(row for row in rows if row.startswith(year))])
+
+    folder = find_csv_files(tmp_path)
+
+    assert folder.files == {}
+    assert "the file's name is a period and no symbol: name it SYMBOL-2023" in str(folder.problems["2023.csv"])
+
+
+def test_the_name_of_a_download_without_a_symbol_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "HistoricalData_1700000000000.csv", plain(daily(50)))
+
+    assert "the file's name makes no symbol" in problem_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("order", "places"),
+    [
+        ("date time open high low close volume", "date=1,time=2,open=3,high=4,low=5,close=6,volume=7"),
+        ("time open close high low volume", "time=1,open=2,close=3,high=4,low=5,volume=6"),
+        ("time low high open close volume", "time=1,low=2,high=3,open=4,close=5,volume=6"),
+        ("symbol time open high low close", "symbol=1,time=2,open=3,high=4,low=5,close=6"),
+    ],
+)
+def test_a_file_without_a_header_is_refused_with_the_places_that_read_it(
+    tmp_path: Path, order: str, places: str
+) -> None:
+    frame = sessions(5)
+    moments = "%Y-%m-%d" if "date" in order else "%Y-%m-%d %H:%M"
+    columns = {**ohlcv(frame), "date": dates(frame), "time": dates(frame, "%H:%M" if "date" in order else moments)}
+    columns["symbol"] = ["ZZA"] * len(frame)
+    write(tmp_path / "ZZA.csv", lines({name: columns[name] for name in order.split()}, header=False))
+
+    assert problem_of(tmp_path).endswith(f"--columns {places}")
+    bars = read_one(tmp_path, columns=places.split(","))
+    assert_same_bars(bars.frame, frame if "volume" in order else frame.assign(volume=0.0))
