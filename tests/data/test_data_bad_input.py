@@ -141,6 +141,10 @@ def test_a_repeated_time_in_a_newest_first_file_is_the_only_problem(tmp_path: Pa
             b"Date,Open,High,Low,Close\n2024-01-02,1,2,1,1\n# \x98\x81\xff,1,2,1,1\n",
             "ACME.csv:3: the file is not UTF-8",
         ),
+        (
+            b"\xef\xbb\xbfDate,Open,High,Low,Close\n\xff024-01-02,1,2,1,1\n",
+            "ACME.csv:2: the file is not UTF-8 (byte 0xff)",
+        ),
         ("Date,Open,High,Low,Close\n".encode("utf-16"), "ACME.csv: a header alone, without a bar"),
         (
             b"2024-01-02,1,2,1,1\n2024-01-03,1,2,1,1\n",
