@@ -115,8 +115,11 @@ def read_csv_table(file: CsvFile, settings: ReadingSettings = DEFAULTS) -> CsvTa
     notes = [*columns.notes, *chosen.notes, *_check_columns(file, columns, chosen, wanted)]
     names = {key: columns.names[position] for key, position in chosen.positions.items()}
     cells = {key: columns.cells[position] for key, position in chosen.positions.items()}
-    # An unnamed first column still needs a name in messages.
-    times = {columns.names[position] or "first column": columns.cells[position] for position in chosen.times}
+    # An unnamed first column still needs a name in messages, and columns of one name need two.
+    times: dict[str, pa.StringArray] = {}
+    for position in chosen.times:
+        name = columns.names[position] or "first column"
+        times[f"{name} (column {position + 1})" if name in times else name] = columns.cells[position]
     for key in ("volume", "amount", "adj_close"):
         # Exporters write an empty column for a market without volume.
         if key in cells and _all_empty(cells[key]):

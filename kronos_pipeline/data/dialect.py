@@ -116,7 +116,7 @@ def find_dialect(file: CsvFile, content: bytes, wanted: Mapping[str, str]) -> Di
     dialects = [
         dialect
         for encoding, text in _decoded(file, content)
-        for dialect in _dialects(encoding, _without_outer_quotes(text), wanted)
+        for dialect in _dialects(encoding, _without_outer_quotes(text.replace("\ufeff", "")), wanted)
     ]
     if not dialects:
         raise _error(file, "the file is empty; write a header and one bar a line into it")
@@ -280,7 +280,7 @@ def _with_header(file: CsvFile, sheet: Sheet, header: int, wanted: Mapping[str, 
     """Take the header and further header lines from the rows."""
     rows, notes = sheet.rows, list(sheet.notes)
     line, cells = rows[header]
-    names = [cell.strip() for cell in cells]
+    names = [" ".join(cell.split()) for cell in cells]
     if len(affixes := side_by_side(names)) > 1:
         rule = (
             f"several tickers or prices side by side ({enumerate_some(affixes)}); keep one, or name its columns with "

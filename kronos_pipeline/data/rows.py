@@ -41,6 +41,8 @@ _BAD_BEGINNING = 0.5
 """Smallest share of bad rows, up to the last of them, of a file whose beginning is bad."""
 _MANY_CONFLICTS = 0.2
 """Smallest share of rows with the time of another row that a file of several tickers has."""
+_FEWEST_EVENINGS = 3
+"""Dates that tell a habit from two rows in the wrong order."""
 _LONGEST_VALUE = 100
 """Characters of a cell in a message."""
 _SUNDAY = 6
@@ -272,12 +274,30 @@ def _sort(rows: Rows) -> Rows:
         known, steps = known[::-1], -steps[::-1]
     if (steps >= 0).all():
         return rows
+    if (again := _find_evening_first(known)) is not None:
+        rule = "goes back on the same date, as where the bars of an evening have the date of the next day"
+        fault = Fault(int(rows.ids[again]), TIME, f"{rule}; write the calendar date of each bar")
+        raise DataError(rows.problems([fault]), rows.ticker)
     early = np.sort(rows.ids[1:][steps < 0])
     verb = "is" if len(early) == 1 else "are"
     note = (
         f"rows are sorted by time: {count(len(early), 'row')} {verb} earlier than the row before, {rows.places(early)}"
     )
     return rows.take(np.argsort(known, kind="stable"), note)
+
+
+def _find_evening_first(times: StampArray) -> int | None:
+    """Return the first row with an earlier time of day than the row before, if most dates have one such row.
+
+    The dates are in order, so the file is not merely shuffled.
+    """
+    days = times.astype("datetime64[D]")
+    if (days[1:] < days[:-1]).any():
+        return None
+    back = np.flatnonzero((days[1:] == days[:-1]) & (times[1:] < times[:-1])) + 1
+    dates = len(np.unique(days))
+    most = max(_FEWEST_EVENINGS, dates / 2)
+    return int(back[0]) if len(back) == len(np.unique(days[back])) >= most else None
 
 
 def _known_times(times: StampArray) -> StampArray:

@@ -431,6 +431,9 @@ def _choose_order(dates: dict[Order, DateArray], *, preferred: bool) -> tuple[Or
     distinct = [order for order in possible[1:] if not np.array_equal(dates[order], dates[possible[0]], equal_nan=True)]
     if not distinct:
         many = len(dates) > 1 and len(possible) == 1 and not preferred
+        if many and _is_mixed(possible[0], dates):
+            rule = "dates are month first in some lines and day first in others; export them again as 2024-01-31"
+            return possible[0], None, rule
         note = f"dates are read {_ORDER_NAMES[possible[0]]}, as other orders give months above 12"
         return possible[0], note if many else None, None
     readings = [_reading(order, dates[order]) for order in (possible[0], *distinct)]
@@ -458,6 +461,14 @@ def _choose_order(dates: dict[Order, DateArray], *, preferred: bool) -> tuple[Or
     spans = " and ".join(f"{_date(one.dates[0])} to {_date(one.dates[-1])}" for one in readings)
     rule = f"{names}? The dates of the file fit both, {spans}; write dates as 2024-01-31"
     return chosen, None, rule
+
+
+def _is_mixed(order: Order, dates: Mapping[Order, DateArray]) -> bool:
+    """Return whether dates are in order only if days up to 12 and days above 12 are written in two orders."""
+    other: Order = "DMY" if order == "MDY" else "MDY"
+    if other not in dates or _reading(order, dates[order]).nearly_sorted:
+        return False
+    return _reading(order, np.where(np.isnat(dates[other]), dates[order], dates[other])).sorted
 
 
 def _date(day: int) -> str:

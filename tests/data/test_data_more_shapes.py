@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from csv_shapes import assert_same_bars, daily, hourly, lines, ohlcv, sessions, texts, write
+from csv_shapes import assert_same_bars, bars_at, daily, hourly, lines, ohlcv, sessions, texts, write
 from market_files import NOW
 
 from kronos_pipeline.config import ReadingSettings
@@ -40,6 +40,11 @@ def dates(frame: pd.DataFrame, form: str = "%Y-%m-%d") -> list[str]:
 def plain(frame: pd.DataFrame) -> list[str]:
     """The lines of a plain CSV: Date,Open,High,Low,Close,Volume."""
     return lines({"Date": dates(frame), **ohlcv(frame, title=True)})
+
+
+def plain_times(frame: pd.DataFrame) -> list[str]:
+    """The lines of a plain CSV of times."""
+    return lines({"Date": dates(frame, "%Y-%m-%d %H:%M"), **ohlcv(frame, title=True)})
 
 
 # Structure
@@ -88,7 +93,7 @@ def test_two_time_columns_of_one_name_must_agree(tmp_path: Path) -> None:
     text = [f"{line},{day}" for line, day in zip(plain(frame), ["Date", *later], strict=True)]
     write(tmp_path / "ZZA.csv", text)
 
-    assert "2 columns called Date with other cells" in problem_of(tmp_path)
+    assert "Date: disagrees with Date (column 7)" in problem_of(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["% Close", "Close %", "Volume %"])
@@ -365,3 +370,49 @@ def test_a_file_without_a_header_is_refused_with_the_places_that_read_it(
     assert problem_of(tmp_path).endswith(f"--columns {places}")
     bars = read_one(tmp_path, columns=places.split(","))
     assert_same_bars(bars.frame, frame if "volume" in order else frame.assign(volume=0.0))
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_evenings_with_the_date_of_the_next_day_are_refused(tmp_path: Path, newest_first: bool) -> None:
+    dates_ = pd.date_range("2024-01-02", periods=5, freq="B")
+    hours = (18, 19, 20, 21, 22, 23, 0, 1, 2, 9, 10, 11, 12, 13)
+    frame = bars_at(pd.DatetimeIndex([date + pd.Timedelta(hours=hour) for date in dates_ for hour in hours]))
+    header, *rows = plain_times(frame)
+    write(tmp_path / "ZZA.csv", [header, *(rows[::-1] if newest_first else rows)])
+
+    assert "goes back on the same date, as where the bars of an evening have the date" in problem_of(tmp_path)
+
+
+def test_days_that_are_newest_first_with_bars_oldest_first_are_sorted(tmp_path: Path) -> None:
+    frame = sessions(5)
+    header, *rows = plain_times(frame)
+    days = [rows[start : start + len(rows) // 5] for start in range(0, len(rows), len(rows) // 5)]
+    write(tmp_path / "ZZA.csv", [header, *(row for day in days[::-1] for row in day)])
+
+    assert_same_bars(read_one(tmp_path).frame, frame)
+
+
+def test_days_and_months_that_a_spreadsheet_has_swapped_are_refused(tmp_path: Path) -> None:
+    frame = daily()
+    cells = [f"{time:%m/%d/%Y}" if time.day > 12 else f"{time:%d/%m/%Y}" for time in frame["timestamps"]]
+    write(tmp_path / "ZZA.csv", lines({"Date": cells, **ohlcv(frame, title=True)}))
+
+    assert "dates are month first in some lines and day first in others" in problem_of(tmp_path)
+
+
+def test_names_of_several_lines_and_marks_of_joined_files_are_read(tmp_path: Path) -> None:
+    frame = daily(50)
+    header, *rows = plain(frame)
+    header = ",".join(f'"{name}\nprice"' if name in ("Open", "Close") else name for name in header.split(","))
+    write(tmp_path / "ZZA.csv", ["\ufeff" + header, *rows[:20], "\ufeff" + header, *rows[20:]])
+
+    bars = read_one(tmp_path)
+
+    assert_same_bars(bars.frame, frame)
+    assert "columns by meaning: open is Open price, close is Close price" in bars.notes
+
+
+def test_a_name_of_a_file_is_shown_in_one_line(tmp_path: Path) -> None:
+    write(tmp_path / "A\n\x1b[31mB.csv", plain(daily(50)))
+
+    assert problem_of(tmp_path).isprintable()
