@@ -375,7 +375,11 @@ def _without_footers(sheet: Sheet, wanted: Mapping[str, str]) -> Sheet:
 
 def _is_footer(row: Sequence[str], header: Sequence[str], meanings: Sequence[Meaning | None]) -> bool:
     texts = [cell.strip() for cell in row if cell.strip()]
-    if not texts or not header or is_date(texts[0]) or not re.search(r"[^\W\d_]", texts[0]):
+    if not texts or not header or is_date(texts[0]):
+        return False
+    if len(texts) == 1 and texts[0][0] in "©*#†":
+        return True
+    if not re.search(r"[^\W\d_]", texts[0]):
         return False
     if len(row) != len(header):
         # A sentence may have commas and numbers; a row that is cut off begins with a date, a number or a symbol.

@@ -218,7 +218,8 @@ def _parse_numbers(name: str, texts: pa.StringArray) -> _Column:
     numbers = pc.replace_substring_regex(pc.if_else(pa.array(good), texts, "0"), r"\.0*$", "")
     floats = pc.cast(numbers, pa.float64()).to_numpy()
     known = floats[good]
-    if ((known >= _SERIALS[0]) & (known < _SERIALS[1])).all():
+    padded = pc.any(pc.match_substring_regex(numbers, r"^0\d")).as_py()
+    if not padded and ((known >= _SERIALS[0]) & (known < _SERIALS[1])).all():
         if rule := _doubt_of_serials(name, known):
             return _Column(name, np.full(len(floats), _NAT), problems={0: rule})
         days = np.where(good, np.rint(floats * 86_400_000), 0).astype(np.int64)
@@ -284,6 +285,8 @@ def _doubt_of_serials(name: str, numbers: FloatArray) -> str | None:
 
 def _doubt_of_ticks(numbers: FloatArray) -> str | None:
     """Return the rule that counts of 18 digits break if they may be ns or ticks, or None."""
+    if len(numbers) < 2 or np.median(np.abs(np.diff(numbers))) % _MINUTE == 0:
+        return None  # bars of whole minutes in ns would be bars of 100 minutes and the like in ticks
     for (low, high), origin in _TICKS:
         if ((numbers >= low) & (numbers < high)).all():
             since_1970 = np.datetime64(int(numbers[0]), "ns").astype("datetime64[D]")
@@ -558,6 +561,10 @@ def _join(arrays: Mapping[str, pa.StringArray]) -> list[_Column]:
     """Return the columns that hold whole times, with a column of dates and a column of times of day joined."""
     columns = {name: _parse(name, array) for name, array in arrays.items()}
     clocks = {name: _clock_column(columns[name], array) for name, array in arrays.items()}
+    dated = [name for name, column in columns.items() if column.usable]
+    if len(columns) > 1 and dated and all(clock is not None for clock in clocks.values()):
+        # Day numbers can be times of day as well: 42801 is 04:28:01. Columns that are called a date come last.
+        clocks[dated[-1]] = None
     whole = [column for name, column in columns.items() if column.usable and clocks[name] is None]
     if not whole:
         # Day numbers of a spreadsheet may look like times of day.

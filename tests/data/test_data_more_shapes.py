@@ -416,3 +416,23 @@ def test_a_name_of_a_file_is_shown_in_one_line(tmp_path: Path) -> None:
     write(tmp_path / "A\n\x1b[31mB.csv", plain(daily(50)))
 
     assert problem_of(tmp_path).isprintable()
+
+
+def test_several_sentences_at_the_end_are_left_out_with_a_note(tmp_path: Path) -> None:
+    frame = daily(50)
+    footer = ["", "Source: an exchange", "Note 1: prices, adjusted for splits, 2:1", "* delayed", "© 2024"]
+    write(tmp_path / "ZZA.csv", [*plain(frame), *footer])
+
+    bars = read_one(tmp_path)
+
+    assert_same_bars(bars.frame, frame)
+    assert any(note.startswith("lines 53 to 56 at the end: left out, no bar") for note in bars.notes)
+
+
+@pytest.mark.parametrize("form", ["%H%M%S", "%-H%M%S", "%H:%M:%S"])
+def test_day_numbers_beside_times_of_day_in_digits_are_the_dates(tmp_path: Path, form: str) -> None:
+    frame = bars_at(pd.date_range("2017-03-04 03:00:00", periods=200, freq="min"))
+    days = [(time.normalize() - pd.Timestamp("1899-12-30")).days for time in frame["timestamps"]]
+    write(tmp_path / "ZZA.csv", lines({"Time": dates(frame, form), "Date": days, **ohlcv(frame)}))
+
+    assert_same_bars(read_one(tmp_path).frame, frame)
