@@ -57,6 +57,7 @@ def test_a_forbidden_import_breaks_the_contract(module: str, line: str, broken: 
     assert f"{broken} BROKEN" in result.stdout
 
 
+@pytest.mark.slow
 def test_settings_artifacts_and_data_load_without_torch() -> None:
     script = """
 import importlib, pkgutil, sys
@@ -96,6 +97,7 @@ print(*(getattr(kronos_pipeline, name).__name__ for name in kronos_pipeline.__al
     assert result.stdout.split() == names, result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["cli", "run_training"])
 def test_help_is_told_without_anything_heavy(module: str) -> None:
     script = f"""

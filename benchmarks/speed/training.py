@@ -87,7 +87,7 @@ def trainer_run(model: KronosModel, windows: list[WindowSet], settings: Recipe) 
         def train() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 trainer = KronosTrainer(settings, folder, base=model, say=lambda _: None)
-                rates.extend(trainer.train_checkpoint(windows).history["windows_per_second"])
+                rates.extend(trainer.train_checkpoint(windows).history["windows_per_second"].dropna())
 
         whole = timed(train, model.device)()
         return replace(whole, seconds=settings.batch_size / Spread.of(rates).median)

@@ -30,6 +30,7 @@ def test_a_good_file_has_no_problem(tmp_path: Path) -> None:
     assert len(read_bars(with_line(tmp_path, "2024-01-05,12,14,11,13,0"))) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "problem"),
     [

@@ -35,6 +35,7 @@ def texts(table: CsvTable) -> dict[str, list[str]]:
     }
 
 
+@pytest.mark.slow
 @SHARED
 @given(rows, st.sampled_from(["\n", "\r\n", "\r"]), st.sampled_from(["", "\ufeff"]), st.integers(0, 2))
 def test_a_plain_file_has_the_cells_of_the_same_file_with_quotes(

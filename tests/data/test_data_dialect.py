@@ -118,6 +118,7 @@ def bars(draw: st.DrawFn) -> list[tuple[float, ...]]:
     return found
 
 
+@pytest.mark.slow
 @SHARED
 @given(bars(), dialects)
 @example([(1.5, 2.5, 1.25, 1.75, 1234.0)], Dialect("cp1252", ";", ",", ".", 2, csv.QUOTE_ALL, "\r", 1, 1))

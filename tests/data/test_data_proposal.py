@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from market_files import daily_frame
@@ -79,6 +80,7 @@ def test_one_short_ticker_of_many_does_not_shorten_the_windows_of_all() -> None:
     assert any("20 of 21 tickers fit; without a window in each split: NEW" in reason for reason in proposal.reasons)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(bars=st.integers(33, 3000), freq=st.sampled_from(["B", "h", "W-MON", "5min"]))
 def test_a_proposal_fits_and_its_flags_say_it_all(bars: int, freq: str) -> None:

@@ -180,6 +180,7 @@ def test_a_range_that_misses_the_close_by_more_is_bad(tmp_path: Path, column: st
 # bad rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", ["0", "-1", "", "x", "inf"])
 @pytest.mark.parametrize("most", ["2", "2%", "2.5%"])
 def test_bad_rows_are_left_out_as_many_as_are_allowed_and_named(tmp_path: Path, cell: str, most: str) -> None:
@@ -575,6 +576,7 @@ def test_a_file_of_several_tickers_is_read_once_for_its_hash(
 # anything that people do to rows
 
 
+@pytest.mark.slow
 @SHARED
 @given(st.data())
 def test_bars_come_back_whatever_gaps_repeats_and_order_their_rows_have(tmp_path: Path, data: st.DataObject) -> None:
@@ -599,6 +601,7 @@ def test_bars_come_back_whatever_gaps_repeats_and_order_their_rows_have(tmp_path
     assert any(note.startswith(f"{len(gaps)} row") and "a price" in note for note in found.notes) == bool(gaps)
 
 
+@pytest.mark.slow
 @SHARED
 @given(st.data())
 def test_bad_rows_leave_the_good_ones_as_they_are_and_all_are_counted(tmp_path: Path, data: st.DataObject) -> None:

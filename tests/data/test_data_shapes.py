@@ -195,6 +195,7 @@ def test_a_date_and_a_time_column_are_joined(tmp_path: Path) -> None:
 # 08, 09: MetaTrader 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("separator", ["\t", ","])
 @pytest.mark.parametrize("real", [False, True])
 def test_exports_of_metatrader_are_read_with_the_volume_that_is_not_all_zero(
@@ -245,6 +246,7 @@ def test_exports_of_investing_com_are_read(tmp_path: Path) -> None:
 # 13: a European spreadsheet
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-8", "utf-16", "cp1252"])
 def test_semicolons_decimal_commas_and_days_first_are_read(tmp_path: Path, encoding: str) -> None:
     frame = daily()

@@ -72,6 +72,7 @@ def test_offsets_that_no_daylight_saving_explains_are_an_error() -> None:
     assert times.problems == ((2, "another time zone than the usual UTC-05:00 of this file"),)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "texts",
     [

@@ -45,6 +45,7 @@ def recomputed(rows: pd.DataFrame, model: str) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trained", ["adapter", "checkpoint"])
 def test_every_error_of_evaluation_json_can_be_recomputed_from_forecasts_parquet(
     layout: ArtifactLayout, trained: str
@@ -169,6 +170,7 @@ def test_a_symbol_without_the_trained_model_has_null_metrics_and_a_reason() -> N
     assert evaluation["aggregate"]["models"]["base"]["symbols"] == 2
 
 
+@pytest.mark.slow
 def test_the_tickers_files_put_together_give_the_evaluation_of_all(layout: ArtifactLayout) -> None:
     windows = [windows_of("AAPL", left_out=5), windows_of("^GSPC")]
     for ticker in windows:

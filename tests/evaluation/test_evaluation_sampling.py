@@ -100,6 +100,7 @@ def test_widths_at_steps_are_those_of_the_steps_by_level() -> None:
     np.testing.assert_array_equal(sampling.widths_at(np.array([2, 1, 2])), [[2, 4, 6], [1, 3, 5], [2, 4, 6]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", [0.3, 2.0])
 def test_intervals_fitted_on_the_selection_block_cover_the_holdout_as_they_say(spread: float) -> None:
     shares: dict[str, list[list[bool]]] = {"": [], "raw_": []}
@@ -183,6 +184,7 @@ def test_no_holdout_bar_is_read_nor_its_time(bars: Bars, recipe: Recipe) -> None
             np.testing.assert_array_equal(call[given_], other[given_])
 
 
+@pytest.mark.slow
 @cases(30)
 @given(tickers(), recipes)
 def test_work_is_bounded_and_no_cutoff_has_a_flat_lookback(bars: Bars, recipe: Recipe) -> None:

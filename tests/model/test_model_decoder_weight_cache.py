@@ -70,6 +70,7 @@ def rescaled(predictor: Any) -> None:
 CHANGES = [through_data, in_place, of_a_norm, replaced, of_the_adapter, rescaled]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_changed_weights_are_seen(change: Callable[[Any], None]) -> None:
     predictor = adapter()

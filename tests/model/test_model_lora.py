@@ -189,7 +189,7 @@ def test_another_base_is_refused_with_both_names(base: KronosModel, tmp_path: Pa
         assert part in str(caught.value)
 
 
-@pytest.mark.parametrize("manifest", [None, "{}", '{"base_model": {"name": "x"}}', "[]"])
+@pytest.mark.parametrize("manifest", [None, "{}", '{"base_model": {"name": "x"}}'])
 def test_an_adapter_that_does_not_say_its_base_is_refused(
     base: KronosModel, tmp_path: Path, manifest: str | None
 ) -> None:

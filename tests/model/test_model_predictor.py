@@ -271,6 +271,7 @@ def test_settings_of_no_use_are_told_when_they_are_given(settings: dict[str, Any
     assert isinstance(caught.value, KronosError)
 
 
+@pytest.mark.slow
 def test_threads_forecast_as_one_does_and_leave_the_models_and_torch_as_they_were() -> None:
     tokenizer, threads = sharp_tokenizer().train(), torch.get_num_threads()
     for part in tokenizer.modules():

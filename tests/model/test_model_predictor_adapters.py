@@ -113,6 +113,7 @@ def saved(folder: Path, base: KronosModel, seed: int, *, train_base: bool = Fals
     return folder
 
 
+@pytest.mark.slow
 def test_folders_are_put_on_the_model_in_memory_that_they_were_trained_on(
     base: KronosModel, tiny_base: Path, tmp_path: Path
 ) -> None:

@@ -28,6 +28,7 @@ def predictor(**settings: Any) -> KronosPredictor:
     return KronosPredictor(sharp_predictor(), TOKENIZER, "cpu", **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", [512, 31, 25, 14, 5])
 def test_series_of_unequal_length_are_forecast_as_each_alone(context: int) -> None:
     together = predictor(max_context=context).predict_batch(*BATCH, top_k=1, verbose=False)

@@ -86,6 +86,7 @@ def test_windows_are_encoded_in_full_batches_whatever_their_ticker(
     torch.testing.assert_close(data.batch(range(len(data))), at_once.batch(range(len(data))))
 
 
+@pytest.mark.slow
 def test_memory_beside_the_tokens_does_not_grow_with_the_windows(
     tiny_base: Path, base: KronosModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,6 +133,7 @@ def test_the_holdout_and_mixed_windows_are_refused(tiny_base: Path, base: Kronos
         KronosMultiTickerDataset(mixed, "train", base.tokenizer)
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(changed=st.integers(20, 103), factor=st.floats(0.5, 2))
 def test_no_token_before_a_bar_changes_with_it(tiny_base: Path, base: KronosModel, changed: int, factor: float) -> None:

@@ -66,6 +66,7 @@ def test_a_checkpoint_is_upstreams_own_and_what_was_measured(tiny_base: Path, tm
     assert (layout.last_checkpoint / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_over_different_intervals_is_refused_unless_it_is_allowed(tiny_base: Path, tmp_path: Path) -> None:
     recipe = small_recipe(tiny_base, validation_bars=12, selection_bars=14, epochs=1)
     hourly = simulated_bars("BTCUSD").frame
@@ -84,6 +85,7 @@ def test_a_checkpoint_over_different_intervals_is_refused_unless_it_is_allowed(t
     assert trainer_of(allowed, tmp_path).train_checkpoint(windows).folder.is_dir()
 
 
+@pytest.mark.slow
 def test_the_base_model_stays_as_it_is(tiny_base: Path, tmp_path: Path) -> None:
     recipe = small_recipe(tiny_base)
     trainer = trainer_of(recipe, tmp_path)
@@ -94,6 +96,7 @@ def test_the_base_model_stays_as_it_is(tiny_base: Path, tmp_path: Path) -> None:
     assert all(torch.equal(value, before[name]) for name, value in trainer.base.predictor.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("together", [1, 0], ids=["alone", "jointly"])
 def test_a_training_tells_the_loss_of_the_untouched_model_and_whether_it_helped(
     tiny_base: Path, tmp_path: Path, together: int
@@ -208,6 +211,7 @@ def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
         torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_averaged_weights_lag_behind_the_plain_ones(tiny_base: Path, tmp_path: Path) -> None:
     norms = {}
     for decay in (0.0, 0.99):
@@ -257,6 +261,7 @@ def test_a_listener_is_told_steps_losses_rate_and_speed(tiny_base: Path, tmp_pat
     assert values["windows_per_second"] > 0
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_ends_the_training_and_leaves_the_last_good_adapter(
     tiny_base: Path, tmp_path: Path
 ) -> None:
@@ -296,6 +301,7 @@ def test_what_training_will_take_is_said_before_it_starts(tiny_base: Path, tmp_p
     assert any("loss" in line and "windows/s" in line for line in said)
 
 
+@pytest.mark.slow
 def test_both_precisions_train_to_nearly_the_same(tiny_base: Path, tmp_path: Path) -> None:
     results = {}
     for precision in ("bf16", "fp32"):
