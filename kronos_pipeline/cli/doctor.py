@@ -37,6 +37,8 @@ class Doctor(Command, Recipe):
         report = examine_folder(Path(self.data_dir), recipe)
         shown = report.of(self.ticker) if self.ticker else report
         Console().print(doctor_table(shown))
+        if recipe.lookback_note:
+            print(recipe.lookback_note)
         print("\n".join(shown.lines()))
         if not self.ticker:
             bars = [ticker.bars for ticker in report.tickers if ticker.bars is not None]

@@ -61,3 +61,8 @@ def test_other_files_of_a_folder_are_counted(file: Path, capsys: pytest.CaptureF
     doctor(file.parent)
 
     assert "note: 1 other file not read: 1 .xlsx; save a table as CSV" in capsys.readouterr().out
+
+
+def test_a_lookback_that_is_cut_is_told(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    doctor(file, "--columns", "close=Fixing", "--horizon", "500")
+    assert "--lookback 16 is cut to 11 bars" in capsys.readouterr().out

@@ -50,6 +50,14 @@ def test_each_holdout_bar_has_a_row_per_model_that_knows_the_bars_up_to_its_cuto
     np.testing.assert_allclose(of(table, "adapter")["median"], last + 20 + 1 + steps, rtol=1e-12)
 
 
+def test_cutoffs_that_a_jump_takes_from_the_holdout_are_told() -> None:
+    windows = HandMadeWindows(closes(40), holdout=10, horizon=4)
+    assert not any("not scored" in note for note in forecast(windows, {}, CONFIG).notes)
+    fewer = replace(windows, excluded={"cutoffs over a jump like an unadjusted split": 2})
+    notes = forecast(fewer, {}, CONFIG).notes
+    assert "AAPL: 2 cutoffs over a jump like an unadjusted split of the holdout are not scored." in notes
+
+
 def test_the_baselines_are_their_formulas_from_the_lookback_alone() -> None:
     windows = HandMadeWindows(closes(40), holdout=10, horizon=4)
     table = forecast(windows, {}, CONFIG).predictions
