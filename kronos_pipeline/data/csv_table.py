@@ -29,7 +29,7 @@ from kronos_pipeline.data.csv_file import CsvFile
 from kronos_pipeline.data.dialect import Dialect, Sheet, find_dialect, is_bar_row, is_date, read_sheet
 from kronos_pipeline.data.headerless import headerless_names
 from kronos_pipeline.data.number_format import NumberFormat, find_number_format, is_empty
-from kronos_pipeline.errors import DataError, Problem, enumerate_some
+from kronos_pipeline.errors import DataError, Problem, count, enumerate_some
 
 DEFAULTS = ReadingSettings()
 """Settings of a reading without any option."""
@@ -338,7 +338,9 @@ def _split_sheet(file: CsvFile, sheet: Sheet, separator: str, wanted: Mapping[st
     rows = [(line, row if "".join(row[len(names) :]).strip() else row[: len(names)]) for line, row in sheet.rows]
     problems = [
         Problem(
-            file.name, f"{len(row)} cells where the header has {len(names)}; complete the line or take it out", line
+            file.name,
+            f"{count(len(row), 'cell')} where the header has {len(names)}; complete the line or take it out",
+            line,
         )
         for line, row in rows
         if len(row) != len(names)

@@ -81,7 +81,7 @@ def test_a_text_without_a_table_is_refused_for_what_it_is(tmp_path: Path, text: 
 def test_a_line_of_another_length_is_named_with_the_way_out(tmp_path: Path) -> None:
     write(tmp_path / "ZZA.csv", [*plain(daily(50)), "1234"])
 
-    assert problem_of(tmp_path).endswith("ZZA.csv:52: 1 cells where the header has 6; complete the line or take it out")
+    assert problem_of(tmp_path).endswith("ZZA.csv:52: 1 cell where the header has 6; complete the line or take it out")
 
 
 # Columns
