@@ -296,6 +296,7 @@ class MultiLoraLoop:
     def _selection_losses(self, numbers: Sequence[int]) -> dict[int, float]:
         """Compute the mean loss of some members on their selection blocks, in nats per token."""
         totals = dict.fromkeys(numbers, 0.0)
+        evaluated: list[tuple[dict[int, int], Tensor]] = []
         size = 2 * self._recipe.batch_size
         blocks = {
             number: torch.split(torch.tensor(self._trainings[number].member.selection), size) for number in numbers
@@ -306,13 +307,18 @@ class MultiLoraLoop:
             indices = self._forward.adapter_indices([len(part) for part in batches.values()])
             batch = self._selection.batch(torch.cat(list(batches.values())))
             losses = self._forward.losses(adapters, indices, batch, self._selection.lookback)
-            sums = np.bincount(indices.indices.cpu().numpy(), losses.float().cpu().numpy(), len(batches))
-            totals.update({number: totals[number] + float(total) for number, total in zip(batches, sums, strict=True)})
+            evaluated.append(({number: len(part) for number, part in batches.items()}, losses.float()))
 
         self._forward.multi_lora.predictor.eval()
         for turn in range(max((len(parts) for parts in blocks.values()), default=0)):
             current = {number: parts[turn] for number, parts in blocks.items() if turn < len(parts)}
             self._forward.run_in_parts(current, evaluate, self._replayed.release)
+        # The device is read once: a read waits for it.
+        losses = torch.cat([part for _, part in evaluated]).cpu().numpy() if evaluated else np.empty(0)
+        parts = np.split(losses, np.cumsum([len(part) for _, part in evaluated])[:-1])
+        for (windows, _), part in zip(evaluated, parts, strict=False):
+            sums = np.bincount(np.repeat(np.arange(len(windows)), list(windows.values())), part, len(windows))
+            totals.update({number: totals[number] + float(total) for number, total in zip(windows, sums, strict=True)})
         return {number: total / len(self._trainings[number].member.selection) for number, total in totals.items()}
 
     def _rows(self, numbers: Sequence[int]) -> Tensor:
