@@ -72,8 +72,7 @@ def make_bars(
     values = column_matrix(frame, FEATURES)
     values += 0.0  # turns -0.0 into 0.0
     stamps = np.array(frame["timestamps"], "datetime64[ns]")
-    clean = pd.DataFrame(values, columns=list(FEATURES))
-    clean.insert(0, "timestamps", stamps)
+    clean = pd.DataFrame({"timestamps": stamps, **dict(zip(FEATURES, values.T, strict=True))})
     return Bars(ticker, clean, bars_hash(stamps, values), source, time_zone, notes, csv_key)
 
 
