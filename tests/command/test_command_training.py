@@ -111,6 +111,26 @@ def test_one_adapter_over_all_of_the_data_under_a_name(tiny_base: Path, data: Pa
     assert sorted(settings["target_modules"]) == ["w1", "w2"]
 
 
+@pytest.mark.parametrize("flags", [(), ("--adapter", "lora")], ids=["checkpoint", "adapter"])
+def test_a_training_that_does_not_help_is_told(
+    tiny_base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...]
+) -> None:
+    idle = tmp_path / "idle"
+    assert train(tiny_base, data / "AAPL", idle, *flags, learning_rate=1e-30) == 0
+
+    told = "no better than the untouched model on the selection block"
+    assert re.search(rf"best selection loss .*, {told} \([\d.]+ nats\);", capsys.readouterr().out)
+    [manifest] = [
+        json.loads(path.read_text())
+        for pattern in ("checkpoints/best_model/manifest.json", "adapters/AAPL/manifest.json")
+        for path in idle.glob(pattern)
+    ]
+    assert manifest["training"]["note"] == told
+    run = mlflow.MlflowClient().get_run(manifest["mlflow_run"])
+    assert run.data.tags["training.note"] == told
+    assert run.data.metrics["training/untouched_loss"] == manifest["training"]["untouched_loss"]
+
+
 def test_a_folder_of_one_ticker(tiny_base: Path, data: Path, tmp_path: Path) -> None:
     assert train(tiny_base, data / "AAPL", tmp_path / "out", "--adapter", "lora", "--adapter-name", "AAPL") == 0
     assert [entry["symbol"] for entry in check_numbers(tmp_path / "out")["per_symbol"]] == ["AAPL"]

@@ -157,6 +157,15 @@ def run(data: Path, layout: ArtifactLayout, **settings: object) -> Tickers:
     return read_tickers(config, layout)
 
 
+def test_the_command_says_that_a_lookback_is_cut(
+    tmp_path: Path, layout: ArtifactLayout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_frame(tmp_path / "data", "A", daily_frame(50))
+    with pytest.raises(DataError, match="--horizon 500"):
+        run(tmp_path / "data", layout, horizon=500)
+    assert "--lookback 16 is cut to 11 bars" in capsys.readouterr().out
+
+
 def test_the_command_says_how_many_were_unchanged_and_leaves_their_bars_as_they_are(
     tmp_path: Path, layout: ArtifactLayout, capsys: pytest.CaptureFixture[str]
 ) -> None:

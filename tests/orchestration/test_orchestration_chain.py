@@ -51,6 +51,16 @@ def test_one_ticker_goes_from_csv_to_holdout_metrics_in_one_run(story: Story) ->
     assert all(set(tickers) == {"AAPL"} for tickers in checks(story.alone).values())
 
 
+@pytest.mark.parametrize("job", ["retrain_adapter", "retrain_checkpoint"])
+def test_a_training_that_does_not_help_is_a_warning(new_location: Callable[[], Location], job: str) -> None:
+    location = new_location()
+    location.write("AAPL")
+    result = location.run(job, "AAPL", settings={"learning_rate": 1e-30})
+    assert result.success, failed_steps(result)
+    warnings = [entry.user_message for entry in location.instance.all_logs(result.run_id) if entry.level == 30]
+    assert any("no better than the untouched model on the selection block" in text for text in warnings)
+
+
 def test_good_tickers_of_a_run_are_trained_beside_a_bad_one_and_the_run_fails_by_its_name(story: Story) -> None:
     good = {"AAPL", "BRK-B", "BRK.B", "^GSPC"}
     assert not story.together.success
