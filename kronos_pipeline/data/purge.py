@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from kronos_pipeline.data.bar_schedule import find_bar_schedule
-from kronos_pipeline.data.timestamps import fixed_offset
+from kronos_pipeline.data.time_zones import fixed_offset
 from kronos_pipeline.data.windows import WindowSet
 
 _MARGIN = pd.Timedelta(days=1)

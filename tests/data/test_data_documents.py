@@ -20,7 +20,18 @@ PAGE = (ROOT / "docs" / "data.md").read_text()
 PACKAGE = ROOT / "kronos_pipeline"
 READING = (
     *("csv_files", "csv_table", "columns", "dialect", "headerless", "numbers", "ingest", "rows", "schemas"),
-    *("timestamps", "time_texts", "bar_times", "quality_flags", "windows", "doctor"),
+    *(
+        "timestamps",
+        "time_numbers",
+        "time_zones",
+        "date_orders",
+        "time_column",
+        "time_texts",
+        "bar_times",
+        "quality_flags",
+        "windows",
+        "doctor",
+    ),
 )
 ALL_QUOTED = tuple(module for module in READING if module not in ("time_texts", "windows", "doctor"))
 """Modules with messages of the reading alone; the others have names of months, and messages on artifacts."""
