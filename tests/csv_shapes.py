@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from kronos_pipeline.data.bars import FEATURES, PRICES
+from kronos_pipeline.data.timestamps import ParsedTimes, parse_time_columns
 
 UTC = "UTC"
 NEW_YORK = "America/New_York"
+
+
+def parse_times(cells: Sequence[str]) -> ParsedTimes:
+    """Parse the cells of a file with a single time column."""
+    return parse_time_columns({"": cells})
 
 
 def bars_at(times: pd.DatetimeIndex, *, seed: int = 0, price: float = 100.0) -> pd.DataFrame:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kronos_pipeline.data.time_texts import DateArray, IntArray, Order
+from kronos_pipeline.data.bar_schedule import IntArray, StampArray
+from kronos_pipeline.data.time_texts import Order
 
 _ORDER_NAMES: dict[Order, str] = {"YMD": "year first", "DMY": "day first", "MDY": "month first"}
 
@@ -67,7 +68,7 @@ class _Reading:
         return bool((np.abs(self.steps - self.step) <= 0.15 * self.step).all())
 
 
-def choose_order(dates: dict[Order, DateArray], *, preferred: bool) -> tuple[Order, str | None, str | None]:
+def choose_order(dates: dict[Order, StampArray], *, preferred: bool) -> tuple[Order, str | None, str | None]:
     """Choose the order of day, month and year by the whole column.
 
     Args:
@@ -114,7 +115,7 @@ def choose_order(dates: dict[Order, DateArray], *, preferred: bool) -> tuple[Ord
     return chosen, None, rule
 
 
-def _is_mixed(order: Order, dates: Mapping[Order, DateArray]) -> bool:
+def _is_mixed(order: Order, dates: Mapping[Order, StampArray]) -> bool:
     """Return whether dates are in order only if days up to 12 and days above 12 are written in two orders."""
     other: Order = "DMY" if order == "MDY" else "MDY"
     if other not in dates or _reading(order, dates[order]).nearly_sorted:
@@ -126,7 +127,7 @@ def _date(day: int) -> str:
     return str(np.datetime64(int(day), "D"))
 
 
-def _reading(order: Order, dates: DateArray) -> _Reading:
+def _reading(order: Order, dates: StampArray) -> _Reading:
     days = dates[~np.isnat(dates)].astype(np.int64)
     first = np.concatenate([[True], days[1:] != days[:-1]]) if len(days) else np.zeros(0, np.bool_)
     return _Reading(order, days[first], 2 * int(first.sum()) <= len(days))

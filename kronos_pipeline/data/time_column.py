@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from kronos_pipeline.data.time_texts import BoolArray, IntArray
+from kronos_pipeline.data.bar_schedule import BoolArray, IntArray
 
 NAT = np.iinfo(np.int64).min
 """Nanoseconds of a cell without a time."""

@@ -9,9 +9,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from kronos_pipeline.data.bar_schedule import BoolArray, IntArray
 from kronos_pipeline.data.bars import FloatArray
 from kronos_pipeline.data.time_column import DAY, MINUTE, NAT, NO_TIME, TimeColumn
-from kronos_pipeline.data.time_texts import BoolArray, IntArray
 
 EpochUnit = Literal["s", "ms", "us", "ns"]
 _EPOCH_UNITS: dict[int, EpochUnit] = {9: "s", 10: "s", 12: "ms", 13: "ms", 15: "us", 16: "us", 18: "ns", 19: "ns"}

@@ -17,9 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
-BoolArray = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
-DateArray = np.ndarray[tuple[int, ...], np.dtype[np.datetime64]]
+from kronos_pipeline.data.bar_schedule import BoolArray, IntArray, StampArray
 
 Order = Literal["YMD", "DMY", "MDY"]
 """Order of year, month and day."""
@@ -160,7 +158,7 @@ class TimeTexts:
     """
 
     form: str
-    dates: dict[Order, DateArray]
+    dates: dict[Order, StampArray]
     clock: IntArray
     clocked: BoolArray
     zone_of: IntArray
@@ -315,7 +313,7 @@ def _month(name: str) -> int:
     return found[0] if len(found) == 1 else 0
 
 
-def _dates(numbers: list[IntArray], order: Order) -> DateArray:
+def _dates(numbers: list[IntArray], order: Order) -> StampArray:
     year, month, day = (numbers[order.index(part)] for part in "YMD")
     # Two digits are a year of this century up to next year, and of the last century beyond.
     this_year = int(np.datetime64("today", "Y").astype(int)) + 1970

@@ -8,8 +8,9 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pandas as pd
 
+from kronos_pipeline.data.bar_schedule import BoolArray, IntArray
 from kronos_pipeline.data.time_column import MINUTE, TimeColumn
-from kronos_pipeline.data.time_texts import BoolArray, IntArray, Zone
+from kronos_pipeline.data.time_texts import Zone
 
 DAYLIGHT_SAVING = 60
 """Largest shift of daylight saving, in minutes."""

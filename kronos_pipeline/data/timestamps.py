@@ -18,20 +18,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from kronos_pipeline.data.bar_schedule import BoolArray, IntArray, StampArray
 from kronos_pipeline.data.date_orders import choose_order
 from kronos_pipeline.data.time_column import DAY, MINUTE, NAT, NO_TIME, TimeColumn, share
 from kronos_pipeline.data.time_numbers import NUMBER, parse_numbers
-from kronos_pipeline.data.time_texts import (
-    MINGUO,
-    MONTHS_ALONE,
-    BoolArray,
-    DateArray,
-    IntArray,
-    Zone,
-    sample,
-    split_clock,
-    split_times,
-)
+from kronos_pipeline.data.time_texts import MINGUO, MONTHS_ALONE, Zone, sample, split_clock, split_times
 from kronos_pipeline.data.time_zones import DAYLIGHT_SAVING, find_offsets, zone_name
 from kronos_pipeline.errors import enumerate_some
 
@@ -73,6 +64,11 @@ def parse_time_columns(cells: Mapping[str, Texts]) -> ParsedTimes:
     A column of dates and a column of times of day are joined. Columns that hold the time twice must agree; a column
     with times of day is preferred to a column of dates, then a column with a zone, then the first column.
 
+    Supported formats: ISO 8601, counts of seconds, milli-, micro- or nanoseconds since 1970 (in UTC), day numbers of a
+    spreadsheet, 20240131, and dates such as 2024.01.31, 01/31/2024 or 31/01/2024 (if the file's dates decide between
+    them), 31.01.24, 31-Jan-2024, Jan 31, 2024, 31. Januar 2024 and 2024年1月31日, each with or without a time of day,
+    with an offset, an abbreviation or a name of a time zone or without.
+
     Args:
         cells: the columns that may hold the time, by the file's name, in order of preference.
     """
@@ -86,17 +82,6 @@ def parse_time_columns(cells: Mapping[str, Texts]) -> ParsedTimes:
             return ParsedTimes(pd.Series(plain), None, (), column=name)
         return _finish(_parse(name, array))
     return _finish(_agree(_join(arrays)))
-
-
-def parse_times(cells: Texts) -> ParsedTimes:
-    """Parse the time cells of a file with a single time column.
-
-    Supported formats: ISO 8601, counts of seconds, milli-, micro- or nanoseconds since 1970 (in UTC), day numbers of a
-    spreadsheet, 20240131, and dates such as 2024.01.31, 01/31/2024 or 31/01/2024 (if the file's dates decide between
-    them), 31.01.24, 31-Jan-2024, Jan 31, 2024, 31. Januar 2024 and 2024年1月31日, each with or without a time of day,
-    with an offset, an abbreviation or a name of a time zone or without.
-    """
-    return parse_time_columns({"": cells})
 
 
 def _plain(texts: pa.StringArray) -> np.ndarray | None:
@@ -159,7 +144,7 @@ def _parse_texts(name: str, texts: pa.StringArray) -> TimeColumn:
     return column
 
 
-def _add(days: DateArray, clock: IntArray) -> IntArray:
+def _add(days: StampArray, clock: IntArray) -> IntArray:
     """Return nanoseconds since 1970 of dates and times of day."""
     return np.where(np.isnat(days), NAT, days.astype("datetime64[ns]").astype(np.int64) + clock)
 

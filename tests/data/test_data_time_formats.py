@@ -7,10 +7,11 @@ from datetime import datetime
 import numpy as np
 import pandas as pd
 import pytest
+from csv_shapes import parse_times
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kronos_pipeline.data.timestamps import parse_time_columns, parse_times
+from kronos_pipeline.data.timestamps import parse_time_columns
 
 DATES = ["%Y-%m-%d", "%Y/%m/%d", "%Y.%m.%d", "%Y%m%d", "%Y年%m月%d日", "%d.%m.%Y", "%d.%m.%y"]
 DATES += ["%d-%b-%Y", "%d-%b-%y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%Y-%b-%d", "%a, %d %b %Y", "%a %b %d %Y"]

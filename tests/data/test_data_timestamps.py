@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from csv_shapes import parse_times
 from hypothesis import given
 from hypothesis import strategies as st
 from market_files import NOW, daily_frame, read_frame, write_frame
 
 from kronos_pipeline.data.ingest import read_bars
-from kronos_pipeline.data.timestamps import parse_time_columns, parse_times
+from kronos_pipeline.data.timestamps import parse_time_columns
 from kronos_pipeline.errors import DataError
 
 
