@@ -45,7 +45,7 @@ KINDS = {
         "stride": 2,
     },
 }
-"""The settings of `make demo`, which docs/does-training-work.md explains; the checkpoint with the former default rate."""
+"""The settings of `make demo` (docs/does-training-work.md); the checkpoint with the former default learning rate."""
 SETS = {"stocks": "Five real stocks", "simulated": "Twelve simulated tickers"}
 
 
