@@ -8,8 +8,8 @@ from pathlib import Path
 
 def document(path: Path) -> dict[str, str]:
     """Return the marked places of a document with their content."""
-    found = re.findall(r"<!-- ([a-z-]+) -->\n(.*?)<!-- /\1 -->", path.read_text(), re.DOTALL)
-    return dict(found)
+    sections = re.findall(r"<!-- ([a-z-]+) -->\n(.*?)<!-- /\1 -->", path.read_text(), re.DOTALL)
+    return dict(sections)
 
 
 def rows(text: str, title: str) -> list[dict[str, str]]:

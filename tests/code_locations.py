@@ -108,19 +108,19 @@ def ticker_range(tickers: Sequence[str]) -> dict[str, str]:
 
 def failed_steps(result: dg.ExecuteInProcessResult) -> dict[str, str]:
     """Return the failed steps with the description that the UI shows."""
-    found = {}
+    errors = {}
     for event in result.all_events:
         if event.is_step_failure:
             cause = event.step_failure_data.user_failure_data
-            found[str(event.step_key)] = str(cause.description if cause else event.step_failure_data.error)
-    return found
+            errors[str(event.step_key)] = str(cause.description if cause else event.step_failure_data.error)
+    return errors
 
 
 def checks(result: dg.ExecuteInProcessResult) -> dict[tuple[str, str], dict[str | None, bool]]:
     """Return whether each ticker passed, by asset and check."""
-    found: dict[tuple[str, str], dict[str | None, bool]] = {}
+    passed: dict[tuple[str, str], dict[str | None, bool]] = {}
     for evaluation in result.get_asset_check_evaluations():
-        found.setdefault((evaluation.asset_key.to_user_string(), evaluation.check_name), {})[evaluation.partition] = (
+        passed.setdefault((evaluation.asset_key.to_user_string(), evaluation.check_name), {})[evaluation.partition] = (
             evaluation.passed
         )
-    return found
+    return passed

@@ -67,12 +67,12 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Record the numbers of series and paths of each decoded batch."""
     from kronos_pipeline.model.decode.decoder import Decoder
 
-    seen: list[tuple[int, int]] = []
+    batches: list[tuple[int, int]] = []
     generate = Decoder.generate
 
-    def watched(self: Decoder, prompts: Any, *given: Any, paths: int, **settings: Any) -> Any:
-        seen.append((len(prompts.tokens[0]), paths))
-        return generate(self, prompts, *given, paths=paths, **settings)
+    def watched(self: Decoder, prompts: Any, *arguments: Any, paths: int, **settings: Any) -> Any:
+        batches.append((len(prompts.tokens[0]), paths))
+        return generate(self, prompts, *arguments, paths=paths, **settings)
 
     monkeypatch.setattr(Decoder, "generate", watched)
-    return seen
+    return batches

@@ -96,10 +96,10 @@ def write(path: Path, text: list[str], *, encoding: str = "utf-8", newline: str 
     return path
 
 
-def assert_same_bars(found: pd.DataFrame, frame: pd.DataFrame, *, amount: bool = False) -> None:
+def assert_same_bars(bars: pd.DataFrame, frame: pd.DataFrame, *, amount: bool = False) -> None:
     """Compare times, prices and volume, and the amount if the file has one; else it is volume times the mean price."""
-    assert list(found["timestamps"]) == list(frame["timestamps"])
+    assert list(bars["timestamps"]) == list(frame["timestamps"])
     for name in FEATURES[:5]:
-        np.testing.assert_array_equal(found[name], frame[name], err_msg=name)
+        np.testing.assert_array_equal(bars[name], frame[name], err_msg=name)
     if amount:
-        np.testing.assert_array_equal(found["amount"], frame["amount"])
+        np.testing.assert_array_equal(bars["amount"], frame["amount"])

@@ -16,10 +16,10 @@ CLOCK = pd.Series(pd.date_range("2024-02-26 09:30", periods=400, freq="45min"), 
 
 
 def candles(bars: int, seed: int = 0, price: float = 60.0) -> pd.DataFrame:
-    drawn = np.random.default_rng(seed)
-    close = price * np.exp(drawn.normal(0, 0.02, bars).cumsum())
-    start, spread = np.roll(close, 1), np.abs(drawn.normal(0, 0.01, (2, bars)))
-    volume = drawn.lognormal(10, 1, bars)
+    rng = np.random.default_rng(seed)
+    close = price * np.exp(rng.normal(0, 0.02, bars).cumsum())
+    start, spread = np.roll(close, 1), np.abs(rng.normal(0, 0.01, (2, bars)))
+    volume = rng.lognormal(10, 1, bars)
     return pd.DataFrame(
         {
             "open": start,
@@ -82,9 +82,9 @@ def with_lora(predictor: Any, seed: int = 1, **changes: Any) -> Any:
     return get_peft_model(predictor, LoraConfig(**settings)).eval()
 
 
-def assert_forecast(given: pd.DataFrame, expected: pd.DataFrame, df: pd.DataFrame) -> None:
+def assert_forecast(forecast: pd.DataFrame, expected: pd.DataFrame, df: pd.DataFrame) -> None:
     """Assert that two forecasts agree to 1e-5 of the history's deviation, and are otherwise the same DataFrame."""
     scale = df.reindex(columns=COLUMNS, fill_value=0.0).astype(float)
-    off = (given - expected).abs()
+    off = (forecast - expected).abs()
     assert (off <= 1e-5 * scale.std(ddof=0) + 3e-7 * scale.mean().abs() + 1e-9).all(axis=None), off
-    pd.testing.assert_frame_equal(given, expected, rtol=np.inf, atol=np.inf, check_freq=True)
+    pd.testing.assert_frame_equal(forecast, expected, rtol=np.inf, atol=np.inf, check_freq=True)

@@ -46,11 +46,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
-    begun = _processor_seconds()
+    start = _processor_seconds()
     try:
         return (yield)
     finally:
-        item.user_properties.append((_PROPERTY, _processor_seconds() - begun))
+        item.user_properties.append((_PROPERTY, _processor_seconds() - start))
 
 
 class Recorder:

@@ -99,11 +99,11 @@ def number(version: Version | None) -> int | None:
 
 
 def _shake(model: torch.nn.Module, seed: int) -> None:
-    drawn = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.add_(0.3 * torch.randn(parameter.shape, generator=drawn))
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
 
 
 def _described(folder: Path, artifact: str, recipe: Recipe, base: KronosModel, tickers: Sequence[str]) -> Path:

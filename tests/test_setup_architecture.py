@@ -35,8 +35,8 @@ def mentions() -> list[str]:
 def test_the_tree_lists_every_module_once() -> None:
     modules = [path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"]
     others = [PACKAGE / "orchestration" / "dagster.yaml"]
-    there = sorted(str(path.relative_to(ROOT)) for path in (*modules, *others))
-    assert sorted(files_of_tree()) == there
+    expected = sorted(str(path.relative_to(ROOT)) for path in (*modules, *others))
+    assert sorted(files_of_tree()) == expected
 
 
 @pytest.mark.parametrize("mention", mentions())

@@ -58,9 +58,9 @@ def test_the_formulas_count_what_upstream_computes(size: str) -> None:
     """With one bar the formula and torch's count agree, up to a key in the decoder that causal attention leaves out."""
     tokenizer = PAIRS[size].tokenizer
     beyond_causal = 4 * tokenizer.width * (tokenizer.layers - 1)
-    found = total(repeated_sampling(PAIRS[size], 1, 1, 1, 1)).flop
-    assert found == upstream_bar(size) - beyond_causal
-    assert total(cached_sampling(PAIRS[size], 1, 1, 1, 1)).flop == found, "with one bar there is nothing to repeat"
+    flop = total(repeated_sampling(PAIRS[size], 1, 1, 1, 1)).flop
+    assert flop == upstream_bar(size) - beyond_causal
+    assert total(cached_sampling(PAIRS[size], 1, 1, 1, 1)).flop == flop, "with one bar there is nothing to repeat"
 
 
 @pytest.mark.parametrize("size", ["nano", "mini", "small"])
@@ -68,9 +68,9 @@ def test_a_step_reads_each_weight_of_its_products_once(size: str) -> None:
     predictor = random_model(size, CPU).predictor
     products = {name: part for name, part in predictor.named_modules() if isinstance(part, torch.nn.Linear)}
     weights = sum(part.weight.numel() for part in products.values())
-    kept = 2 * predictor.d_model * (predictor.n_layers + 1)
+    cached_values = 2 * predictor.d_model * (predictor.n_layers + 1)
     step = cached_sampling(PAIRS[size], 3, 2, 5, 2)[2]
-    assert step.bytes == 4 * (weights + kept * (3 * 5 + 3 * 2))
+    assert step.bytes == 4 * (weights + cached_values * (3 * 5 + 3 * 2))
     assert cached_sampling(PAIRS[size], 3, 2, 5, 2, "bf16")[2].bytes == step.bytes / 2
 
 
@@ -154,9 +154,12 @@ def test_a_goal_that_nobody_measured_says_so() -> None:
 
 def test_reports_of_one_title_are_one_table() -> None:
     parts = [Report([Table(title, ("a",), [[cell]])], [Goal(cell, "")]) for title, cell in ("x1", "x2", "y3")]
-    one = joined(parts)
-    assert [(table.title, [row[0] for row in table.rows]) for table in one.tables] == [("x", ["1", "2"]), ("y", ["3"])]
-    assert [goal.what for goal in one.goals] == ["1", "2", "3"]
+    report = joined(parts)
+    assert [(table.title, [row[0] for row in table.rows]) for table in report.tables] == [
+        ("x", ["1", "2"]),
+        ("y", ["3"]),
+    ]
+    assert [goal.what for goal in report.goals] == ["1", "2", "3"]
 
 
 @pytest.mark.slow
@@ -167,25 +170,30 @@ def test_the_bench_command_puts_each_rival_beside_the_other(tmp_path: Path, monk
     monkeypatch.setattr(sys, "argv", ["bench.py", "--quick", "--write", str(path)])
     commands = startup._commands
 
-    def but_dagster(*given: Any, **options: Any) -> dict[str, list[str]]:
+    def but_dagster(*arguments: Any, **options: Any) -> dict[str, list[str]]:
         """Leave out Dagster: it starts slowly, and has tests of its own."""
-        return {name: words for name, words in commands(*given, **options).items() if "dagster" not in name}
+        return {name: words for name, words in commands(*arguments, **options).items() if "dagster" not in name}
 
     monkeypatch.setattr(startup, "_commands", but_dagster)
     bench.main()
     parts = document(path)
-    sampled = rows(parts["decoding"], "Sampling")
-    assert [row["way"] for row in sampled] == 2 * ["upstream", "KronosPredictor", "sample_paths", "sample_paths, bf16"]
+    sampling_rows = rows(parts["decoding"], "Sampling")
+    assert [row["way"] for row in sampling_rows] == 2 * [
+        "upstream",
+        "KronosPredictor",
+        "sample_paths",
+        "sample_paths, bf16",
+    ]
     assert [row["way"] for row in rows(parts["tickers"], "Forecasts of")] == ["one by one", "in one call"]
-    trained = rows(parts["training"], "Full fine-tune")
-    assert [row["way"].split(",")[0] for row in trained] == ["upstream's loop", "KronosTrainer", "KronosTrainer"]
-    together = rows(parts["adapters"], "3 adapters")
-    assert [row["way"].split(",")[0] for row in together] == ["plain PEFT loop", "train_adapter", "train_adapters"]
-    for row in (*sampled, *trained, *together):
+    training_rows = rows(parts["training"], "Full fine-tune")
+    assert [row["way"].split(",")[0] for row in training_rows] == ["upstream's loop", "KronosTrainer", "KronosTrainer"]
+    adapter_rows = rows(parts["adapters"], "3 adapters")
+    assert [row["way"].split(",")[0] for row in adapter_rows] == ["plain PEFT loop", "train_adapter", "train_adapters"]
+    for row in (*sampling_rows, *training_rows, *adapter_rows):
         assert re.match(r"\d", row["times"]), row
         assert re.fullmatch(r"[\d,]+ MB|not measured", row["peak memory"]), row
-    started = rows(parts["start-up"], "Commands from start to end")
-    assert "kronos --help" in [row["command"] for row in started]
+    startup_rows = rows(parts["start-up"], "Commands from start to end")
+    assert "kronos --help" in [row["command"] for row in startup_rows]
     assert "| read and split " in parts["data"]
     goals = rows(parts["goals"], "Goals")
     assert [row["goal"].split(" ")[0] for row in goals] == ["sampling", "sampling", "full", "kronos"]

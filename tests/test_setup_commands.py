@@ -153,15 +153,15 @@ def test_format_fixes_and_formats(checkout: Path) -> None:
 
 def test_clean_removes_what_make_made_and_nothing_of_the_user(checkout: Path) -> None:
     install(checkout)
-    made = [".venv", "artifacts-demo", ".mypy_cache", ".pytest_cache", "tests/data/__pycache__", "x.egg-info"]
-    kept = ["artifacts", "artifacts-mine", ".dagster_home", "trainingdata", "tests/data", "kronos_pipeline"]
-    for folder in [*made, *kept, ".ci", "benchmarks", "kronostraining"]:
+    generated = [".venv", "artifacts-demo", ".mypy_cache", ".pytest_cache", "tests/data/__pycache__", "x.egg-info"]
+    user_folders = ["artifacts", "artifacts-mine", ".dagster_home", "trainingdata", "tests/data", "kronos_pipeline"]
+    for folder in [*generated, *user_folders, ".ci", "benchmarks", "kronostraining"]:
         (checkout / folder).mkdir(parents=True, exist_ok=True)
-    for folder in kept:
+    for folder in user_folders:
         (checkout / folder / "file").touch()
     assert make("clean", folder=checkout).returncode == 0
-    assert [folder for folder in made if (checkout / folder).exists()] == []
-    assert [folder for folder in kept if not (checkout / folder / "file").exists()] == []
+    assert [folder for folder in generated if (checkout / folder).exists()] == []
+    assert [folder for folder in user_folders if not (checkout / folder / "file").exists()] == []
 
 
 def test_the_commands_of_the_readme_run_in_a_shell_that_ends_at_the_first_failure(checkout: Path) -> None:
@@ -204,8 +204,8 @@ def test_without_a_gpu_its_tests_fail_with_one_sentence(
 ) -> None:
     result = run_test_gpu(f'exec {sys.executable} "$@"')
     assert result.returncode != 0
-    (told,) = [line for line in result.stderr.splitlines() if not line.startswith("make")]
-    assert told.startswith("error: torch finds no CUDA device here; ")
+    (message,) = [line for line in result.stderr.splitlines() if not line.startswith("make")]
+    assert message.startswith("error: torch finds no CUDA device here; ")
     assert not (checkout / "tested").exists()
 
 

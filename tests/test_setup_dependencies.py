@@ -25,14 +25,14 @@ DECLARED = [Requirement(text) for text in PROJECT["dependencies"] + PROJECT["opt
 @pytest.fixture(scope="module")
 def pins() -> dict[str, list[Version]]:
     """Return the pinned versions of each package: one, or one for each kind of machine."""
-    found: dict[str, list[Version]] = {}
+    versions: dict[str, list[Version]] = {}
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         requirement = Requirement(line)
         (specifier,) = requirement.specifier
         assert specifier.operator == "==", line
         assert requirement.url is None, line
-        found.setdefault(canonicalize_name(requirement.name), []).append(Version(specifier.version))
-    return found
+        versions.setdefault(canonicalize_name(requirement.name), []).append(Version(specifier.version))
+    return versions
 
 
 def test_pins_are_plain_releases_that_every_registry_has(pins: dict[str, list[Version]]) -> None:

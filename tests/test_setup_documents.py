@@ -34,8 +34,8 @@ def anchors(path: Path) -> list[str]:
 
 def links(path: Path) -> list[str]:
     """Return the targets of a document's links and images that lie in the repository."""
-    found = re.findall(r"\]\(([^)\s]+)\)", without_code(path.read_text()))
-    return [target for target in found if not target.startswith(("https:", "http:"))]
+    targets = re.findall(r"\]\(([^)\s]+)\)", without_code(path.read_text()))
+    return [target for target in targets if not target.startswith(("https:", "http:"))]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

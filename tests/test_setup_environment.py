@@ -92,7 +92,7 @@ def test_the_dagster_home_has_the_tracked_settings_and_no_telemetry(shell: str, 
 @pytest.mark.slow
 @pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize(
-    ("listed", "own", "trainings"),
+    ("listed", "variables", "trainings"),
     [
         ("exit 9", {}, 1),
         ("printf 'GPU 0: A (UUID: a)\\nGPU 1: A (UUID: b)\\n'", {}, 2),
@@ -101,10 +101,10 @@ def test_the_dagster_home_has_the_tracked_settings_and_no_telemetry(shell: str, 
     ],
 )
 def test_as_many_trainings_run_at_once_as_there_are_gpus_or_as_the_user_says(
-    shell: str, listed: str, own: dict[str, str], trainings: int, checkout: Path, tmp_path: Path
+    shell: str, listed: str, variables: dict[str, str], trainings: int, checkout: Path, tmp_path: Path
 ) -> None:
     fake_nvidia_smi(tmp_path, listed)
-    result = source(shell, "./env.sh", checkout, **own)
+    result = source(shell, "./env.sh", checkout, **variables)
     assert (result.returncode, result.stderr, result.stdout.splitlines()[-1]) == (0, "", str(trainings))
     with dg.DagsterInstance.from_config(str(checkout / ".dagster_home")) as instance:
         assert instance.global_op_concurrency_default_limit == trainings

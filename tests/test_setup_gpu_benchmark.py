@@ -57,12 +57,12 @@ def found_apart(folder: Path, body: str, limit: float = 60.0) -> apart.Found:
 
 
 def test_a_part_gives_its_tables_and_goals_from_a_process_of_its_own(tmp_path: Path) -> None:
-    found = found_apart(tmp_path, "yield table('second')")
-    assert found.end == apart.MEASURED
-    assert [report.tables[0] for report in found.reports] == [
+    outcome = found_apart(tmp_path, "yield table('second')")
+    assert outcome.end == apart.MEASURED
+    assert [report.tables[0] for report in outcome.reports] == [
         Table(name, ["a", "b"], [["1", "2"]], []) for name in ("first", "second")
     ]
-    assert found.reports[1].goals == [Goal("second", "much", "more", True)]
+    assert outcome.reports[1].goals == [Goal("second", "much", "more", True)]
 
 
 @pytest.mark.parametrize(
@@ -80,18 +80,18 @@ def test_a_part_gives_its_tables_and_goals_from_a_process_of_its_own(tmp_path: P
 def test_a_part_that_fails_or_crashes_says_how_and_keeps_the_tables_that_it_had(
     body: str, end: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    found = found_apart(tmp_path, body)
-    assert found.end == end
-    assert [report.tables[0].title for report in found.reports] == ["first"]
+    outcome = found_apart(tmp_path, body)
+    assert outcome.end == end
+    assert [report.tables[0].title for report in outcome.reports] == ["first"]
     printed = capfd.readouterr()
     assert ("Traceback" in printed.err) == ("Error" in end)
     assert printed.out == ""
 
 
 def test_a_part_that_hangs_is_ended_at_its_limit(tmp_path: Path) -> None:
-    found = found_apart(tmp_path, "threading.Event().wait()", limit=0.01)
-    assert found.end == "not measured: the time was up after 0 s"
-    assert found.code is None
+    outcome = found_apart(tmp_path, "threading.Event().wait()", limit=0.01)
+    assert outcome.end == "not measured: the time was up after 0 s"
+    assert outcome.code is None
 
 
 def test_a_part_ends_with_its_parent_even_where_that_is_killed(tmp_path: Path) -> None:
@@ -105,19 +105,19 @@ def test_a_part_ends_with_its_parent_even_where_that_is_killed(tmp_path: Path) -
         f"run({child(file, body)!r}, Path({str(file)!r}), 60)\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", program])
-    with pipe.open("rb", 0) as told:
-        assert told.read(5) == b"begun"
+    with pipe.open("rb", 0) as reader:
+        assert reader.read(5) == b"begun"
         parent.kill()
         parent.wait()
-        assert told.read() == b"", "the pipe ends with the part"
+        assert reader.read() == b"", "the pipe ends with the part"
 
 
 def test_gaps_are_from_the_end_of_all_kernels_so_far_to_the_next() -> None:
-    found = gaps([(5.0, 1.0), (0.0, 1.0), (1.5, 2.0), (2.0, 0.5), (20.0, 1.0)], pause=10.0)
-    assert found.kernels == 5
-    assert found.busy == pytest.approx(1 + 2 + 1 + 1)
-    assert found.idle == pytest.approx(0.5 + 0 + 1.5), "the gap of 14 s is a pause"
-    assert found.median == pytest.approx(0.5)
+    idle_times = gaps([(5.0, 1.0), (0.0, 1.0), (1.5, 2.0), (2.0, 0.5), (20.0, 1.0)], pause=10.0)
+    assert idle_times.kernels == 5
+    assert idle_times.busy == pytest.approx(1 + 2 + 1 + 1)
+    assert idle_times.idle == pytest.approx(0.5 + 0 + 1.5), "the gap of 14 s is a pause"
+    assert idle_times.median == pytest.approx(0.5)
     assert gaps([]) == gaps([(1.0, 0.0)][:0])
     assert (gaps([(1.0, 2.0)]).busy, gaps([(1.0, 2.0)]).idle, gaps([(1.0, 2.0)]).median) == (2.0, 0.0, 0.0)
 
@@ -238,16 +238,16 @@ def test_the_gpu_script_puts_what_it_prints_into_the_document_and_says_what_it_h
 
 @pytest.mark.slow
 def test_the_gpu_script_goes_on_after_a_part_that_fails_and_writes_the_document_after_each(tmp_path: Path) -> None:
-    path, kept = tmp_path / "performance.md", tmp_path / "kept.md"
+    path, copy = tmp_path / "performance.md", tmp_path / "kept.md"
     path.write_text("<!-- gpu -->\n<!-- /gpu -->\n")
-    shadow(tmp_path, f"import shutil; shutil.copy({str(path)!r}, {str(kept)!r}); raise RuntimeError('out of order')")
+    shadow(tmp_path, f"import shutil; shutil.copy({str(path)!r}, {str(copy)!r}); raise RuntimeError('out of order')")
     gpu_script("--write", str(path), "--only", "sampling", "launches", "machine", folder=tmp_path, status=1)
-    found = {row["part"]: row["found"] for row in rows(document(path)["gpu"], "Parts not measured")}
-    assert found["sampling"] == found["launches"] == "failed: RuntimeError: out of order"
-    assert found["cost"] == "not measured"
-    assert "machine" not in found
-    before = {row["part"]: row["found"] for row in rows(document(kept)["gpu"], "Parts not measured")}
-    assert before["sampling"] == found["sampling"], "it was written before the last part began"
+    reasons = {row["part"]: row["found"] for row in rows(document(path)["gpu"], "Parts not measured")}
+    assert reasons["sampling"] == reasons["launches"] == "failed: RuntimeError: out of order"
+    assert reasons["cost"] == "not measured"
+    assert "machine" not in reasons
+    before = {row["part"]: row["found"] for row in rows(document(copy)["gpu"], "Parts not measured")}
+    assert before["sampling"] == reasons["sampling"], "it was written before the last part began"
     assert before["launches"] == "not measured"
 
 
@@ -284,12 +284,15 @@ def test_a_signal_ends_the_part_and_keeps_what_was_measured(tmp_path: Path) -> N
     shadow(tmp_path, BLOCKED.format(pipe=str(pipe)))
     command = [sys.executable, SCRIPT, "--device", "cpu", "--quick", "--write", str(path), "--only", "sampling"]
     script = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(tmp_path)}, stdout=subprocess.DEVNULL)
-    with pipe.open("rb", 0) as told:
-        assert told.read(5) == b"begun"
+    with pipe.open("rb", 0) as reader:
+        assert reader.read(5) == b"begun"
         script.send_signal(signal.SIGTERM)
         assert script.wait() == 128 + signal.SIGTERM
-        assert told.read() == b"", "the pipe ends with the part"
-    written = document(path)["gpu"]
-    assert rows(written, "Limits of the machine")
-    assert rows(written, "Parts not measured")[0] == {"part": "sampling", "found": "not measured: the run was ended"}
-    assert rows(written, "Goals")
+        assert reader.read() == b"", "the pipe ends with the part"
+    gpu_section = document(path)["gpu"]
+    assert rows(gpu_section, "Limits of the machine")
+    assert rows(gpu_section, "Parts not measured")[0] == {
+        "part": "sampling",
+        "found": "not measured: the run was ended",
+    }
+    assert rows(gpu_section, "Goals")

@@ -127,5 +127,5 @@ print("objects made between two searches:", gc.get_threshold()[0])
 """
     environment = {**os.environ, "KRONOS_DATA_DIR": str(tmp_path)}
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
-    told = ["objects made between two searches: 10000", "kept out of the last search: True"]
-    assert result.stdout.splitlines()[-2:] == told, result.stderr
+    expected = ["objects made between two searches: 10000", "kept out of the last search: True"]
+    assert result.stdout.splitlines()[-2:] == expected, result.stderr

@@ -47,9 +47,9 @@ def one_ticker(tmp_path: Path) -> Path:
     return tmp_path / "one"
 
 
-def check(base: Path, data: Path, *more: str, **changes: Any) -> int:
+def check(base: Path, data: Path, *flags: str, **changes: Any) -> int:
     settings = {"data_dir": data, "output_dir": data.parent / "out", "epochs": 1, **changes}
-    return cli.main(["check-blind", *small_flags(base, **settings), *more])
+    return cli.main(["check-blind", *small_flags(base, **settings), *flags])
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,8 @@ def drift(tmp_path: Path, tiny_base: Path, *words: str) -> int:
 
 def crown(tmp_path: Path, store: str, tiny_base: Path, ticker: str, loss: float, first: str) -> str:
     """Make an adapter the champion of a ticker, with evidence of a given mean loss from a given time on."""
-    made = made_adapter(tmp_path / "made", small_recipe(tiny_base, horizon=2))
-    folder = for_tickers(made, tmp_path / "adapter", [ticker])
+    adapter = made_adapter(tmp_path / "made", small_recipe(tiny_base, horizon=2))
+    folder = for_tickers(adapter, tmp_path / "adapter", [ticker])
     tracker = Tracker(store, tmp_path)
     with tracker.training_run("made", Recipe()) as run:
         pass
@@ -63,9 +63,9 @@ def test_tickers_without_new_bars_or_champion_are_reported_and_a_bad_file_is_nam
     (tmp_path / "data/BAD.csv").write_text("date,open,high,low,close\n2024-01-02,-1,2,1,2\n")
     champion = crown(tmp_path, store, tiny_base, ticker, 1.0, first="2022-05-01")
     assert drift(tmp_path, tiny_base) == 2
-    told = capsys.readouterr()
-    assert told.out.splitlines() == [
+    output = capsys.readouterr()
+    assert output.out.splitlines() == [
         f"{ticker}: {champion}: no drift, the bars since it was measured are not yet a whole horizon of 2",
         "NONE has no champion, so no drift was measured",
     ]
-    assert "BAD.csv:2: open" in told.err
+    assert "BAD.csv:2: open" in output.err

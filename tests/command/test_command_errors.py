@@ -33,8 +33,8 @@ def told(capsys: pytest.CaptureFixture[str], code: int) -> str:
     return captured.err
 
 
-def train(base: Path | str, data: Path, output: Path, *more: str, **changes: Any) -> int:
-    return run_training.main([*small_flags(Path(base), data_dir=data, output_dir=output, **changes), *more])
+def train(base: Path | str, data: Path, output: Path, *flags: str, **changes: Any) -> int:
+    return run_training.main([*small_flags(Path(base), data_dir=data, output_dir=output, **changes), *flags])
 
 
 @pytest.mark.parametrize(

@@ -55,10 +55,10 @@ def test_without_a_champion_the_last_close_is_repeated_and_the_reason_said(
     tmp_path: Path, ticker: str, layout: ArtifactLayout, tiny_base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert forecast(tmp_path, ticker.lower(), "--model-name", str(tiny_base), "--horizon", "4") == 0
-    told = words(capsys.readouterr().out)
-    assert f"{ticker}: close (price) of the next 4 bars after {BARS['Date'].iloc[-1]:%Y-%m-%d}" in told
-    assert f"By naive: kronos-{ticker} has no champion; kronos-all has no champion; no verdict on the base" in told
-    assert f"picture {layout.picture(ticker, 'forecast')}" in told
+    output = words(capsys.readouterr().out)
+    assert f"{ticker}: close (price) of the next 4 bars after {BARS['Date'].iloc[-1]:%Y-%m-%d}" in output
+    assert f"By naive: kronos-{ticker} has no champion; kronos-all has no champion; no verdict on the base" in output
+    assert f"picture {layout.picture(ticker, 'forecast')}" in output
     table, manifest = read_parquet(layout.forecast(ticker))
     assert list(table["ds"]) == list(pd.bdate_range(BARS["Date"].iloc[-1], periods=5)[1:])
     assert (table["mean"] == BARS["Close"].iloc[-1]).all()
@@ -89,18 +89,18 @@ def test_settings_are_those_of_the_last_evaluation_and_flags_come_before_them(
     recipe = small_recipe(tiny_base, horizon=3, calendars=["24/5"], seed=8)
     measured(layout, ticker, recipe, "better")
     assert forecast(tmp_path, ticker) == 0
-    told = words(capsys.readouterr().out)
-    assert f"By base {tiny_base}:" in told
-    assert "against naive: better (skill 4 %)" in told
-    assert "intervals as sampled, not recalibrated" in told
+    output = words(capsys.readouterr().out)
+    assert f"By base {tiny_base}:" in output
+    assert "against naive: better (skill 4 %)" in output
+    assert "intervals as sampled, not recalibrated" in output
     table, manifest = read_parquet(layout.forecast(ticker))
     assert len(table) == 3
     assert manifest["config"] == {**recipe.model_dump(mode="json"), "device": "cpu"}
     assert forecast(tmp_path, ticker, "--horizon", "2", "--seed", "9", "--calendars", f"{ticker}=XNYS") == 0
-    again, manifest = read_parquet(layout.forecast(ticker))
-    assert len(again) == 2
+    shorter, manifest = read_parquet(layout.forecast(ticker))
+    assert len(shorter) == 2
     assert manifest["config"]["calendars"] == [f"{ticker}=XNYS"]
-    assert not np.allclose(again["mean"], table["mean"][:2])
+    assert not np.allclose(shorter["mean"], table["mean"][:2])
 
 
 def test_base_that_was_not_better_than_naive_does_not_forecast(
@@ -132,8 +132,8 @@ def test_a_champion_forecasts_with_the_lookback_that_it_was_trained_with(
     measured(layout, ticker, small_recipe(tiny_base, lookback=20), "better")
 
     assert forecast(tmp_path, ticker) == 0
-    told = words(capsys.readouterr().out)
-    assert f"By {name} version 1: {name} version 1 is the champion: it looked good." in told
+    output = words(capsys.readouterr().out)
+    assert f"By {name} version 1: {name} version 1 is the champion: it looked good." in output
     table, manifest = read_parquet(layout.forecast(ticker))
     bars = read_bars(find_csv_files(tmp_path / "data").file(ticker))
     expected = forecast_ahead(bars, load_adapter(folder, base_of(recipe)), plain_sampling(recipe), recipe)
@@ -162,8 +162,8 @@ def test_what_cannot_be_forecast_is_said_and_leaves_no_file(
     message: str,
 ) -> None:
     assert forecast(tmp_path, ticker, "--model-name", str(tiny_base), *flags) == 2
-    told: Any = capsys.readouterr()
-    assert message in told.err
+    output: Any = capsys.readouterr()
+    assert message in output.err
     assert not layout.forecast(ticker).exists()
 
 
@@ -184,17 +184,17 @@ def test_all_tickers_are_forecast_at_once_as_each_alone_and_a_bad_one_is_named(
         measured(layout, name, recipe.model_copy(update={"horizon": 2 + number % 2}), "better")
     (tmp_path / "data/BAD.csv").write_text("date,open,high,low,close\n2024-01-02,-1,2,1,2\n")
     assert forecast(tmp_path) == 2
-    told: Any = capsys.readouterr()
-    assert "BAD.csv:2: open" in told.err
-    assert "BAD: skipped" in told.err
-    assert "Close (price) of the last forecast bar, 4 tickers" in told.out
-    together = {name: read_parquet(layout.forecast(name))[0] for name in names}
-    for name, table in together.items():
-        assert re.search(rf"{name} +{BARS['Date'].iloc[-1]:%Y-%m-%d} +{len(table)} ", told.out)
+    output: Any = capsys.readouterr()
+    assert "BAD.csv:2: open" in output.err
+    assert "BAD: skipped" in output.err
+    assert "Close (price) of the last forecast bar, 4 tickers" in output.out
+    tables = {name: read_parquet(layout.forecast(name))[0] for name in names}
+    for name, table in tables.items():
+        assert re.search(rf"{name} +{BARS['Date'].iloc[-1]:%Y-%m-%d} +{len(table)} ", output.out)
         assert forecast(tmp_path, name) == 0
-        alone = read_parquet(layout.forecast(name))[0]
-        assert list(table["ds"]) == list(alone["ds"])
-        np.testing.assert_allclose(table[["mean", *BOUNDS]], alone[["mean", *BOUNDS]], rtol=1e-5)
+        single = read_parquet(layout.forecast(name))[0]
+        assert list(table["ds"]) == list(single["ds"])
+        np.testing.assert_allclose(table[["mean", *BOUNDS]], single[["mean", *BOUNDS]], rtol=1e-5)
 
 
 def test_a_few_tickers_are_printed_bar_by_bar(
@@ -203,6 +203,6 @@ def test_a_few_tickers_are_printed_bar_by_bar(
     for name in ("ONE", "TWO", "THREE"):
         write_frame(tmp_path / "data", name, BARS)
     assert forecast(tmp_path, "two", "ONE", "--model-name", str(tiny_base), "--horizon", "2") == 0
-    told = words(capsys.readouterr().out)
-    assert told.index("TWO: close (price) of the next 2 bars") < told.index("ONE: close (price) of the next 2 bars")
+    output = words(capsys.readouterr().out)
+    assert output.index("TWO: close (price) of the next 2 bars") < output.index("ONE: close (price) of the next 2 bars")
     assert not layout.forecast("THREE").exists()

@@ -41,8 +41,8 @@ def adapter(registry: Registry, folder: Path, store: str, tmp_path: Path) -> str
 
 
 def champion(registry: Registry, adapter: str) -> int | None:
-    found = registry.champion(registered_name(adapter))
-    return None if found is None else found.number
+    version = registry.champion(registered_name(adapter))
+    return None if version is None else version.number
 
 
 def test_a_person_promotes_and_rolls_back(
@@ -82,9 +82,9 @@ def test_what_cannot_be_done_is_told(
     flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main([*flags, *(["--output-dir", str(tmp_path)] if len(flags) > 1 else [])]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: ")
-    assert message in told
+    output = capsys.readouterr().err
+    assert output.startswith("error: ")
+    assert message in output
 
 
 def test_a_registry_that_cannot_be_reached_promotes_nobody(

@@ -28,8 +28,8 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def train(base: Path, data: Path, output: Path, *more: str, **changes: Any) -> int:
-    return run_training.main([*small_flags(base, data_dir=data, output_dir=output, **changes), *more])
+def train(base: Path, data: Path, output: Path, *flags: str, **changes: Any) -> int:
+    return run_training.main([*small_flags(base, data_dir=data, output_dir=output, **changes), *flags])
 
 
 def check_numbers(output: Path) -> dict[str, Any]:
@@ -118,16 +118,16 @@ def test_a_training_that_does_not_help_is_told(
     idle = tmp_path / "idle"
     assert train(tiny_base, data / "AAPL", idle, *flags, learning_rate=1e-30) == 0
 
-    told = "no better than the untouched model on the selection block"
-    assert re.search(rf"best selection loss .*, {told} \([\d.]+ nats\);", capsys.readouterr().out)
+    note = "no better than the untouched model on the selection block"
+    assert re.search(rf"best selection loss .*, {note} \([\d.]+ nats\);", capsys.readouterr().out)
     [manifest] = [
         json.loads(path.read_text())
         for pattern in ("checkpoints/best_model/manifest.json", "adapters/AAPL/manifest.json")
         for path in idle.glob(pattern)
     ]
-    assert manifest["training"]["note"] == told
+    assert manifest["training"]["note"] == note
     run = mlflow.MlflowClient().get_run(manifest["mlflow_run"])
-    assert run.data.tags["training.note"] == told
+    assert run.data.tags["training.note"] == note
     assert run.data.metrics["training/untouched_loss"] == manifest["training"]["untouched_loss"]
 
 

@@ -50,10 +50,10 @@ def test_each_cutoff_is_scored_once_for_every_model_and_what_is_written_can_be_r
 ) -> None:
     layout, bars = ArtifactLayout(tmp_path), {name: simulated_bars(name, 110) for name in ("AAPL", "MSFT")}
     lines: list[str] = []
-    found = run_backtest(layout, bars, quick(tiny_base), base, say=lines.append)
+    result = run_backtest(layout, bars, quick(tiny_base), base, say=lines.append)
     assert "6 cutoffs of 2 tickers, 5 bars apart; 6 trainings, about" in lines[0]
     assert "6 of 6" in lines[-1]
-    table = found.predictions
+    table = result.predictions
     expected = {"naive", "drift", "seasonal_naive", "random_walk", "base", "adapter"}
     assert set(table["model"]) == expected
     counts = table.groupby(["unique_id", "model", "cutoff"]).size()
@@ -63,17 +63,19 @@ def test_each_cutoff_is_scored_once_for_every_model_and_what_is_written_can_be_r
         stored, manifest = read_parquet(layout.backtest("adapter", ticker))
         pd.testing.assert_frame_equal(stored, table[table["unique_id"] == ticker].reset_index(drop=True))
         report = read_json(layout.backtest_report("adapter", ticker))
-        again = build_evaluation(stored, "adapter", [], manifest, tickers_tested=2)
-        assert {**again, "files": report["files"]} == report
+        evaluation = build_evaluation(stored, "adapter", [], manifest, tickers_tested=2)
+        assert {**evaluation, "files": report["files"]} == report
         stamps = bars_of_ticker.frame["timestamps"]
         folds = report["manifest"]["folds"][ticker]
-        assert [fold["cutoffs"] for fold in folds] == [[stamps.iloc[at].isoformat()] for at in (94, 99, 104)]
+        assert [fold["cutoffs"] for fold in folds] == [
+            [stamps.iloc[position].isoformat()] for position in (94, 99, 104)
+        ]
         assert report["manifest"]["data"] == {ticker: bars_of_ticker.content_hash}
-        for kind, path in found.plots[ticker].items():
+        for kind, path in result.plots[ticker].items():
             assert path == layout.picture(ticker, f"backtest-{kind}")
             assert path.read_bytes().startswith(b"\x89PNG")
     total = read_json(layout.backtest_evaluation("adapter"))
-    assert total == found.evaluation
+    assert total == result.evaluation
     assert total["aggregate"]["cutoffs"] == 6
     files = [file for file in layout.backtest_fold("x").parent.rglob("*") if file.is_file()]
     assert len(files) == 6  # no weights stay behind
@@ -101,10 +103,10 @@ def test_one_training_serves_as_many_cutoffs_as_is_asked_for_and_a_checkpoint_al
     recipe = quick(tiny_base, adapter="none", backtest_origins=4, backtest_refit_every=2)
     lines: list[str] = []
     layout = ArtifactLayout(tmp_path)
-    found = run_backtest(layout, bars, recipe, base, say=lines.append)
+    result = run_backtest(layout, bars, recipe, base, say=lines.append)
     assert "8 cutoffs of 2 tickers, 5 bars apart; 2 trainings" in lines[0]
-    assert found.predictions.groupby(["unique_id", "model"])["cutoff"].nunique().eq(4).all()
-    assert "checkpoint" in set(found.predictions["model"])
+    assert result.predictions.groupby(["unique_id", "model"])["cutoff"].nunique().eq(4).all()
+    assert "checkpoint" in set(result.predictions["model"])
     folds = read_json(layout.backtest_report("checkpoint", "MSFT"))["manifest"]["folds"]["MSFT"]
     assert [len(fold["cutoffs"]) for fold in folds] == [2, 2]
 
@@ -119,29 +121,29 @@ def test_a_backtest_that_was_killed_goes_on_where_it_was(
         quick(tiny_base, adapters_together=1),
     )
     monkeypatch.setattr(fold_runs, "FOLDS_AT_ONCE", {"cpu": 2})
-    real, trained, lines = batching._sample_paths, [], []
+    sample_paths, trained, lines = batching._sample_paths, [], []
 
     def versions() -> set[Path]:
         return {link.resolve() for link in layout.backtest_fold("x").parent.glob("*/adapters/AAPL")}
 
-    def dies_in_the_last_fold(*given: Any, **settings: Any) -> np.ndarray:
+    def dies_in_the_last_fold(*arguments: Any, **settings: Any) -> np.ndarray:
         trained.append(versions())
         if len(list(layout.backtest_fold("x").parent.glob("*/predictions.parquet"))) == 2 and "killed" not in lines:
             lines.append("killed")
             raise KeyboardInterrupt
-        return real(*given, **settings)
+        return sample_paths(*arguments, **settings)
 
     monkeypatch.setattr(batching, "_sample_paths", dies_in_the_last_fold)
     with pytest.raises(KeyboardInterrupt):
         run_backtest(layout, bars, recipe, base, say=lambda _: None)
     killed_with = trained[-1]
     assert len(killed_with) == 1
-    found = run_backtest(layout, bars, recipe, base, say=lines.append)
+    resumed = run_backtest(layout, bars, recipe, base, say=lines.append)
     assert "1 training (2 are kept from before)" in lines[1]
     assert trained[-1] == killed_with
     monkeypatch.undo()
-    other = run_backtest(ArtifactLayout(tmp_path / "other"), bars, recipe, base, say=lambda _: None)
-    pd.testing.assert_frame_equal(found.predictions, other.predictions)
+    uninterrupted = run_backtest(ArtifactLayout(tmp_path / "other"), bars, recipe, base, say=lambda _: None)
+    pd.testing.assert_frame_equal(resumed.predictions, uninterrupted.predictions)
 
 
 def test_a_ticker_that_cannot_be_trained_is_named_and_the_others_are_as_without_it(
@@ -162,12 +164,12 @@ def test_a_ticker_that_cannot_be_trained_is_named_and_the_others_are_as_without_
     expected = run_backtest(ArtifactLayout(tmp_path / "good"), good, recipe, base, say=lambda _: None)
     monkeypatch.setattr(KronosTrainer, "train", fails)
     layout = ArtifactLayout(tmp_path / "all")
-    found = run_backtest(layout, bars, recipe, base, say=lambda _: None)
-    assert {ticker: str(why) for ticker, why in found.skipped.items()} == {"BAD": "BAD will not do"}
-    assert found.evaluation["skipped"] == [{"symbol": "BAD", "reason": "BAD will not do"}]
+    backtest = run_backtest(layout, bars, recipe, base, say=lambda _: None)
+    assert {ticker: str(reason) for ticker, reason in backtest.skipped.items()} == {"BAD": "BAD will not do"}
+    assert backtest.evaluation["skipped"] == [{"symbol": "BAD", "reason": "BAD will not do"}]
     assert not layout.backtest("adapter", "BAD").exists()
-    numbers = found.predictions.select_dtypes("number").columns
-    pd.testing.assert_frame_equal(found.predictions[numbers], expected.predictions[numbers], rtol=1e-4)
+    numbers = backtest.predictions.select_dtypes("number").columns
+    pd.testing.assert_frame_equal(backtest.predictions[numbers], expected.predictions[numbers], rtol=1e-4)
     with pytest.raises(BacktestError, match="BAD: BAD will not do") as caught:
         run_backtest(layout, {"BAD": bars["BAD"]}, recipe, base, say=lambda _: None)
     assert set(caught.value.skipped) == {"BAD"}
@@ -189,7 +191,7 @@ def test_with_new_bars_the_cutoffs_stay_and_only_what_is_new_is_trained(
     assert "0 trainings (3 are kept from before)" in lines[0]
     later = until(117)
     assert "1 training (2 are kept from before)" in lines[0]
-    assert list(later["cutoff"].unique()) == [stamps.iloc[at] for at in (99, 104, 109)]
+    assert list(later["cutoff"].unique()) == [stamps.iloc[position] for position in (99, 104, 109)]
     shared = later[later["cutoff"] < stamps.iloc[109]].reset_index(drop=True)
     pd.testing.assert_frame_equal(shared, first[first["cutoff"] > stamps.iloc[94]].reset_index(drop=True))
     # Another ticker keeps in step.
@@ -203,9 +205,9 @@ def test_too_few_cutoffs_are_said_before_it_starts_and_in_the_verdict(
     bars = {"AAPL": simulated_bars("AAPL", 110), "TINY": simulated_bars("TINY", 30), "MSFT": simulated_bars("MSFT", 60)}
     lines: list[str] = []
     recipe = quick(tiny_base, backtest_origins=8, backtest_refit_every=8)
-    found = run_backtest(ArtifactLayout(tmp_path), bars, recipe, base, say=lines.append)
-    assert set(found.skipped) == {"TINY", "MSFT"}
+    result = run_backtest(ArtifactLayout(tmp_path), bars, recipe, base, say=lines.append)
+    assert set(result.skipped) == {"TINY", "MSFT"}
     assert "TINY: no backtest: TINY.csv: 30 bars" in lines[0]
     assert "for the 8 cutoffs of a fold (--backtest-refit-every)" in lines[0]
-    assert found.evaluation["skipped"][0]["symbol"] in found.skipped
-    assert found.evaluation["per_symbol"][0]["cutoffs"] == 8
+    assert result.evaluation["skipped"][0]["symbol"] in result.skipped
+    assert result.evaluation["per_symbol"][0]["cutoffs"] == 8

@@ -48,8 +48,8 @@ def job(ticker: str, shift: float = 1.0, **changes: Any) -> ForecastJob[Any]:
 class Failing(RecordingSampler):
     """Sampler that fails for a whole batch with a negative model, as the real sampler does if a model returns NaN."""
 
-    def __call__(self, models: Any, *given: Any, **settings: Any) -> np.ndarray:
-        paths = super().__call__(models, *given, **settings)
+    def __call__(self, models: Any, *arguments: Any, **settings: Any) -> np.ndarray:
+        paths = super().__call__(models, *arguments, **settings)
         if min(models) < 0:
             raise ModelError("its weights are of no use")
         return paths
@@ -57,12 +57,12 @@ class Failing(RecordingSampler):
 
 def test_what_all_ask_for_is_sampled_in_one_call_and_each_gets_its_own() -> None:
     sampler = RecordingSampler()
-    found = dict(run_jobs({name: job(name, at) for at, name in enumerate(TICKERS)}, sampler=sampler))
+    results = dict(run_jobs({name: job(name, number) for number, name in enumerate(TICKERS)}, sampler=sampler))
     assert len(sampler.calls) == 1
     assert len(sampler.calls[0]["history"]) == 4 * 2 * 3
-    for at, name in enumerate(TICKERS):
+    for number, name in enumerate(TICKERS):
         pd.testing.assert_frame_equal(
-            unwrap(found[name]).predictions, run_job(job(name, at), RecordingSampler()).predictions
+            unwrap(results[name]).predictions, run_job(job(name, number), RecordingSampler()).predictions
         )
 
 
@@ -80,11 +80,11 @@ def test_what_differs_in_length_or_in_what_a_call_has_once_is_sampled_apart() ->
 def test_one_that_fails_is_named_and_the_others_are_as_without_it() -> None:
     sampler = Failing()
     jobs = {name: job(name, -1.0 if name == "TSLA" else 1.0) for name in TICKERS}
-    found = dict(run_jobs(jobs, sampler=sampler))
-    assert str(found["TSLA"]) == "its weights are of no use"
+    results = dict(run_jobs(jobs, sampler=sampler))
+    assert str(results["TSLA"]) == "its weights are of no use"
     for name in ("AAPL", "MSFT", "XOM"):
         pd.testing.assert_frame_equal(
-            unwrap(found[name]).predictions, run_job(job(name), RecordingSampler()).predictions
+            unwrap(results[name]).predictions, run_job(job(name), RecordingSampler()).predictions
         )
     with pytest.raises(ModelError, match="of no use"):
         run_job(job("TSLA", -1.0), sampler)
@@ -119,8 +119,8 @@ def test_no_more_are_under_way_than_memory_is_for(monkeypatch: pytest.MonkeyPatc
 
 def test_side_by_side_asks_once_for_all_and_an_error_reaches_whoever_waits() -> None:
     sampler = RecordingSampler()
-    found = run_job(gather_jobs({name: job(name) for name in TICKERS}), sampler)
-    assert (list(found), len(sampler.calls)) == (list(TICKERS), 1)
+    results = run_job(gather_jobs({name: job(name) for name in TICKERS}), sampler)
+    assert (list(results), len(sampler.calls)) == (list(TICKERS), 1)
 
     def minds() -> Generator[Any, Any, str]:
         try:
@@ -159,8 +159,8 @@ def evaluate(folder: Path, trained: Any, tickers: Any, base: KronosModel) -> dic
     for ticker in tickers:
         layout.adapter(ticker).parent.mkdir(exist_ok=True)
         layout.adapter(ticker).symlink_to((source / "adapters" / ticker).resolve())
-        for kept in layout.adapter(ticker).glob("sampling/*"):
-            kept.unlink()
+        for path in layout.adapter(ticker).glob("sampling/*"):
+            path.unlink()
     return dict(
         evaluate_tickers(TrainedModels(layout, base), windows, dict.fromkeys(tickers), recipe, tickers_tested=2)
     )
@@ -173,9 +173,9 @@ def test_a_tickers_numbers_do_not_depend_on_its_company_and_cost_three_calls(
     base, calls = base_of(trained[1]), []
     real = batching._sample_paths
 
-    def counted(*given: Any, **settings: Any) -> np.ndarray:
-        calls.append(len(given[0]))
-        return real(*given, **settings)
+    def counted(*arguments: Any, **settings: Any) -> np.ndarray:
+        calls.append(len(arguments[0]))
+        return real(*arguments, **settings)
 
     monkeypatch.setattr(batching, "_sample_paths", counted)
     all_ = evaluate(tmp_path / "all", trained, (*TRAINED, "BAD"), base)
@@ -203,13 +203,13 @@ def test_a_checkpoint_that_serves_all_tickers_is_loaded_once(
 
     _, recipe, windows = trained
     base, loads = base_of(recipe), record_calls(monkeypatch, loading, "load_checkpoint")
-    some = [windows[ticker] for ticker in TRAINED]
-    KronosTrainer(recipe, tmp_path, base=base, say=lambda _: None).train_checkpoint(some)
+    trained_windows = [windows[ticker] for ticker in TRAINED]
+    KronosTrainer(recipe, tmp_path, base=base, say=lambda _: None).train_checkpoint(trained_windows)
     loads.clear()
-    found = dict(
+    results = dict(
         evaluate_tickers(TrainedModels(ArtifactLayout(tmp_path), base), windows, dict.fromkeys(TRAINED), recipe)
     )
-    assert all("checkpoint" in set(unwrap(result).predictions["model"]) for result in found.values())
+    assert all("checkpoint" in set(unwrap(result).predictions["model"]) for result in results.values())
     assert len(loads) == 1
 
 
@@ -220,7 +220,9 @@ def test_models_are_fitted_side_by_side_in_as_many_calls_as_one() -> None:
     (windows,) = simulated_windows(recipe)
     model: Any = type("Model", (float,), {"weights_hash": "hash"})
     sampler = RecordingSampler()
-    fits = run_job(gather_jobs({at: fit_sampling_job(windows, model(at), recipe) for at in range(3)}), sampler)
+    fits = run_job(
+        gather_jobs({number: fit_sampling_job(windows, model(number), recipe) for number in range(3)}), sampler
+    )
     assert len(sampler.calls) == 2
-    for at, fit in fits.items():
-        assert fit == run_job(fit_sampling_job(windows, model(at), recipe), RecordingSampler())
+    for number, fit in fits.items():
+        assert fit == run_job(fit_sampling_job(windows, model(number), recipe), RecordingSampler())

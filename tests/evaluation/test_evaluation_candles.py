@@ -33,15 +33,15 @@ def test_the_features_are_where_these_tests_think() -> None:
 @given(BARS)
 def test_every_bar_becomes_a_candle_and_those_that_were_one_stay(values: np.ndarray) -> None:
     before = values.copy()
-    mended, count = repair_candles(values)
-    assert is_candle(mended).all()
+    repaired, count = repair_candles(values)
+    assert is_candle(repaired).all()
     assert count == (~is_candle(values)).sum()
-    np.testing.assert_array_equal(mended[is_candle(values)], values[is_candle(values)])
-    np.testing.assert_array_equal(mended[..., [O, C]], values[..., [O, C]])
+    np.testing.assert_array_equal(repaired[is_candle(values)], values[is_candle(values)])
+    np.testing.assert_array_equal(repaired[..., [O, C]], values[..., [O, C]])
     np.testing.assert_array_equal(values, before)
-    again, count = repair_candles(mended)
+    repaired_again, count = repair_candles(repaired)
     assert count == 0
-    np.testing.assert_array_equal(again, mended)
+    np.testing.assert_array_equal(repaired_again, repaired)
 
 
 def test_a_range_is_widened_no_further_than_it_must_and_volume_is_not_negative() -> None:

@@ -48,7 +48,7 @@ def test_it_is_told_of_the_first_bar_that_is_scored() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("firsts", "told"),
+    ("firsts", "message"),
     [
         ({"AAPL": "2024-06-03"}, None),
         ({"AAPL": "2024-06-03", "MSFT": "2024-05-30"}, "2024-05-30"),
@@ -60,7 +60,7 @@ def test_a_trainings_manifest_and_its_mlflow_run_are_marked_where_one_holdout_is
     tmp_path: Path,
     made_mlflow_store: str,
     firsts: dict[str, str],
-    told: str | None,
+    message: str | None,
 ) -> None:
     windows = [windows_whose_holdout_begins(ticker, first, tiny_base) for ticker, first in firsts.items()]
     recipe = small_recipe(tiny_base, epochs=1)
@@ -71,10 +71,10 @@ def test_a_trainings_manifest_and_its_mlflow_run_are_marked_where_one_holdout_is
         run.finish(result.summary, result.history, result.folder)
     manifest = json.loads((result.folder / "manifest.json").read_text())
     tags = MlflowClient(made_mlflow_store).get_run(run.run_id).data.tags
-    if told is None:
+    if message is None:
         assert manifest["contamination"] is None
         assert "contamination" not in tags
     else:
         assert MARK in manifest["contamination"]
-        assert told in manifest["contamination"]
+        assert message in manifest["contamination"]
         assert tags["contamination"] == manifest["contamination"]

@@ -19,9 +19,9 @@ DAY = pd.Timedelta(days=1)
 
 def table(losses: list[float] | np.ndarray, naive: list[float] | np.ndarray | None = None) -> pd.DataFrame:
     """Return an adapter's predictions with a given scaled error by cutoff, and the naive forecast's."""
-    own = np.asarray(losses, np.float64)
+    adapter = np.asarray(losses, np.float64)
     return predictions_of_losses(
-        {"adapter": own, "naive": own if naive is None else np.asarray(naive)}, horizon=HORIZON
+        {"adapter": adapter, "naive": adapter if naive is None else np.asarray(naive)}, horizon=HORIZON
     )
 
 
@@ -83,12 +83,12 @@ def test_it_is_said_whether_the_naive_forecast_errs_more_too() -> None:
 
 def test_a_forecast_that_is_cut_short_does_not_count() -> None:
     evidence = table(USUAL)
-    whole = later(table([1.0, 1.0]), evidence)
-    cut = later(table([90.0]), whole)
+    complete = later(table([1.0, 1.0]), evidence)
+    cut = later(table([90.0]), complete)
     cut = cut[cut["step"] < HORIZON]
-    together = find_drift(evidence, pd.concat([whole, cut]), "adapter", HORIZON)
-    assert together == find_drift(evidence, whole, "adapter", HORIZON)
-    assert together.cutoffs == 2
+    drift = find_drift(evidence, pd.concat([complete, cut]), "adapter", HORIZON)
+    assert drift == find_drift(evidence, complete, "adapter", HORIZON)
+    assert drift.cutoffs == 2
 
 
 def test_the_newest_cutoffs_count_alone() -> None:
@@ -97,7 +97,7 @@ def test_the_newest_cutoffs_count_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "now", "said"),
+    ("before", "now", "reason"),
     [
         (USUAL[:7], [99.0], "its evidence has 7 cutoffs, and 8 are needed"),
         ([0.0, *USUAL], [99.0], "0 or undefined"),
@@ -106,11 +106,11 @@ def test_the_newest_cutoffs_count_alone() -> None:
     ],
 )
 def test_too_little_or_undefined_evidence_is_said_and_is_no_drift(
-    before: list[float], now: list[float], said: str
+    before: list[float], now: list[float], reason: str
 ) -> None:
     drift = found(before, now)
     assert not drift.drifted
-    assert said in drift.reason
+    assert reason in drift.reason
     assert (drift.error, drift.bound) == (None, None)
     assert drift.cutoffs == len(now)
 
@@ -136,29 +136,29 @@ def test_windows_begin_with_the_first_bar_that_the_evidence_did_not_measure(tiny
     assert windows.of_split("selection")["end"].max() <= 138
 
 
-@pytest.mark.parametrize(("since", "whole"), [(4, 0), (5, 1), (9, 1), (34, 6)])
-def test_windows_hold_the_newest_whole_horizons(tiny_base: Path, since: int, whole: int) -> None:
+@pytest.mark.parametrize(("since", "horizons"), [(4, 0), (5, 1), (9, 1), (34, 6)])
+def test_windows_hold_the_newest_whole_horizons(tiny_base: Path, since: int, horizons: int) -> None:
     recipe = small_recipe(tiny_base)
     bars = simulated_bars(bars=150)
     evidence = pd.DataFrame({"unique_id": ["AAPL"], "ds": [bars.frame["timestamps"].iloc[149 - since]]})
     windows = windows_since(bars, evidence, recipe, None)
-    if not whole:
+    if not horizons:
         assert windows is None
         return
     assert windows is not None
     rolls = windows.of_split("holdout")
     lengths = rolls["end"] - rolls["origin"] - 1
-    assert (lengths == recipe.horizon).sum() == min(whole, RECENT)
+    assert (lengths == recipe.horizon).sum() == min(horizons, RECENT)
     assert (rolls["origin"] - (149 - since)).mod(recipe.horizon).eq(0).all()
 
 
-@pytest.mark.parametrize(("seen", "start"), [(None, 130), (120, 130), (129, 130), (133, 134), (145, None), (149, None)])
+@pytest.mark.parametrize(("last_seen", "start"), [(None, 130), (120, 130), (129, 130), (133, 134), (145, None), (149, None)])
 def test_no_bar_that_the_weights_may_have_seen_is_among_those_that_came_since(
-    tiny_base: Path, seen: int | None, start: int | None
+    tiny_base: Path, last_seen: int | None, start: int | None
 ) -> None:
     bars = simulated_bars(bars=150)
     stamps = bars.frame["timestamps"]
     evidence = pd.DataFrame({"unique_id": ["AAPL"], "ds": [stamps.iloc[129]]})
-    seen_until = None if seen is None else stamps.iloc[seen].isoformat()
+    seen_until = None if last_seen is None else stamps.iloc[last_seen].isoformat()
     windows = windows_since(bars, evidence, small_recipe(tiny_base), seen_until)
     assert (windows and windows.holdout_start) == start

@@ -34,10 +34,10 @@ Draw = Callable[[np.random.Generator, int], np.ndarray]
 
 def _follow(values: np.ndarray, decay: float) -> np.ndarray:
     """Return a stationary autoregression of order 1 with the variance of its shocks."""
-    found = values.copy()
+    series = values.copy()
     for number in range(1, len(values)):
-        found[number] = decay * found[number - 1] + (1 - decay**2) ** 0.5 * values[number]
-    return found
+        series[number] = decay * series[number - 1] + (1 - decay**2) ** 0.5 * values[number]
+    return series
 
 
 # Differences of two losses, with expected value 0.
@@ -60,16 +60,18 @@ def _bound(count: int, total: int, side: str) -> float:
 @pytest.fixture(scope="module")
 def verdicts() -> dict[str, list[str]]:
     """Return the verdicts on 400 pairs of loss series with equal expected losses, by kind."""
-    found: dict[str, list[str]] = {}
+    verdicts_by_kind: dict[str, list[str]] = {}
     for seed, (kind, draw) in enumerate(KINDS.items()):
         rng = np.random.default_rng(seed)
-        found[kind] = []
+        verdicts_by_kind[kind] = []
         for number in range(SERIES):
             cutoffs = CUTOFFS[number % len(CUTOFFS)]
             rival = 10 + np.abs(rng.normal(size=cutoffs))
             pair = (pd.Series(values) for values in (rival + draw(rng, cutoffs), rival))
-            found[kind] += [comparison.verdict for comparison in correct([compare(*pair, model="a", rival="b")], 1)]
-    return found
+            verdicts_by_kind[kind] += [
+                comparison.verdict for comparison in correct([compare(*pair, model="a", rival="b")], 1)
+            ]
+    return verdicts_by_kind
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -83,10 +85,10 @@ def test_no_kind_of_loss_makes_false_verdicts_above_the_nominal_rate(
 def test_over_all_kinds_false_verdicts_are_shown_to_stay_below_the_nominal_rate(
     verdicts: dict[str, list[str]],
 ) -> None:
-    every = [verdict for found in verdicts.values() for verdict in found]
-    assert _bound(every.count(BETTER), len(every), "less") <= ALPHA
-    assert _bound(every.count(WORSE), len(every), "less") <= ALPHA
-    assert every.count(NO_BETTER) + every.count(BETTER) + every.count(WORSE) == len(every)
+    pooled = [verdict for verdicts_of_kind in verdicts.values() for verdict in verdicts_of_kind]
+    assert _bound(pooled.count(BETTER), len(pooled), "less") <= ALPHA
+    assert _bound(pooled.count(WORSE), len(pooled), "less") <= ALPHA
+    assert pooled.count(NO_BETTER) + pooled.count(BETTER) + pooled.count(WORSE) == len(pooled)
 
 
 @pytest.mark.parametrize("kind", ["rare large losses of the model", "neighbours alike"])
@@ -105,7 +107,8 @@ def test_over_many_tickers_hardly_any_family_holds_one_false_better() -> None:
     for _ in range(40):
         pairs = [(10 + rng.exponential(size=16), 10 + rng.exponential(size=16)) for _ in range(25)]
         compared = [
-            compare(pd.Series(own), pd.Series(rival), model="a", rival="b", tickers_tested=25) for own, rival in pairs
+            compare(pd.Series(model), pd.Series(rival), model="a", rival="b", tickers_tested=25)
+            for model, rival in pairs
         ]
         families += any(comparison.verdict == BETTER for comparison in correct(compared, 25))
     assert _bound(families, 40, "greater") <= ALPHA
@@ -146,5 +149,5 @@ def test_end_to_end_no_model_is_better_on_random_walks_and_one_that_knows_is() -
         predictions = predict(windows, {"base": base}, samplings, recipe).predictions
         for model in ("base", "drift", "random_walk"):
             assert judge(predictions, model, ("naive",)).overall["naive"].verdict in (NO_BETTER, WORSE)
-        told = predict(windows, {"base": None}, samplings, recipe, sampler=_oracle(windows)).predictions
-        assert judge(told, "base", ("naive",)).overall["naive"].verdict == BETTER
+        informed = predict(windows, {"base": None}, samplings, recipe, sampler=_oracle(windows)).predictions
+        assert judge(informed, "base", ("naive",)).overall["naive"].verdict == BETTER

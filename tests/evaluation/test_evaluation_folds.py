@@ -31,12 +31,12 @@ def cutoffs(fold: Fold, ticker: str) -> list[pd.Timestamp]:
 
 def newest_target(fold: Fold) -> pd.Timestamp:
     """Return the time of the newest bar that the fold's training may read."""
-    found: list[pd.Timestamp] = []
+    newest: list[pd.Timestamp] = []
     for known in fold.known:
         rows = known.rows[known.rows["split"] != "holdout"]
         assert known.counts()["train"] > 0
-        found.append(known.bars.frame["timestamps"].iloc[rows["end"].max() - 1])
-    return max(found)
+        newest.append(known.bars.frame["timestamps"].iloc[rows["end"].max() - 1])
+    return max(newest)
 
 
 @pytest.mark.slow
@@ -58,7 +58,7 @@ def test_every_cutoff_lies_after_all_that_its_weights_are_trained_on(
     except DataError:
         assume(False)
     stamps = bars_of_ticker.frame["timestamps"]
-    found: list[int] = []
+    cutoffs: list[int] = []
     for fold in folds:
         (known,), (windows,) = fold.known, fold.windows
         origin = windows.of_split("holdout")["origin"].to_numpy()
@@ -68,10 +68,10 @@ def test_every_cutoff_lies_after_all_that_its_weights_are_trained_on(
         assert windows.bars.frame.equals(bars_of_ticker.frame.iloc[: len(windows.bars)])
         assert 1 <= len(origin) <= every
         assert (windows.of_split("holdout")["end"].to_numpy() == origin + 1 + horizon).all()
-        found += origin.tolist()
+        cutoffs += origin.tolist()
     assert not skipped
     # The newest leaves one horizon of real bars, and each is a horizon after the one before.
-    assert found == [bars - 1 - horizon * step for step in range(len(found), 0, -1)]
+    assert cutoffs == [bars - 1 - horizon * step for step in range(len(cutoffs), 0, -1)]
     assert len(stamps) == bars
 
 

@@ -171,13 +171,13 @@ def test_a_saved_forecast_is_a_table_with_what_made_it_and_a_picture(tmp_path: P
         tmp_path / "forecasts" / "EURUSD=X.parquet",
         tmp_path / "plots" / "EURUSD=X" / "forecast.png",
     )
-    kept, note = read_parquet(table)
-    pd.testing.assert_frame_equal(kept, forecast, check_dtype=False)
-    assert note["model"] == "kronos-EURUSD=X version 3"
-    assert note["reason"] == "it is the champion"
-    assert note["data"] == bars.content_hash
-    assert note["cutoff"] == bars.frame["timestamps"].iloc[-1].isoformat()
-    assert note["sampled"]["weights_hash"] == "hash"
+    stored, stored_manifest = read_parquet(table)
+    pd.testing.assert_frame_equal(stored, forecast, check_dtype=False)
+    assert stored_manifest["model"] == "kronos-EURUSD=X version 3"
+    assert stored_manifest["reason"] == "it is the champion"
+    assert stored_manifest["data"] == bars.content_hash
+    assert stored_manifest["cutoff"] == bars.frame["timestamps"].iloc[-1].isoformat()
+    assert stored_manifest["sampled"]["weights_hash"] == "hash"
     unmarked = {**manifest, "notes": []}
     marked = picture.read_bytes()
     assert marked.startswith(b"\x89PNG")

@@ -21,20 +21,20 @@ def losses(level: float, seed: int, cutoffs: int = CUTOFFS) -> np.ndarray:
 
 
 def table(
-    adapter: float, naive: float = 1.0, base: float = 1.0, *, cutoffs: int = CUTOFFS, **more: Any
+    adapter: float, naive: float = 1.0, base: float = 1.0, *, cutoffs: int = CUTOFFS, **options: Any
 ) -> pd.DataFrame:
     levels = {"naive": naive, "base": base, "adapter": adapter}
     return predictions_of_losses(
-        {model: losses(level, seed, cutoffs) for seed, (model, level) in enumerate(levels.items())}, **more
+        {model: losses(level, seed, cutoffs) for seed, (model, level) in enumerate(levels.items())}, **options
     )
 
 
-def strict(predictions: pd.DataFrame, champion: pd.DataFrame | None = None, **more: int) -> Decision:
-    return decide(predictions, "adapter", champion=champion, gate="strict", **more)
+def strict(predictions: pd.DataFrame, champion: pd.DataFrame | None = None, **options: int) -> Decision:
+    return decide(predictions, "adapter", champion=champion, gate="strict", **options)
 
 
-def lenient(predictions: pd.DataFrame, champion: pd.DataFrame | None = None, **more: int) -> Decision:
-    return decide(predictions, "adapter", champion=champion, gate="lenient", **more)
+def lenient(predictions: pd.DataFrame, champion: pd.DataFrame | None = None, **options: int) -> Decision:
+    return decide(predictions, "adapter", champion=champion, gate="lenient", **options)
 
 
 @pytest.mark.parametrize(

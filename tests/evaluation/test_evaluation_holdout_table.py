@@ -67,9 +67,9 @@ def test_the_baselines_are_their_formulas_from_the_lookback_alone() -> None:
             assert row["mean"] == pytest.approx(known[-1] + row["step"] * (known[-1] - known[0]) / 7)
     week = of(table, "seasonal_naive")  # five weekdays: the same weekday of the week before
     np.testing.assert_allclose(week["mean"].iloc[:4], windows.close[25:29])
-    walk = of(table, "random_walk")
-    assert (walk["hi_90"] >= walk["lo_90"]).all()
-    assert walk["pit"].between(0, 1).all()
+    random_walk = of(table, "random_walk")
+    assert (random_walk["hi_90"] >= random_walk["lo_90"]).all()
+    assert random_walk["pit"].between(0, 1).all()
 
 
 def test_a_forecast_of_points_has_no_interval_and_its_crps_is_its_error() -> None:
@@ -83,9 +83,9 @@ def test_a_forecast_of_points_has_no_interval_and_its_crps_is_its_error() -> Non
 
 def test_a_week_that_is_longer_than_the_lookback_gives_no_seasonal_forecast_and_says_so() -> None:
     windows = HandMadeWindows(closes(400), holdout=10, horizon=4, freq="h")
-    found = forecast(windows, {"base": 0.0}, CONFIG)
-    assert "seasonal_naive" not in set(found.predictions["model"])
-    assert any("AAPL: no seasonal_naive forecast" in note for note in found.notes)
+    result = forecast(windows, {"base": 0.0}, CONFIG)
+    assert "seasonal_naive" not in set(result.predictions["model"])
+    assert any("AAPL: no seasonal_naive forecast" in note for note in result.notes)
 
 
 def test_a_roll_is_given_real_bars_up_to_its_cutoff_and_nothing_after() -> None:

@@ -20,10 +20,10 @@ PRICES = st.floats(1e-3, 1e6)
 
 def by_hand(y: np.ndarray, forecast: np.ndarray, last: float, scale: float, half: float) -> dict[str, float | None]:
     error = forecast - y
-    own, real = np.sign(forecast - last), np.sign(y - last)
-    moved = (own != 0) & (real != 0)
-    hits = [100.0 * (a == b) for a, b, told in zip(own, real, moved, strict=True) if told]
-    found: dict[str, float | None] = {
+    forecast_sign, real_sign = np.sign(forecast - last), np.sign(y - last)
+    moved = (forecast_sign != 0) & (real_sign != 0)
+    hits = [100.0 * (a == b) for a, b, counts in zip(forecast_sign, real_sign, moved, strict=True) if counts]
+    scores: dict[str, float | None] = {
         "mae": np.abs(error).sum() / len(y),
         "rmse": np.sqrt((error**2).sum() / len(y)),
         "mape": 100 * np.abs(error / y).sum() / len(y),
@@ -36,9 +36,9 @@ def by_hand(y: np.ndarray, forecast: np.ndarray, last: float, scale: float, half
     for raw, wider in (("", 1), ("raw_", 2)):
         for level, factor in ((50, 1), (80, 2), (90, 3)):
             low, high = forecast - half * factor * wider, forecast + half * factor * wider
-            found[f"{raw}coverage_{level}"] = 100 * sum((low <= y) & (y <= high)) / len(y)
-            found[f"{raw}width_{level}"] = 100 * sum(high - low) / last / len(y)
-    return found
+            scores[f"{raw}coverage_{level}"] = 100 * sum((low <= y) & (y <= high)) / len(y)
+            scores[f"{raw}width_{level}"] = 100 * sum(high - low) / last / len(y)
+    return scores
 
 
 @pytest.mark.slow
@@ -60,24 +60,26 @@ def test_scores_are_the_textbook_formulas(data: st.DataObject, lengths: list[int
     scores = score(pd.concat(tables, ignore_index=True))
     assert list(scores) == [f"T{number}" for number in range(len(lengths))]
     for (symbol, model), values in expected.items():
-        found: Mapping[str, object] = scores[symbol][model]
-        assert set(found) - {"undefined"} == set(values)
+        scores_of_model: Mapping[str, object] = scores[symbol][model]
+        assert set(scores_of_model) - {"undefined"} == set(values)
         for metric, value in values.items():
-            assert found[metric] == (value if value is None else pytest.approx(value, rel=1e-9, abs=1e-9))
+            assert scores_of_model[metric] == (value if value is None else pytest.approx(value, rel=1e-9, abs=1e-9))
 
 
 def test_every_score_has_a_unit() -> None:
     y = np.arange(1.0, 11.0)
-    found = score(made_predictions(y, {"base": y + 1}, half_widths={"base": 1.0}))["AAPL"]["base"]
-    assert tuple(found) == METRICS == tuple(UNITS)
+    scores = score(made_predictions(y, {"base": y + 1}, half_widths={"base": 1.0}))["AAPL"]["base"]
+    assert tuple(scores) == METRICS == tuple(UNITS)
     assert set(UNITS.values()) == {"price", "percent", "scaled", "percent of the close"}
     assert set(Scores.__annotations__) == {*METRICS, "undefined"}
 
 
 def test_shares_are_in_percent() -> None:
     y = np.array([110.0, 90.0, 120.0, 80.0])
-    found = score(made_predictions(y, {"base": np.array([121.0, 99.0, 132.0, 104.0])}, half_widths={"base": 10.0}))
-    scores = found["AAPL"]["base"]
+    scores_by_symbol = score(
+        made_predictions(y, {"base": np.array([121.0, 99.0, 132.0, 104.0])}, half_widths={"base": 10.0})
+    )
+    scores = scores_by_symbol["AAPL"]["base"]
     assert scores["mape"] == pytest.approx((10 + 10 + 10 + 30) / 4)
     assert scores["directional_accuracy"] == 75  # the last rises in the forecast and falls in truth
     assert (scores["coverage_50"], scores["coverage_80"], scores["coverage_90"]) == (25, 75, 100)

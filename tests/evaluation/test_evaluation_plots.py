@@ -41,9 +41,9 @@ def windows(
     return HandMadeWindows(close, holdout=holdout, horizon=4, ticker=ticker, freq=freq)
 
 
-def table(some: HandMadeWindows, *models: str) -> pd.DataFrame:
+def table(holdout: HandMadeWindows, *models: str) -> pd.DataFrame:
     shifts = {"base": 1.0, "checkpoint": -4.0, "adapter": -8.0}
-    return forecast(some, {model: shifts[model] for model in models}, RECIPE).predictions
+    return forecast(holdout, {model: shifts[model] for model in models}, RECIPE).predictions
 
 
 def of(predictions: pd.DataFrame, model: str) -> pd.DataFrame:
@@ -85,9 +85,9 @@ def lines(figure: Figure, panel: int = 0) -> dict[str, tuple[np.ndarray, np.ndar
 @pytest.mark.slow
 @pytest.mark.parametrize("ticker", ["^GSPC", "EURUSD=X"])
 def test_a_holdout_is_four_opaque_light_pictures_with_the_notes_on_each(tmp_path: Path, ticker: str) -> None:
-    some = windows(ticker=ticker)
-    predictions = table(some, "base", "checkpoint", "adapter")
-    paths = save_plots(ArtifactLayout(tmp_path), some.bars.frame, predictions, "adapter", ["costs $1, or $2", SEEN])
+    holdout = windows(ticker=ticker)
+    predictions = table(holdout, "base", "checkpoint", "adapter")
+    paths = save_plots(ArtifactLayout(tmp_path), holdout.bars.frame, predictions, "adapter", ["costs $1, or $2", SEEN])
     assert paths == {
         "holdout": tmp_path / "plots" / f"{ticker}.png",
         **{kind: tmp_path / "plots" / ticker / f"{kind}.png" for kind in ("fan", "steps", "reliability")},
@@ -103,8 +103,8 @@ def test_a_holdout_is_four_opaque_light_pictures_with_the_notes_on_each(tmp_path
 
 
 def test_a_picture_without_notes_warns_of_nothing() -> None:
-    some = windows()
-    assert not has_colour(pixels(fan_plot(some.bars.frame, of(table(some, "base"), "base"), "title")), WARNING)
+    holdout = windows()
+    assert not has_colour(pixels(fan_plot(holdout.bars.frame, of(table(holdout, "base"), "base"), "title")), WARNING)
 
 
 @pytest.mark.slow
@@ -117,14 +117,14 @@ def test_a_picture_without_notes_warns_of_nothing() -> None:
 )
 @pytest.mark.parametrize("kind", ["forecast", "fan", "steps", "reliability"])
 def test_no_word_is_cut_off(drawn: Callable[..., Figure], kind: str, price: float, notes: list[str]) -> None:
-    some = windows(ticker="A-LONG.SYMBOL=X", price=price, freq="5min")
-    predictions = table(some, "base", "checkpoint", "adapter")
-    bars, own, title = some.bars.frame, of(predictions, "adapter"), "a/long/path/to/a/folder " * 6
+    holdout = windows(ticker="A-LONG.SYMBOL=X", price=price, freq="5min")
+    predictions = table(holdout, "base", "checkpoint", "adapter")
+    bars, adapter, title = holdout.bars.frame, of(predictions, "adapter"), "a/long/path/to/a/folder " * 6
     calls: dict[str, tuple[Any, ...]] = {
         "forecast": (forecast_plot, bars, predictions, title, notes),
-        "fan": (fan_plot, bars, own, title, notes),
+        "fan": (fan_plot, bars, adapter, title, notes),
         "steps": (steps_plot, predictions, title, notes),
-        "reliability": (reliability_plot, own, title, notes),
+        "reliability": (reliability_plot, adapter, title, notes),
     }
     figure = drawn(*calls[kind])
     image = np.asarray(figure.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
@@ -141,8 +141,10 @@ def test_no_word_is_cut_off(drawn: Callable[..., Figure], kind: str, price: floa
 @pytest.mark.slow
 @pytest.mark.parametrize(("bars", "holdout", "freq"), [(13, 1, "B"), (3000, 1900, "5min"), (30, 20, "h")])
 def test_few_bars_and_many_are_drawn(tmp_path: Path, bars: int, holdout: int, freq: str) -> None:
-    some = windows(bars, holdout, freq=freq)
-    paths = save_plots(ArtifactLayout(tmp_path), some.bars.frame, table(some, "adapter"), "adapter", [])
+    ticker_windows = windows(bars, holdout, freq=freq)
+    paths = save_plots(
+        ArtifactLayout(tmp_path), ticker_windows.bars.frame, table(ticker_windows, "adapter"), "adapter", []
+    )
     image = pixels(paths["holdout"].read_bytes())
     assert has_colour(image, COLOURS["adapter"])
     assert not has_colour(image, COLOURS["base"])
@@ -151,39 +153,41 @@ def test_few_bars_and_many_are_drawn(tmp_path: Path, bars: int, holdout: int, fr
 
 @pytest.mark.slow
 def test_where_the_trained_model_has_no_forecast_the_random_walk_shows_its_intervals(tmp_path: Path) -> None:
-    some = windows()
-    paths = save_plots(ArtifactLayout(tmp_path), some.bars.frame, table(some), "adapter", [])
+    holdout = windows()
+    paths = save_plots(ArtifactLayout(tmp_path), holdout.bars.frame, table(holdout), "adapter", [])
     assert has_colour(pixels(paths["fan"].read_bytes()), "#d3e6f2")
 
 
 def test_the_same_forecasts_give_the_same_bytes() -> None:
-    some = windows()
-    own = of(table(some, "adapter"), "adapter")
-    assert fan_plot(some.bars.frame, own, "title", [SEEN]) == fan_plot(some.bars.frame, own, "title", [SEEN])
+    holdout = windows()
+    adapter = of(table(holdout, "adapter"), "adapter")
+    assert fan_plot(holdout.bars.frame, adapter, "title", [SEEN]) == fan_plot(
+        holdout.bars.frame, adapter, "title", [SEEN]
+    )
 
 
 # Correctness of the drawn values
 
 
 def test_each_forecast_starts_at_the_real_close_of_its_cutoff(drawn: Callable[..., Figure]) -> None:
-    some = windows()
-    predictions = table(some, "adapter")
-    found = lines(drawn(forecast_plot, some.bars.frame, predictions, "title"))
-    label = next(name for name in found if name.startswith("adapter (MAE "))
-    x, y = found[label]
-    own = of(predictions, "adapter")
+    holdout = windows()
+    predictions = table(holdout, "adapter")
+    lines_by_label = lines(drawn(forecast_plot, holdout.bars.frame, predictions, "title"))
+    label = next(name for name in lines_by_label if name.startswith("adapter (MAE "))
+    x, y = lines_by_label[label]
+    adapter = of(predictions, "adapter")
     assert list(np.flatnonzero(np.isnan(y))) == [5, 11, 15]  # forecasts of 4, 4 and 2 bars, each after its cutoff
     np.testing.assert_array_equal(x[:5], np.arange(49, 54))
-    np.testing.assert_allclose(y[:5], [some.close[49], *own["mean"][:4]])
-    assert {str(name).split()[0] for name in found} >= set(models_of(predictions))
+    np.testing.assert_allclose(y[:5], [holdout.close[49], *adapter["mean"][:4]])
+    assert {str(name).split()[0] for name in lines_by_label} >= set(models_of(predictions))
 
 
 def test_a_fan_holds_the_intervals_of_the_newest_cutoffs(drawn: Callable[..., Figure]) -> None:
-    some = windows(400, 300)
-    own = of(table(some, "adapter"), "adapter")
-    figure = drawn(fan_plot, some.bars.frame, own, "title")
+    holdout = windows(400, 300)
+    adapter = of(table(holdout, "adapter"), "adapter")
+    figure = drawn(fan_plot, holdout.bars.frame, adapter, "title")
     x, median = lines(figure)["median forecast"]
-    newest = own.iloc[-int((~np.isnan(median)).sum() - np.isnan(median).sum()) :]
+    newest = adapter.iloc[-int((~np.isnan(median)).sum() - np.isnan(median).sum()) :]
     assert 100 < len(newest) <= 150
     np.testing.assert_allclose(median[~np.isnan(median)][-4:], newest["median"][-4:])
     bands = {str(band.get_label()): band for band in figure.axes[0].collections}
@@ -195,22 +199,22 @@ def test_a_fan_holds_the_intervals_of_the_newest_cutoffs(drawn: Callable[..., Fi
 
 
 def test_a_fan_of_bars_to_come_goes_on_where_the_known_bars_end(drawn: Callable[..., Figure]) -> None:
-    some = windows()
-    own = of(table(some, "adapter"), "adapter").iloc[-2:]  # the last forecast: two bars
-    known = some.bars.frame.iloc[:-2]
-    found = lines(drawn(fan_plot, known, own, "title"))
-    assert found["real close"][0][-1] == len(known) - 1
-    np.testing.assert_array_equal(found["median forecast"][0][:3], len(known) - 1 + np.arange(3))
+    holdout = windows()
+    adapter = of(table(holdout, "adapter"), "adapter").iloc[-2:]  # the last forecast: two bars
+    known = holdout.bars.frame.iloc[:-2]
+    lines_by_label = lines(drawn(fan_plot, known, adapter, "title"))
+    assert lines_by_label["real close"][0][-1] == len(known) - 1
+    np.testing.assert_array_equal(lines_by_label["median forecast"][0][:3], len(known) - 1 + np.arange(3))
 
 
 @pytest.mark.slow
 def test_errors_by_step_are_means_over_cutoffs_in_multiples_of_the_mean_change(drawn: Callable[..., Figure]) -> None:
-    some = windows()
-    predictions = table(some, "base", "adapter")
+    holdout = windows()
+    predictions = table(holdout, "base", "adapter")
     figure = drawn(steps_plot, predictions, "title")
-    own = of(predictions, "adapter")
-    scale = np.abs(np.diff(some.close[:50])).mean()
-    by_hand = [np.abs(rows["mean"] - rows["y"]).mean() / scale for _, rows in own.groupby("step")]
+    adapter = of(predictions, "adapter")
+    scale = np.abs(np.diff(holdout.close[:50])).mean()
+    by_hand = [np.abs(rows["mean"] - rows["y"]).mean() / scale for _, rows in adapter.groupby("step")]
     steps, errors = lines(figure)["adapter"]
     np.testing.assert_array_equal(steps, [1, 2, 3, 4])
     np.testing.assert_allclose(errors, by_hand)
@@ -222,9 +226,9 @@ def test_errors_by_step_are_means_over_cutoffs_in_multiples_of_the_mean_change(d
 def test_errors_of_a_ticker_without_a_scale_are_in_price_units(drawn: Callable[..., Figure]) -> None:
     predictions = table(windows(), "adapter").assign(scale=0.0)
     figure = drawn(steps_plot, predictions, "title")
-    own = of(predictions, "adapter")
+    adapter = of(predictions, "adapter")
     np.testing.assert_allclose(
-        lines(figure)["adapter"][1], [np.abs(rows["mean"] - rows["y"]).mean() for _, rows in own.groupby("step")]
+        lines(figure)["adapter"][1], [np.abs(rows["mean"] - rows["y"]).mean() for _, rows in adapter.groupby("step")]
     )
     assert "price" in figure.axes[0].get_ylabel()
 
@@ -232,13 +236,13 @@ def test_errors_of_a_ticker_without_a_scale_are_in_price_units(drawn: Callable[.
 def test_reliability_counts_the_closes_within_each_interval_and_where_they_lie(drawn: Callable[..., Figure]) -> None:
     bars = 100
     y = np.arange(bars, dtype=float)
-    own = pd.DataFrame(
+    adapter = pd.DataFrame(
         {"unique_id": "A", "cutoff": pd.Timestamp("2024-01-01"), "y": y, "pit": (y + 0.5) ** 2 / bars**2}
     )
     for level, share in ((50, 0.3), (80, 0.7), (90, 0.85)):
-        own[f"raw_lo_{level}"], own[f"raw_hi_{level}"] = 0.0, share * bars - 0.5
-        own[f"lo_{level}"], own[f"hi_{level}"] = 0.0, level - 0.5
-    figure = drawn(reliability_plot, own, "title")
+        adapter[f"raw_lo_{level}"], adapter[f"raw_hi_{level}"] = 0.0, share * bars - 0.5
+        adapter[f"lo_{level}"], adapter[f"hi_{level}"] = 0.0, level - 0.5
+    figure = drawn(reliability_plot, adapter, "title")
     np.testing.assert_allclose(lines(figure)["as sampled"][1], [30, 70, 85])
     np.testing.assert_allclose(lines(figure)["recalibrated"][1], [50, 80, 90])
     heights = [patch.get_height() for patch in figure.axes[1].patches if patch.get_width() == pytest.approx(0.2)]  # type: ignore[attr-defined]
@@ -248,9 +252,9 @@ def test_reliability_counts_the_closes_within_each_interval_and_where_they_lie(d
 
 def test_the_band_of_a_flat_histogram_is_that_of_chance(drawn: Callable[..., Figure]) -> None:
     """The band holds 95 percent of the columns of histograms of independent, uniform bars."""
-    some = windows()
-    own = of(table(some, "adapter"), "adapter").sample(200, replace=True, random_state=0)
-    figure = drawn(reliability_plot, own, "title")
+    holdout = windows()
+    adapter = of(table(holdout, "adapter"), "adapter").sample(200, replace=True, random_state=0)
+    figure = drawn(reliability_plot, adapter, "title")
     marks = sorted(float(np.asarray(line.get_ydata())[0]) for line in figure.axes[1].lines)
     low, expected, high = marks
     assert expected == pytest.approx(20)

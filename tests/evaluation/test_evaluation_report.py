@@ -83,9 +83,9 @@ def test_the_evaluation_follows_from_the_predictions_beside_it_alone(layout: Art
     windows = [windows_of("AAPL"), windows_of("BRK-B", 1000)]
     evaluation = save_evaluation(layout, predictions_of(windows), "adapter", SKIPPED, manifest_of(windows))
     predictions, manifest = read_parquet(layout.predictions)
-    again = build_evaluation(predictions, "adapter", SKIPPED, manifest)
+    recomputed = build_evaluation(predictions, "adapter", SKIPPED, manifest)
     files = evaluation.pop("files")
-    assert again == evaluation
+    assert recomputed == evaluation
     assert files == {path.name: file_hash(path) for path in (layout.predictions, layout.forecasts)}
 
 
@@ -106,7 +106,7 @@ def test_a_model_that_is_nearer_at_every_cutoff_is_better_and_the_others_worse()
     predictions = predictions_of(windows, {"base": 1.5, "adapter": -0.9})
     evaluation = build_evaluation(predictions, "adapter", [], manifest_of(windows))
     verdicts = evaluation["per_symbol"][0]["verdicts"]
-    assert {rival: one["verdict"] for rival, one in verdicts["adapter"].items()} == {
+    assert {rival: comparison["verdict"] for rival, comparison in verdicts["adapter"].items()} == {
         "naive": "better",
         "base": "better",
     }

@@ -35,8 +35,8 @@ ORIGINS, ENDS = np.array([20, 22, 37]), np.array([25, 27, 40])
 def sampled(sampler: Any, **changes: Any) -> SamplePaths:
     windows: Any = HandMadeWindows(100 + np.arange(40.0), holdout=10, horizon=4)
     sampling = replace(plain_sampling(RECIPE), **changes)
-    (found,) = sample_requests([forecast_request(windows, ORIGINS, ENDS, 0.0, RECIPE, sampling)], sampler)  # type: ignore[arg-type]
-    return unwrap(found)
+    (predictions,) = sample_requests([forecast_request(windows, ORIGINS, ENDS, 0.0, RECIPE, sampling)], sampler)  # type: ignore[arg-type]
+    return unwrap(predictions)
 
 
 def test_each_forecast_knows_its_lookback_and_the_times_up_to_its_end() -> None:
@@ -65,8 +65,8 @@ def test_it_draws_as_the_sampling_says_and_with_the_tickers_seed() -> None:
 
 
 def test_candles_come_out_valid_and_those_that_were_not_are_counted() -> None:
-    def crooked(*given: Any, **settings: Any) -> np.ndarray:
-        paths = RecordingSampler()(*given, **settings)
+    def crooked(*arguments: Any, **settings: Any) -> np.ndarray:
+        paths = RecordingSampler()(*arguments, **settings)
         paths[1, 0, 2, 1] -= 5  # a high below the close
         paths[2, 1, :, 4] = -1  # volumes below zero
         return paths
@@ -79,8 +79,8 @@ def test_candles_come_out_valid_and_those_that_were_not_are_counted() -> None:
 
 
 def test_a_number_that_is_not_finite_is_an_error_that_counts_the_bars() -> None:
-    def broken(*given: Any, **settings: Any) -> np.ndarray:
-        paths = RecordingSampler()(*given, **settings)
+    def broken(*arguments: Any, **settings: Any) -> np.ndarray:
+        paths = RecordingSampler()(*arguments, **settings)
         paths[0, 0, 0, 4], paths[1, 1, 1] = np.nan, np.inf
         return paths
 
@@ -93,11 +93,13 @@ def test_a_real_model_is_sampled_unless_told_otherwise(tiny_base: Path) -> None:
     (windows,) = simulated_windows(recipe)
     model = load_base(find_base_model(str(tiny_base)), torch.device("cpu"))
     origins = np.array([60, 70])
-    (found,) = sample_requests([forecast_request(windows, origins, origins + 6, model, recipe, plain_sampling(recipe))])
-    values, at = windows.bars.values, origins[:, None]
-    past, ahead = at + np.arange(-15, 1), at + np.arange(1, 6)
+    (forecast,) = sample_requests(
+        [forecast_request(windows, origins, origins + 6, model, recipe, plain_sampling(recipe))]
+    )
+    values, cutoffs = windows.bars.values, origins[:, None]
+    past, ahead = cutoffs + np.arange(-15, 1), cutoffs + np.arange(1, 6)
     seed = sampling_seed(recipe.seed, "AAPL")
-    drawn = sample_paths(
+    paths = sample_paths(
         model,
         values[past],
         windows.stamps[past],
@@ -108,7 +110,7 @@ def test_a_real_model_is_sampled_unless_told_otherwise(tiny_base: Path) -> None:
         seed=seed,
         s2_position="first",
     )
-    np.testing.assert_array_equal(unwrap(found).closes, drawn[..., CLOSE])
+    np.testing.assert_array_equal(unwrap(forecast).closes, paths[..., CLOSE])
 
 
 @pytest.mark.slow

@@ -58,20 +58,20 @@ class WalkSampler:
     def __call__(self, _: Any, history: np.ndarray, past: np.ndarray, ahead: np.ndarray, **settings: Any) -> np.ndarray:
         self.calls.append({"history": history, "past": past, "ahead": ahead, **settings})
         shape = (len(history), settings["paths"], ahead.shape[1])
-        drawn = [
+        paths = [
             np.random.default_rng([seed, int(1e6 * last)]).standard_normal(shape[1:])
             for seed, last in zip(settings["seed"], history[:, -1, CLOSE], strict=True)
         ]
-        heat = settings["temperature"][:, None, None] if self.heated else 1
-        steps, deviation = np.reshape(drawn, shape), DEVIATION * self.spread * heat
+        temperature = settings["temperature"][:, None, None] if self.heated else 1
+        steps, deviation = np.reshape(paths, shape), DEVIATION * self.spread * temperature
         closes = history[:, -1, CLOSE, None, None] * np.exp(deviation * steps.cumsum(axis=2))
         return np.repeat(closes[..., None], len(FEATURES), axis=-1)
 
 
 def unmoved(_: Any, history: np.ndarray, __: np.ndarray, ahead: np.ndarray, **settings: Any) -> np.ndarray:
     """Sampler of paths that ignore the bars, so a fit depends on the scored closes alone."""
-    heat = settings["temperature"] + settings["top_p"] / 7
-    paths = 100 + heat[:, None] * np.linspace(-40, 60, settings["paths"])
+    temperature = settings["temperature"] + settings["top_p"] / 7
+    paths = 100 + temperature[:, None] * np.linspace(-40, 60, settings["paths"])
     return np.broadcast_to(paths[:, :, None, None], (*paths.shape, ahead.shape[1], history.shape[2]))
 
 
@@ -109,16 +109,16 @@ def test_intervals_fitted_on_the_selection_block_cover_the_holdout_as_they_say(s
         fitted = fit_sampling(windows, MODEL, WALK, sampler=sampler)
         rows = windows.of_split("holdout")
         origins = rows["origin"].to_numpy()
-        asked = forecast_request(windows, origins, rows["end"].to_numpy(), MODEL, WALK, fitted)
-        paths = unwrap(sample_requests([asked], sampler)[0])
+        request = forecast_request(windows, origins, rows["end"].to_numpy(), MODEL, WALK, fitted)
+        paths = unwrap(sample_requests([request], sampler)[0])
         steps = np.tile(np.arange(1, 6), len(origins))
         y = windows.bars.frame["close"].to_numpy()[(origins[:, None] + np.arange(1, 6)).ravel()]
         closes = paths.closes.swapaxes(1, 2).reshape(len(y), -1)
         columns = describe_closes(closes, y, fitted.widths_at(steps))
-        for raw, found in shares.items():
-            inside = [(columns[f"{raw}lo_{at}"] <= y) & (y <= columns[f"{raw}hi_{at}"]) for at in LEVELS]
-            found.append(np.mean(inside, axis=1).tolist())
-    errors = {raw: np.abs(np.mean(found, axis=0) - np.array(LEVELS) / 100) for raw, found in shares.items()}
+        for raw, coverages in shares.items():
+            inside = [(columns[f"{raw}lo_{level}"] <= y) & (y <= columns[f"{raw}hi_{level}"]) for level in LEVELS]
+            coverages.append(np.mean(inside, axis=1).tolist())
+    errors = {raw: np.abs(np.mean(coverages, axis=0) - np.array(LEVELS) / 100) for raw, coverages in shares.items()}
     assert errors[""].max() < 0.07
     assert errors[""].mean() < errors["raw_"].mean() / 3
 
@@ -177,9 +177,9 @@ def test_no_holdout_bar_is_read_nor_its_time(bars: Bars, recipe: Recipe) -> None
     stamps = windows.stamps.copy()
     stamps[windows.holdout_start :] = 59
     blind = replace(windows, bars=replace(bars, frame=hidden), stamps=stamps)
-    seen, unseen = WalkSampler(), WalkSampler()
-    assert fit_sampling(blind, MODEL, recipe, sampler=unseen) == fit_sampling(windows, MODEL, recipe, sampler=seen)
-    for call, other in zip(seen.calls, unseen.calls, strict=True):
+    original, changed = WalkSampler(), WalkSampler()
+    assert fit_sampling(blind, MODEL, recipe, sampler=changed) == fit_sampling(windows, MODEL, recipe, sampler=original)
+    for call, other in zip(original.calls, changed.calls, strict=True):
         for given_ in ("history", "past", "ahead"):
             np.testing.assert_array_equal(call[given_], other[given_])
 
@@ -225,14 +225,14 @@ def test_the_temperature_that_makes_paths_as_wide_as_the_market_is_chosen(spread
 def test_the_best_score_wins_and_the_recipes_own_pair_is_tried_and_wins_ties() -> None:
     recipe = WALK.model_copy(update={"tune_sampling": True, "temperature": 0.77, "top_p": 0.66})
     windows = walk(recipe)
-    tied = fit_sampling(windows, MODEL, recipe, sampler=WalkSampler(heated=False))
-    assert (tied.temperature, tied.top_p) == (0.77, 0.66)
+    unheated = fit_sampling(windows, MODEL, recipe, sampler=WalkSampler(heated=False))
+    assert (unheated.temperature, unheated.top_p) == (0.77, 0.66)
     fitted = fit_sampling(windows, MODEL, recipe, sampler=WalkSampler())
     assert fitted.tuned is not None
     best = min(fitted.tuned, key=lambda score: score.crps)
     assert (fitted.temperature, fitted.top_p) == (best.temperature, best.top_p)
     pairs = {(score.temperature, score.top_p) for score in fitted.tuned}
-    assert pairs == {(0.77, 0.66), *((heat, mass) for heat in TEMPERATURES for mass in TOP_PS)}
+    assert pairs == {(0.77, 0.66), *((temperature, top_p) for temperature in TEMPERATURES for top_p in TOP_PS)}
 
 
 def test_every_model_goes_through_the_same_search_from_the_same_cutoffs() -> None:
@@ -300,10 +300,10 @@ def test_what_is_saved_is_loaded_by_its_windows_and_by_its_ticker(fitted: Fitted
 
 def test_equal_input_gives_equal_bytes(fitted: Fitted, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder, windows, recipe, _ = fitted
-    again = tmp_path_factory.mktemp("again")
-    save_sampling(again, windows, fit_sampling(windows, MODEL, recipe, sampler=WalkSampler(0.5)), recipe)
+    second_folder = tmp_path_factory.mktemp("again")
+    save_sampling(second_folder, windows, fit_sampling(windows, MODEL, recipe, sampler=WalkSampler(0.5)), recipe)
     written = "sampling/AAPL.json"
-    assert (again / written).read_bytes() == (folder / written).read_bytes()
+    assert (second_folder / written).read_bytes() == (folder / written).read_bytes()
 
 
 def test_other_weights_make_it_void(fitted: Fitted) -> None:
@@ -318,8 +318,8 @@ def test_other_bars_or_settings_ask_for_a_new_fit_but_serve_a_forecast(fitted: F
     folder, windows, recipe, sampling = fitted
     changes: dict[str, Any] = {"temperature": 0.5, "recalibrate": False, "seed": 3}
     other = recipe.model_copy(update={change: changes[change]} if change in changes else {})
-    there = walk(recipe, seed=1) if change == "bars" else windows
-    assert load_sampling(folder, there, MODEL, other) is None
+    other_windows = walk(recipe, seed=1) if change == "bars" else windows
+    assert load_sampling(folder, other_windows, MODEL, other) is None
     assert load_sampling(folder, "AAPL", MODEL, other) == sampling
 
 
@@ -336,8 +336,8 @@ def test_other_bars_or_settings_ask_for_a_new_fit_but_serve_a_forecast(fitted: F
 )
 def test_a_forecast_takes_widths_only_where_they_fit_it(fitted: Fitted, changes: dict[str, int], serves: bool) -> None:
     folder, _, recipe, _ = fitted
-    found = load_sampling(folder, "AAPL", MODEL, recipe.model_copy(update=changes))
-    assert (found is not None) is serves
+    loaded = load_sampling(folder, "AAPL", MODEL, recipe.model_copy(update=changes))
+    assert (loaded is not None) is serves
 
 
 @pytest.mark.parametrize("damage", ["not JSON", "no sampling", "no level", "a text for a number"])
@@ -370,8 +370,8 @@ def test_a_real_model_is_fitted_the_same_to_the_bit_twice(tiny_base: Path) -> No
     recipe = small_recipe(tiny_base, tune_sampling=True)
     (windows,) = simulated_windows(recipe)
     model = load_base(find_base_model(str(tiny_base)), torch.device("cpu"))
-    first, again = (fit_sampling(windows, model, recipe) for _ in range(2))
-    assert first == again
+    first, second = (fit_sampling(windows, model, recipe) for _ in range(2))
+    assert first == second
     assert first.weights_hash == model.weights_hash
     assert first.tuned is not None
     assert len({score.crps for score in first.tuned}) > 1

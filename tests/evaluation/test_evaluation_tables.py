@@ -103,9 +103,9 @@ def test_models_that_not_every_symbol_has_come_last_and_are_said_not_to_compare(
     evaluation = build_evaluation(predictions, "checkpoint", [], manifest_of(windows))
     text_table = leaderboard_table(evaluation)
     assert text_table.rows[-1][0] == "adapter"
-    said = "Means over fewer than the 2 symbols, not to be compared: adapter 1."
-    assert said in text_table.notes
-    assert said in evaluation_table(evaluation).notes
+    note = "Means over fewer than the 2 symbols, not to be compared: adapter 1."
+    assert note in text_table.notes
+    assert note in evaluation_table(evaluation).notes
 
 
 def test_brackets_in_a_reason_are_text_and_no_markup(evaluation: dict[str, Any]) -> None:

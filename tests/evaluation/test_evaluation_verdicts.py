@@ -33,8 +33,8 @@ def losses(cutoffs: int = 16, seed: int = 0, level: float = 1.0) -> np.ndarray:
     return level * np.random.default_rng(seed).uniform(0.7, 1.3, cutoffs)
 
 
-def judged(own: np.ndarray, naive: np.ndarray, **more: int) -> Comparison:
-    return judge(predictions_of_losses({"naive": naive, "adapter": own}), "adapter", ("naive",), **more).overall[
+def judged(adapter: np.ndarray, naive: np.ndarray, **options: int) -> Comparison:
+    return judge(predictions_of_losses({"naive": naive, "adapter": adapter}), "adapter", ("naive",), **options).overall[
         "naive"
     ]
 
@@ -82,45 +82,45 @@ def test_the_interval_holds_the_true_skill_as_often_as_it_says(cutoffs: int, blo
     held = 0
     for _ in range(500):
         rival = rng.gamma(4, size=cutoffs)
-        own = 0.8 * rng.gamma(4, size=cutoffs)  # so that the skill is 0.2
-        low, high, _ = bootstrap_skill(own, rival, block=block, draws=999)
+        model = 0.8 * rng.gamma(4, size=cutoffs)  # so that the skill is 0.2
+        low, high, _ = bootstrap_skill(model, rival, block=block, draws=999)
         held += low <= 0.2 <= high
     assert 0.92 <= held / 500 <= 0.99
 
 
 def test_the_interval_and_its_p_value_say_the_same() -> None:
     for seed in range(60):
-        own, rival = losses(12, seed, 0.9), losses(12, seed + 1000)
-        low, high, p_value = bootstrap_skill(own, rival, block=2, draws=9999)
+        model, rival = losses(12, seed, 0.9), losses(12, seed + 1000)
+        low, high, p_value = bootstrap_skill(model, rival, block=2, draws=9999)
         assert (p_value <= 0.05) == (low > 0 or high < 0)
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(8, 40), st.floats(1e-3, 1e3))
 def test_a_comparison_is_the_same_each_time_and_in_every_unit(seed: int, cutoffs: int, unit: float) -> None:
-    own, rival = losses(cutoffs, seed, 0.8), losses(cutoffs, seed + 1)
-    once, again = (compare(by_cutoff(own), by_cutoff(rival), model="a", rival="b") for _ in range(2))
-    scaled = compare(by_cutoff(unit * own), by_cutoff(unit * rival), model="a", rival="b")
-    assert once == again
-    assert (scaled.skill, scaled.p_value) == pytest.approx((once.skill, once.p_value))
-    assert (scaled.skill_low, scaled.skill_high) == pytest.approx((once.skill_low, once.skill_high), abs=1e-3)
+    model_losses, rival = losses(cutoffs, seed, 0.8), losses(cutoffs, seed + 1)
+    first, second = (compare(by_cutoff(model_losses), by_cutoff(rival), model="a", rival="b") for _ in range(2))
+    scaled = compare(by_cutoff(unit * model_losses), by_cutoff(unit * rival), model="a", rival="b")
+    assert first == second
+    assert (scaled.skill, scaled.p_value) == pytest.approx((first.skill, first.p_value))
+    assert (scaled.skill_low, scaled.skill_high) == pytest.approx((first.skill_low, first.skill_high), abs=1e-3)
 
 
 def test_a_loss_per_cutoff_is_the_mean_scaled_error_over_its_bars() -> None:
     table = predictions_of_losses({"naive": [1.0, 2.0], "base": [3.0, 0.5]}, horizon=4, scale=2.0)
-    found = cutoff_losses(table, "base")
-    assert found.index.names == ["unique_id", "cutoff"]
-    assert found.tolist() == pytest.approx([3.0, 0.5])
+    losses_of_base = cutoff_losses(table, "base")
+    assert losses_of_base.index.names == ["unique_id", "cutoff"]
+    assert losses_of_base.tolist() == pytest.approx([3.0, 0.5])
     table.loc[table["model"] == "base", "mean"] += [0, 0, 0, 8] * 2
     assert cutoff_losses(table, "base").tolist() == pytest.approx([4.0, 1.5])
     assert cutoff_losses(table, "checkpoint").empty
 
 
 def test_a_clear_and_steady_gain_is_better_and_the_other_way_round_worse() -> None:
-    own, naive = losses(level=0.6), losses(seed=1)
-    gain, loss = judged(own, naive), judged(naive, own)
+    adapter, naive = losses(level=0.6), losses(seed=1)
+    gain, loss = judged(adapter, naive), judged(naive, adapter)
     assert (gain.verdict, loss.verdict) == (BETTER, WORSE)
-    assert gain.skill == pytest.approx(1 - own.sum() / naive.sum())
+    assert gain.skill == pytest.approx(1 - adapter.sum() / naive.sum())
     assert gain.skill is not None
     assert gain.skill_low is not None
     assert gain.skill_high is not None
@@ -128,13 +128,13 @@ def test_a_clear_and_steady_gain_is_better_and_the_other_way_round_worse() -> No
     assert gain.statistic is not None
     assert gain.statistic < 0
     assert "16 cutoffs" in gain.reason
-    assert gain.p_value == pytest.approx(stats.ttest_rel(own, naive).pvalue)
+    assert gain.p_value == pytest.approx(stats.ttest_rel(adapter, naive).pvalue)
 
 
 @pytest.mark.slow
 def test_a_gain_that_is_real_is_usually_found() -> None:
-    found = [judged(losses(24, seed, 0.8), losses(24, seed + 500)).verdict for seed in range(40)]
-    assert found.count(BETTER) >= 30
+    verdicts = [judged(losses(24, seed, 0.8), losses(24, seed + 500)).verdict for seed in range(40)]
+    assert verdicts.count(BETTER) >= 30
 
 
 def test_a_gain_that_rests_on_one_cutoff_is_no_evidence() -> None:
@@ -257,15 +257,15 @@ def _many(count: int) -> Verdicts:
 
 
 def test_what_many_tickers_were_tested_for_needs_more_evidence() -> None:
-    alone = _many(1).per_symbol["REAL"]["naive"]
-    assert alone.verdict == BETTER
-    assert alone.adjusted_p == max(alone.p_value or 1, alone.bootstrap_p or 1)
+    single = _many(1).per_symbol["REAL"]["naive"]
+    assert single.verdict == BETTER
+    assert single.adjusted_p == max(single.p_value or 1, single.bootstrap_p or 1)
     among = _many(20)
-    found = among.per_symbol["REAL"]["naive"]
+    comparison = among.per_symbol["REAL"]["naive"]
     assert among.tickers_tested == 20
-    assert (found.p_value, found.skill) == (alone.p_value, alone.skill)
-    assert found.adjusted_p == pytest.approx(20 * alone.adjusted_p)
-    chance = [one["naive"].verdict for symbol, one in among.per_symbol.items() if symbol != "REAL"]
+    assert (comparison.p_value, comparison.skill) == (single.p_value, single.skill)
+    assert comparison.adjusted_p == pytest.approx(20 * single.adjusted_p)
+    chance = [comparisons["naive"].verdict for symbol, comparisons in among.per_symbol.items() if symbol != "REAL"]
     assert chance == [NO_BETTER] * 19
 
 
@@ -283,12 +283,12 @@ def test_tickers_that_are_not_in_the_table_may_be_counted_too() -> None:
 
 def test_tickers_that_move_together_are_one_observation_per_cutoff() -> None:
     table = predictions_of_losses({"naive": losses(12, 1), "adapter": losses(12, 2, 0.95)})
-    alone = judge(table, "adapter", ("naive",)).overall["naive"]
+    single = judge(table, "adapter", ("naive",)).overall["naive"]
     copies = pd.concat([table.assign(unique_id=f"COPY{number}") for number in range(30)])
-    together = judge(copies, "adapter", ("naive",)).overall["naive"]
-    assert together.cutoffs == alone.cutoffs == 12
-    assert together.p_value == pytest.approx(alone.p_value)
-    assert together.verdict == alone.verdict == NO_BETTER
+    joint = judge(copies, "adapter", ("naive",)).overall["naive"]
+    assert joint.cutoffs == single.cutoffs == 12
+    assert joint.p_value == pytest.approx(single.p_value)
+    assert joint.verdict == single.verdict == NO_BETTER
 
 
 def test_the_overall_verdict_takes_from_each_cutoff_the_tickers_that_both_forecast() -> None:
@@ -300,7 +300,7 @@ def test_the_overall_verdict_takes_from_each_cutoff_the_tickers_that_both_foreca
 
 def test_a_verdict_is_plain_data() -> None:
     table = predictions_of_losses({"naive": losses(), "base": losses(seed=2), "adapter": losses(seed=1, level=0.6)})
-    found = json.loads(json.dumps(judge(table, "adapter").as_dict(), allow_nan=False))
-    assert found["model"] == "adapter"
-    assert found["per_symbol"]["AAPL"]["base"]["verdict"] == BETTER
-    assert found["overall"]["naive"]["cutoffs"] == 16
+    verdict = json.loads(json.dumps(judge(table, "adapter").as_dict(), allow_nan=False))
+    assert verdict["model"] == "adapter"
+    assert verdict["per_symbol"]["AAPL"]["base"]["verdict"] == BETTER
+    assert verdict["overall"]["naive"]["cutoffs"] == 16

@@ -18,8 +18,8 @@ PATHS = 39
 
 def forecasts(bars: int, spread: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Draw paths of the close, and a real close with `spread` times their standard deviation."""
-    drawn = np.random.default_rng(seed)
-    return 100 + drawn.normal(size=(bars, PATHS)), 100 + spread * drawn.normal(size=bars)
+    rng = np.random.default_rng(seed)
+    return 100 + rng.normal(size=(bars, PATHS)), 100 + spread * rng.normal(size=bars)
 
 
 def coverage(closes: np.ndarray, y: np.ndarray, widths: np.ndarray) -> list[float]:
@@ -72,11 +72,11 @@ def test_where_there_are_many_a_step_has_its_own_factor_from_the_steps_around_it
     parts = [forecasts(100, spread, seed) for seed, spread in enumerate((1.0, 1.0, 4.0))]
     closes, y = (np.concatenate(part) for part in zip(*parts, strict=True))
     steps = np.repeat([1, 2, 3], 100)
-    together = fit_widths(closes, y, steps, 3)
+    joint = fit_widths(closes, y, steps, 3)
     for step in (1, 2, 3):
-        own = steps == step
-        alone = fit_widths(closes[own], y[own], np.ones(100, int), 1)
-        assert [together[level][step - 1] for level in LEVELS] == [alone[level][0] for level in LEVELS]
+        rows = steps == step
+        single = fit_widths(closes[rows], y[rows], np.ones(100, int), 1)
+        assert [joint[level][step - 1] for level in LEVELS] == [single[level][0] for level in LEVELS]
     monkeypatch.setattr(tuning, "MIN_RESIDUALS", 101)
     nearest = fit_widths(closes, y, steps, 3)  # a step's own 100 are too few now, so the next ones count too
     late = steps >= 2

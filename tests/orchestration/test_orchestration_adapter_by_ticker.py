@@ -67,11 +67,11 @@ class Shell:
 
 @pytest.fixture
 def shell(location: Location) -> Shell:
-    found = Shell(location)
-    found.home.mkdir()
+    shell = Shell(location)
+    shell.home.mkdir()
     settings = ROOT / "kronos_pipeline" / "orchestration" / "dagster.yaml"
-    (found.home / "dagster.yaml").write_text(settings.read_text())
-    return found
+    (shell.home / "dagster.yaml").write_text(settings.read_text())
+    return shell
 
 
 def test_a_tickers_asset_works_on_an_empty_store_after_its_predecessor_was_killed(shell: Shell) -> None:
@@ -108,10 +108,10 @@ def test_a_tickers_asset_works_on_an_empty_store_after_its_predecessor_was_kille
             dg.DagsterRunStatus.SUCCESS,
         )
 
-    began = time.time()
+    start = time.time()
     code, output = shell.run("adapter", "--partition", "AAPL")
     assert code == 0, output[-3000:]
-    assert (shell.location.layout.adapter("AAPL") / MANIFEST).stat().st_mtime >= began
+    assert (shell.location.layout.adapter("AAPL") / MANIFEST).stat().st_mtime >= start
 
 
 def test_a_tickers_asset_fails_with_the_problems_of_its_file(shell: Shell) -> None:

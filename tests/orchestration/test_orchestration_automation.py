@@ -103,9 +103,9 @@ def test_schedules_run_in_the_markets_time_zone_when_the_settings_say() -> None:
 def test_the_environment_sets_when_the_gate_opens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KRONOS_PROMOTE_CRON", "0 9 1 * *")
     monkeypatch.setenv("KRONOS_WATCH_CRON", "30 17 * * 1-5")
-    found = schedules_of(["AAPL"], AutomationSettings.from_environment())
-    assert found["promote_adapter"].cron_schedule == "0 9 1 * *"
-    assert found["watch"].cron_schedule == "30 17 * * 1-5"
+    schedules = schedules_of(["AAPL"], AutomationSettings.from_environment())
+    assert schedules["promote_adapter"].cron_schedule == "0 9 1 * *"
+    assert schedules["watch"].cron_schedule == "30 17 * * 1-5"
 
 
 def test_a_schedule_without_tickers_says_so_and_requests_nothing() -> None:
@@ -162,9 +162,9 @@ def test_the_sensor_ingests_what_changed_and_only_that(location: Location) -> No
 
 def test_a_change_of_any_file_of_a_ticker_is_ingested(location: Location) -> None:
     location.write("AAPL")
-    whole = location.data / "AAPL" / "AAPL.csv"
-    header, *bars = whole.read_text().splitlines(keepends=True)
-    whole.unlink()
+    file = location.data / "AAPL" / "AAPL.csv"
+    header, *bars = file.read_text().splitlines(keepends=True)
+    file.unlink()
     for year, part in ((2023, bars[:100]), (2024, bars[100:])):
         (location.data / f"AAPL_{year}.csv").write_text(header + "".join(part))
     folder = Folder(location, "AAPL")
@@ -248,9 +248,9 @@ def test_a_folder_that_is_away_is_skipped_and_what_was_seen_is_kept(location: Lo
     location.write("AAPL")
     folder = Folder(location, "AAPL")
     folder.tick()
-    kept = folder.cursor
+    cursor = folder.cursor
     location.data.rename(location.root / "elsewhere")
     assert "no such folder" in (folder.result().skip_message or "")
     (location.root / "elsewhere").rename(location.data)
-    folder.cursor = kept
+    folder.cursor = cursor
     assert folder.tick() == []

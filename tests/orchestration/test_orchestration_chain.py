@@ -85,15 +85,15 @@ def test_a_failure_shows_file_line_column_rule_and_value_of_every_problem(story:
 
 
 def test_a_bad_ticker_is_not_recorded_as_made_and_its_check_says_why(story: Story) -> None:
-    found = checks(story.together)
-    assert found["raw_bars", "complete"] == dict.fromkeys(["AAPL", "BRK-B", "BRK.B", "^GSPC"], True) | {"BRK.A": False}
-    assert "BRK.A" not in found["windows", "complete"]
+    passed = checks(story.together)
+    assert passed["raw_bars", "complete"] == dict.fromkeys(["AAPL", "BRK-B", "BRK.B", "^GSPC"], True) | {"BRK.A": False}
+    assert "BRK.A" not in passed["windows", "complete"]
     assert not story.location.layout.bars("BRK.A").exists()
 
 
 def test_each_ticker_of_a_run_has_checks_and_metadata_of_its_own(story: Story) -> None:
-    found = checks(story.together)
-    assert set(found["holdout_metrics", "better_than_naive"]) == {"AAPL", "BRK-B", "BRK.B", "^GSPC"}
+    passed = checks(story.together)
+    assert set(passed["holdout_metrics", "better_than_naive"]) == {"AAPL", "BRK-B", "BRK.B", "^GSPC"}
     hashes = {ticker: story.location.metadata("raw_bars", ticker)["content hash"] for ticker in ("BRK-B", "BRK.B")}
     assert hashes == {ticker: load_bars(story.location.layout.bars(ticker)).content_hash for ticker in hashes}
     assert len(set(hashes.values())) == 2

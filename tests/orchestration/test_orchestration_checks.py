@@ -47,13 +47,13 @@ def test_bars_out_of_order_are_not_sound(ingested: Location) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "found"),
+    ("change", "message"),
     [
         ({"end": 1}, "targets outside the bars"),
         ({"mean_close": 0.5}, "does not match its lookback bars"),
     ],
 )
-def test_windows_that_look_ahead_are_found(ingested: Location, change: dict[str, float], found: str) -> None:
+def test_windows_that_look_ahead_are_found(ingested: Location, change: dict[str, float], message: str) -> None:
     layout = ingested.layout
     recipe = ingested.settings.recipe("lora")
     windows = load_windows(layout.windows("AAPL"), load_bars(layout.bars("AAPL")))
@@ -65,7 +65,7 @@ def test_windows_that_look_ahead_are_found(ingested: Location, change: dict[str,
     save_windows(layout.windows("AAPL"), dataclasses.replace(windows, rows=rows), recipe)
     passed, text = windows_do_not_leak(layout, "AAPL")
     assert not passed
-    assert found in text
+    assert message in text
 
 
 def report_of(layout: ArtifactLayout, losses: dict[str, np.ndarray], tickers_tested: int = 1, **manifest: Any) -> None:

@@ -68,11 +68,11 @@ def test_a_file_that_makes_no_symbol_is_no_partition_and_a_warning(location: Loc
 def test_a_thousand_tickers_load_in_seconds(tmp_path: Path) -> None:
     for number in range(1000):
         (tmp_path / f"T{number:04}.csv").write_text("date,open,high,low,close\n")
-    began = time.monotonic()
+    start = time.monotonic()
     definitions = build(with_defaults(PipelineSettings, {"data_dir": str(tmp_path)}), AutomationSettings())
     keys = definitions.get_repository_def().asset_graph.get_all_asset_keys()
     assert sum(key.path[0] == "adapter" and len(key.path) == 2 for key in keys) == 1000
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - start < 30
 
 
 def test_symbols_that_look_alike_have_assets_of_their_own(location: Location) -> None:
@@ -199,8 +199,8 @@ def test_errors_of_the_pipeline_become_failures_that_are_not_retried() -> None:
         raise DataError([Problem("A.csv", "must be above 0", 3, "close", "-1")], "A")
     assert caught.value.allow_retries is False
     assert caught.value.description == "raw_bars failed for A:\nA.csv:3: close: must be above 0 (found '-1')"
-    away: dict[str, KronosError] = {"A": TrackingError("The store is away.")}
-    assert make_failure("adapter", away).allow_retries is True
+    errors: dict[str, KronosError] = {"A": TrackingError("The store is away.")}
+    assert make_failure("adapter", errors).allow_retries is True
 
 
 def test_the_table_of_problems_holds_a_rule_that_many_lines_break_once_and_whole() -> None:

@@ -102,12 +102,12 @@ def champion(tmp_path_factory: pytest.TempPathFactory) -> Champion:
 
 def test_an_adapter_that_learned_a_strong_pattern_becomes_champion_with_the_reason(champion: Champion) -> None:
     assert champion.promoted.success, failed_steps(champion.promoted)
-    found = champion.location.metadata("champion", TICKER)
-    assert found["promoted"] is True
-    assert found["evidence"] == "backtest"
-    assert "Promoted by the strict gate: better than naive (skill " in found["decision"]
-    assert "better than base" in found["decision"]
-    assert found["version"] == 1
+    metadata = champion.location.metadata("champion", TICKER)
+    assert metadata["promoted"] is True
+    assert metadata["evidence"] == "backtest"
+    assert "Promoted by the strict gate: better than naive (skill " in metadata["decision"]
+    assert "better than base" in metadata["decision"]
+    assert metadata["version"] == 1
 
 
 def test_the_version_holds_the_verdicts_the_reason_and_its_evidence(champion: Champion) -> None:
@@ -117,31 +117,31 @@ def test_the_version_holds_the_verdicts_the_reason_and_its_evidence(champion: Ch
     registry = Registry(Tracker(None, champion.location.layout.root))
     version = registry.champion(f"kronos-{TICKER}")
     assert version is not None
-    found = champion.location.metadata("champion", TICKER)
+    metadata = champion.location.metadata("champion", TICKER)
     assert version.tags["verdict.naive"] == version.tags["verdict.base"] == "better"
-    assert version.tags["reason"] in found["decision"]
-    assert version.run_id == found["MLflow run"] == champion.location.metadata("adapter", TICKER)["MLflow run"]
-    kept, _ = read_parquet(champion.location.layout.backtest("adapter", TICKER))
-    assert len(registry.evidence(version)) == len(kept)
+    assert version.tags["reason"] in metadata["decision"]
+    assert version.run_id == metadata["MLflow run"] == champion.location.metadata("adapter", TICKER)["MLflow run"]
+    predictions, _ = read_parquet(champion.location.layout.backtest("adapter", TICKER))
+    assert len(registry.evidence(version)) == len(predictions)
 
 
 def test_the_checks_of_holdout_and_backtest_show_each_verdict(champion: Champion) -> None:
-    found = checks(champion.promoted)
-    assert found["backtest", "better_than_naive"] == {TICKER: True}
-    assert found["backtest", "better_than_base"] == {TICKER: True}
+    passed = checks(champion.promoted)
+    assert passed["backtest", "better_than_naive"] == {TICKER: True}
+    assert passed["backtest", "better_than_base"] == {TICKER: True}
     texts = {
         (check.asset_key.to_user_string(), check.check_name): str(check.description)
         for check in champion.promoted.get_asset_check_evaluations()
     }
     assert "The adapter against naive: better; skill " in texts["backtest", "better_than_naive"]
     # Ten days are two cutoffs of five bars: on the holdout alone nothing can be said.
-    assert found["holdout_metrics", "better_than_naive"] == {TICKER: False}
+    assert passed["holdout_metrics", "better_than_naive"] == {TICKER: False}
     assert "too little evidence; 2 shared cutoffs" in texts["holdout_metrics", "better_than_naive"]
 
 
 def test_the_leaderboard_shows_and_keeps_holdout_and_backtest(champion: Champion) -> None:
     board = read_json(champion.location.layout.leaderboard)
-    models = {what: [row["model"] for row in board[what]["models"]] for what in ("holdout", "backtest")}
+    models = {source: [row["model"] for row in board[source]["models"]] for source in ("holdout", "backtest")}
     assert {"naive", "drift", "random_walk", "base", "adapter"} <= set(models["backtest"])
     assert models["backtest"].index("adapter") < models["backtest"].index("naive")
     assert board["backtest"]["cutoffs"] == 10
@@ -176,18 +176,18 @@ def test_the_champion_forecasts_the_bars_to_come_by_its_refit_which_says_so(cham
 
 def test_a_champion_is_watched_on_the_bars_that_came_since_it_was_measured(champion: Champion) -> None:
     assert "not yet a whole horizon of 5" in champion.watch(KNOWN + HORIZON - 1)["result"]
-    found = champion.watch(KNOWN + 2 * HORIZON)
-    assert found["champion"] == f"kronos-{TICKER} version 1"
-    assert found["drifted"] is False, found
-    assert found["cutoffs"] == 2
-    assert found["scaled error"] <= found["bound"]
+    metadata = champion.watch(KNOWN + 2 * HORIZON)
+    assert metadata["champion"] == f"kronos-{TICKER} version 1"
+    assert metadata["drifted"] is False, metadata
+    assert metadata["cutoffs"] == 2
+    assert metadata["scaled error"] <= metadata["bound"]
     assert champion.tick() == []
 
 
 def test_drift_asks_once_for_a_training_up_to_the_gate(champion: Champion) -> None:
-    found = champion.watch(KNOWN + 2 * HORIZON, changed=True)
-    assert found["drifted"] is True, found
-    assert found["scaled error"] > found["bound"] > found["usual error"]
+    metadata = champion.watch(KNOWN + 2 * HORIZON, changed=True)
+    assert metadata["drifted"] is True, metadata
+    assert metadata["scaled error"] > metadata["bound"] > metadata["usual error"]
     assert champion.tick() == ["promote_adapter"]
     (request,) = champion.asked
     assert request.tags["dagster/asset_partition_range_start"] == TICKER

@@ -100,10 +100,10 @@ def fitted(folder: Path, ticker: str, base: KronosModel, recipe: Recipe) -> Samp
 
 
 def verdict(path: Path, ticker: str, base_name: str, word: str) -> None:
-    found = {"base": {"naive": {"verdict": word, "reason": f"{word} by 12 cutoffs"}}}
+    verdicts = {"base": {"naive": {"verdict": word, "reason": f"{word} by 12 cutoffs"}}}
     write_json(
         path,
-        {"per_symbol": [{"symbol": ticker, "verdicts": found}], "manifest": {"base_model": {"name": base_name}}},
+        {"per_symbol": [{"symbol": ticker, "verdicts": verdicts}], "manifest": {"base_model": {"name": base_name}}},
     )
 
 
@@ -268,6 +268,6 @@ def test_a_registry_that_cannot_be_reached_is_an_error_and_no_naive_forecast(
 ) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        away = Tracker(f"http://127.0.0.1:{free.getsockname()[1]}", tmp_path)
+        unreachable = Tracker(f"http://127.0.0.1:{free.getsockname()[1]}", tmp_path)
     with pytest.raises(TrackingError, match="cannot be used"):
-        select_champion(Registry(away), layout, "AAPL", base, recipe)
+        select_champion(Registry(unreachable), layout, "AAPL", base, recipe)

@@ -38,7 +38,7 @@ def recipe(tiny_base: Path) -> Recipe:
 
 
 def manifest_of(
-    layout: ArtifactLayout, recipe: Recipe, data: str = "hash", base: str | None = None, **more: object
+    layout: ArtifactLayout, recipe: Recipe, data: str = "hash", base: str | None = None, **changes: object
 ) -> dict[str, object]:
     """Return the manifest of an evaluation of the adapter in the layout."""
     folder = layout.adapter("AAPL")
@@ -50,18 +50,18 @@ def manifest_of(
         "base_model": {"label": "tiny", "demo": False},
         "weights": {"AAPL": weights},
         "group": {"AAPL": ["AAPL"]},
-        **more,
+        **changes,
     }
 
 
-def save_holdout(layout: ArtifactLayout, table: pd.DataFrame, recipe: Recipe, **more: object) -> None:
-    manifest = manifest_of(layout, recipe, **more)  # type: ignore[arg-type]
+def save_holdout(layout: ArtifactLayout, table: pd.DataFrame, recipe: Recipe, **changes: object) -> None:
+    manifest = manifest_of(layout, recipe, **changes)  # type: ignore[arg-type]
     write_parquet(layout.ticker_forecasts("AAPL"), table, manifest)
     write_json(layout.ticker_metrics("AAPL"), build_evaluation(table, "adapter", [], manifest))
 
 
-def save_backtest(layout: ArtifactLayout, table: pd.DataFrame, recipe: Recipe, **more: object) -> None:
-    write_parquet(layout.backtest("adapter", "AAPL"), table, manifest_of(layout, recipe, **more))  # type: ignore[arg-type]
+def save_backtest(layout: ArtifactLayout, table: pd.DataFrame, recipe: Recipe, **changes: object) -> None:
+    write_parquet(layout.backtest("adapter", "AAPL"), table, manifest_of(layout, recipe, **changes))  # type: ignore[arg-type]
 
 
 def test_a_backtest_counts_where_it_is_of_this_training_and_these_bars(layout: ArtifactLayout, recipe: Recipe) -> None:
@@ -73,17 +73,19 @@ def test_a_backtest_counts_where_it_is_of_this_training_and_these_bars(layout: A
 
     assert source() == "holdout"
     # Settings that the backtest itself changes, and settings that shape no forecast, make no other recipe.
-    own = recipe.model_copy(update={"validation_bars": 5, "max_cutoffs": 1, "backtest_origins": 0, "gate": "lenient"})
-    save_backtest(layout, evidence(GOOD), own)
+    backtest_recipe = recipe.model_copy(
+        update={"validation_bars": 5, "max_cutoffs": 1, "backtest_origins": 0, "gate": "lenient"}
+    )
+    save_backtest(layout, evidence(GOOD), backtest_recipe)
     assert source() == "backtest"
     for other in (
-        {"of": own.model_copy(update={"learning_rate": 0.5})},
-        {"of": own.model_copy(update={"tune_sampling": True})},
+        {"of": backtest_recipe.model_copy(update={"learning_rate": 0.5})},
+        {"of": backtest_recipe.model_copy(update={"tune_sampling": True})},
         {"data": "other bars"},
         {"base": "another base model's weights"},
         {"group": {"AAPL": ["AAPL", "MSFT"]}},
     ):
-        save_backtest(layout, evidence(GOOD), other.pop("of", own), **other)  # type: ignore[arg-type]
+        save_backtest(layout, evidence(GOOD), other.pop("of", backtest_recipe), **other)  # type: ignore[arg-type]
         assert source() == "holdout (the backtest is of other settings, tickers or bars)", other
 
 
@@ -115,8 +117,8 @@ def test_one_training_is_one_version_however_often_it_stands_before_the_gate(
         return submit(registry, layout, TrainedModel("AAPL", ["AAPL"], run), recipe, tickers_tested=1)
 
     save_holdout(layout, evidence(GOOD), recipe)
-    first, again = stand(), stand()
-    assert (first.version, again.version) == (1, 1)
+    first, repeated = stand(), stand()
+    assert (first.version, repeated.version) == (1, 1)
     assert first.decision.promote
     assert len(registry.versions("kronos-AAPL")) == 1
     champion = registry.champion("kronos-AAPL")
@@ -156,9 +158,9 @@ def test_a_persons_word_stands_against_the_gate_and_the_same_evidence(
     save_holdout(layout, evidence(GOOD), recipe)
     assert stand().decision.promote
     registry.rollback("kronos-AAPL", "it went wrong")
-    again = stand()
-    assert not again.decision.promote
-    assert "version 2, with the same evidence, was rolled back: it went wrong" in again.sentence()
+    repeated = stand()
+    assert not repeated.decision.promote
+    assert "version 2, with the same evidence, was rolled back: it went wrong" in repeated.sentence()
     champion = registry.champion("kronos-AAPL")
     assert champion is not None
     assert champion.number == 1
@@ -169,9 +171,9 @@ def test_a_model_that_knows_other_tickers_later_bars_is_no_champion(
 ) -> None:
     registry, run = standing
     save_holdout(layout, evidence(GOOD), recipe, doubts={"AAPL": {"adapter": "it was trained on later bars of MSFT"}})
-    found = submit(registry, layout, TrainedModel("AAPL", ["AAPL"], run), recipe, tickers_tested=1)
-    assert not found.decision.promote
-    assert "it was trained on later bars of MSFT" in found.sentence()
+    submission = submit(registry, layout, TrainedModel("AAPL", ["AAPL"], run), recipe, tickers_tested=1)
+    assert not submission.decision.promote
+    assert "it was trained on later bars of MSFT" in submission.sentence()
     assert registry.champion("kronos-AAPL") is None
     assert "later bars of MSFT" in registry.versions("kronos-AAPL")[0].tags["contamination"]
 
@@ -186,8 +188,8 @@ def test_a_candidate_over_several_tickers_is_doubted_where_its_others_go_on_long
     for until, doubted in (("2020-01-01T00:00:00", False), ("2031-01-01T00:00:00", True)):
         manifest = read_json(folder / MANIFEST)
         write_manifest(folder, {**manifest, "seen_until": {"AAPL": None, "MSFT": until}})
-        found, _ = load_candidates(TrainedModels(layout, base_of(recipe)), windows, "pair")
-        said = doubts("AAPL", found)["doubts"]
-        assert bool(said) == doubted
+        candidates, _ = load_candidates(TrainedModels(layout, base_of(recipe)), windows, "pair")
+        reasons = doubts("AAPL", candidates)["doubts"]
+        assert bool(reasons) == doubted
         if doubted:
-            assert "bars of MSFT up to 2031-01-01, later than this holdout's first" in said["AAPL"]["adapter"]
+            assert "bars of MSFT up to 2031-01-01, later than this holdout's first" in reasons["AAPL"]["adapter"]

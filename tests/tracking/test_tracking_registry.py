@@ -71,8 +71,8 @@ def test_champions_are_rolled_back_in_the_order_in_which_they_came(
     for _ in range(3):
         registry.record_decision(name, register(), promotion())
     assert number(registry.promote(name, 1, "the first was best")) == 1
-    found = [number(registry.rollback(name, f"no. {step}")) for step in range(4)]
-    assert found == [3, 2, 1, None]
+    champions = [number(registry.rollback(name, f"no. {step}")) for step in range(4)]
+    assert champions == [3, 2, 1, None]
     assert registry.champion(name) is None
     with pytest.raises(TrackingError, match=r"has no champion to roll back. Its versions are 1, 2, 3"):
         registry.rollback(name, "again")
@@ -181,17 +181,17 @@ def test_a_registry_that_cannot_be_reached_is_an_error_and_not_a_model_without_a
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}"
-    begun = time.monotonic()
-    away = Registry(Tracker(address, tmp_path))
+    start = time.monotonic()
+    unreachable = Registry(Tracker(address, tmp_path))
     uses: list[Callable[[], object]] = [
-        lambda: away.champion("kronos-AAPL"),
-        lambda: away.promote("kronos-AAPL", None, "please"),
-        lambda: away.record_decision("kronos-AAPL", 1, promotion()),
+        lambda: unreachable.champion("kronos-AAPL"),
+        lambda: unreachable.promote("kronos-AAPL", None, "please"),
+        lambda: unreachable.record_decision("kronos-AAPL", 1, promotion()),
     ]
     for use in uses:
         with pytest.raises(TrackingError, match=f"{address} cannot be used"):
             use()
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - start < 30
 
 
 def test_only_the_trackers_own_store_is_used(

@@ -63,8 +63,8 @@ def test_a_training_is_a_finished_run_with_its_settings_and_tags(tracker: Tracke
     assert client.get_experiment(record.info.experiment_id).name == EXPERIMENT
     assert record.data.tags["dagster.partition"] == "AAPL"
     assert record.data.params.keys() == {*KronosTrainingConfig.model_fields, "used_lookback", "peak_learning_rate"}
-    told = {key: record.data.params[key] for key in ("model_name", "horizon", "learning_rate", "freeze_backbone")}
-    assert told == {"model_name": "kronos-nano", "horizon": "5", "learning_rate": "0.0003", "freeze_backbone": "True"}
+    params = {key: record.data.params[key] for key in ("model_name", "horizon", "learning_rate", "freeze_backbone")}
+    assert params == {"model_name": "kronos-nano", "horizon": "5", "learning_rate": "0.0003", "freeze_backbone": "True"}
     assert record.data.params["adapter_targets"] == "q_proj,k_proj,v_proj,out_proj,w1,w2,w3"
     assert record.data.params["adapter_name"] == "None"
 
@@ -94,18 +94,18 @@ def test_more_metrics_than_one_request_takes_all_arrive(tracker: Tracker, client
 def test_a_training_that_does_not_end_well_says_so_and_keeps_its_losses(
     error: BaseException, status: str, tracker: Tracker, client: MlflowClient
 ) -> None:
-    begun: list[TrackedRun] = []
+    runs: list[TrackedRun] = []
 
     def train() -> None:
         with tracker.training_run("dies", CONFIG) as run:
-            begun.append(run)
+            runs.append(run)
             run.on_log(3, {"train_loss": 2.0})
             raise error
 
     with pytest.raises(type(error)) as caught:
         train()
     assert caught.value is error
-    record = stored(client, begun[0].run_id)
+    record = stored(client, runs[0].run_id)
     assert (record.info.status, record.data.metrics) == (status, {"train_loss": 2.0})
 
 
@@ -133,8 +133,8 @@ def test_a_finished_training_leaves_summary_history_curve_and_manifest(
     }
     assert record.data.tags["training.device"] == "cpu"
     assert "training.resumed_from_step" not in record.data.tags
-    kept = pd.read_csv(artifact(client, run.run_id, "training/history.csv", tmp_path))
-    pd.testing.assert_frame_equal(kept, HISTORY)
+    history = pd.read_csv(artifact(client, run.run_id, "training/history.csv", tmp_path))
+    pd.testing.assert_frame_equal(history, HISTORY)
     height, width, _ = matplotlib.image.imread(artifact(client, run.run_id, "training/losses.png", tmp_path)).shape
     assert min(height, width) > 200
     assert artifact(client, run.run_id, "manifest.json", tmp_path).read_text() == '{"seed": 0}'
@@ -160,8 +160,8 @@ def test_holdout_metrics_go_to_the_run_of_the_training(tracker: Tracker, client:
     assert len(client.search_runs([record.info.experiment_id])) == before
     assert artifact(client, run.run_id, "plots/AAPL.png", tmp_path).read_bytes() == b"the plot AAPL.png"
     assert artifact(client, run.run_id, "plots/AAPL/fan.png", tmp_path).read_bytes() == b"the plot fan.png"
-    own = pd.read_csv(artifact(client, run.run_id, "evaluation/AAPL.csv", tmp_path))
-    assert own.to_dict("list") == {"symbol": ["AAPL", "AAPL"], "model": ["naive", "adapter"], "mae": [1.0, 0.5]}
+    predictions = pd.read_csv(artifact(client, run.run_id, "evaluation/AAPL.csv", tmp_path))
+    assert predictions.to_dict("list") == {"symbol": ["AAPL", "AAPL"], "model": ["naive", "adapter"], "mae": [1.0, 0.5]}
     assert len(client.list_artifacts(run.run_id, "evaluation")) == 2
 
 
@@ -235,9 +235,9 @@ def test_a_store_that_is_away_for_a_while_does_not_stop_a_training_nor_lose_a_lo
     tracker: Tracker, client: MlflowClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     with tracker.training_run("patient", CONFIG) as run:
-        away = TrackedRun(AwayAtFirst(client, calls=2), tracker.uri, run.run_id, None)  # type: ignore[arg-type]
+        unreachable = TrackedRun(AwayAtFirst(client, calls=2), tracker.uri, run.run_id, None)  # type: ignore[arg-type]
         for step in (1, 2, 3):
-            away.on_log(step, {"train_loss": float(step)})
+            unreachable.on_log(step, {"train_loss": float(step)})
     history = client.get_metric_history(run.run_id, "train_loss")
     assert sorted(metric.step for metric in history) == [1, 2, 3]
     assert sum("the store is away" in record.message for record in caplog.records) == 2
@@ -246,9 +246,9 @@ def test_a_store_that_is_away_for_a_while_does_not_stop_a_training_nor_lose_a_lo
 def test_the_end_of_a_training_insists_on_the_store(tracker: Tracker, client: MlflowClient) -> None:
     with tracker.training_run("insists", CONFIG) as run:
         pass
-    away = TrackedRun(AwayAtFirst(client, calls=1), tracker.uri, run.run_id, None)  # type: ignore[arg-type]
-    away.on_log(1, {"train_loss": 1.0})
+    unreachable = TrackedRun(AwayAtFirst(client, calls=1), tracker.uri, run.run_id, None)  # type: ignore[arg-type]
+    unreachable.on_log(1, {"train_loss": 1.0})
     with pytest.raises(TrackingError, match="the store is away"):
-        away.send()
-    away.send()
+        unreachable.send()
+    unreachable.send()
     assert stored(client, run.run_id).data.metrics == {"train_loss": 1.0}

@@ -130,10 +130,10 @@ def test_mlflow_loads_a_model_that_forecasts_as_the_project_does(
 def test_only_the_newest_lookback_shapes_the_forecast_and_two_bars_will_do(
     served: PyFuncModel, adapter: Path, recipe: Recipe
 ) -> None:
-    whole = predicted(served, BARS.frame)
+    expected = predicted(served, BARS.frame)
     older = BARS.frame.copy()
     older.loc[: len(older) - recipe.lookback - 1, ["open", "high", "low", "close"]] *= 2
-    pd.testing.assert_frame_equal(predicted(served, older), whole)
+    pd.testing.assert_frame_equal(predicted(served, older), expected)
     two = make_bars("AAPL", BARS.frame.tail(2).reset_index(drop=True), source="two")
     pd.testing.assert_frame_equal(
         predicted(served, two.frame), here(adapter, two, recipe), check_dtype=False, rtol=1e-12

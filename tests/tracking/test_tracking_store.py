@@ -134,8 +134,8 @@ def test_an_output_folder_that_was_moved_keeps_new_artifacts_where_it_is(output:
 def test_a_deleted_experiment_is_restored(output: Path) -> None:
     train(Tracker(None, output), "three")
     client = MlflowClient(find_store_uri(None, output))
-    (own,) = (experiment for experiment in client.search_experiments() if "in " in experiment.name)
-    client.delete_experiment(own.experiment_id)
+    (experiment_of_output,) = (experiment for experiment in client.search_experiments() if "in " in experiment.name)
+    client.delete_experiment(experiment_of_output.experiment_id)
     train(Tracker(None, output), "four")
     assert "four" in names_of_runs(output)
 
@@ -143,10 +143,10 @@ def test_a_deleted_experiment_is_restored(output: Path) -> None:
 @pytest.mark.parametrize("content", [b"this is no database" * 100, b"\0" * 4096, b"SQLite format 3\0" + b"\xff" * 4096])
 def test_a_damaged_store_is_named_at_once_and_left_alone(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(content)
-    begun = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(TrackingError, match=r"mlflow\.db cannot be used: .*; repair the file, or move it away"):
         train(Tracker(None, tmp_path), "never")
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - start < 20
     assert (tmp_path / "mlflow.db").read_bytes() == content
 
 
@@ -165,10 +165,10 @@ def test_a_server_that_is_away_is_told_within_seconds_and_without_its_password(t
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     tracker = Tracker(f"http://me:secret@127.0.0.1:{port}", tmp_path)
-    begun = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(TrackingError) as caught:
         train(tracker, "never")
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - start < 20
     message = str(caught.value)
     assert f"http://127.0.0.1:{port} cannot be used" in message
     assert "Connection refused" in message

@@ -36,13 +36,18 @@ def test_a_version_says_what_it_is_and_arrives_as_challenger(
     registry: Registry, adapter: Path, name: str, run_id: str, recipe: Recipe
 ) -> None:
     tags = {"dagster.partition": "AAPL"}
-    arrived = registry.register(adapter, name, run_id, predictions=evidence(GOOD), metrics=SCORES, tags=tags)
+    first = registry.register(adapter, name, run_id, predictions=evidence(GOOD), metrics=SCORES, tags=tags)
 
-    version = registry.version(name, arrived)
+    version = registry.version(name, first)
     assert (version.number, version.run_id, version.aliases, version.measured) == (1, run_id, ("challenger",), True)
-    told = {key: version.tags[key] for key in ("kind", "trained_on", "base_hash", "dagster.partition")}
+    tags_of_version = {key: version.tags[key] for key in ("kind", "trained_on", "base_hash", "dagster.partition")}
     base_hash = base_of(recipe).weights_hash
-    assert told == {"kind": "adapter", "trained_on": "AAPL", "base_hash": base_hash, "dagster.partition": "AAPL"}
+    assert tags_of_version == {
+        "kind": "adapter",
+        "trained_on": "AAPL",
+        "base_hash": base_hash,
+        "dagster.partition": "AAPL",
+    }
     assert (version.covers("AAPL"), version.covers("AAP")) == (True, False)
     assert registry.champion(name) is None
 
@@ -61,9 +66,9 @@ def test_a_version_holds_the_adapter_and_its_evidence_but_neither_its_base_nor_a
 
     folder = registry.fetch(version, tmp_path)
     assert (folder / MANIFEST).read_bytes() == (adapter / MANIFEST).read_bytes()
-    kept, ours = (load_file(path / "adapter_model.safetensors") for path in (folder, adapter))
-    assert kept.keys() == ours.keys()
-    assert all((kept[key] == ours[key]).all() for key in ours)
+    stored, expected = (load_file(path / "adapter_model.safetensors") for path in (folder, adapter))
+    assert stored.keys() == expected.keys()
+    assert all((stored[key] == expected[key]).all() for key in expected)
     pd.testing.assert_frame_equal(registry.evidence(version), predictions)
 
     place = files_of(registry, name, 1)
@@ -93,15 +98,15 @@ def test_mlflow_shows_signature_input_example_and_metrics(
 def test_any_symbol_can_be_registered_and_found(
     registry: Registry, adapter: Path, run_id: str, ticker: str, tmp_path: Path
 ) -> None:
-    own = registered_name(ticker)
-    first = registry.register(adapter, own, run_id, predictions=evidence(GOOD), metrics={})
-    registry.record_decision(own, first, promotion())
-    champion = registry.champion(own)
+    name = registered_name(ticker)
+    first = registry.register(adapter, name, run_id, predictions=evidence(GOOD), metrics={})
+    registry.record_decision(name, first, promotion())
+    champion = registry.champion(name)
     assert champion is not None
     assert (champion.name, champion.number) == (f"kronos-{ticker}", 1)
     assert registry.fetch(champion, tmp_path).is_dir()
-    assert own in registry.names()
-    registry.register_refit(adapter, own, run_id, refit_of=1)
+    assert name in registry.names()
+    registry.register_refit(adapter, name, run_id, refit_of=1)
     assert number(registry.refit_of(champion)) == 2
 
 
@@ -109,9 +114,12 @@ def test_an_adapter_called_all_and_the_checkpoint_do_not_meet(
     registry: Registry, adapter: Path, recipe: Recipe, run_id: str, tmp_path: Path
 ) -> None:
     checkpoint = made_checkpoint(tmp_path / "checkpoint", recipe, ["AAPL", "MSFT"])
-    for folder, own in ((checkpoint, None), (adapter, "all"), (adapter, "ALL")):
-        registry.register(folder, registered_name(own), run_id, predictions=evidence(GOOD), metrics={})
-    kinds = {own: [version.tags["kind"] for version in registry.versions(own)] for own in registry.names()}
+    for folder, adapter_name in ((checkpoint, None), (adapter, "all"), (adapter, "ALL")):
+        registry.register(folder, registered_name(adapter_name), run_id, predictions=evidence(GOOD), metrics={})
+    kinds = {
+        adapter_name: [version.tags["kind"] for version in registry.versions(adapter_name)]
+        for adapter_name in registry.names()
+    }
     assert kinds["kronos-all"] == ["checkpoint"]
     assert kinds["kronos-all~adapter"] == kinds["kronos-ALL~adapter"] == ["adapter"]
     [version] = registry.versions("kronos-all")
