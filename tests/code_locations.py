@@ -83,7 +83,7 @@ class Location:
         selection = {"partition_key": tickers[0]} if len(tickers) == 1 else {"tags": ticker_range(tickers)}
         return chosen.execute_in_process(**selection, instance=self.instance, raise_on_error=False)
 
-    def made(self, asset: str) -> set[str]:
+    def materialised(self, asset: str) -> set[str]:
         """Return the tickers with a materialisation."""
         return self.instance.get_materialized_partitions(dg.AssetKey(asset))
 

@@ -63,16 +63,16 @@ def clean_mlflow_store(empty_mlflow_store: Path, tmp_path: Path, monkeypatch: py
 
 
 @pytest.fixture
-def tried(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+def decoded_batches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Record the numbers of series and paths of each decoded batch."""
     from kronos_pipeline.model.decode.decoder import Decoder
 
     batches: list[tuple[int, int]] = []
     generate = Decoder.generate
 
-    def watched(self: Decoder, prompts: Any, *arguments: Any, paths: int, **settings: Any) -> Any:
+    def recording(self: Decoder, prompts: Any, *arguments: Any, paths: int, **settings: Any) -> Any:
         batches.append((len(prompts.tokens[0]), paths))
         return generate(self, prompts, *arguments, paths=paths, **settings)
 
-    monkeypatch.setattr(Decoder, "generate", watched)
+    monkeypatch.setattr(Decoder, "generate", recording)
     return batches

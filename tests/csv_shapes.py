@@ -85,8 +85,8 @@ def ohlcv(frame: pd.DataFrame, *, title: bool = False) -> dict[str, list[str]]:
 def lines(columns: Mapping[str, Iterable[object]], *, separator: str = ",", header: bool = True) -> list[str]:
     """The lines of a CSV with these columns."""
     cells = [[str(cell) for cell in column] for column in columns.values()]
-    body = [separator.join(row) for row in zip(*cells, strict=True)]
-    return [separator.join(columns), *body] if header else body
+    rows = [separator.join(row) for row in zip(*cells, strict=True)]
+    return [separator.join(columns), *rows] if header else rows
 
 
 def write(path: Path, text: list[str], *, encoding: str = "utf-8", newline: str = "\n") -> Path:

@@ -46,8 +46,11 @@ def made_predictions(
         half = (half_widths or {}).get(model, np.nan)
         for raw in ("", "raw_"):
             for factor, level in enumerate(LEVELS, start=1):
-                reach = half * factor * (2 if raw else 1)
-                table[f"{raw}lo_{level}"], table[f"{raw}hi_{level}"] = table["mean"] - reach, table["mean"] + reach
+                half_width = half * factor * (2 if raw else 1)
+                table[f"{raw}lo_{level}"], table[f"{raw}hi_{level}"] = (
+                    table["mean"] - half_width,
+                    table["mean"] + half_width,
+                )
         tables.append(table)
     assert set(INTERVALS) <= set(tables[0].columns)
     return pd.concat(tables, ignore_index=True)[list(COLUMNS)]

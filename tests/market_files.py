@@ -78,7 +78,7 @@ def crypto_five_minutes(bars: int = 3000) -> pd.DataFrame:
     frame = frame.rename(columns=str.lower).rename(columns={"date": "timestamp"})
     frame["amount"] = (frame["volume"] * frame["close"]).round(2)
     frame["timestamp"] = frame["timestamp"].astype("int64") // 1_000_000
-    gone: list[int] = []
+    missing_bars: list[int] = []
     for before, missing in CRYPTO_HOLES:
-        gone += range(before + 1 + len(gone), before + 1 + len(gone) + missing)
-    return frame.drop(index=gone).reset_index(drop=True)
+        missing_bars += range(before + 1 + len(missing_bars), before + 1 + len(missing_bars) + missing)
+    return frame.drop(index=missing_bars).reset_index(drop=True)

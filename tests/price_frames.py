@@ -45,15 +45,15 @@ class Batch(NamedTuple):
     ahead: list[pd.Series]
     horizon: int
 
-    def rows(self, places: Iterable[int]) -> Batch:
+    def rows(self, numbers: Iterable[int]) -> Batch:
         """Choose series by their places; a place may come twice."""
-        chosen = list(places)
-        past, ahead = ([times[place] for place in chosen] for times in (self.past, self.ahead))
-        return Batch([self.dfs[place] for place in chosen], past, ahead, self.horizon)
+        chosen = list(numbers)
+        past, ahead = ([times[number] for number in chosen] for times in (self.past, self.ahead))
+        return Batch([self.dfs[number] for number in chosen], past, ahead, self.horizon)
 
-    def single(self, place: int) -> tuple[pd.DataFrame, pd.Series, pd.Series, int]:
+    def single(self, number: int) -> tuple[pd.DataFrame, pd.Series, pd.Series, int]:
         """Return the positional arguments of `predict` for one of the series."""
-        return self.dfs[place], self.past[place], self.ahead[place], self.horizon
+        return self.dfs[number], self.past[number], self.ahead[number], self.horizon
 
 
 def batch_of(dfs: list[pd.DataFrame], horizon: int) -> Batch:

@@ -123,12 +123,12 @@ def test_no_round_begins_that_would_end_too_late_but_the_first_is_run() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not tell the peak")
 def test_the_peak_is_what_a_run_takes_at_most_beyond_what_was_held() -> None:
-    held = torch.ones(10_000_000)
+    allocated = torch.ones(10_000_000)
     samples = [timed(partial(torch.ones, count), CPU)() for count in (25_000_000, 2_500_000)]
     peaks = [peak_of([sample]) for sample in samples]
     assert peaks[0] == pytest.approx(4 * 25_000_000, rel=0.2)
     assert peaks[1] == pytest.approx(4 * 2_500_000, rel=0.5), "an earlier run's peak does not count"
-    assert held.sum() == len(held)
+    assert allocated.sum() == len(allocated)
 
 
 def test_a_place_in_a_document_is_filled_and_filled_again(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_the_bench_command_puts_each_rival_beside_the_other(tmp_path: Path, monk
 
     def but_dagster(*arguments: Any, **options: Any) -> dict[str, list[str]]:
         """Leave out Dagster: it starts slowly, and has tests of its own."""
-        return {name: words for name, words in commands(*arguments, **options).items() if "dagster" not in name}
+        return {name: command for name, command in commands(*arguments, **options).items() if "dagster" not in name}
 
     monkeypatch.setattr(startup, "_commands", but_dagster)
     bench.main()

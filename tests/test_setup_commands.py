@@ -34,9 +34,9 @@ TARGETS = [
 
 
 def make(*arguments: str, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    clean = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    inherited = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
     return subprocess.run(
-        ["make", *arguments], cwd=folder, env=clean | environment, capture_output=True, text=True, check=False
+        ["make", *arguments], cwd=folder, env=inherited | environment, capture_output=True, text=True, check=False
     )
 
 
@@ -221,11 +221,11 @@ def test_each_part_of_ci_shows_its_output_and_fails_the_script(failing: str | No
     (tmp_path / "Makefile").write_text("".join(recipes))
     executable(tmp_path / ".ci" / "run", "")
     (tmp_path / ".ci" / "run").write_text((ROOT / ".ci" / "run").read_text())
-    clean = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
-    result = subprocess.run([tmp_path / ".ci" / "run"], env=clean, capture_output=True, text=True, check=False)
+    inherited = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    result = subprocess.run([tmp_path / ".ci" / "run"], env=inherited, capture_output=True, text=True, check=False)
     assert (result.returncode != 0) == (failing is not None), result.stderr
-    shown = [part for part in parts if f"the output of {part}\n" in result.stdout]
-    assert shown == parts if failing is None else failing in shown
+    printed = [part for part in parts if f"the output of {part}\n" in result.stdout]
+    assert printed == parts if failing is None else failing in printed
 
 
 def readme_commands(path: Path) -> subprocess.CompletedProcess[str]:

@@ -47,10 +47,10 @@ PRINT_VARIABLES = f"for name in {' '.join(VARIABLES)}; do printenv $name; done"
 
 
 def source(
-    shell: str, file: str, working_directory: Path, then: str = PRINT_VARIABLES, **environment: str
+    shell: str, file: str, working_directory: Path, command: str = PRINT_VARIABLES, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Source a file in a shell without start-up files, and then print the variables that it sets, one a line."""
-    script = f"source '{file}' || exit 1; {then}"
+    script = f"source '{file}' || exit 1; {command}"
     flags = ["--norc", "--noprofile", "-u"] if shell == "bash" else ["-f", "-u"]
     clean = {key: value for key, value in os.environ.items() if key not in VARIABLES}
     return subprocess.run(
@@ -59,15 +59,15 @@ def source(
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-@pytest.mark.parametrize("place", ["root", "elsewhere", "below"])
+@pytest.mark.parametrize("location", ["root", "elsewhere", "below"])
 def test_variables_name_the_checkout_wherever_it_is_sourced_from(
-    shell: str, place: str, checkout: Path, tmp_path: Path
+    shell: str, location: str, checkout: Path, tmp_path: Path
 ) -> None:
     file, directory = {
         "root": ("./env.sh", checkout),
         "elsewhere": (str(checkout / "env.sh"), tmp_path),
         "below": ("../env.sh", checkout / "kronos_pipeline"),
-    }[place]
+    }[location]
     result = source(shell, file, directory, CDPATH=str(tmp_path))
     home = checkout / ".dagster_home"
     expected = ["kronos_pipeline.definitions", str(home), "kronos-nano", str(checkout / ".venv"), "1"]

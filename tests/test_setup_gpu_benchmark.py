@@ -51,13 +51,13 @@ def child(file: Path, body: str) -> list[str]:
     return [sys.executable, "-c", program]
 
 
-def found_apart(folder: Path, body: str, limit: float = 60.0) -> apart.Found:
+def run_apart(folder: Path, body: str, limit: float = 60.0) -> apart.Found:
     """Run such a part in a process of its own, and return its result."""
     return apart.run(child(folder / "part.json", body), folder / "part.json", limit)
 
 
 def test_a_part_gives_its_tables_and_goals_from_a_process_of_its_own(tmp_path: Path) -> None:
-    outcome = found_apart(tmp_path, "yield table('second')")
+    outcome = run_apart(tmp_path, "yield table('second')")
     assert outcome.end == apart.MEASURED
     assert [report.tables[0] for report in outcome.reports] == [
         Table(name, ["a", "b"], [["1", "2"]], []) for name in ("first", "second")
@@ -80,7 +80,7 @@ def test_a_part_gives_its_tables_and_goals_from_a_process_of_its_own(tmp_path: P
 def test_a_part_that_fails_or_crashes_says_how_and_keeps_the_tables_that_it_had(
     body: str, end: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    outcome = found_apart(tmp_path, body)
+    outcome = run_apart(tmp_path, body)
     assert outcome.end == end
     assert [report.tables[0].title for report in outcome.reports] == ["first"]
     printed = capfd.readouterr()
@@ -89,7 +89,7 @@ def test_a_part_that_fails_or_crashes_says_how_and_keeps_the_tables_that_it_had(
 
 
 def test_a_part_that_hangs_is_ended_at_its_limit(tmp_path: Path) -> None:
-    outcome = found_apart(tmp_path, "threading.Event().wait()", limit=0.01)
+    outcome = run_apart(tmp_path, "threading.Event().wait()", limit=0.01)
     assert outcome.end == "not measured: the time was up after 0 s"
     assert outcome.code is None
 
@@ -226,13 +226,13 @@ def test_the_gpu_script_puts_what_it_prints_into_the_document_and_says_what_it_h
     path = tmp_path / "performance.md"
     path.write_text("<!-- gpu -->\n<!-- /gpu -->\n")
     printed = gpu_script("--only", "machine", "--write", str(path), folder=tmp_path)
-    written = document(path)["gpu"]
-    assert all(table.strip() in written for table in printed.split("\n\n**"))
-    assert rows(written, "Limits of the machine")
-    goals = rows(written, "Goals")
+    gpu_section = document(path)["gpu"]
+    assert all(table.strip() in gpu_section for table in printed.split("\n\n**"))
+    assert rows(gpu_section, "Limits of the machine")
+    goals = rows(gpu_section, "Goals")
     assert [row["wanted"] for row in goals] == ["15 times"] * 4 + ["8 times", "20 times"]
     assert {row["found"] for row in goals} == {row["reached"] for row in goals} == {"not measured"}
-    missing = {row["part"]: row["found"] for row in rows(written, "Parts not measured")}
+    missing = {row["part"]: row["found"] for row in rows(gpu_section, "Parts not measured")}
     assert missing == dict.fromkeys([name for name in PARTS if name != "machine"], "not measured")
 
 

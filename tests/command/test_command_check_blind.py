@@ -88,39 +88,39 @@ def test_what_the_pipeline_makes_is_blind_to_the_holdout(
 
 def leaky_statistics(patch: pytest.MonkeyPatch) -> None:
     """Normalise by the whole file, a common mistake."""
-    real = rolling_statistics
+    original = rolling_statistics
 
-    def whole(values: np.ndarray, lookback: int) -> tuple[np.ndarray, np.ndarray]:
-        mean, std = real(values, lookback)
+    def statistics_of_file(values: np.ndarray, lookback: int) -> tuple[np.ndarray, np.ndarray]:
+        mean, std = original(values, lookback)
         return np.broadcast_to(values.mean(axis=0), mean.shape), np.broadcast_to(values.std(axis=0), std.shape)
 
-    patch.setattr(windows_module, "rolling_statistics", whole)
+    patch.setattr(windows_module, "rolling_statistics", statistics_of_file)
 
 
 def leaky_selection(patch: pytest.MonkeyPatch) -> None:
     """Stop early on the holdout: the loss that selects the weights uses windows that reach into it."""
-    real = dataset_module._normalised
+    original = dataset_module._normalised
 
-    def late(windows: WindowSet) -> WindowSet:
-        moved = windows.rows.copy()
-        moved.loc[moved["split"] == "selection", ["start", "origin", "end"]] += windows.horizon
-        return replace(windows, rows=moved)
+    def shift(windows: WindowSet) -> WindowSet:
+        rows = windows.rows.copy()
+        rows.loc[rows["split"] == "selection", ["start", "origin", "end"]] += windows.horizon
+        return replace(windows, rows=rows)
 
     def shifted(windows: Sequence[WindowSet], *arguments: Any) -> Iterator[np.ndarray]:
-        return real([late(ticker) for ticker in windows], *arguments)
+        return original([shift(ticker) for ticker in windows], *arguments)
 
     patch.setattr(dataset_module, "_normalised", shifted)
 
 
 def leaky_sampling(patch: pytest.MonkeyPatch) -> None:
     """Fit the intervals' widths on the bars that test them."""
-    real = fit_sampling_job
+    original = fit_sampling_job
 
-    def late(windows: WindowSet, *arguments: Any) -> Any:
+    def fit_on_holdout(windows: WindowSet, *arguments: Any) -> Any:
         moved = replace(windows, selection_start=windows.holdout_start, holdout_start=len(windows.bars))
-        return real(moved, *arguments)
+        return original(moved, *arguments)
 
-    patch.setattr(candidates_module, "fit_sampling_job", late)
+    patch.setattr(candidates_module, "fit_sampling_job", fit_on_holdout)
 
 
 @pytest.mark.parametrize(
@@ -197,11 +197,11 @@ def test_several_processes_are_refused(
 @cases(60)
 @given(tickers(), st.floats(0, 1), st.integers(0, 2**32 - 1), st.booleans())
 def test_noise_is_valid_bars_at_the_same_times_and_nothing_else_of_the_old_ones(
-    bars: Bars, place: float, seed: int, without_volume: bool
+    bars: Bars, fraction: float, seed: int, without_volume: bool
 ) -> None:
     if without_volume:
         bars = replace(bars, frame=bars.frame.assign(volume=0.0, amount=0.0))
-    first = 1 + int(place * (len(bars) - 2))
+    first = 1 + int(fraction * (len(bars) - 2))
     noise = with_noise(bars, first, seed)
     BarFrame.validate(noise.frame.assign(ticker=0))
     assert noise.frame["timestamps"].equals(bars.frame["timestamps"])

@@ -19,12 +19,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("store")]
 BARS = daily_frame(90)
 
 
-def drift(tmp_path: Path, tiny_base: Path, *words: str) -> int:
+def drift(tmp_path: Path, tiny_base: Path, *flags: str) -> int:
     folders = ["--data-dir", str(tmp_path / "data"), "--output-dir", str(tmp_path / "out"), "--device", "cpu"]
-    return cli.main(["drift", *folders, "--model-name", str(tiny_base), *words])
+    return cli.main(["drift", *folders, "--model-name", str(tiny_base), *flags])
 
 
-def crown(tmp_path: Path, store: str, tiny_base: Path, ticker: str, loss: float, first: str) -> str:
+def make_champion(tmp_path: Path, store: str, tiny_base: Path, ticker: str, loss: float, first: str) -> str:
     """Make an adapter the champion of a ticker, with evidence of a given mean loss from a given time on."""
     adapter = made_adapter(tmp_path / "made", small_recipe(tiny_base, horizon=2))
     folder = for_tickers(adapter, tmp_path / "adapter", [ticker])
@@ -48,7 +48,7 @@ def test_a_champion_drifts_if_it_errs_more_on_newer_bars_than_in_its_evidence(
     loss: float,
     result: str,
 ) -> None:
-    champion = crown(tmp_path, store, tiny_base, ticker, loss, first="2022-03-01")
+    champion = make_champion(tmp_path, store, tiny_base, ticker, loss, first="2022-03-01")
     assert drift(tmp_path, tiny_base, ticker.lower()) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(f"{ticker}: {champion}: {result}, scaled error ")
@@ -61,7 +61,7 @@ def test_tickers_without_new_bars_or_champion_are_reported_and_a_bad_file_is_nam
 ) -> None:
     write_frame(tmp_path / "data", "NONE", BARS)
     (tmp_path / "data/BAD.csv").write_text("date,open,high,low,close\n2024-01-02,-1,2,1,2\n")
-    champion = crown(tmp_path, store, tiny_base, ticker, 1.0, first="2022-05-01")
+    champion = make_champion(tmp_path, store, tiny_base, ticker, 1.0, first="2022-05-01")
     assert drift(tmp_path, tiny_base) == 2
     output = capsys.readouterr()
     assert output.out.splitlines() == [

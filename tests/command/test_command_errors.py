@@ -25,7 +25,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def told(capsys: pytest.CaptureFixture[str], code: int) -> str:
+def error_of(capsys: pytest.CaptureFixture[str], code: int) -> str:
     captured = capsys.readouterr()
     assert code == 2
     assert captured.err.startswith("error: ")
@@ -57,7 +57,7 @@ def train(base: Path | str, data: Path, output: Path, *flags: str, **changes: An
 def test_settings_that_cannot_work(
     tiny_base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
 ) -> None:
-    assert message in told(capsys, train(tiny_base, data, tmp_path / "out", *flags))
+    assert message in error_of(capsys, train(tiny_base, data, tmp_path / "out", *flags))
     assert not list((tmp_path / "out").rglob("*.safetensors"))
     assert not (tmp_path / "out/metrics").exists()
 
@@ -71,7 +71,7 @@ def test_a_folder_that_is_none_or_holds_no_csv(
         data.mkdir()
     if make == "file":
         data.write_text("x")
-    assert str(data) in told(capsys, train(tiny_base, data, tmp_path / "out"))
+    assert str(data) in error_of(capsys, train(tiny_base, data, tmp_path / "out"))
 
 
 def test_all_tickers_bad_is_an_error_that_names_every_line_and_leaves_the_last_good_artifacts(
@@ -87,7 +87,7 @@ def test_all_tickers_bad_is_an_error_that_names_every_line_and_leaves_the_last_g
         cells = lines[number - 1].split(",")
         lines[number - 1] = ",".join([cells[0], cell, *cells[2:]])
     (data / "AAPL/AAPL.csv").write_text("\n".join(lines))
-    message = told(capsys, train(tiny_base, data, output, "--adapter", "lora"))
+    message = error_of(capsys, train(tiny_base, data, output, "--adapter", "lora"))
     assert "AAPL.csv:5: open" in message
     assert "AAPL.csv:9: open" in message
     assert before == {
@@ -100,7 +100,7 @@ def test_too_few_bars_say_how_many_there_are_and_are_needed(
     tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_simulated(tmp_path / "data", tickers=["AAPL"], bars=40)
-    message = told(capsys, train(tiny_base, tmp_path / "data", tmp_path / "out"))
+    message = error_of(capsys, train(tiny_base, tmp_path / "data", tmp_path / "out"))
     assert "40 bars" in message
     assert "48" in message  # 16 + 5 + 1 for one training window, 14 and 12 days
 
@@ -109,7 +109,7 @@ def test_an_output_folder_that_cannot_be_written(
     tiny_base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    message = told(capsys, train(tiny_base, data, tmp_path / "file/out"))
+    message = error_of(capsys, train(tiny_base, data, tmp_path / "file/out"))
     assert "cannot be written" in message
     assert "--output-dir" in message
 
@@ -119,16 +119,16 @@ def test_an_offline_machine_is_told_the_three_ways_out(
 ) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "nothing_cached"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    message = told(capsys, train("NeoQuasar/Kronos-small", data, tmp_path / "out"))
-    for way in ("folder", "download", "kronos-nano"):
-        assert way in message
+    message = error_of(capsys, train("NeoQuasar/Kronos-small", data, tmp_path / "out"))
+    for remedy in ("folder", "download", "kronos-nano"):
+        assert remedy in message
 
 
 def test_a_damaged_base_model_is_named(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = save_tiny_base(tmp_path / "base")
     weights = base / "predictor/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    message = told(capsys, train(base, data, tmp_path / "out"))
+    message = error_of(capsys, train(base, data, tmp_path / "out"))
     assert "predictor" in message
     assert "model.safetensors" in message
 
@@ -145,7 +145,7 @@ def test_an_adapter_of_another_base_is_left_out_by_name_and_damage_is_an_error(
     capsys.readouterr()
     weights = output / "adapters/AAPL/adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
-    message = told(capsys, train(tiny_base, data, output, epochs=1))
+    message = error_of(capsys, train(tiny_base, data, output, epochs=1))
     assert "adapter_model.safetensors" in message
 
 
@@ -153,7 +153,7 @@ def test_an_mlflow_server_that_is_away(
     tiny_base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    message = told(capsys, train(tiny_base, data, tmp_path / "out"))
+    message = error_of(capsys, train(tiny_base, data, tmp_path / "out"))
     assert "http://127.0.0.1:9" in message
     assert not (tmp_path / "out/checkpoints").exists()
 
@@ -163,8 +163,8 @@ def test_the_environment_counts_after_flags_and_before_defaults(
 ) -> None:
     monkeypatch.setenv("KRONOS_BASE_MODEL", "from-the-environment")
     monkeypatch.setenv("KRONOS_DATA_DIR", str(data))
-    assert "'from-the-environment'" in told(capsys, run_training.main(["--output-dir", str(tmp_path / "out")]))
-    assert "'from-a-flag'" in told(
+    assert "'from-the-environment'" in error_of(capsys, run_training.main(["--output-dir", str(tmp_path / "out")]))
+    assert "'from-a-flag'" in error_of(
         capsys, run_training.main(["--output-dir", str(tmp_path / "out"), "--model-name", "from-a-flag"])
     )
 
@@ -194,7 +194,7 @@ def test_kronos_has_each_subcommand(
     shutil.rmtree(tmp_path / "out")
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["pretrain", "--help"]])
-def test_help_ends_well(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
-    assert cli.main(words) == 0
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["pretrain", "--help"]])
+def test_help_ends_well(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    assert cli.main(arguments) == 0
     assert "usage: kronos" in capsys.readouterr().out

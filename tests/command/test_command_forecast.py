@@ -34,12 +34,12 @@ def layout(tmp_path: Path) -> ArtifactLayout:
     return ArtifactLayout(tmp_path / "out")
 
 
-def forecast(tmp_path: Path, *words: str) -> int:
+def forecast(tmp_path: Path, *flags: str) -> int:
     folders = ["--data-dir", str(tmp_path / "data"), "--output-dir", str(tmp_path / "out"), "--device", "cpu"]
-    return cli.main(["forecast", *folders, *words])
+    return cli.main(["forecast", *folders, *flags])
 
 
-def measured(layout: ArtifactLayout, ticker: str, recipe: Recipe, verdict: str) -> None:
+def save_verdict(layout: ArtifactLayout, ticker: str, recipe: Recipe, verdict: str) -> None:
     """Write the files of an evaluation that a forecast reads."""
     base = {"name": recipe.model_name}
     entry = {"symbol": ticker, "verdicts": {"base": {"naive": {"verdict": verdict, "reason": "skill 4 %"}}}}
@@ -71,7 +71,7 @@ def test_a_file_is_read_as_in_the_last_evaluation_and_flags_come_before(
 ) -> None:
     write_frame(tmp_path / "data", "READ", BARS.rename(columns={"Close": "Fixing"}).assign(Auction=BARS["Open"]))
     recipe = small_recipe(tiny_base, horizon=3, columns=["close=Fixing"], from_date=["2022-02-01"])
-    measured(layout, "READ", recipe, "worse")
+    save_verdict(layout, "READ", recipe, "worse")
 
     assert forecast(tmp_path, "READ") == 0
     table, _ = read_parquet(layout.forecast("READ"))
@@ -87,7 +87,7 @@ def test_settings_are_those_of_the_last_evaluation_and_flags_come_before_them(
     tmp_path: Path, ticker: str, layout: ArtifactLayout, tiny_base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = small_recipe(tiny_base, horizon=3, calendars=["24/5"], seed=8)
-    measured(layout, ticker, recipe, "better")
+    save_verdict(layout, ticker, recipe, "better")
     assert forecast(tmp_path, ticker) == 0
     output = words(capsys.readouterr().out)
     assert f"By base {tiny_base}:" in output
@@ -106,7 +106,7 @@ def test_settings_are_those_of_the_last_evaluation_and_flags_come_before_them(
 def test_base_that_was_not_better_than_naive_does_not_forecast(
     tmp_path: Path, ticker: str, layout: ArtifactLayout, tiny_base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    measured(layout, ticker, small_recipe(tiny_base), "no better")
+    save_verdict(layout, ticker, small_recipe(tiny_base), "no better")
     assert forecast(tmp_path, ticker) == 0
     assert "against naive: no better (skill 4 %), so the forecast repeats the last close." in words(
         capsys.readouterr().out
@@ -129,7 +129,7 @@ def test_a_champion_forecasts_with_the_lookback_that_it_was_trained_with(
     registry, name = Registry(tracker), registered_name(ticker)
     number = registry.register(folder, name, run.run_id, predictions=evidence({"naive": 1.0}), metrics={})
     registry.promote(name, number, "it looked good.")
-    measured(layout, ticker, small_recipe(tiny_base, lookback=20), "better")
+    save_verdict(layout, ticker, small_recipe(tiny_base, lookback=20), "better")
 
     assert forecast(tmp_path, ticker) == 0
     output = words(capsys.readouterr().out)
@@ -181,7 +181,7 @@ def test_all_tickers_are_forecast_at_once_as_each_alone_and_a_bad_one_is_named(
     names = [f"M{number}" for number in range(4)]
     for number, name in enumerate(names):
         write_frame(tmp_path / "data", name, BARS.iloc[number:])
-        measured(layout, name, recipe.model_copy(update={"horizon": 2 + number % 2}), "better")
+        save_verdict(layout, name, recipe.model_copy(update={"horizon": 2 + number % 2}), "better")
     (tmp_path / "data/BAD.csv").write_text("date,open,high,low,close\n2024-01-02,-1,2,1,2\n")
     assert forecast(tmp_path) == 2
     output: Any = capsys.readouterr()

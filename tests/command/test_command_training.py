@@ -73,8 +73,8 @@ def test_a_checkpoint_over_all_tickers(
     ):
         assert (output / file).is_file()
     printed = capsys.readouterr().out
-    for words in ("MAE", "RMSE", "MAPE", "AAPL", "MSFT", "mean", str(output / "metrics/evaluation.json"), "MLflow"):
-        assert words in printed
+    for text in ("MAE", "RMSE", "MAPE", "AAPL", "MSFT", "mean", str(output / "metrics/evaluation.json"), "MLflow"):
+        assert text in printed
     manifest = json.loads((output / "checkpoints/best_model/manifest.json").read_text())
     run = mlflow.MlflowClient(one_mlflow_store).get_run(manifest["mlflow_run"])
     assert run.info.status == "FINISHED"

@@ -27,7 +27,7 @@ def test_an_adapter_is_trained_and_measured_on_the_gpu(tmp_path: Path, tiny_base
     location.write("AAPL", "MSFT")
     result = location.run("retrain_adapter", "AAPL", "MSFT", settings={"device": "cuda"})
     assert result.success, failed_steps(result)
-    assert location.made("adapter") == location.made("holdout_metrics") == {"AAPL", "MSFT"}
+    assert location.materialised("adapter") == location.materialised("holdout_metrics") == {"AAPL", "MSFT"}
     assert location.metadata("adapter", "AAPL")["device"].startswith("cuda:0")
     for ticker in ("AAPL", "MSFT"):
         assert read_json(location.layout.adapter(ticker) / MANIFEST)["device"] == "cuda:0"

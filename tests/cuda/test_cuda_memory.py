@@ -43,24 +43,24 @@ def sampled(ours: KronosPredictor, series: int = SERIES) -> np.ndarray:
     )
 
 
-def test_a_part_that_runs_out_of_memory_is_halved(tried: list[tuple[int, int]]) -> None:
+def test_a_part_that_runs_out_of_memory_is_halved(decoded_batches: list[tuple[int, int]]) -> None:
     simcuda = pytest.importorskip("simcuda")
     ours = predictor()
     expected = sampled(ours)
-    tried.clear()
+    decoded_batches.clear()
     for after in (60, 200, 400):
         generate.release_graphs()
         with simcuda.inject_oom(after=after):
             np.testing.assert_allclose(sampled(ours), expected, rtol=1e-4)
-    assert (SERIES // 2, PATHS) in tried
+    assert (SERIES // 2, PATHS) in decoded_batches
 
 
-def test_kept_graphs_go_before_the_work_is_halved(tried: list[tuple[int, int]]) -> None:
+def test_kept_graphs_go_before_the_work_is_halved(decoded_batches: list[tuple[int, int]]) -> None:
     simcuda = pytest.importorskip("simcuda")
     ours = predictor()
     expected = sampled(ours)
     sampled(ours, 2)  # keeps a batch of another shape, which is of no use to the next call
-    tried.clear()
+    decoded_batches.clear()
     fails, begin = [True], generate.StaticStep.set_step
 
     def once(self: generate.StaticStep, step: int) -> None:
@@ -71,12 +71,12 @@ def test_kept_graphs_go_before_the_work_is_halved(tried: list[tuple[int, int]]) 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generate.StaticStep, "set_step", once)
         np.testing.assert_allclose(sampled(ours), expected, rtol=1e-4)
-    assert tried == [(SERIES, PATHS), (SERIES, PATHS)]
+    assert decoded_batches == [(SERIES, PATHS), (SERIES, PATHS)]
     assert simcuda.counts()["emptied"] > 0
 
 
 def test_a_part_that_keeps_failing_is_halved_though_each_try_keeps_graphs(
-    tried: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+    decoded_batches: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours, decode = predictor(), Decoder.decode
     expected = sampled(ours)
@@ -87,22 +87,22 @@ def test_a_part_that_keeps_failing_is_halved_though_each_try_keeps_graphs(
         return decode(self, known, drawn, **settings)
 
     monkeypatch.setattr(Decoder, "decode", short_of_memory)
-    tried.clear()
+    decoded_batches.clear()
     np.testing.assert_allclose(sampled(ours), expected, rtol=1e-4)
-    assert [series for series, _ in tried] == [4, 4, 2, 1, 1, 1, 1]
+    assert [series for series, _ in decoded_batches] == [4, 4, 2, 1, 1, 1, 1]
 
 
-def test_a_gpu_that_others_have_filled_is_told_at_once(tried: list[tuple[int, int]]) -> None:
+def test_a_gpu_that_others_have_filled_is_told_at_once(decoded_batches: list[tuple[int, int]]) -> None:
     simcuda = pytest.importorskip("simcuda")
     ours = predictor()
     expected = sampled(ours)
-    tried.clear()
+    decoded_batches.clear()
     with (
         simcuda.occupy(torch.cuda.get_device_properties(0).total_memory / 2**30),
         pytest.raises(ModelError, match=TOLD),
     ):
         sampled(ours)
-    assert len(tried) <= 20
+    assert len(decoded_batches) <= 20
     np.testing.assert_allclose(sampled(ours), expected, rtol=1e-4)
 
 
@@ -151,7 +151,9 @@ def test_a_model_that_finds_no_memory_is_told_and_stays_where_it_was() -> None:
         load_adapters({"a": adapter}, ours.model, ours.tokenizer, memory.DeviceMover(torch.device("cuda:0")))
 
 
-def test_adapters_that_share_a_base_share_it_on_the_gpu_and_are_decoded_together(tried: list[tuple[int, int]]) -> None:
+def test_adapters_that_share_a_base_share_it_on_the_gpu_and_are_decoded_together(
+    decoded_batches: list[tuple[int, int]],
+) -> None:
     model = sharp_predictor()
     adapters = {name: with_lora(copy_sharing_weights(model), seed) for seed, name in enumerate("abc")}
     past, ahead = times(30, HORIZON)
@@ -159,9 +161,9 @@ def test_adapters_that_share_a_base_share_it_on_the_gpu_and_are_decoded_together
     settings: dict[str, Any] = {"adapters": [*"abc", None], "top_k": 1, "verbose": False}
     expected = KronosPredictor(model, sharp_tokenizer(), "cpu", adapters=adapters).predict_batch(*given, **settings)
     ours = KronosPredictor(model, sharp_tokenizer(), "cuda", adapters=adapters)
-    tried.clear()
+    decoded_batches.clear()
     found = ours.predict_batch(*given, **settings)
-    assert tried == [(SERIES, 1)]
+    assert decoded_batches == [(SERIES, 1)]
     for forecast, reference in zip(found, expected, strict=True):
         np.testing.assert_allclose(forecast, reference, rtol=1e-3)
     base: Any = ours.model

@@ -160,8 +160,8 @@ def test_a_ticker_that_cannot_be_trained_is_named_and_the_others_are_as_without_
             for job, result in zip(jobs, results, strict=True)
         ]
 
-    good = {name: bars_of_ticker for name, bars_of_ticker in bars.items() if name != "BAD"}
-    expected = run_backtest(ArtifactLayout(tmp_path / "good"), good, recipe, base, say=lambda _: None)
+    expected_bars = {name: bars_of_ticker for name, bars_of_ticker in bars.items() if name != "BAD"}
+    expected = run_backtest(ArtifactLayout(tmp_path / "good"), expected_bars, recipe, base, say=lambda _: None)
     monkeypatch.setattr(KronosTrainer, "train", fails)
     layout = ArtifactLayout(tmp_path / "all")
     backtest = run_backtest(layout, bars, recipe, base, say=lambda _: None)

@@ -126,11 +126,11 @@ def test_a_random_walk_is_log_normal_about_the_last_close_with_the_newest_volati
 
 
 def test_a_rolls_paths_depend_on_its_closes_and_the_seed_alone() -> None:
-    both = random_walk_paths(CLOSES, 6, 5, seed=3)
-    np.testing.assert_array_equal(both[1:], random_walk_paths(CLOSES[1:], 6, 5, seed=3))
-    np.testing.assert_array_equal(both[:, :2], random_walk_paths(CLOSES, 2, 5, seed=3))
-    assert not np.array_equal(both, random_walk_paths(CLOSES, 6, 5, seed=4))
-    assert not np.allclose(np.log(both[0] / both[0, :, :1]), np.log(both[1] / both[1, :, :1]))
+    paths = random_walk_paths(CLOSES, 6, 5, seed=3)
+    np.testing.assert_array_equal(paths[1:], random_walk_paths(CLOSES[1:], 6, 5, seed=3))
+    np.testing.assert_array_equal(paths[:, :2], random_walk_paths(CLOSES, 2, 5, seed=3))
+    assert not np.array_equal(paths, random_walk_paths(CLOSES, 6, 5, seed=4))
+    assert not np.allclose(np.log(paths[0] / paths[0, :, :1]), np.log(paths[1] / paths[1, :, :1]))
 
 
 def test_closes_that_never_move_give_a_walk_that_never_moves() -> None:

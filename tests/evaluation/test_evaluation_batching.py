@@ -73,7 +73,7 @@ def test_what_differs_in_length_or_in_what_a_call_has_once_is_sampled_apart() ->
     other: Any = predict_job(six, {"base": 0.0}, {"base": plain_sampling(long)}, long)  # type: ignore[arg-type]
     jobs = {"A": job("A", temperature=0.5), "B": job("B", s2_position="first"), "C": job("C"), "F": other}
     assert not any(isinstance(result, KronosError) for _, result in run_jobs(jobs, sampler=sampler))
-    assert [len(call["history"]) for call in sampler.calls] == [12, 6, 2]
+    assert [len(request["history"]) for request in sampler.calls] == [12, 6, 2]
     assert set(sampler.calls[0]["temperature"]) == {0.5, 1.0}
 
 
@@ -95,25 +95,25 @@ def test_one_that_fails_is_named_and_the_others_are_as_without_it() -> None:
 
 @pytest.mark.slow
 def test_no_more_are_under_way_than_memory_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    open_now, most = set(), []
+    open_now, counts = set(), []
 
-    def watched(name: str) -> ForecastJob[str]:
+    def counted_job(name: str) -> ForecastJob[str]:
         open_now.add(name)
-        most.append(len(open_now))
+        counts.append(len(open_now))
         yield from job(name)
         open_now.remove(name)
         return name
 
     names = [f"T{number}" for number in range(20)]
-    assert dict(run_jobs({name: watched(name) for name in names}, sampler=RecordingSampler(), max_jobs=3)) == {
+    assert dict(run_jobs({name: counted_job(name) for name in names}, sampler=RecordingSampler(), max_jobs=3)) == {
         name: name for name in names
     }
-    assert max(most) == 3
-    most.clear()
+    assert max(counts) == 3
+    counts.clear()
     monkeypatch.setattr(batching, "MAX_PENDING_BARS", 2 * 2 * 3 * 3 * 4)  # of two such evaluations
     sampler = RecordingSampler()
-    assert len(dict(run_jobs({name: watched(name) for name in names}, sampler=sampler))) == 20
-    assert max(most) == 2
+    assert len(dict(run_jobs({name: counted_job(name) for name in names}, sampler=sampler))) == 20
+    assert max(counts) == 2
     assert len(sampler.calls) == 10
 
 
@@ -122,13 +122,13 @@ def test_side_by_side_asks_once_for_all_and_an_error_reaches_whoever_waits() -> 
     results = run_job(gather_jobs({name: job(name) for name in TICKERS}), sampler)
     assert (list(results), len(sampler.calls)) == (list(TICKERS), 1)
 
-    def minds() -> Generator[Any, Any, str]:
+    def catching_job() -> Generator[Any, Any, str]:
         try:
             return f"no error, but {(yield from job('AAPL', -1.0))}"
         except ModelError as error:
             return f"told: {error}"
 
-    assert run_job(minds(), Failing()) == "told: its weights are of no use"
+    assert run_job(catching_job(), Failing()) == "told: its weights are of no use"
 
 
 @pytest.mark.parametrize("device", ["cpu", "mps"])
@@ -171,26 +171,26 @@ def test_a_tickers_numbers_do_not_depend_on_its_company_and_cost_three_calls(
     trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, calls = base_of(trained[1]), []
-    real = batching._sample_paths
+    sample_paths = batching._sample_paths
 
     def counted(*arguments: Any, **settings: Any) -> np.ndarray:
         calls.append(len(arguments[0]))
-        return real(*arguments, **settings)
+        return sample_paths(*arguments, **settings)
 
     monkeypatch.setattr(batching, "_sample_paths", counted)
-    all_ = evaluate(tmp_path / "all", trained, (*TRAINED, "BAD"), base)
+    results = evaluate(tmp_path / "all", trained, (*TRAINED, "BAD"), base)
     assert len(calls) == 3  # the grid of temperatures, the widths, the holdout: of all tickers and both models
-    assert "adapter_model.safetensors" in str(all_["BAD"])
+    assert "adapter_model.safetensors" in str(results["BAD"])
     layout = ArtifactLayout(tmp_path / "all")
     assert not layout.ticker_metrics("BAD").exists()
     for ticker in TRAINED:
-        joint_, alone_ = all_[ticker], evaluate(tmp_path / ticker, trained, [ticker], base)[ticker]
-        assert isinstance(joint_, HoldoutResult)
-        assert isinstance(alone_, HoldoutResult)
-        assert set(joint_.predictions["model"]) >= {"naive", "random_walk", "base", "adapter"}
-        pd.testing.assert_frame_equal(joint_.predictions, alone_.predictions, rtol=1e-5, atol=1e-6)
+        joint, single = results[ticker], evaluate(tmp_path / ticker, trained, [ticker], base)[ticker]
+        assert isinstance(joint, HoldoutResult)
+        assert isinstance(single, HoldoutResult)
+        assert set(joint.predictions["model"]) >= {"naive", "random_walk", "base", "adapter"}
+        pd.testing.assert_frame_equal(joint.predictions, single.predictions, rtol=1e-5, atol=1e-6)
         stored, manifest = read_parquet(layout.ticker_forecasts(ticker))
-        pd.testing.assert_frame_equal(stored, joint_.predictions)
+        pd.testing.assert_frame_equal(stored, joint.predictions)
         assert manifest["precision"] == "fp32"
         assert layout.plot(ticker).is_file()
 

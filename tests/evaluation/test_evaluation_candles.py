@@ -21,8 +21,8 @@ def is_candle(values: np.ndarray) -> np.ndarray:
     low, high = values[..., L], values[..., H]
     body = values[..., [O, C]]
     traded: np.ndarray = (values[..., V] >= 0) & (values[..., A] >= 0)
-    around: np.ndarray = (low <= body.min(-1)) & (high >= body.max(-1))
-    valid: np.ndarray = np.logical_and(traded, around)
+    contains_body: np.ndarray = (low <= body.min(-1)) & (high >= body.max(-1))
+    valid: np.ndarray = np.logical_and(traded, contains_body)
     return valid
 
 
@@ -45,6 +45,8 @@ def test_every_bar_becomes_a_candle_and_those_that_were_one_stay(values: np.ndar
 
 
 def test_a_range_is_widened_no_further_than_it_must_and_volume_is_not_negative() -> None:
-    mended, count = repair_candles(np.array([[10.0, 9.0, 11.0, 12.0, -5.0, -1.0], [10.0, 13.0, 9.0, 12.0, 5.0, 60.0]]))
-    np.testing.assert_array_equal(mended, [[10.0, 12.0, 10.0, 12.0, 0.0, 0.0], [10.0, 13.0, 9.0, 12.0, 5.0, 60.0]])
+    repaired, count = repair_candles(
+        np.array([[10.0, 9.0, 11.0, 12.0, -5.0, -1.0], [10.0, 13.0, 9.0, 12.0, 5.0, 60.0]])
+    )
+    np.testing.assert_array_equal(repaired, [[10.0, 12.0, 10.0, 12.0, 0.0, 0.0], [10.0, 13.0, 9.0, 12.0, 5.0, 60.0]])
     assert count == 1

@@ -35,8 +35,8 @@ def windows_whose_holdout_begins(ticker: str, first: str, base: Path) -> WindowS
     recipe = small_recipe(base)
     bars = simulated_bars(ticker)
     frame = bars.frame.copy()
-    late = frame["timestamps"].iloc[build_windows(bars, recipe).holdout_start]
-    frame["timestamps"] += pd.Timestamp(first) - late
+    holdout_start = frame["timestamps"].iloc[build_windows(bars, recipe).holdout_start]
+    frame["timestamps"] += pd.Timestamp(first) - holdout_start
     return build_windows(make_bars(ticker, frame, source=bars.source), recipe.model_copy(update={"max_gap": 50}))
 
 

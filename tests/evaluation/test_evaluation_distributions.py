@@ -16,7 +16,7 @@ from kronos_pipeline.evaluation.predictions import FEWEST_PATHS, INTERVALS, LEVE
 PRICES = st.floats(0.01, 1e5)
 
 
-def drawn(rows: int, paths: int) -> tuple[np.ndarray, np.ndarray]:
+def sample_closes(rows: int, paths: int) -> tuple[np.ndarray, np.ndarray]:
     """Draw paths of the close and the real close from one distribution."""
     values = np.random.default_rng(paths).lognormal(4, 0.3, (rows, paths + 1))
     return values[:, 1:], values[:, 0]
@@ -31,7 +31,7 @@ def plain(rows: int) -> np.ndarray:
 
 
 def test_it_gives_every_column_of_a_prediction_that_sampling_knows() -> None:
-    closes, y = drawn(7, 5)
+    closes, y = sample_closes(7, 5)
     columns = describe_closes(closes, y, plain(7))
     assert set(columns) == {"mean", "median", *INTERVALS, "crps", "pit"}
     assert all(values.shape == (7,) and np.isfinite(values).all() for values in columns.values())
@@ -53,7 +53,7 @@ def test_few_closes_by_hand() -> None:
 
 @pytest.mark.parametrize("paths", [19, 39, 99])
 def test_intervals_of_exchangeable_paths_cover_their_level_whatever_the_number_of_paths(paths: int) -> None:
-    closes, y = drawn(20_000, paths)
+    closes, y = sample_closes(20_000, paths)
     columns = describe_closes(closes, y, plain(len(y)))
     for level in LEVELS:  # four standard errors of a share of 20,000
         assert abs(covered(columns, y, level) - level / 100) < 4 * 0.5 / 20_000**0.5
@@ -61,17 +61,17 @@ def test_intervals_of_exchangeable_paths_cover_their_level_whatever_the_number_o
 
 @pytest.mark.parametrize("paths", [1, 2, 8, FEWEST_PATHS - 1])
 def test_too_few_paths_end_the_interval_at_the_outermost_and_cover_less(paths: int) -> None:
-    closes, y = drawn(20_000, paths)
+    closes, y = sample_closes(20_000, paths)
     lows, highs = raw_intervals(closes)
     np.testing.assert_array_equal(lows[:, -1], closes.min(axis=1))
     np.testing.assert_array_equal(highs[:, -1], closes.max(axis=1))
-    share = covered(describe_closes(closes, y, plain(len(y))), y, 90)
-    assert abs(share - (paths - 1) / (paths + 1)) < 4 * 0.5 / 20_000**0.5
-    assert share < 0.9
+    coverage = covered(describe_closes(closes, y, plain(len(y))), y, 90)
+    assert abs(coverage - (paths - 1) / (paths + 1)) < 4 * 0.5 / 20_000**0.5
+    assert coverage < 0.9
 
 
 def test_the_pit_of_exchangeable_paths_is_uniform_and_that_of_narrow_ones_is_not() -> None:
-    closes, y = drawn(2_000, 199)
+    closes, y = sample_closes(2_000, 199)
     assert kstest(pit(closes, y), "uniform").pvalue > 0.01
     narrow = np.median(closes, axis=1)[:, None] + 0.5 * (closes - np.median(closes, axis=1)[:, None])
     assert kstest(pit(narrow, y), "uniform").pvalue < 1e-6
@@ -84,7 +84,7 @@ def test_the_pit_knows_above_from_below_and_halves_ties() -> None:
 
 @pytest.mark.parametrize("paths", [2, 3, 32])
 def test_crps_is_the_fair_estimator(paths: int) -> None:
-    closes, y = drawn(50, paths)
+    closes, y = sample_closes(50, paths)
     expected = scoringrules.crps_ensemble(y, closes, estimator="fair")
     np.testing.assert_allclose(crps(closes, y), expected, rtol=1e-9, atol=1e-9)
 
@@ -108,7 +108,7 @@ def test_crps_of_one_path_is_its_absolute_error() -> None:
 
 
 def test_a_width_stretches_each_side_around_the_median() -> None:
-    closes, y = drawn(40, 19)
+    closes, y = sample_closes(40, 19)
     widths = np.stack([np.full(40, 0.5), np.full(40, 1.0), np.full(40, 2.0)], axis=1)
     columns = describe_closes(closes, y, widths)
     for level, width in zip(LEVELS, widths.T, strict=True):
@@ -127,10 +127,10 @@ def test_an_interval_holds_the_median_and_those_of_lower_levels(
 ) -> None:
     columns = describe_closes(closes, y, widths)
     slack = 1e-9 * closes.max()
-    for raw in ("", "raw_"):
+    for prefix in ("", "raw_"):
         inner = (columns["median"], columns["median"])
         for level in LEVELS:
-            outer = columns[f"{raw}lo_{level}"], columns[f"{raw}hi_{level}"]
+            outer = columns[f"{prefix}lo_{level}"], columns[f"{prefix}hi_{level}"]
             assert (outer[0] <= inner[0] + slack).all()
             assert (outer[1] >= inner[1] - slack).all()
             inner = outer

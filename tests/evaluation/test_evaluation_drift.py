@@ -25,13 +25,13 @@ def table(losses: list[float] | np.ndarray, naive: list[float] | np.ndarray | No
     )
 
 
-def later(predictions: pd.DataFrame, than: pd.DataFrame) -> pd.DataFrame:
+def later(predictions: pd.DataFrame, evidence: pd.DataFrame) -> pd.DataFrame:
     """Move predictions to the bars right after another table's."""
-    by = than["ds"].max() + DAY - predictions["ds"].min()
-    return predictions.assign(ds=predictions["ds"] + by, cutoff=predictions["cutoff"] + by)
+    shift = evidence["ds"].max() + DAY - predictions["ds"].min()
+    return predictions.assign(ds=predictions["ds"] + shift, cutoff=predictions["cutoff"] + shift)
 
 
-def found(before: list[float] | np.ndarray, now: list[float] | np.ndarray, **naive: list[float]) -> Drift:
+def drift_of(before: list[float] | np.ndarray, now: list[float] | np.ndarray, **naive: list[float]) -> Drift:
     evidence = table(before, naive.get("naive_before"))
     return find_drift(evidence, later(table(now, naive.get("naive_now")), evidence), "adapter", HORIZON)
 
@@ -40,7 +40,7 @@ USUAL = [0.8, 1.0, 1.2, 0.9, 1.1, 1.0, 0.95, 1.05, 1.0, 0.9]
 
 
 def test_an_error_far_above_what_was_usual_is_drift_and_a_usual_one_is_not() -> None:
-    usual, high = found(USUAL, [1.0, 1.1]), found(USUAL, [2.0, 2.2])
+    usual, high = drift_of(USUAL, [1.0, 1.1]), drift_of(USUAL, [2.0, 2.2])
     assert (usual.drifted, high.drifted) == (False, True)
     assert usual.bound == high.bound
     assert high.error == pytest.approx(np.sqrt(2.0 * 2.2))
@@ -57,7 +57,7 @@ def test_the_bound_is_the_prediction_interval_that_scipy_gives_for_one_more_loss
     logs = np.log(USUAL)
     spread = logs.std(ddof=1) * np.sqrt(1 + 1 / len(logs))
     expected = np.exp(stats.t(df=len(logs) - 1, loc=logs.mean(), scale=spread).ppf(0.95))
-    assert found(USUAL, [1.0]).bound == pytest.approx(expected)
+    assert drift_of(USUAL, [1.0]).bound == pytest.approx(expected)
 
 
 @pytest.mark.slow
@@ -66,34 +66,34 @@ def test_on_random_walks_that_did_not_change_drift_comes_up_no_more_often_than_i
     rng = np.random.default_rng(3)
     runs = 300
     walks = np.abs(rng.standard_normal((runs, 12 + cutoffs, 20)).cumsum(axis=2)).mean(axis=2)
-    alarms = sum(found(losses[:12], losses[12:]).drifted for losses in walks)
+    alarms = sum(drift_of(losses[:12], losses[12:]).drifted for losses in walks)
     low, high = stats.binom.interval(0.99, runs, 0.05)
     assert low <= alarms <= high
 
 
 def test_it_is_said_whether_the_naive_forecast_errs_more_too() -> None:
-    wild = found(USUAL, [3.0, 3.0], naive_before=USUAL, naive_now=[3.0, 3.0])
-    stale = found(USUAL, [3.0, 3.0], naive_before=USUAL, naive_now=[1.0, 1.0])
-    assert wild.drifted
-    assert stale.drifted
-    assert wild.naive_ratio == pytest.approx(3 / stats.gmean(USUAL))
-    assert "naive forecast's error is 3.05 times" in wild.reason
-    assert "naive forecast's error is 1.02 times" in stale.reason
+    market_change = drift_of(USUAL, [3.0, 3.0], naive_before=USUAL, naive_now=[3.0, 3.0])
+    model_change = drift_of(USUAL, [3.0, 3.0], naive_before=USUAL, naive_now=[1.0, 1.0])
+    assert market_change.drifted
+    assert model_change.drifted
+    assert market_change.naive_ratio == pytest.approx(3 / stats.gmean(USUAL))
+    assert "naive forecast's error is 3.05 times" in market_change.reason
+    assert "naive forecast's error is 1.02 times" in model_change.reason
 
 
 def test_a_forecast_that_is_cut_short_does_not_count() -> None:
     evidence = table(USUAL)
     complete = later(table([1.0, 1.0]), evidence)
-    cut = later(table([90.0]), complete)
-    cut = cut[cut["step"] < HORIZON]
-    drift = find_drift(evidence, pd.concat([complete, cut]), "adapter", HORIZON)
+    incomplete = later(table([90.0]), complete)
+    incomplete = incomplete[incomplete["step"] < HORIZON]
+    drift = find_drift(evidence, pd.concat([complete, incomplete]), "adapter", HORIZON)
     assert drift == find_drift(evidence, complete, "adapter", HORIZON)
     assert drift.cutoffs == 2
 
 
 def test_the_newest_cutoffs_count_alone() -> None:
-    assert not found(USUAL, [9.0, *[1.0] * RECENT]).drifted
-    assert found(USUAL, [*[1.0] * RECENT, *[9.0] * RECENT]).drifted
+    assert not drift_of(USUAL, [9.0, *[1.0] * RECENT]).drifted
+    assert drift_of(USUAL, [*[1.0] * RECENT, *[9.0] * RECENT]).drifted
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_the_newest_cutoffs_count_alone() -> None:
 def test_too_little_or_undefined_evidence_is_said_and_is_no_drift(
     before: list[float], now: list[float], reason: str
 ) -> None:
-    drift = found(before, now)
+    drift = drift_of(before, now)
     assert not drift.drifted
     assert reason in drift.reason
     assert (drift.error, drift.bound) == (None, None)
@@ -118,8 +118,8 @@ def test_too_little_or_undefined_evidence_is_said_and_is_no_drift(
 def test_without_a_whole_horizon_or_a_cutoff_nothing_is_said() -> None:
     evidence = table(USUAL)
     assert "not yet a whole horizon of 3" in find_drift(evidence, None, "adapter", HORIZON).reason
-    cut = later(table([90.0]), evidence)
-    drift = find_drift(evidence, cut[cut["step"] < HORIZON], "adapter", HORIZON)
+    incomplete = later(table([90.0]), evidence)
+    drift = find_drift(evidence, incomplete[incomplete["step"] < HORIZON], "adapter", HORIZON)
     assert (drift.drifted, drift.cutoffs) == (False, 0)
     assert "no cutoff since it was measured" in drift.reason
 
@@ -152,7 +152,9 @@ def test_windows_hold_the_newest_whole_horizons(tiny_base: Path, since: int, hor
     assert (rolls["origin"] - (149 - since)).mod(recipe.horizon).eq(0).all()
 
 
-@pytest.mark.parametrize(("last_seen", "start"), [(None, 130), (120, 130), (129, 130), (133, 134), (145, None), (149, None)])
+@pytest.mark.parametrize(
+    ("last_seen", "start"), [(None, 130), (120, 130), (129, 130), (133, 134), (145, None), (149, None)]
+)
 def test_no_bar_that_the_weights_may_have_seen_is_among_those_that_came_since(
     tiny_base: Path, last_seen: int | None, start: int | None
 ) -> None:

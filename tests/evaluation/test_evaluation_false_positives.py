@@ -94,11 +94,11 @@ def test_over_all_kinds_false_verdicts_are_shown_to_stay_below_the_nominal_rate(
 @pytest.mark.parametrize("kind", ["rare large losses of the model", "neighbours alike"])
 def test_one_test_alone_would_say_better_too_often(kind: str, verdicts: dict[str, list[str]]) -> None:
     rng = np.random.default_rng(99)
-    alone = 0
+    false_verdicts = 0
     for number in range(SERIES):
         statistic, p_value = diebold_mariano(KINDS[kind](rng, CUTOFFS[number % len(CUTOFFS)]))
-        alone += statistic < 0 and p_value <= ALPHA
-    assert _bound(alone, SERIES, "greater") > verdicts[kind].count(BETTER) / SERIES
+        false_verdicts += statistic < 0 and p_value <= ALPHA
+    assert _bound(false_verdicts, SERIES, "greater") > verdicts[kind].count(BETTER) / SERIES
 
 
 def test_over_many_tickers_hardly_any_family_holds_one_false_better() -> None:

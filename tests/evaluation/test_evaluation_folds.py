@@ -16,8 +16,8 @@ from kronos_pipeline.evaluation.backtest.folds import Fold, plan_folds
 SETTINGS = {"model_name": "kronos-nano", "lookback": 8, "selection_days": 8}
 
 
-def recipe_of(horizon: int = 4, origins: int = 5, every: int = 1) -> Recipe:
-    return Recipe(**SETTINGS, horizon=horizon, backtest_origins=origins, backtest_refit_every=every)
+def recipe_of(horizon: int = 4, origins: int = 5, refit_every: int = 1) -> Recipe:
+    return Recipe(**SETTINGS, horizon=horizon, backtest_origins=origins, backtest_refit_every=refit_every)
 
 
 def cut(bars: Bars, end: int) -> Bars:
@@ -49,9 +49,9 @@ def newest_target(fold: Fold) -> pd.Timestamp:
     stride=st.integers(1, 3),
 )
 def test_every_cutoff_lies_after_all_that_its_weights_are_trained_on(
-    bars: int, horizon: int, origins: int, every: int, stride: int
+    bars: int, horizon: int, origins: int, refit_every: int, stride: int
 ) -> None:
-    recipe = recipe_of(horizon, origins, every).model_copy(update={"stride": stride})
+    recipe = recipe_of(horizon, origins, refit_every).model_copy(update={"stride": stride})
     bars_of_ticker = simulated_bars("AAPL", bars)
     try:
         folds, skipped = plan_folds([{"AAPL": bars_of_ticker}], recipe)
@@ -66,7 +66,7 @@ def test_every_cutoff_lies_after_all_that_its_weights_are_trained_on(
         assert trained["end"].max() - 1 <= origin.min()
         assert len(windows.bars) == origin.max() + 1 + horizon
         assert windows.bars.frame.equals(bars_of_ticker.frame.iloc[: len(windows.bars)])
-        assert 1 <= len(origin) <= every
+        assert 1 <= len(origin) <= refit_every
         assert (windows.of_split("holdout")["end"].to_numpy() == origin + 1 + horizon).all()
         cutoffs += origin.tolist()
     assert not skipped

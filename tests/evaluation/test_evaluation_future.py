@@ -87,9 +87,11 @@ def test_the_model_sees_the_newest_bars_and_the_times_that_are_due() -> None:
     forecast = ahead(bars, RECIPE.model_copy(update={"seed": 5}), sampler=sampler)
     (call,) = sampler.calls
     np.testing.assert_array_equal(call["history"], bars.values[None, -20:])
-    due = pd.bdate_range(bars.frame["timestamps"].iloc[-1], periods=7)[1:]
-    assert list(forecast["ds"]) == list(due)
-    np.testing.assert_array_equal(call["ahead"][0, :, 2:], np.stack([due.weekday, due.day, due.month], axis=1))
+    expected_times = pd.bdate_range(bars.frame["timestamps"].iloc[-1], periods=7)[1:]
+    assert list(forecast["ds"]) == list(expected_times)
+    np.testing.assert_array_equal(
+        call["ahead"][0, :, 2:], np.stack([expected_times.weekday, expected_times.day, expected_times.month], axis=1)
+    )
     past = pd.DatetimeIndex(bars.frame["timestamps"].iloc[-20:])
     np.testing.assert_array_equal(call["past"][0, :, 2:], np.stack([past.weekday, past.day, past.month], axis=1))
     assert (call["paths"], *call["temperature"], *call["top_p"]) == (40, 1.0, 0.9)
@@ -108,8 +110,8 @@ def test_intervals_are_stretched_around_the_median() -> None:
     wide = ahead(simulated_bars(), sampling=replace(PLAIN, widths=dict.fromkeys(LEVELS, (2.0,) * 6)))
     for level in LEVELS:
         for side in ("lo", "hi"):
-            stretched = (wide[f"{side}_{level}"] - wide["median"]) / (plain[f"{side}_{level}"] - plain["median"])
-            np.testing.assert_allclose(stretched, 2)
+            ratios = (wide[f"{side}_{level}"] - wide["median"]) / (plain[f"{side}_{level}"] - plain["median"])
+            np.testing.assert_allclose(ratios, 2)
     pd.testing.assert_series_equal(plain["mean"], wide["mean"])
 
 

@@ -204,8 +204,8 @@ def test_a_champion_whose_evidence_has_expired_does_not_stand_in_the_way_for_eve
     assert decision.promote
     assert "the champion's evidence has expired" in decision.reason
     # One that was measured lately, on other cutoffs, is not out of date: nothing is known, so nothing is promoted.
-    lately = table(0.4)
-    lately[["cutoff", "ds"]] += pd.Timedelta(hours=1)
-    decision = strict(new, lately)
+    recent = table(0.4)
+    recent[["cutoff", "ds"]] += pd.Timedelta(hours=1)
+    decision = strict(new, recent)
     assert not decision.promote
     assert "expired" not in decision.reason

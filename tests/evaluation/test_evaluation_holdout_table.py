@@ -111,9 +111,9 @@ def test_no_forecast_changes_when_a_bar_after_its_cutoff_does(changed: int) -> N
         for values in (close, other)
     )
     stamps = HandMadeWindows(close, holdout=10, horizon=4).bars.frame["timestamps"]
-    unaware = (before["cutoff"] < stamps[changed]).to_numpy()
+    unaffected = (before["cutoff"] < stamps[changed]).to_numpy()
     forecasts = ["model", "scale", "mean", "median", "lo_90", "hi_90"]
-    pd.testing.assert_frame_equal(before.loc[unaware, forecasts], after.loc[unaware, forecasts])
+    pd.testing.assert_frame_equal(before.loc[unaffected, forecasts], after.loc[unaffected, forecasts])
 
 
 def test_every_model_draws_once_with_the_same_seed_and_its_own_sampling() -> None:
@@ -139,8 +139,8 @@ def test_widths_stretch_the_intervals_and_leave_the_raw_ones() -> None:
     wide = replace(plain, widths={50: (1.0,) * 4, 80: (1.0, 2.0, 3.0, 4.0), 90: (5.0,) * 4})
     table = predict(windows, {"base": 0.0}, {"base": wide}, CONFIG, sampler=RecordingSampler()).predictions  # type: ignore[arg-type]
     rows = of(table, "base")
-    reach = (rows["hi_80"] - rows["median"]) / (rows["raw_hi_80"] - rows["median"])
-    np.testing.assert_allclose(reach, rows["step"])
+    ratios = (rows["hi_80"] - rows["median"]) / (rows["raw_hi_80"] - rows["median"])
+    np.testing.assert_allclose(ratios, rows["step"])
     np.testing.assert_allclose(rows["hi_50"], rows["raw_hi_50"])
 
 

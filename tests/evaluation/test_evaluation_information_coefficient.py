@@ -72,8 +72,8 @@ def test_a_cutoff_that_too_few_tickers_share_does_not_count() -> None:
 
 def test_a_ticker_whose_file_ends_early_is_left_out_where_its_roll_is_cut() -> None:
     table, *_ = tables(tickers=9)
-    cut = (table["cutoff"] == table["cutoff"].max()) & (table["unique_id"] == "T0") & (table["step"] == HORIZON)
-    coefficient = information_coefficient(table[~cut], "base")
+    incomplete = (table["cutoff"] == table["cutoff"].max()) & (table["unique_id"] == "T0") & (table["step"] == HORIZON)
+    coefficient = information_coefficient(table[~incomplete], "base")
     assert (coefficient.cutoffs, coefficient.tickers) == (6, 8)
 
 

@@ -55,11 +55,11 @@ RECIPES = recipes.map(lambda recipe: recipe.model_copy(update={"keep_jumps": Tru
 @cases(40)
 @given(tickers(), RECIPES, st.floats(0, 1), st.sampled_from(["train", "selection"]))
 def test_a_windows_statistics_and_tokens_know_no_later_bar(
-    base: KronosModel, bars: Bars, recipe: Recipe, place: float, split: str
+    base: KronosModel, bars: Bars, recipe: Recipe, fraction: float, split: str
 ) -> None:
     windows = build(bars, recipe)
     rows = windows.of_split(split)
-    first_noise = int(rows["origin"].iloc[int(place * (len(rows) - 1))]) + 1
+    first_noise = int(rows["origin"].iloc[int(fraction * (len(rows) - 1))]) + 1
     noisy = build(with_noise(bars, first_noise, recipe.seed), recipe)
 
     def known(windows: WindowSet) -> tuple[np.ndarray, np.ndarray]:
@@ -80,11 +80,11 @@ def test_a_windows_statistics_and_tokens_know_no_later_bar(
 @cases(30)
 @given(tickers(), RECIPES, st.floats(0, 1))
 def test_no_term_of_the_selection_loss_knows_a_later_bar(
-    base: KronosModel, bars: Bars, recipe: Recipe, place: float
+    base: KronosModel, bars: Bars, recipe: Recipe, fraction: float
 ) -> None:
     windows = build(bars, recipe)
     scored = targets(windows)
-    first_noise = int(np.unique(scored)[int(place * (len(np.unique(scored)) - 1))])
+    first_noise = int(np.unique(scored)[int(fraction * (len(np.unique(scored)) - 1))])
     noisy = build(with_noise(bars, first_noise, recipe.seed), recipe)
 
     before, after = loss_terms(windows, base), loss_terms(noisy, base)

@@ -21,8 +21,8 @@ PRICES = st.floats(1e-3, 1e6)
 def by_hand(y: np.ndarray, forecast: np.ndarray, last: float, scale: float, half: float) -> dict[str, float | None]:
     error = forecast - y
     forecast_sign, real_sign = np.sign(forecast - last), np.sign(y - last)
-    moved = (forecast_sign != 0) & (real_sign != 0)
-    hits = [100.0 * (a == b) for a, b, counts in zip(forecast_sign, real_sign, moved, strict=True) if counts]
+    counted = (forecast_sign != 0) & (real_sign != 0)
+    hits = [100.0 * (a == b) for a, b, counts in zip(forecast_sign, real_sign, counted, strict=True) if counts]
     scores: dict[str, float | None] = {
         "mae": np.abs(error).sum() / len(y),
         "rmse": np.sqrt((error**2).sum() / len(y)),
@@ -33,11 +33,11 @@ def by_hand(y: np.ndarray, forecast: np.ndarray, last: float, scale: float, half
         "crps": np.abs(error).sum() / len(y),
         "scaled_crps": np.abs(error).sum() / len(y) / scale,
     }
-    for raw, wider in (("", 1), ("raw_", 2)):
+    for prefix, wider in (("", 1), ("raw_", 2)):
         for level, factor in ((50, 1), (80, 2), (90, 3)):
             low, high = forecast - half * factor * wider, forecast + half * factor * wider
-            scores[f"{raw}coverage_{level}"] = 100 * sum((low <= y) & (y <= high)) / len(y)
-            scores[f"{raw}width_{level}"] = 100 * sum(high - low) / last / len(y)
+            scores[f"{prefix}coverage_{level}"] = 100 * sum((low <= y) & (y <= high)) / len(y)
+            scores[f"{prefix}width_{level}"] = 100 * sum(high - low) / last / len(y)
     return scores
 
 
@@ -160,14 +160,14 @@ def test_errors_too_large_to_square_leave_rmse_undefined() -> None:
 
 def test_a_symbol_without_a_model_has_no_entry_for_it() -> None:
     y = np.arange(1.0, 4.0)
-    both = [
+    tables = [
         made_predictions(y, {"naive": y, "checkpoint": y}, symbol="A"),
         made_predictions(y, {"naive": y}, symbol="B"),
     ]
-    scores = score(pd.concat(both))
+    scores = score(pd.concat(tables))
     assert set(scores["A"]) == {"naive", "checkpoint"}
     assert set(scores["B"]) == {"naive"}
-    assert score(both[0].iloc[:0]) == {}
+    assert score(tables[0].iloc[:0]) == {}
 
 
 def test_a_bar_that_is_forecast_from_two_cutoffs_counts_twice() -> None:

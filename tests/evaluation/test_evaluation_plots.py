@@ -57,12 +57,12 @@ def pixels(png: bytes) -> np.ndarray:
 
 
 def has_colour(image: np.ndarray, colour: str) -> bool:
-    wanted = np.array([int(colour[start : start + 2], 16) for start in (1, 3, 5)]) / 255
-    return bool((np.abs(image[..., :3] - wanted).max(axis=-1) < 0.01).sum() > 50)
+    rgb = np.array([int(colour[start : start + 2], 16) for start in (1, 3, 5)]) / 255
+    return bool((np.abs(image[..., :3] - rgb).max(axis=-1) < 0.01).sum() > 50)
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Figure]:
+def draw(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Figure]:
     """Call a plot function, and return the figure instead of writing it."""
     calls = record_calls(monkeypatch, plots, "to_png")
 
@@ -116,7 +116,7 @@ def test_a_picture_without_notes_warns_of_nothing() -> None:
     ],
 )
 @pytest.mark.parametrize("kind", ["forecast", "fan", "steps", "reliability"])
-def test_no_word_is_cut_off(drawn: Callable[..., Figure], kind: str, price: float, notes: list[str]) -> None:
+def test_no_word_is_cut_off(draw: Callable[..., Figure], kind: str, price: float, notes: list[str]) -> None:
     holdout = windows(ticker="A-LONG.SYMBOL=X", price=price, freq="5min")
     predictions = table(holdout, "base", "checkpoint", "adapter")
     bars, adapter, title = holdout.bars.frame, of(predictions, "adapter"), "a/long/path/to/a/folder " * 6
@@ -126,7 +126,7 @@ def test_no_word_is_cut_off(drawn: Callable[..., Figure], kind: str, price: floa
         "steps": (steps_plot, predictions, title, notes),
         "reliability": (reliability_plot, adapter, title, notes),
     }
-    figure = drawn(*calls[kind])
+    figure = draw(*calls[kind])
     image = np.asarray(figure.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
     assert image.shape == (700, 1200, 3)
     for edge in (image[:3], image[-3:], image[:, :3], image[:, -3:]):
@@ -169,10 +169,10 @@ def test_the_same_forecasts_give_the_same_bytes() -> None:
 # Correctness of the drawn values
 
 
-def test_each_forecast_starts_at_the_real_close_of_its_cutoff(drawn: Callable[..., Figure]) -> None:
+def test_each_forecast_starts_at_the_real_close_of_its_cutoff(draw: Callable[..., Figure]) -> None:
     holdout = windows()
     predictions = table(holdout, "adapter")
-    lines_by_label = lines(drawn(forecast_plot, holdout.bars.frame, predictions, "title"))
+    lines_by_label = lines(draw(forecast_plot, holdout.bars.frame, predictions, "title"))
     label = next(name for name in lines_by_label if name.startswith("adapter (MAE "))
     x, y = lines_by_label[label]
     adapter = of(predictions, "adapter")
@@ -182,10 +182,10 @@ def test_each_forecast_starts_at_the_real_close_of_its_cutoff(drawn: Callable[..
     assert {str(name).split()[0] for name in lines_by_label} >= set(models_of(predictions))
 
 
-def test_a_fan_holds_the_intervals_of_the_newest_cutoffs(drawn: Callable[..., Figure]) -> None:
+def test_a_fan_holds_the_intervals_of_the_newest_cutoffs(draw: Callable[..., Figure]) -> None:
     holdout = windows(400, 300)
     adapter = of(table(holdout, "adapter"), "adapter")
-    figure = drawn(fan_plot, holdout.bars.frame, adapter, "title")
+    figure = draw(fan_plot, holdout.bars.frame, adapter, "title")
     x, median = lines(figure)["median forecast"]
     newest = adapter.iloc[-int((~np.isnan(median)).sum() - np.isnan(median).sum()) :]
     assert 100 < len(newest) <= 150
@@ -198,20 +198,20 @@ def test_a_fan_holds_the_intervals_of_the_newest_cutoffs(drawn: Callable[..., Fi
         assert last.max() == pytest.approx(newest[f"hi_{level}"].iloc[-1])
 
 
-def test_a_fan_of_bars_to_come_goes_on_where_the_known_bars_end(drawn: Callable[..., Figure]) -> None:
+def test_a_fan_of_bars_to_come_goes_on_where_the_known_bars_end(draw: Callable[..., Figure]) -> None:
     holdout = windows()
     adapter = of(table(holdout, "adapter"), "adapter").iloc[-2:]  # the last forecast: two bars
     known = holdout.bars.frame.iloc[:-2]
-    lines_by_label = lines(drawn(fan_plot, known, adapter, "title"))
+    lines_by_label = lines(draw(fan_plot, known, adapter, "title"))
     assert lines_by_label["real close"][0][-1] == len(known) - 1
     np.testing.assert_array_equal(lines_by_label["median forecast"][0][:3], len(known) - 1 + np.arange(3))
 
 
 @pytest.mark.slow
-def test_errors_by_step_are_means_over_cutoffs_in_multiples_of_the_mean_change(drawn: Callable[..., Figure]) -> None:
+def test_errors_by_step_are_means_over_cutoffs_in_multiples_of_the_mean_change(draw: Callable[..., Figure]) -> None:
     holdout = windows()
     predictions = table(holdout, "base", "adapter")
-    figure = drawn(steps_plot, predictions, "title")
+    figure = draw(steps_plot, predictions, "title")
     adapter = of(predictions, "adapter")
     scale = np.abs(np.diff(holdout.close[:50])).mean()
     by_hand = [np.abs(rows["mean"] - rows["y"]).mean() / scale for _, rows in adapter.groupby("step")]
@@ -223,9 +223,9 @@ def test_errors_by_step_are_means_over_cutoffs_in_multiples_of_the_mean_change(d
     assert figure.axes[0].get_ylim()[0] == 0
 
 
-def test_errors_of_a_ticker_without_a_scale_are_in_price_units(drawn: Callable[..., Figure]) -> None:
+def test_errors_of_a_ticker_without_a_scale_are_in_price_units(draw: Callable[..., Figure]) -> None:
     predictions = table(windows(), "adapter").assign(scale=0.0)
-    figure = drawn(steps_plot, predictions, "title")
+    figure = draw(steps_plot, predictions, "title")
     adapter = of(predictions, "adapter")
     np.testing.assert_allclose(
         lines(figure)["adapter"][1], [np.abs(rows["mean"] - rows["y"]).mean() for _, rows in adapter.groupby("step")]
@@ -233,7 +233,7 @@ def test_errors_of_a_ticker_without_a_scale_are_in_price_units(drawn: Callable[.
     assert "price" in figure.axes[0].get_ylabel()
 
 
-def test_reliability_counts_the_closes_within_each_interval_and_where_they_lie(drawn: Callable[..., Figure]) -> None:
+def test_reliability_counts_the_closes_within_each_interval_and_where_they_lie(draw: Callable[..., Figure]) -> None:
     bars = 100
     y = np.arange(bars, dtype=float)
     adapter = pd.DataFrame(
@@ -242,7 +242,7 @@ def test_reliability_counts_the_closes_within_each_interval_and_where_they_lie(d
     for level, share in ((50, 0.3), (80, 0.7), (90, 0.85)):
         adapter[f"raw_lo_{level}"], adapter[f"raw_hi_{level}"] = 0.0, share * bars - 0.5
         adapter[f"lo_{level}"], adapter[f"hi_{level}"] = 0.0, level - 0.5
-    figure = drawn(reliability_plot, adapter, "title")
+    figure = draw(reliability_plot, adapter, "title")
     np.testing.assert_allclose(lines(figure)["as sampled"][1], [30, 70, 85])
     np.testing.assert_allclose(lines(figure)["recalibrated"][1], [50, 80, 90])
     heights = [patch.get_height() for patch in figure.axes[1].patches if patch.get_width() == pytest.approx(0.2)]  # type: ignore[attr-defined]
@@ -250,11 +250,11 @@ def test_reliability_counts_the_closes_within_each_interval_and_where_they_lie(d
     assert "100 bars from 1 cutoff " in figure.axes[1].get_ylabel()
 
 
-def test_the_band_of_a_flat_histogram_is_that_of_chance(drawn: Callable[..., Figure]) -> None:
+def test_the_band_of_a_flat_histogram_is_that_of_chance(draw: Callable[..., Figure]) -> None:
     """The band holds 95 percent of the columns of histograms of independent, uniform bars."""
     holdout = windows()
     adapter = of(table(holdout, "adapter"), "adapter").sample(200, replace=True, random_state=0)
-    figure = drawn(reliability_plot, adapter, "title")
+    figure = draw(reliability_plot, adapter, "title")
     marks = sorted(float(np.asarray(line.get_ydata())[0]) for line in figure.axes[1].lines)
     low, expected, high = marks
     assert expected == pytest.approx(20)
@@ -264,19 +264,19 @@ def test_the_band_of_a_flat_histogram_is_that_of_chance(drawn: Callable[..., Fig
 
 @pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 5, 200])
-@pytest.mark.parametrize("every", [1, 10, 1000])
-def test_losses_are_drawn_however_few_there_are(steps: int, every: int) -> None:
+@pytest.mark.parametrize("eval_every", [1, 10, 1000])
+def test_losses_are_drawn_however_few_there_are(steps: int, eval_every: int) -> None:
     step = np.arange(1, steps + 1)
     history = pd.DataFrame(
         {
             "step": step,
             "train_loss": 4 + 1 / step,
-            "selection_loss": np.where(step % every == 0, 4 + 2 / step, np.nan),
+            "selection_loss": np.where(step % eval_every == 0, 4 + 2 / step, np.nan),
         }
     )
     image = pixels(loss_plot(history, "losses"))
     assert has_colour(image, "#0072b2")
-    assert has_colour(image, "#1a1a1a") or not (step % every == 0).any()
+    assert has_colour(image, "#1a1a1a") or not (step % eval_every == 0).any()
 
 
 def test_the_loss_of_the_untouched_model_is_drawn_and_is_not_the_best(monkeypatch: pytest.MonkeyPatch) -> None:

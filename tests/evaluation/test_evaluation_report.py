@@ -174,10 +174,14 @@ def test_a_symbol_without_the_trained_model_has_null_metrics_and_a_reason() -> N
 def test_the_tickers_files_put_together_give_the_evaluation_of_all(layout: ArtifactLayout) -> None:
     windows = [windows_of("AAPL", left_out=5), windows_of("^GSPC")]
     for ticker in windows:
-        alone = save_ticker_evaluation(layout, predictions_of([ticker]), "adapter", manifest_of([ticker]))
-        assert alone == read_json(layout.ticker_metrics(ticker.ticker))
-        assert alone["aggregate"]["symbols_evaluated"] == 1
-        assert alone["files"] == {f"{ticker.ticker}.parquet": file_hash(layout.ticker_forecasts(ticker.ticker))}
+        evaluation_of_ticker = save_ticker_evaluation(
+            layout, predictions_of([ticker]), "adapter", manifest_of([ticker])
+        )
+        assert evaluation_of_ticker == read_json(layout.ticker_metrics(ticker.ticker))
+        assert evaluation_of_ticker["aggregate"]["symbols_evaluated"] == 1
+        assert evaluation_of_ticker["files"] == {
+            f"{ticker.ticker}.parquet": file_hash(layout.ticker_forecasts(ticker.ticker))
+        }
     predictions, manifest = load_predictions([layout.ticker_forecasts(ticker) for ticker in ("AAPL", "^GSPC")])
     assert build_evaluation(predictions, "adapter", [], manifest) == build_evaluation(
         predictions_of(windows), "adapter", [], manifest_of(windows)

@@ -42,14 +42,14 @@ def sampled(sampler: Any, **changes: Any) -> SamplePaths:
 def test_each_forecast_knows_its_lookback_and_the_times_up_to_its_end() -> None:
     sampler = RecordingSampler()
     paths = sampled(sampler)
-    (call,) = sampler.calls
+    (request,) = sampler.calls
     close = 100 + np.arange(40.0)
     stamps = HandMadeWindows(close, holdout=10, horizon=4).stamps
     for row, origin in enumerate(ORIGINS):
-        np.testing.assert_array_equal(call["history"][row, :, CLOSE], close[origin - 7 : origin + 1])
-        np.testing.assert_array_equal(call["past"][row], stamps[origin - 7 : origin + 1])
-    np.testing.assert_array_equal(call["ahead"][0], stamps[21:25])
-    np.testing.assert_array_equal(call["ahead"][2], stamps[[38, 39, 39, 39]])
+        np.testing.assert_array_equal(request["history"][row, :, CLOSE], close[origin - 7 : origin + 1])
+        np.testing.assert_array_equal(request["past"][row], stamps[origin - 7 : origin + 1])
+    np.testing.assert_array_equal(request["ahead"][0], stamps[21:25])
+    np.testing.assert_array_equal(request["ahead"][2], stamps[[38, 39, 39, 39]])
     assert paths.closes.shape == (3, 3, 4)
     assert paths.closes[1, 2, 3] == close[22] + 2 + 4
 
@@ -57,11 +57,11 @@ def test_each_forecast_knows_its_lookback_and_the_times_up_to_its_end() -> None:
 def test_it_draws_as_the_sampling_says_and_with_the_tickers_seed() -> None:
     sampler = RecordingSampler()
     sampled(sampler, temperature=0.7, top_p=0.6, s2_position="first")
-    (call,) = sampler.calls
-    np.testing.assert_array_equal(call["temperature"], [0.7] * 3)
-    np.testing.assert_array_equal(call["top_p"], [0.6] * 3)
-    assert (call["paths"], call["s2_position"]) == (3, "first")
-    assert call["seed"] == [sampling_seed(7, "AAPL")] * 3
+    (request,) = sampler.calls
+    np.testing.assert_array_equal(request["temperature"], [0.7] * 3)
+    np.testing.assert_array_equal(request["top_p"], [0.6] * 3)
+    assert (request["paths"], request["s2_position"]) == (3, "first")
+    assert request["seed"] == [sampling_seed(7, "AAPL")] * 3
 
 
 def test_candles_come_out_valid_and_those_that_were_not_are_counted() -> None:

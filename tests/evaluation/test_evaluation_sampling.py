@@ -115,10 +115,12 @@ def test_intervals_fitted_on_the_selection_block_cover_the_holdout_as_they_say(s
         y = windows.bars.frame["close"].to_numpy()[(origins[:, None] + np.arange(1, 6)).ravel()]
         closes = paths.closes.swapaxes(1, 2).reshape(len(y), -1)
         columns = describe_closes(closes, y, fitted.widths_at(steps))
-        for raw, coverages in shares.items():
-            inside = [(columns[f"{raw}lo_{level}"] <= y) & (y <= columns[f"{raw}hi_{level}"]) for level in LEVELS]
+        for prefix, coverages in shares.items():
+            inside = [(columns[f"{prefix}lo_{level}"] <= y) & (y <= columns[f"{prefix}hi_{level}"]) for level in LEVELS]
             coverages.append(np.mean(inside, axis=1).tolist())
-    errors = {raw: np.abs(np.mean(coverages, axis=0) - np.array(LEVELS) / 100) for raw, coverages in shares.items()}
+    errors = {
+        prefix: np.abs(np.mean(coverages, axis=0) - np.array(LEVELS) / 100) for prefix, coverages in shares.items()
+    }
     assert errors[""].max() < 0.07
     assert errors[""].mean() < errors["raw_"].mean() / 3
 
@@ -171,17 +173,17 @@ def test_temperature_and_top_p_depend_on_the_closes_of_the_older_half_alone() ->
 def test_no_holdout_bar_is_read_nor_its_time(bars: Bars, recipe: Recipe) -> None:
     recipe = recipe.model_copy(update={"tune_sampling": True, "eval_samples": 3})
     windows = build(bars, recipe)
-    hidden = windows.bars.frame.copy()
-    hidden.loc[windows.holdout_start :, list(FEATURES)] = np.nan
-    hidden.loc[windows.holdout_start :, "timestamps"] += pd.Timedelta(days=4000)
+    frame = windows.bars.frame.copy()
+    frame.loc[windows.holdout_start :, list(FEATURES)] = np.nan
+    frame.loc[windows.holdout_start :, "timestamps"] += pd.Timedelta(days=4000)
     stamps = windows.stamps.copy()
     stamps[windows.holdout_start :] = 59
-    blind = replace(windows, bars=replace(bars, frame=hidden), stamps=stamps)
+    blind = replace(windows, bars=replace(bars, frame=frame), stamps=stamps)
     original, changed = WalkSampler(), WalkSampler()
     assert fit_sampling(blind, MODEL, recipe, sampler=changed) == fit_sampling(windows, MODEL, recipe, sampler=original)
     for call, other in zip(original.calls, changed.calls, strict=True):
-        for given_ in ("history", "past", "ahead"):
-            np.testing.assert_array_equal(call[given_], other[given_])
+        for key in ("history", "past", "ahead"):
+            np.testing.assert_array_equal(call[key], other[key])
 
 
 @pytest.mark.slow
@@ -193,8 +195,8 @@ def test_work_is_bounded_and_no_cutoff_has_a_flat_lookback(bars: Bars, recipe: R
     fitted = fit_sampling(build(bars, recipe), MODEL, recipe, sampler=sampler)
     grid = len(TEMPERATURES) * len(TOP_PS)
     assert len(sampler.calls) <= 2
-    for call, most in zip(sampler.calls, (grid * MAX_ORIGINS, MAX_ORIGINS), strict=False):
-        assert 1 <= len(call["history"]) <= most
+    for call, limit in zip(sampler.calls, (grid * MAX_ORIGINS, MAX_ORIGINS), strict=False):
+        assert 1 <= len(call["history"]) <= limit
         assert (np.ptp(call["history"][..., CLOSE], axis=1) > 0).all()
     if fitted.residuals:
         assert all(np.isfinite(factors).all() and len(factors) == recipe.horizon for factors in fitted.widths.values())
@@ -202,16 +204,16 @@ def test_work_is_bounded_and_no_cutoff_has_a_flat_lookback(bars: Bars, recipe: R
 
 def test_no_lookback_and_no_scored_bar_lies_beyond_a_hole() -> None:
     frame = walk().bars.frame.copy()
-    hole = walk().selection_start + 30  # in the older half
-    frame.loc[hole:, "timestamps"] += pd.Timedelta(weeks=10)
+    gap = walk().selection_start + 30  # in the older half
+    frame.loc[gap:, "timestamps"] += pd.Timedelta(weeks=10)
     recipe = WALK.model_copy(update={"tune_sampling": True})
     windows = build_windows(make_bars("AAPL", frame, source="AAPL.csv"), recipe)
     sampler = WalkSampler()
     fit_sampling(windows, MODEL, recipe, sampler=sampler)
     close = list(windows.bars.frame["close"])
     origins = [close.index(last) for call in sampler.calls for last in call["history"][:, -1, CLOSE]]
-    assert any(origin < hole for origin in origins)
-    assert all(origin + 5 < hole or origin - 15 >= hole for origin in origins)
+    assert any(origin < gap for origin in origins)
+    assert all(origin + 5 < gap or origin - 15 >= gap for origin in origins)
 
 
 @pytest.mark.slow

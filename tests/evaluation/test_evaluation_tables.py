@@ -42,9 +42,9 @@ def test_the_table_fits_80_columns_with_every_model_and_no_number_is_cut(evaluat
     lines = rendered(evaluation_table(evaluation))
     assert max(map(len, lines)) <= 80
     rows = {line.split()[0]: line.split() for line in lines if line.split()}
-    shown = [float(cell) for cell in rows["AAPL"][1:5]]
+    cells = [float(cell) for cell in rows["AAPL"][1:5]]
     models = evaluation["per_symbol"][0]["models"]
-    assert shown == pytest.approx(
+    assert cells == pytest.approx(
         [models[name]["mae"] for name in ("adapter", "checkpoint", "base", "naive")], rel=5e-4
     )
     assert rows["AAPL"][-2:] == rows["EURUSD=X"][-2:] == ["few", "few"]

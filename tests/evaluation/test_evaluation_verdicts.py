@@ -79,13 +79,13 @@ def test_holm_multiplies_the_smallest_by_the_number_of_tests_and_keeps_the_order
 @pytest.mark.parametrize(("cutoffs", "block"), [(12, 2), (40, 3)])
 def test_the_interval_holds_the_true_skill_as_often_as_it_says(cutoffs: int, block: int) -> None:
     rng = np.random.default_rng(cutoffs)
-    held = 0
+    hits = 0
     for _ in range(500):
         rival = rng.gamma(4, size=cutoffs)
         model = 0.8 * rng.gamma(4, size=cutoffs)  # so that the skill is 0.2
         low, high, _ = bootstrap_skill(model, rival, block=block, draws=999)
-        held += low <= 0.2 <= high
-    assert 0.92 <= held / 500 <= 0.99
+        hits += low <= 0.2 <= high
+    assert 0.92 <= hits / 500 <= 0.99
 
 
 def test_the_interval_and_its_p_value_say_the_same() -> None:
@@ -196,11 +196,11 @@ def _infinite(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-@pytest.mark.parametrize("spoil", [_no_scale, _negative_scale, _no_number, _infinite])
+@pytest.mark.parametrize("damage", [_no_scale, _negative_scale, _no_number, _infinite])
 def test_an_undefined_loss_is_too_little_evidence_and_never_a_verdict(
-    spoil: Callable[[pd.DataFrame], pd.DataFrame],
+    damage: Callable[[pd.DataFrame], pd.DataFrame],
 ) -> None:
-    verdicts = judge(spoil(predictions_of_losses({"naive": losses(), "adapter": losses(level=0.1)})), "adapter")
+    verdicts = judge(damage(predictions_of_losses({"naive": losses(), "adapter": losses(level=0.1)})), "adapter")
     for comparison in (verdicts.overall["naive"], verdicts.per_symbol["AAPL"]["naive"]):
         assert comparison.verdict == TOO_LITTLE
         assert comparison.reason.startswith("the loss is undefined at 16 of 16 cutoffs")
@@ -260,13 +260,13 @@ def test_what_many_tickers_were_tested_for_needs_more_evidence() -> None:
     single = _many(1).per_symbol["REAL"]["naive"]
     assert single.verdict == BETTER
     assert single.adjusted_p == max(single.p_value or 1, single.bootstrap_p or 1)
-    among = _many(20)
-    comparison = among.per_symbol["REAL"]["naive"]
-    assert among.tickers_tested == 20
+    family = _many(20)
+    comparison = family.per_symbol["REAL"]["naive"]
+    assert family.tickers_tested == 20
     assert (comparison.p_value, comparison.skill) == (single.p_value, single.skill)
     assert comparison.adjusted_p == pytest.approx(20 * single.adjusted_p)
-    chance = [comparisons["naive"].verdict for symbol, comparisons in among.per_symbol.items() if symbol != "REAL"]
-    assert chance == [NO_BETTER] * 19
+    verdicts = [comparisons["naive"].verdict for symbol, comparisons in family.per_symbol.items() if symbol != "REAL"]
+    assert verdicts == [NO_BETTER] * 19
 
 
 def test_tickers_that_are_not_in_the_table_may_be_counted_too() -> None:

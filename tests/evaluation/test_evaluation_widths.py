@@ -42,8 +42,8 @@ def test_the_bars_that_it_was_fitted_on_are_covered(bars: int, seed: int, spread
     widths = fit_widths(closes, y, np.ones(bars, int), 1)
     # 1e-9 wider, so that the bar which set a factor is not lost to rounding
     factors = np.tile([widths[level][0] * (1 + 1e-9) for level in LEVELS], (bars, 1))
-    for share, level in zip(coverage(closes, y, factors), LEVELS, strict=True):
-        assert share >= min(level / 100, 1)
+    for covered, level in zip(coverage(closes, y, factors), LEVELS, strict=True):
+        assert covered >= min(level / 100, 1)
 
 
 def test_a_new_bar_is_covered_at_least_as_often_as_the_level_says_however_few_there_were() -> None:
@@ -53,8 +53,8 @@ def test_a_new_bar_is_covered_at_least_as_often_as_the_level_says_however_few_th
         closes, y = forecasts(11, 2.0, seed)
         widths = fit_widths(closes[:10], y[:10], np.ones(10, int), 1)
         hits.append(coverage(closes[10:], y[10:], np.array([[widths[level][0] for level in LEVELS]])))
-    for share, level in zip(np.mean(hits, axis=0), LEVELS, strict=True):
-        assert share >= level / 100 - 3 * (level / 100 * (1 - level / 100) / 600) ** 0.5
+    for covered, level in zip(np.mean(hits, axis=0), LEVELS, strict=True):
+        assert covered >= level / 100 - 3 * (level / 100 * (1 - level / 100) / 600) ** 0.5
 
 
 def test_few_residuals_are_pooled_over_all_steps() -> None:
@@ -79,8 +79,8 @@ def test_where_there_are_many_a_step_has_its_own_factor_from_the_steps_around_it
         assert [joint[level][step - 1] for level in LEVELS] == [single[level][0] for level in LEVELS]
     monkeypatch.setattr(tuning, "MIN_RESIDUALS", 101)
     nearest = fit_widths(closes, y, steps, 3)  # a step's own 100 are too few now, so the next ones count too
-    late = steps >= 2
-    pooled = fit_widths(closes[late], y[late], np.ones(200, int), 1)
+    pooled_rows = steps >= 2
+    pooled = fit_widths(closes[pooled_rows], y[pooled_rows], np.ones(200, int), 1)
     assert [nearest[level][2] for level in LEVELS] == [pooled[level][0] for level in LEVELS]
 
 

@@ -58,13 +58,13 @@ def test_each_series_is_forecast_by_its_own_adapter() -> None:
         assert_forecast(ours.predict(*BATCH.single(place), top_k=1, verbose=False, adapter=name), alone, DFS[place])
 
 
-def test_adapters_on_one_base_are_decoded_together(tried: list[tuple[int, int]]) -> None:
+def test_adapters_on_one_base_are_decoded_together(decoded_batches: list[tuple[int, int]]) -> None:
     model, named = adapters()
     names = ["plain 1", "plain 2", None, "plain 1"]
     ours = KronosPredictor(model, TOKENIZER, adapters=named)
-    tried.clear()
+    decoded_batches.clear()
     ours.predict_batch(*BATCH, verbose=False, adapters=names)
-    assert tried == [(4, 1)]
+    assert decoded_batches == [(4, 1)]
 
 
 def test_who_forecasts_the_others_changes_no_draw() -> None:

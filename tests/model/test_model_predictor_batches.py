@@ -87,7 +87,7 @@ def test_a_seed_is_manual_seed_without_the_global_generator(method: str) -> None
 
 
 def test_more_rows_than_torch_draws_at_once_are_drawn_as_by_several_calls(
-    monkeypatch: pytest.MonkeyPatch, tried: list[tuple[int, int]]
+    monkeypatch: pytest.MonkeyPatch, decoded_batches: list[tuple[int, int]]
 ) -> None:
     dfs = [candles(20, seed) for seed in range(5)]
     _, past, ahead, _ = batch_of(dfs, HORIZON)
@@ -101,14 +101,14 @@ def test_more_rows_than_torch_draws_at_once_are_drawn_as_by_several_calls(
     ]
     after = torch.get_rng_state()
     monkeypatch.setattr(sampling, "ROWS_PER_DRAW", 2 * PATHS + 1)
-    tried.clear()
+    decoded_batches.clear()
     torch.manual_seed(2)
     for df, forecast, wanted in zip(
         dfs, ours.predict_batch(dfs, past, ahead, HORIZON, **settings), expected, strict=True
     ):
         assert_forecast(forecast, wanted, df)
     assert torch.equal(torch.get_rng_state(), after)
-    assert tried == [(2, PATHS), (2, PATHS), (1, PATHS)]
+    assert decoded_batches == [(2, PATHS), (2, PATHS), (1, PATHS)]
 
 
 def assert_as_before(given: list[pd.DataFrame], expected: list[pd.DataFrame]) -> None:
@@ -118,18 +118,18 @@ def assert_as_before(given: list[pd.DataFrame], expected: list[pd.DataFrame]) ->
 
 @pytest.mark.parametrize(("fits", "parts"), [(4, [(4, 3)]), (2, [(2, 3), (2, 3)]), (0, [(1, 1)] * 12)])
 def test_batches_are_as_large_as_the_memory_allows_and_change_nothing(
-    fits: int, parts: list[tuple[int, int]], tried: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+    fits: int, parts: list[tuple[int, int]], decoded_batches: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room = Decoder(sharp_predictor(), TOKENIZER).estimate_bytes(fits, PATHS, max(LENGTHS), HORIZON) if fits else 1
     ours, settings = predictor(), dict[str, Any](sample_count=PATHS, verbose=False)
     torch.manual_seed(2)
     expected = ours.predict_batch(*BATCH, **settings)
     after = torch.get_rng_state()
-    tried.clear()
+    decoded_batches.clear()
     monkeypatch.setattr(sample, "memory_budget", lambda _: room)
     torch.manual_seed(2)
     assert_as_before(ours.predict_batch(*BATCH, **settings), expected)
-    assert tried == parts
+    assert decoded_batches == parts
     assert torch.equal(torch.get_rng_state(), after)
 
 

@@ -110,9 +110,9 @@ def test_the_environment_sets_when_the_gate_opens(monkeypatch: pytest.MonkeyPatc
 
 def test_a_schedule_without_tickers_says_so_and_requests_nothing() -> None:
     for schedule in make_schedules([], AutomationSettings()):
-        tick = schedule.evaluate_tick(dg.build_schedule_context(scheduled_execution_time=NIGHT))
-        assert not tick.run_requests
-        assert "Reload" in (tick.skip_message or "") or "reload" in (tick.skip_message or "")
+        execution = schedule.evaluate_tick(dg.build_schedule_context(scheduled_execution_time=NIGHT))
+        assert not execution.run_requests
+        assert "Reload" in (execution.skip_message or "") or "reload" in (execution.skip_message or "")
 
 
 def test_a_scheduled_request_runs_as_it_is(location: Location) -> None:
@@ -125,7 +125,7 @@ def test_a_scheduled_request_runs_as_it_is(location: Location) -> None:
         instance=location.instance, tags=dict(request.tags)
     )
     assert result.success
-    assert location.made("windows") == {"AAPL", "MSFT"}
+    assert location.materialised("windows") == {"AAPL", "MSFT"}
 
 
 @pytest.mark.parametrize(

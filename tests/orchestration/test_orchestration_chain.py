@@ -19,36 +19,36 @@ PER_TICKER = ("raw_bars", "windows", "adapter", "holdout_metrics")
 
 
 @dataclass
-class Story:
+class Chain:
     """Return a location after a run of one ticker, then a run of three good tickers and a bad ticker between them."""
 
     location: Location
-    alone: dg.ExecuteInProcessResult
-    together: dg.ExecuteInProcessResult
+    single: dg.ExecuteInProcessResult
+    several: dg.ExecuteInProcessResult
     adapter_before: str
 
 
 @pytest.fixture(scope="module")
-def story(new_location: Callable[[], Location]) -> Story:
+def chain(new_location: Callable[[], Location]) -> Chain:
     location = new_location()
     location.write("AAPL", "BRK-B", "BRK.B", "^GSPC")
     location.write_bad("BRK.A")
-    alone = location.run("retrain_adapter", "AAPL")
+    single = location.run("retrain_adapter", "AAPL")
     adapter = str(location.layout.adapter("AAPL").resolve())
-    together = location.run("retrain_adapter", "AAPL", "^GSPC")
-    return Story(location, alone, together, adapter)
+    several = location.run("retrain_adapter", "AAPL", "^GSPC")
+    return Chain(location, single, several, adapter)
 
 
-def test_one_ticker_goes_from_csv_to_holdout_metrics_in_one_run(story: Story) -> None:
-    assert story.alone.success, failed_steps(story.alone)
-    assert {event.partition for event in story.alone.get_asset_materialization_events()} == {"AAPL", None}
-    assert set(checks(story.alone)) >= {
+def test_one_ticker_goes_from_csv_to_holdout_metrics_in_one_run(chain: Chain) -> None:
+    assert chain.single.success, failed_steps(chain.single)
+    assert {event.partition for event in chain.single.get_asset_materialization_events()} == {"AAPL", None}
+    assert set(checks(chain.single)) >= {
         ("raw_bars", "sound"),
         ("windows", "no_leak"),
         ("holdout_metrics", "better_than_naive"),
         ("holdout_metrics", "better_than_base"),
     }
-    assert all(set(tickers) == {"AAPL"} for tickers in checks(story.alone).values())
+    assert all(set(tickers) == {"AAPL"} for tickers in checks(chain.single).values())
 
 
 @pytest.mark.parametrize("job", ["retrain_adapter", "retrain_checkpoint"])
@@ -61,18 +61,18 @@ def test_a_training_that_does_not_help_is_a_warning(new_location: Callable[[], L
     assert any("no better than the untouched model on the selection block" in text for text in warnings)
 
 
-def test_good_tickers_of_a_run_are_trained_beside_a_bad_one_and_the_run_fails_by_its_name(story: Story) -> None:
+def test_good_tickers_of_a_run_are_trained_beside_a_bad_one_and_the_run_fails_by_its_name(chain: Chain) -> None:
     good = {"AAPL", "BRK-B", "BRK.B", "^GSPC"}
-    assert not story.together.success
-    assert set(failed_steps(story.together)) == {"raw_bars_complete"}
+    assert not chain.several.success
+    assert set(failed_steps(chain.several)) == {"raw_bars_complete"}
     for asset in PER_TICKER:
-        assert story.location.made(asset) == good
-    assert {path.name for path in story.location.layout.adapter("AAPL").parent.glob("[!.]*")} == good
-    assert "BRK.A.csv:2: close" in failed_steps(story.together)["raw_bars_complete"]
+        assert chain.location.materialised(asset) == good
+    assert {path.name for path in chain.location.layout.adapter("AAPL").parent.glob("[!.]*")} == good
+    assert "BRK.A.csv:2: close" in failed_steps(chain.several)["raw_bars_complete"]
 
 
-def test_a_failure_shows_file_line_column_rule_and_value_of_every_problem(story: Story) -> None:
-    event = next(event for event in story.together.all_events if event.is_step_failure)
+def test_a_failure_shows_file_line_column_rule_and_value_of_every_problem(chain: Chain) -> None:
+    event = next(event for event in chain.several.all_events if event.is_step_failure)
     failure = event.step_failure_data.user_failure_data
     assert failure is not None
     table = failure.metadata["problems"]
@@ -84,35 +84,35 @@ def test_a_failure_shows_file_line_column_rule_and_value_of_every_problem(story:
     assert rows["rule"].str.len().gt(0).all()
 
 
-def test_a_bad_ticker_is_not_recorded_as_made_and_its_check_says_why(story: Story) -> None:
-    passed = checks(story.together)
+def test_a_bad_ticker_is_not_recorded_as_made_and_its_check_says_why(chain: Chain) -> None:
+    passed = checks(chain.several)
     assert passed["raw_bars", "complete"] == dict.fromkeys(["AAPL", "BRK-B", "BRK.B", "^GSPC"], True) | {"BRK.A": False}
     assert "BRK.A" not in passed["windows", "complete"]
-    assert not story.location.layout.bars("BRK.A").exists()
+    assert not chain.location.layout.bars("BRK.A").exists()
 
 
-def test_each_ticker_of_a_run_has_checks_and_metadata_of_its_own(story: Story) -> None:
-    passed = checks(story.together)
+def test_each_ticker_of_a_run_has_checks_and_metadata_of_its_own(chain: Chain) -> None:
+    passed = checks(chain.several)
     assert set(passed["holdout_metrics", "better_than_naive"]) == {"AAPL", "BRK-B", "BRK.B", "^GSPC"}
-    hashes = {ticker: story.location.metadata("raw_bars", ticker)["content hash"] for ticker in ("BRK-B", "BRK.B")}
-    assert hashes == {ticker: load_bars(story.location.layout.bars(ticker)).content_hash for ticker in hashes}
+    hashes = {ticker: chain.location.metadata("raw_bars", ticker)["content hash"] for ticker in ("BRK-B", "BRK.B")}
+    assert hashes == {ticker: load_bars(chain.location.layout.bars(ticker)).content_hash for ticker in hashes}
     assert len(set(hashes.values())) == 2
 
 
-def test_a_second_materialisation_replaces_the_first(story: Story) -> None:
-    now = story.location.layout.adapter("AAPL").resolve()
-    assert str(now) != story.adapter_before
-    assert (now / MANIFEST).is_file()
+def test_a_second_materialisation_replaces_the_first(chain: Chain) -> None:
+    adapter = chain.location.layout.adapter("AAPL").resolve()
+    assert str(adapter) != chain.adapter_before
+    assert (adapter / MANIFEST).is_file()
 
 
-def test_the_leaderboard_names_the_ticker_that_has_no_metrics(story: Story) -> None:
-    evaluation = read_json(story.location.layout.evaluation)
+def test_the_leaderboard_names_the_ticker_that_has_no_metrics(chain: Chain) -> None:
+    evaluation = read_json(chain.location.layout.evaluation)
     assert [entry["symbol"] for entry in evaluation["per_symbol"]] == ["AAPL", "BRK-B", "BRK.B", "^GSPC"]
     assert [entry["symbol"] for entry in evaluation["skipped"]] == ["BRK.A"]
 
 
-def test_materialisations_show_what_people_look_for(story: Story) -> None:
-    bars, windows, adapter, metrics = (story.location.metadata(asset, "^GSPC") for asset in PER_TICKER)
+def test_materialisations_show_what_people_look_for(chain: Chain) -> None:
+    bars, windows, adapter, metrics = (chain.location.metadata(asset, "^GSPC") for asset in PER_TICKER)
     assert bars["dagster/row_count"] == 150
     assert bars["first bar"] < bars["last bar"]
     assert windows["train windows"] > 0
@@ -126,30 +126,30 @@ def test_materialisations_show_what_people_look_for(story: Story) -> None:
     assert "not known to be unseen in pre-training" in metrics["notes"]
     assert sum(len(str(value)) for value in metrics.values()) < 250_000  # Dagster's event log keeps it for ever
     assert metrics["adapter/mae"] == pytest.approx(
-        read_json(story.location.layout.ticker_metrics("^GSPC"))["per_symbol"][0]["models"]["adapter"]["mae"]
+        read_json(chain.location.layout.ticker_metrics("^GSPC"))["per_symbol"][0]["models"]["adapter"]["mae"]
     )
 
 
-def test_an_mlflow_run_holds_the_training_its_holdout_metrics_and_where_it_came_from(story: Story) -> None:
+def test_an_mlflow_run_holds_the_training_its_holdout_metrics_and_where_it_came_from(chain: Chain) -> None:
     from mlflow import MlflowClient
 
-    run_id = story.location.metadata("adapter", "BRK.B")["MLflow run"]
-    assert run_id == story.location.metadata("holdout_metrics", "BRK.B")["MLflow run"]
+    run_id = chain.location.metadata("adapter", "BRK.B")["MLflow run"]
+    assert run_id == chain.location.metadata("holdout_metrics", "BRK.B")["MLflow run"]
     run = MlflowClient().get_run(run_id)
-    assert run.data.tags["dagster_run"] == story.together.run_id
+    assert run.data.tags["dagster_run"] == chain.several.run_id
     assert (run.data.tags["asset"], run.data.tags["partition"]) == ("adapter", "BRK.B")
     assert run.data.params["epochs"] == "1"
-    assert run.data.metrics["holdout/adapter/mae"] == story.location.metadata("holdout_metrics", "BRK.B")["adapter/mae"]
+    assert run.data.metrics["holdout/adapter/mae"] == chain.location.metadata("holdout_metrics", "BRK.B")["adapter/mae"]
 
 
-def test_a_checkpoint_is_trained_over_the_good_tickers_and_gets_a_column(story: Story) -> None:
-    result = story.location.run("retrain_checkpoint", "AAPL", "^GSPC", settings={"refit_all": True})
+def test_a_checkpoint_is_trained_over_the_good_tickers_and_gets_a_column(chain: Chain) -> None:
+    result = chain.location.run("retrain_checkpoint", "AAPL", "^GSPC", settings={"refit_all": True})
     assert set(failed_steps(result)) == {"raw_bars_complete"}
-    manifest = read_json(story.location.layout.best_checkpoint / MANIFEST)
+    manifest = read_json(chain.location.layout.best_checkpoint / MANIFEST)
     assert sorted(manifest["data"]) == ["AAPL", "BRK-B", "BRK.B", "^GSPC"]
-    forecasts = pd.read_parquet(story.location.layout.forecasts)
+    forecasts = pd.read_parquet(chain.location.layout.forecasts)
     assert {"naive", "base", "checkpoint", "adapter"} <= set(forecasts)
-    decided = story.location.metadata("checkpoint_champion")
+    decided = chain.location.metadata("checkpoint_champion")
     assert decided["registered model"] == "kronos-all"
     assert decided["promoted"] is False
     assert f"kronos-all version {decided['version']}, by its holdout: Not promoted" in decided["decision"]
@@ -157,18 +157,18 @@ def test_a_checkpoint_is_trained_over_the_good_tickers_and_gets_a_column(story: 
     assert decided["refit"].startswith(
         f"kronos-all version {decided['version'] + 1}: version {decided['version']} on all"
     )
-    assert (story.location.layout.refit_checkpoint / MANIFEST).is_file()
+    assert (chain.location.layout.refit_checkpoint / MANIFEST).is_file()
 
 
-def test_a_checkpoint_is_not_judged_by_metrics_that_are_older_than_it(story: Story) -> None:
-    story.location.instance.report_runless_asset_event(dg.AssetMaterialization("checkpoint"))
-    failed = failed_steps(story.location.select(["checkpoint_champion"], "AAPL"))
+def test_a_checkpoint_is_not_judged_by_metrics_that_are_older_than_it(chain: Chain) -> None:
+    chain.location.instance.report_runless_asset_event(dg.AssetMaterialization("checkpoint"))
+    failed = failed_steps(chain.location.select(["checkpoint_champion"], "AAPL"))
     assert set(failed) == {"checkpoint_champion"}
 
 
-def test_an_adapter_is_not_judged_by_the_metrics_of_another_one(story: Story) -> None:
-    assert story.location.select(["adapter"], "BRK.B").success
-    failed = failed_steps(story.location.select(["champion"], "BRK.B"))["champion"]
+def test_an_adapter_is_not_judged_by_the_metrics_of_another_one(chain: Chain) -> None:
+    assert chain.location.select(["adapter"], "BRK.B").success
+    failed = failed_steps(chain.location.select(["champion"], "BRK.B"))["champion"]
     assert "The holdout metrics of BRK.B are of another adapter" in failed
 
 
@@ -180,14 +180,14 @@ def test_a_ticker_too_short_for_a_backtest_fails_by_name_and_the_others_are_prom
     failed = failed_steps(result)
     assert set(failed) == {"backtest_complete"}
     assert "SHORT" in failed["backtest_complete"]
-    assert location.made("holdout_metrics") == {"AAPL", "SHORT"}
-    assert location.made("champion") == location.made("forecast") == {"AAPL"}
-    shown = location.metadata("forecast", "AAPL")
-    assert shown["forecast by"] == "naive"
-    assert "kronos-AAPL has no champion" in shown["why"]
+    assert location.materialised("holdout_metrics") == {"AAPL", "SHORT"}
+    assert location.materialised("champion") == location.materialised("forecast") == {"AAPL"}
+    metadata = location.metadata("forecast", "AAPL")
+    assert metadata["forecast by"] == "naive"
+    assert "kronos-AAPL has no champion" in metadata["why"]
     # On the next day's watch it is forecast all the same, and there is no champion to watch.
     assert location.run("watch", "AAPL", "SHORT").success
-    assert location.made("forecast") == {"AAPL", "SHORT"}
+    assert location.materialised("forecast") == {"AAPL", "SHORT"}
     assert location.metadata("drift", "SHORT")["result"] == "SHORT has no champion, so no drift was measured"
 
 
@@ -241,7 +241,7 @@ def test_without_its_check_in_the_run_a_step_with_a_bad_ticker_fails_itself(loca
     tags = {"dagster/asset_partition_range_start": "AAPL", "dagster/asset_partition_range_end": "MSFT"}
     result = job.execute_in_process(instance=location.instance, tags=tags, raise_on_error=False)
     assert set(failed_steps(result)) == {"raw_bars"}
-    assert location.made("raw_bars") == {"AAPL"}
+    assert location.materialised("raw_bars") == {"AAPL"}
 
 
 def test_a_tickers_asset_selected_with_adapter_itself_does_not_train_it_again(location: Location) -> None:
@@ -261,7 +261,7 @@ def test_damaged_bars_block_what_is_downstream(location: Location) -> None:
     location.layout.bars("AAPL").write_bytes(b"damaged")
     result = location.select(["windows", "adapter"], "AAPL")
     assert "cannot be read" in failed_steps(result)["windows"]
-    assert location.made("adapter") == set()
+    assert location.materialised("adapter") == set()
 
 
 def test_an_asset_whose_upstream_was_never_made_says_what_to_materialise(location: Location) -> None:

@@ -60,8 +60,8 @@ def test_windows_that_look_ahead_are_found(ingested: Location, change: dict[str,
     assert windows_do_not_leak(layout, "AAPL")[0]
     rows = windows.rows.copy()
     last_train = rows.index[rows["split"] == "train"][-1]
-    for column, by in change.items():
-        rows.loc[last_train, column] += type(rows[column].iloc[0])(by) * (1 if column != "end" else 5)
+    for column, offset in change.items():
+        rows.loc[last_train, column] += type(rows[column].iloc[0])(offset) * (1 if column != "end" else 5)
     save_windows(layout.windows("AAPL"), dataclasses.replace(windows, rows=rows), recipe)
     passed, text = windows_do_not_leak(layout, "AAPL")
     assert not passed
@@ -103,10 +103,10 @@ def test_a_check_is_corrected_for_all_tickers_and_says_what_may_have_been_seen(l
     noise = np.random.default_rng(1).uniform(0.5, 1.5, (2, 10))
     losses = {"naive": 1.4 * noise[0], "base": noise[0], "adapter": noise[1]}
     report_of(location.layout, losses)
-    alone = verdict_on(location.layout, "naive")
+    single = verdict_on(location.layout, "naive")
     report_of(location.layout, losses, 1000, contamination={"AAPL": "may have been seen in pre-training"})
     among_many = verdict_on(location.layout, "naive")
-    assert (alone[0], among_many[0]) == (True, False)
+    assert (single[0], among_many[0]) == (True, False)
     assert "may have been seen in pre-training" in among_many[1]
 
 
@@ -114,9 +114,9 @@ def test_a_checks_description_says_what_the_verdict_rests_on(location: Location)
     location.write("AAPL")
     graph = location.definitions.resolve_asset_graph()
     for asset in ("holdout_metrics", "backtest"):
-        for rival, words in (("naive", "repeating the last close"), ("base", "the untouched base model")):
+        for rival, text in (("naive", "repeating the last close"), ("base", "the untouched base model")):
             spec = graph.get_check_spec(dg.AssetCheckKey(dg.AssetKey(asset), f"better_than_{rival}"))
-            assert words in (spec.description or "")
+            assert text in (spec.description or "")
             assert "Diebold-Mariano" in (spec.description or "")
 
 
@@ -146,4 +146,4 @@ def test_a_blocking_check_keeps_what_is_downstream_from_being_made(location: Loc
     )
     assert checks(result)["stored", "only_msft"] == {"AAPL": False, "MSFT": True}
     assert bool(failed_steps(result)) == blocking
-    assert location.made("trained") == (set() if blocking else {"AAPL", "MSFT"})
+    assert location.materialised("trained") == (set() if blocking else {"AAPL", "MSFT"})

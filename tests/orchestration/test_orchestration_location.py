@@ -160,10 +160,10 @@ def test_a_run_that_goes_on_is_not_taken_for_one_that_was_killed(location: Locat
     @dg.op
     def look(context, pipeline: PipelineSettings) -> list[str]:  # type: ignore[no-untyped-def]  # Dagster refuses a string
         assert pipeline.model_dump()["epochs"]
-        tick = make_killed_runs_sensor().evaluate_tick(dg.build_sensor_context(instance=context.instance))
+        execution = make_killed_runs_sensor().evaluate_tick(dg.build_sensor_context(instance=context.instance))
         run = context.instance.get_run_by_id(context.run_id)
         assert run is not None
-        return [tick.skip_message or "", run.status.value]
+        return [execution.skip_message or "", run.status.value]
 
     @dg.job(resource_defs={"pipeline": PipelineSettings.from_environment()})
     def looking() -> None:

@@ -51,9 +51,9 @@ def bars(count: int, *, changed: bool) -> pd.DataFrame:
     frame = simulated.frame()
     if changed:
         opposite = np.exp(-4 * pattern.levels(pd.DatetimeIndex(frame["timestamps"])))
-        late = np.arange(count) >= KNOWN
+        after_known = np.arange(count) >= KNOWN
         prices = ["open", "high", "low", "close"]
-        frame[prices] = frame[prices].mul(np.where(late, opposite, 1.0), axis=0)
+        frame[prices] = frame[prices].mul(np.where(after_known, opposite, 1.0), axis=0)
         frame["high"], frame["low"] = frame[prices].max(axis=1), frame[prices].min(axis=1)
     return frame
 
@@ -71,7 +71,7 @@ class Champion:
     location: Location
     promoted: dg.ExecuteInProcessResult
     cursor: str | None = None
-    asked: list[dg.RunRequest] = field(default_factory=list)
+    requests: list[dg.RunRequest] = field(default_factory=list)
 
     def watch(self, count: int, *, changed: bool = False) -> dict[str, Any]:
         """Run the job `watch` on some bars, and return the metadata of `drift`."""
@@ -87,10 +87,10 @@ class Champion:
         with dg.build_sensor_context(
             instance=self.location.instance, cursor=self.cursor, definitions=self.location.definitions
         ) as context:
-            tick = sensor.evaluate_tick(context)
-        self.cursor = tick.cursor
-        self.asked = list(tick.run_requests or [])
-        return [request.job_name for request in self.asked]
+            execution = sensor.evaluate_tick(context)
+        self.cursor = execution.cursor
+        self.requests = list(execution.run_requests or [])
+        return [request.job_name for request in self.requests]
 
 
 @pytest.fixture(scope="module")
@@ -145,13 +145,13 @@ def test_the_leaderboard_shows_and_keeps_holdout_and_backtest(champion: Champion
     assert {"naive", "drift", "random_walk", "base", "adapter"} <= set(models["backtest"])
     assert models["backtest"].index("adapter") < models["backtest"].index("naive")
     assert board["backtest"]["cutoffs"] == 10
-    shown = champion.location.metadata("leaderboard")
-    assert shown["leaderboard"].startswith("Holdout")
-    assert shown["backtest leaderboard"].startswith("Backtest")
+    metadata = champion.location.metadata("leaderboard")
+    assert metadata["leaderboard"].startswith("Holdout")
+    assert metadata["backtest leaderboard"].startswith("Backtest")
 
     from mlflow import MlflowClient
 
-    logged = MlflowClient().get_run(shown["MLflow run"]).data.metrics
+    logged = MlflowClient().get_run(metadata["MLflow run"]).data.metrics
     assert logged["backtest/adapter/mase"] == next(
         row["mase"] for row in board["backtest"]["models"] if row["model"] == "adapter"
     )
@@ -159,16 +159,16 @@ def test_the_leaderboard_shows_and_keeps_holdout_and_backtest(champion: Champion
 
 def test_the_champion_forecasts_the_bars_to_come_by_its_refit_which_says_so(champion: Champion) -> None:
     champion.watch(KNOWN)
-    shown = champion.location.metadata("forecast", TICKER)
-    assert shown["forecast by"] == f"kronos-{TICKER} version 2, a refit of version 1, not itself measured"
-    assert "Promoted by the strict gate" in shown["why"]
-    assert "not itself measured" in shown["close"]
-    assert shown["fan chart"].startswith("![the bars to come, with intervals](data:image/png;base64,")
+    metadata = champion.location.metadata("forecast", TICKER)
+    assert metadata["forecast by"] == f"kronos-{TICKER} version 2, a refit of version 1, not itself measured"
+    assert "Promoted by the strict gate" in metadata["why"]
+    assert "not itself measured" in metadata["close"]
+    assert metadata["fan chart"].startswith("![the bars to come, with intervals](data:image/png;base64,")
     ahead, manifest = read_parquet(champion.location.layout.forecast(TICKER))
     days = bars(KNOWN + HORIZON, changed=False)["timestamps"].iloc[-HORIZON:]
     assert ahead["ds"].tolist() == days.tolist()
     assert (ahead["lo_80"] <= ahead["hi_80"]).all()
-    assert manifest["reason"] == shown["why"]
+    assert manifest["reason"] == metadata["why"]
     assert champion.location.metadata("champion", TICKER)["refit"] == (
         f"kronos-{TICKER} version 2: version 1 on all bars, not itself measured"
     )
@@ -189,7 +189,7 @@ def test_drift_asks_once_for_a_training_up_to_the_gate(champion: Champion) -> No
     assert metadata["drifted"] is True, metadata
     assert metadata["scaled error"] > metadata["bound"] > metadata["usual error"]
     assert champion.tick() == ["promote_adapter"]
-    (request,) = champion.asked
+    (request,) = champion.requests
     assert request.tags["dagster/asset_partition_range_start"] == TICKER
     assert champion.tick() == []
     champion.watch(KNOWN + 2 * HORIZON, changed=True)  # a new materialisation, and the same finding

@@ -39,7 +39,7 @@ def base(recipe: Recipe) -> KronosModel:
 
 
 @pytest.fixture(scope="module")
-def made(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Path]:
+def make_adapter(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Path]:
     """Publish an adapter of a ticker, with weights by seed."""
     known: dict[int, Path] = {}
 
@@ -68,7 +68,7 @@ def layout(tmp_path: Path) -> ArtifactLayout:
 
 
 @pytest.fixture
-def chosen(
+def select(
     registry: Registry, layout: ArtifactLayout, ticker: str, base: KronosModel, recipe: Recipe
 ) -> Callable[..., SelectedModel]:
     def choice(**changes: Any) -> SelectedModel:
@@ -78,7 +78,7 @@ def chosen(
 
 
 @pytest.fixture
-def crown(registry: Registry, run_id: str) -> Callable[[Path, str], int]:
+def make_champion(registry: Registry, run_id: str) -> Callable[[Path, str], int]:
     """Return a function that registers a folder and makes it champion."""
 
     def one(folder: Path, name: str) -> int:
@@ -89,7 +89,7 @@ def crown(registry: Registry, run_id: str) -> Callable[[Path, str], int]:
     return one
 
 
-def fitted(folder: Path, ticker: str, base: KronosModel, recipe: Recipe) -> Sampling:
+def save_fitted_sampling(folder: Path, ticker: str, base: KronosModel, recipe: Recipe) -> Sampling:
     """Store a sampling beside a model's weights."""
     [windows] = simulated_windows(recipe, [ticker])
     model = load_trained(folder, base)
@@ -99,7 +99,7 @@ def fitted(folder: Path, ticker: str, base: KronosModel, recipe: Recipe) -> Samp
     return sampling
 
 
-def verdict(path: Path, ticker: str, base_name: str, word: str) -> None:
+def save_verdict(path: Path, ticker: str, base_name: str, word: str) -> None:
     verdicts = {"base": {"naive": {"verdict": word, "reason": f"{word} by 12 cutoffs"}}}
     write_json(
         path,
@@ -108,19 +108,19 @@ def verdict(path: Path, ticker: str, base_name: str, word: str) -> None:
 
 
 def test_the_tickers_champion_forecasts_as_it_was_fitted(
-    chosen: Callable[..., SelectedModel],
-    crown: Callable[[Path, str], int],
-    made: Callable[[str, int], Path],
+    select: Callable[..., SelectedModel],
+    make_champion: Callable[[Path, str], int],
+    make_adapter: Callable[[str, int], Path],
     ticker: str,
     base: KronosModel,
     recipe: Recipe,
 ) -> None:
-    first, second = made(ticker, 1), made(ticker, 2)
-    crown(first, registered_name(ticker))
-    sampling = fitted(second, ticker, base, recipe)
-    crown(second, registered_name(ticker))
+    first, second = make_adapter(ticker, 1), make_adapter(ticker, 2)
+    make_champion(first, registered_name(ticker))
+    sampling = save_fitted_sampling(second, ticker, base, recipe)
+    make_champion(second, registered_name(ticker))
 
-    choice = chosen()
+    choice = select()
     assert choice.model is not None
     assert choice.model.weights_hash == load_trained(second, base).weights_hash
     assert choice.sampling == sampling
@@ -129,45 +129,45 @@ def test_the_tickers_champion_forecasts_as_it_was_fitted(
 
 
 def test_the_checkpoints_champion_serves_the_tickers_that_it_was_trained_on_and_no_other(
-    chosen: Callable[..., SelectedModel],
-    crown: Callable[[Path, str], int],
-    made: Callable[[str, int], Path],
+    select: Callable[..., SelectedModel],
+    make_champion: Callable[[Path, str], int],
+    make_adapter: Callable[[str, int], Path],
     ticker: str,
     recipe: Recipe,
     tmp_path: Path,
 ) -> None:
     checkpoint = made_checkpoint(tmp_path / "checkpoint", recipe)
-    crown(for_tickers(checkpoint, tmp_path / "other", ["SOMEBODY"]), registered_name(None))
-    choice = chosen()
+    make_champion(for_tickers(checkpoint, tmp_path / "other", ["SOMEBODY"]), registered_name(None))
+    choice = select()
     assert choice.model is None
     assert "the champion kronos-all version 1 was not trained on" in choice.reason
 
-    crown(for_tickers(checkpoint, tmp_path / "both", ["SOMEBODY", ticker]), registered_name(None))
-    assert chosen().label == "kronos-all version 2"
-    crown(made(ticker, 1), registered_name("group"))
-    assert chosen().label == "kronos-all version 2"
-    assert chosen(adapter_name="group").label == "kronos-group version 1"
-    crown(made(ticker, 1), registered_name(ticker))
-    assert chosen(adapter_name="group").label == f"kronos-{ticker} version 1"
+    make_champion(for_tickers(checkpoint, tmp_path / "both", ["SOMEBODY", ticker]), registered_name(None))
+    assert select().label == "kronos-all version 2"
+    make_champion(make_adapter(ticker, 1), registered_name("group"))
+    assert select().label == "kronos-all version 2"
+    assert select(adapter_name="group").label == "kronos-group version 1"
+    make_champion(make_adapter(ticker, 1), registered_name(ticker))
+    assert select(adapter_name="group").label == f"kronos-{ticker} version 1"
 
 
 def test_a_refit_of_the_champion_forecasts_as_it_is_sampled_itself_and_is_labelled(
-    chosen: Callable[..., SelectedModel],
-    crown: Callable[[Path, str], int],
-    made: Callable[[str, int], Path],
+    select: Callable[..., SelectedModel],
+    make_champion: Callable[[Path, str], int],
+    make_adapter: Callable[[str, int], Path],
     registry: Registry,
     run_id: str,
     ticker: str,
     base: KronosModel,
     recipe: Recipe,
 ) -> None:
-    name, measured, refit = registered_name(ticker), made(ticker, 1), made(ticker, 2)
-    fitted(measured, ticker, base, recipe)
-    sampling = fitted(refit, ticker, base, recipe)
-    number = crown(measured, name)
+    name, measured, refit = registered_name(ticker), make_adapter(ticker, 1), make_adapter(ticker, 2)
+    save_fitted_sampling(measured, ticker, base, recipe)
+    sampling = save_fitted_sampling(refit, ticker, base, recipe)
+    number = make_champion(measured, name)
     registry.register_refit(refit, name, run_id, refit_of=number)
 
-    choice = chosen()
+    choice = select()
     assert choice.model is not None
     assert choice.model.weights_hash == load_trained(refit, base).weights_hash
     assert choice.sampling == sampling
@@ -175,32 +175,32 @@ def test_a_refit_of_the_champion_forecasts_as_it_is_sampled_itself_and_is_labell
     assert choice.notes[0] == "not itself measured"
     assert f"kronos-{ticker} version 1 is the champion: it was the best." in choice.reason
 
-    crown(made(ticker, 3), name)
-    assert chosen().label == f"kronos-{ticker} version 3", "the refit is not one of the new champion"
+    make_champion(make_adapter(ticker, 3), name)
+    assert select().label == f"kronos-{ticker} version 3", "the refit is not one of the new champion"
     MlflowClient(registry.uri).set_registered_model_alias(name, "champion", "2")
-    assert chosen().notes[0] == "not itself measured", "whoever made it champion"
+    assert select().notes[0] == "not itself measured", "whoever made it champion"
 
 
-@pytest.mark.parametrize("place", ["backtest of the adapter", "backtest of the checkpoint", "holdout"])
+@pytest.mark.parametrize("source", ["backtest of the adapter", "backtest of the checkpoint", "holdout"])
 def test_without_a_champion_the_base_model_forecasts_where_it_was_better_than_naive(
-    chosen: Callable[..., SelectedModel],
+    select: Callable[..., SelectedModel],
     layout: ArtifactLayout,
     ticker: str,
     base: KronosModel,
     recipe: Recipe,
-    place: str,
+    source: str,
 ) -> None:
     path = {
         "backtest of the adapter": layout.backtest_report("adapter", ticker),
         "backtest of the checkpoint": layout.backtest_report("checkpoint", ticker),
         "holdout": layout.ticker_metrics(ticker),
-    }[place]
+    }[source]
     [windows] = simulated_windows(recipe, [ticker])
     sampling = replace(plain_sampling(recipe), temperature=0.6, weights_hash=base.weights_hash)
     save_sampling(layout.base, windows, sampling, recipe)
-    verdict(path, ticker, base.source.name, "better")
+    save_verdict(path, ticker, base.source.name, "better")
 
-    choice = chosen()
+    choice = select()
     assert choice.model is base
     assert choice.sampling == sampling
     assert choice.label == f"base {base.source.label}"
@@ -209,65 +209,65 @@ def test_without_a_champion_the_base_model_forecasts_where_it_was_better_than_na
 
 
 def test_a_backtests_verdict_counts_before_the_holdouts(
-    chosen: Callable[..., SelectedModel], layout: ArtifactLayout, ticker: str, base: KronosModel
+    select: Callable[..., SelectedModel], layout: ArtifactLayout, ticker: str, base: KronosModel
 ) -> None:
-    verdict(layout.ticker_metrics(ticker), ticker, base.source.name, "better")
-    verdict(layout.backtest_report("adapter", ticker), ticker, base.source.name, "no better")
-    assert chosen().model is None
+    save_verdict(layout.ticker_metrics(ticker), ticker, base.source.name, "better")
+    save_verdict(layout.backtest_report("adapter", ticker), ticker, base.source.name, "no better")
+    assert select().model is None
 
 
 @pytest.mark.parametrize("word", ["no better", "worse", "too little evidence"])
 def test_otherwise_the_last_close_is_repeated_and_the_reason_says_why(
-    chosen: Callable[..., SelectedModel], layout: ArtifactLayout, ticker: str, base: KronosModel, word: str
+    select: Callable[..., SelectedModel], layout: ArtifactLayout, ticker: str, base: KronosModel, word: str
 ) -> None:
-    verdict(layout.ticker_metrics(ticker), ticker, base.source.name, word)
-    choice = chosen()
+    save_verdict(layout.ticker_metrics(ticker), ticker, base.source.name, word)
+    choice = select()
     assert (choice.model, choice.label, choice.notes) == (None, "naive", ())
     assert f"against naive: {word} ({word} by 12 cutoffs), so the forecast repeats the last close" in choice.reason
 
 
 def test_a_verdict_on_another_base_model_or_ticker_counts_for_nothing(
-    chosen: Callable[..., SelectedModel], layout: ArtifactLayout, ticker: str, base: KronosModel
+    select: Callable[..., SelectedModel], layout: ArtifactLayout, ticker: str, base: KronosModel
 ) -> None:
-    assert "no verdict on the base model" in chosen().reason
-    verdict(layout.ticker_metrics(ticker), ticker, "another", "better")
-    assert chosen().model is None
-    verdict(layout.ticker_metrics(ticker), "OTHER", base.source.name, "better")
-    assert chosen().model is None
+    assert "no verdict on the base model" in select().reason
+    save_verdict(layout.ticker_metrics(ticker), ticker, "another", "better")
+    assert select().model is None
+    save_verdict(layout.ticker_metrics(ticker), "OTHER", base.source.name, "better")
+    assert select().model is None
 
 
 def test_a_champion_of_another_base_model_is_an_error_that_names_both_and_no_silent_fallback(
-    chosen: Callable[..., SelectedModel], crown: Callable[[Path, str], int], ticker: str, tmp_path: Path
+    select: Callable[..., SelectedModel], make_champion: Callable[[Path, str], int], ticker: str, tmp_path: Path
 ) -> None:
     other = small_recipe(save_tiny_base(tmp_path / "other", seed=5))
-    crown(made_adapter(tmp_path / "adapter", other, [ticker]), registered_name(ticker))
+    make_champion(made_adapter(tmp_path / "adapter", other, [ticker]), registered_name(ticker))
     with pytest.raises(ModelError, match=f"The champion kronos-{ticker} version 1 cannot forecast.*other"):
-        chosen()
+        select()
 
 
 def test_a_champion_whose_files_are_gone_or_damaged_is_an_error(
-    chosen: Callable[..., SelectedModel],
-    crown: Callable[[Path, str], int],
-    made: Callable[[str, int], Path],
+    select: Callable[..., SelectedModel],
+    make_champion: Callable[[Path, str], int],
+    make_adapter: Callable[[str, int], Path],
     tracker: Tracker,
     ticker: str,
 ) -> None:
-    crown(made(ticker, 1), registered_name(ticker))
+    make_champion(make_adapter(ticker, 1), registered_name(ticker))
     uri = MlflowClient(tracker.uri).get_model_version_download_uri(registered_name(ticker), "1")
-    place = Path(uri.removeprefix("file://"))
-    (place / "artifacts/model/adapter_model.safetensors").write_bytes(b"damaged")
+    folder = Path(uri.removeprefix("file://"))
+    (folder / "artifacts/model/adapter_model.safetensors").write_bytes(b"damaged")
     with pytest.raises(ModelError, match=f"The champion kronos-{ticker} version 1 cannot forecast.*damaged"):
-        chosen()
-    shutil.rmtree(place)
+        select()
+    shutil.rmtree(folder)
     with pytest.raises(TrackingError, match=f"The files of kronos-{ticker} version 1 cannot be fetched"):
-        chosen()
+        select()
 
 
 def test_a_registry_that_cannot_be_reached_is_an_error_and_no_naive_forecast(
     layout: ArtifactLayout, base: KronosModel, recipe: Recipe, tmp_path: Path
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        unreachable = Tracker(f"http://127.0.0.1:{free.getsockname()[1]}", tmp_path)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        unreachable = Tracker(f"http://127.0.0.1:{unused.getsockname()[1]}", tmp_path)
     with pytest.raises(TrackingError, match="cannot be used"):
         select_champion(Registry(unreachable), layout, "AAPL", base, recipe)

@@ -99,7 +99,7 @@ def test_holdout_metrics_of_other_weights_are_no_evidence(layout: ArtifactLayout
 
 
 @pytest.fixture
-def standing(layout: ArtifactLayout, recipe: Recipe, clean_mlflow_store: str) -> tuple[Registry, str]:
+def registry_and_run(layout: ArtifactLayout, recipe: Recipe, clean_mlflow_store: str) -> tuple[Registry, str]:
     """Return a registry and the MLflow run of a trained adapter."""
     made_adapter(layout.adapter("AAPL"), recipe)
     tracker = Tracker(clean_mlflow_store, layout.root)
@@ -109,15 +109,15 @@ def standing(layout: ArtifactLayout, recipe: Recipe, clean_mlflow_store: str) ->
 
 
 def test_one_training_is_one_version_however_often_it_stands_before_the_gate(
-    layout: ArtifactLayout, recipe: Recipe, standing: tuple[Registry, str]
+    layout: ArtifactLayout, recipe: Recipe, registry_and_run: tuple[Registry, str]
 ) -> None:
-    registry, run = standing
+    registry, run = registry_and_run
 
-    def stand() -> Submission:
+    def submit_adapter() -> Submission:
         return submit(registry, layout, TrainedModel("AAPL", ["AAPL"], run), recipe, tickers_tested=1)
 
     save_holdout(layout, evidence(GOOD), recipe)
-    first, repeated = stand(), stand()
+    first, repeated = submit_adapter(), submit_adapter()
     assert (first.version, repeated.version) == (1, 1)
     assert first.decision.promote
     assert len(registry.versions("kronos-AAPL")) == 1
@@ -126,39 +126,39 @@ def test_one_training_is_one_version_however_often_it_stands_before_the_gate(
     assert champion.number == 1
     # Other evidence is another measurement; if it says worse, the champion before stays.
     save_holdout(layout, evidence(BAD, seed=1), recipe)
-    worse = stand()
+    worse = submit_adapter()
     assert (worse.version, worse.decision.promote) == (2, False)
     assert registry.champion("kronos-AAPL") == champion
 
 
 def test_a_doubt_of_another_model_is_none_of_this_one(
-    layout: ArtifactLayout, recipe: Recipe, standing: tuple[Registry, str]
+    layout: ArtifactLayout, recipe: Recipe, registry_and_run: tuple[Registry, str]
 ) -> None:
-    registry, run = standing
+    registry, run = registry_and_run
     save_holdout(layout, evidence(GOOD), recipe, doubts={"AAPL": {"checkpoint": "it knows later bars"}})
     assert submit(registry, layout, TrainedModel("AAPL", ["AAPL"], run), recipe, tickers_tested=1).decision.promote
 
 
 def test_a_persons_word_stands_against_the_gate_and_the_same_evidence(
-    layout: ArtifactLayout, recipe: Recipe, standing: tuple[Registry, str]
+    layout: ArtifactLayout, recipe: Recipe, registry_and_run: tuple[Registry, str]
 ) -> None:
-    registry, run = standing
+    registry, run = registry_and_run
 
-    def stand(run_id: str = run) -> Submission:
+    def submit_adapter(run_id: str = run) -> Submission:
         return submit(registry, layout, TrainedModel("AAPL", ["AAPL"], run_id), recipe, tickers_tested=1)
 
     save_holdout(layout, evidence(BAD), recipe)
-    assert not stand().decision.promote
+    assert not submit_adapter().decision.promote
     registry.promote("kronos-AAPL", 1, "I know better")
-    stand()
+    submit_adapter()
     champion = registry.champion("kronos-AAPL")
     assert champion is not None
     assert (champion.tags["decided_by"], champion.tags["reason"]) == ("person", "I know better")
 
     save_holdout(layout, evidence(GOOD), recipe)
-    assert stand().decision.promote
+    assert submit_adapter().decision.promote
     registry.rollback("kronos-AAPL", "it went wrong")
-    repeated = stand()
+    repeated = submit_adapter()
     assert not repeated.decision.promote
     assert "version 2, with the same evidence, was rolled back: it went wrong" in repeated.sentence()
     champion = registry.champion("kronos-AAPL")
@@ -167,9 +167,9 @@ def test_a_persons_word_stands_against_the_gate_and_the_same_evidence(
 
 
 def test_a_model_that_knows_other_tickers_later_bars_is_no_champion(
-    layout: ArtifactLayout, recipe: Recipe, standing: tuple[Registry, str]
+    layout: ArtifactLayout, recipe: Recipe, registry_and_run: tuple[Registry, str]
 ) -> None:
-    registry, run = standing
+    registry, run = registry_and_run
     save_holdout(layout, evidence(GOOD), recipe, doubts={"AAPL": {"adapter": "it was trained on later bars of MSFT"}})
     submission = submit(registry, layout, TrainedModel("AAPL", ["AAPL"], run), recipe, tickers_tested=1)
     assert not submission.decision.promote

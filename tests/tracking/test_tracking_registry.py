@@ -37,8 +37,8 @@ def test_the_gates_decision_makes_the_champion_and_its_words_stay_on_the_version
     champion = registry.champion(name)
     assert champion is not None
     assert champion.aliases == ("champion",), "a champion challenges nobody"
-    words = {key: champion.tags[key] for key in ("promoted", "gate", "reason", "verdict.naive", "verdict.base")}
-    assert words == {
+    tags = {key: champion.tags[key] for key in ("promoted", "gate", "reason", "verdict.naive", "verdict.base")}
+    assert tags == {
         "promoted": "yes",
         "gate": "strict",
         "reason": decided.reason,
@@ -115,7 +115,7 @@ def test_a_champion_that_was_set_in_mlflow_itself_can_be_rolled_back_too(
 
 
 @pytest.mark.parametrize(
-    ("which", "message"),
+    ("version_number", "message"),
     [
         (9, r"has no version 9\. Its versions are 1\."),
         (None, r"has no challenger to promote\. Its versions are 1\."),
@@ -123,11 +123,11 @@ def test_a_champion_that_was_set_in_mlflow_itself_can_be_rolled_back_too(
     ],
 )
 def test_what_cannot_be_promoted_is_told_and_the_champion_stays(
-    registry: Registry, name: str, register: Callable[[], int], which: int | None, message: str
+    registry: Registry, name: str, register: Callable[[], int], version_number: int | None, message: str
 ) -> None:
     registry.record_decision(name, register(), promotion())
     with pytest.raises(TrackingError, match=message):
-        registry.promote(name, which, "please")
+        registry.promote(name, version_number, "please")
     assert aliases(registry, name) == {1: ("champion",)}
     assert registry.version(name, 1).tags["decided_by"] == "gate"
 
@@ -178,9 +178,9 @@ def test_a_store_that_goes_away_while_the_gate_decides_leaves_no_champion_withou
 
 
 def test_a_registry_that_cannot_be_reached_is_an_error_and_not_a_model_without_a_champion(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{unused.getsockname()[1]}"
     start = time.monotonic()
     unreachable = Registry(Tracker(address, tmp_path))
     uses: list[Callable[[], object]] = [

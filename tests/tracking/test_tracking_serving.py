@@ -100,7 +100,7 @@ def with_sampling(folder: Path, recipe: Recipe) -> Path:
     return folder
 
 
-def here(folder: Path, bars: Bars, recipe: Recipe) -> pd.DataFrame:
+def direct_forecast(folder: Path, bars: Bars, recipe: Recipe) -> pd.DataFrame:
     """Return the forecast without MLflow and without the registry."""
     widths = dict.fromkeys(LEVELS, (3.0,) * recipe.horizon)
     sampling = replace(plain_sampling(recipe), temperature=0.5, widths=widths)
@@ -113,7 +113,7 @@ def predicted(model: PyFuncModel, frame: pd.DataFrame) -> pd.DataFrame:
     return result
 
 
-def told(frame: pd.DataFrame, **changes: Any) -> pd.DataFrame:
+def as_request(frame: pd.DataFrame, **changes: Any) -> pd.DataFrame:
     """Return bars in the form of a request: times as text."""
     return frame.assign(timestamps=frame["timestamps"].astype(str)).assign(**changes)
 
@@ -121,9 +121,9 @@ def told(frame: pd.DataFrame, **changes: Any) -> pd.DataFrame:
 def test_mlflow_loads_a_model_that_forecasts_as_the_project_does(
     served: PyFuncModel, adapter: Path, recipe: Recipe
 ) -> None:
-    expected = here(adapter, BARS, recipe)
+    expected = direct_forecast(adapter, BARS, recipe)
     assert expected["hi_90"].gt(expected["lo_90"]).all()
-    for frame in (BARS.frame, told(BARS.frame)):
+    for frame in (BARS.frame, as_request(BARS.frame)):
         pd.testing.assert_frame_equal(predicted(served, frame), expected, check_dtype=False, rtol=1e-12)
 
 
@@ -136,7 +136,7 @@ def test_only_the_newest_lookback_shapes_the_forecast_and_two_bars_will_do(
     pd.testing.assert_frame_equal(predicted(served, older), expected)
     two = make_bars("AAPL", BARS.frame.tail(2).reset_index(drop=True), source="two")
     pd.testing.assert_frame_equal(
-        predicted(served, two.frame), here(adapter, two, recipe), check_dtype=False, rtol=1e-12
+        predicted(served, two.frame), direct_forecast(adapter, two, recipe), check_dtype=False, rtol=1e-12
     )
 
 
@@ -151,7 +151,7 @@ def test_bars_are_read_as_a_csvs_are(served: PyFuncModel) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("damage", "message"),
     [
         (lambda frame: frame.head(1), "a forecast needs 2 bars or more, and there is 1"),
         (lambda frame: frame.head(0), "a forecast needs 2 bars or more, and there are 0"),
@@ -167,10 +167,10 @@ def test_bars_are_read_as_a_csvs_are(served: PyFuncModel) -> None:
     ],
 )
 def test_bad_bars_are_the_callers_mistake_and_every_one_is_named(
-    served: PyFuncModel, spoil: Callable[[pd.DataFrame], pd.DataFrame], message: str
+    served: PyFuncModel, damage: Callable[[pd.DataFrame], pd.DataFrame], message: str
 ) -> None:
     with pytest.raises(MlflowException) as caught:
-        served.predict(spoil(told(BARS.frame)))
+        served.predict(damage(as_request(BARS.frame)))
     assert message in str(caught.value)
     assert caught.value.get_http_status_code() == 400  # type: ignore[no-untyped-call]  # MLflow does not annotate it
 
@@ -203,9 +203,9 @@ def test_a_base_model_that_is_gone_or_another_is_told_before_anything_is_served(
 @contextmanager
 def serving(model_uri: str, store: str, folder: Path) -> Iterator[str]:
     """Run `mlflow models serve` in a folder, yield its address once it answers, and end it with its children."""
-    with closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    with closing(socket.socket()) as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
     binaries = Path(sys.executable).parent
     environment = {**os.environ, "MLFLOW_TRACKING_URI": store, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
     command = [str(binaries / "mlflow"), "models", "serve", "-m", model_uri, "--env-manager", "local"]
@@ -269,11 +269,11 @@ def test_the_champion_is_served_over_http(
     register(adapter, registered_name("^HTTP=X.B"))
     (tmp_path / "elsewhere").mkdir()
     with serving("models:/kronos-^HTTP=X.B@champion", tracker.uri, tmp_path / "elsewhere") as url:
-        rows = told(BARS.frame)
+        rows = as_request(BARS.frame)
         status, body = post(url, {"dataframe_split": rows.to_dict("split", index=False)})
         assert status == 200, body
         forecast = pd.DataFrame(body["predictions"])
-        expected = here(adapter, BARS, recipe)
+        expected = direct_forecast(adapter, BARS, recipe)
         assert list(forecast) == ["ds", *FORECAST]
         assert list(pd.to_datetime(forecast["ds"])) == list(expected["ds"])
         pd.testing.assert_frame_equal(forecast[[*FORECAST]], expected[[*FORECAST]], check_dtype=False, rtol=1e-9)

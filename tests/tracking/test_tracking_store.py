@@ -45,7 +45,7 @@ def no_store_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def made_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return an output folder with a store that two processes made at once, over the start of a killed third."""
     output = tmp_path_factory.mktemp("output")
     (output / ".mlflow.db.unfinished").write_bytes(b"half a schema")
@@ -66,9 +66,9 @@ def made_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def output(made_by_two: Path, tmp_path: Path) -> Path:
+def output(shared_output: Path, tmp_path: Path) -> Path:
     """Return a copy of that folder's store, in a folder for the test."""
-    shutil.copy(made_by_two / "mlflow.db", tmp_path / "mlflow.db")
+    shutil.copy(shared_output / "mlflow.db", tmp_path / "mlflow.db")
     return tmp_path
 
 
@@ -83,15 +83,15 @@ def train(tracker: Tracker, name: str) -> None:
         pass
 
 
-def test_two_processes_make_one_store_together(made_by_two: Path) -> None:
-    assert names_of_runs(made_by_two) == {"one", "two"}
-    with sqlite3.connect(made_by_two / "mlflow.db") as database:
+def test_two_processes_make_one_store_together(shared_output: Path) -> None:
+    assert names_of_runs(shared_output) == {"one", "two"}
+    with sqlite3.connect(shared_output / "mlflow.db") as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     experiments = [
-        experiment.name for experiment in MlflowClient(find_store_uri(None, made_by_two)).search_experiments()
+        experiment.name for experiment in MlflowClient(find_store_uri(None, shared_output)).search_experiments()
     ]
     assert sorted(experiments) == ["Default", EXPERIMENT]
-    assert not (made_by_two / ".mlflow.db.unfinished").exists()
+    assert not (shared_output / ".mlflow.db.unfinished").exists()
 
 
 def test_only_a_store_in_the_making_is_written_without_waiting_for_the_disk(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_store_that_exists_is_added_to(output: Path) -> None:
     assert names_of_runs(output) == {"one", "two", "three"}
 
 
-def test_an_output_folder_that_was_moved_keeps_new_artifacts_where_it_is(output: Path, made_by_two: Path) -> None:
+def test_an_output_folder_that_was_moved_keeps_new_artifacts_where_it_is(output: Path, shared_output: Path) -> None:
     (output / "plot.png").write_bytes(b"plot")
     tracker = Tracker(None, output)
     for name in ("three", "four"):
@@ -128,7 +128,7 @@ def test_an_output_folder_that_was_moved_keeps_new_artifacts_where_it_is(output:
             pass
         tracker.log_evaluation(run.run_id, {}, [output / "plot.png"])
     assert len(list((output / "mlruns").rglob("plot.png"))) == 2
-    assert list(made_by_two.rglob("plot.png")) == []
+    assert list(shared_output.rglob("plot.png")) == []
 
 
 def test_a_deleted_experiment_is_restored(output: Path) -> None:
@@ -161,9 +161,9 @@ def test_a_store_of_another_mlflow_version_says_how_to_upgrade(output: Path) -> 
 
 
 def test_a_server_that_is_away_is_told_within_seconds_and_without_its_password(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
     tracker = Tracker(f"http://me:secret@127.0.0.1:{port}", tmp_path)
     start = time.monotonic()
     with pytest.raises(TrackingError) as caught:
@@ -190,10 +190,10 @@ def test_an_address_of_no_known_kind_is_told(uri: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["with space", "100%25", "what?x=1", "a#b", "ünï"])
-def test_an_output_folder_may_be_called_anything(name: str, made_by_two: Path, tmp_path: Path) -> None:
+def test_an_output_folder_may_be_called_anything(name: str, shared_output: Path, tmp_path: Path) -> None:
     folder = tmp_path / name
     folder.mkdir()
-    shutil.copy(made_by_two / "mlflow.db", folder)
+    shutil.copy(shared_output / "mlflow.db", folder)
     (folder / "plot.png").write_bytes(b"plot")
     tracker = Tracker(None, folder)
     with tracker.training_run("three", Recipe()) as run:
@@ -223,12 +223,12 @@ def test_only_a_server_keeps_the_artifacts_itself() -> None:
 
 
 @pytest.mark.parametrize(
-    ("uri", "shown"),
+    ("uri", "printed"),
     [
         ("https://me:secret@host:5000/x?y=1", "https://host:5000/x?y=1"),
         ("postgresql+psycopg2://me:s@cret@host/db", "postgresql+psycopg2://host/db"),
         ("sqlite:////tmp/a@b/mlflow.db", "sqlite:////tmp/a@b/mlflow.db"),
     ],
 )
-def test_a_password_is_not_shown(uri: str, shown: str) -> None:
-    assert without_password(uri) == shown
+def test_a_password_is_not_shown(uri: str, printed: str) -> None:
+    assert without_password(uri) == printed
