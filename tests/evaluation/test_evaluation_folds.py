@@ -45,7 +45,7 @@ def newest_target(fold: Fold) -> pd.Timestamp:
     bars=st.integers(60, 160),
     horizon=st.integers(1, 7),
     origins=st.integers(1, 12),
-    every=st.integers(1, 5),
+    refit_every=st.integers(1, 5),
     stride=st.integers(1, 3),
 )
 def test_every_cutoff_lies_after_all_that_its_weights_are_trained_on(
