@@ -18,6 +18,8 @@ from kronos_pipeline.data.windows import WindowSet, build_windows
 from kronos_pipeline.evaluation.rivals import volatility_rivals
 from kronos_pipeline.evaluation.rivals.ewma import choose_decay
 from kronos_pipeline.evaluation.rivals.fits import MIN_RETURNS
+from kronos_pipeline.evaluation.rivals.har import Har, fit_har
+from kronos_pipeline.evaluation.rivals.history import History
 from kronos_pipeline.evaluation.rivals.measures import log_returns
 from kronos_pipeline.evaluation.rivals.volatility_rivals import (
     EWMA,
@@ -274,7 +276,9 @@ def test_absurd_paths_are_replaced_at_their_cutoffs_alone(
         return returns
 
     monkeypatch.setitem(volatility_rivals._SIMULATIONS, GARCH, absurd)
-    mended = forecast_rivals(windows, origins, RECIPE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mended = forecast_rivals(windows, origins, RECIPE)
     assert mended.notes == (f"ACME: garch is ewma at 1 of {len(origins)} cutoffs: its paths are absurd.",)
     np.testing.assert_array_equal(mended.closes[GARCH][1], forecasts.closes[EWMA][1])
     np.testing.assert_array_equal(mended.closes[GARCH][[0, 2, 3]], forecasts.closes[GARCH][[0, 2, 3]])
@@ -313,3 +317,23 @@ def test_the_parameters_can_end_before_the_selection_block() -> None:
     forecasts = forecast_rivals_between(TICKER, cutoffs, RECIPE, bounds)
     changed = forecast_rivals_between(changed_from(TICKER, 381), cutoffs, RECIPE, bounds)
     assert_same(forecasts, changed, slice(0, 2))
+
+
+def test_a_har_that_explodes_ahead_is_ewma_without_a_warning(
+    windows: WindowSet, origins: np.ndarray, forecasts: RivalForecasts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exploding(history: History) -> Har:
+        return replace(fit_har(history), weights=np.array([-9e3, 4.0, 4.0]))
+
+    monkeypatch.setattr(volatility_rivals, "fit_har", exploding)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mended = forecast_rivals(windows, origins, RECIPE, models=[HAR])
+    assert mended.notes == (f"ACME: har is ewma at {len(origins)} of {len(origins)} cutoffs: its paths are absurd.",)
+    np.testing.assert_array_equal(mended.closes[HAR], forecasts.closes[EWMA])
+
+
+@pytest.mark.parametrize("origins", [[], [0], [0, 7]])
+def test_a_cutoff_without_a_bar_before_it_is_refused(origins: list[int]) -> None:
+    with pytest.raises(ValueError, match="a bar before it"):
+        forecast_rivals_between(TICKER, np.array(origins, np.int64), RECIPE, (368, 408))

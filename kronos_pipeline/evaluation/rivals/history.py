@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from kronos_pipeline.artifacts import text_hash
 from kronos_pipeline.data.bar_schedule import IntArray, StampArray
-from kronos_pipeline.data.bars import FEATURES, Bars, FloatArray
+from kronos_pipeline.data.bars import FEATURES, Bars, FloatArray, column_matrix
 from kronos_pipeline.data.jumps import find_jumps
 from kronos_pipeline.evaluation.rivals.measures import garman_klass, log_returns, range_variance
 
@@ -56,7 +57,7 @@ def read_history(bars: Bars, fitted_until: int, *, keep_jumps: bool = False) -> 
         fitted_until: index of the first bar that no parameter may depend on.
         keep_jumps: take a jump like an unadjusted split as a return.
     """
-    values = bars.values
+    values = column_matrix(bars.frame, FEATURES)
     returns, ranges = log_returns(values[:, _CLOSE]), range_variance(values)[1:]
     if not keep_jumps:
         jumps = find_jumps(values, fitted_until).bars - 1
@@ -91,22 +92,23 @@ class Draws:
 
     def normal(self) -> FloatArray:
         """Draw from the standard normal distribution, `(cutoffs, paths, horizon)`."""
-        return np.stack([generator.standard_normal((self.paths, self.horizon)) for generator in self._generators()])
+        return self._draw(lambda generator, shape: generator.standard_normal(shape))
 
     def student(self, freedom: float) -> FloatArray:
         """Draw from Student's t with `freedom` > 2 degrees, scaled to variance 1, `(cutoffs, paths, horizon)`."""
-        drawn = [generator.standard_t(freedom, (self.paths, self.horizon)) for generator in self._generators()]
-        scaled: FloatArray = np.stack(drawn) * np.sqrt((freedom - 2) / freedom)
+        drawn = self._draw(lambda generator, shape: generator.standard_t(freedom, shape))
+        scaled: FloatArray = drawn * np.sqrt((freedom - 2) / freedom)
         return scaled
 
     def indices(self, count: int) -> IntArray:
         """Draw indices below `count`, with replacement, `(cutoffs, paths, horizon)`."""
-        return np.stack(
-            [generator.integers(count, size=(self.paths, self.horizon)) for generator in self._generators()]
-        )
+        return self._draw(lambda generator, shape: generator.integers(count, size=shape))
 
-    def _generators(self) -> list[np.random.Generator]:
-        return [np.random.default_rng(int(text_hash(key)[:32], 16)) for key in self.keys]
+    def _draw(self, draw: Callable[[np.random.Generator, tuple[int, int]], np.ndarray]) -> np.ndarray:
+        """Draw `(paths, horizon)` numbers per cutoff, each time from the start of the cutoff's generator."""
+        shape = self.paths, self.horizon
+        drawn = [draw(np.random.default_rng(int(text_hash(key)[:32], 16)), shape) for key in self.keys]
+        return np.stack(drawn)
 
 
 def draws_of(history: History, origins: IntArray, seed: int, paths: int, horizon: int) -> Draws:

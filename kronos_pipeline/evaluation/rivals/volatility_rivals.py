@@ -53,7 +53,7 @@ class RivalForecasts:
         decay: lambda of `ewma`.
         fallbacks: the reason for each model whose forecast is that of `ewma`, from all cutoffs or from some.
         notes: a sentence per fallback.
-        seconds: time of each model, fit and paths.
+        seconds: time of each model, fit and paths; the first fit of a process also imports `arch`, in about a second.
     """
 
     closes: dict[str, FloatArray]
@@ -70,7 +70,7 @@ def forecast_rivals(
 
     Args:
         windows: the ticker's windows.
-        origins: index of the last known bar of each forecast, from 1, `(cutoffs,)`.
+        origins: index of the last known bar of each forecast, from 1, `(cutoffs,)`, at least one.
         recipe: horizon, minimum number of paths, seed, and whether jumps are returns.
         models: the models to run.
     """
@@ -107,11 +107,13 @@ def forecast_rivals_between(
 
     Args:
         bars: the ticker's bars, two or more.
-        origins: index of the last known bar of each forecast, from 1, `(cutoffs,)`.
+        origins: index of the last known bar of each forecast, from 1, `(cutoffs,)`, at least one.
         recipe: see `forecast_rivals`.
         bounds: index of the first bar that lambda is chosen on, and of the first bar that no parameter may depend on.
         models: the models to run; `ewma` need not be among them to be a fallback.
     """
+    if not len(origins) or origins.min() < 1:
+        raise ValueError("a forecast needs a cutoff with a bar before it")
     selection_start, fitted_until = bounds
     started = time.perf_counter()
     history = read_history(bars, fitted_until, keep_jumps=recipe.keep_jumps)
@@ -130,7 +132,8 @@ def forecast_rivals_between(
             try:
                 if begun - started > FIT_SECONDS:
                     raise FitError(f"the ticker's other fits took more than {FIT_SECONDS:g} s")
-                returns = _SIMULATIONS[model](history, origins, draws)
+                with np.errstate(all="ignore"):  # a variance that explodes is found below
+                    returns = _SIMULATIONS[model](history, origins, draws)
             except FitError as error:
                 fallbacks[model] = str(error)
                 notes.append(f"{bars.ticker}: {model} is {EWMA}: {error}.")
