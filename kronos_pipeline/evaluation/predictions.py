@@ -22,7 +22,8 @@ from kronos_pipeline.errors import ArtifactError
 LEVELS = (50, 80, 90)
 """Central intervals, in percent."""
 FEWEST_PATHS = 19
-"""Minimum number of paths for the intervals of all levels: 2 / (N + 1) lies beyond the outermost two paths."""
+"""Minimum number of paths with all intervals between the outermost two: 2 / (N + 1) of a distribution lies beyond
+them. With fewer paths, the ends beyond them are those of a fitted tail."""
 KEYS = ("unique_id", "cutoff", "ds", "step", "y", "last", "scale")
 """The columns that all models of a bar share."""
 INTERVALS = tuple(f"{raw}{side}_{level}" for raw in ("", "raw_") for level in LEVELS for side in ("lo", "hi"))

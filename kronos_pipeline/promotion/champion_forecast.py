@@ -103,7 +103,7 @@ def forecast_ticker_job(
     if model is not None and not sampling.residuals:
         notes = (*notes, NOT_RECALIBRATED)
     if model is not None and recipe.eval_samples < FEWEST_PATHS:
-        notes = (*notes, f"intervals end at the outermost of {recipe.eval_samples} paths, too narrow for their level")
+        notes = (*notes, f"intervals reach beyond the {recipe.eval_samples} paths by a fitted tail, and are rough")
     sampled = None if model is None else describe_sampled_model(model, sampling, selected.recipe)
     manifest = forecast_manifest(ticker_bars, table, sampled, selected.recipe, selected.reason, notes)
     return TickerForecast(table, selected.reason, notes, *save_forecast(layout, ticker_bars, table, manifest))

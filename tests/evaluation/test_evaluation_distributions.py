@@ -8,9 +8,9 @@ import scoringrules
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scipy.stats import kstest, norm
+from scipy.stats import kstest, laplace, norm
 
-from kronos_pipeline.evaluation.forecasting.distributions import crps, describe_closes, pit, raw_intervals
+from kronos_pipeline.evaluation.forecasting.distributions import crps, describe_closes, pit, quantiles, raw_intervals
 from kronos_pipeline.evaluation.predictions import FEWEST_PATHS, INTERVALS, LEVELS
 
 PRICES = st.floats(0.01, 1e5)
@@ -59,15 +59,47 @@ def test_intervals_of_exchangeable_paths_cover_their_level_whatever_the_number_o
         assert abs(covered(columns, y, level) - level / 100) < 4 * 0.5 / 20_000**0.5
 
 
-@pytest.mark.parametrize("paths", [1, 2, 8, FEWEST_PATHS - 1])
-def test_too_few_paths_end_the_interval_at_the_outermost_and_cover_less(paths: int) -> None:
+@pytest.mark.parametrize("paths", [5, 8, 12, FEWEST_PATHS - 1])
+def test_beyond_the_outermost_of_few_paths_a_tail_keeps_the_coverage_near_its_level(paths: int) -> None:
     closes, y = sample_closes(20_000, paths)
     lows, highs = raw_intervals(closes)
-    np.testing.assert_array_equal(lows[:, -1], closes.min(axis=1))
-    np.testing.assert_array_equal(highs[:, -1], closes.max(axis=1))
-    coverage = covered(describe_closes(closes, y, plain(len(y))), y, 90)
-    assert abs(coverage - (paths - 1) / (paths + 1)) < 4 * 0.5 / 20_000**0.5
-    assert coverage < 0.9
+    assert (lows[:, -1] < closes.min(axis=1)).all()
+    assert (highs[:, -1] > closes.max(axis=1)).all()
+    columns = describe_closes(closes, y, plain(len(y)))
+    for level in (80, 90):
+        assert covered(columns, y, level) == pytest.approx(level / 100, abs=0.025)
+
+
+def test_the_tail_is_that_of_the_laplace_distribution_fitted_to_the_paths() -> None:
+    closes = np.array([[1.0, 4.0, 2.0, 9.0, 3.0]])
+    location, scale = laplace.fit(closes[0])
+    assert (location, scale * 5 / 4) == (3.0, 2.5)
+    low, high = quantiles(closes, np.array([0.05, 0.95]))[0]
+    beyond = laplace.ppf(1 / 6, 0, 2.5) - laplace.ppf(0.05, 0, 2.5)
+    assert (low, high) == (pytest.approx(1 - beyond), pytest.approx(9 + beyond))
+
+
+@given(arrays(np.float64, (3, 12), elements=PRICES, unique=True), st.floats(1 / 13, 12 / 13))
+def test_between_the_outermost_paths_quantiles_have_weibulls_plotting_positions(closes: np.ndarray, p: float) -> None:
+    expected = np.quantile(closes, p, axis=1, method="weibull")
+    np.testing.assert_allclose(quantiles(closes, np.array([p]))[:, 0], expected, rtol=1e-9)
+
+
+@given(
+    closes=arrays(np.float64, st.tuples(st.integers(1, 4), st.integers(2, 33)), elements=st.integers(95, 105)),
+    widths=arrays(np.float64, len(LEVELS), elements=st.floats(0.01, 10)),
+)
+def test_two_levels_are_never_one_unless_all_paths_are_equal(closes: np.ndarray, widths: np.ndarray) -> None:
+    """Sampled closes are few different values, so paths are often equal; factors may fall from level to level."""
+    rows = len(closes)
+    columns = describe_closes(closes, np.full(rows, 100.0), np.tile(widths, (rows, 1)))
+    differ = np.ptp(closes, axis=1) > 0
+    for raw in ("", "raw_"):
+        ends = [columns[f"{raw}lo_{level}"] for level in LEVELS[::-1]]
+        ends += [columns["median"], *(columns[f"{raw}hi_{level}"] for level in LEVELS)]
+        steps = np.diff(np.stack(ends), axis=0)
+        assert (steps[:, differ] > 0).all()
+        assert (steps[:, ~differ] == 0).all()
 
 
 def test_the_pit_of_exchangeable_paths_is_uniform_and_that_of_narrow_ones_is_not() -> None:

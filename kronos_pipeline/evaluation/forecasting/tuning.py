@@ -56,6 +56,10 @@ On 40 simulated tickers pools of 30, 60 and 100 gave worse interval scores than 
 """
 
 
+_LEAST_FACTOR = 0.01
+"""Minimum of a factor, so that levels stay apart where nearly all past closes were the median."""
+
+
 class CalibrationBlock:
     """The bars [first, end) before the holdout, and the cutoffs of the forecasts that are scored on them.
 
@@ -189,7 +193,7 @@ def _width_factor(multiples: NDArray[np.float64], level: int) -> float:
     ordered = np.sort(multiples)
     finite = int(np.isfinite(ordered).sum())
     rank = -(-level * (len(ordered) + 1) // 100)
-    return float(ordered[min(rank, finite) - 1]) if finite else 1.0
+    return max(float(ordered[min(rank, finite) - 1]), _LEAST_FACTOR) if finite else 1.0
 
 
 def _grid(recipe: Recipe) -> list[tuple[float, float]]:

@@ -172,7 +172,7 @@ def _notes(evaluation: Mapping[str, Any]) -> list[str]:
         notes.append(f"{_FEW.capitalize()}: too little evidence: {why}.")
     notes += _partial(evaluation)
     if evaluation["samples"] is not None and evaluation["samples"] < FEWEST_PATHS:
-        notes.append(f"Intervals end at the outermost of {count(evaluation['samples'], 'path')} and are too narrow.")
+        notes.append(f"Intervals reach beyond {count(evaluation['samples'], 'path')} by a fitted tail, and are rough.")
     if left_out := total["cutoffs_left_out"]:
         notes.append(f"Left out: {count(left_out, 'older cutoff')} (--max-cutoffs).")
     if mended := _mended(evaluation):
