@@ -121,7 +121,8 @@ _SHAPES = {
 _PUBLISHED = Pretraining("has learned from market bars up to May 2024", datetime(2024, 6, 1))
 """Trained on bars up to February 2024, validated on March to May 2024: their author, upstream issue 204."""
 _SIMULATED = Pretraining("has learned from simulated bars alone", None)
-_PINNED = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
+PINNED = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
+"""A Hub repository at a commit: owner/name@<40 hex digits>."""
 
 
 def find_base_model(model_name: str, tokenizer_name: str | None = None) -> BaseModelSource:
@@ -182,7 +183,7 @@ def _on_hub(name: str, published: dict[str, str]) -> WeightsSource:
     for known, revision in published.items():
         if name.lower() in (known.lower(), known.split("/")[1].lower()):
             return WeightsSource(known, repository=known, revision=revision)
-    if pinned := _PINNED.fullmatch(name):
+    if pinned := PINNED.fullmatch(name):
         return WeightsSource(name, repository=pinned["repository"], revision=pinned["revision"])
     kind = "model" if published is _PREDICTORS else "tokenizer"
     raise ModelError(

@@ -189,10 +189,34 @@ def find_folders(source: BaseModelSource) -> tuple[Path, Path]:
 
 
 def _find(weights: WeightsSource, source: BaseModelSource) -> Path:
+    commands = " && ".join(download_command(part) for part in (source.predictor, source.tokenizer) if part.repository)
+    ways_out = (
+        "Three ways out: --model-name with a local folder that holds predictor/ and tokenizer/; fetch it beforehand, "
+        f"where there is a network, with `{commands}`; or --model-name {NANO}, the embedded demo model."
+    )
+    return find_folder(weights, ways_out, f"{NANO} needs no Hub.")
+
+
+def find_folder(weights: WeightsSource, ways_out: str, hint: str = "") -> Path:
+    """Return the folder of a set of weights; files on the Hub are fetched unless they are cached.
+
+    Args:
+        weights: the source of the weights.
+        ways_out: the end of the error's text if the Hub cannot be reached.
+        hint: the end of the error's text if the Hub has no such weights.
+
+    Raises:
+        ModelError: the Hub has no such model, or cannot be reached; raised within seconds.
+    """
     if weights.folder is not None:
         return weights.folder
-    files = [_cached(weights, file) or _fetch(weights, file, source) for file in (CONFIG, WEIGHTS)]
+    files = [_cached(weights, file) or _fetch(weights, file, ways_out, hint) for file in (CONFIG, WEIGHTS)]
     return files[0].parent
+
+
+def download_command(weights: WeightsSource) -> str:
+    """Return the command that fetches a Hub repository's weights into this machine's cache."""
+    return f"hf download {weights.repository} {CONFIG} {WEIGHTS} --revision {weights.revision}"
 
 
 def _cached(weights: WeightsSource, file: str) -> Path | None:
@@ -203,7 +227,7 @@ def _cached(weights: WeightsSource, file: str) -> Path | None:
         return None
 
 
-def _fetch(weights: WeightsSource, file: str, source: BaseModelSource) -> Path:
+def _fetch(weights: WeightsSource, file: str, ways_out: str, hint: str) -> Path:
     try:
         # Without a network the download would retry for minutes; one request with a timeout shows it.
         get_hf_file_metadata(
@@ -213,19 +237,12 @@ def _fetch(weights: WeightsSource, file: str, source: BaseModelSource) -> Path:
     except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError) as error:
         raise ModelError(
             f"{constants.ENDPOINT} has no {file} in {weights.repository} at commit {weights.revision}, or does not "
-            f"show it to you: check the name, or log in with `hf auth login`. {NANO} needs no Hub."
+            f"show it to you: check the name, or log in with `hf auth login`. {hint}".rstrip()
         ) from error
     except Exception as error:  # the Hub library changes its HTTP client, and so its errors, between versions
-        commands = " && ".join(
-            f"hf download {part.repository} {CONFIG} {WEIGHTS} --revision {part.revision}"
-            for part in (source.predictor, source.tokenizer)
-            if part.repository
-        )
         raise ModelError(
             f"{weights.name} is not in this machine's cache, and {constants.ENDPOINT} does not give it "
-            f"({_reason(error)}). Three ways out: --model-name with a local folder that holds predictor/ and "
-            f"tokenizer/; fetch it beforehand, where there is a network, with `{commands}`; or --model-name {NANO}, "
-            "the embedded demo model."
+            f"({_reason(error)}). {ways_out}"
         ) from error
 
 

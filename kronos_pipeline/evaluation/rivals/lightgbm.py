@@ -45,8 +45,10 @@ LARGEST = 10.0
 LAGS = (1, 2, 3, 4, 5)
 SPANS = (5, 20)
 """Bars of the rolling means and deviations."""
-HISTORY = 25
-"""Number of newest standardised returns that the features need, and some."""
+HISTORY = max(SPANS)
+"""Number of newest standardised returns that the features need."""
+FEWEST_BARS = WARM_UP + 1 + HISTORY
+"""Number of bars that a forecast must know."""
 MIN_ROWS = 50
 MAX_ROWS = 200_000
 """Fewest bars to train on, and the largest number of bars, of all tickers; the newest are kept."""
@@ -92,7 +94,11 @@ def fit_lightgbm(windows: Sequence[WindowSet], seed: int) -> LightgbmModel:
 
     newest = MAX_ROWS // len(windows)
     frames = [_training_frame(number, window_set, newest) for number, window_set in enumerate(windows)]
-    table = pd.concat([frame for frame in frames if len(frame) > HISTORY] or frames[:1], ignore_index=True)
+    frames = [frame for frame in frames if len(frame) > HISTORY]
+    if (trained := sum(int((frame["split"][HISTORY:] == "train").sum()) for frame in frames)) < MIN_ROWS:
+        rule = f"lightgbm needs {MIN_ROWS} training bars after the first {FEWEST_BARS}, and there are {trained}"
+        raise DataError(Problem(windows[0].bars.source, f"{rule}; leave lightgbm out of --rivals or add bars"))
+    table = pd.concat(frames, ignore_index=True)
     forecaster = MLForecast(
         models={"trees": QuantileTrees(LEVELS, SCORE, ROUNDS, PATIENCE, seed)},
         freq=1,
@@ -100,11 +106,8 @@ def fit_lightgbm(windows: Sequence[WindowSet], seed: int) -> LightgbmModel:
         lag_transforms={1: [rolling(span) for span in SPANS for rolling in (RollingMean, RollingStd)]},
         num_threads=1,
     )
-    rows = forecaster.preprocess(table.drop(columns="split"), static_features=[], validate_data=False)
+    rows: Any = forecaster.preprocess(table.drop(columns="split"), static_features=[], validate_data=False)
     split = table["split"].to_numpy()[rows.index.to_numpy()]
-    if (trained := int((split == "train").sum())) < MIN_ROWS:
-        rule = f"lightgbm needs {MIN_ROWS} training bars after the first {WARM_UP + HISTORY}, and there are {trained}"
-        raise DataError(Problem(windows[0].bars.source, f"{rule}; leave lightgbm out of --rivals or add bars"))
     features = rows.drop(columns=["unique_id", "ds", "y"])
     forecaster.fit_models(features, rows["y"].to_numpy(), models_fit_kwargs={"trees": {"split": split}})
     return LightgbmModel(forecaster, trained)
@@ -122,9 +125,15 @@ def sample_lightgbm(
         ends: index of the bar after the last requested bar of each forecast, `(cutoffs,)`. The stamps of later bars are
             not read: the last stamp is repeated.
         recipe: horizon, paths per forecast and seed.
+
+    Raises:
+        DataError: a forecast knows fewer than `FEWEST_BARS` bars.
     """
     from kronos_pipeline.evaluation.forecasting.batching import sampling_seed
 
+    if (known_bars := int(origins.min()) + 1) < FEWEST_BARS:
+        rule = f"lightgbm needs {FEWEST_BARS} bars before a forecast, and the first cutoff has {known_bars}"
+        raise DataError(Problem(windows.bars.source, rule), windows.ticker)
     paths, horizon = recipe.eval_samples, recipe.horizon
     close = windows.bars.frame["close"].to_numpy(np.float64)
     known = close[origins[:, None] + np.arange(1 - windows.lookback, 1)]
@@ -172,7 +181,7 @@ def check_installed() -> None:
         SettingsError: a package is missing.
     """
     try:
-        import lightgbm
+        import lightgbm  # noqa: F401
         import mlforecast  # noqa: F401
     except ImportError as error:
         raise SettingsError(
@@ -190,9 +199,9 @@ def _training_frame(number: int, windows: WindowSet, newest: int) -> pd.DataFram
         for first, end in zip(rows["origin"].to_numpy() + 1, rows["end"].to_numpy(), strict=True):
             split[first:end] = name
             last = max(last, int(end))
-    # Bars at or after the last target are unknown to a training.
+    # Bars after the last target are unknown to a training.
     bars = np.arange(max(WARM_UP + 1, last - newest), last)
-    standardised, _ = standardised_returns(close[:last])
+    standardised, _ = standardised_returns(close)
     columns = {"unique_id": number, "ds": bars, "y": standardised[bars], "split": split[bars], SCORE: 0.0}
     return pd.DataFrame(columns | dict(zip(STAMPS, windows.stamps[bars].T.astype(np.float64), strict=True)))
 
@@ -220,4 +229,3 @@ def _sample(forecaster: MLForecast, history: Floats, ahead: NDArray[Any], draws:
     )
     sampled = forecaster.predict(horizon, new_df=known, X_df=future)
     return np.asarray(sampled["trees"], np.float64).reshape(draws.shape)
-
