@@ -61,7 +61,7 @@ def test_its_paths_have_the_models_quantiles_of_the_close(model: ChronosModel) -
 def test_equal_input_gives_equal_paths_and_another_seed_gives_others(model: ChronosModel) -> None:
     windows = random_walk(0)
     paths = sample(model, windows)
-    assert paths.shape == (12, 64, 5)
+    assert paths.shape == (12, 500, 5)
     np.testing.assert_array_equal(sample(model, windows), paths)
     assert not np.array_equal(sample(model, windows, FIVE_DAYS.model_copy(update={"seed": 1})), paths)
 

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from kronos_pipeline.artifacts import file_hash, read_json
 from kronos_pipeline.base_models import PINNED, WeightsSource
 from kronos_pipeline.errors import ArtifactError, ModelError, SettingsError, enumerate_some, first_sentence
-from kronos_pipeline.evaluation.rivals.quantile_paths import Floats, normal_draws, paths_of_quantiles
+from kronos_pipeline.evaluation.rivals.history import draws_of, read_history
+from kronos_pipeline.evaluation.rivals.quantile_paths import Floats, paths_of_quantiles
+from kronos_pipeline.evaluation.rivals.volatility_rivals import MIN_PATHS
 
 if TYPE_CHECKING:
     import torch
@@ -120,10 +122,8 @@ def sample_chronos(model: ChronosModel, windows: WindowSet, origins: NDArray[np.
         model: the model.
         windows: the ticker's windows.
         origins: index of the last known bar of each forecast, `(cutoffs,)`.
-        recipe: horizon, paths per forecast and seed.
+        recipe: horizon, minimum number of paths, and seed.
     """
-    from kronos_pipeline.evaluation.forecasting.batching import sampling_seed
-
     close = windows.bars.frame["close"].to_numpy(np.float64)
     longest = min(MAX_HISTORY, model.pipeline.model_context_length)
     histories = [np.log(close[max(origin + 1 - longest, 0) : origin + 1]) for origin in origins]
@@ -131,8 +131,9 @@ def sample_chronos(model: ChronosModel, windows: WindowSet, origins: NDArray[np.
     quantiles = _forecast(model.pipeline, [history - history[-1] for history in histories], recipe.horizon, levels)
     if not np.isfinite(quantiles).all():
         raise ModelError(f"Chronos-2 ({model.source.name}) forecasts no finite numbers for {windows.ticker}.")
-    known = close[origins[:, None] + np.arange(1 - windows.lookback, 1)]
-    draws = normal_draws(known, recipe.eval_samples, recipe.horizon, sampling_seed(recipe.seed, windows.ticker))
+    history = read_history(windows.bars, windows.holdout_start)
+    paths = max(recipe.eval_samples, MIN_PATHS)
+    draws = draws_of(history, origins, recipe.seed, paths, recipe.horizon).normal()
     closes: Floats = close[origins][:, None, None] * np.exp(paths_of_quantiles(quantiles, levels, draws))
     return closes
 

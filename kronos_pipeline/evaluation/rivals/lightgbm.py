@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.signal import lfilter
 
 from kronos_pipeline.errors import DataError, Problem, SettingsError
-from kronos_pipeline.evaluation.rivals.quantile_paths import normal_draws
+from kronos_pipeline.evaluation.rivals.ewma import ewma_variance
+from kronos_pipeline.evaluation.rivals.history import draws_of, read_history
+from kronos_pipeline.evaluation.rivals.volatility_rivals import MIN_PATHS
 
 if TYPE_CHECKING:
     from mlforecast import MLForecast
@@ -37,9 +38,9 @@ Floats = NDArray[np.float64]
 LEVELS = (0.01, 0.05, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 0.95, 0.99)
 """Probabilities of the quantiles that are fitted."""
 DECAY = 0.94
-"""Decay of the EWMA variance per bar (RiskMetrics, 1996)."""
+"""Decay of the EWMA variance per bar, see `ewma`."""
 WARM_UP = 20
-"""Number of first returns that give the variance to start from; no forecast and no training reads them otherwise."""
+"""Number of first returns that only the variance reads."""
 LARGEST = 10.0
 """Standardised returns are cut at this size, so that a bar after a flat stretch is one large return, and not all."""
 LAGS = (1, 2, 3, 4, 5)
@@ -74,13 +75,13 @@ class LightgbmModel:
     rows: int
 
 
-def fit_lightgbm(windows: Sequence[WindowSet], seed: int) -> LightgbmModel:
+def fit_lightgbm(windows: Sequence[WindowSet], recipe: Recipe) -> LightgbmModel:
     """Fit the trees on the targets of the training and the selection windows of all tickers.
 
     Args:
         windows: the tickers' windows; with more than one ticker, purged by `purge_overlapping_targets`, as for a
             checkpoint.
-        seed: seed of LightGBM.
+        recipe: seed, and whether jumps are returns.
 
     Raises:
         SettingsError: mlforecast or LightGBM is not installed.
@@ -93,14 +94,16 @@ def fit_lightgbm(windows: Sequence[WindowSet], seed: int) -> LightgbmModel:
     from kronos_pipeline.evaluation.rivals.quantile_trees import QuantileTrees
 
     newest = MAX_ROWS // len(windows)
-    frames = [_training_frame(number, window_set, newest) for number, window_set in enumerate(windows)]
+    frames = [
+        _training_frame(number, window_set, newest, recipe.keep_jumps) for number, window_set in enumerate(windows)
+    ]
     frames = [frame for frame in frames if len(frame) > HISTORY]
     if (trained := sum(int((frame["split"][HISTORY:] == "train").sum()) for frame in frames)) < MIN_ROWS:
         rule = f"lightgbm needs {MIN_ROWS} training bars after the first {FEWEST_BARS}, and there are {trained}"
         raise DataError(Problem(windows[0].bars.source, f"{rule}; leave lightgbm out of --rivals or add bars"))
     table = pd.concat(frames, ignore_index=True)
     forecaster = MLForecast(
-        models={"trees": QuantileTrees(LEVELS, SCORE, ROUNDS, PATIENCE, seed)},
+        models={"trees": QuantileTrees(LEVELS, SCORE, ROUNDS, PATIENCE, recipe.seed)},
         freq=1,
         lags=list(LAGS),
         lag_transforms={1: [rolling(span) for span in SPANS for rolling in (RollingMean, RollingStd)]},
@@ -124,53 +127,46 @@ def sample_lightgbm(
         origins: index of the last known bar of each forecast, `(cutoffs,)`.
         ends: index of the bar after the last requested bar of each forecast, `(cutoffs,)`. The stamps of later bars are
             not read: the last stamp is repeated.
-        recipe: horizon, paths per forecast and seed.
+        recipe: horizon, minimum number of paths, seed, and whether jumps are returns.
 
     Raises:
         DataError: a forecast knows fewer than `FEWEST_BARS` bars.
     """
-    from kronos_pipeline.evaluation.forecasting.batching import sampling_seed
-
     if (known_bars := int(origins.min()) + 1) < FEWEST_BARS:
         rule = f"lightgbm needs {FEWEST_BARS} bars before a forecast, and the first cutoff has {known_bars}"
         raise DataError(Problem(windows.bars.source, rule), windows.ticker)
-    paths, horizon = recipe.eval_samples, recipe.horizon
-    close = windows.bars.frame["close"].to_numpy(np.float64)
-    known = close[origins[:, None] + np.arange(1 - windows.lookback, 1)]
-    draws = normal_draws(known, paths, horizon, sampling_seed(recipe.seed, windows.ticker))
-    standardised, variance = standardised_returns(close)
-    history = standardised[origins[:, None] + np.arange(1 - HISTORY, 1)]
+    paths, horizon = max(recipe.eval_samples, MIN_PATHS), recipe.horizon
+    history = read_history(windows.bars, windows.holdout_start, keep_jumps=recipe.keep_jumps)
+    draws = draws_of(history, origins, recipe.seed, paths, horizon).normal()
+    standardised, variance = standardise(history.returns)
+    known = standardised[origins[:, None] + np.arange(-HISTORY, 0)]
     ahead = windows.stamps[np.minimum(origins[:, None] + np.arange(1, horizon + 1), ends[:, None] - 1)]
     at_once = max(SERIES_AT_ONCE // paths, 1)
     parts = [
-        _sample(model.forecaster, history[part], ahead[part], draws[part])
+        _sample(model.forecaster, known[part], ahead[part], draws[part])
         for part in np.array_split(np.arange(len(origins)), -(-len(origins) // at_once))
     ]
     sampled = np.clip(np.concatenate(parts), -LARGEST, LARGEST)  # (cutoffs, paths, horizon)
     growth = np.cumprod(DECAY + (1 - DECAY) * sampled**2, axis=-1)
     before = np.concatenate([np.ones_like(growth[..., :1]), growth[..., :-1]], axis=-1)
-    returns = sampled * np.sqrt(variance[origins][:, None, None] * before)
-    closes: Floats = close[origins][:, None, None] * np.exp(np.cumsum(returns, axis=-1))
+    returns = sampled * np.sqrt(variance[origins - 1, None, None] * before)
+    closes: Floats = history.close[origins, None, None] * np.exp(np.cumsum(returns, axis=-1))
     return closes
 
 
-def standardised_returns(closes: Floats) -> tuple[Floats, Floats]:
+def standardise(returns: Floats) -> tuple[Floats, Floats]:
     """Divide log returns by their EWMA volatility a bar before.
 
     Args:
-        closes: `(bars,)`, oldest first.
+        returns: log returns, oldest first, `(n,)`.
 
     Returns:
-        Standardised returns, `(bars,)`, and the EWMA variance that is known at each bar, `(bars,)`. The first
-        `WARM_UP` + 1 of both are NaN, or depend on later bars.
+        Standardised returns, NaN for the first `WARM_UP`, and the EWMA variance after each return, both `(n,)`.
     """
-    squares = np.diff(np.log(closes), prepend=np.log(closes[0])) ** 2
-    start = squares[1 : WARM_UP + 1].mean()
-    filtered, _ = lfilter([1 - DECAY], [1, -DECAY], squares[1:], zi=[DECAY * start])
-    variance = np.maximum(np.concatenate([[start], filtered]), np.finfo(np.float64).eps ** 2)
-    returns = np.diff(np.log(closes)) / np.sqrt(variance[:-1])
-    standardised = np.concatenate([[np.nan], np.clip(returns, -LARGEST, LARGEST)])
-    standardised[: WARM_UP + 1] = np.nan
+    variance = np.maximum(ewma_variance(returns, DECAY), np.finfo(np.float64).eps ** 2)
+    standardised = np.full(len(returns), np.nan)
+    moves = returns[WARM_UP:] / np.sqrt(variance[WARM_UP - 1 : -1])
+    standardised[WARM_UP:] = np.clip(moves, -LARGEST, LARGEST)
     return standardised, variance
 
 
@@ -189,10 +185,9 @@ def check_installed() -> None:
         ) from error
 
 
-def _training_frame(number: int, windows: WindowSet, newest: int) -> pd.DataFrame:
+def _training_frame(number: int, windows: WindowSet, newest: int, keep_jumps: bool) -> pd.DataFrame:
     """Return a ticker's known bars for mlforecast, a row per bar, with the split whose windows predict the bar."""
-    close = windows.bars.frame["close"].to_numpy(np.float64)
-    split = np.full(len(close), "", dtype=object)
+    split = np.full(len(windows.bars), "", dtype=object)
     last = 0
     for name in ("train", "selection"):
         rows = windows.of_split(name)
@@ -201,8 +196,9 @@ def _training_frame(number: int, windows: WindowSet, newest: int) -> pd.DataFram
             last = max(last, int(end))
     # Bars after the last target are unknown to a training.
     bars = np.arange(max(WARM_UP + 1, last - newest), last)
-    standardised, _ = standardised_returns(close)
-    columns = {"unique_id": number, "ds": bars, "y": standardised[bars], "split": split[bars], SCORE: 0.0}
+    history = read_history(windows.bars, windows.holdout_start, keep_jumps=keep_jumps)
+    standardised, _ = standardise(history.returns)
+    columns = {"unique_id": number, "ds": bars, "y": standardised[bars - 1], "split": split[bars], SCORE: 0.0}
     return pd.DataFrame(columns | dict(zip(STAMPS, windows.stamps[bars].T.astype(np.float64), strict=True)))
 
 

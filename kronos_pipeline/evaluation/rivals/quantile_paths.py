@@ -10,7 +10,6 @@ a path are uncorrelated, and their variance at a step is the growth of the forec
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,20 +22,6 @@ LEAST_GROWTH = 1e-3
 """Smallest growth of the variance at a step, as a share of the variance there: the variance of a walk cannot shrink."""
 _GRID = ndtri((np.arange(200) + 0.5) / 200)
 """Normal scores of equally likely levels, for the moments of a forecast."""
-
-
-def normal_draws(closes: Floats, paths: int, horizon: int, seed: int) -> Floats:
-    """Draw standard normal numbers, `(cutoffs, paths, horizon)`.
-
-    The numbers of a cutoff depend on its closes and the seed alone, so that no other cutoff changes them.
-
-    Args:
-        closes: the known closes of each cutoff, `(cutoffs, lookback)`.
-        paths: number of paths per cutoff.
-        horizon: bars ahead.
-        seed: the seed.
-    """
-    return np.stack([_generator(row, seed).standard_normal((paths, horizon)) for row in closes])
 
 
 def quantiles_at(quantiles: Floats, levels: Sequence[float], scores: Floats) -> Floats:
@@ -78,8 +63,3 @@ def paths_of_quantiles(quantiles: Floats, levels: Sequence[float], draws: Floats
     walk = np.cumsum(np.sqrt(growth)[:, None] * draws, axis=-1)
     scores = walk / np.sqrt(np.cumsum(growth, axis=1))[:, None]
     return quantiles_at(quantiles, levels, scores.swapaxes(0, 1)).swapaxes(0, 1)
-
-
-def _generator(closes: Floats, seed: int) -> np.random.Generator:
-    digest = hashlib.sha256(np.ascontiguousarray(closes, "<f8").tobytes()).digest()
-    return np.random.default_rng([seed, int.from_bytes(digest[:16], "little")])

@@ -63,7 +63,7 @@ class QuantileTrees(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no
             stop["valid_sets"] = [data.create_valid(values[selection], y[selection])]
         self.boosters_ = []
         for level in self.levels:
-            stops = [lightgbm.early_stopping(self.patience, verbose=False)] if stop else []
+            stops: list[Any] = [lightgbm.early_stopping(self.patience, verbose=False)] if stop else []
             settings = settings | {"alpha": level}
             self.boosters_.append(lightgbm.train(settings, data, self.rounds, callbacks=stops, **stop))
         return self
