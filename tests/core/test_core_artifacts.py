@@ -40,23 +40,23 @@ NAMED = [
 # Layout
 
 
-@pytest.mark.parametrize("place", NAMED, ids=lambda place: place.__name__)
+@pytest.mark.parametrize("path_of", NAMED, ids=lambda place: place.__name__)
 @pytest.mark.parametrize(
     "name", ["../../x", "a/b", "/etc/passwd", "", ".", "..", ".versions", "AAPL\n", "a\\b", "a\0b"]
 )
 def test_a_name_that_could_leave_its_folder_is_refused(
-    place: Callable[[ArtifactLayout, str], Path], name: str, tmp_path: Path
+    path_of: Callable[[ArtifactLayout, str], Path], name: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ArtifactError, match="cannot name a file"):
-        place(ArtifactLayout(tmp_path), name)
+        path_of(ArtifactLayout(tmp_path), name)
 
 
-@pytest.mark.parametrize("place", NAMED, ids=lambda place: place.__name__)
+@pytest.mark.parametrize("path_of", NAMED, ids=lambda place: place.__name__)
 def test_symbols_that_look_alike_have_places_of_their_own(
-    place: Callable[[ArtifactLayout, str], Path], tmp_path: Path
+    path_of: Callable[[ArtifactLayout, str], Path], tmp_path: Path
 ) -> None:
     symbols = ["AAPL", "AAPL-B", "AAPL.B", "AAPL_B", "^GSPC", "EURUSD=X", "BRK.B", "BRK-B", "A..B"]
-    places = {place(ArtifactLayout(tmp_path), symbol) for symbol in symbols}
+    places = {path_of(ArtifactLayout(tmp_path), symbol) for symbol in symbols}
     assert len(places) == len(symbols)
     assert len({path.parent for path in places}) == 1
 
@@ -71,7 +71,7 @@ def test_nothing_in_the_layout_shares_a_path(tmp_path: Path) -> None:
         layout.mlflow_database,
         layout.mlflow_artifacts,
     ]
-    places = fixed + [place(layout, "AAPL") for place in NAMED]
+    places = fixed + [path_of(layout, "AAPL") for path_of in NAMED]
     assert len(set(places)) == len(places)
     assert all(path.is_relative_to(tmp_path) for path in places)
 
@@ -114,17 +114,17 @@ def test_a_full_disk_is_told_in_words(tmp_path: Path) -> None:
 @pytest.mark.parametrize("folder", ["taken", "taken/below"])
 def test_a_folder_that_cannot_be_made_is_named(folder: str, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file where a folder should be")
-    place = tmp_path / folder
+    target = tmp_path / folder
     attempts: list[Callable[[], object]] = [
-        lambda: check_writable(place),
-        lambda: write_json(place / "file.json", {}),
-        lambda: publish(place / "AAPL", "x"),
+        lambda: check_writable(target),
+        lambda: write_json(target / "file.json", {}),
+        lambda: publish(target / "AAPL", "x"),
     ]
     for attempt in attempts:
         with pytest.raises(ArtifactError) as caught:
             attempt()
         message = str(caught.value)
-        assert str(place) in message
+        assert str(target) in message
         assert "cannot be written (" in message
         assert "--output-dir" in message
     assert (tmp_path / "taken").read_text() == "a file where a folder should be"
@@ -214,11 +214,11 @@ def test_a_frame_and_its_manifest_come_back_as_they_were(tmp_path: Path) -> None
 def test_a_missing_or_damaged_parquet_file_is_named(damage: str, tmp_path: Path) -> None:
     path = tmp_path / "file.parquet"
     write_parquet(path, pd.DataFrame({"a": range(1000)}), {})
-    whole = path.read_bytes()
+    content = path.read_bytes()
     if damage == "missing":
         path.unlink()
     else:
-        path.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "text": b"a,b\n1,2\n"}[damage])
+        path.write_bytes({"empty": b"", "cut": content[: len(content) // 2], "text": b"a,b\n1,2\n"}[damage])
     with pytest.raises(ArtifactError, match=r"file\.parquet cannot be read .*make it again"):
         read_parquet(path)
 

@@ -53,13 +53,13 @@ def changed_by(package: Path, edited: Path, layer: str, edit: tuple[str, str]) -
     return {kind for kind in KINDS if before[kind] != after[kind]}
 
 
-@pytest.mark.parametrize("what", ["a comment", "a docstring", "the description of a constant", "the layout"])
-def test_how_code_is_written_down_changes_no_version(package: Path, tmp_path: Path, what: str) -> None:
+@pytest.mark.parametrize("edit", ["a comment", "a docstring", "the description of a constant", "the layout"])
+def test_how_code_is_written_down_changes_no_version(package: Path, tmp_path: Path, edit: str) -> None:
     for layer in ("data", "model", "training", "evaluation"):
-        assert changed_by(package, tmp_path / layer, layer, EDITS[what]) == set()
+        assert changed_by(package, tmp_path / layer, layer, EDITS[edit]) == set()
 
 
-@pytest.mark.parametrize("what", ["a statement", "a constant"])
+@pytest.mark.parametrize("edit", ["a statement", "a constant"])
 @pytest.mark.parametrize(
     ("layer", "kinds"),
     [
@@ -71,9 +71,9 @@ def test_how_code_is_written_down_changes_no_version(package: Path, tmp_path: Pa
     ],
 )
 def test_what_code_does_changes_the_versions_of_what_it_shapes(
-    package: Path, tmp_path: Path, what: str, layer: str, kinds: set[str]
+    package: Path, tmp_path: Path, edit: str, layer: str, kinds: set[str]
 ) -> None:
-    assert changed_by(package, tmp_path / "edited", layer, EDITS[what]) == kinds
+    assert changed_by(package, tmp_path / "edited", layer, EDITS[edit]) == kinds
 
 
 def test_the_layers_are_folders_of_the_package() -> None:

@@ -34,11 +34,11 @@ def local(folder: Path, config: dict[str, Any], manifest: dict[str, Any] | None 
 def test_a_published_model_may_have_seen_what_lies_before_june_2024(name: str) -> None:
     source = find_base_model(name)
     for first in (datetime(2011, 1, 3), datetime(2024, 3, 1), CLEAN - timedelta(minutes=1)):
-        said = source.contamination(first)
-        assert said is not None
-        assert MARK in said
-        assert source.name in said
-        assert f"{first:%Y-%m-%d}" in said
+        message = source.contamination(first)
+        assert message is not None
+        assert MARK in message
+        assert source.name in message
+        assert f"{first:%Y-%m-%d}" in message
     assert source.contamination(CLEAN) is None
     assert source.contamination(datetime(2026, 1, 2, 9, 30)) is None
 
@@ -57,10 +57,10 @@ def test_a_local_copy_of_a_published_model_is_known_by_its_shape(
     for part in parts:
         local(tmp_path / "mine" / part, {**SMALL_SHAPE, "ffn_dropout_p": dropout})
     source = find_base_model(str(tmp_path / "mine"))
-    said = source.contamination(datetime(2023, 5, 2))
-    assert said is not None
-    assert MARK in said
-    assert "NeoQuasar/Kronos-small" in said
+    message = source.contamination(datetime(2023, 5, 2))
+    assert message is not None
+    assert MARK in message
+    assert "NeoQuasar/Kronos-small" in message
     assert source.contamination(CLEAN) is None
 
 
@@ -83,9 +83,9 @@ def test_the_shapes_have_the_numbers_of_parameters_that_are_published(
         layers: dict[str, Any] = {name: config[name] for name in config if not name.endswith("bits")}
         predictor = tiny_predictor(bits=10, **layers)
     assert round(sum(parameter.numel() for parameter in predictor.parameters()) / 1e6, 1) == millions
-    said = find_base_model(local(tmp_path / "mine", config)).contamination(datetime(2023, 5, 2))
-    assert said is not None
-    assert published in said
+    message = find_base_model(local(tmp_path / "mine", config)).contamination(datetime(2023, 5, 2))
+    assert message is not None
+    assert published in message
 
 
 @pytest.mark.parametrize(
@@ -101,15 +101,15 @@ def test_the_shapes_have_the_numbers_of_parameters_that_are_published(
 def test_of_another_folder_the_training_bars_are_unknown(
     tmp_path: Path, config: dict[str, Any], manifest: dict[str, Any] | None
 ) -> None:
-    said = find_base_model(local(tmp_path / "mine", config, manifest)).contamination(datetime(2026, 1, 2))
-    assert said is not None
-    assert said.startswith("not known to be unseen in pre-training")
+    message = find_base_model(local(tmp_path / "mine", config, manifest)).contamination(datetime(2026, 1, 2))
+    assert message is not None
+    assert message.startswith("not known to be unseen in pre-training")
 
 
 def test_of_another_hub_repository_the_training_bars_are_unknown() -> None:
-    said = find_base_model(f"someone/my-kronos@{COMMIT}").contamination(datetime(2026, 1, 2))
-    assert said is not None
-    assert f"the training bars of someone/my-kronos@{COMMIT} are unknown" in said
+    message = find_base_model(f"someone/my-kronos@{COMMIT}").contamination(datetime(2026, 1, 2))
+    assert message is not None
+    assert f"the training bars of someone/my-kronos@{COMMIT} are unknown" in message
 
 
 @pytest.mark.parametrize(
@@ -124,8 +124,8 @@ def test_of_another_hub_repository_the_training_bars_are_unknown() -> None:
 def test_a_checkpoint_of_ones_own_as_a_base_has_seen_what_it_was_trained_on(
     tmp_path: Path, config: dict[str, Any], manifest: dict[str, Any], until: datetime, last_marked: datetime
 ) -> None:
-    seen = {"AAPL": "2019-01-02T00:00:00", "MSFT": until.isoformat()}
-    source = find_base_model(local(tmp_path / "mine", config, {**manifest, "seen_until": seen}))
+    seen_until = {"AAPL": "2019-01-02T00:00:00", "MSFT": until.isoformat()}
+    source = find_base_model(local(tmp_path / "mine", config, {**manifest, "seen_until": seen_until}))
     for first in (datetime(2019, 1, 2), last_marked):
         assert MARK in str(source.contamination(first))
     assert source.contamination(last_marked + timedelta(minutes=1)) is None

@@ -73,12 +73,12 @@ def test_nothing_is_to_be_seen_before_all_is_written(tmp_path: Path) -> None:
 def test_a_reader_sees_the_old_or_the_new_at_any_time(tmp_path: Path) -> None:
     path = tmp_path / "AAPL"
     publish(path, "0")
-    seen: list[tuple[str, str]] = []
+    contents: list[tuple[str, str]] = []
     done, has_read = threading.Event(), threading.Event()
 
     def read() -> None:
         while not done.is_set():
-            seen.append(read_published(path.resolve()))
+            contents.append(read_published(path.resolve()))
             has_read.set()
 
     with ThreadPoolExecutor(1) as pool:
@@ -89,8 +89,8 @@ def test_a_reader_sees_the_old_or_the_new_at_any_time(tmp_path: Path) -> None:
             has_read.wait(10)
         done.set()
         reader.result()
-    assert all(first == second for first, second in seen)
-    assert len(set(seen)) > 10
+    assert all(first == second for first, second in contents)
+    assert len(set(contents)) > 10
 
 
 def test_a_killed_publication_leaves_the_last_good_one(tmp_path: Path) -> None:

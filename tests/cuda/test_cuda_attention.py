@@ -25,18 +25,18 @@ def logits_of(device: str, precision: str, width: int) -> Tensor:
     targets = ["q_proj", "k_proj", "v_proj", "out_proj"]
     config = LoraConfig(r=2, target_modules=targets, init_lora_weights=False)
     adapter = get_peft_model(copy_sharing_weights(base), config).eval()
-    drawn, seen = torch.Generator().manual_seed(3), []
-    s1, s2 = (torch.randint(0, 16, (2, 9), generator=drawn) for _ in range(2))
-    past, ahead = (torch.randint(0, 7, (2, count, 5), generator=drawn) for count in (9, 4))
+    generator, logits_of_steps = torch.Generator().manual_seed(3), []
+    s1, s2 = (torch.randint(0, 16, (2, 9), generator=generator) for _ in range(2))
+    past, ahead = (torch.randint(0, 7, (2, count, 5), generator=generator) for count in (9, 4))
 
     def choose(logits: Tensor, *_: int) -> Tensor:
-        seen.append(logits.cpu())
-        return torch.randint(0, 16, logits.shape[:2], generator=drawn).to(logits.device)
+        logits_of_steps.append(logits.cpu())
+        return torch.randint(0, 16, logits.shape[:2], generator=generator).to(logits.device)
 
     Decoder([base, adapter], tokenizer, precision=precision).generate(
         Prompts((s1, s2), past, ahead, torch.tensor([9, 6]), torch.tensor([1, 0])), choose, paths=3, context=64
     )
-    return torch.stack(seen)
+    return torch.stack(logits_of_steps)
 
 
 @pytest.mark.parametrize(("precision", "width"), [("fp32", 6), ("fp32", 10), ("bf16", 12), ("bf16", 52)])
@@ -44,10 +44,10 @@ def test_heads_and_masks_are_aligned_and_the_numbers_those_of_the_cpu(
     precision: str, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = logits_of("cpu", precision, width)
-    attention, seen = F.scaled_dot_product_attention, []
+    attention, calls = F.scaled_dot_product_attention, []
 
     def watched(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **settings: Any) -> Tensor:
-        seen.append(1)
+        calls.append(1)
         for part in (query, key, value):
             assert part.shape[-1] * part.element_size() % 16 == 0
             assert part.stride(-1) == 1
@@ -57,6 +57,6 @@ def test_heads_and_masks_are_aligned_and_the_numbers_those_of_the_cpu(
         return attention(query, key, value, attn_mask=attn_mask, **settings)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
-    found = logits_of("cuda", precision, width)
-    assert seen
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 if precision == "fp32" else 0.1)
+    logits = logits_of("cuda", precision, width)
+    assert calls
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4 if precision == "fp32" else 0.1)

@@ -45,8 +45,8 @@ def quick_flags(base: Path | str, data: Path, **changes: Any) -> list[str]:
 
 
 def without_device(flags: list[str]) -> list[str]:
-    at = flags.index("--device")
-    return flags[:at] + flags[at + 2 :]
+    position = flags.index("--device")
+    return flags[:position] + flags[position + 2 :]
 
 
 @pytest.mark.parametrize(
@@ -94,9 +94,9 @@ def test_a_gpu_that_is_not_there_is_one_sentence(
     tiny_base: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_training.main(quick_flags(tiny_base, data, device="cuda:99")) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: --device cuda:99: torch finds")
-    assert len(told.splitlines()) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: --device cuda:99: torch finds")
+    assert len(message.splitlines()) == 1
 
 
 def test_check_blind_finds_the_pipeline_blind(tiny_base: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,16 +117,16 @@ def test_a_forecast_has_the_numbers_of_the_cpu(tmp_path: Path) -> None:
         manifest = {"base_model": {"name": "kronos-nano"}, "config": recipe.model_dump(mode="json")}
         write_json(layout.ticker_metrics("AAPL"), {"per_symbol": [entry], "manifest": manifest})
         folders = ["--data-dir", str(tmp_path / "data"), "--output-dir", str(layout.root)]
-        words = ["forecast", "AAPL", *folders, "--device", device]
+        arguments = ["forecast", "AAPL", *folders, "--device", device]
         if device == "cpu":
-            assert cli.main(words) == 0
+            assert cli.main(arguments) == 0
         else:
             command = [sys.executable, "-c", "import sys; from kronos_pipeline.cli.app import main; sys.exit(main())"]
-            result = subprocess.run([*command, *words], capture_output=True, text=True, env=os.environ, check=False)
+            result = subprocess.run([*command, *arguments], capture_output=True, text=True, env=os.environ, check=False)
             assert result.returncode == 0, result.stderr
             assert "Traceback" not in result.stderr
             assert "kronos-nano" in result.stdout
-        tables[device], made = read_parquet(layout.forecast("AAPL"))
-        assert json.dumps(made["sampled"]).count(f'"device": "{device}') == 1
+        tables[device], forecast_manifest = read_parquet(layout.forecast("AAPL"))
+        assert json.dumps(forecast_manifest["sampled"]).count(f'"device": "{device}') == 1
     for column in ("mean", "median", *BOUNDS):
         np.testing.assert_allclose(tables["cuda"][column], tables["cpu"][column], rtol=1e-4)

@@ -61,15 +61,15 @@ def test_auto_takes_a_gpu_that_no_other_training_holds(tiny_base: Path, tmp_path
 @TWO
 def test_auto_waits_for_the_first_gpu_that_is_free(tiny_base: Path, tmp_path: Path) -> None:
     others = [held_elsewhere(torch.device("cuda", index)) for index in range(torch.cuda.device_count())]
-    said: list[str] = []
+    messages: list[str] = []
 
     def release(line: str) -> None:
-        said.append(line)
+        messages.append(line)
         others[1].release()
 
     trainer = KronosTrainer(small_recipe(tiny_base, device="auto"), tmp_path, say=release)
     assert trainer.device == torch.device("cuda:1")
-    assert said == [f"other trainings hold all {len(others)} GPUs; waiting for the first that is free"]
+    assert messages == [f"other trainings hold all {len(others)} GPUs; waiting for the first that is free"]
     for other in others:
         other.release()
 

@@ -45,37 +45,37 @@ def holdouts(
 ) -> dict[str, dict[str, HoldoutResult]]:
     """Evaluate two tickers' holdouts with a checkpoint and an adapter of one of them, by device and ticker."""
     windows = {ticker.ticker: ticker for ticker in simulated_windows(recipe, TICKERS)}
-    made = ArtifactLayout(tmp_path_factory.mktemp("made"))
-    made_adapter(made.adapter("AAPL"), recipe)
-    made_checkpoint(made.best_checkpoint, recipe, TICKERS)
-    found = {}
+    source = ArtifactLayout(tmp_path_factory.mktemp("made"))
+    made_adapter(source.adapter("AAPL"), recipe)
+    made_checkpoint(source.best_checkpoint, recipe, TICKERS)
+    results = {}
     for device, base in bases.items():
         layout = ArtifactLayout(tmp_path_factory.mktemp("measured") / device)
-        shutil.copytree(made.root, layout.root)
+        shutil.copytree(source.root, layout.root)
         models = TrainedModels(layout, base)
         evaluated = evaluate_tickers(models, windows, dict.fromkeys(TICKERS), recipe, tickers_tested=2)
-        found[device] = {ticker: unwrap(one) for ticker, one in evaluated}
-    return found
+        results[device] = {ticker: unwrap(result) for ticker, result in evaluated}
+    return results
 
 
 @pytest.mark.parametrize("ticker", TICKERS)
 def test_a_holdout_has_the_table_that_the_cpu_gives(holdouts: dict[str, Any], ticker: str) -> None:
-    expected, found = (holdouts[device][ticker] for device in DEVICES)
-    assert {"base", "checkpoint"} <= set(found.predictions["model"])
-    assert ("adapter" in set(found.predictions["model"])) == (ticker == "AAPL")
-    pd.testing.assert_frame_equal(found.predictions, expected.predictions, rtol=1e-4)
-    (scores,), (right,) = found.evaluation["per_symbol"], expected.evaluation["per_symbol"]
+    expected, result = (holdouts[device][ticker] for device in DEVICES)
+    assert {"base", "checkpoint"} <= set(result.predictions["model"])
+    assert ("adapter" in set(result.predictions["model"])) == (ticker == "AAPL")
+    pd.testing.assert_frame_equal(result.predictions, expected.predictions, rtol=1e-4)
+    (scores,), (right,) = result.evaluation["per_symbol"], expected.evaluation["per_symbol"]
     for model, numbers in right["models"].items():
         for name in ("mae", "rmse", "crps"):
             assert scores["models"][model][name] == pytest.approx(numbers[name], rel=1e-3), (model, name)
 
 
 def test_what_was_fitted_and_where_is_in_the_manifest(holdouts: dict[str, Any]) -> None:
-    expected, found = (holdouts[device]["AAPL"].manifest for device in DEVICES)
-    assert (expected["device"], expected["precision"], found["precision"]) == ("cpu", "fp32", "fp32")
-    assert found["device"].startswith("cuda")
+    expected, manifest = (holdouts[device]["AAPL"].manifest for device in DEVICES)
+    assert (expected["device"], expected["precision"], manifest["precision"]) == ("cpu", "fp32", "fp32")
+    assert manifest["device"].startswith("cuda")
     for model, right in expected["sampling"]["AAPL"].items():
-        assert found["sampling"]["AAPL"][model]["temperature"] == right["temperature"], model
+        assert manifest["sampling"]["AAPL"][model]["temperature"] == right["temperature"], model
 
 
 def test_a_backtest_trains_and_forecasts_each_fold(
@@ -90,18 +90,18 @@ def test_a_backtest_trains_and_forecasts_each_fold(
         changed = recipe.model_copy(update={**changes, "device": device})
         return run_backtest(layout, bars, changed, bases[device], say=lines.append)
 
-    expected, found = backtest("cpu"), backtest("cuda")
-    assert not found.skipped
-    assert found.predictions["cutoff"].nunique() == 2
+    expected, actual = backtest("cpu"), backtest("cuda")
+    assert not actual.skipped
+    assert actual.predictions["cutoff"].nunique() == 2
     # Dropout draws other numbers on a GPU, so the adapters are others too; all else is as on the CPU.
     same = ["unique_id", "cutoff", "ds", "step", "model", "y"]
-    pd.testing.assert_frame_equal(found.predictions[same], expected.predictions[same])
-    adapted, right = (result.predictions["model"] == "adapter" for result in (found, expected))
-    pd.testing.assert_frame_equal(found.predictions[~adapted], expected.predictions[~right], rtol=1e-4)
-    forecasts = found.predictions.loc[adapted, "mean"].to_numpy()
+    pd.testing.assert_frame_equal(actual.predictions[same], expected.predictions[same])
+    adapted, right = (result.predictions["model"] == "adapter" for result in (actual, expected))
+    pd.testing.assert_frame_equal(actual.predictions[~adapted], expected.predictions[~right], rtol=1e-4)
+    forecasts = actual.predictions.loc[adapted, "mean"].to_numpy()
     assert np.isfinite(forecasts).all()
-    assert (forecasts != found.predictions.loc[found.predictions["model"] == "base", "mean"].to_numpy()).any()
+    assert (forecasts != actual.predictions.loc[actual.predictions["model"] == "base", "mean"].to_numpy()).any()
     lines.clear()
-    again = backtest("cuda")
+    repeated = backtest("cuda")
     assert "(2 are kept from before)" in lines[0]
-    pd.testing.assert_frame_equal(again.predictions, found.predictions)
+    pd.testing.assert_frame_equal(repeated.predictions, actual.predictions)

@@ -55,13 +55,13 @@ def test_graphs_that_share_a_pool_run_one_after_the_other() -> None:
     inputs = filled("cuda")
     first = record(lambda: (inputs * 2).exp(), inputs.device)
     assert first is not None
-    kept = torch.empty_like(inputs)
-    second = record(lambda: (kept * 3).log(), inputs.device, share=first)
+    copy = torch.empty_like(inputs)
+    second = record(lambda: (copy * 3).log(), inputs.device, share=first)
     assert second is not None
     for value in (0.5, 2.0):
         inputs.fill_(value)
         first.replay()
-        kept.copy_(first.outputs)
+        copy.copy_(first.outputs)
         second.replay()
         torch.testing.assert_close(second.outputs.cpu(), ((inputs.cpu() * 2).exp() * 3).log())
 
@@ -116,21 +116,21 @@ def test_running_out_of_memory_is_raised() -> None:
 
 
 def test_threads_record_one_after_the_other() -> None:
-    inputs = [filled("cuda", place) for place in range(4)]
-    found: list[list[float]] = [[] for _ in inputs]
+    inputs = [filled("cuda", number) for number in range(4)]
+    outputs: list[list[float]] = [[] for _ in inputs]
     barrier = threading.Barrier(len(inputs))
 
-    def work(place: int) -> None:
+    def work(number: int) -> None:
         barrier.wait()
-        recording = record(lambda: inputs[place] + 10, inputs[place].device)
+        recording = record(lambda: inputs[number] + 10, inputs[number].device)
         barrier.wait()
         assert recording is not None
         recording.replay()
-        found[place] = recording.outputs.tolist()
+        outputs[number] = recording.outputs.tolist()
 
-    threads = [threading.Thread(target=work, args=(place,)) for place in range(len(inputs))]
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(len(inputs))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == [[place + 10.0] * 3 for place in range(4)]
+    assert outputs == [[number + 10.0] * 3 for number in range(4)]

@@ -15,24 +15,24 @@ def make_state() -> dict[str, object]:
     return {"weights": dict(enumerate(numbers)), "steps": [(torch.tensor(3, device="cuda"), 7)], "host": torch.ones(2)}
 
 
-def assert_equal(moved: dict[str, object], state: dict[str, object]) -> None:
-    torch.testing.assert_close(moved["weights"], {name: x.cpu() for name, x in state["weights"].items()})  # type: ignore[attr-defined]
-    assert moved["steps"] == [(torch.tensor(3), 7)]
-    assert moved["host"] is state["host"]
+def assert_equal(copied: dict[str, object], state: dict[str, object]) -> None:
+    torch.testing.assert_close(copied["weights"], {name: x.cpu() for name, x in state["weights"].items()})  # type: ignore[attr-defined]
+    assert copied["steps"] == [(torch.tensor(3), 7)]
+    assert copied["host"] is state["host"]
 
 
 def test_a_state_is_copied_in_a_transfer_for_each_type() -> None:
     simcuda = pytest.importorskip("simcuda")
     state = make_state()
-    with simcuda.watching() as seen:
-        moved = state_to_host(state)
-    assert sum(seen.syncs.values()) == 2  # float32 and int64
-    assert_equal(moved, state)
+    with simcuda.watching() as watch:
+        copied = state_to_host(state)
+    assert sum(watch.syncs.values()) == 2  # float32 and int64
+    assert_equal(copied, state)
 
 
 def test_a_state_is_copied_where_the_device_has_no_room_to_gather_it() -> None:
     simcuda = pytest.importorskip("simcuda")
     state = make_state()
     with simcuda.inject_oom():
-        moved = state_to_host(state)
-    assert_equal(moved, state)
+        copied = state_to_host(state)
+    assert_equal(copied, state)

@@ -32,12 +32,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("context", [512, 43, 20], ids=["within", "sliding later", "sliding"])
 def test_a_forecast_is_upstreams(device: str, settings: dict[str, Any], context: int) -> None:
     model, tokenizer = sharp_predictor(), sharp_tokenizer()
-    given = (candles(40), *times(40, HORIZON), HORIZON)
+    arguments = (candles(40), *times(40, HORIZON), HORIZON)
     forecasts = []
     for kind in (Upstream, KronosPredictor):
         predictor = kind(model, tokenizer, device, context)
         torch.manual_seed(3)
-        forecasts.append(predictor.predict(*given, verbose=False, **settings))
+        forecasts.append(predictor.predict(*arguments, verbose=False, **settings))
     pd.testing.assert_frame_equal(forecasts[1], forecasts[0], rtol=1e-4)
 
 
@@ -58,8 +58,8 @@ def test_unequal_series_through_adapters_are_those_of_the_cpu() -> None:
         adapters = {name: with_lora(copy_sharing_weights(model), seed) for seed, name in enumerate("ab")}
         predictor = KronosPredictor(model, sharp_tokenizer(), device, adapters=adapters)
         forecasts[device] = batch(predictor, adapters=["a", None, "b"], top_k=1)
-    for found, expected in zip(forecasts["cuda"], forecasts["cpu"], strict=True):
-        pd.testing.assert_frame_equal(found, expected, rtol=1e-3)
+    for forecast, expected in zip(forecasts["cuda"], forecasts["cpu"], strict=True):
+        pd.testing.assert_frame_equal(forecast, expected, rtol=1e-3)
 
 
 def test_seeds_and_generators_of_the_device_repeat_a_forecast() -> None:
@@ -69,8 +69,8 @@ def test_seeds_and_generators_of_the_device_repeat_a_forecast() -> None:
     generators = [torch.Generator(name).manual_seed(5) for name in ("cuda", "cuda:0")]
     ways: list[dict[str, Any]] = [{"seed": 5}, *({"generator": generator} for generator in generators)]
     for settings in ways:
-        for found, expected in zip(batch(predictor, **settings), first, strict=True):
-            pd.testing.assert_frame_equal(found, expected)
+        for forecast, expected in zip(batch(predictor, **settings), first, strict=True):
+            pd.testing.assert_frame_equal(forecast, expected)
     assert torch.equal(torch.cuda.get_rng_state(), state)
     with pytest.raises(KronosError, match="generator is of cpu"):
         batch(predictor, generator=torch.Generator())
@@ -79,14 +79,14 @@ def test_seeds_and_generators_of_the_device_repeat_a_forecast() -> None:
 @pytest.mark.parametrize("settings", [{}, {"top_k": 5}, {"top_p": 1.0}], ids=["top p", "top k", "all"])
 def test_numbers_that_are_not_finite_are_told_and_the_device_stays_usable(settings: dict[str, Any]) -> None:
     predictor = KronosPredictor(sharp_predictor(), sharp_tokenizer(), "cuda")
-    given = candles(48), *times(48, HORIZON), HORIZON
-    days = pd.DatetimeIndex(given[2]).day
-    assert days[-1] not in {*pd.DatetimeIndex(given[1]).day, *days[:3]}, "read for the first time after some steps"
+    arguments = candles(48), *times(48, HORIZON), HORIZON
+    days = pd.DatetimeIndex(arguments[2]).day
+    assert days[-1] not in {*pd.DatetimeIndex(arguments[1]).day, *days[:3]}, "read for the first time after some steps"
     model: Any = predictor.model
     weight = model.time_emb.day_embed.weight
-    kept = weight.data.clone()
+    original = weight.data.clone()
     weight.data[days[-1]] = torch.nan
     with pytest.raises(ModelError, match="not finite"):
-        predictor.predict(*given, verbose=False, **settings)
-    weight.data.copy_(kept)
-    assert predictor.predict(*given, verbose=False, **settings).notna().all(axis=None)
+        predictor.predict(*arguments, verbose=False, **settings)
+    weight.data.copy_(original)
+    assert predictor.predict(*arguments, verbose=False, **settings).notna().all(axis=None)

@@ -44,19 +44,19 @@ def models(device: str, adapters: int = 0) -> list[KronosModel]:
     source = BaseModelSource("tiny", weights, weights, CONTEXT)
     move(base, torch.device(device))
     move(tokenizer, torch.device(device))
-    several = [move(with_lora(base, seed), torch.device(device)) for seed in range(adapters)] or [base]
-    return [KronosModel(predictor, tokenizer, source, torch.device(device), "") for predictor in several]
+    stack = [move(with_lora(base, seed), torch.device(device)) for seed in range(adapters)] or [base]
+    return [KronosModel(predictor, tokenizer, source, torch.device(device), "") for predictor in stack]
 
 
 def series(count: int, horizon: int = 6, lookback: int = 20, seed: int = 0) -> tuple[np.ndarray, ...]:
     """Return history, past stamps and future stamps."""
-    drawn = np.random.default_rng(seed)
-    history = 50 * np.exp(drawn.normal(0, 0.02, (count, lookback, 6)).cumsum(axis=1))
-    return history, *(drawn.integers(0, 7, (count, bars, 5)).astype(np.uint8) for bars in (lookback, horizon))
+    rng = np.random.default_rng(seed)
+    history = 50 * np.exp(rng.normal(0, 0.02, (count, lookback, 6)).cumsum(axis=1))
+    return history, *(rng.integers(0, 7, (count, bars, 5)).astype(np.uint8) for bars in (lookback, horizon))
 
 
-def sampled(several: Sequence[KronosModel], count: int, which: Sequence[int] = (), **settings: Any) -> np.ndarray:
-    chosen = [several[place] for place in which] or list(several) * count
+def sampled(stack: Sequence[KronosModel], count: int, adapter_of: Sequence[int] = (), **settings: Any) -> np.ndarray:
+    chosen = [stack[number] for number in adapter_of] or list(stack) * count
     shape = {name: settings.pop(name) for name in ("horizon", "lookback") if name in settings}
     return sample_paths(chosen[:count], *series(count, **shape), **{**SETTINGS, **settings})
 
@@ -75,22 +75,22 @@ def test_paths_are_those_of_the_cpu(device: str, adapters: int) -> None:
         np.testing.assert_allclose(sampled(on_device, 3), expected, rtol=1e-4)
 
 
-def logits_of(decoder: Decoder, lengths: list[int] | None, which: list[int], context: int, horizon: int) -> Tensor:
+def logits_of(decoder: Decoder, lengths: list[int] | None, adapter_of: list[int], context: int, horizon: int) -> Tensor:
     """Return the logits of each step, with the same tokens drawn on every device."""
-    drawn, seen = torch.Generator().manual_seed(3), []
-    bars = torch.randn(len(which), 12, 6, generator=drawn).clamp(-5, 5)
-    past, ahead = (torch.randint(0, 7, (len(which), count, 5), generator=drawn) for count in (12, horizon))
-    there = None if lengths is None else torch.tensor(lengths)
+    generator, logits_of_steps = torch.Generator().manual_seed(3), []
+    bars = torch.randn(len(adapter_of), 12, 6, generator=generator).clamp(-5, 5)
+    past, ahead = (torch.randint(0, 7, (len(adapter_of), count, 5), generator=generator) for count in (12, horizon))
+    bars_of_series = None if lengths is None else torch.tensor(lengths)
 
     def choose(logits: Tensor, *_: int) -> Tensor:
-        seen.append(logits.cpu())
-        return torch.randint(0, 16, logits.shape[:2], generator=drawn).to(logits.device)
+        logits_of_steps.append(logits.cpu())
+        return torch.randint(0, 16, logits.shape[:2], generator=generator).to(logits.device)
 
-    known = decoder.encode(bars, there)
-    prompts = generate.Prompts(known, past, ahead, there, torch.tensor(which))
+    known = decoder.encode(bars, bars_of_series)
+    prompts = generate.Prompts(known, past, ahead, bars_of_series, torch.tensor(adapter_of))
     tokens = decoder.generate(prompts, choose, paths=3, context=context)
-    values = decoder.decode(known, tokens, context=context, lengths=there)
-    return torch.cat([*(logits.flatten() for logits in seen), values.cpu().flatten()])
+    values = decoder.decode(known, tokens, context=context, lengths=bars_of_series)
+    return torch.cat([*(logits.flatten() for logits in logits_of_steps), values.cpu().flatten()])
 
 
 CASES = {
@@ -108,9 +108,9 @@ def test_a_batch_of_the_same_shape_takes_its_own_adapters_and_lengths(context: i
         for device in ("cpu", "cuda")
     }
     for _ in range(2):
-        for lengths, which in CASES.values():
-            found, expected = (logits_of(decoders[name], lengths, which, context, 7) for name in ("cuda", "cpu"))
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        for lengths, adapter_of in CASES.values():
+            values, expected = (logits_of(decoders[name], lengths, adapter_of, context, 7) for name in ("cuda", "cpu"))
+            torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_graphs_are_recorded_once_for_a_shape() -> None:
@@ -118,9 +118,9 @@ def test_graphs_are_recorded_once_for_a_shape() -> None:
     several = models("cuda", 3)
     decoder, captures = Decoder([model.predictor for model in several], several[0].tokenizer), []
     for name, horizon in (("equal lengths", 6), ("one adapter", 6), ("equal lengths", 9), ("equal lengths", 6)):
-        with simcuda.watching() as seen:
+        with simcuda.watching() as watch:
             logits_of(decoder, *CASES[name], CONTEXT, horizon)
-        captures.append(seen.counts["captures"])
+        captures.append(watch.counts["captures"])
     assert captures == [2, 0, 2, 0]
 
 
@@ -159,11 +159,11 @@ def test_no_more_is_kept_than_a_share_of_the_memory(monkeypatch: pytest.MonkeyPa
     assert not generate._cache
 
 
-def sampled_in_turn(several: Sequence[KronosModel], without_graphs: AbstractContextManager[object]) -> None:
+def sampled_in_turn(stack: Sequence[KronosModel], without_graphs: AbstractContextManager[object]) -> None:
     expected = sampled(models("cpu", 2), 2)
     with without_graphs:
-        np.testing.assert_allclose(sampled(several, 2), expected, rtol=1e-4)
-    np.testing.assert_allclose(sampled(several, 2), expected, rtol=1e-4)
+        np.testing.assert_allclose(sampled(stack, 2), expected, rtol=1e-4)
+    np.testing.assert_allclose(sampled(stack, 2), expected, rtol=1e-4)
 
 
 def test_where_captures_are_refused_the_numbers_are_the_same() -> None:
@@ -181,21 +181,21 @@ def test_graphs_can_be_turned_off() -> None:
 
 def test_threads_sample_as_one_does() -> None:
     several, expected = models("cuda", 3), sampled(models("cpu", 3), 3)
-    found: list[np.ndarray] = []
-    threads = [threading.Thread(target=lambda: found.append(sampled(several, 3))) for _ in range(4)]
+    results: list[np.ndarray] = []
+    threads = [threading.Thread(target=lambda: results.append(sampled(several, 3))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 4
-    for values in found:
+    assert len(results) == 4
+    for values in results:
         np.testing.assert_allclose(values, expected, rtol=1e-4)
 
 
 def test_bf16_gives_forecasts() -> None:
-    found = sampled(models("cuda", 2), 2, precision="bf16")
-    assert np.isfinite(found).all()
-    assert 0.5 < found[..., 3].mean() / sampled(models("cpu", 2), 2)[..., 3].mean() < 2
+    paths = sampled(models("cuda", 2), 2, precision="bf16")
+    assert np.isfinite(paths).all()
+    assert 0.5 < paths[..., 3].mean() / sampled(models("cpu", 2), 2)[..., 3].mean() < 2
 
 
 def test_what_is_waited_for_depends_neither_on_the_horizon_nor_on_the_number_of_adapters() -> None:
@@ -205,11 +205,11 @@ def test_what_is_waited_for_depends_neither_on_the_horizon_nor_on_the_number_of_
         several = models("cuda", adapters)
         for horizon in (4, 12):
             sampled(several, adapters, horizon=horizon)
-            with simcuda.watching() as seen:
+            with simcuda.watching() as watch:
                 sampled(several, adapters, horizon=horizon)
-            counts.add(sum(seen.syncs.values()))
+            counts.add(sum(watch.syncs.values()))
     assert len(counts) == 1, counts
-    assert max(counts) <= 12, seen.syncs
+    assert max(counts) <= 12, watch.syncs
 
 
 def test_the_kernels_of_a_step_outside_its_graphs_are_few() -> None:
@@ -217,7 +217,7 @@ def test_the_kernels_of_a_step_outside_its_graphs_are_few() -> None:
     several, kernels = models("cuda", 2), []
     for horizon in (4, 12):
         sampled(several, 2, horizon=horizon)
-        with simcuda.watching() as seen:
+        with simcuda.watching() as watch:
             sampled(several, 2, horizon=horizon)
-        kernels.append(seen.counts["kernels"])
+        kernels.append(watch.counts["kernels"])
     assert (kernels[1] - kernels[0]) / 8 <= 40

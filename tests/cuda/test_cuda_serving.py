@@ -45,8 +45,8 @@ def test_two_threads_at_once_get_the_forecasts_of_the_cpu(
     with ThreadPoolExecutor(THREADS) as pool:
         answers = list(pool.map(ask, range(THREADS)))
     for forecasts in answers:
-        for found, right in zip(forecasts, expected, strict=True):
-            pd.testing.assert_frame_equal(found, right, rtol=1e-4)
+        for forecast, expected_forecast in zip(forecasts, expected, strict=True):
+            pd.testing.assert_frame_equal(forecast, expected_forecast, rtol=1e-4)
 
 
 def test_a_model_is_loaded_while_another_is_asked(
@@ -57,7 +57,7 @@ def test_a_model_is_loaded_while_another_is_asked(
     model = served("cuda", folder, tiny_base, monkeypatch)
     expected = model.forecast(REQUESTS[0])
     with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(lambda: [model.forecast(bars) for bars in REQUESTS])
+        future = pool.submit(lambda: [model.forecast(bars) for bars in REQUESTS])
         other = served("auto", folder, tiny_base, monkeypatch)
         pd.testing.assert_frame_equal(other.forecast(REQUESTS[0]), expected)
-        pd.testing.assert_frame_equal(asked.result(timeout=120)[0], expected)
+        pd.testing.assert_frame_equal(future.result(timeout=120)[0], expected)

@@ -46,17 +46,17 @@ class Trainings:
     def __init__(self, base: Path, folder: Path) -> None:
         self._base, self._folder, self.said = base, folder, list[str]()
 
-    def __call__(self, way: str, device: str, *, listener: Any = None, folder: str = "", **changes: Any) -> Any:
+    def __call__(self, kind: str, device: str, *, listener: Any = None, folder: str = "", **changes: Any) -> Any:
         """Return the trained tensors of all tickers, and the first result."""
-        settings = {"adapter_dropout": 0.0, "freeze_backbone": way != "whole base", "device": device, **changes}
+        settings = {"adapter_dropout": 0.0, "freeze_backbone": kind != "whole base", "device": device, **changes}
         recipe = small_recipe(self._base, **settings)
         windows = simulated_windows(recipe, TICKERS)
-        root = self._folder / (folder or f"{way}-{device}-{len(list(self._folder.iterdir()))}")
+        root = self._folder / (folder or f"{kind}-{device}-{len(list(self._folder.iterdir()))}")
         trainer = KronosTrainer(recipe, root, say=self.said.append)
         ended: list[TrainingResult | KronosError]
-        if way == "checkpoint":
+        if kind == "checkpoint":
             ended = [trainer.train_checkpoint(windows, listener=listener)]
-        elif way == "together":
+        elif kind == "together":
             jobs = [TrainingJob(ticker.ticker, [ticker], listener=listener) for ticker in windows]
             ended = list(trainer.train_adapters(jobs))
         else:
@@ -92,9 +92,9 @@ def tensors_of(results: list[Any]) -> dict[str, Tensor]:
     }
 
 
-def assert_close(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], atol: float = 1e-4) -> None:
-    assert found.keys() == expected.keys()
-    for name, tensor in found.items():
+def assert_close(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], atol: float = 1e-4) -> None:
+    assert weights.keys() == expected.keys()
+    for name, tensor in weights.items():
         torch.testing.assert_close(tensor, expected[name], atol=atol, rtol=0, msg=partial(add, name))
 
 
@@ -104,63 +104,63 @@ def train(base: Path, tmp_path: Path) -> Trainings:
 
 
 @pytest.mark.parametrize("changes", [{}, {"average_decay": 0.9, "grad_accum_steps": 2, "batch_size": 8}], ids=str)
-@pytest.mark.parametrize("way", WAYS)
-def test_a_training_gives_what_it_gives_on_the_cpu(train: Trainings, way: str, changes: dict[str, Any]) -> None:
-    found, result = train(way, "cuda", **changes, precision="fp32")
-    expected, on_cpu = train(way, "cpu", **changes, precision="fp32")
-    assert_close(found, expected)
+@pytest.mark.parametrize("kind", WAYS)
+def test_a_training_gives_what_it_gives_on_the_cpu(train: Trainings, kind: str, changes: dict[str, Any]) -> None:
+    weights, result = train(kind, "cuda", **changes, precision="fp32")
+    expected, on_cpu = train(kind, "cpu", **changes, precision="fp32")
+    assert_close(weights, expected)
     assert result.summary["device"].startswith("cuda:")
     for column in ("step", "train_loss", "selection_loss", "learning_rate"):
         np.testing.assert_allclose(result.history[column], on_cpu.history[column], atol=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("way", WAYS)
-def test_a_training_in_16_bits_stays_near(train: Trainings, way: str, precision: str) -> None:
-    found, result = train(way, "cuda", precision=precision)
-    expected, _ = train(way, "cuda", precision="fp32")
-    assert_close(found, expected, atol=3e-3)
+@pytest.mark.parametrize("kind", WAYS)
+def test_a_training_in_16_bits_stays_near(train: Trainings, kind: str, precision: str) -> None:
+    weights, result = train(kind, "cuda", precision=precision)
+    expected, _ = train(kind, "cuda", precision="fp32")
+    assert_close(weights, expected, atol=3e-3)
     assert result.summary["precision"] == precision
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_graphs_give_what_plain_calls_give(train: Trainings, way: str) -> None:
-    found, _ = train(way, "cuda", epochs=4, precision="fp32")
-    plain, _ = train(way, "cuda", epochs=4, precision="fp32", cuda_graphs=False)
-    assert_close(found, plain, atol=1e-5)
+@pytest.mark.parametrize("kind", WAYS)
+def test_graphs_give_what_plain_calls_give(train: Trainings, kind: str) -> None:
+    weights, _ = train(kind, "cuda", epochs=4, precision="fp32")
+    plain, _ = train(kind, "cuda", epochs=4, precision="fp32", cuda_graphs=False)
+    assert_close(weights, plain, atol=1e-5)
 
 
-@pytest.mark.parametrize("way", ["checkpoint", "together"])
-def test_most_steps_are_replayed_and_none_where_graphs_are_refused(train: Trainings, way: str) -> None:
+@pytest.mark.parametrize("kind", ["checkpoint", "together"])
+def test_most_steps_are_replayed_and_none_where_graphs_are_refused(train: Trainings, kind: str) -> None:
     simcuda = pytest.importorskip("simcuda")
-    with simcuda.watching() as seen:
-        found, result = train(way, "cuda", epochs=4, precision="fp32")
-    assert 1 <= seen.counts["captures"] <= 2  # of full batches, and of the batches that end an epoch
-    assert seen.counts["replays"] >= result.summary["steps"] / 2
+    with simcuda.watching() as watch:
+        weights, result = train(kind, "cuda", epochs=4, precision="fp32")
+    assert 1 <= watch.counts["captures"] <= 2  # of full batches, and of the batches that end an epoch
+    assert watch.counts["replays"] >= result.summary["steps"] / 2
     with simcuda.refuse_capture():
-        refused, _ = train(way, "cuda", epochs=4, precision="fp32")
-    assert_close(refused, found, atol=1e-5)
-    with simcuda.watching() as seen:
-        train(way, "cuda", epochs=4, precision="fp32", cuda_graphs=False)
-    assert seen.counts["captures"] == 0
+        refused, _ = train(kind, "cuda", epochs=4, precision="fp32")
+    assert_close(refused, weights, atol=1e-5)
+    with simcuda.watching() as watch:
+        train(kind, "cuda", epochs=4, precision="fp32", cuda_graphs=False)
+    assert watch.counts["captures"] == 0
 
 
-@pytest.mark.parametrize("way", ["checkpoint", "together"])
-def test_no_step_waits_for_the_device(train: Trainings, way: str) -> None:
+@pytest.mark.parametrize("kind", ["checkpoint", "together"])
+def test_no_step_waits_for_the_device(train: Trainings, kind: str) -> None:
     simcuda = pytest.importorskip("simcuda")
 
     def waits(batch_size: int) -> tuple[int, int]:
-        with simcuda.watching() as seen:
-            _, result = train(way, "cuda", epochs=1, evaluations_per_epoch=1, batch_size=batch_size, precision="fp32")
-        return result.summary["steps"], sum(seen.syncs.values())
+        with simcuda.watching() as watch:
+            _, result = train(kind, "cuda", epochs=1, evaluations_per_epoch=1, batch_size=batch_size, precision="fp32")
+        return result.summary["steps"], sum(watch.syncs.values())
 
-    (few, waits_of_few), (many, waits_of_many) = waits(32), waits(4)
-    assert many >= few + 15
-    assert waits_of_many - waits_of_few <= many // 10 + 2  # the losses are read every tenth step
+    (steps_of_large, waits_of_large), (steps_of_small, waits_of_small) = waits(32), waits(4)
+    assert steps_of_small >= steps_of_large + 15
+    assert waits_of_small - waits_of_large <= steps_of_small // 10 + 2  # the losses are read every tenth step
 
 
-@pytest.mark.parametrize(("way", "most", "plain"), [("checkpoint", 180, 770), ("together", 40, 770)])
-def test_a_step_launches_little_where_it_is_replayed(train: Trainings, way: str, most: int, plain: int) -> None:
+@pytest.mark.parametrize(("kind", "limit", "plain"), [("checkpoint", 180, 770), ("together", 40, 770)])
+def test_a_step_launches_little_where_it_is_replayed(train: Trainings, kind: str, limit: int, plain: int) -> None:
     simcuda = pytest.importorskip("simcuda")
 
     def launches(**changes: Any) -> float:
@@ -170,37 +170,37 @@ def test_a_step_launches_little_where_it_is_replayed(train: Trainings, way: str,
             counts.setdefault(step, simcuda.counts()["kernels"])
 
         settings = {"epochs": 1, "evaluations_per_epoch": 1, "batch_size": 3, "precision": "bf16", **changes}
-        train(way, "cuda", listener=OnLog(note), **settings)
+        train(kind, "cuda", listener=OnLog(note), **settings)
         return (counts[20] - counts[10]) / 10
 
     # The simulated device counts an operation on many tensors, such as clipping, once for each of them.
-    assert launches() <= most
+    assert launches() <= limit
     assert launches(cuda_graphs=False) <= plain
 
 
-@pytest.mark.parametrize("way", ["checkpoint", "together"])
-def test_a_training_that_died_goes_on_where_it_was(train: Trainings, way: str) -> None:
+@pytest.mark.parametrize("kind", ["checkpoint", "together"])
+def test_a_training_that_died_goes_on_where_it_was(train: Trainings, kind: str) -> None:
     settings: dict[str, Any] = {"precision": "fp32", "save_steps": 3, "folder": "killed"}
-    whole, _ = train(way, "cuda", precision="fp32", save_steps=3)
+    expected, _ = train(kind, "cuda", precision="fp32", save_steps=3)
     with pytest.raises(Killed):
-        train(way, "cuda", listener=KillAtStep(5), **settings)
-    again, result = train(way, "cuda", **settings)
+        train(kind, "cuda", listener=KillAtStep(5), **settings)
+    resumed, result = train(kind, "cuda", **settings)
     assert result.summary["resumed_from_step"] >= 3
-    assert_close(again, whole, atol=1e-5)
+    assert_close(resumed, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("graphs", "after"), [(True, 0), (False, 0), (False, 40), (False, 150)])
-@pytest.mark.parametrize("way", ["checkpoint", "alone", "together"])
+@pytest.mark.parametrize("kind", ["checkpoint", "alone", "together"])
 def test_a_batch_that_does_not_fit_is_divided_and_the_numbers_stay(
-    train: Trainings, way: str, graphs: bool, after: int
+    train: Trainings, kind: str, graphs: bool, after: int
 ) -> None:
     simcuda = pytest.importorskip("simcuda")
     settings: dict[str, Any] = {"precision": "fp32", "cuda_graphs": graphs, "epochs": 2, "batch_size": 8}
     settings["evaluations_per_epoch"] = 1
-    expected, _ = train(way, "cuda", **settings)
+    expected, _ = train(kind, "cuda", **settings)
     train.said.clear()
-    found, _ = train(way, "cuda", listener=once(lambda: simcuda.inject_oom(after)), **settings)
-    assert_close(found, expected)
+    weights, _ = train(kind, "cuda", listener=once(lambda: simcuda.inject_oom(after)), **settings)
+    assert_close(weights, expected)
     divided = [line for line in train.said if "out of memory" in line]
     assert divided if not graphs else len(divided) <= 1
 
@@ -219,22 +219,22 @@ def test_data_stays_on_the_host_where_others_hold_the_device(train: Trainings) -
     expected, _ = train("checkpoint", "cuda", precision="fp32", batch_size=64)
     gc.collect()
     free, total = torch.cuda.mem_get_info()
-    with simcuda.occupy((free - 2 * 10**6) / 2**30), simcuda.watching() as seen:
-        found, _ = train("checkpoint", "cuda", precision="fp32", batch_size=64)
-    assert_close(found, expected)
-    assert max(seen.peak) < total - free + 2 * 10**6
+    with simcuda.occupy((free - 2 * 10**6) / 2**30), simcuda.watching() as watch:
+        weights, _ = train("checkpoint", "cuda", precision="fp32", batch_size=64)
+    assert_close(weights, expected)
+    assert max(watch.peak) < total - free + 2 * 10**6
 
 
-@pytest.mark.parametrize("way", ["checkpoint", "together"])
-def test_where_not_even_one_window_fits_a_message_says_what_helps(train: Trainings, way: str) -> None:
+@pytest.mark.parametrize("kind", ["checkpoint", "together"])
+def test_where_not_even_one_window_fits_a_message_says_what_helps(train: Trainings, kind: str) -> None:
     simcuda = pytest.importorskip("simcuda")
     total = torch.cuda.mem_get_info()[1] / 2**30
-    name = "adapters/AAPL" if way == "together" else "checkpoints/best_model"
+    name = "adapters/AAPL" if kind == "together" else "checkpoints/best_model"
     try:
         with pytest.raises(ModelError, match=f"The training of {name} needs more memory than cuda:0 has free: "):
-            train(way, "cuda", listener=once(lambda: simcuda.occupy(total)), precision="fp32")
+            train(kind, "cuda", listener=once(lambda: simcuda.occupy(total)), precision="fp32")
         with pytest.raises(ModelError, match=r"Loading .*predictor needs more memory than cuda:0 has free: "):
-            train(way, "cuda", precision="fp32")
+            train(kind, "cuda", precision="fp32")
     finally:
         simcuda.occupy(0)
 

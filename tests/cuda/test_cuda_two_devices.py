@@ -54,8 +54,8 @@ def test_each_device_forecasts_what_the_cpu_forecasts(tiny_base: Path, tmp_path:
     for device in ("cpu", "cuda:1", "cuda:0", "cuda:1"):
         base = load_base(find_base_model(str(tiny_base)), torch.device(device))
         for name, model in (("base", base), ("adapter", load_adapter(folder, base))):
-            found = forecast_ahead(bars, model, plain_sampling(recipe), recipe)["mean"]
-            np.testing.assert_allclose(found, means.setdefault(name, found), rtol=1e-4, err_msg=f"{name} on {device}")
+            mean = forecast_ahead(bars, model, plain_sampling(recipe), recipe)["mean"]
+            np.testing.assert_allclose(mean, means.setdefault(name, mean), rtol=1e-4, err_msg=f"{name} on {device}")
     assert not np.allclose(means["base"], means["adapter"], rtol=1e-4)
 
 

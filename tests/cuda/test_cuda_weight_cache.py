@@ -24,25 +24,25 @@ def adapters(count: int) -> list[Any]:
 @pytest.mark.parametrize("count", [1, 16])
 def test_the_weights_are_read_by_few_kernels_and_copied_once(count: int) -> None:
     simcuda = pytest.importorskip("simcuda")
-    several = adapters(count)
-    weights_state(several)
-    with simcuda.watching() as seen:
-        weights_state(several)
-    assert seen.counts["kernels"] <= 10
-    assert sum(seen.syncs.values()) == 1
+    stack = adapters(count)
+    weights_state(stack)
+    with simcuda.watching() as watch:
+        weights_state(stack)
+    assert watch.counts["kernels"] <= 10
+    assert sum(watch.syncs.values()) == 1
 
 
 def test_each_change_is_seen() -> None:
-    several = adapters(3)
-    before = weights_state(several)
-    assert weights_state(several) == before
-    base = several[0].get_base_model()
-    lora = several[2].get_base_model().transformer[1].self_attn.q_proj.lora_B["default"]
+    stack = adapters(3)
+    before = weights_state(stack)
+    assert weights_state(stack) == before
+    base = stack[0].get_base_model()
+    lora = stack[2].get_base_model().transformer[1].self_attn.q_proj.lora_B["default"]
     for weight in (base.transformer[0].ffn.w1.weight, base.norm.weight, lora.weight):
         weight.data.neg_()
-        after = weights_state(several)
+        after = weights_state(stack)
         assert after != before
         before = after
     rows = base.embedding.emb_s1.weight
     rows.data.copy_(rows.flip(0).clone())
-    assert weights_state(several) != before
+    assert weights_state(stack) != before

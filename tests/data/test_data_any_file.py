@@ -92,7 +92,7 @@ class Shape:
         order = list(range(len(columns)))
         random.Random(self.order).shuffle(order)
         table = [list(columns), *(list(row) for row in rows)]
-        cells = [[f'"{row[place]}"' if self.quoted else row[place] for place in order] for row in table]
+        cells = [[f'"{row[column]}"' if self.quoted else row[column] for column in order] for row in table]
         text = [self.separator.join(row) for row in cells]
         if self.preamble:
             text = ["Prices of ACME, from the archive" if self.separator != "," else "Prices of ACME", *text]
@@ -155,9 +155,9 @@ def both_readings(problem: str, shape: Shape, frame: pd.DataFrame) -> bool:
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(frames(), shapes)
 def test_the_bars_are_those_that_were_written(
-    tmp_path_factory: pytest.TempPathFactory, made: tuple[pd.DataFrame, bool], shape: Shape
+    tmp_path_factory: pytest.TempPathFactory, bars_and_kind: tuple[pd.DataFrame, bool], shape: Shape
 ) -> None:
-    frame, intraday = made
+    frame, intraday = bars_and_kind
     assume(shape.decimal != shape.thousands)
     # A mark of numbers or dates that is also the separator needs quotes.
     dates_with_commas = shape.separator == "," and shape.date == "%b %d, %Y" and shape.unit is None

@@ -62,8 +62,8 @@ def test_a_good_file_has_no_problem(tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_line_is_named_with_its_column_rule_and_value(tmp_path: Path, line: str, problem: str) -> None:
-    [found] = problems_of(with_line(tmp_path, line))
-    assert found.startswith(problem)
+    [message] = problems_of(with_line(tmp_path, line))
+    assert message.startswith(problem)
 
 
 def test_every_bad_line_is_reported_at_once_in_file_order(tmp_path: Path) -> None:
@@ -160,9 +160,9 @@ def test_a_file_that_is_no_csv_of_bars_is_refused_as_a_whole(tmp_path: Path, con
     path = tmp_path / "ACME.csv"
     path.write_bytes(content)
 
-    [found] = problems_of(CsvFile("ACME", path))
+    [message] = problems_of(CsvFile("ACME", path))
 
-    assert found.startswith(problem)
+    assert message.startswith(problem)
 
 
 def test_a_file_that_vanished_is_refused(tmp_path: Path) -> None:
@@ -174,14 +174,14 @@ def test_one_bad_ticker_among_good_ones_leaves_the_good_ones_as_they_are(tmp_pat
     frames = {f"T{number}": daily_frame(50, seed=number) for number in range(5)}
     for ticker, frame in frames.items():
         write_frame(tmp_path / ticker, ticker, frame)
-    alone = {ticker: read_bars(CsvFile(ticker, tmp_path / ticker / f"{ticker}.csv")) for ticker in frames}
+    separate = {ticker: read_bars(CsvFile(ticker, tmp_path / ticker / f"{ticker}.csv")) for ticker in frames}
     write_frame(tmp_path / "T2", "T2", frames["T2"].assign(Low=lambda frame: frame["High"] + 1))
     write_frame(tmp_path / "other", "t4", frames["T4"].assign(Volume=1))
 
     good, bad = read_folder(tmp_path)
 
     assert list(good) == ["T0", "T1", "T3"]
-    assert all(good[ticker].content_hash == alone[ticker].content_hash for ticker in good)
+    assert all(good[ticker].content_hash == separate[ticker].content_hash for ticker in good)
     assert list(bad) == ["T2", "T4"]
     assert {(problem.column, problem.lines, problem.count) for problem in bad["T2"].problems} == {
         ("High", (2, 3, 4), 50),

@@ -46,12 +46,12 @@ def read(file: CsvFile, layout: ArtifactLayout, now: pd.Timestamp = NOW) -> tupl
 
 def test_the_stored_bars_are_those_of_the_file(file: CsvFile, layout: ArtifactLayout) -> None:
     stored, unchanged = read(file, layout)
-    again = read_bars(file, now=NOW)
+    read_anew = read_bars(file, now=NOW)
 
     assert unchanged
-    pd.testing.assert_frame_equal(stored.frame, again.frame)
+    pd.testing.assert_frame_equal(stored.frame, read_anew.frame)
     no_frame: Any = None
-    assert replace(stored, frame=no_frame) == replace(again, frame=no_frame)
+    assert replace(stored, frame=no_frame) == replace(read_anew, frame=no_frame)
 
 
 def test_an_unchanged_file_is_not_read_though_it_was_touched(file: CsvFile, layout: ArtifactLayout) -> None:
@@ -60,16 +60,16 @@ def test_an_unchanged_file_is_not_read_though_it_was_touched(file: CsvFile, layo
     save_bars(layout.bars("ACME"), marked)
     os.utime(file.path, (1_700_000_000, 1_700_000_000))
 
-    found, unchanged = read(file, layout)
+    bars, unchanged = read(file, layout)
 
     assert unchanged
-    assert (found.frame["volume"] == 7).all()
+    assert (bars.frame["volume"] == 7).all()
 
 
 def test_a_file_with_one_bar_more_is_read(file: CsvFile, layout: ArtifactLayout) -> None:
     write_frame(file.path.parent, "ACME", daily_frame(51))
-    found, unchanged = read(file, layout)
-    assert (len(found), unchanged) == (51, False)
+    bars, unchanged = read(file, layout)
+    assert (len(bars), unchanged) == (51, False)
 
 
 @pytest.mark.parametrize(
@@ -91,9 +91,9 @@ def test_a_file_is_read_again_with_other_settings(
 
 
 def test_a_file_that_was_moved_is_read_so_that_messages_name_it(file: CsvFile, layout: ArtifactLayout) -> None:
-    moved = CsvFile("ACME", file.path.rename(file.path.parent.parent / "ACME.csv"))
-    found, unchanged = read(moved, layout)
-    assert (found.source, unchanged) == (moved.name, False)
+    moved_file = CsvFile("ACME", file.path.rename(file.path.parent.parent / "ACME.csv"))
+    bars, unchanged = read(moved_file, layout)
+    assert (bars.source, unchanged) == (moved_file.name, False)
 
 
 @pytest.mark.parametrize("damage", ["other bars", "half a file", "no parquet"])
@@ -106,10 +106,10 @@ def test_damaged_bars_are_made_anew(file: CsvFile, layout: ArtifactLayout, damag
     else:
         path.write_bytes(content[: len(content) // 2] if damage == "half a file" else b"damaged")
 
-    found, unchanged = read(file, layout)
+    bars_read, unchanged = read(file, layout)
 
     assert not unchanged
-    assert found.content_hash == read_bars(file, now=NOW).content_hash
+    assert bars_read.content_hash == read_bars(file, now=NOW).content_hash
 
 
 def test_bars_that_another_version_of_the_code_read_are_made_anew(
@@ -173,15 +173,15 @@ def test_the_command_says_how_many_were_unchanged_and_leaves_their_bars_as_they_
     for ticker in ("A", "B", "C"):
         write_frame(data, ticker, daily_frame(150))
     first = run(data, layout)
-    once = capsys.readouterr().out
+    first_output = capsys.readouterr().out
     inodes = {ticker: layout.bars(ticker).stat().st_ino for ticker in first.windows}
     write_frame(data, "B", daily_frame(151))
 
     second = run(data, layout, horizon=6)
 
-    again = capsys.readouterr().out
-    assert "not changed" not in once
-    assert again.startswith("2 of 3 CSVs are as they were when they were last read\n")
+    second_output = capsys.readouterr().out
+    assert "not changed" not in first_output
+    assert second_output.startswith("2 of 3 CSVs are as they were when they were last read\n")
     assert len(second.windows["B"].bars) == 151
     assert {ticker for ticker in inodes if layout.bars(ticker).stat().st_ino != inodes[ticker]} == {"B"}
     for ticker, windows in second.windows.items():

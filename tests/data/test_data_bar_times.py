@@ -63,8 +63,8 @@ def test_daily_bars_stamped_in_utc_have_the_exchanges_dates_over_a_year(name: st
     assert list(arranged.times) == list(calendar.sessions.as_unit("ns").to_numpy())
     assert arranged.problems == ()
     assert arranged.forming is None
-    moved = bool((pd.DatetimeIndex(stamps).normalize() != calendar.sessions).any())
-    assert arranged.zone == (None if moved else "UTC")
+    dates_differ = bool((pd.DatetimeIndex(stamps).normalize() != calendar.sessions).any())
+    assert arranged.zone == (None if dates_differ else "UTC")
 
 
 @pytest.mark.parametrize("zone", ["Europe/Berlin", "Asia/Tokyo", "America/New_York"])
@@ -189,19 +189,23 @@ def test_a_change_of_size_is_found_at_the_first_bar_of_the_other_size(
     first: str, second: str, before: int, after: int
 ) -> None:
     assume(first != second)
-    one, two = SIZES[first], SIZES[second]
+    first_stamps, second_stamps = SIZES[first], SIZES[second]
     # Coarser bars of a day are rare trades if they are few.
     assume(min(before, after) >= 26 or "day" in (first, second))
-    one = one[-before:]
-    gap = one[-1].normalize() + pd.offsets.BDay(1)
-    two = two - two[0].normalize() + gap if second not in ("month", "week") else two - two[0] + gap
-    two = two[:after]
+    first_stamps = first_stamps[-before:]
+    gap = first_stamps[-1].normalize() + pd.offsets.BDay(1)
+    second_stamps = (
+        second_stamps - second_stamps[0].normalize() + gap
+        if second not in ("month", "week")
+        else second_stamps - second_stamps[0] + gap
+    )
+    second_stamps = second_stamps[:after]
 
-    problems = arrange([*one, *two]).problems
+    problems = arrange([*first_stamps, *second_stamps]).problems
 
     assert len(problems) == 1
     bar, rule = problems[0]
-    assert abs(bar - len(one)) <= 1
+    assert abs(bar - len(first_stamps)) <= 1
     assert "change to" in rule
 
 

@@ -206,11 +206,11 @@ def test_bars_slower_than_daily_keep_their_place(freq: str, calendars: list[str]
 
 def test_a_friday_that_was_a_holiday_does_not_move_weekly_and_monthly_bars() -> None:
     fridays = pd.date_range(end="2024-03-29", periods=40, freq="W-FRI")
-    moved = pd.DatetimeIndex([*fridays[:-1], pd.Timestamp("2024-03-28")])
-    assert next_stamps(bars_at(moved), 1, [])[0] == pd.Timestamp("2024-04-05")
+    stamps = pd.DatetimeIndex([*fridays[:-1], pd.Timestamp("2024-03-28")])
+    assert next_stamps(bars_at(stamps), 1, [])[0] == pd.Timestamp("2024-04-05")
     months = pd.date_range(end="2024-03-29", periods=40, freq="BME")
-    moved = pd.DatetimeIndex([*months[:-1], pd.Timestamp("2024-03-28")])
-    assert next_stamps(bars_at(moved), 1, [])[0] == pd.Timestamp("2024-04-30")
+    stamps = pd.DatetimeIndex([*months[:-1], pd.Timestamp("2024-03-28")])
+    assert next_stamps(bars_at(stamps), 1, [])[0] == pd.Timestamp("2024-04-30")
 
 
 def test_monthly_bars_of_another_day_keep_it() -> None:
@@ -230,10 +230,10 @@ def test_stamps_ahead_are_as_many_as_asked_after_the_last_bar_and_in_order(
     freq: str, bars: int, count: int, gone: list[float], start: int
 ) -> None:
     times = pd.date_range(pd.Timestamp("1980-01-01") + pd.Timedelta(days=start), periods=bars, freq=freq)
-    kept = np.ones(bars, np.bool_)
-    kept[[int(share * (bars - 1)) for share in gone]] = False
-    kept[[0, -1]] = True
-    stamps = next_stamps(bars_at(times[kept]), count, [])
+    present = np.ones(bars, np.bool_)
+    present[[int(share * (bars - 1)) for share in gone]] = False
+    present[[0, -1]] = True
+    stamps = next_stamps(bars_at(times[present]), count, [])
     assert len(stamps) == count
     assert stamps[0] > times[-1]
     assert stamps.is_monotonic_increasing

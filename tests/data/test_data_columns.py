@@ -65,8 +65,8 @@ def test_the_table_of_names_has_a_row_per_meaning() -> None:
     ],
 )
 def test_names_are_compared_without_case_accents_and_marks(name: str, meaning: str | None) -> None:
-    found = meaning_of(name)
-    assert (found and found[0]) == meaning
+    result = meaning_of(name)
+    assert (result and result[0]) == meaning
 
 
 PROGRAMS = {
@@ -118,8 +118,8 @@ PROGRAMS = {
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_the_columns_of_programs_are_found(tmp_path: Path, program: str) -> None:
     table = table_of(tmp_path, *PROGRAMS[program])
-    found = {key: str(table.cells[key][0]).strip("$") for key in ("open", "high", "low", "close", "volume")}
-    assert found == {"open": "1", "high": "5", "low": "1", "close": "4", "volume": "7"}
+    first_cells = {key: str(table.cells[key][0]).strip("$") for key in ("open", "high", "low", "close", "volume")}
+    assert first_cells == {"open": "1", "high": "5", "low": "1", "close": "4", "volume": "7"}
     assert not any("close" in name.lower() for name in table.time_cells)
     assert table.time_cells
 

@@ -60,13 +60,13 @@ def test_lines_are_those_of_the_file_whatever_blank_ones_are_between(
     tmp_path: Path, body: list[tuple[str, ...]], blanks: list[tuple[int, str]]
 ) -> None:
     lines = [",".join(row) for row in body]
-    for place, blank in blanks:
-        lines.insert(min(place, len(lines)), blank)
+    for row_number, blank in blanks:
+        lines.insert(min(row_number, len(lines)), blank)
     table = table_of(tmp_path, "\n".join([",".join(HEADER), *lines]).encode())
 
-    found = dict(zip(table.lines, zip(*texts(table).values(), strict=True), strict=True))
+    rows_by_line = dict(zip(table.lines, zip(*texts(table).values(), strict=True), strict=True))
 
-    assert found == {
+    assert rows_by_line == {
         number: tuple(line.split(",")[:5]) for number, line in enumerate(lines, 2) if line.replace(",", "").strip()
     }
 

@@ -110,12 +110,12 @@ dialects = st.builds(
 def bars(draw: st.DrawFn) -> list[tuple[float, ...]]:
     """Bars with prices of a few digits or of thousands."""
     scale = draw(st.sampled_from([1, 100, 10_000]))
-    found = []
+    rows = []
     for _ in range(draw(st.integers(1, 12))):
         low, first, second, high = sorted(draw(st.lists(st.integers(1000, 30_000), min_size=4, max_size=4)))
         prices = (first, high, low, second) if draw(st.booleans()) else (second, high, low, first)
-        found.append((*(price * scale / 1e4 for price in prices), float(draw(st.integers(0, 10**7)))))
-    return found
+        rows.append((*(price * scale / 1e4 for price in prices), float(draw(st.integers(0, 10**7)))))
+    return rows
 
 
 @pytest.mark.slow
@@ -123,14 +123,14 @@ def bars(draw: st.DrawFn) -> list[tuple[float, ...]]:
 @given(bars(), dialects)
 @example([(1.5, 2.5, 1.25, 1.75, 1234.0)], Dialect("cp1252", ";", ",", ".", 2, csv.QUOTE_ALL, "\r", 1, 1))
 def test_bars_are_the_same_in_any_dialect_or_a_number_has_two_readings(
-    tmp_path: Path, made: list[tuple[float, ...]], dialect: Dialect
+    tmp_path: Path, written_bars: list[tuple[float, ...]], dialect: Dialect
 ) -> None:
     assume(dialect.decimal != dialect.thousands)
     # Without any fraction in the file, a dot between digits is the decimal mark, as in all programs.
     assume(dialect.digits or dialect.thousands != ".")
-    rounded = [(*(float(f"{price:.{dialect.digits}f}") for price in row[:4]), row[4]) for row in made]
+    rounded = [(*(float(f"{price:.{dialect.digits}f}") for price in row[:4]), row[4]) for row in written_bars]
     try:
-        table = table_of(tmp_path, dialect.write(made))
+        table = table_of(tmp_path, dialect.write(written_bars))
     except DataError as error:
         [problem] = error.problems
         assert ": can be " in str(problem)
@@ -141,9 +141,9 @@ def test_bars_are_the_same_in_any_dialect_or_a_number_has_two_readings(
         return
 
     assert list(zip(*values(table).values(), strict=True)) == rounded
-    assert times(table) == [f"2024-01-{day + 1:02}" for day in range(len(made))]
+    assert times(table) == [f"2024-01-{day + 1:02}" for day in range(len(written_bars))]
     first = dialect.preamble + 2
-    assert list(table.lines) == list(range(first, first + len(made)))
+    assert list(table.lines) == list(range(first, first + len(written_bars)))
 
 
 @pytest.mark.parametrize("encoding", HEADERS)
@@ -324,30 +324,30 @@ def column(folder: Path, *cells: str, name: str = "Volume") -> NumberColumn:
 
 
 def test_suffixes_are_powers_of_ten_and_told(tmp_path: Path) -> None:
-    found = column(tmp_path, "1.17M", "953.4K", "2.5B", "1.2万", "3亿", "1.5 Mio.", "12")
-    assert found.values.tolist() == [1_170_000, 953_400, 2_500_000_000, 12_000, 300_000_000, 1_500_000, 12]
-    assert found.notes == ("Volume has suffixes: 1.17M is read as 1,170,000",)
+    numbers = column(tmp_path, "1.17M", "953.4K", "2.5B", "1.2万", "3亿", "1.5 Mio.", "12")
+    assert numbers.values.tolist() == [1_170_000, 953_400, 2_500_000_000, 12_000, 300_000_000, 1_500_000, 12]
+    assert numbers.notes == ("Volume has suffixes: 1.17M is read as 1,170,000",)
 
 
 def test_cells_without_a_value_are_empty_and_no_problem(tmp_path: Path) -> None:
-    found = column(tmp_path, "", "-", "--", "N/A", "null", "NaN", "7")
-    assert found.empty.tolist() == [True] * 6 + [False]
-    assert found.values.tolist()[-1] == 7
-    assert (found.problems, found.notes) == ((), ())
+    numbers = column(tmp_path, "", "-", "--", "N/A", "null", "NaN", "7")
+    assert numbers.empty.tolist() == [True] * 6 + [False]
+    assert numbers.values.tolist()[-1] == 7
+    assert (numbers.problems, numbers.notes) == ((), ())
 
 
 def test_cells_that_are_no_numbers_are_problems(tmp_path: Path) -> None:
-    found = column(tmp_path, "5%", "many", "1_000", "1e5M", "12,34", "7")
-    assert dict(found.problems) == {
+    numbers = column(tmp_path, "5%", "many", "1_000", "1e5M", "12,34", "7")
+    assert dict(numbers.problems) == {
         0: "is a percentage; say with --columns which column to read",
         **dict.fromkeys(range(1, 5), "must be a number"),
     }
 
 
 def test_a_second_currency_is_a_problem(tmp_path: Path) -> None:
-    found = column(tmp_path, "$5", "$6", "€7", "8")
-    assert found.problems == ((2, "has another currency sign than the $ of the other lines"),)
-    assert found.values.tolist()[:2] == [5, 6]
+    numbers = column(tmp_path, "$5", "$6", "€7", "8")
+    assert numbers.problems == ((2, "has another currency sign than the $ of the other lines"),)
+    assert numbers.values.tolist()[:2] == [5, 6]
 
 
 @pytest.mark.parametrize("volume", ["-", "", "N/A"])

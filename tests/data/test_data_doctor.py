@@ -25,7 +25,7 @@ def report(tmp_path: Path) -> FolderReport:
 
 
 def test_each_ticker_is_fit_or_not_and_has_enough_or_not(report: FolderReport) -> None:
-    verdicts = {one.ticker: (one.fit, one.enough) for one in report.tickers}
+    verdicts = {ticker.ticker: (ticker.fit, ticker.enough) for ticker in report.tickers}
     assert verdicts == {
         "BROKEN": (False, False),
         "GOOD": (True, True),
@@ -38,9 +38,9 @@ def test_each_ticker_is_fit_or_not_and_has_enough_or_not(report: FolderReport) -
 
 
 def test_enough_counts_horizons_that_could_be_laid_end_to_end(report: FolderReport) -> None:
-    [good] = [one for one in report.tickers if one.ticker == "GOOD"]
+    [good] = [ticker for ticker in report.tickers if ticker.ticker == "GOOD"]
     assert good.horizons == (1000 - 50 - 64) // 30
-    assert report.horizons == sum(one.horizons for one in report.tickers) >= 100
+    assert report.horizons == sum(ticker.horizons for ticker in report.tickers) >= 100
     assert report.enough_for_checkpoint
 
 
@@ -104,9 +104,9 @@ def test_the_table_of_many_tickers_has_a_row_per_verdict(many: FolderReport) -> 
 
 
 def test_some_tickers_of_many_are_shown_in_full(many: FolderReport) -> None:
-    shown = many.of(["t07", "BAD1"])
+    excerpt = many.of(["t07", "BAD1"])
 
-    assert [report.ticker for report in shown.tickers] == ["T07", "BAD1"]
-    assert any(line.startswith("T07: note: bars without volume, as in a trading halt: 1") for line in shown.lines())
+    assert [report.ticker for report in excerpt.tickers] == ["T07", "BAD1"]
+    assert any(line.startswith("T07: note: bars without volume, as in a trading halt: 1") for line in excerpt.lines())
     with pytest.raises(DataError, match="no such ticker here; there are: BAD0, BAD1"):
         many.of(["NONE"])

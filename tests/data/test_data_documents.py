@@ -92,15 +92,15 @@ def fixed_parts(text: ast.expr) -> tuple[str, ...]:
 
 
 def texts_of_the_code() -> list[Text]:
-    found = []
+    texts = []
     for path in SOURCES:
         tree = ast.parse(path.read_text())
         documentation = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
         inner = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
         for node in ast.walk(tree):
             if isinstance(node, ast.expr) and id(node) not in documentation | inner and (parts := fixed_parts(node)):
-                found.append(Text(path.stem, parts))
-    return [text for text in found if text.words() >= LEAST_WORDS]
+                texts.append(Text(path.stem, parts))
+    return [text for text in texts if text.words() >= LEAST_WORDS]
 
 
 TEXTS = texts_of_the_code()
@@ -138,10 +138,10 @@ def test_the_page_names_each_flag_of_the_reading() -> None:
 def test_the_names_of_columns_have_the_meaning_that_the_page_gives(meaning: str, names: str) -> None:
     ranks = []
     for text in names.split("; then "):
-        found = [meaning_of(name) or ("", 0) for name in quoted(text)]
-        assert {of_name for of_name, _ in found} == {meaning}
-        assert len({rank for _, rank in found}) == 1 or meaning == "time"
-        ranks.append(min(rank for _, rank in found))
+        meanings = [meaning_of(name) or ("", 0) for name in quoted(text)]
+        assert {of_name for of_name, _ in meanings} == {meaning}
+        assert len({rank for _, rank in meanings}) == 1 or meaning == "time"
+        ranks.append(min(rank for _, rank in meanings))
     assert ranks == sorted(set(ranks))
 
 
@@ -156,7 +156,7 @@ def test_the_columns_of_each_source_are_known(source: str, header: list[str]) ->
         assert source in ("Binance", "MetaTrader 4")  # no header
         return
     names = re.split("[,;]", header[0])
-    found = {meaning[0] for meaning in header_meanings(names, {}) if meaning}
+    meanings = {meaning[0] for meaning in header_meanings(names, {}) if meaning}
     # The header of yfinance names the time in its third line.
-    assert found >= set(PRICES)
-    assert found & set(TIME_MEANINGS) or header[1:] == ["Ticker", "Date"]
+    assert meanings >= set(PRICES)
+    assert meanings & set(TIME_MEANINGS) or header[1:] == ["Ticker", "Date"]

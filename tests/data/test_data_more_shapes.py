@@ -20,8 +20,8 @@ def read_one(folder: Path, **settings: Any) -> Bars:
     """The bars of the only ticker of a folder without problems."""
     bars, errors = read_folder(folder, ReadingSettings(**settings), now=NOW)
     assert errors == {}
-    [one] = bars.values()
-    return one
+    [only] = bars.values()
+    return only
 
 
 def problem_of(folder: Path) -> str:
@@ -58,7 +58,7 @@ def test_bars_above_the_header_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("404 Not Found", "no table of bars: the file begins with '404 Not Found'"),
         ("No data, symbol may be delisted", "no table of bars: the file begins with 'No data, symbol"),
@@ -72,10 +72,10 @@ def test_bars_above_the_header_are_refused(tmp_path: Path) -> None:
         ("{\\rtf1\\ansi Date,Open}", "formatted text"),
     ],
 )
-def test_a_text_without_a_table_is_refused_for_what_it_is(tmp_path: Path, text: str, words: str) -> None:
+def test_a_text_without_a_table_is_refused_for_what_it_is(tmp_path: Path, text: str, message: str) -> None:
     write(tmp_path / "ZZA.csv", [text])
 
-    assert words in problem_of(tmp_path)
+    assert message in problem_of(tmp_path)
 
 
 def test_a_line_of_another_length_is_named_with_the_way_out(tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_day_numbers_with_a_decimal_comma_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "first", "step", "words"),
+    ("name", "first", "step", "message"),
     [
         ("date", 19360, 1, "can be 1953-01-01, as the day number of a spreadsheet, or 2023-01-03, as days since 1970"),
         ("Unnamed: 0", 44929, 1, "can be the numbers of rows, or 2023-01-03 as the day number of a spreadsheet"),
@@ -245,12 +245,12 @@ def test_day_numbers_with_a_decimal_comma_are_read(tmp_path: Path) -> None:
     ],
 )
 def test_numbers_that_can_be_two_times_are_refused(
-    tmp_path: Path, name: str, first: int, step: int, words: str
+    tmp_path: Path, name: str, first: int, step: int, message: str
 ) -> None:
     frame = daily(50)
     write(tmp_path / "ZZA.csv", lines({name: range(first, first + 50 * step, step), **ohlcv(frame)}))
 
-    assert words in problem_of(tmp_path)
+    assert message in problem_of(tmp_path)
 
 
 @pytest.mark.parametrize("newest_first", [False, True])

@@ -33,10 +33,10 @@ def test_statistics_depend_on_no_bar_outside_of_the_lookback(bars: Bars, recipe:
     for row in np.linspace(0, len(windows.rows) - 1, 5).astype(int):
         start, origin = windows.rows[["start", "origin"]].to_numpy()[row]
         known = bars.values[start : origin + 1]
-        alone = rolling_statistics(known, len(known))
+        statistics = rolling_statistics(known, len(known))
         # Equal to the last bit: nothing of a bar elsewhere, not even by rounding.
-        np.testing.assert_array_equal(mean[row], alone[0][0])
-        np.testing.assert_array_equal(std[row], alone[1][0])
+        np.testing.assert_array_equal(mean[row], statistics[0][0])
+        np.testing.assert_array_equal(std[row], statistics[1][0])
 
 
 @CASES
@@ -108,8 +108,8 @@ def test_every_window_is_kept_or_counted(bars: Bars, recipe: Recipe) -> None:
     span = recipe.lookback + recipe.horizon + 1
     assert recipe.validation_bars is not None
     inside_holdout = max(recipe.validation_bars - recipe.horizon, 0)
-    kept = windows.counts()
-    assert kept["train"] + kept["selection"] + left_out == len(bars) - span + 1 - inside_holdout
+    counts = windows.counts()
+    assert counts["train"] + counts["selection"] + left_out == len(bars) - span + 1 - inside_holdout
 
 
 @settings(max_examples=100, deadline=None)

@@ -87,9 +87,10 @@ def test_a_proposal_fits_and_its_flags_say_it_all(bars: int, freq: str) -> None:
     proposal, recipe = proposed(ticker(bars, freq))
 
     assert all(min(windows.counts().values()) > 0 for windows in proposal.windows)
-    words = shlex.split(proposal.flags())
+    arguments = shlex.split(proposal.flags())
     given_flags = {
-        name.removeprefix("--").replace("-", "_"): value for name, value in zip(words[::2], words[1::2], strict=True)
+        name.removeprefix("--").replace("-", "_"): value
+        for name, value in zip(arguments[::2], arguments[1::2], strict=True)
     }
     assert Recipe.model_validate(given_flags) == recipe
 
@@ -104,5 +105,5 @@ def test_settings_that_were_given_stay() -> None:
 def test_settings_with_spaces_are_quoted_in_the_command() -> None:
     proposal = propose([ticker(2000)], Recipe(columns=["close=Closing Price", "volume=Vol."]), CUTOFFS)
 
-    words = shlex.split(proposal.flags())
-    assert words[words.index("--columns") + 1] == "close=Closing Price,volume=Vol."
+    arguments = shlex.split(proposal.flags())
+    assert arguments[arguments.index("--columns") + 1] == "close=Closing Price,volume=Vol."

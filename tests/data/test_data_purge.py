@@ -66,9 +66,9 @@ def test_a_ticker_that_ended_long_ago_cuts_nothing_and_is_named() -> None:
 
 @pytest.mark.parametrize("hold_out", [True, False])
 def test_tickers_of_one_calendar_lose_nothing(hold_out: bool) -> None:
-    both = [windows_of(simulated_bars(ticker, 200), hold_out=hold_out) for ticker in ("AAPL", "MSFT")]
-    assert all(one is other for one, other in zip(purge_overlapping_targets(both), both, strict=True))
-    assert outdated_tickers(both) == []
+    tickers = [windows_of(simulated_bars(ticker, 200), hold_out=hold_out) for ticker in ("AAPL", "MSFT")]
+    assert all(purged is original for purged, original in zip(purge_overlapping_targets(tickers), tickers, strict=True))
+    assert outdated_tickers(tickers) == []
 
 
 def test_windows_that_hold_nothing_out_use_the_last_bar_and_have_no_holdout() -> None:

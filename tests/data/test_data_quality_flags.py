@@ -72,10 +72,10 @@ def test_a_volume_that_is_absent_or_empty_is_zero_and_said_once(tmp_path: Path, 
 def test_an_amount_that_is_absent_is_volume_times_the_mean_price_and_one_that_is_there_is_kept(tmp_path: Path) -> None:
     frame = daily_frame(100)
     derived = read_frame(tmp_path, frame).frame
-    given = read_frame(tmp_path, frame.assign(AMOUNT=7.0)).frame
+    stated = read_frame(tmp_path, frame.assign(AMOUNT=7.0)).frame
 
     np.testing.assert_allclose(derived["amount"], derived["volume"] * derived[list(PRICES)].mean(axis=1))
-    assert (given["amount"] == 7).all()
+    assert (stated["amount"] == 7).all()
 
 
 def test_nights_weekends_and_lunch_breaks_are_no_holes(tmp_path: Path) -> None:

@@ -47,12 +47,12 @@ def test_a_close_that_differs_from_the_adjusted_close_is_said_to_be_unadjusted(s
 
 
 def test_the_unadjusted_splits_of_2000_to_2013_are_found_and_no_other(stocks: dict[str, Bars]) -> None:
-    found = {ticker: [note for note in bars.notes if "splits" in note] for ticker, bars in stocks.items()}
+    split_notes = {ticker: [note for note in bars.notes if "splits" in note] for ticker, bars in stocks.items()}
 
-    [apple], [microsoft] = found.pop("AAPL"), found.pop("MSFT")
+    [apple], [microsoft] = split_notes.pop("AAPL"), split_notes.pop("MSFT")
     assert "2000-06-21 (about 2:1), 2005-02-28 (about 2:1);" in apple
     assert "2003-02-18 (about 2:1);" in microsoft
-    assert found == {"FB": [], "GOOG": [], "IBM": []}
+    assert split_notes == {"FB": [], "GOOG": [], "IBM": []}
 
 
 def test_the_days_that_exchanges_closed_in_september_2001_cut_no_window(stocks: dict[str, Bars]) -> None:

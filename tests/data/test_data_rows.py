@@ -38,8 +38,8 @@ def refusal(folder: Path, frame: pd.DataFrame, **options: Any) -> str:
     return str(caught.value).replace(f"{folder}/", "")
 
 
-def one_note(bars: Bars, *words: str) -> str:
-    [note] = [note for note in bars.notes if all(word in note for word in words)]
+def one_note(bars: Bars, *parts: str) -> str:
+    [note] = [note for note in bars.notes if all(word in note for word in parts)]
     return note
 
 
@@ -182,24 +182,26 @@ def test_a_range_that_misses_the_close_by_more_is_bad(tmp_path: Path, column: st
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", ["0", "-1", "", "x", "inf"])
-@pytest.mark.parametrize("most", ["2", "2%", "2.5%"])
-def test_bad_rows_are_left_out_as_many_as_are_allowed_and_named(tmp_path: Path, cell: str, most: str) -> None:
+@pytest.mark.parametrize("limit", ["2", "2%", "2.5%"])
+def test_bad_rows_are_left_out_as_many_as_are_allowed_and_named(tmp_path: Path, cell: str, limit: str) -> None:
     frame = daily_frame(100).astype(str)
     frame.loc[[50, 70], "Close"] = cell
 
-    bars = read(tmp_path, frame, drop_bad_rows=most)
+    bars = read(tmp_path, frame, drop_bad_rows=limit)
 
     assert bars.content_hash == read(tmp_path, daily_frame(100).drop(index=[50, 70])).content_hash
-    assert one_note(bars, "left out").startswith(f"2 bad rows left out by --drop-bad-rows {most}: lines 52, 72 (Close ")
+    assert one_note(bars, "left out").startswith(
+        f"2 bad rows left out by --drop-bad-rows {limit}: lines 52, 72 (Close "
+    )
 
 
-@pytest.mark.parametrize("most", ["1", "1%", "1.9%"])
-def test_more_bad_rows_than_are_allowed_refuse_the_ticker_with_their_number(tmp_path: Path, most: str) -> None:
+@pytest.mark.parametrize("limit", ["1", "1%", "1.9%"])
+def test_more_bad_rows_than_are_allowed_refuse_the_ticker_with_their_number(tmp_path: Path, limit: str) -> None:
     frame = daily_frame(100)
     frame.loc[[50, 70], "Close"] = 0
-    assert refusal(tmp_path, frame, drop_bad_rows=most) == (
+    assert refusal(tmp_path, frame, drop_bad_rows=limit) == (
         "ACME.csv:52: Close: must be above 0 in lines 52, 72 (found '0.0'); 2 rows bad in all, and "
-        f"--drop-bad-rows {most} leaves out 1 at most"
+        f"--drop-bad-rows {limit} leaves out 1 at most"
     )
 
 
@@ -292,18 +294,18 @@ def test_a_bad_beginning_is_one_problem_with_the_date_from_which_the_file_is_goo
     frame = daily_frame(300)
     frame.loc[:99, "Open"] = 0
     frame.loc[[20, 30], "Low"] = -5
-    good = f"{frame['Date'][100]:%Y-%m-%d}"
+    day = f"{frame['Date'][100]:%Y-%m-%d}"
 
     text = refusal(tmp_path, frame)
 
     assert text == (
-        f"ACME.csv:2: Open: must be above 0 in 100 lines, first in 2, 3, 4 (found '0.0'); all rows from {good} on are "
-        f"good: read them with --from {good}, or --from ACME={good} for this ticker alone"
+        f"ACME.csv:2: Open: must be above 0 in 100 lines, first in 2, 3, 4 (found '0.0'); all rows from {day} on are "
+        f"good: read them with --from {day}, or --from ACME={day} for this ticker alone"
     )
-    for option in (good, f"acme={good}"):
+    for option in (day, f"acme={day}"):
         bars = read(tmp_path, frame, from_date=[option])
         assert bars.content_hash == read(tmp_path, daily_frame(300).loc[100:]).content_hash
-        assert one_note(bars, "left out") == f"read from {good} on: 100 earlier rows left out"
+        assert one_note(bars, "left out") == f"read from {day} on: 100 earlier rows left out"
 
 
 def test_a_beginning_of_prices_around_0_ends_after_its_last_bad_row(tmp_path: Path) -> None:
@@ -324,11 +326,11 @@ def test_a_bad_beginning_of_hours_is_cut_at_a_day(tmp_path: Path) -> None:
 def test_rows_that_may_be_left_out_may_follow_a_bad_beginning(tmp_path: Path) -> None:
     frame = daily_frame(300)
     frame.loc[[*range(100), 250], "Open"] = 0
-    good = f"{frame['Date'][100]:%Y-%m-%d}"
-    assert f"all but 1 row from {good} on are good: read them with --from {good}," in refusal(
+    day = f"{frame['Date'][100]:%Y-%m-%d}"
+    assert f"all but 1 row from {day} on are good: read them with --from {day}," in refusal(
         tmp_path, frame, drop_bad_rows="1"
     )
-    assert len(read(tmp_path, frame, drop_bad_rows="1", from_date=[good])) == 199
+    assert len(read(tmp_path, frame, drop_bad_rows="1", from_date=[day])) == 199
 
 
 def test_bad_rows_elsewhere_are_no_bad_beginning(tmp_path: Path) -> None:
@@ -556,8 +558,8 @@ def test_a_problem_of_a_file_of_several_tickers_is_the_same_for_each_and_told_on
     _, errors = read_files([CsvFile(name, path, symbol=name) for name in ("AA", "BB")], now=NOW)
 
     assert {name: error.ticker for name, error in errors.items()} == {"AA": "AA", "BB": "BB"}
-    together = DataError([problem for error in errors.values() for problem in error.problems])
-    assert together.problems == errors["AA"].problems == errors["BB"].problems
+    joined = DataError([problem for error in errors.values() for problem in error.problems])
+    assert joined.problems == errors["AA"].problems == errors["BB"].problems
 
 
 def test_a_file_of_several_tickers_is_read_once_for_its_hash(
@@ -588,17 +590,17 @@ def test_bars_come_back_whatever_gaps_repeats_and_order_their_rows_have(tmp_path
         rows = data.draw(st.permutations(rows))
     texts = frame.iloc[rows[::-1] if order == "newest first" else rows].astype(str).reset_index(drop=True)
     gaps = data.draw(st.lists(st.integers(0, len(texts)), max_size=4))
-    for gap, place in enumerate(sorted(gaps)):
+    for gap, row in enumerate(sorted(gaps)):
         day = f"{pd.Timestamp('2024-06-03') + pd.Timedelta(days=gap):%Y-%m-%d}"
         empty = pd.DataFrame([[day, "", "", "", "", ""]], columns=texts.columns)
-        texts = pd.concat([texts.iloc[: place + gap], empty, texts.iloc[place + gap :]])
+        texts = pd.concat([texts.iloc[: row + gap], empty, texts.iloc[row + gap :]])
 
-    found = read(tmp_path, texts)
+    parsed = read(tmp_path, texts)
 
-    assert found.content_hash == read(tmp_path / "plain", frame).content_hash
+    assert parsed.content_hash == read(tmp_path / "plain", frame).content_hash
     repeats = len(rows) - bars
-    assert any(note.startswith(f"{repeats} row") and "exactly" in note for note in found.notes) == (repeats > 0)
-    assert any(note.startswith(f"{len(gaps)} row") and "a price" in note for note in found.notes) == bool(gaps)
+    assert any(note.startswith(f"{repeats} row") and "exactly" in note for note in parsed.notes) == (repeats > 0)
+    assert any(note.startswith(f"{len(gaps)} row") and "a price" in note for note in parsed.notes) == bool(gaps)
 
 
 @pytest.mark.slow
@@ -638,7 +640,7 @@ def test_bars_come_back_from_files_of_any_part_of_them_in_any_dialect(tmp_path: 
         )
         paths.append(path)
 
-    found = read_bars(CsvFile("ACME", paths[0], tuple(paths[1:])), now=NOW)
+    joined = read_bars(CsvFile("ACME", paths[0], tuple(paths[1:])), now=NOW)
 
-    assert found.content_hash == read(tmp_path / "plain", frame).content_hash
-    assert any(note.startswith(f"{overlap} row") and "exactly" in note for note in found.notes) == (overlap > 0)
+    assert joined.content_hash == read(tmp_path / "plain", frame).content_hash
+    assert any(note.startswith(f"{overlap} row") and "exactly" in note for note in joined.notes) == (overlap > 0)

@@ -59,9 +59,9 @@ def problem_of(folder: Path, **settings: Any) -> str:
     return str(problem)
 
 
-def has_note(bars: Bars, *words: str) -> bool:
+def has_note(bars: Bars, *parts: str) -> bool:
     """Whether one note has all these words."""
-    return any(all(word in note for word in words) for note in bars.notes)
+    return any(all(word in note for word in parts) for note in bars.notes)
 
 
 def dates(frame: pd.DataFrame, form: str = "%Y-%m-%d") -> list[str]:
@@ -146,11 +146,11 @@ def test_a_high_well_below_the_open_is_refused_with_its_line(tmp_path: Path) -> 
     assert f"{tmp_path / 'ZZC.csv'}:79: High: is below" in problem_of(tmp_path)
 
 
-@pytest.mark.parametrize("most", ["1", "5", "1%"])
-def test_bad_rows_up_to_the_number_that_is_allowed_are_left_out_and_named(tmp_path: Path, most: str) -> None:
+@pytest.mark.parametrize("limit", ["1", "5", "1%"])
+def test_bad_rows_up_to_the_number_that_is_allowed_are_left_out_and_named(tmp_path: Path, limit: str) -> None:
     frame = high_below_open(tmp_path)
 
-    bars = read_one(tmp_path, drop_bad_rows=most)
+    bars = read_one(tmp_path, drop_bad_rows=limit)
 
     assert_same_bars(bars.frame, frame.drop(index=77))
     assert has_note(bars, "79", "left out")
@@ -546,8 +546,8 @@ def test_an_unadjusted_split_is_a_note_and_no_window_crosses_it(tmp_path: Path) 
     assert has_note(bars, f"{frame.loc[150, 'timestamps']:%Y-%m-%d}", "10:1")
     rows = build_windows(bars, recipe).rows
     assert not ((rows["start"] < 150) & (rows["end"] > 150)).any()
-    kept = build_windows(bars, recipe.model_copy(update={"keep_jumps": True})).rows
-    assert ((kept["start"] < 150) & (kept["end"] > 150)).any()
+    rows_across_jumps = build_windows(bars, recipe.model_copy(update={"keep_jumps": True})).rows
+    assert ((rows_across_jumps["start"] < 150) & (rows_across_jumps["end"] > 150)).any()
 
 
 # 35: CryptoDataDownload

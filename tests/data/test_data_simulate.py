@@ -30,8 +30,8 @@ def test_the_command_s_defaults_reproduce_the_shipped_files_byte_for_byte(tmp_pa
 
 
 def test_a_ticker_does_not_change_with_its_neighbours_but_does_with_the_seed(tmp_path: Path) -> None:
-    alone, other = (tmp_path / name for name in ("alone", "other"))
-    (path,) = write_simulated(alone, tickers=["NVDA"], seed=2026)
+    single, other = (tmp_path / name for name in ("alone", "other"))
+    (path,) = write_simulated(single, tickers=["NVDA"], seed=2026)
     assert path.read_bytes() == (SHIPPED / "NVDA" / "NVDA.csv").read_bytes()
     (changed,) = write_simulated(other, tickers=["NVDA"], seed=2027)
     assert changed.read_bytes() != path.read_bytes()
@@ -73,9 +73,9 @@ def test_volume_moves_with_volatility() -> None:
 def test_the_calendar_pattern_differs_between_tickers_and_repeats_every_year() -> None:
     patterns = [simulate_ticker(seed, 1000, frequency="D", start="2021-01-01").pattern for seed in range(8)]
     assert abs(np.corrcoef(patterns) - np.eye(8)).mean() < 0.45
-    one = simulate_ticker(1, 1000, frequency="D", start="2021-01-01")
-    assert np.array_equal(one.pattern[:59], one.pattern[365 : 365 + 59])
-    assert one.pattern.std() > 2 * Dynamics().step
+    simulated = simulate_ticker(1, 1000, frequency="D", start="2021-01-01")
+    assert np.array_equal(simulated.pattern[:59], simulated.pattern[365 : 365 + 59])
+    assert simulated.pattern.std() > 2 * Dynamics().step
 
 
 def test_hours_and_weekdays_carry_a_pattern_where_they_are_told_to() -> None:

@@ -45,11 +45,11 @@ def test_times_in_any_format_are_read_back(
 
     space = " " if clock.endswith("%p") and zone == "Z" else ""
 
-    found = parse_times([text + space + zone for text in texts(times, f"{date} {clock}")])
+    parsed = parse_times([text + space + zone for text in texts(times, f"{date} {clock}")])
 
-    assert found.problems == ()
-    assert list(found.local) == list(times)
-    assert found.zone == (ZONES[zone] if zone else None)
+    assert parsed.problems == ()
+    assert list(parsed.local) == list(times)
+    assert parsed.zone == (ZONES[zone] if zone else None)
 
 
 @CASES
@@ -57,16 +57,16 @@ def test_times_in_any_format_are_read_back(
 def test_dates_in_any_order_are_read_back_or_refused_where_two_orders_fit(times: pd.DatetimeIndex, form: str) -> None:
     dates = times.normalize().unique()
 
-    found = parse_times(texts(dates, form))
+    parsed = parse_times(texts(dates, form))
 
-    if found.problems:
-        [(row, rule)] = found.problems
+    if parsed.problems:
+        [(row, rule)] = parsed.problems
         assert row == 0
         assert " first or " in rule
         # Another order fits only if no day tells it apart.
         assert dates.day.max() <= 12 or "%y" in form
     else:
-        assert list(found.local) == list(dates)
+        assert list(parsed.local) == list(dates)
 
 
 @CASES
@@ -76,10 +76,10 @@ def test_counts_since_1970_are_read_back(times: pd.DatetimeIndex, unit: str, for
     times = times[times.year > (1990 if unit == "ns" else 1973)]
     counts = times.as_unit("ns").astype("int64") // UNITS[unit]
 
-    found = parse_times([form.format(count) for count in counts]) if len(times) else parse_times(["0"])
+    parsed = parse_times([form.format(count) for count in counts]) if len(times) else parse_times(["0"])
 
-    assert list(found.local[: len(times)]) == list(times)
-    assert found.zone == "UTC" or not len(times)
+    assert list(parsed.local[: len(times)]) == list(times)
+    assert parsed.zone == "UTC" or not len(times)
 
 
 @CASES
@@ -89,11 +89,11 @@ def test_a_unit_that_changes_is_told_with_its_row(times: pd.DatetimeIndex, row: 
     counts = times.as_unit("ns").astype("int64").to_numpy() // 10**6
     cells = [str(count * (1 if number < row else 1000)) for number, count in enumerate(counts)]
 
-    found = parse_times(cells) if cells else None
+    parsed = parse_times(cells) if cells else None
 
-    if found is not None:
-        assert list(found.local) == list(times)
-        assert [changed for changed, _ in found.row_notes] == ([row] if row < len(times) else [])
+    if parsed is not None:
+        assert list(parsed.local) == list(times)
+        assert [changed for changed, _ in parsed.row_notes] == ([row] if row < len(times) else [])
 
 
 @CASES
@@ -102,11 +102,11 @@ def test_a_date_and_a_time_column_are_joined(times: pd.DatetimeIndex, date: str,
     days = (times.normalize() - pd.Timestamp("1899-12-30")).days
     dates = [str(day) for day in days] if date == "excel" else texts(times, date)
 
-    found = parse_time_columns({"Time": texts(times, clock), "Date": dates})
+    parsed = parse_time_columns({"Time": texts(times, clock), "Date": dates})
 
-    assert found.problems == ()
-    assert list(found.local) == list(times)
-    assert found.column == "Date"
+    assert parsed.problems == ()
+    assert list(parsed.local) == list(times)
+    assert parsed.column == "Date"
 
 
 @CASES
@@ -125,11 +125,11 @@ def test_two_columns_of_whole_times_must_agree(
     counts = [str(count) for count in times.as_unit("ns").astype("int64") // UNITS[unit]]
     cells = texts(times, form)
 
-    found = parse_time_columns({"date": cells, "unix": counts})
+    parsed = parse_time_columns({"date": cells, "unix": counts})
 
-    assert found.problems == ()
-    assert list(found.local) == list(times)
-    assert any("agrees" in note for note in found.notes)
+    assert parsed.problems == ()
+    assert list(parsed.local) == list(times)
+    assert any("agrees" in note for note in parsed.notes)
 
     row = data.draw(st.integers(0, len(times) - 1))
     cells[row] = format(times[row] + pd.Timedelta(days=3), form)
@@ -166,17 +166,17 @@ def test_two_columns_of_whole_times_must_agree(
     ],
 )
 def test_a_time_as_programs_and_languages_write_it_is_read(text: str, time: str) -> None:
-    found = parse_times([text, text])
-    assert list(found.local) == [pd.Timestamp(time)] * 2
-    assert found.zone is None
+    parsed = parse_times([text, text])
+    assert list(parsed.local) == [pd.Timestamp(time)] * 2
+    assert parsed.zone is None
 
 
 @pytest.mark.parametrize(
     "text", ["31 jui 2024", "2024-13-01", "2024-01-31 25:00", "31-Foo-2024", "12:75", "9", "2024-1"]
 )
 def test_what_is_no_time_is_a_problem(text: str) -> None:
-    found = parse_times(["2024-01-30 10:00", "2024-01-31 11:00", text, "2024-02-02 10:00"])
-    assert [row for row, _ in found.problems] == [2]
+    parsed = parse_times(["2024-01-30 10:00", "2024-01-31 11:00", text, "2024-02-02 10:00"])
+    assert [row for row, _ in parsed.problems] == [2]
 
 
 def test_two_digits_of_a_year_are_the_past() -> None:
@@ -188,28 +188,28 @@ def test_the_zone_of_a_region_follows_its_clocks() -> None:
     utc = pd.date_range("2024-11-02 20:00", periods=24, freq="h", tz="UTC")
     local = utc.tz_convert("America/New_York")
 
-    found = parse_times([f"{time:%Y-%m-%d %H:%M} America/New_York" for time in local])
+    parsed = parse_times([f"{time:%Y-%m-%d %H:%M} America/New_York" for time in local])
 
-    assert found.problems == ()
-    assert found.zone == "UTC-05:00"
-    assert list(found.local + pd.Timedelta(hours=5)) == list(utc.tz_localize(None))
+    assert parsed.problems == ()
+    assert parsed.zone == "UTC-05:00"
+    assert list(parsed.local + pd.Timedelta(hours=5)) == list(utc.tz_localize(None))
 
 
 @pytest.mark.parametrize("zone", ["CST", "IST", "Mars/Olympus", "XYZ"])
 def test_a_zone_that_is_not_known_is_refused(zone: str) -> None:
-    found = parse_times([f"2024-01-31 15:30 {zone}"])
-    assert [row for row, _ in found.problems] == [0]
-    assert "write" in found.problems[0][1]
+    parsed = parse_times([f"2024-01-31 15:30 {zone}"])
+    assert [row for row, _ in parsed.problems] == [0]
+    assert "write" in parsed.problems[0][1]
 
 
 def test_day_numbers_of_a_spreadsheet_are_read_and_said() -> None:
-    found = parse_times(["45299", "45300", "45301.5"])
-    assert list(found.local) == [
+    parsed = parse_times(["45299", "45300", "45301.5"])
+    assert list(parsed.local) == [
         pd.Timestamp("2024-01-08"),
         pd.Timestamp("2024-01-09"),
         pd.Timestamp("2024-01-10 12:00"),
     ]
-    assert found.notes == ("times are day numbers of a spreadsheet, in which 45299 is 2024-01-08",)
+    assert parsed.notes == ("times are day numbers of a spreadsheet, in which 45299 is 2024-01-08",)
 
 
 def test_counts_that_a_spreadsheet_has_rounded_are_refused() -> None:
@@ -219,8 +219,8 @@ def test_counts_that_a_spreadsheet_has_rounded_are_refused() -> None:
 
 
 def test_years_before_1970_are_counts_with_a_minus() -> None:
-    found = parse_times(["-86400", "0", "86400", "1704153600"])
-    assert list(found.local.dt.strftime("%Y-%m-%d")) == ["1969-12-31", "1970-01-01", "1970-01-02", "2024-01-02"]
+    parsed = parse_times(["-86400", "0", "86400", "1704153600"])
+    assert list(parsed.local.dt.strftime("%Y-%m-%d")) == ["1969-12-31", "1970-01-01", "1970-01-02", "2024-01-02"]
 
 
 def test_months_of_daily_dates_up_to_the_twelfth_tell_their_order() -> None:
@@ -240,34 +240,34 @@ def test_dates_that_two_orders_fit_are_refused_with_both() -> None:
 def test_a_second_column_decides_the_order_of_dates() -> None:
     days = pd.date_range("2024-01-02", periods=3)
     epoch = [str(count) for count in days.as_unit("s").astype("int64")]
-    found = parse_time_columns({"time": epoch, "date": texts(days, "%d/%m/%Y")})
-    assert found.problems == ()
-    assert list(found.local) == list(days)
+    parsed = parse_time_columns({"time": epoch, "date": texts(days, "%d/%m/%Y")})
+    assert parsed.problems == ()
+    assert list(parsed.local) == list(days)
 
 
 def test_a_column_in_local_time_beside_utc_states_the_zone() -> None:
     utc = pd.date_range("2024-01-02 01:30", periods=20, freq="5min")
     epoch = [str(count) for count in utc.as_unit("s").astype("int64")]
-    found = parse_time_columns({"timestamp": epoch, "datetime": texts(utc + pd.Timedelta(hours=8), "%Y-%m-%d %H:%M")})
-    assert found.problems == ()
-    assert found.zone == "UTC+08:00"
-    assert list(found.local) == list(utc + pd.Timedelta(hours=8))
+    parsed = parse_time_columns({"timestamp": epoch, "datetime": texts(utc + pd.Timedelta(hours=8), "%Y-%m-%d %H:%M")})
+    assert parsed.problems == ()
+    assert parsed.zone == "UTC+08:00"
+    assert list(parsed.local) == list(utc + pd.Timedelta(hours=8))
 
 
 def test_a_column_that_may_be_the_end_of_each_bar_disagrees() -> None:
     utc = pd.date_range("2024-01-02", periods=20, freq="h")
     epoch = [str(count) for count in utc.as_unit("s").astype("int64")]
-    found = parse_time_columns({"timestamp": epoch, "datetime": texts(utc + pd.Timedelta(hours=1), "%Y-%m-%d %H:%M")})
-    assert [row for row, _ in found.problems] == list(range(20))
+    parsed = parse_time_columns({"timestamp": epoch, "datetime": texts(utc + pd.Timedelta(hours=1), "%Y-%m-%d %H:%M")})
+    assert [row for row, _ in parsed.problems] == list(range(20))
 
 
 @pytest.mark.parametrize("empty", [True, False])
 def test_a_column_without_times_is_left_out(empty: bool) -> None:
     days = pd.date_range("2024-01-02", periods=3)
-    found = parse_time_columns({"time": ["" if empty else "pit"] * 3, "Date": texts(days, "%Y-%m-%d")})
-    assert list(found.local) == list(days)
-    assert found.column == "Date"
-    assert any("time" in note for note in found.notes) is not empty
+    parsed = parse_time_columns({"time": ["" if empty else "pit"] * 3, "Date": texts(days, "%Y-%m-%d")})
+    assert list(parsed.local) == list(days)
+    assert parsed.column == "Date"
+    assert any("time" in note for note in parsed.notes) is not empty
 
 
 def test_a_time_of_day_without_a_date_is_refused_once() -> None:
@@ -277,16 +277,16 @@ def test_a_time_of_day_without_a_date_is_refused_once() -> None:
 
 
 def test_a_bad_time_of_day_is_named_with_its_column() -> None:
-    found = parse_time_columns({"Date": ["2024-01-02"] * 3, "Time": ["09:30", "noon", "09:40"]})
-    assert found.problems == ((1, "has no time of day that can be read in Time; write it as 15:30"),)
-    assert list(found.local.isna()) == [False, True, False]
+    parsed = parse_time_columns({"Date": ["2024-01-02"] * 3, "Time": ["09:30", "noon", "09:40"]})
+    assert parsed.problems == ((1, "has no time of day that can be read in Time; write it as 15:30"),)
+    assert list(parsed.local.isna()) == [False, True, False]
 
 
 @given(st.lists(st.text(max_size=30), min_size=1, max_size=20))
 @settings(max_examples=60, deadline=None)
 def test_any_text_is_read_or_a_problem(cells: list[str]) -> None:
-    found = parse_times(cells)
-    assert len(found.local) == len(cells)
-    if found.local.isna().any():
-        assert found.problems
-    assert np.all([0 <= row < len(cells) for row, _ in found.problems])
+    parsed = parse_times(cells)
+    assert len(parsed.local) == len(cells)
+    if parsed.local.isna().any():
+        assert parsed.problems
+    assert np.all([0 <= row < len(cells) for row, _ in parsed.problems])

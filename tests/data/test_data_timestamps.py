@@ -181,24 +181,24 @@ def test_numbers_are_read_exactly_as_python_reads_them(tmp_path: Path) -> None:
 )
 def test_plain_times_are_read_as_pandas_reads_them(times: list[datetime], form: str) -> None:
     cells = [f" {time:{form}}" for time in times]
-    found = parse_times(cells)
-    assert list(found.local) == [pd.Timestamp(cell) for cell in cells]
-    assert (found.zone, found.problems, found.notes) == (None, (), ())
+    parsed = parse_times(cells)
+    assert list(parsed.local) == [pd.Timestamp(cell) for cell in cells]
+    assert (parsed.zone, parsed.problems, parsed.notes) == (None, (), ())
 
 
 @pytest.mark.parametrize("cell", ["1500-01-02", "9999-12-31 10:00", "2024-02-30", "2024-01-31 24:00"])
 def test_a_time_that_cannot_be_is_a_problem_of_its_own_row(cell: str) -> None:
-    found = parse_times(["2024-01-30", cell, "2024-02-01"])
-    assert [row for row, _ in found.problems] == [1]
-    assert list(found.local.isna()) == [False, True, False]
+    parsed = parse_times(["2024-01-30", cell, "2024-02-01"])
+    assert [row for row, _ in parsed.problems] == [1]
+    assert list(parsed.local.isna()) == [False, True, False]
 
 
 def test_every_line_in_which_two_columns_disagree_is_a_problem() -> None:
     """`--drop-bad-rows 1` must not read a file of which one column is wrong in all lines."""
     dates, others = ["2024-01-02 10:00", "2024-01-02 11:00"], ["2024-01-02 10:07", "2024-01-02 11:07"]
 
-    whole = parse_time_columns({"time": dates, "datetime": others})
+    full_times = parse_time_columns({"time": dates, "datetime": others})
     clock = parse_time_columns({"date": dates, "time": ["10:07", "11:07"]})
 
-    for parsed, rule in ((whole, "disagrees with datetime"), (clock, "has another time of day than time")):
+    for parsed, rule in ((full_times, "disagrees with datetime"), (clock, "has another time of day than time")):
         assert [(row, text.startswith(rule)) for row, text in parsed.problems] == [(0, True), (1, True)]

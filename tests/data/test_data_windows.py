@@ -160,12 +160,12 @@ def test_stamps_are_minute_hour_weekday_day_and_month() -> None:
 def test_windows_across_a_long_hole_are_left_out_and_counted() -> None:
     frame = daily_frame(700, freq="D").drop(index=range(300, 311)).reset_index(drop=True)
 
-    whole = build_windows(bars_of(frame), with_settings(max_gap=11))
+    with_gap = build_windows(bars_of(frame), with_settings(max_gap=11))
     split = build_windows(bars_of(frame), with_settings(max_gap=10))
 
-    left_out = whole.counts()["train"] - split.counts()["train"]
+    left_out = with_gap.counts()["train"] - split.counts()["train"]
     assert left_out == split.excluded["hole longer than --max-gap"] == 25
-    assert "hole longer than --max-gap" not in whole.excluded
+    assert "hole longer than --max-gap" not in with_gap.excluded
     assert not ((split.rows["start"] < 300) & (split.rows["end"] > 300)).any()
 
 
@@ -184,14 +184,14 @@ def test_windows_over_a_jump_like_a_split_are_left_out_and_counted() -> None:
     frame = daily_frame(700)
     frame.loc[300:, PRICES] /= 10
 
-    kept = build_windows(bars_of(frame), with_settings(keep_jumps=True))
+    with_jumps = build_windows(bars_of(frame), with_settings(keep_jumps=True))
     windows = build_windows(bars_of(frame), RECIPE)
 
     span = RECIPE.lookback + RECIPE.horizon + 1
     left_out = windows.excluded["jump like an unadjusted split"]
-    assert left_out == kept.counts()["train"] - windows.counts()["train"] == span - 1
+    assert left_out == with_jumps.counts()["train"] - windows.counts()["train"] == span - 1
     assert not ((windows.rows["start"] < 300) & (windows.rows["end"] > 300)).any()
-    assert "jump like an unadjusted split" not in kept.excluded
+    assert "jump like an unadjusted split" not in with_jumps.excluded
 
 
 def test_cutoffs_over_a_jump_are_left_out_and_counted() -> None:
@@ -200,9 +200,9 @@ def test_cutoffs_over_a_jump_are_left_out_and_counted() -> None:
 
     windows = build_windows(bars_of(frame), RECIPE)
 
-    kept = build_windows(bars_of(frame), with_settings(keep_jumps=True))
+    with_jumps = build_windows(bars_of(frame), with_settings(keep_jumps=True))
     assert windows.excluded["cutoffs over a jump like an unadjusted split"] == 1
-    assert windows.of_split("holdout")["end"].tolist() == kept.of_split("holdout")["end"].tolist()[:-1]
+    assert windows.of_split("holdout")["end"].tolist() == with_jumps.of_split("holdout")["end"].tolist()[:-1]
 
 
 def test_no_training_window_depends_on_the_moves_of_the_holdout() -> None:
@@ -349,13 +349,13 @@ def test_many_tickers_have_the_windows_that_each_has_alone_and_the_unfit_ones_ar
     fit = [read_frame(tmp_path, daily_frame(100 + number, seed=number), f"T{number:03}") for number in range(60)]
     short = read_frame(tmp_path, daily_frame(20), "SHORT")
 
-    found, unfit = build_all_windows([*fit[:50], short, *fit[50:]], RECIPE)
+    windows, unfit = build_all_windows([*fit[:50], short, *fit[50:]], RECIPE)
 
-    assert list(found) == [one.ticker for one in fit]
-    for one in (fit[0], fit[-1]):
-        alone = build_windows(one, RECIPE)
-        pd.testing.assert_frame_equal(found[one.ticker].rows, alone.rows)
-        assert found[one.ticker].training_hash == alone.training_hash
+    assert list(windows) == [bars.ticker for bars in fit]
+    for bars in (fit[0], fit[-1]):
+        expected = build_windows(bars, RECIPE)
+        pd.testing.assert_frame_equal(windows[bars.ticker].rows, expected.rows)
+        assert windows[bars.ticker].training_hash == expected.training_hash
     assert list(unfit) == ["SHORT"]
     assert "20 bars, and" in str(unfit["SHORT"])
 

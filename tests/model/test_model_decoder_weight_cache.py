@@ -27,17 +27,17 @@ def adapter() -> Any:
 
 def last_logits(predictor: Any) -> Tensor:
     """Return the logits of the third bar's fine token."""
-    seen: list[Tensor] = []
-    drawn = torch.Generator().manual_seed(0)
-    s1, s2 = (torch.randint(0, 16, (2, 8), generator=drawn) for _ in range(2))
-    past, ahead = (torch.randint(0, 7, (2, bars, 5), generator=drawn) for bars in (8, 3))
+    logits_of_steps: list[Tensor] = []
+    generator = torch.Generator().manual_seed(0)
+    s1, s2 = (torch.randint(0, 16, (2, 8), generator=generator) for _ in range(2))
+    past, ahead = (torch.randint(0, 7, (2, bars, 5), generator=generator) for bars in (8, 3))
 
     def watched(logits: Tensor, *_: int) -> Tensor:
-        seen.append(logits.clone())
+        logits_of_steps.append(logits.clone())
         return torch.full(logits.shape[:2], 3)
 
     Decoder(predictor, tiny_tokenizer()).generate(Prompts((s1, s2), past, ahead), watched, paths=1, context=512)
-    return seen[-1]
+    return logits_of_steps[-1]
 
 
 def through_data(predictor: Any) -> None:
@@ -99,17 +99,17 @@ def test_an_adapter_that_is_switched_off_or_merged_is_not_added() -> None:
 
 
 def test_what_is_kept_is_made_once() -> None:
-    made: list[float] = []
+    factors: list[float] = []
 
     def make(_: Any, factor: float) -> float:
-        made.append(factor)
+        factors.append(factor)
         return factor
 
     layer, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     for layers in ([layer], [layer], [other], [layer], [layer, other]):
         cached_weights(make, layers, 2.0)
     cached_weights(make, [layer], 3.0)
-    assert made == [2.0, 2.0, 2.0, 3.0]
+    assert factors == [2.0, 2.0, 2.0, 3.0]
 
 
 @pytest.mark.slow
@@ -120,11 +120,11 @@ def test_nothing_outlives_its_model() -> None:
     del predictor
     gc.collect()
     assert weight() is None
-    assert not any(made for states, made, watches in module._cache.values() if any(ref() is None for ref in watches))
+    assert not any(value for states, value, watches in module._cache.values() if any(ref() is None for ref in watches))
 
 
 def test_only_the_latest_few_are_kept() -> None:
     layers = [torch.nn.Linear(2, 2) for _ in range(9)]
     for layer in layers:
-        cached_weights(lambda made: made[0].weight * 2, [layer])
+        cached_weights(lambda tensors: tensors[0].weight * 2, [layer])
     assert len(module._cache) <= 4

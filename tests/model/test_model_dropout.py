@@ -34,8 +34,8 @@ def test_any_shape_and_share_will_do(shape: list[int], p: float) -> None:
 
 def test_neighbours_are_drawn_apart() -> None:
     torch.manual_seed(0)
-    kept = (dropout(torch.ones(100_000, 4), 0.5) > 0).double()
-    correlation = torch.corrcoef(kept.T) - torch.eye(4)
+    mask = (dropout(torch.ones(100_000, 4), 0.5) > 0).double()
+    correlation = torch.corrcoef(mask.T) - torch.eye(4)
     assert correlation.abs().max() < 0.02
 
 

@@ -89,11 +89,11 @@ class _Handler(BaseHTTPRequestHandler):
 
 def play(cache: Path, names: list[list[str]], **environment: str) -> list[dict[str, Any]]:
     """Load base models by name in a new process; return the result or the error of each."""
-    kept = {name: value for name, value in os.environ.items() if not name.upper().endswith("_PROXY")}
-    kept = {name: value for name, value in kept.items() if not name.startswith("HF_")}
+    inherited = {name: value for name, value in os.environ.items() if not name.upper().endswith("_PROXY")}
+    inherited = {name: value for name, value in inherited.items() if not name.startswith("HF_")}
     ran = subprocess.run(
         [sys.executable, "-c", SCENE, json.dumps(names)],
-        env={**kept, "HF_HOME": str(cache), "OMP_NUM_THREADS": "1", **environment},
+        env={**inherited, "HF_HOME": str(cache), "OMP_NUM_THREADS": "1", **environment},
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     return [json.loads(line.removeprefix("SAID")) for line in ran.stdout.splitlines() if line.startswith("SAID")]

@@ -187,18 +187,18 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(folder: Path) -> None:
 def test_a_checkpoint_is_read_by_upstreams_own_loader(tmp_path: Path) -> None:
     predictor = tiny_predictor(seed=3)
     save_checkpoint(tmp_path / "checkpoint", predictor)
-    theirs = Kronos.from_pretrained(str(tmp_path / "checkpoint"), strict=True)
-    assert theirs.token_dropout_p == predictor.token_dropout_p
-    assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in predictor.state_dict().items())
+    upstream = Kronos.from_pretrained(str(tmp_path / "checkpoint"), strict=True)
+    assert upstream.token_dropout_p == predictor.token_dropout_p
+    assert all(torch.equal(value, upstream.state_dict()[name]) for name, value in predictor.state_dict().items())
 
 
 def test_a_saved_tokenizer_is_read_by_upstreams_own_loader(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer(seed=3, beta=0.25, zeta=0.5)
     save_tokenizer(tmp_path / "tokenizer", tokenizer)
-    theirs = KronosTokenizer.from_pretrained(str(tmp_path / "tokenizer"), strict=True)
+    upstream = KronosTokenizer.from_pretrained(str(tmp_path / "tokenizer"), strict=True)
     bars = torch.randn(2, 9, 6)
-    assert torch.equal(torch.stack(theirs.encode(bars, half=True)), torch.stack(tokenizer.encode(bars, half=True)))
-    assert (theirs.tokenizer.bsq.beta, theirs.tokenizer.bsq.zeta) == (0.25, 0.5)
+    assert torch.equal(torch.stack(upstream.encode(bars, half=True)), torch.stack(tokenizer.encode(bars, half=True)))
+    assert (upstream.tokenizer.bsq.beta, upstream.tokenizer.bsq.zeta) == (0.25, 0.5)
 
 
 @pytest.mark.parametrize("part", ["predictor", "tokenizer"])

@@ -52,9 +52,9 @@ def saved(folder: Path, base: KronosModel, **changes: Any) -> Any:
 
 
 def logits(predictor: Any) -> torch.Tensor:
-    drawn = torch.Generator().manual_seed(9)
-    s1, s2 = (torch.randint(0, 16, (3, 15), generator=drawn) for _ in range(2))
-    stamps = torch.randint(0, 7, (3, 15, 5), generator=drawn)
+    generator = torch.Generator().manual_seed(9)
+    s1, s2 = (torch.randint(0, 16, (3, 15), generator=generator) for _ in range(2))
+    stamps = torch.randint(0, 7, (3, 15, 5), generator=generator)
     with torch.no_grad():
         return torch.cat(teacher_forced_logits(predictor, s1, s2, stamps), dim=-1)
 
@@ -105,19 +105,19 @@ def test_plain_peft_on_upstreams_class_gives_the_same_logits(
     base: KronosModel, tiny_base: Path, tmp_path: Path, targets: list[str]
 ) -> None:
     saved(tmp_path / "AAPL", base, targets=targets)
-    theirs = peft.PeftModel.from_pretrained(
+    peft_model = peft.PeftModel.from_pretrained(
         Kronos.from_pretrained(str(tiny_base / "predictor")), str(tmp_path / "AAPL")
     )
-    assert torch.equal(logits(theirs.eval()), logits(load_adapter(tmp_path / "AAPL", base).predictor))
+    assert torch.equal(logits(peft_model.eval()), logits(load_adapter(tmp_path / "AAPL", base).predictor))
 
 
 @pytest.mark.filterwarnings("error")
 def test_plain_peft_on_a_trained_base_gives_the_same_logits(base: KronosModel, tmp_path: Path) -> None:
     saved(tmp_path / "AAPL", base, train_base=True)
-    theirs = peft.PeftModel.from_pretrained(
+    peft_model = peft.PeftModel.from_pretrained(
         Kronos.from_pretrained(str(tmp_path / "AAPL" / "base"), strict=True), str(tmp_path / "AAPL")
     )
-    assert torch.equal(logits(theirs.eval()), logits(load_adapter(tmp_path / "AAPL", base).predictor))
+    assert torch.equal(logits(peft_model.eval()), logits(load_adapter(tmp_path / "AAPL", base).predictor))
 
 
 def test_the_torch_file_holds_the_same_tensors_and_no_code(base: KronosModel, tmp_path: Path) -> None:
@@ -161,9 +161,9 @@ def test_saving_and_loading_leave_the_base_and_the_random_generator_alone(base: 
 def test_many_adapters_take_the_memory_of_one_base(base: KronosModel, tmp_path: Path) -> None:
     saved(tmp_path, base)
     first, second = (load_adapter(tmp_path, base).predictor for _ in range(2))
-    own = {tensor.data_ptr() for tensor in base.predictor.parameters()}
+    base_pointers = {tensor.data_ptr() for tensor in base.predictor.parameters()}
     for loaded in (first, second):
-        apart = [name for name, tensor in loaded.named_parameters() if tensor.data_ptr() not in own]
+        apart = [name for name, tensor in loaded.named_parameters() if tensor.data_ptr() not in base_pointers]
         assert apart
         assert all("lora_" in name for name in apart)
     assert all(tensor.requires_grad for tensor in base.predictor.parameters()), "the base can still be trained"

@@ -22,9 +22,9 @@ Wrap = Callable[[Any], Any]
 
 @pytest.fixture
 def batch() -> Batch:
-    drawn = torch.Generator().manual_seed(0)
-    s1, s2 = (torch.randint(0, 16, (WINDOWS, BARS), generator=drawn) for _ in range(2))
-    return s1, s2, torch.randint(0, 7, (WINDOWS, BARS, 5), generator=drawn)
+    generator = torch.Generator().manual_seed(0)
+    s1, s2 = (torch.randint(0, 16, (WINDOWS, BARS), generator=generator) for _ in range(2))
+    return s1, s2, torch.randint(0, 7, (WINDOWS, BARS, 5), generator=generator)
 
 
 def with_lora(predictor: Any) -> Any:
@@ -71,32 +71,32 @@ def test_the_fine_logits_know_the_true_coarse_token_of_their_bar(batch: Batch) -
 def test_in_training_mode_it_is_upstreams_own_loss(batch: Batch, wrap: Wrap, first_target: int) -> None:
     s1, s2, stamps = batch
     predictor = wrap(tiny_predictor(dropout=False)).train()
-    asked = slice(first_target - 1, None)
+    scored = slice(first_target - 1, None)
     logits = predictor(s1[:, :-1], s2[:, :-1], stamps[:, :-1], use_teacher_forcing=True, s1_targets=s1[:, 1:])
     targets = [tokens[:, first_target:] for tokens in (s1, s2)]
-    upstreams, _, _ = predictor.head.compute_loss(*(part[:, asked] for part in logits), *targets)
-    ours = token_loss(predictor, s1, s2, stamps, first_target)
-    torch.testing.assert_close(ours, upstreams, rtol=0, atol=1e-6)
-    for own, expected in zip(teacher_forced_logits(predictor, s1, s2, stamps, first_target), logits, strict=True):
-        torch.testing.assert_close(own, expected[:, asked], rtol=0, atol=2e-6)
+    upstreams, _, _ = predictor.head.compute_loss(*(part[:, scored] for part in logits), *targets)
+    actual_loss = token_loss(predictor, s1, s2, stamps, first_target)
+    torch.testing.assert_close(actual_loss, upstreams, rtol=0, atol=1e-6)
+    for actual, expected in zip(teacher_forced_logits(predictor, s1, s2, stamps, first_target), logits, strict=True):
+        torch.testing.assert_close(actual, expected[:, scored], rtol=0, atol=2e-6)
     trained = [parameter for parameter in predictor.parameters() if parameter.requires_grad]
-    gradients = (torch.autograd.grad(loss, trained) for loss in (ours, upstreams))
-    for own, expected in zip(*gradients, strict=True):
-        torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-6)
+    gradients = (torch.autograd.grad(loss, trained) for loss in (actual_loss, upstreams))
+    for actual, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("kept", [2**23, 0], ids=["scores kept", "scores made again"])
+@pytest.mark.parametrize("score_limit", [2**23, 0], ids=["scores kept", "scores made again"])
 def test_both_ways_of_attention_give_upstreams_logits_in_bfloat16(
-    batch: Batch, kept: int, monkeypatch: pytest.MonkeyPatch
+    batch: Batch, score_limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(losses, "_SCORES", kept)
+    monkeypatch.setattr(losses, "_SCORES", score_limit)
     predictor = tiny_predictor(dropout=False).train()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        ours = teacher_forced_logits(predictor, *batch, first_target=8)
+        logits = teacher_forced_logits(predictor, *batch, first_target=8)
         s1, s2, stamps = (part[:, :-1] for part in batch)
         upstreams = predictor(s1, s2, stamps, use_teacher_forcing=True, s1_targets=batch[0][:, 1:])
-    for own, expected in zip(ours, upstreams, strict=True):
-        torch.testing.assert_close(own, expected[:, 7:], rtol=0.02, atol=0.03)
+    for actual, expected in zip(logits, upstreams, strict=True):
+        torch.testing.assert_close(actual, expected[:, 7:], rtol=0.02, atol=0.03)
 
 
 @pytest.mark.parametrize("changes", [{}, {"attention": 0.5}], ids=["as published", "dropout in the cross-attention"])
@@ -169,8 +169,8 @@ def test_low_precision_changes_little_and_trains(batch: Batch, kind: torch.dtype
 
 def test_rotations_are_upstreams_and_exact_inside_autocast() -> None:
     # 300 bars: bfloat16 does not tell all whole numbers above 256 apart.
-    rotary, drawn = tiny_predictor().transformer[0].self_attn.rotary, torch.Generator().manual_seed(0)
-    vectors = torch.randn(2, 2, 300, 8, generator=drawn)
+    rotary, generator = tiny_predictor().transformer[0].self_attn.rotary, torch.Generator().manual_seed(0)
+    vectors = torch.randn(2, 2, 300, 8, generator=generator)
     expected, _ = rotary(vectors, vectors)
     with torch.autocast("cpu", torch.bfloat16):
         cos, sin = rotary_tables(rotary, 300)

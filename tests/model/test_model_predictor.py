@@ -23,17 +23,17 @@ from kronos_pipeline.model.losses import teacher_forced_logits
 HORIZON = 7
 
 
-def seeded(forecast: Callable[..., Any], *given: Any, seed: int = 3, **settings: Any) -> tuple[Any, torch.Tensor]:
+def seeded(forecast: Callable[..., Any], *arguments: Any, seed: int = 3, **settings: Any) -> tuple[Any, torch.Tensor]:
     """Return the result of a seeded call, and the global generator's state after it."""
     torch.manual_seed(seed)
-    return forecast(*given, **{"verbose": False, **settings}), torch.get_rng_state()
+    return forecast(*arguments, **{"verbose": False, **settings}), torch.get_rng_state()
 
 
 def assert_same_single(model: Any, bars: int, horizon: int = HORIZON, context: int = 512, **settings: Any) -> None:
     tokenizer, df = sharp_tokenizer(), candles(bars)
-    given = (df, *times(bars, horizon), horizon)
-    expected, after = seeded(Upstream(model, tokenizer, "cpu", context).predict, *given, **settings)
-    forecast, state = seeded(KronosPredictor(model, tokenizer, "cpu", context).predict, *given, **settings)
+    arguments = (df, *times(bars, horizon), horizon)
+    expected, after = seeded(Upstream(model, tokenizer, "cpu", context).predict, *arguments, **settings)
+    forecast, state = seeded(KronosPredictor(model, tokenizer, "cpu", context).predict, *arguments, **settings)
     assert_forecast(forecast, expected, df)
     assert torch.equal(state, after)
 
@@ -94,9 +94,9 @@ def test_a_batch_gives_upstreams_forecasts(bars: int, context: int, settings: di
     model, tokenizer = sharp_predictor(), sharp_tokenizer()
     dfs = [candles(bars, seed, price) for seed, price in enumerate((0.004, 60.0, 41_000.0))]
     past, ahead = zip(*(times(bars, HORIZON) for _ in dfs), strict=True)
-    given = (dfs, list(past), list(ahead), HORIZON)
-    expected, after = seeded(Upstream(model, tokenizer, "cpu", context).predict_batch, *given, **settings)
-    forecasts, state = seeded(KronosPredictor(model, tokenizer, "cpu", context).predict_batch, *given, **settings)
+    arguments = (dfs, list(past), list(ahead), HORIZON)
+    expected, after = seeded(Upstream(model, tokenizer, "cpu", context).predict_batch, *arguments, **settings)
+    forecasts, state = seeded(KronosPredictor(model, tokenizer, "cpu", context).predict_batch, *arguments, **settings)
     assert isinstance(forecasts, list)
     assert torch.equal(state, after)
     for forecast, wanted, df in zip(forecasts, expected, dfs, strict=True):
@@ -106,40 +106,40 @@ def test_a_batch_gives_upstreams_forecasts(bars: int, context: int, settings: di
 def test_another_clip_and_what_is_set_later_count() -> None:
     model, tokenizer, df = sharp_predictor(), sharp_tokenizer(), candles(40)
     df["close"] = df["close"].mask(df.index == 20, 3 * df["close"])
-    given = (df, *times(40, HORIZON), HORIZON)
-    theirs, ours = (kind(model, tokenizer, "cpu", clip=1) for kind in (Upstream, KronosPredictor))
-    assert_forecast(seeded(ours.predict, *given)[0], seeded(theirs.predict, *given)[0], df)
-    for predictor in (theirs, ours):
-        predictor.clip, predictor.max_context, predictor.model = 3, 20, sharp_predictor(seed=9)
-    assert_forecast(seeded(ours.predict, *given)[0], seeded(theirs.predict, *given)[0], df)
+    arguments = (df, *times(40, HORIZON), HORIZON)
+    upstream, predictor = (kind(model, tokenizer, "cpu", clip=1) for kind in (Upstream, KronosPredictor))
+    assert_forecast(seeded(predictor.predict, *arguments)[0], seeded(upstream.predict, *arguments)[0], df)
+    for either in (upstream, predictor):
+        either.clip, either.max_context, either.model = 3, 20, sharp_predictor(seed=9)
+    assert_forecast(seeded(predictor.predict, *arguments)[0], seeded(upstream.predict, *arguments)[0], df)
 
 
 @pytest.mark.parametrize("method", ["__init__", "predict", "predict_batch"])
 def test_arguments_have_upstreams_names_order_and_defaults(method: str) -> None:
-    theirs, ours = (
+    upstream, predictor = (
         inspect.signature(getattr(kind, method)).parameters.values() for kind in (Upstream, KronosPredictor)
     )
-    shared = [(parameter.name, parameter.kind, parameter.default) for parameter in ours][: len(theirs)]
-    assert shared == [(parameter.name, parameter.kind, parameter.default) for parameter in theirs]
-    assert {parameter.kind for parameter in list(ours)[len(theirs) :]} == {inspect.Parameter.KEYWORD_ONLY}
+    shared = [(parameter.name, parameter.kind, parameter.default) for parameter in predictor][: len(upstream)]
+    assert shared == [(parameter.name, parameter.kind, parameter.default) for parameter in upstream]
+    assert {parameter.kind for parameter in list(predictor)[len(upstream) :]} == {inspect.Parameter.KEYWORD_ONLY}
 
 
 def test_what_is_there_to_be_read_is_upstreams() -> None:
     model, tokenizer = sharp_predictor(), sharp_tokenizer()
-    theirs, ours = Upstream(model, tokenizer), KronosPredictor(model, tokenizer)
-    own = {"precision", "adapters"}
-    assert {name: value for name, value in vars(ours).items() if name not in own} == vars(theirs)
+    upstream, predictor = Upstream(model, tokenizer), KronosPredictor(model, tokenizer)
+    additions = {"precision", "adapters"}
+    assert {name: value for name, value in vars(predictor).items() if name not in additions} == vars(upstream)
     assert KronosPredictor(model, tokenizer, torch.device("cpu")).device == torch.device("cpu")
 
 
 def test_a_model_in_training_mode_forecasts_as_in_eval_mode_and_stays_in_it() -> None:
     tokenizer, df = sharp_tokenizer(), candles(30)
-    given = (df, *times(30, HORIZON), HORIZON)
-    expected, after = seeded(Upstream(with_lora(sharp_predictor()), tokenizer).predict, *given)
+    arguments = (df, *times(30, HORIZON), HORIZON)
+    expected, after = seeded(Upstream(with_lora(sharp_predictor()), tokenizer).predict, *arguments)
     model = with_lora(sharp_predictor(dropout=True)).train()
     model.base_model.model.transformer[1].eval()
     modes = [part.training for part in (*model.modules(), *tokenizer.train().modules())]
-    forecast, state = seeded(KronosPredictor(model, tokenizer).predict, *given)
+    forecast, state = seeded(KronosPredictor(model, tokenizer).predict, *arguments)
     assert_forecast(forecast, expected, df)
     assert torch.equal(state, after)
     assert [part.training for part in (*model.modules(), *tokenizer.modules())] == modes
@@ -147,34 +147,34 @@ def test_a_model_in_training_mode_forecasts_as_in_eval_mode_and_stays_in_it() ->
 
 def test_the_model_trains_on_and_its_new_weights_count() -> None:
     model, tokenizer, df = sharp_predictor(dropout=False), sharp_tokenizer(), candles(30)
-    given = (df, *times(30, HORIZON), HORIZON)
+    arguments = (df, *times(30, HORIZON), HORIZON)
     predictor = KronosPredictor(model, tokenizer, "cpu")
     with torch.inference_mode():
-        before, _ = seeded(predictor.predict, *given)
+        before, _ = seeded(predictor.predict, *arguments)
     tokens = torch.zeros(2, 30, dtype=torch.long)
     s1, s2 = teacher_forced_logits(model, tokens, tokens, torch.zeros(2, 30, 5))
     (s1.square().sum() + s2.square().sum()).backward()
     assert all(parameter.requires_grad for parameter in model.parameters())
     torch.optim.SGD(model.parameters(), 0.05).step()
-    forecast, _ = seeded(predictor.predict, *given)
+    forecast, _ = seeded(predictor.predict, *arguments)
     assert not np.allclose(forecast, before, rtol=1e-4)
-    assert_forecast(forecast, seeded(Upstream(model, tokenizer, "cpu").predict, *given)[0], df)
+    assert_forecast(forecast, seeded(Upstream(model, tokenizer, "cpu").predict, *arguments)[0], df)
     model.load_state_dict(sharp_predictor().state_dict())
-    assert_forecast(seeded(predictor.predict, *given)[0], before, df)
+    assert_forecast(seeded(predictor.predict, *arguments)[0], before, df)
 
 
 def test_autocast_and_other_defaults_around_it_change_nothing() -> None:
-    given, predictor = (
+    arguments, predictor = (
         (candles(30), *times(30, HORIZON), HORIZON),
         KronosPredictor(sharp_predictor(), sharp_tokenizer()),
     )
-    expected, _ = seeded(predictor.predict, *given)
+    expected, _ = seeded(predictor.predict, *arguments)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         KronosPredictor(sharp_predictor(), sharp_tokenizer())
-        pd.testing.assert_frame_equal(seeded(predictor.predict, *given)[0], expected)
+        pd.testing.assert_frame_equal(seeded(predictor.predict, *arguments)[0], expected)
     torch.set_default_dtype(torch.float64)
     try:
-        pd.testing.assert_frame_equal(seeded(predictor.predict, *given)[0], expected)
+        pd.testing.assert_frame_equal(seeded(predictor.predict, *arguments)[0], expected)
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -182,17 +182,17 @@ def test_autocast_and_other_defaults_around_it_change_nothing() -> None:
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float64])
 def test_weights_of_another_precision_are_taken(kind: torch.dtype) -> None:
     model, tokenizer, df = sharp_predictor().to(kind), sharp_tokenizer(), candles(30)
-    given = (df, *times(30, HORIZON), HORIZON)
-    forecasts = [seeded(kind(model, tokenizer).predict, *given, top_k=1)[0] for kind in (Upstream, KronosPredictor)]
+    arguments = (df, *times(30, HORIZON), HORIZON)
+    forecasts = [seeded(kind(model, tokenizer).predict, *arguments, top_k=1)[0] for kind in (Upstream, KronosPredictor)]
     assert_forecast(forecasts[1], forecasts[0], df)
     assert {parameter.dtype for parameter in model.parameters()} == {kind}
 
 
 def test_bf16_gives_about_the_same_paths() -> None:
     model, tokenizer, df = sharp_predictor(), sharp_tokenizer(), candles(60)
-    given, settings = (df, *times(60, HORIZON), HORIZON), {"sample_count": 200}
-    exact, _ = seeded(KronosPredictor(model, tokenizer).predict, *given, **settings)
-    rough, _ = seeded(KronosPredictor(model, tokenizer, precision="bf16").predict, *given, **settings)
+    arguments, settings = (df, *times(60, HORIZON), HORIZON), {"sample_count": 200}
+    exact, _ = seeded(KronosPredictor(model, tokenizer).predict, *arguments, **settings)
+    rough, _ = seeded(KronosPredictor(model, tokenizer, precision="bf16").predict, *arguments, **settings)
     assert not rough.equals(exact)
     assert ((rough - exact).abs() < 0.1 * df.std()).all(axis=None)
 
@@ -201,15 +201,15 @@ def test_switching_adapters_off_and_over_counts() -> None:
     model, tokenizer, df = with_lora(sharp_predictor()), sharp_tokenizer(), candles(30)
     model.add_adapter("other", copy.deepcopy(model.peft_config["default"]))
     model.eval()
-    given = (df, *times(30, HORIZON), HORIZON)
-    ours, theirs = KronosPredictor(model, tokenizer), Upstream(model, tokenizer)
-    first, _ = seeded(ours.predict, *given)
+    arguments = (df, *times(30, HORIZON), HORIZON)
+    predictor, upstream = KronosPredictor(model, tokenizer), Upstream(model, tokenizer)
+    first, _ = seeded(predictor.predict, *arguments)
     model.set_adapter("other")
-    second, _ = seeded(ours.predict, *given)
-    assert_forecast(second, seeded(theirs.predict, *given)[0], df)
+    second, _ = seeded(predictor.predict, *arguments)
+    assert_forecast(second, seeded(upstream.predict, *arguments)[0], df)
     with model.disable_adapter():
-        off, _ = seeded(ours.predict, *given)
-        assert_forecast(off, seeded(theirs.predict, *given)[0], df)
+        off, _ = seeded(predictor.predict, *arguments)
+        assert_forecast(off, seeded(upstream.predict, *arguments)[0], df)
     assert not np.allclose(first, second, rtol=1e-4)
     assert not np.allclose(second, off, rtol=1e-4)
 
@@ -217,15 +217,15 @@ def test_switching_adapters_off_and_over_counts() -> None:
 @pytest.mark.parametrize("verbose", [True, False])
 def test_progress_is_shown_as_upstream_shows_it(verbose: bool, capsys: pytest.CaptureFixture[str]) -> None:
     model, tokenizer = sharp_predictor(), sharp_tokenizer()
-    given = (candles(30), *times(30, HORIZON), HORIZON)
-    shown = []
+    arguments = (candles(30), *times(30, HORIZON), HORIZON)
+    progress = []
     for kind in (Upstream, KronosPredictor):
-        kind(model, tokenizer).predict(*given, verbose=verbose)
+        kind(model, tokenizer).predict(*arguments, verbose=verbose)
         output = capsys.readouterr()
         assert output.out == ""
-        shown.append(output.err.rpartition("\r")[2].split("[")[0])
-    assert shown[0] == shown[1]
-    assert (f"{HORIZON}/{HORIZON}" in shown[1]) is verbose
+        progress.append(output.err.rpartition("\r")[2].split("[")[0])
+    assert progress[0] == progress[1]
+    assert (f"{HORIZON}/{HORIZON}" in progress[1]) is verbose
 
 
 def test_progress_is_shown_unless_told_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
@@ -253,7 +253,7 @@ def test_weights_of_no_use_are_told_and_the_generator_stays() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"max_context": "512"}, "max_context must be a whole number, not '512'"),
         ({"max_context": 0}, "max_context must be 1 bar or more, not 0"),
@@ -265,8 +265,8 @@ def test_weights_of_no_use_are_told_and_the_generator_stays() -> None:
         ({"adapters": {None: sharp_predictor()}}, "An adapter is called by a text, not None"),
     ],
 )
-def test_settings_of_no_use_are_told_when_they_are_given(settings: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told) as caught:
+def test_settings_of_no_use_are_told_when_they_are_given(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
         KronosPredictor(sharp_predictor(), sharp_tokenizer(), "cpu", **settings)
     assert isinstance(caught.value, KronosError)
 
@@ -278,7 +278,7 @@ def test_threads_forecast_as_one_does_and_leave_the_models_and_torch_as_they_wer
         part.attn_dropout_p = 0.5  # would change the output of a tokenizer in training mode
     predictor = KronosPredictor(sharp_predictor(), tokenizer, "cpu")
     series = {bars: (candles(bars), *times(bars, HORIZON), HORIZON) for bars in (20, 25, 30, 40)}
-    expected = {bars: predictor.predict(*given, seed=bars, verbose=False) for bars, given in series.items()}
+    expected = {bars: predictor.predict(*arguments, seed=bars, verbose=False) for bars, arguments in series.items()}
     with ThreadPoolExecutor(4) as pool:
         for _ in range(5):
             calls = {
@@ -307,8 +307,8 @@ def louder() -> Any:
     feed = model.transformer[1].ffn
 
     class Louder(type(feed)):  # type: ignore[misc]
-        def forward(self, given: torch.Tensor) -> Any:
-            return 2 * super().forward(given)
+        def forward(self, arguments: torch.Tensor) -> Any:
+            return 2 * super().forward(arguments)
 
     feed.__class__ = Louder
     return model

@@ -46,49 +46,51 @@ def adapters() -> tuple[Any, dict[str, Any]]:
 @pytest.mark.slow
 def test_each_series_is_forecast_by_its_own_adapter() -> None:
     model, named = adapters()
-    ours = KronosPredictor(model, TOKENIZER, adapters=named)
+    predictor = KronosPredictor(model, TOKENIZER, adapters=named)
     names = [*named, None, "plain 2", "plain 1"]
-    chosen = [place % len(DFS) for place in range(len(names))]
-    forecasts = ours.predict_batch(*BATCH.rows(chosen), top_k=1, verbose=False, adapters=names)
-    for name, place, forecast in zip(names, chosen, forecasts, strict=True):
-        alone = Upstream(model if name is None else named[name], TOKENIZER).predict(
-            *BATCH.single(place), top_k=1, verbose=False
+    chosen = [number % len(DFS) for number in range(len(names))]
+    forecasts = predictor.predict_batch(*BATCH.rows(chosen), top_k=1, verbose=False, adapters=names)
+    for name, number, forecast in zip(names, chosen, forecasts, strict=True):
+        expected = Upstream(model if name is None else named[name], TOKENIZER).predict(
+            *BATCH.single(number), top_k=1, verbose=False
         )
-        assert_forecast(forecast, alone, DFS[place])
-        assert_forecast(ours.predict(*BATCH.single(place), top_k=1, verbose=False, adapter=name), alone, DFS[place])
+        assert_forecast(forecast, expected, DFS[number])
+        assert_forecast(
+            predictor.predict(*BATCH.single(number), top_k=1, verbose=False, adapter=name), expected, DFS[number]
+        )
 
 
 def test_adapters_on_one_base_are_decoded_together(decoded_batches: list[tuple[int, int]]) -> None:
     model, named = adapters()
     names = ["plain 1", "plain 2", None, "plain 1"]
-    ours = KronosPredictor(model, TOKENIZER, adapters=named)
+    predictor = KronosPredictor(model, TOKENIZER, adapters=named)
     decoded_batches.clear()
-    ours.predict_batch(*BATCH, verbose=False, adapters=names)
+    predictor.predict_batch(*BATCH, verbose=False, adapters=names)
     assert decoded_batches == [(4, 1)]
 
 
 def test_who_forecasts_the_others_changes_no_draw() -> None:
     model, named = adapters()
-    ours = KronosPredictor(model, TOKENIZER, adapters=named)
+    predictor = KronosPredictor(model, TOKENIZER, adapters=named)
     settings: dict[str, Any] = {"sample_count": PATHS, "verbose": False, "seed": 3}
-    first = ours.predict_batch(*BATCH, **settings, adapters=[None, "plain 1", "dora", "checkpoint"])
-    second = ours.predict_batch(*BATCH, **settings, adapters=["plain 2", "plain 1", None, "checkpoint"])
-    for place in (1, 3):
-        assert_forecast(first[place], second[place], DFS[place])
+    first = predictor.predict_batch(*BATCH, **settings, adapters=[None, "plain 1", "dora", "checkpoint"])
+    second = predictor.predict_batch(*BATCH, **settings, adapters=["plain 2", "plain 1", None, "checkpoint"])
+    for number in (1, 3):
+        assert_forecast(first[number], second[number], DFS[number])
     assert not np.allclose(first[0], second[0], rtol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("names", "told"),
+    ("names", "message"),
     [
         (["plain 1"], "adapters must have a name, or None, for each of the 4 series"),
         ("dora", "adapters must have a name"),
         ([None, "AAPL", None, None], "no adapter 'AAPL'; the predictor was made with plain 1, plain 2, dora"),
     ],
 )
-def test_names_that_do_not_fit_are_told(names: Any, told: str) -> None:
+def test_names_that_do_not_fit_are_told(names: Any, message: str) -> None:
     model, named = adapters()
-    with pytest.raises(ValueError, match=told) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         KronosPredictor(model, TOKENIZER, adapters=named).predict_batch(*BATCH, adapters=names)
     assert isinstance(caught.value, KronosError)
 
@@ -118,21 +120,21 @@ def test_folders_are_put_on_the_model_in_memory_that_they_were_trained_on(
     base: KronosModel, tiny_base: Path, tmp_path: Path
 ) -> None:
     folders = {name: saved(tmp_path / name, base, seed) for seed, name in enumerate(("AAPL", "MSFT"))}
-    own = saved(tmp_path / "own", base, 7, train_base=True)
+    folder_with_base = saved(tmp_path / "own", base, 7, train_base=True)
     model = Kronos.from_pretrained(str(tiny_base / "predictor"))
     tokenizer = KronosTokenizer.from_pretrained(str(tiny_base / "tokenizer")).eval()
-    loaded = {name: load_adapter(folder, base) for name, folder in {**folders, "own": own}.items()}
-    given = {"AAPL": folders["AAPL"], "MSFT": str(folders["MSFT"]), "own": own, "model": loaded["AAPL"]}
+    loaded = {name: load_adapter(folder, base) for name, folder in {**folders, "own": folder_with_base}.items()}
+    sources = {"AAPL": folders["AAPL"], "MSFT": str(folders["MSFT"]), "own": folder_with_base, "model": loaded["AAPL"]}
     names = ["MSFT", "AAPL", None, "model"]
-    ours = KronosPredictor(model, tokenizer, adapters=given)
-    forecasts = ours.predict_batch(*BATCH, top_k=1, verbose=False, adapters=names)
+    predictor = KronosPredictor(model, tokenizer, adapters=sources)
+    forecasts = predictor.predict_batch(*BATCH, top_k=1, verbose=False, adapters=names)
     experts = [loaded["MSFT"].predictor, loaded["AAPL"].predictor, base.predictor, loaded["AAPL"].predictor]
-    for place, (forecast, expert) in enumerate(zip(forecasts, experts, strict=True)):
-        expected = Upstream(expert, tokenizer).predict(*BATCH.single(place), top_k=1, verbose=False)
-        assert_forecast(forecast, expected, DFS[place])
+    for number, (forecast, expert) in enumerate(zip(forecasts, experts, strict=True)):
+        expected = Upstream(expert, tokenizer).predict(*BATCH.single(number), top_k=1, verbose=False)
+        assert_forecast(forecast, expected, DFS[number])
     expected = Upstream(loaded["own"].predictor, tokenizer).predict(*BATCH.single(1), top_k=1, verbose=False)
-    assert_forecast(ours.predict(*BATCH.single(1), top_k=1, verbose=False, adapter="own"), expected, DFS[1])
-    adapter: Any = ours.adapters["MSFT"]
+    assert_forecast(predictor.predict(*BATCH.single(1), top_k=1, verbose=False, adapter="own"), expected, DFS[1])
+    adapter: Any = predictor.adapters["MSFT"]
     folder_model = adapter.get_base_model()
     assert folder_model.norm.weight.data_ptr() == model.norm.weight.data_ptr()
 

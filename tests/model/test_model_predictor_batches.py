@@ -31,11 +31,11 @@ def predictor(**settings: Any) -> KronosPredictor:
 @pytest.mark.slow
 @pytest.mark.parametrize("context", [512, 31, 25, 14, 5])
 def test_series_of_unequal_length_are_forecast_as_each_alone(context: int) -> None:
-    together = predictor(max_context=context).predict_batch(*BATCH, top_k=1, verbose=False)
+    forecasts = predictor(max_context=context).predict_batch(*BATCH, top_k=1, verbose=False)
     upstream = Upstream(sharp_predictor(), TOKENIZER, max_context=context)
-    for place, forecast in enumerate(together):
-        alone = upstream.predict(*BATCH.single(place), top_k=1, verbose=False)
-        assert_forecast(forecast, alone, DFS[place])
+    for number, forecast in enumerate(forecasts):
+        expected = upstream.predict(*BATCH.single(number), top_k=1, verbose=False)
+        assert_forecast(forecast, expected, DFS[number])
 
 
 def test_no_series_give_no_forecasts() -> None:
@@ -49,18 +49,18 @@ def test_no_series_give_no_forecasts() -> None:
 def test_sample_gives_every_path_of_which_predict_gives_the_mean() -> None:
     ours, settings = predictor(), dict[str, Any](sample_count=PATHS, seed=4, verbose=False)
     sampled, means = ours.sample_batch(*BATCH, **settings), ours.predict_batch(*BATCH, **settings)
-    for place, (paths, mean) in enumerate(zip(sampled, means, strict=True)):
+    for number, (paths, mean) in enumerate(zip(sampled, means, strict=True)):
         assert list(paths.columns) == COLUMNS
         assert list(paths.index.names) == ["path", "timestamps"]
         assert len(paths) == PATHS * HORIZON
         assert (paths.dtypes == np.float32).all()
         for path in range(PATHS):
             assert paths.loc[path].index.equals(mean.index)
-        assert_forecast(paths.groupby("timestamps").mean().astype(np.float32), mean, DFS[place])
-        assert place == 2 or paths["close"].groupby("timestamps").std().max() > 0  # the one of one bar never moves
-    alone = ours.sample(*BATCH.single(0), **settings)
+        assert_forecast(paths.groupby("timestamps").mean().astype(np.float32), mean, DFS[number])
+        assert number == 2 or paths["close"].groupby("timestamps").std().max() > 0  # the one of one bar never moves
+    single = ours.sample(*BATCH.single(0), **settings)
     pd.testing.assert_frame_equal(
-        alone.groupby("timestamps").mean(), ours.predict(*BATCH.single(0), **settings), rtol=1e-6, check_freq=False
+        single.groupby("timestamps").mean(), ours.predict(*BATCH.single(0), **settings), rtol=1e-6, check_freq=False
     )
 
 
@@ -111,8 +111,8 @@ def test_more_rows_than_torch_draws_at_once_are_drawn_as_by_several_calls(
     assert decoded_batches == [(2, PATHS), (2, PATHS), (1, PATHS)]
 
 
-def assert_as_before(given: list[pd.DataFrame], expected: list[pd.DataFrame]) -> None:
-    for df, forecast, wanted in zip(DFS, given, expected, strict=True):
+def assert_as_before(forecasts: list[pd.DataFrame], expected: list[pd.DataFrame]) -> None:
+    for df, forecast, wanted in zip(DFS, forecasts, expected, strict=True):
         assert_forecast(forecast, wanted, df)
 
 
@@ -150,12 +150,12 @@ def test_a_batch_that_runs_out_of_memory_is_halved_and_tried_again(
     ours, settings = predictor(), dict[str, Any](sample_count=PATHS)
     torch.manual_seed(2)
     expected = ours.predict_batch(*BATCH, **settings)
-    after, shown = torch.get_rng_state(), last_line(capsys)
-    decode, tried, done = Decoder.decode, [], []
+    after, progress = torch.get_rng_state(), last_line(capsys)
+    decode, batches, done = Decoder.decode, [], []
 
     def small(self: Decoder, known: Any, drawn: Any, **settings: Any) -> Any:
         series, paths, _ = drawn[0].shape
-        tried.append((series, paths))
+        batches.append((series, paths))
         if series * paths > 2:
             raise error
         done.append(series * paths)
@@ -164,11 +164,11 @@ def test_a_batch_that_runs_out_of_memory_is_halved_and_tried_again(
     monkeypatch.setattr(Decoder, "decode", small)
     torch.manual_seed(2)
     assert_as_before(ours.predict_batch(*BATCH, **settings), expected)
-    assert tried[:3] == [(4, 3), (2, 3), (1, 3)]
+    assert batches[:3] == [(4, 3), (2, 3), (1, 3)]
     assert max(done) == 2
     assert sum(done) == len(DFS) * PATHS
     assert torch.equal(torch.get_rng_state(), after)
-    assert last_line(capsys) == shown
+    assert last_line(capsys) == progress
 
 
 def last_line(capsys: pytest.CaptureFixture[str]) -> str:
@@ -177,7 +177,7 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("error", "series", "told", "words"),
+    ("error", "series", "error_type", "message"),
     [
         (RuntimeError("shapes differ"), 4, RuntimeError, "shapes differ"),
         (MemoryError(), 1, ModelError, "one path of one series needs more memory than this machine has free"),
@@ -185,7 +185,7 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> str:
     ids=["another", "memory"],
 )
 def test_an_error_that_smaller_batches_do_not_help_is_told(
-    error: Exception, series: int, told: type[Exception], words: str, monkeypatch: pytest.MonkeyPatch
+    error: Exception, series: int, error_type: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any, **__: Any) -> Any:
         raise error
@@ -193,6 +193,6 @@ def test_an_error_that_smaller_batches_do_not_help_is_told(
     ours = predictor()
     monkeypatch.setattr(Decoder, "generate", broken)
     before = torch.get_rng_state()
-    with pytest.raises(told, match=words):
+    with pytest.raises(error_type, match=message):
         ours.predict_batch(*BATCH.rows(range(series)), verbose=False)
     assert torch.equal(torch.get_rng_state(), before)

@@ -59,9 +59,9 @@ FRAMES: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
 def test_every_frame_that_upstream_takes_gives_its_forecast(change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
     df, (past, ahead) = change(candles(BARS)), times(BARS, HORIZON)
     expected = forecast(THEIRS, df, past, ahead)
-    given = forecast(OURS, df, past, ahead)
+    result = forecast(OURS, df, past, ahead)
     numbers = df.reindex(columns=expected.columns).astype(float)
-    assert_forecast(given, expected, numbers.fillna({"amount": numbers["volume"] * numbers["close"]}).fillna(0.0))
+    assert_forecast(result, expected, numbers.fillna({"amount": numbers["volume"] * numbers["close"]}).fillna(0.0))
 
 
 TIMES: dict[str, Callable[[pd.Series], Any]] = {
@@ -76,8 +76,8 @@ TIMES: dict[str, Callable[[pd.Series], Any]] = {
 
 @pytest.mark.parametrize("change", TIMES.values(), ids=TIMES)
 def test_every_series_of_times_that_upstream_takes_gives_its_forecast(change: Callable[[pd.Series], Any]) -> None:
-    df, given = candles(BARS), [change(part) for part in times(BARS, HORIZON)]
-    assert_forecast(forecast(OURS, df, *given), forecast(THEIRS, df, *given), df)
+    df, stamps = candles(BARS), [change(part) for part in times(BARS, HORIZON)]
+    assert_forecast(forecast(OURS, df, *stamps), forecast(THEIRS, df, *stamps), df)
 
 
 MORE_TIMES: dict[str, Callable[[pd.Series], Any]] = {
@@ -99,20 +99,20 @@ MORE_TIMES: dict[str, Callable[[pd.Series], Any]] = {
 def test_times_in_other_forms_give_the_same_numbers(change: Callable[[pd.Series], Any]) -> None:
     df, (past, ahead) = candles(BARS), times(BARS, HORIZON)
     expected = forecast(THEIRS, df, past, ahead)
-    given = forecast(OURS, df, change(past), change(ahead))
-    assert len(given.index) == HORIZON
-    assert isinstance(given.index, pd.PeriodIndex | pd.DatetimeIndex)
+    result = forecast(OURS, df, change(past), change(ahead))
+    assert len(result.index) == HORIZON
+    assert isinstance(result.index, pd.PeriodIndex | pd.DatetimeIndex)
     if isinstance(change(ahead), pd.Index):
-        assert given.index is change(ahead) or given.index.equals(change(ahead))
-        assert given.index.freq == change(ahead).freq
-    assert_forecast(given.set_axis(expected.index), expected, df)
+        assert result.index is change(ahead) or result.index.equals(change(ahead))
+        assert result.index.freq == change(ahead).freq
+    assert_forecast(result.set_axis(expected.index), expected, df)
 
 
 def test_dates_without_a_time_of_day_will_do() -> None:
     days = pd.Series(pd.date_range("2024-01-28", periods=BARS + HORIZON))
     df = candles(BARS)
-    given = forecast(OURS, df, list(days.dt.date[:BARS]), list(days.dt.date[BARS:]))
-    assert_forecast(given, forecast(THEIRS, df, days[:BARS], days[BARS:]), df)
+    result = forecast(OURS, df, list(days.dt.date[:BARS]), list(days.dt.date[BARS:]))
+    assert_forecast(result, forecast(THEIRS, df, days[:BARS], days[BARS:]), df)
 
 
 def without(frame: pd.DataFrame, value: float | None, column: str) -> pd.DataFrame:
@@ -186,20 +186,20 @@ def call(kind: Any, changes: dict[str, Any], method: str = "predict") -> Any:
     return getattr(kind(MODEL, TOKENIZER, **context), method)(**arguments, verbose=False)
 
 
-@pytest.mark.parametrize(("changes", "told"), WRONG.values(), ids=WRONG)
-def test_where_upstream_raises_a_value_error_so_is_one_raised_here(changes: dict[str, Any], told: str) -> None:
+@pytest.mark.parametrize(("changes", "message"), WRONG.values(), ids=WRONG)
+def test_where_upstream_raises_a_value_error_so_is_one_raised_here(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - its text is upstream's affair
         call(Upstream, changes)
     for method in ("predict", "sample"):
-        with pytest.raises(ValueError, match=told) as caught:
+        with pytest.raises(ValueError, match=message) as caught:
             call(KronosPredictor, changes, method)
         assert isinstance(caught.value, KronosError)
 
 
-@pytest.mark.parametrize(("changes", "told"), NONSENSE.values(), ids=NONSENSE)
-def test_nonsense_is_told_as_such(changes: dict[str, Any], told: str) -> None:
+@pytest.mark.parametrize(("changes", "message"), NONSENSE.values(), ids=NONSENSE)
+def test_nonsense_is_told_as_such(changes: dict[str, Any], message: str) -> None:
     before = torch.get_rng_state()
-    with pytest.raises(ValueError, match=told) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         call(KronosPredictor, changes)
     assert isinstance(caught.value, KronosError)
     assert torch.equal(torch.get_rng_state(), before)
@@ -217,14 +217,14 @@ LISTS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(("changes", "told"), LISTS.values(), ids=LISTS)
-def test_a_batch_that_upstream_refuses_is_refused_by_place(changes: dict[str, Any], told: str) -> None:
-    given = {"df_list": [DF] * 2, "x_timestamp_list": [PAST] * 2, "y_timestamp_list": (AHEAD,) * 2, **changes}
+@pytest.mark.parametrize(("changes", "message"), LISTS.values(), ids=LISTS)
+def test_a_batch_that_upstream_refuses_is_refused_by_place(changes: dict[str, Any], message: str) -> None:
+    arguments = {"df_list": [DF] * 2, "x_timestamp_list": [PAST] * 2, "y_timestamp_list": (AHEAD,) * 2, **changes}
     with pytest.raises(ValueError):  # noqa: PT011
-        THEIRS.predict_batch(**given, pred_len=HORIZON, verbose=False)
+        THEIRS.predict_batch(**arguments, pred_len=HORIZON, verbose=False)
     for method in (OURS.predict_batch, OURS.sample_batch):
-        with pytest.raises(ValueError, match=told) as caught:
-            method(**given, pred_len=HORIZON, verbose=False)
+        with pytest.raises(ValueError, match=message) as caught:
+            method(**arguments, pred_len=HORIZON, verbose=False)
         assert isinstance(caught.value, KronosError)
 
 

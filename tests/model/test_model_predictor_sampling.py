@@ -74,25 +74,25 @@ def test_rows_that_are_sampled_apart_draw_what_they_draw_together(
     steps = [logits_of(seed + number, series * paths, 16).view(series, paths, 16) for number in range(4)]
     generator = torch.Generator().manual_seed(seed)
     draws = MultinomialPicker(series, replace(SAMPLING, paths=paths), generator)
-    together = drawn(draws, steps, ([*range(series)], range(paths)))
+    joint = drawn(draws, steps, ([*range(series)], range(paths)))
     after = generator.get_state()
 
     owner = torch.tensor(data.draw(st.lists(st.integers(0, 2), min_size=series, max_size=series)))
     cut = data.draw(st.integers(0, paths))
     for part in range(3):
-        for some in (range(cut), range(cut, paths)):
+        for path_range in (range(cut), range(cut, paths)):
             members = (owner == part).nonzero().flatten().tolist()
-            if members and some:
-                expected = together[members, some.start : some.stop]
-                assert torch.equal(drawn(draws, steps, (members, some)), expected)
+            if members and path_range:
+                expected = joint[members, path_range.start : path_range.stop]
+                assert torch.equal(drawn(draws, steps, (members, path_range)), expected)
                 assert torch.equal(generator.get_state(), after)
 
 
 def test_what_is_as_likely_as_the_last_token_kept_is_kept_too() -> None:
     logits = torch.tensor([[3.0, 1.0, 1.0, 1.0, -9.0]])
     for top_k, top_p in ((2, 1.0), (0, 0.85)):
-        kept = filtered_probabilities(logits, 1.0, top_k, top_p) > 0
-        assert kept.tolist() == [[True, True, True, True, False]]
+        mask = filtered_probabilities(logits, 1.0, top_k, top_p) > 0
+        assert mask.tolist() == [[True, True, True, True, False]]
 
 
 def test_top_k_and_a_tiny_temperature_are_greedy() -> None:

@@ -45,24 +45,24 @@ def with_lora(predictor: Any, seed: int = 1) -> Any:
 @pytest.fixture
 def series() -> Series:
     """Return history in price units, past stamps and future stamps."""
-    drawn = np.random.default_rng(0)
-    history = np.exp(drawn.normal(0, 0.02, (SERIES, LOOKBACK, 6)).cumsum(axis=1)) * [[[50.0]], [[3.0]], [[4e4]]]
-    past, ahead = (drawn.integers(0, 7, (SERIES, bars, 5)).astype(np.uint8) for bars in (LOOKBACK, HORIZON))
+    rng = np.random.default_rng(0)
+    history = np.exp(rng.normal(0, 0.02, (SERIES, LOOKBACK, 6)).cumsum(axis=1)) * [[[50.0]], [[3.0]], [[4e4]]]
+    past, ahead = (rng.integers(0, 7, (SERIES, bars, 5)).astype(np.uint8) for bars in (LOOKBACK, HORIZON))
     return history, past, ahead
 
 
 @pytest.fixture
 def choices(monkeypatch: pytest.MonkeyPatch) -> Choices:
     """Recorder of logits, random numbers and tokens of each call, s1 and s2 in turn."""
-    seen: Choices = []
+    calls: Choices = []
 
     def watched(logits: torch.Tensor, draws: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
         tokens = sample_top_p(logits, draws, temperature, top_p)
-        seen.append((logits, draws, tokens))
+        calls.append((logits, draws, tokens))
         return tokens
 
     monkeypatch.setattr(sample, "sample_top_p", watched)
-    return seen
+    return calls
 
 
 def known_tokens(model: KronosModel, history: np.ndarray) -> list[torch.Tensor]:
@@ -120,12 +120,12 @@ def test_a_slow_loop_with_upstreams_own_methods_draws_the_same_tokens(series: Se
         draws = [fast[2 * step + level][1].flatten() for level in (0, 1)]
         with torch.no_grad():
             logits, hidden = predictor.decode_s1(s1, s2, stamps[:, : LOOKBACK + step])
-            drawn = sample_top_p(logits[:, -1], draws[0], 1.0, 0.9)
+            coarse = sample_top_p(logits[:, -1], draws[0], 1.0, 0.9)
             # As in training: every position asks with its own next s1, and the last one with that just drawn.
-            asked = torch.cat([s1[:, 1:], drawn[:, None]], dim=1)
+            s1_targets = torch.cat([s1[:, 1:], coarse[:, None]], dim=1)
             predictor.dep_layer.cross_attn.training = True
-            fine = sample_top_p(predictor.decode_s2(hidden, asked)[:, -1], draws[1], 1.0, 0.9)
-        s1, s2 = torch.cat([s1, drawn[:, None]], dim=1), torch.cat([s2, fine[:, None]], dim=1)
+            fine = sample_top_p(predictor.decode_s2(hidden, s1_targets)[:, -1], draws[1], 1.0, 0.9)
+        s1, s2 = torch.cat([s1, coarse[:, None]], dim=1), torch.cat([s2, fine[:, None]], dim=1)
     assert torch.equal(s1[:, LOOKBACK:], rows([tokens for _, _, tokens in fast[0::2]]))
     assert torch.equal(s2[:, LOOKBACK:], rows([tokens for _, _, tokens in fast[1::2]]))
 
@@ -137,12 +137,12 @@ def test_the_first_position_greedily_is_what_upstreams_own_decoding_gives(series
             getattr(model.predictor.dep_layer.cross_attn, projection).weight.mul_(10)
     history, past, ahead = series
     mean, std = lookback_statistics(history)
-    given = [torch.from_numpy(part).float() for part in (normalise(history, mean, std), past, ahead)]
+    inputs = [torch.from_numpy(part).float() for part in (normalise(history, mean, std), past, ahead)]
     expected = auto_regressive_inference(
-        model.tokenizer, model.predictor, *given, 512, HORIZON, top_k=1, top_p=1.0, sample_count=1
+        model.tokenizer, model.predictor, *inputs, 512, HORIZON, top_k=1, top_p=1.0, sample_count=1
     )[:, -HORIZON:]
     greedy = {**SETTINGS, "paths": 1, "top_p": 1e-9}
-    first, true = (sample_paths(model, *series, **greedy, s2_position=place)[:, 0] for place in ("first", "true"))
+    first, true = (sample_paths(model, *series, **greedy, s2_position=position)[:, 0] for position in ("first", "true"))
     np.testing.assert_allclose(first, denormalise(expected, mean, std), rtol=1e-5)
     assert not np.allclose(true, first, rtol=1e-5)
 
@@ -158,13 +158,15 @@ def test_the_first_position_draws_each_path_as_a_slow_loop_with_upstreams_own_me
     stamps = torch.from_numpy(np.concatenate([past, ahead], axis=1)).long().repeat_interleave(PATHS, 0)
     predictor = model.predictor.get_base_model()
     for step in range(HORIZON):
-        (coarse, _, drawn), (fine, _, also_drawn) = choices[2 * step : 2 * step + 2]
+        (coarse, _, s1_tokens), (fine, _, s2_tokens) = choices[2 * step : 2 * step + 2]
         with torch.no_grad():
             logits, hidden = predictor.decode_s1(s1, s2, stamps[:, : LOOKBACK + step])
-            fine_logits = predictor.decode_s2(hidden, drawn.flatten()[:, None])
+            fine_logits = predictor.decode_s2(hidden, s1_tokens.flatten()[:, None])
         torch.testing.assert_close(coarse.flatten(0, 1), logits[:, -1], rtol=0, atol=1e-4)
         torch.testing.assert_close(fine.flatten(0, 1), fine_logits[:, -1], rtol=0, atol=1e-4)
-        s1, s2 = (torch.cat([known, new.flatten()[:, None]], dim=1) for known, new in ((s1, drawn), (s2, also_drawn)))
+        s1, s2 = (
+            torch.cat([known, new.flatten()[:, None]], dim=1) for known, new in ((s1, s1_tokens), (s2, s2_tokens))
+        )
 
 
 def test_the_result_is_in_each_series_own_units(series: Series) -> None:
@@ -177,18 +179,18 @@ def test_the_result_is_in_each_series_own_units(series: Series) -> None:
 
 def test_a_series_gets_the_same_paths_alone_and_in_company(series: Series) -> None:
     model = tiny_model()
-    together = sample_paths(model, *series, **SETTINGS)
-    alone = [sample_paths(model, *(part[i : i + 1] for part in series), **SETTINGS)[0] for i in range(SERIES)]
-    np.testing.assert_allclose(together, alone, rtol=1e-6)
+    joint = sample_paths(model, *series, **SETTINGS)
+    single = [sample_paths(model, *(part[i : i + 1] for part in series), **SETTINGS)[0] for i in range(SERIES)]
+    np.testing.assert_allclose(joint, single, rtol=1e-6)
     reordered = sample_paths(model, *(part[::-1] for part in series), **SETTINGS)
-    np.testing.assert_allclose(together, reordered[::-1], rtol=1e-6)
+    np.testing.assert_allclose(joint, reordered[::-1], rtol=1e-6)
 
 
 @pytest.mark.parametrize("room", [1, 2**17])
 def test_chunks_change_nothing(series: Series, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
-    whole = sample_paths(tiny_model(), *series, **SETTINGS)
+    expected = sample_paths(tiny_model(), *series, **SETTINGS)
     monkeypatch.setattr(sample, "memory_budget", lambda _: room)
-    np.testing.assert_allclose(sample_paths(tiny_model(), *series, **SETTINGS), whole, rtol=1e-6)
+    np.testing.assert_allclose(sample_paths(tiny_model(), *series, **SETTINGS), expected, rtol=1e-6)
 
 
 def test_chunks_are_as_small_as_memory_asks(series: Series, choices: Choices, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,17 +210,17 @@ def test_chunks_are_as_small_as_memory_asks(series: Series, choices: Choices, mo
 def test_where_memory_runs_out_halves_are_tried(
     series: Series, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, parts, generate = sample_paths(tiny_model(), *series, **SETTINGS), [], Decoder.generate
+    expected, parts, generate = sample_paths(tiny_model(), *series, **SETTINGS), [], Decoder.generate
 
-    def short_of_memory(self: Decoder, prompts: Prompts, *given: Any, paths: int, **settings: Any) -> Any:
+    def short_of_memory(self: Decoder, prompts: Prompts, *arguments: Any, paths: int, **settings: Any) -> Any:
         series = len(prompts.tokens[0])
         parts.append((series, paths))
         if series * paths > PATHS:
             raise error
-        return generate(self, prompts, *given, paths=paths, **settings)
+        return generate(self, prompts, *arguments, paths=paths, **settings)
 
     monkeypatch.setattr(Decoder, "generate", short_of_memory)
-    np.testing.assert_allclose(sample_paths(tiny_model(), *series, **SETTINGS), whole, rtol=1e-6)
+    np.testing.assert_allclose(sample_paths(tiny_model(), *series, **SETTINGS), expected, rtol=1e-6)
     assert parts[:2] == [(3, PATHS), (1, PATHS)]
     assert sum(series * paths for series, paths in parts if series * paths <= PATHS) == SERIES * PATHS
 
@@ -234,16 +236,16 @@ def test_series_of_several_models_are_as_each_alone(series: Series, monkeypatch:
     adapters = [replace(base, predictor=with_lora(copy_sharing_weights(base.predictor), seed)) for seed in (1, 2)]
     other = tiny_model(tiny_predictor(seed=5, bits=6))
     models = [adapters[0], base, other, adapters[1], adapters[0], base]
-    some = [np.concatenate([part, part[::-1]]) for part in series]
+    series_of_models = [np.concatenate([part, part[::-1]]) for part in series]
     settings = {**SETTINGS, "temperature": [0.7, 1.0, 1.3, 0.9, 1.0, 1.1], "top_p": [0.9, 1.0, 0.5, 0.9, 0.8, 0.7]}
     settings["seed"] = [1, 2, 3, 4, 5, 6]
-    together = sample_paths(models, *some, **settings)
+    joint = sample_paths(models, *series_of_models, **settings)
     for row, model in enumerate(models):
-        own = {name: value[row] if isinstance(value, list) else value for name, value in settings.items()}
-        alone = sample_paths(model, *(part[[row]] for part in some), **own)
-        np.testing.assert_allclose(together[row], alone[0], rtol=1e-5)
+        settings_of_row = {name: value[row] if isinstance(value, list) else value for name, value in settings.items()}
+        single = sample_paths(model, *(part[[row]] for part in series_of_models), **settings_of_row)
+        np.testing.assert_allclose(joint[row], single[0], rtol=1e-5)
     monkeypatch.setattr(decoder, "_MAX_PREDICTORS", 2)
-    np.testing.assert_allclose(sample_paths(models, *some, **settings), together, rtol=1e-5)
+    np.testing.assert_allclose(sample_paths(models, *series_of_models, **settings), joint, rtol=1e-5)
 
 
 def test_models_that_share_a_base_are_decoded_at_once(series: Series, choices: Choices) -> None:
@@ -279,8 +281,8 @@ def test_more_paths_keep_the_first_ones(series: Series) -> None:
 
 
 def test_a_seed_repeats_itself_and_another_does_not(series: Series) -> None:
-    first, again = (sample_paths(tiny_model(), *series, **SETTINGS) for _ in range(2))
-    np.testing.assert_array_equal(first, again)
+    first, second = (sample_paths(tiny_model(), *series, **SETTINGS) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
     assert not np.allclose(first, sample_paths(tiny_model(), *series, **{**SETTINGS, "seed": 8}))
 
 
@@ -389,9 +391,9 @@ def test_a_small_model_on_a_cpu_takes_one_thread_and_gives_the_others_back(
     threads: list[int] = []
     draw = sample.sample_top_p
 
-    def watched(*given: Any) -> torch.Tensor:
+    def watched(*arguments: Any) -> torch.Tensor:
         threads.append(torch.get_num_threads())
-        return draw(*given)
+        return draw(*arguments)
 
     monkeypatch.setattr(sample, "sample_top_p", watched)
     before = torch.get_num_threads()

@@ -24,24 +24,24 @@ from kronos_pipeline.training.plan import TrainingJob
 
 
 def test_a_timing_that_runs_out_of_memory_is_tried_with_half_the_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[int] = []
+    batch_sizes: list[int] = []
 
     def seconds(*_: Any, batch_size: int, **__: Any) -> float:
-        tried.append(batch_size)
+        batch_sizes.append(batch_size)
         if batch_size > 16:
             raise torch.OutOfMemoryError("no room")
         return 7.0
 
     monkeypatch.setattr(preflight, "expected_seconds", seconds)
-    stacked: Any = SimpleNamespace(serving=lambda *_, **__: nullcontext(), predictor=None)
+    multi_lora: Any = SimpleNamespace(serving=lambda *_, **__: nullcontext(), predictor=None)
     recipe: Any = SimpleNamespace(batch_size=8, epochs=1, evaluations_per_epoch=1)
     train: Any = range(5000)
     selection: Any = range(10)
-    said: list[str] = []
-    some = forward.BatchedForward(stacked, torch.device("cpu"), "fp32", 8, said.append)
-    assert some.expected_seconds(torch.zeros(3), TrainingData(train, selection), recipe) == 7.0
-    assert tried == [64, 32, 16]
-    assert len(said) == 2
+    messages: list[str] = []
+    batched = forward.BatchedForward(multi_lora, torch.device("cpu"), "fp32", 8, messages.append)
+    assert batched.expected_seconds(torch.zeros(3), TrainingData(train, selection), recipe) == 7.0
+    assert batch_sizes == [64, 32, 16]
+    assert len(messages) == 2
 
 
 @pytest.mark.parametrize("most", [1, 2])
@@ -62,8 +62,8 @@ def test_where_the_memory_lacks_for_one_each_adapter_is_named(
 
 def test_a_group_with_other_members_says_who_came_and_who_went(tmp_path: Path) -> None:
     layout = ArtifactLayout(tmp_path)
-    said: list[str] = []
+    messages: list[str] = []
     first, second, third = (ResumeState(layout, f"adapters/{name}", {"rows": name}) for name in ("AA", "BB", "CC"))
-    group_state(layout, [first, second], said.append).save({"members": []})
-    group_state(layout, [first, third], said.append)
-    assert said == ["starting anew: the adapters that train together have changed: CC came, BB went"]
+    group_state(layout, [first, second], messages.append).save({"members": []})
+    group_state(layout, [first, third], messages.append)
+    assert messages == ["starting anew: the adapters that train together have changed: CC came, BB went"]

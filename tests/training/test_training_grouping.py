@@ -36,16 +36,16 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_a_large_gpu_takes_the_adapters_of_the_goal_at_once_and_a_small_one_fewer(gpu: Any) -> None:
-    found = []
+    counts = []
     for gigabytes in (0.1, 8, 24, 80):
         gpu(gigabytes)
-        found.append(adapters_per_pass(SMALL, WIDTH, recipe_of(), "bf16", CUDA))
-    assert found == sorted(found)
-    assert found[0] == 1
-    assert found[-1] >= 20
+        counts.append(adapters_per_pass(SMALL, WIDTH, recipe_of(), "bf16", CUDA))
+    assert counts == sorted(counts)
+    assert counts[0] == 1
+    assert counts[-1] >= 20
     assert adapters_per_pass(SMALL, WIDTH, recipe_of(batch_size=16), "bf16", CUDA) >= 32  # as in the benchmark
-    assert adapters_per_pass(SMALL, WIDTH, recipe_of(), "fp32", CUDA) < found[-1]
-    assert adapters_per_pass(SMALL, WIDTH, recipe_of(batch_size=128), "bf16", CUDA) < found[-1]
+    assert adapters_per_pass(SMALL, WIDTH, recipe_of(), "fp32", CUDA) < counts[-1]
+    assert adapters_per_pass(SMALL, WIDTH, recipe_of(batch_size=128), "bf16", CUDA) < counts[-1]
 
 
 def test_a_pass_is_smaller_where_others_hold_most_of_the_gpu(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,9 +55,9 @@ def test_a_pass_is_smaller_where_others_hold_most_of_the_gpu(gpu: Any, monkeypat
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (int(gigabytes * 1e9), int(80e9)))
         return adapters_per_pass(SMALL, WIDTH, recipe_of(), "bf16", CUDA, shared=True)
 
-    whole = adapters_per_pass(SMALL, WIDTH, recipe_of(), "bf16", CUDA)
-    assert of_free(75) == of_free(45) == whole
-    assert 1 <= of_free(10) <= whole / 3
+    unshared = adapters_per_pass(SMALL, WIDTH, recipe_of(), "bf16", CUDA)
+    assert of_free(75) == of_free(45) == unshared
+    assert 1 <= of_free(10) <= unshared / 3
 
 
 def test_a_pass_on_a_cpu_is_short() -> None:
@@ -66,7 +66,7 @@ def test_a_pass_on_a_cpu_is_short() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "precision", "processes", "why"),
+    ("changes", "precision", "processes", "reason"),
     [
         ({}, "fp16", 1, "float16 scales the loss of all by one number"),
         ({}, "fp32", 2, "several processes share each"),
@@ -76,9 +76,9 @@ def test_a_pass_on_a_cpu_is_short() -> None:
     ],
 )
 def test_what_cannot_be_shared_trains_alone_and_says_why(
-    changes: dict[str, Any], precision: str, processes: int, why: str | None
+    changes: dict[str, Any], precision: str, processes: int, reason: str | None
 ) -> None:
-    assert separate_reason(recipe_of(**changes), precision, processes) == why
+    assert separate_reason(recipe_of(**changes), precision, processes) == reason
 
 
 def test_otherwise_the_setting_counts_or_the_memory() -> None:

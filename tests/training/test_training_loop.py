@@ -60,22 +60,22 @@ def test_no_number_is_fetched_from_the_device_within_a_step(tiny_base: Path, pre
 
 def test_a_step_is_pytorchs_own_on_the_same_windows(tiny_base: Path) -> None:
     recipe = small_recipe(tiny_base, precision="fp32", max_grad_norm=0.1, weight_decay=0.1)
-    ours, plain = tiny_predictor(dropout=False).train(), tiny_predictor(dropout=False).train()
-    optimisation = optimisation_of(recipe, ours)
-    groups = [[p for p in plain.parameters() if (p.ndim >= 2) is decayed] for decayed in (True, False)]
+    predictor, reference = tiny_predictor(dropout=False).train(), tiny_predictor(dropout=False).train()
+    optimisation = optimisation_of(recipe, predictor)
+    groups = [[p for p in reference.parameters() if (p.ndim >= 2) is decayed] for decayed in (True, False)]
     rates = zip(groups, (0.1, 0.0), strict=True)
     adamw = torch.optim.AdamW(
-        [{"params": some, "weight_decay": rate} for some, rate in rates], lr=recipe.peak_learning_rate
+        [{"params": parameters, "weight_decay": rate} for parameters, rate in rates], lr=recipe.peak_learning_rate
     )
     adamw.param_groups[0]["lr"] = adamw.param_groups[1]["lr"] = optimisation._schedule.get_last_lr()[0]
     (windows, *_), *_ = optimisation._steps_of(0, 0)
     optimisation._step([windows])
     batch = optimisation._train.batch(windows)
-    token_loss(plain, **batch, first_target=recipe.lookback).backward()
-    torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.1)
+    token_loss(reference, **batch, first_target=recipe.lookback).backward()
+    torch.nn.utils.clip_grad_norm_(reference.parameters(), 0.1)
     adamw.step()
-    for (name, own), expected in zip(ours.named_parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-7, msg=name)
+    for (name, parameter), expected in zip(predictor.named_parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(parameter, expected, rtol=1e-4, atol=1e-7, msg=name)
 
 
 @given(
@@ -85,7 +85,7 @@ def test_processes_share_a_step(windows: int, batch_size: int, accumulated: int,
     order = epoch_order(3, 1, windows)
     assert sorted(order.tolist()) == list(range(windows))
     for step in order.split(batch_size * accumulated * count):
-        shares = [batches_of(step, batch_size, place, count) for place in range(count)]
+        shares = [batches_of(step, batch_size, process, count) for process in range(count)]
         assert len({len(batches) for batches in shares}) == 1
         assert all(1 <= len(batch) <= batch_size for batches in shares for batch in batches)
         assert set(torch.cat([batch for batches in shares for batch in batches]).tolist()) == set(step.tolist())

@@ -48,19 +48,19 @@ TINY = PretrainSettings(
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """Return a tiny base model, and the messages of its pretraining."""
     folder = tmp_path_factory.mktemp("tiny")
-    said: list[str] = []
-    pretrain(folder, TINY, report=said.append)
-    return folder, said
+    messages: list[str] = []
+    pretrain(folder, TINY, report=messages.append)
+    return folder, messages
 
 
 @pytest.mark.slow
 def test_what_is_pretrained_works_wherever_a_base_model_s_name_does(tiny: tuple[Path, list[str]]) -> None:
-    folder, said = tiny
+    folder, messages = tiny
     base = load_base(find_base_model(str(folder)), CPU)
     assert base.context == 64
     assert (base.predictor.s1_bits, base.tokenizer.s2_bits) == (4, 4)
-    assert any(line.startswith("tokenizer: step 100 of 100") for line in said)
-    assert any(line.startswith("predictor: step 100 of 100") for line in said)
+    assert any(line.startswith("tokenizer: step 100 of 100") for line in messages)
+    assert any(line.startswith("predictor: step 100 of 100") for line in messages)
 
 
 @pytest.mark.slow
@@ -120,12 +120,12 @@ def test_windows_to_pretrain_on_are_normalised_by_their_lookback_and_vary_in_tim
 
 
 def test_tickers_to_pretrain_on_differ_and_some_are_random_walks_without_a_pattern() -> None:
-    drawn = [random_dynamics(np.random.default_rng(seed)) for seed in range(200)]
-    assert any(ticker.deviation == 0 for ticker in drawn)
-    assert any(ticker.month_drift == 0 for ticker in drawn)
-    assert any(ticker.month_drift > 0.2 * ticker.step for ticker in drawn)
-    assert max(ticker.decay for ticker in drawn) > 0.95
-    assert min(ticker.decay for ticker in drawn) < 0.7
+    tickers = [random_dynamics(np.random.default_rng(seed)) for seed in range(200)]
+    assert any(ticker.deviation == 0 for ticker in tickers)
+    assert any(ticker.month_drift == 0 for ticker in tickers)
+    assert any(ticker.month_drift > 0.2 * ticker.step for ticker in tickers)
+    assert max(ticker.decay for ticker in tickers) > 0.95
+    assert min(ticker.decay for ticker in tickers) < 0.7
 
 
 def test_no_shipped_ticker_is_among_those_to_pretrain_on() -> None:
@@ -163,8 +163,8 @@ def test_the_embedded_base_model_is_no_worse_than_naive_on_random_walks() -> Non
     closes = np.log(paths[..., 3])
     assert np.abs(closes.mean(axis=1) - real).mean() < 1.1 * np.abs(last - real).mean()
     # Calibrated: the paths spread about as far as the real closes move.
-    spread, moved = (closes - last[:, None]).std(), (real - last).std()
-    assert 0.6 < spread / moved < 1.6
+    spread, move = (closes - last[:, None]).std(), (real - last).std()
+    assert 0.6 < spread / move < 1.6
 
 
 @pytest.mark.slow

@@ -47,20 +47,20 @@ CASES: dict[str, dict[str, Any]] = {
 def test_a_training_that_died_ends_with_the_same_bytes(tiny_base: Path, tmp_path: Path, case: str, step: int) -> None:
     recipe = small_recipe(tiny_base, save_steps=3, **CASES[case])
     windows = simulated_windows(recipe)
-    whole = KronosTrainer(recipe, tmp_path / "whole", say=lambda _: None).train_adapter(windows, "AAPL")
+    uninterrupted = KronosTrainer(recipe, tmp_path / "whole", say=lambda _: None).train_adapter(windows, "AAPL")
     with pytest.raises(Killed):
         KronosTrainer(recipe, tmp_path / "killed", say=lambda _: None).train_adapter(
             windows, "AAPL", listener=KillAtStep(step)
         )
-    said: list[str] = []
-    again = KronosTrainer(recipe, tmp_path / "killed", say=said.append).train_adapter(windows, "AAPL")
-    saved = max(done for done in (3, whole.summary["steps"] // 2, 6) if done <= step)
-    assert f"adapters/AAPL: resuming from step {saved}" in said
-    assert again.summary["resumed_from_step"] == saved
+    messages: list[str] = []
+    resumed = KronosTrainer(recipe, tmp_path / "killed", say=messages.append).train_adapter(windows, "AAPL")
+    saved = max(done for done in (3, uninterrupted.summary["steps"] // 2, 6) if done <= step)
+    assert f"adapters/AAPL: resuming from step {saved}" in messages
+    assert resumed.summary["resumed_from_step"] == saved
     for file in ("adapter_model.safetensors", "adapter.pt"):
-        assert (again.folder / file).read_bytes() == (whole.folder / file).read_bytes()
+        assert (resumed.folder / file).read_bytes() == (uninterrupted.folder / file).read_bytes()
     for column in ("step", "train_loss", "selection_loss", "learning_rate"):
-        assert again.history[column].equals(whole.history[column])
+        assert resumed.history[column].equals(uninterrupted.history[column])
     assert list((tmp_path / "killed" / "state").glob("*/*")) == []
 
 
@@ -80,11 +80,11 @@ def test_other_settings_start_anew_and_say_what_changed(tiny_base: Path, tmp_pat
         KronosTrainer(recipe, tmp_path, say=lambda _: None).train_adapter(
             simulated_windows(recipe), "AAPL", listener=KillAtStep(4)
         )
-    said: list[str] = []
+    messages: list[str] = []
     other = small_recipe(tiny_base, save_steps=3, learning_rate=3e-4)
-    result = KronosTrainer(other, tmp_path, say=said.append).train_adapter(simulated_windows(other), "AAPL")
-    (anew,) = [line for line in said if "starting anew" in line]
-    assert "learning_rate was 0.0001, is 0.0003" in anew
+    result = KronosTrainer(other, tmp_path, say=messages.append).train_adapter(simulated_windows(other), "AAPL")
+    (message,) = [line for line in messages if "starting anew" in line]
+    assert "learning_rate was 0.0001, is 0.0003" in message
     assert result.summary["resumed_from_step"] == 0
 
 
@@ -109,16 +109,16 @@ def test_a_run_of_several_trainings_keeps_those_that_had_ended(tiny_base: Path, 
             trainer.train_adapter([first], "AAPL")
             trainer.train_adapter([second], "MSFT", listener=listener)
 
-    said: list[str] = []
+    messages: list[str] = []
     with pytest.raises(Killed):
         run(lambda _: None, KillAtStep(4))
     version = (tmp_path / "adapters/AAPL").resolve()
-    run(said.append)
-    assert "adapters/AAPL: finished before the interruption, kept" in said
+    run(messages.append)
+    assert "adapters/AAPL: finished before the interruption, kept" in messages
     assert (tmp_path / "adapters/AAPL").resolve() == version
-    assert any("adapters/MSFT: resuming from step 3" in line for line in said)
+    assert any("adapters/MSFT: resuming from step 3" in line for line in messages)
     assert list((tmp_path / "state").glob("*/*")) == []
-    run(said.append)
+    run(messages.append)
     assert (tmp_path / "adapters/AAPL").resolve() != version
 
 
@@ -144,18 +144,18 @@ def test_a_command_killed_with_9_resumes_and_the_last_good_adapter_was_readable(
         return [*small_flags(tiny_base, **folders, save_steps=3, seed=seed), "--adapter", "lora"]
 
     def command(*program: str) -> subprocess.CompletedProcess[str]:
-        words = [sys.executable, *program, *flags("killed")]
+        arguments = [sys.executable, *program, *flags("killed")]
         environment = {**os.environ, "MLFLOW_TRACKING_URI": one_mlflow_store}
-        return subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+        return subprocess.run(arguments, capture_output=True, text=True, env=environment, check=False)
 
     adapter = tmp_path / "killed/adapters/AAPL/adapter_model.safetensors"
     assert run_training.main(flags("killed", seed=5)) == 0
     last_good = adapter.read_bytes()
     assert command("-c", KILL_AT_STEP).returncode == -9
     assert adapter.read_bytes() == last_good
-    again = command("-m", "kronos_pipeline.run_training")
-    assert again.returncode == 0, again.stderr
-    assert "resuming from step 6" in again.stdout
+    resumed = command("-m", "kronos_pipeline.run_training")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming from step 6" in resumed.stdout
     assert run_training.main(flags("whole")) == 0
     assert (
         adapter.read_bytes() == (tmp_path / "whole/adapters/AAPL/adapter_model.safetensors").read_bytes() != last_good
@@ -167,8 +167,8 @@ def test_two_processes_train_one_checkpoint_together(tiny_base: Path, tmp_path: 
     flags = small_flags(tiny_base, data_dir=tmp_path / "data", output_dir=tmp_path / "out", epochs=1)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "MLFLOW_TRACKING_URI": one_mlflow_store, "OMP_NUM_THREADS": "1"}
-    words = [*launch, "-m", "kronos_pipeline.run_training", *flags]
-    result = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+    arguments = [*launch, "-m", "kronos_pipeline.run_training", *flags]
+    result = subprocess.run(arguments, capture_output=True, text=True, env=environment, check=False)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("checkpoint: best selection loss") == 1
     summary = json.loads((tmp_path / "out/checkpoints/best_model/manifest.json").read_text())["training"]
@@ -206,9 +206,11 @@ def test_each_of_several_processes_goes_on_with_dropout_of_its_own(tiny_base: Pa
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(program)]
     paths = os.pathsep.join(path for path in sys.path if path)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    words = [*launch, str(tiny_base), str(tmp_path)]
-    result = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+    arguments = [*launch, str(tiny_base), str(tmp_path)]
+    result = subprocess.run(arguments, capture_output=True, text=True, env=environment, check=False)
     assert result.returncode == 0, result.stderr
     assert "checkpoints/best_model: resuming from step 3" in result.stdout
-    again, whole = (tmp_path / name / "checkpoints/last_model/model.safetensors" for name in ("killed", "whole"))
-    assert again.read_bytes() == whole.read_bytes()
+    resumed, uninterrupted = (
+        tmp_path / name / "checkpoints/last_model/model.safetensors" for name in ("killed", "whole")
+    )
+    assert resumed.read_bytes() == uninterrupted.read_bytes()

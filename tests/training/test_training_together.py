@@ -68,8 +68,8 @@ def weights_of(result: TrainingResult) -> dict[str, torch.Tensor]:
     return load_file(result.folder / "adapter_model.safetensors")
 
 
-def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=1e-4)
+def assert_close(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    torch.testing.assert_close(weights, expected, rtol=2e-3, atol=1e-4)
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -83,11 +83,11 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("case", list(CASES))
 def test_each_ends_as_it_does_alone(base: Path, tmp_path: Path, case: str) -> None:
     recipe = recipe_of(base, **CASES[case])
-    ours, theirs = together(recipe, tmp_path / "together"), alone(recipe, tmp_path / "alone")
-    assert len({result.summary["steps"] for result in theirs.values()}) > 1
-    assert any(result.summary["stopped_early"] for result in theirs.values()) is (case == "stops early")
+    joint, single = together(recipe, tmp_path / "together"), alone(recipe, tmp_path / "alone")
+    assert len({result.summary["steps"] for result in single.values()}) > 1
+    assert any(result.summary["stopped_early"] for result in single.values()) is (case == "stops early")
     for name in BARS:
-        result, reference = ours[name], theirs[name]
+        result, reference = joint[name], single[name]
         assert_close(weights_of(result), weights_of(reference))
         for column in result.history.columns.drop("windows_per_second"):
             assert result.history[column].to_numpy() == pytest.approx(
@@ -100,9 +100,9 @@ def test_each_ends_as_it_does_alone(base: Path, tmp_path: Path, case: str) -> No
 
 def test_in_bfloat16_each_ends_near_where_it_does_alone(base: Path, tmp_path: Path) -> None:
     recipe = recipe_of(base, precision="bf16", learning_rate=1e-3, epochs=1)
-    ours, theirs = together(recipe, tmp_path / "together"), alone(recipe, tmp_path / "alone")
+    joint, single = together(recipe, tmp_path / "together"), alone(recipe, tmp_path / "alone")
     for name in BARS:
-        losses, others = (results[name].history["selection_loss"].to_numpy() for results in (ours, theirs))
+        losses, others = (results[name].history["selection_loss"].to_numpy() for results in (joint, single))
         assert losses == pytest.approx(others, 2e-3, nan_ok=True)
 
 
@@ -126,39 +126,39 @@ def test_a_bad_ticker_fails_by_name_and_the_others_go_on(base: Path, tmp_path: P
     good = windows_of(recipe)
     empty = replace(good["NVDA"], rows=good["NVDA"].rows[good["NVDA"].rows["split"] != "selection"])
     jobs = [TrainingJob("BAD", [empty]), *(TrainingJob(name, [windows]) for name, windows in good.items())]
-    told: list[str] = []
-    results = trainer_of(recipe, tmp_path).train_adapters(jobs, on_end=lambda job, _: told.append(job.name))
+    ended: list[str] = []
+    results = trainer_of(recipe, tmp_path).train_adapters(jobs, on_end=lambda job, _: ended.append(job.name))
     assert isinstance(results[0], DataError)
     assert "selection" in str(results[0])
     assert [type(result) for result in results[1:]] == [TrainingResult] * 3
-    assert told == ["BAD", "NVDA", "AAPL", "MSFT"]  # as they end
+    assert ended == ["BAD", "NVDA", "AAPL", "MSFT"]  # as they end
 
 
 def test_one_whose_loss_is_no_number_leaves_the_numbers_of_the_others(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = recipe_of(base)
-    whole = together(recipe, tmp_path / "whole")
+    expected = together(recipe, tmp_path / "whole")
     update, jobs = MultiLoraLoop._update, [TrainingJob(name, [windows]) for name, windows in windows_of(recipe).items()]
 
-    def spoil(self: MultiLoraLoop, rates: Any) -> None:
+    def set_nan(self: MultiLoraLoop, rates: Any) -> None:
         update(self, rates)
         self._weights.data[0] = math.nan  # NVDA, which has the fewest windows
 
-    monkeypatch.setattr(MultiLoraLoop, "_update", spoil)
+    monkeypatch.setattr(MultiLoraLoop, "_update", set_nan)
     aapl, msft, nvda = trainer_of(recipe, tmp_path / "spoilt").train_adapters(jobs)
     assert isinstance(nvda, ModelError)
     assert "lower --learning-rate" in str(nvda)
     for name, result in {"AAPL": aapl, "MSFT": msft}.items():
         assert isinstance(result, TrainingResult)
-        assert_close(weights_of(result), weights_of(whole[name]))
+        assert_close(weights_of(result), weights_of(expected[name]))
 
 
 def test_where_memory_lacks_fewer_go_at_a_time_and_the_numbers_stay(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = recipe_of(base, epochs=1)
-    whole = together(recipe, tmp_path / "whole")
+    expected = together(recipe, tmp_path / "whole")
     losses = BatchedForward.losses
 
     def short_of_memory(self: BatchedForward, adapters: torch.Tensor, *rest: Any) -> Any:
@@ -167,13 +167,13 @@ def test_where_memory_lacks_fewer_go_at_a_time_and_the_numbers_stay(
         return losses(self, adapters, *rest)
 
     monkeypatch.setattr(BatchedForward, "losses", short_of_memory)
-    said: list[str] = []
+    messages: list[str] = []
     jobs = [TrainingJob(name, [windows]) for name, windows in windows_of(recipe).items()]
-    results = trainer_of(recipe, tmp_path / "short", said.append).train_adapters(jobs)
-    assert any("out of memory; 1 adapter at a time" in line for line in said)
+    results = trainer_of(recipe, tmp_path / "short", messages.append).train_adapters(jobs)
+    assert any("out of memory; 1 adapter at a time" in line for line in messages)
     for name, result in zip(BARS, results, strict=True):
         assert isinstance(result, TrainingResult)
-        assert_close(weights_of(result), weights_of(whole[name]))
+        assert_close(weights_of(result), weights_of(expected[name]))
 
 
 @pytest.mark.parametrize("one_run", [True, False])
@@ -189,13 +189,13 @@ def test_a_group_that_died_ends_with_the_same_bytes(
         with trainer.one_run() if one_run else nullcontext():
             return trainer.train_adapters(jobs)
 
-    whole = train("whole")
+    complete = train("whole")
     with pytest.raises(Killed):
         train("killed", listener=KillAtStep(died))
-    said: list[str] = []
-    again = train("killed", said.append)
-    assert any(line.endswith(f"resuming from step {saved}") for line in said)
-    for result, uninterrupted in zip(again, whole, strict=True):
+    messages: list[str] = []
+    resumed = train("killed", messages.append)
+    assert any(line.endswith(f"resuming from step {saved}") for line in messages)
+    for result, uninterrupted in zip(resumed, complete, strict=True):
         assert (result.folder / "adapter.pt").read_bytes() == (uninterrupted.folder / "adapter.pt").read_bytes()
         for column in ("step", "train_loss", "selection_loss", "learning_rate"):
             assert result.history[column].to_numpy() == pytest.approx(

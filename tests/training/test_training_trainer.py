@@ -294,11 +294,11 @@ def test_a_split_without_windows_is_an_error_and_no_loss_of_zero(tiny_base: Path
 
 
 def test_what_training_will_take_is_said_before_it_starts(tiny_base: Path, tmp_path: Path) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     recipe = small_recipe(tiny_base)
-    KronosTrainer(recipe, tmp_path, say=said.append).train_adapter(simulated_windows(recipe), "AAPL")
-    assert any("training and 9 selection windows" in line and "MB of disk" in line for line in said[:1])
-    assert any("loss" in line and "windows/s" in line for line in said)
+    KronosTrainer(recipe, tmp_path, say=messages.append).train_adapter(simulated_windows(recipe), "AAPL")
+    assert any("training and 9 selection windows" in line and "MB of disk" in line for line in messages[:1])
+    assert any("loss" in line and "windows/s" in line for line in messages)
 
 
 @pytest.mark.slow
