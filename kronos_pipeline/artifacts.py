@@ -119,6 +119,15 @@ class ArtifactLayout:
         """The forecast of the next bars."""
         return self.root / "forecasts" / f"{_checked_name(ticker)}.parquet"
 
+    @property
+    def ledger(self) -> Path:
+        """Folder of the forecasts that were issued, by month."""
+        return self.root / "ledger"
+
+    def track_record(self, ticker: str) -> Path:
+        """The scores of a ticker's issued forecasts."""
+        return self.root / "track_record" / f"{_checked_name(ticker)}.json"
+
     def refit(self, name: str) -> Path:
         """An adapter trained on all bars, including the holdout, so it is not measured."""
         return self.root / "refits" / _checked_name(name)
@@ -142,7 +151,7 @@ class ArtifactLayout:
         return self.root / "plots" / f"{_checked_name(ticker)}.png"
 
     def picture(self, ticker: str, kind: str) -> Path:
-        """A further picture of a ticker: "fan", "steps", "reliability" or "forecast"."""
+        """A further picture of a ticker: "fan", "steps", "reliability", "forecast" or "record"."""
         return self.root / "plots" / _checked_name(ticker) / f"{_checked_name(kind)}.png"
 
     @property

@@ -19,6 +19,7 @@ SUBCOMMANDS = {
     "train": ("train", "Train", "fine-tune on a folder of CSVs, and evaluate"),
     "backtest": ("backtest", "Backtest", "train and score at past cutoffs"),
     "forecast": ("forecast", "Forecast", "forecast a ticker's next bars by its champion"),
+    "record": ("record", "Record", "score the forecasts that were issued, on the bars that came since"),
     "drift": ("drift", "Drift", "compare champions' errors on new bars with their evidence"),
     "promote": ("promote", "Promote", "make a registered version the champion"),
     "rollback": ("promote", "Rollback", "restore the previous champion"),
