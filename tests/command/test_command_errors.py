@@ -189,7 +189,7 @@ def test_kronos_has_each_subcommand(
     assert cli.main(doctor) == 2
     assert "EMPTY.csv" in capsys.readouterr().out
     assert cli.main([]) == 2
-    commands = "{train, backtest, forecast, drift, promote, rollback, check_blind, pretrain, simulate, doctor}"
+    commands = "{train, backtest, forecast, record, drift, promote, rollback, check_blind, pretrain, simulate, doctor}"
     assert commands in capsys.readouterr().err
     shutil.rmtree(tmp_path / "out")
 
