@@ -18,6 +18,7 @@ from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.evaluation.predictions import COLUMNS
 from kronos_pipeline.evaluation.scoring.gate import Decision, decide
+from kronos_pipeline.evaluation.scoring.targets import TARGETS, Target
 from kronos_pipeline.model.loading import KronosModel, load_base, save_checkpoint
 from kronos_pipeline.model.lora import add_lora, save_adapter
 from kronos_pipeline.tracking.registry import Registry, Version
@@ -27,6 +28,8 @@ from kronos_pipeline.training.publish import training_manifest
 CPU = torch.device("cpu")
 GOOD = {"naive": 1.0, "base": 1.0, "adapter": 0.5}
 BAD = {"naive": 1.0, "base": 1.0, "adapter": 1.5}
+CHAMPION = ("champion", "champion-distribution", "champion-mean", "champion-volatility")
+"""Aliases of a version that is the champion of every target."""
 
 
 def base_of(recipe: Recipe) -> KronosModel:
@@ -88,6 +91,11 @@ def evidence(
 @cache
 def promotion() -> Decision:
     return decide(evidence(GOOD), "adapter", champion=None, gate="strict")
+
+
+def promotions(*targets: Target) -> dict[Target, Decision]:
+    """Return the gate's decisions that promote a version for some targets, or for all."""
+    return dict.fromkeys(targets or TARGETS, promotion())
 
 
 def aliases(registry: Registry, name: str) -> dict[int, tuple[str, ...]]:

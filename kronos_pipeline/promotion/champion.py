@@ -108,7 +108,7 @@ def _champion(registry: Registry, champion: Version, ticker: str, base: KronosMo
         recipe = recipe.model_copy(update={"lookback": read_training_manifest(folder)["config"]["lookback"]})
         sampling = load_sampling(folder, ticker, model, recipe)
     notes = [*_demo(base), *filter(None, [champion.tags.get("contamination")])]
-    promotion_reason = champion.tags.get("reason", "no reason is recorded").removesuffix(".")
+    promotion_reason = (champion.decision("reason", "mean") or "no reason is recorded").removesuffix(".")
     label, reason = str(used), f"{champion} is the champion: {promotion_reason}."
     if not used.measured:  # also if a person made a refit the champion in MLflow itself
         label = f"{used}, a refit of version {used.tags.get('refit_of')}, {NOT_MEASURED}"

@@ -153,7 +153,7 @@ def submit(
     folder = layout.trained(model.adapter)
     evidence = find_evidence(layout, trained, model.tickers, folder)
     name = registered_name(model.adapter)
-    champion = registry.champion(name)
+    champion = registry.champion(name, "mean")
     decision = decide(
         evidence.predictions,
         trained,
@@ -172,8 +172,8 @@ def submit(
         decision = replace(decision, promote=False, reason=f"Not promoted: {why}")
     for known in registry.versions(name):
         if known.run_id == model.run_id and known.tags.get(_FINGERPRINT) == fingerprint:
-            if known.tags.get("decided_by") != "person":  # the gate does not overrule a person
-                registry.record_decision(name, known.number, decision)
+            if known.decision("decided_by", "mean") != "person":  # the gate does not overrule a person
+                registry.record_decision(name, known.number, {"mean": decision})
             return Submission(name, known.number, evidence.source, decision)
     evaluation = build_evaluation(evidence.predictions, trained, [], evidence.manifest, tickers_tested)
     tags = {"evidence": evidence.source, _FINGERPRINT: fingerprint, "tickers": str(len(model.tickers))}
@@ -187,7 +187,7 @@ def submit(
         metrics=flat_metrics(evaluation, BACKTEST if evidence.source == BACKTEST else HOLDOUT),
         tags=tags,
     )
-    registry.record_decision(name, number, decision)
+    registry.record_decision(name, number, {"mean": decision})
     return Submission(name, number, evidence.source, decision)
 
 
@@ -222,6 +222,7 @@ def _measures(
 def _taken_back(registry: Registry, name: str, fingerprint: str) -> str | None:
     """Return the reason that a person rolled back a champion with the same evidence, or None."""
     for version in registry.versions(name):
-        if version.tags.get(_FINGERPRINT) == fingerprint and version.tags.get("promoted") == "rolled back":
-            return f"version {version.number}, with the same evidence, was rolled back: {version.tags.get('reason')}"
+        if version.tags.get(_FINGERPRINT) == fingerprint and version.decision("promoted", "mean") == "rolled back":
+            reason = version.decision("reason", "mean")
+            return f"version {version.number}, with the same evidence, was rolled back: {reason}"
     return None

@@ -1,17 +1,20 @@
 """The model registry: a version per adapter or checkpoint, its evidence, and the promotion of champions.
 
-    kronos-AAPL   the adapter of that name        alias challenger   the newest measured version
-    kronos-all    the checkpoint over all         alias champion     the version that makes forecasts
-                                                  alias refit        the newest version trained on all bars
+    kronos-AAPL   the adapter of that name        alias challenger      the newest measured version
+    kronos-all    the checkpoint over all         alias champion-mean   the champion of a target, see `champions`
+                                                  alias champion        the version that serves a forecast
+                                                  alias refit           the newest version trained on all bars
 
-Tags of a version record each decision and its reason. This module records decisions of the gate, `scoring.gate`, and of
-people; it decides nothing.
+Tags of a version record the decision on each target and its reason. This module records decisions of the gate,
+`scoring.gate`, and of people; it decides nothing.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +25,10 @@ import pandas as pd
 from kronos_pipeline.artifacts import read_parquet
 from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.evaluation.predictions import check_predictions
+from kronos_pipeline.evaluation.scoring.targets import TARGETS, Target
+from kronos_pipeline.tracking.champions import HISTORY, NO_HISTORY, SERVED, Champions, alias_of, join, read_champions
 from kronos_pipeline.tracking.packaging import EVIDENCE, FOLDER
+from kronos_pipeline.tracking.recipes_tried import TRIED, Tried, add_recipe
 from kronos_pipeline.tracking.store import TrackingError
 from kronos_pipeline.tracking.version_store import CHALLENGER, CHAMPION, REFIT, Version, VersionStore, registered_name
 
@@ -31,10 +37,6 @@ if TYPE_CHECKING:
     from kronos_pipeline.tracking.runs import Tracker
 
 __all__ = ["Registry", "Version", "registered_name"]
-
-_FORMER = "former_champions"
-"""Tag of a registered model: the numbers of former champions, oldest first."""
-_KEPT_FORMER = 100
 
 
 class Registry:
@@ -92,76 +94,106 @@ class Registry:
         self._store.set_alias(self.version(name, number), REFIT)
         return number
 
-    def record_decision(self, name: str, number: int, decision: Decision) -> None:
-        """Record the gate's decision on a version, and make the version champion if the gate promotes it.
+    def record_decision(self, name: str, number: int, decisions: Mapping[Target, Decision]) -> None:
+        """Record the gate's decisions on a version, and make the version champion of the targets of its promotion.
 
-        The reason is written first, so that there is no champion without a reason.
+        The reasons are written first, so that there is no champion without a reason.
+
+        Args:
+            name: name of the registered model.
+            number: number of the version.
+            decisions: the decision on each target; the other targets stay as they are.
 
         Raises:
             TrackingError: the version does not exist or is a refit.
         """
         version = _measured(self.version(name, number))
-        comparisons = {rival: comparison.as_dict() for rival, comparison in decision.comparisons.items()}
-        tags = {
-            "gate": decision.gate,
-            "gate_reason": decision.reason,  # a person's reason may replace `reason` later
-            "comparisons": json.dumps(comparisons, allow_nan=False),
-            **{f"verdict.{rival}": comparison.verdict for rival, comparison in decision.comparisons.items()},
-        }
-        self._tag_decision(version, "gate", "yes" if decision.promote else "no", decision.reason, tags)
-        if decision.promote:
-            self._set_champion(version)
+        tags: dict[str, str] = {}
+        for target, decision in decisions.items():
+            comparisons = {rival: comparison.as_dict() for rival, comparison in decision.comparisons.items()}
+            tags |= _decision_tags(target, "gate", "yes" if decision.promote else "no", decision.reason)
+            tags |= {
+                "gate": decision.gate,
+                f"gate_reason.{target}": decision.reason,  # a person's reason may replace `reason` later
+                f"comparisons.{target}": json.dumps(comparisons, allow_nan=False),
+                **{f"verdict.{target}.{rival}": found.verdict for rival, found in decision.comparisons.items()},
+            }
+        self._tag(version, tags)
+        if promoted := [target for target, decision in decisions.items() if decision.promote]:
+            self._promote(name, number, promoted)
 
-    def promote(self, name: str, number: int | None, reason: str) -> Version:
+    def promote(self, name: str, number: int | None, reason: str, targets: Sequence[Target] = TARGETS) -> Version:
         """Make a version champion by a person's decision.
 
         Args:
             name: name of the registered model.
             number: number of the version; None for the challenger.
             reason: the person's reason, stored on the version.
+            targets: the targets of the promotion.
 
         Returns:
             The champion.
 
         Raises:
-            TrackingError: the version does not exist, is a refit, or is already champion.
+            TrackingError: the version does not exist, is a refit, or is already champion of the targets.
         """
         version = self._store.get_by_alias(name, CHALLENGER) if number is None else self.version(name, number)
         if version is None:
             raise TrackingError(f"{name} has no challenger to promote. {self._store.describe_available(name)}")
-        if CHAMPION in _measured(version).aliases:
-            raise TrackingError(f"{version} is the champion already.")
-        self._tag_decision(version, "person", "yes", reason)
-        self._set_champion(version)
+        _measured(version)
+        champions, _ = self._champions(name)
+        new = [target for target in targets if champions.numbers.get(target) != version.number]
+        if not new:
+            raise TrackingError(f"{version} is the champion of {join(targets)} already.")
+        tags = [_decision_tags(target, "person", "yes", reason) for target in new]
+        self._tag(version, dict(ChainMap(*tags)))
+        self._promote(name, version.number, new)
         return self.version(name, version.number)
 
-    def rollback(self, name: str, reason: str) -> Version | None:
-        """Restore the previous champion by a person's decision.
+    def rollback(self, name: str, reason: str, targets: Sequence[Target] = TARGETS) -> dict[Target, Version | None]:
+        """Restore the previous champions by a person's decision.
 
         Args:
             name: name of the registered model.
-            reason: the person's reason, stored on the version that was champion.
+            reason: the person's reason, stored on the versions that were champion.
+            targets: the targets to roll back; targets without a champion are left out.
 
         Returns:
-            The new champion; None without a previous champion: forecasts then come from the base model or naive.
+            The new champion of each target that was rolled back; None without a previous champion.
 
         Raises:
-            TrackingError: there is no champion.
+            TrackingError: no target has a champion.
         """
-        champion = self.champion(name)
-        if champion is None:
-            raise TrackingError(f"{name} has no champion to roll back. {self._store.describe_available(name)}")
-        others = {version.number: version for version in self.versions(name) if version.number != champion.number}
-        former = self._former_champions(name)
-        while former and former[-1] not in others:  # deleted since
-            former.pop()
-        self._tag_decision(champion, "person", "rolled back", reason)
-        if former:
-            self._store.set_alias(others[former.pop()], CHAMPION)
-        else:
-            self._store.remove_alias(champion, CHAMPION)
-        self._set_former_champions(name, former)
-        return self.champion(name)
+        champions, versions = self._champions(name)
+        found = [target for target in targets if target in champions.numbers]
+        if not found:
+            of_targets = "" if set(targets) == set(TARGETS) else f" of {join(targets)}"
+            available = self._store.describe_available(name)
+            raise TrackingError(f"{name} has no champion{of_targets} to roll back. {available}")
+        for number in {champions.numbers[target] for target in found}:
+            lost = [target for target in found if champions.numbers[target] == number]
+            tags = [_decision_tags(target, "person", "rolled back", reason) for target in lost]
+            self._tag(versions[number], dict(ChainMap(*tags)))
+        champions = self._write_migrated(name).roll_back(found, list(versions))
+        self._write_aliases(name, champions)
+        self._write_history(name, champions)
+        restored = self.champions(name)
+        return {target: restored.get(target) for target in found}
+
+    def record_recipe(self, name: str, recipe: str, first: pd.Timestamp, last: pd.Timestamp) -> Tried:
+        """Record that a recipe was tried on a span of cutoffs, and count the recipes tried on the same cutoffs.
+
+        Args:
+            name: name of the registered model, which may have no version yet.
+            recipe: hash of the recipe.
+            first: the first cutoff.
+            last: the last cutoff.
+        """
+        before = self._store.tags(name).get(TRIED, "")
+        after, tried = add_recipe(before, recipe, first, last)
+        if after != before:
+            self._store.set_tag(name, TRIED, after)
+        return tried
 
     def names(self) -> list[str]:
         """List the names of the project's registered models, sorted."""
@@ -179,9 +211,22 @@ class Registry:
         """
         return self._store.get(name, number)
 
-    def champion(self, name: str) -> Version | None:
-        """Return the champion; None without a champion or without such a registered model."""
-        return self._store.get_by_alias(name, CHAMPION)
+    def champion(self, name: str, target: Target | None = None) -> Version | None:
+        """Return the champion of a target, or None.
+
+        Args:
+            name: name of the registered model.
+            target: the target; None for the version that serves a forecast: the champion of distribution, else of
+                mean, else of volatility.
+        """
+        champions, versions = self._champions(name)
+        number = champions.serving if target is None else champions.numbers.get(target)
+        return None if number is None else versions[number]
+
+    def champions(self, name: str) -> dict[Target, Version]:
+        """Return the champion of each target that has a champion."""
+        champions, versions = self._champions(name)
+        return {target: versions[number] for target, number in champions.numbers.items()}
 
     def refit_of(self, version: Version) -> Version | None:
         """Return the newest refit of a version, or None."""
@@ -208,25 +253,64 @@ class Registry:
         """
         return self._store.fetch(version, FOLDER, into)
 
-    def _tag_decision(
-        self, version: Version, by: str, promoted: str, reason: str, tags: Mapping[str, str] | None = None
-    ) -> None:
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        decision = {"decided_by": by, "decided_at": now, "promoted": promoted}
-        self._store.tag_version(version, reason, {**(tags or {}), **decision})
+    def _champions(self, name: str) -> tuple[Champions, dict[int, Version]]:
+        """Return the champions of a registered model, and its versions by number."""
+        versions = self.versions(name)
+        return read_champions(versions, self._store.tags(name)), {version.number: version for version in versions}
 
-    def _set_champion(self, version: Version) -> None:
-        champion = self.champion(version.name)
-        if champion is not None and champion.number != version.number:
-            self._set_former_champions(version.name, [*self._former_champions(version.name), champion.number])
-        self._store.set_alias(version, CHAMPION)
-        self._store.remove_alias(version, CHALLENGER)
+    def _promote(self, name: str, number: int, targets: Sequence[Target]) -> None:
+        champions = self._write_migrated(name).promote(number, targets)
+        self._write_history(name, champions)  # first: an interruption must not lose the champions before
+        self._write_aliases(name, champions)
 
-    def _former_champions(self, name: str) -> list[int]:
-        return [int(number) for number in self._store.get_tag(name, _FORMER).split(",") if number]
+    def _write_migrated(self, name: str) -> Champions:
+        """Read the champions, write what an earlier version of the project did not write, and return them."""
+        champions, _ = self._champions(name)
+        self._write_history(name, champions)
+        self._write_aliases(name, champions)
+        return champions
 
-    def _set_former_champions(self, name: str, numbers: list[int]) -> None:
-        self._store.set_tag(name, _FORMER, ",".join(map(str, numbers[-_KEPT_FORMER:])))
+    def _write_history(self, name: str, champions: Champions) -> None:
+        history = champions.history()
+        if history != self._store.tags(name).get(HISTORY, NO_HISTORY):
+            self._store.set_tag(name, HISTORY, history)
+
+    def _write_aliases(self, name: str, champions: Champions) -> None:
+        """Write the aliases that differ, that of the serving version last; see `read_champions`."""
+        by_number = {version.number: version for version in self.versions(name)}
+        by_alias = {alias: version for version in by_number.values() for alias in version.aliases}
+        numbers = {alias_of(target): champions.numbers.get(target) for target in TARGETS}
+        for alias, number in {**numbers, CHAMPION: champions.serving}.items():
+            pointed = by_alias.get(alias)
+            if number is None and pointed is not None:
+                self._store.remove_alias(pointed, alias)
+            elif number is not None and by_number[number] is not pointed:
+                self._store.set_alias(by_number[number], alias)
+        served = "" if champions.serving is None else str(champions.serving)
+        if served != self._store.tags(name).get(SERVED, ""):
+            self._store.set_tag(name, SERVED, served)
+        challenger = by_alias.get(CHALLENGER)
+        if challenger is not None and set(numbers.values()) == {challenger.number}:
+            self._store.remove_alias(challenger, CHALLENGER)
+
+    def _tag(self, version: Version, tags: Mapping[str, str]) -> None:
+        """Set tags of a decision, and the description that follows from all tags."""
+        self._store.tag_version(version, tags, _description(replace(version, tags={**version.tags, **tags})))
+
+
+def _decision_tags(target: Target, by: str, promoted: str, reason: str) -> dict[str, str]:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    tags = {"decided_by": by, "decided_at": now, "promoted": promoted, "reason": reason}
+    return {f"{key}.{target}": value for key, value in tags.items()}
+
+
+def _description(version: Version) -> str:
+    """Return the reason for each target; targets with one reason share a line."""
+    targets: dict[str, list[Target]] = {}
+    for target in TARGETS:
+        if reason := version.decision("reason", target):
+            targets.setdefault(reason, []).append(target)
+    return "\n".join(f"{join(together)}: {reason}" for reason, together in targets.items())
 
 
 def _measured(version: Version) -> Version:

@@ -45,8 +45,8 @@ class Version:
         number: counted from 1.
         run_id: the MLflow run of the training.
         aliases: aliases that point to the version.
-        tags: `kind`, `trained_on`, `base_model`, `base_hash`, `measured`, and of the decision `promoted`, `reason`,
-            `verdict.naive` and the like.
+        tags: `kind`, `trained_on`, `base_model`, `base_hash`, `measured`, and of the decision on each target
+            `promoted.mean`, `reason.mean`, `verdict.mean.naive` and the like.
     """
 
     name: str
@@ -62,6 +62,13 @@ class Version:
     def measured(self) -> bool:
         """False for a refit: it was trained on all bars, so there are no bars left to measure it on."""
         return self.tags.get("measured") == "yes"
+
+    def decision(self, key: str, target: str) -> str | None:
+        """Return a tag of the decision on a target, such as "reason"; None without a decision.
+
+        Earlier versions of the project decided on all targets at once, and wrote tags without a target.
+        """
+        return self.tags.get(f"{key}.{target}", self.tags.get(key))
 
     def covers(self, ticker: str) -> bool:
         """Return whether the version was trained on a ticker."""
@@ -162,23 +169,26 @@ class VersionStore:
             with readable_errors(self._uri):
                 self._client.delete_registered_model_alias(version.name, alias)
 
-    def tag_version(self, version: Version, reason: str, tags: Mapping[str, str]) -> None:
-        """Set tags of a version, and a reason, which is also its description in MLflow's pages."""
+    def tag_version(self, version: Version, tags: Mapping[str, str], description: str) -> None:
+        """Set tags of a version, where they differ, and its description in MLflow's pages."""
         with readable_errors(self._uri):
-            for key, value in {**tags, "reason": reason}.items():
-                self._client.set_model_version_tag(version.name, str(version.number), key, value)
-            self._client.update_model_version(version.name, str(version.number), reason)
+            for key, value in tags.items():
+                if version.tags.get(key) != value:
+                    self._client.set_model_version_tag(version.name, str(version.number), key, value)
+            self._client.update_model_version(version.name, str(version.number), description)
 
     def set_tag(self, name: str, key: str, value: str) -> None:
-        """Set a tag of a registered model."""
+        """Set a tag of a registered model; register a model without versions if there is none."""
         with readable_errors(self._uri):
+            if self._model(name) is None:
+                self._client.create_registered_model(name)
             self._client.set_registered_model_tag(name, key, value)
 
-    def get_tag(self, name: str, key: str) -> str:
-        """Return a tag of a registered model; empty if it has no such tag."""
+    def tags(self, name: str) -> dict[str, str]:
+        """Return the tags of a registered model; empty if the model does not exist."""
         with readable_errors(self._uri):
             model = self._model(name)
-        return str(model.tags.get(key, "")) if model else ""
+        return dict(model.tags) if model else {}
 
     def fetch(self, version: Version, part: str, into: Path) -> Path:
         """Copy a file or folder of a version below the folder `into`, and return its path.

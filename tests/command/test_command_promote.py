@@ -54,15 +54,38 @@ def test_a_person_promotes_and_rolls_back(
     assert f"kronos-{adapter} version 2 is the champion" in capsys.readouterr().out
     assert cli.main(["promote", adapter, "--version", "1", "--reason", "it is calmer", *output]) == 0
     assert champion(registry, adapter) == 1
-    assert registry.version(registered_name(adapter), 1).tags["reason"] == "it is calmer"
+    assert registry.version(registered_name(adapter), 1).decision("reason", "mean") == "it is calmer"
     capsys.readouterr()
     assert cli.main(["rollback", adapter, "--reason", "too calm", *output]) == 0
     assert champion(registry, adapter) == 2
-    assert capsys.readouterr().out == f"kronos-{adapter} version 2 is the champion again\n"
-    assert registry.version(registered_name(adapter), 1).tags["reason"] == "too calm"
+    every = "mean, distribution and volatility"
+    assert capsys.readouterr().out == f"kronos-{adapter} version 2 is the champion of {every} again\n"
+    assert registry.version(registered_name(adapter), 1).decision("reason", "mean") == "too calm"
     assert cli.main(["rollback", adapter, *output]) == 0
     assert champion(registry, adapter) is None
-    assert capsys.readouterr().out == f"kronos-{adapter} has no champion now\n"
+    assert capsys.readouterr().out == f"kronos-{adapter} has no champion of {every} now\n"
+
+
+def test_a_person_promotes_and_rolls_back_for_one_target(
+    registry: Registry, adapter: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, name = ["--output-dir", str(tmp_path)], registered_name(adapter)
+    assert cli.main(["promote", adapter, "--target", "volatility", *output]) == 0
+    printed = capsys.readouterr().out
+    assert printed == f"{name} version 2 is the champion of volatility\nvolatility, by the gate: not decided\n"
+    assert cli.main(["promote", adapter, "--version", "1", *output]) == 0
+    assert {target: version.number for target, version in registry.champions(name).items()} == {
+        "mean": 1,
+        "distribution": 1,
+        "volatility": 1,
+    }
+    capsys.readouterr()
+    assert cli.main(["rollback", adapter, "--target", "volatility", *output]) == 0
+    assert capsys.readouterr().out == f"{name} version 2 is the champion of volatility again\n"
+    assert cli.main(["rollback", adapter, *output]) == 0
+    assert capsys.readouterr().out == f"{name} has no champion of mean, distribution and volatility now\n", (
+        "version 1 was the first of mean and distribution, version 2 of volatility"
+    )
 
 
 @pytest.mark.parametrize(
@@ -73,6 +96,7 @@ def test_a_person_promotes_and_rolls_back(
         (["promote", "x' or '1'='1"], "No adapter is called"),
         (["promote", "NOBODY"], "kronos-NOBODY has no challenger to promote."),
         (["promote", "NOBODY", "--version", "3"], "kronos-NOBODY has no version 3."),
+        (["promote", "AAPL", "--target", "price"], "--target: Input should be 'mean', 'distribution' or 'volatility'"),
         (["promote", "NOBODY", "--version", "0"], "--version: Input should be greater than or equal to 1"),
         (["rollback", "NOBODY"], "kronos-NOBODY has no champion to roll back."),
         (["rollback", "all"], "kronos-all has no champion to roll back."),

@@ -62,7 +62,8 @@ def test_an_adapter_that_learned_a_strong_pattern_is_promoted_and_forecasts(
     assert "kronos-AAPL version 2: version 1 on all bars, not itself measured" in printed
     champion = registry(output).champion("kronos-AAPL")
     assert champion is not None
-    assert (champion.number, champion.tags["verdict.naive"], champion.tags["verdict.base"]) == (1, "better", "better")
+    assert champion.number == 1
+    assert champion.tags["verdict.mean.naive"] == champion.tags["verdict.mean.base"] == "better"
     manifest: dict[str, Any] = json.loads((output / "refits/AAPL/manifest.json").read_text())
     assert manifest["seen_until"]["AAPL"].startswith(str(strong_pattern()["timestamps"].iloc[-1].date()))
 
@@ -91,5 +92,5 @@ def test_an_adapter_that_was_trained_on_shuffled_bars_is_not_promoted_and_naive_
     assert "Not promoted by the strict gate" in capsys.readouterr().out
     (version,) = registry(output).versions("kronos-AAPL")
     assert version.aliases == ("challenger",)
-    assert version.tags["promoted"] == "no"
+    assert version.tags["promoted.mean"] == "no"
     assert registry(output).champion("kronos-AAPL") is None

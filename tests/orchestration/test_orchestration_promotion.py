@@ -118,8 +118,8 @@ def test_the_version_holds_the_verdicts_the_reason_and_its_evidence(champion: Ch
     version = registry.champion(f"kronos-{TICKER}")
     assert version is not None
     metadata = champion.location.metadata("champion", TICKER)
-    assert version.tags["verdict.naive"] == version.tags["verdict.base"] == "better"
-    assert version.tags["reason"] in metadata["decision"]
+    assert version.tags["verdict.mean.naive"] == version.tags["verdict.mean.base"] == "better"
+    assert version.tags["reason.mean"] in metadata["decision"]
     assert version.run_id == metadata["MLflow run"] == champion.location.metadata("adapter", TICKER)["MLflow run"]
     predictions, _ = read_parquet(champion.location.layout.backtest("adapter", TICKER))
     assert len(registry.evidence(version)) == len(predictions)

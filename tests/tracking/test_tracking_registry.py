@@ -13,9 +13,10 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from registered_models import BAD, aliases, evidence, number, promotion
+from registered_models import BAD, CHAMPION, aliases, evidence, number, promotion, promotions
 
 from kronos_pipeline.evaluation.scoring.gate import Decision, decide
+from kronos_pipeline.evaluation.scoring.targets import TARGETS
 from kronos_pipeline.tracking.registry import Registry
 from kronos_pipeline.tracking.runs import Tracker
 from kronos_pipeline.tracking.store import TrackingError
@@ -32,86 +33,191 @@ def test_the_gates_decision_makes_the_champion_and_its_words_stay_on_the_version
 ) -> None:
     decided = promotion()
     assert decided.promote
-    registry.record_decision(name, register(), decided)
+    registry.record_decision(name, register(), promotions())
 
     champion = registry.champion(name)
     assert champion is not None
-    assert champion.aliases == ("champion",), "a champion challenges nobody"
-    tags = {key: champion.tags[key] for key in ("promoted", "gate", "reason", "verdict.naive", "verdict.base")}
-    assert tags == {
-        "promoted": "yes",
-        "gate": "strict",
-        "reason": decided.reason,
-        "verdict.naive": "better",
-        "verdict.base": "better",
+    assert champion.aliases == CHAMPION, "the champion of every target challenges nobody"
+    for target in TARGETS:
+        tags = {key: champion.tags[f"{key}.{target}"] for key in ("promoted", "decided_by", "reason")}
+        assert tags == {"promoted": "yes", "decided_by": "gate", "reason": decided.reason}
+        assert champion.tags[f"verdict.{target}.naive"] == champion.tags[f"verdict.{target}.base"] == "better"
+        assert json.loads(champion.tags[f"comparisons.{target}"])["naive"]["cutoffs"] == 12
+    description = MlflowClient(registry.uri).get_model_version(name, "1").description
+    assert description == f"mean, distribution and volatility: {decided.reason}"
+
+
+def test_a_version_is_champion_of_what_it_was_promoted_for_and_the_best_distribution_serves(
+    registry: Registry, name: str, register: Callable[[], int]
+) -> None:
+    for targets in (("volatility",), ("mean",), ("distribution",)):
+        registry.record_decision(name, register(), {**dict.fromkeys(TARGETS, refusal()), **promotions(*targets)})
+        assert number(registry.champion(name)) == len(registry.versions(name)), "distribution, mean, volatility"
+    assert aliases(registry, name) == {
+        1: ("champion-volatility",),
+        2: ("champion-mean",),
+        3: ("challenger", "champion", "champion-distribution"),
     }
-    assert json.loads(champion.tags["comparisons"])["naive"]["cutoffs"] == 12
-    assert MlflowClient(registry.uri).get_model_version(name, "1").description == decided.reason
+    assert {target: version.number for target, version in registry.champions(name).items()} == {
+        "mean": 2,
+        "distribution": 3,
+        "volatility": 1,
+    }
+    assert number(registry.champion(name, "volatility")) == 1
+    last = registry.version(name, 3)
+    assert [last.decision("promoted", target) for target in TARGETS] == ["no", "yes", "no"]
+    description = MlflowClient(registry.uri).get_model_version(name, "3").description
+    assert description == f"mean and volatility: {refusal().reason}\ndistribution: {promotion().reason}"
+
+    assert registry.rollback(name, "bad", ["distribution"]) == {"distribution": None}
+    assert number(registry.champion(name)) == 2, "the mean's champion serves without one of the distribution"
+    assert number(registry.champion(name, "volatility")) == 1
+    with pytest.raises(TrackingError, match="has no champion of distribution to roll back"):
+        registry.rollback(name, "again", ["distribution"])
 
 
 def test_a_version_that_is_not_promoted_says_why_and_the_champion_stays(
     registry: Registry, name: str, register: Callable[[], int]
 ) -> None:
-    registry.record_decision(name, register(), promotion())
+    registry.record_decision(name, register(), promotions())
     champion = registry.champion(name)
     assert champion is not None
     decided = refusal(registry.evidence(champion))
     assert not decided.promote
-    registry.record_decision(name, register(), decided)
+    registry.record_decision(name, register(), {"mean": decided})
 
-    assert aliases(registry, name) == {1: ("champion",), 2: ("challenger",)}
+    assert aliases(registry, name) == {1: CHAMPION, 2: ("challenger",)}
     loser = registry.version(name, 2)
-    assert (loser.tags["promoted"], loser.tags["reason"]) == ("no", decided.reason)
-    assert loser.tags["verdict.champion"] == "worse"
+    assert (loser.tags["promoted.mean"], loser.tags["reason.mean"]) == ("no", decided.reason)
+    assert loser.tags["verdict.mean.champion"] == "worse"
 
 
 def test_champions_are_rolled_back_in_the_order_in_which_they_came(
     registry: Registry, name: str, register: Callable[[], int]
 ) -> None:
     for _ in range(3):
-        registry.record_decision(name, register(), promotion())
+        registry.record_decision(name, register(), promotions())
     assert number(registry.promote(name, 1, "the first was best")) == 1
-    champions = [number(registry.rollback(name, f"no. {step}")) for step in range(4)]
-    assert champions == [3, 2, 1, None]
-    assert registry.champion(name) is None
+    assert number(registry.champion(name)) == 1
+    for step, expected in enumerate((3, 2, 1, None)):
+        restored = registry.rollback(name, f"no. {step}")
+        assert {target: number(version) for target, version in restored.items()} == dict.fromkeys(TARGETS, expected)
+        assert number(registry.champion(name)) == expected
     with pytest.raises(TrackingError, match=r"has no champion to roll back. Its versions are 1, 2, 3"):
         registry.rollback(name, "again")
 
 
+def test_each_target_has_its_own_former_champions(registry: Registry, name: str, register: Callable[[], int]) -> None:
+    registry.record_decision(name, register(), promotions())
+    registry.record_decision(name, register(), promotions("distribution"))
+    registry.record_decision(name, register(), promotions("mean"))
+    restored = registry.rollback(name, "bad")
+    assert {target: number(version) for target, version in restored.items()} == {
+        "mean": 1,
+        "distribution": 1,
+        "volatility": None,
+    }
+
+
 def test_a_person_decides_and_their_words_are_kept(registry: Registry, name: str, register: Callable[[], int]) -> None:
     decided = refusal()
-    registry.record_decision(name, register(), decided)
-    champion = registry.promote(name, None, "I know of the merger")
-    assert aliases(registry, name) == {1: ("champion",)}
-    words = {key: champion.tags[key] for key in ("decided_by", "promoted", "reason", "gate_reason")}
-    assert words == {
+    registry.record_decision(name, register(), dict.fromkeys(TARGETS, decided))
+    champion = registry.promote(name, None, "I know of the merger", ["mean"])
+    assert aliases(registry, name) == {1: ("challenger", "champion", "champion-mean")}
+    tags = {key: champion.decision(key, "mean") for key in ("decided_by", "promoted", "reason", "gate_reason")}
+    assert tags == {
         "decided_by": "person",
         "promoted": "yes",
         "reason": "I know of the merger",
         "gate_reason": decided.reason,
     }
+    assert champion.decision("promoted", "volatility") == "no"
+    registry.promote(name, None, "for the rest too")
+    version = registry.version(name, 1)
+    assert version.aliases == CHAMPION
+    assert version.decision("reason", "mean") == "I know of the merger", "that was decided already"
     registry.rollback(name, "the merger is off")
-    tags = registry.version(name, 1).tags
-    assert (tags["promoted"], tags["reason"]) == ("rolled back", "the merger is off")
+    version = registry.version(name, 1)
+    assert (version.tags["promoted.mean"], version.tags["reason.mean"]) == ("rolled back", "the merger is off")
+
+
+def old_registry(registry: Registry, name: str, by: list[str]) -> None:
+    """Turn the versions of a model into champions of an earlier version of the project, the last still champion."""
+    client = MlflowClient(registry.uri)
+    for version, author in enumerate(by, start=1):
+        for key, value in {"decided_by": author, "promoted": "yes", "reason": f"old reason {version}"}.items():
+            client.set_model_version_tag(name, str(version), key, value)
+    client.set_registered_model_alias(name, "champion", str(len(by)))
+    client.delete_registered_model_alias(name, "challenger")
+    client.set_registered_model_tag(name, "former_champions", ",".join(map(str, range(1, len(by)))))
+
+
+def test_champions_made_before_there_were_targets_count_for_the_mean_or_if_a_person_made_them_for_all(
+    registry: Registry, name: str, register: Callable[[], int]
+) -> None:
+    for _ in range(3):
+        register()
+    old_registry(registry, name, ["person", "gate", "gate"])
+    assert {target: version.number for target, version in registry.champions(name).items()} == {"mean": 3}
+    champion = registry.champion(name)
+    assert champion is not None
+    assert (champion.number, champion.decision("reason", "mean")) == (3, "old reason 3")
+    assert aliases(registry, name) == {3: ("champion",)}, "reading writes nothing"
+
+    registry.record_decision(name, register(), promotions("volatility"))
+    assert aliases(registry, name) == {
+        3: ("champion", "champion-mean"),
+        4: ("challenger", "champion-volatility"),
+    }
+    restored = [registry.rollback(name, "bad", ["mean"])["mean"] for _ in range(3)]
+    assert list(map(number, restored)) == [2, 1, None]
+    assert number(registry.champion(name)) == 4
+
+
+def test_a_person_s_champion_of_before_counts_for_every_target(
+    registry: Registry, name: str, register: Callable[[], int]
+) -> None:
+    register(), register()
+    old_registry(registry, name, ["person", "person"])
+    assert set(registry.champions(name)) == set(TARGETS)
+    restored = registry.rollback(name, "bad")
+    assert {target: number(version) for target, version in restored.items()} == dict.fromkeys(TARGETS, 1)
+    assert aliases(registry, name) == {1: CHAMPION}
+
+
+def test_recipes_on_the_same_cutoffs_are_counted(registry: Registry, name: str) -> None:
+    def tried(recipe: str, first: str, last: str) -> str:
+        return str(registry.record_recipe(name, recipe, pd.Timestamp(first), pd.Timestamp(last)))
+
+    assert tried("a", "2024-01-01", "2024-02-01") == "the 1st recipe tried on these cutoffs"
+    assert tried("b", "2024-01-15", "2024-02-15") == "the 2nd recipe tried on these cutoffs"
+    assert tried("b", "2024-01-20", "2024-02-20") == "the 2nd recipe tried on these cutoffs", "the same recipe again"
+    assert tried("a", "2024-01-02", "2024-02-02") == "the 1st of 2 recipes tried on these cutoffs"
+    assert tried("c", "2024-06-01", "2024-07-01") == "the 1st recipe tried on these cutoffs", "no other on these"
+    assert registry.versions(name) == [], "a recipe that was only backtested has no version"
+    for recipe in map(str, range(600)):
+        last = tried(recipe, "2025-01-01", "2025-02-01")
+    assert last == "the 500th recipe tried on these cutoffs", "the newest are kept"
 
 
 def test_a_rollback_passes_over_a_version_that_was_deleted(
     registry: Registry, name: str, register: Callable[[], int]
 ) -> None:
     for _ in range(3):
-        registry.record_decision(name, register(), promotion())
+        registry.record_decision(name, register(), promotions())
     MlflowClient(registry.uri).delete_model_version(name, "2")
-    assert number(registry.rollback(name, "bad")) == 1
+    assert number(registry.rollback(name, "bad")["mean"]) == 1
 
 
 def test_a_champion_that_was_set_in_mlflow_itself_can_be_rolled_back_too(
     registry: Registry, name: str, register: Callable[[], int]
 ) -> None:
-    registry.record_decision(name, register(), promotion())
+    registry.record_decision(name, register(), promotions())
     register()
     MlflowClient(registry.uri).set_registered_model_alias(name, "champion", "2")
-    registry.record_decision(name, register(), promotion())
-    assert number(registry.rollback(name, "bad")) == 2
+    assert {target: version.number for target, version in registry.champions(name).items()} == dict.fromkeys(TARGETS, 2)
+    registry.record_decision(name, register(), promotions())
+    assert number(registry.rollback(name, "bad")["mean"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -119,17 +225,17 @@ def test_a_champion_that_was_set_in_mlflow_itself_can_be_rolled_back_too(
     [
         (9, r"has no version 9\. Its versions are 1\."),
         (None, r"has no challenger to promote\. Its versions are 1\."),
-        (1, r"version 1 is the champion already"),
+        (1, r"version 1 is the champion of mean, distribution and volatility already"),
     ],
 )
 def test_what_cannot_be_promoted_is_told_and_the_champion_stays(
     registry: Registry, name: str, register: Callable[[], int], version_number: int | None, message: str
 ) -> None:
-    registry.record_decision(name, register(), promotion())
+    registry.record_decision(name, register(), promotions())
     with pytest.raises(TrackingError, match=message):
         registry.promote(name, version_number, "please")
-    assert aliases(registry, name) == {1: ("champion",)}
-    assert registry.version(name, 1).tags["decided_by"] == "gate"
+    assert aliases(registry, name) == {1: CHAMPION}
+    assert registry.version(name, 1).tags["decided_by.mean"] == "gate"
 
 
 def test_a_model_that_is_not_there_has_no_champion_and_the_message_names_those_that_are(
@@ -164,17 +270,18 @@ def test_a_store_that_goes_away_while_the_gate_decides_leaves_no_champion_withou
     method: str,
     reason_kept: bool,
 ) -> None:
-    registry.record_decision(name, register(), promotion())
+    registry.record_decision(name, register(), promotions())
     arrived = register()
     with monkeypatch.context() as patch:
         patch.setattr(registry._store, "_client", Failing(MlflowClient(registry.uri), method))
         with pytest.raises(TrackingError, match="the store is away"):
-            registry.record_decision(name, arrived, promotion())
+            registry.record_decision(name, arrived, promotions())
     assert number(registry.champion(name)) == 1
-    assert ("reason" in registry.version(name, arrived).tags) is reason_kept
-    registry.record_decision(name, arrived, promotion())
+    assert ("reason.mean" in registry.version(name, arrived).tags) is reason_kept
+    registry.record_decision(name, arrived, promotions())
     assert number(registry.champion(name)) == 2
-    assert number(registry.rollback(name, "bad")) == 1
+    assert number(registry.rollback(name, "bad")["mean"]) == 1
+    assert registry.rollback(name, "bad")["mean"] is None, "the interruption left the first in the history once"
 
 
 def test_a_registry_that_cannot_be_reached_is_an_error_and_not_a_model_without_a_champion(tmp_path: Path) -> None:
@@ -186,7 +293,7 @@ def test_a_registry_that_cannot_be_reached_is_an_error_and_not_a_model_without_a
     uses: list[Callable[[], object]] = [
         lambda: unreachable.champion("kronos-AAPL"),
         lambda: unreachable.promote("kronos-AAPL", None, "please"),
-        lambda: unreachable.record_decision("kronos-AAPL", 1, promotion()),
+        lambda: unreachable.record_decision("kronos-AAPL", 1, promotions()),
     ]
     for use in uses:
         with pytest.raises(TrackingError, match=f"{address} cannot be used"):
@@ -199,7 +306,7 @@ def test_only_the_trackers_own_store_is_used(
 ) -> None:
     """MLflow looks up some addresses in its own default store, which it makes in the working directory."""
     monkeypatch.chdir(tmp_path)
-    registry.record_decision(name, register(), promotion())
+    registry.record_decision(name, register(), promotions())
     champion = registry.champion(name)
     assert champion is not None
     registry.evidence(champion)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlflow import MlflowClient
-from registered_models import GOOD, aliases, base_of, evidence, made_checkpoint, number, promotion
+from registered_models import CHAMPION, GOOD, aliases, base_of, evidence, made_checkpoint, number, promotions
 from safetensors.numpy import load_file
 
 from kronos_pipeline.artifacts import MANIFEST
@@ -100,7 +100,7 @@ def test_any_symbol_can_be_registered_and_found(
 ) -> None:
     name = registered_name(ticker)
     first = registry.register(adapter, name, run_id, predictions=evidence(GOOD), metrics={})
-    registry.record_decision(name, first, promotion())
+    registry.record_decision(name, first, promotions())
     champion = registry.champion(name)
     assert champion is not None
     assert (champion.name, champion.number) == (f"kronos-{ticker}", 1)
@@ -138,9 +138,9 @@ def test_no_two_adapters_share_a_registered_model_and_none_the_checkpoints(adapt
 def test_a_refit_is_labelled_and_never_champion(
     registry: Registry, adapter: Path, name: str, run_id: str, register: Callable[[], int]
 ) -> None:
-    registry.record_decision(name, register(), promotion())
+    registry.record_decision(name, register(), promotions())
     first, second = (registry.register_refit(adapter, name, run_id, refit_of=1) for _ in range(2))
-    assert aliases(registry, name) == {1: ("champion",), second: ("refit",)}
+    assert aliases(registry, name) == {1: CHAMPION, second: ("refit",)}
     champion = registry.champion(name)
     assert champion is not None
     refit = registry.refit_of(champion)
@@ -149,12 +149,12 @@ def test_a_refit_is_labelled_and_never_champion(
     assert number(registry.refit_of(registry.version(name, first))) is None
     for use in (
         lambda: registry.promote(name, second, "it is newer"),
-        lambda: registry.record_decision(name, second, promotion()),
+        lambda: registry.record_decision(name, second, promotions()),
         lambda: registry.evidence(refit),
     ):
         with pytest.raises(TrackingError, match=f"version {second} was not itself measured.*refit of version 1: promo"):
             use()
-    assert aliases(registry, name) == {1: ("champion",), second: ("refit",)}
+    assert aliases(registry, name) == {1: CHAMPION, second: ("refit",)}
 
 
 def test_a_refit_of_nothing_is_refused_and_leaves_nothing(
