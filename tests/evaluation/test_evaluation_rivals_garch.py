@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from volatile_tickers import ALPHA, BETA, FREEDOM, OMEGA, garch_returns
 
-from kronos_pipeline.evaluation.rivals.fits import MIN_RETURNS, FitError
+from kronos_pipeline.evaluation.rivals.fits import MIN_RETURNS, FitError, fit_parameters
 from kronos_pipeline.evaluation.rivals.garch import Garch, filter_variance, fit_garch, residuals, simulate_garch
 
 GJR = Garch(omega=3e-6, alpha=0.03, gamma=0.1, beta=0.9, start=2e-4)
@@ -110,3 +113,30 @@ def test_the_residuals_of_the_true_parameters_are_the_innovations() -> None:
 def test_returns_that_cannot_be_fitted_are_refused_with_a_reason(returns: np.ndarray, reason: str) -> None:
     with pytest.raises(FitError, match=reason):
         fit_garch(returns)
+
+
+def test_the_simulation_is_the_recursion() -> None:
+    innovations = np.random.default_rng(1).standard_normal((2, 3, 6))
+    returns = simulate_garch(GJR, np.array([1e-4, 2e-4]), innovations)
+    for cutoff, first in enumerate((1e-4, 2e-4)):
+        for path in range(3):
+            variance, moves = first, returns[cutoff, path]
+            for step in range(6):
+                assert moves[step] == pytest.approx(np.sqrt(variance) * innovations[cutoff, path, step], rel=1e-12)
+                leverage = GJR.gamma if moves[step] < 0 else 0.0
+                variance = GJR.omega + (GJR.alpha + leverage) * moves[step] ** 2 + GJR.beta * variance
+
+
+def test_a_fit_prints_no_warning_and_leaves_the_filters_of_warnings_as_they_are() -> None:
+    from arch.univariate import ZeroMean
+
+    class WarningModel(ZeroMean):
+        def fit(self, *given: Any, **settings: Any) -> Any:
+            warnings.warn("the data are scaled badly", RuntimeWarning, stacklevel=1)
+            return super().fit(*given, **settings)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        before = list(warnings.filters)
+        fit_parameters(WarningModel(garch_returns(300)[0] * 100, rescale=False))
+        assert list(warnings.filters) == before
