@@ -45,9 +45,9 @@ class Kronos(Command):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `kronos` and return its exit code: 0, or 2 if anything was wrong."""
-    words = _read_bare_columns(sys.argv[1:] if arguments is None else arguments)
-    called = [word for word in words[:1] if word in SUBCOMMANDS]
-    return run_command(_with_subcommands(called or list(SUBCOMMANDS)), words)
+    command_line = _read_bare_columns(sys.argv[1:] if arguments is None else arguments)
+    names = [word for word in command_line[:1] if word in SUBCOMMANDS]
+    return run_command(_with_subcommands(names or list(SUBCOMMANDS)), command_line)
 
 
 def _with_subcommands(names: Sequence[str]) -> type[Kronos]:
@@ -62,10 +62,12 @@ def _with_subcommands(names: Sequence[str]) -> type[Kronos]:
     return create_model("Kronos", __base__=Kronos, __doc__=Kronos.__doc__, **fields)
 
 
-def _read_bare_columns(words: Sequence[str]) -> list[str]:
+def _read_bare_columns(arguments: Sequence[str]) -> list[str]:
     """Replace `--columns` without a value by `--list-columns`: a flag of argparse has a value always or never."""
-    followers = [*words[1:], "--"]
+    followers = [*arguments[1:], "--"]
     return [
-        "--list-columns" if words[0] == "doctor" and word == "--columns" and follower.startswith("--") else word
-        for word, follower in zip(words, followers, strict=False)
+        "--list-columns"
+        if arguments[0] == "doctor" and argument == "--columns" and follower.startswith("--")
+        else argument
+        for argument, follower in zip(arguments, followers, strict=False)
     ]

@@ -40,14 +40,14 @@ class CheckBlind(Command, KronosTrainingConfig):
         output = Path(self.output_dir)
         check_writable(output)
         with tempfile.TemporaryDirectory(prefix="check-blind-", dir=output) as folder:
-            found = check_leakage(windows, self, Path(folder), say=print)
-        holdout = sum(len(one.bars) - one.holdout_start for one in windows)
-        problems = _problems(found)
-        for file in found.files:
-            print(f"{'differs' if file in found.differing else 'same'}  {file}")
+            result = check_leakage(windows, self, Path(folder), say=print)
+        holdout = sum(len(ticker.bars) - ticker.holdout_start for ticker in windows)
+        problems = _problems(result)
+        for file in result.files:
+            print(f"{'differs' if file in result.differing else 'same'}  {file}")
         if not problems:
             print(
-                f"blind: no byte of {len(found.files)} files depends on the {holdout:,} holdout bars of "
+                f"blind: no byte of {len(result.files)} files depends on the {holdout:,} holdout bars of "
                 f"{len(windows)} ticker{'s' if len(windows) > 1 else ''}"
             )
         for problem in (*skipped, *problems):
@@ -60,11 +60,11 @@ def _cut(config: KronosTrainingConfig) -> tuple[list[WindowSet], list[str]]:
     from kronos_pipeline.data.ingest import read_folder
     from kronos_pipeline.data.windows import build_windows
 
-    bars, bad = read_folder(Path(config.data_dir), config.reading)
-    errors, windows = list(bad.values()), []
-    for one in bars.values():
+    bars, bad_files = read_folder(Path(config.data_dir), config.reading)
+    errors, windows = list(bad_files.values()), []
+    for ticker_bars in bars.values():
         try:
-            windows.append(build_windows(one, config.recipe))
+            windows.append(build_windows(ticker_bars, config.recipe))
         except DataError as error:
             errors.append(error)
     if not windows:
@@ -72,11 +72,11 @@ def _cut(config: KronosTrainingConfig) -> tuple[list[WindowSet], list[str]]:
     return windows, [line for error in errors for line in str(error).splitlines()]
 
 
-def _problems(found: LeakageResult) -> list[str]:
-    if found.blind:
+def _problems(result: LeakageResult) -> list[str]:
+    if result.blind:
         return []
-    files = ", ".join(found.differing)
-    if not found.repeatable:
+    files = ", ".join(result.differing)
+    if not result.repeatable:
         return [
             f"{files}: differ between two trainings on the same data, so the test of the holdout is not conclusive: a "
             "training on this device is not repeatable. Use --deterministic, or --device cpu."

@@ -52,11 +52,11 @@ def run_command(command: type[Command], arguments: Sequence[str] | None) -> int:
         The exit code: 0, 2 for an error that the user can fix, or 130 for an interrupt.
     """
     tune_garbage_collection()
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    argument_list = list(sys.argv[1:] if arguments is None else arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # show progress at once, even in a pipe
     try:
-        return CliApp.run(command, cli_args=words, cli_exit_on_error=False).run()
+        return CliApp.run(command, cli_args=argument_list, cli_exit_on_error=False).run()
     except SystemExit as ended:  # --help
         return int(ended.code or 0)
     except SettingsError as error:

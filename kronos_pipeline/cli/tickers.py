@@ -71,15 +71,15 @@ class TickersCommand(Command):
         from kronos_pipeline.data.ingest import read_files
 
         recipes = {ticker: self.recipe_of(layout, ticker) for ticker in self.symbols(folder)}
-        alike: dict[str, list[str]] = {}
+        tickers_by_reading: dict[str, list[str]] = {}
         for ticker, recipe in recipes.items():
-            alike.setdefault(recipe.reading.model_dump_json(), []).append(ticker)
+            tickers_by_reading.setdefault(recipe.reading.model_dump_json(), []).append(ticker)
         bars: dict[str, Bars] = {}
         errors: dict[str, DataError] = {}
-        for tickers in alike.values():
-            good, bad = read_files([folder.file(ticker) for ticker in tickers], recipes[tickers[0]].reading)
-            bars |= good
-            errors |= bad
+        for tickers in tickers_by_reading.values():
+            read, failed = read_files([folder.file(ticker) for ticker in tickers], recipes[tickers[0]].reading)
+            bars |= read
+            errors |= failed
         return {ticker: recipe for ticker, recipe in recipes.items() if ticker in bars}, bars, errors
 
     def symbols(self, folder: CsvFolder) -> list[str]:

@@ -132,14 +132,16 @@ def mixed_intervals(stamps: Mapping[str, StampArray]) -> str | None:
         stamps: the bar times of each ticker, sorted; a ticker with fewer than two is left out.
     """
     intervals = {ticker: usual_interval(_nanoseconds(times)) for ticker, times in stamps.items() if len(times) > 1}
-    found: dict[int, list[str]] = {}
+    tickers_by_interval: dict[int, list[str]] = {}
     for ticker in sorted(intervals, key=lambda ticker: intervals[ticker]):
         interval = intervals[ticker]
-        same = next((other for other in found if interval < other * _SAME_INTERVAL), interval)
-        found.setdefault(same, []).append(ticker)
-    if len(found) < 2:
+        same = next((other for other in tickers_by_interval if interval < other * _SAME_INTERVAL), interval)
+        tickers_by_interval.setdefault(same, []).append(ticker)
+    if len(tickers_by_interval) < 2:
         return None
-    return "; ".join(f"{interval_name(interval)}: {enumerate_some(tickers)}" for interval, tickers in found.items())
+    return "; ".join(
+        f"{interval_name(interval)}: {enumerate_some(tickers)}" for interval, tickers in tickers_by_interval.items()
+    )
 
 
 def _nanoseconds(stamps: StampArray) -> IntArray:

@@ -175,11 +175,11 @@ def _leave_out_forming(arranged: BarTimes, stamps: _Stamps, reason: _Reason | No
         return arranged
     last = len(stamps.times) - 1
     state = "is still forming" if reason.sure else "may still be forming"
-    kept = keep_forming or not reason.sure
-    decision = "kept" if kept else "left out"
+    keeps_bar = keep_forming or not reason.sure
+    decision = "kept" if keeps_bar else "left out"
     note = f"the last bar, {_text(stamps.times[-1])}, {state} and is {decision}: {reason.text}"
     notes = (*arranged.notes, (last, note))
-    return replace(arranged, forming=None if kept else last, notes=notes, temporary=reason.temporary)
+    return replace(arranged, forming=None if keeps_bar else last, notes=notes, temporary=reason.temporary)
 
 
 def _find_size_change(stamps: _Stamps) -> tuple[int, str] | None:
@@ -221,9 +221,9 @@ def _runs(flags: BoolArray) -> Iterator[tuple[int, int]]:
 def _first_of_many(flags: BoolArray, start: int) -> int:
     """Go back from an index to the first True that is followed by others at short distances."""
     before = np.flatnonzero(flags[: start + 1])
-    far = np.flatnonzero(np.diff(np.append(before, start)) > _RUN)
-    kept = before[far[-1] + 1 :] if len(far) else before
-    return int(kept[0]) if len(kept) else start
+    breaks = np.flatnonzero(np.diff(np.append(before, start)) > _RUN)
+    indices = before[breaks[-1] + 1 :] if len(breaks) else before
+    return int(indices[0]) if len(indices) else start
 
 
 def _exchange_dates(stamps: _Stamps) -> IntArray:
@@ -238,12 +238,12 @@ def _exchange_dates(stamps: _Stamps) -> IntArray:
     evening = (clocks >= _LATE_EVENING) | ((clocks >= _EVENING) & (clocks % _HALF_HOUR == 0))
     shifted = dates.copy()
     for group, shift in ((evening, 1), (~evening, -1)):
-        own = dates[group]
-        if not len(own):
+        group_dates = dates[group]
+        if not len(group_dates):
             continue
-        fewer = int(_weekend(own).sum()) - int(_weekend(own + shift).sum())
-        monthly = stamps.median >= _MONTHLY and (_day_of_month(own + shift) == 1).all()
-        if fewer > 0.05 * len(own) or (shift == 1 and monthly):
+        fewer = int(_weekend(group_dates).sum()) - int(_weekend(group_dates + shift).sum())
+        monthly = stamps.median >= _MONTHLY and (_day_of_month(group_dates + shift) == 1).all()
+        if fewer > 0.05 * len(group_dates) or (shift == 1 and monthly):
             shifted[group] += shift
     # Bars in the wrong order would be no improvement.
     return shifted if (np.diff(shifted) >= 0).all() else dates
@@ -255,9 +255,9 @@ def _has_sessions(stamps: _Stamps, dates: IntArray) -> bool:
     if not doubled:
         return False
     _, counts = np.unique(stamps.clocks, return_counts=True)
-    usual = int(np.sort(counts)[-2:].sum())  # winter and summer
-    single = len(dates) - doubled
-    return doubled > _FEW_DOUBLES * single + 1 or usual < _REGULAR * single
+    frequent = int(np.sort(counts)[-2:].sum())  # winter and summer
+    distinct = len(dates) - doubled
+    return doubled > _FEW_DOUBLES * distinct + 1 or frequent < _REGULAR * distinct
 
 
 def _doubled_rule(stamps: _Stamps, bar: int) -> tuple[int, str]:
@@ -270,16 +270,16 @@ def _forming_daily(stamps: _Stamps, dates: IntArray, zone: str | None, now: pd.T
     clocks = stamps.clocks
     if clocks.any():
         regular, counts = np.unique(clocks[:-1], return_counts=True)
-        few = counts[counts > 1].sum() >= _REGULAR * counts.sum()
+        few_clocks = counts[counts > 1].sum() >= _REGULAR * counts.sum()
         # Daylight saving moves a session by an hour.
-        if few and not (np.isin(np.abs(regular - clocks[-1]), (0, _HOUR))).any():
+        if few_clocks and not (np.isin(np.abs(regular - clocks[-1]), (0, _HOUR))).any():
             return _Reason(f"its time of day, {_clock(clocks[-1])}, is not that of the others")
     step = stamps.median
     if step < 6 * _DAY:
         return _forming_by_clock(stamps, dates, zone, now)
     gaps = np.diff(dates) * _DAY
-    even = (np.abs(gaps - step) <= 0.15 * step).mean() >= _REGULAR_GAPS
-    if len(gaps) > 3 and even and gaps[-1] < min(0.75 * step, gaps[:-1].min()):
+    regular_gaps = (np.abs(gaps - step) <= 0.15 * step).mean() >= _REGULAR_GAPS
+    if len(gaps) > 3 and regular_gaps and gaps[-1] < min(0.75 * step, gaps[:-1].min()):
         return _Reason(f"it comes {_duration(int(gaps[-1]))} after the bar before, and others after {_duration(step)}")
     return _forming_by_clock(stamps, dates, zone, now)
 
@@ -291,37 +291,37 @@ def _forming_by_clock(stamps: _Stamps, dates: IntArray, zone: str | None, now: p
         # A bar that is named after its end may be later than now in every zone.
         ahead = now.tz_convert("UTC") + pd.Timedelta(_FARTHEST_ZONE, "ns")
         later = dates[-2:] * _DAY > ahead.tz_localize(None).value
-        alone = step > 2 * _DAY and later.tolist() == [False, True]
-        return _Reason("its date is later than now", temporary=True) if alone else None
+        only_last = step > 2 * _DAY and later.tolist() == [False, True]
+        return _Reason("its date is later than now", temporary=True) if only_last else None
     if step < 2 * _DAY:
-        over = last + _DAY
-        surely = over
+        latest_end = last + _DAY
+        earliest_end = latest_end
         if len(dates) >= 5 and not _weekend(dates).any():
-            surely = last + (_SHORTEST_SESSION if last % _DAY else _SHORTEST_CLOSE)
+            earliest_end = last + (_SHORTEST_SESSION if last % _DAY else _SHORTEST_CLOSE)
     elif _named_after_end(dates, step):
-        over = surely = last + _DAY if step >= _MONTHLY else last
+        latest_end = earliest_end = last + _DAY if step >= _MONTHLY else last
     else:
-        over = int(dates[-1]) * _DAY + step
-        surely = over - _WEEKEND
-    end, sure_end = _utc(over, zone), _utc(surely, zone)
-    if now >= end:
+        latest_end = int(dates[-1]) * _DAY + step
+        earliest_end = latest_end - _WEEKEND
+    latest, earliest = _utc(latest_end, zone), _utc(earliest_end, zone)
+    if now >= latest:
         return None
-    text = f"its time is up at {end:%Y-%m-%d %H:%M} UTC, later than now"
-    return _Reason(text, sure=now < sure_end, temporary=True)
+    text = f"its time is up at {latest:%Y-%m-%d %H:%M} UTC, later than now"
+    return _Reason(text, sure=now < earliest, temporary=True)
 
 
 def _named_after_end(dates: IntArray, step: int) -> bool:
     """Return whether weeks or months are named after their last day: on Thursday or later, or after the 23rd."""
-    late = _day_of_month(dates) > 23 if step >= _MONTHLY else (dates + 3) % 7 >= 3
-    return bool(late.mean() > 0.5)
+    late_dates = _day_of_month(dates) > 23 if step >= _MONTHLY else (dates + 3) % 7 >= 3
+    return bool(late_dates.mean() > 0.5)
 
 
 def _forming_intraday(stamps: _Stamps, zone: str | None, now: pd.Timestamp) -> _Reason | None:
     """Return why the last of intraday bars is forming, or None."""
     phases = stamps.times % stamps.usual
     regular, counts = np.unique(phases[:-1], return_counts=True)
-    few = len(regular) == 1 or (len(regular) <= len(phases) // 20 and counts.min() > 1)
-    if few and phases[-1] not in regular:
+    few_phases = len(regular) == 1 or (len(regular) <= len(phases) // 20 and counts.min() > 1)
+    if few_phases and phases[-1] not in regular:
         return _Reason("its time is off the grid of the others")
     if zone is None:
         return None

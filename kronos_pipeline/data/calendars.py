@@ -139,11 +139,13 @@ def _calendar_name(name: str) -> str:
     """Return the exchange_calendars name that equals `name` in any case."""
     import exchange_calendars  # takes a second
 
-    by_upper_case = {known.upper(): known for known in exchange_calendars.get_calendar_names(include_aliases=True)}
+    by_upper_case = {
+        calendar.upper(): calendar for calendar in exchange_calendars.get_calendar_names(include_aliases=True)
+    }
     if name.upper() in by_upper_case:
         return by_upper_case[name.upper()]
-    near = [by_upper_case[match] for match in difflib.get_close_matches(name.upper(), by_upper_case)]
-    hint = f" Is it {' or '.join(near)}?" if near else ""
+    similar = [by_upper_case[match] for match in difflib.get_close_matches(name.upper(), by_upper_case)]
+    hint = f" Is it {' or '.join(similar)}?" if similar else ""
     raise SettingsError(
         f"--calendars: no exchange calendar is called {name!r}.{hint} Names are such as XNYS, XTKS, 24/5 and 24/7."
     )
@@ -151,17 +153,17 @@ def _calendar_name(name: str) -> str:
 
 def _exchange_stamps(bars: Bars, recent: IntArray, count: int, name: str) -> IntArray:
     """Return the next times by an exchange's calendar, in the file's local time, nanoseconds."""
-    rough = find_weekly_schedule(recent)
-    weeks_ahead = -(-count // max(int(rough.due.sum()), 1)) * 3 // 2 + 5
+    schedule = find_weekly_schedule(recent)
+    weeks_ahead = -(-count // max(int(schedule.due.sum()), 1)) * 3 // 2 + 5
     calendar = _open_calendar(name, int(recent[0]), int(recent[-1]) + weeks_ahead * WEEK, bars.ticker)
-    sessions = _sessions(calendar, rough.daily)
+    sessions = _sessions(calendar, schedule.daily)
 
     best: tuple[float, tzinfo | None, int] = (0.0, None, 0)
     for zone in (None, *_zones(bars.time_zone)):
         local = _convert_zone(recent, zone, calendar.tz)
         # Most files stamp a bar with its start, some with its end.
-        for shift in (0,) if rough.daily else (0, rough.interval):
-            fit = float(_in_session(sessions, local - shift, rough).mean())
+        for shift in (0,) if schedule.daily else (0, schedule.interval):
+            fit = float(_in_session(sessions, local - shift, schedule).mean())
             best = max(best, (fit, zone, shift), key=lambda candidate: candidate[0])
     fit, zone, shift = best
     if fit < _FIT:
@@ -318,9 +320,9 @@ def _regular_slots(occupied: IntArray, span: IntArray, slots: int) -> BoolArray:
 def _complete_dates(occupied: IntArray, slots: int) -> IntArray:
     """Return the dates with bars, except the first and last, which may be cut, if their weekday has other dates."""
     dates = np.unique(occupied // slots)
-    whole = (dates != dates[0]) & (dates != dates[-1]) | (slots == 1)
+    complete = (dates != dates[0]) & (dates != dates[-1]) | (slots == 1)
     weekdays = (dates + _THURSDAY) % 7
-    return dates[whole | ~np.isin(weekdays, weekdays[whole])]
+    return dates[complete | ~np.isin(weekdays, weekdays[complete])]
 
 
 def _week_slot(numbers: IntArray, slots: int) -> IntArray:

@@ -119,8 +119,8 @@ def meaning_of(name: str) -> tuple[str, int] | None:
     if len(name) > _LONGEST or "%" in name or _NEVER.search(name):
         return None
     for text in (name, _NUMBERED.sub("", name)):
-        if found := _BY_NAME.get(normal_name(text)):
-            return found
+        if meaning := _BY_NAME.get(normal_name(text)):
+            return meaning
     if unit := volume_unit(name):
         return ("amount" if unit in _MONEY else "volume"), 1
     # The unit of a price in brackets, such as Close (USD).

@@ -55,8 +55,8 @@ def _header_meanings(names: Sequence[str], wanted_pairs: Sequence[tuple[str, str
         meaning: position for meaning, name in wanted.items() if (position := name_position(names, name)) is not None
     }
     if chosen.keys() & set(TIME_MEANINGS):
-        meanings = [None if found and found[0] in TIME_MEANINGS else found for found in meanings]
-    meanings = [None if found and found[0] in chosen else found for found in meanings]
+        meanings = [None if entry and entry[0] in TIME_MEANINGS else entry for entry in meanings]
+    meanings = [None if entry and entry[0] in chosen else entry for entry in meanings]
     for meaning, position in chosen.items():
         meanings[position] = (meaning, 0)
     return meanings
@@ -67,10 +67,10 @@ def side_by_side(names: Sequence[str]) -> list[str]:
     known = {normal_name(name) for name in names}
     if known >= set(PRICES):
         return []
-    found = [name.removesuffix("open") for name in known if name.endswith("open")]
-    prefixes = [affix for affix in found if affix and all(affix + price in known for price in PRICES)]
-    found = [name.removeprefix("open") for name in known if name.startswith("open")]
-    suffixes = [affix for affix in found if affix and all(price + affix in known for price in PRICES)]
+    affixes = [name.removesuffix("open") for name in known if name.endswith("open")]
+    prefixes = [affix for affix in affixes if affix and all(affix + price in known for price in PRICES)]
+    affixes = [name.removeprefix("open") for name in known if name.startswith("open")]
+    suffixes = [affix for affix in affixes if affix and all(price + affix in known for price in PRICES)]
     return sorted({affix.upper() for affix in (*prefixes, *suffixes)})
 
 
@@ -100,34 +100,34 @@ def choose_columns(
             notes.append(f"volume is {names[traded[0]]}, as {empty} is 0 in every line")
             candidates["volume"] = traded[:1]
     for meaning in (*FEATURES, "adj_close", "symbol"):
-        if not (found := candidates.get(meaning)):
+        if not (matches := candidates.get(meaning)):
             continue
-        best = [position for position in found if meanings[position] == meanings[found[0]]]
-        if len(best) > 1 and meaning != "symbol" and not all(cells(one).equals(cells(best[0])) for one in best[1:]):
+        best = [position for position in matches if meanings[position] == meanings[matches[0]]]
+        if len(best) > 1 and meaning != "symbol" and not all(cells(other).equals(cells(best[0])) for other in best[1:]):
             shown = ", ".join(names[position] for position in best)
             rule = f"{len(best)} columns for it ({shown}); keep one, or say --columns {meaning}={names[best[0]]}"
             problems.append((meaning, rule))
-        elif len(found) > 1:
-            others = ", ".join(dict.fromkeys(names[position] for position in found[1:]))
-            twice = others == names[found[0]]
+        elif len(matches) > 1:
+            others = ", ".join(dict.fromkeys(names[position] for position in matches[1:]))
+            duplicated = others == names[matches[0]]
             notes.append(
                 f"{others} is there twice, with the same cells"
-                if twice
-                else f"{meaning} is {names[found[0]]}, and not {others}"
+                if duplicated
+                else f"{meaning} is {names[matches[0]]}, and not {others}"
             )
-        positions[meaning] = found[0]
+        positions[meaning] = matches[0]
     return ChosenColumns(positions, tuple(_times(names, meanings, candidates)), tuple(notes), tuple(problems))
 
 
-def meaning_notes(names: Mapping[str, str], told: Sequence[str]) -> list[str]:
+def meaning_notes(names: Mapping[str, str], notes: Sequence[str]) -> list[str]:
     """Return the note on features whose columns have another name.
 
     Args:
         names: the file's spelling by feature.
-        told: notes that are there already.
+        notes: notes that are there already.
     """
     others = [f"{key} is {name}" for key, name in names.items() if key in FEATURES and not is_plain_name(key, name)]
-    others = [text for text in others if not any(note.startswith(f"{text},") for note in told)]
+    others = [text for text in others if not any(note.startswith(f"{text},") for note in notes)]
     if not others:
         return []
     foreign = "volume" in names and not is_plain_name("volume", names["volume"])
@@ -140,9 +140,9 @@ def meaning_notes(names: Mapping[str, str], told: Sequence[str]) -> list[str]:
 def name_position(names: Sequence[str], name: str) -> int | None:
     """Return the position of a user's name among the names of a header: the very name, in any case, or much like it."""
     for same in (lambda text: text, str.casefold, normal_name):
-        found = [position for position, text in enumerate(names) if same(text) == same(name)]
-        if found:
-            return found[0]
+        matches = [position for position, text in enumerate(names) if same(text) == same(name)]
+        if matches:
+            return matches[0]
     return None
 
 
@@ -162,19 +162,19 @@ def _without_affix(names: Sequence[str]) -> Sequence[str]:
 
 def _candidates(meanings: Sequence[Meaning | None]) -> dict[str, list[int]]:
     """Return the positions of each meaning, those of the best names first."""
-    found: dict[str, list[int]] = {}
+    positions: dict[str, list[int]] = {}
     for position in sorted(range(len(meanings)), key=lambda one: (meanings[one] or ("", 0))[1]):
         if meaning := meanings[position]:
-            found.setdefault(meaning[0], []).append(position)
-    return found
+            positions.setdefault(meaning[0], []).append(position)
+    return positions
 
 
 def _base_and_quote(names: Sequence[str], candidates: Mapping[str, list[int]], ticker: str) -> dict[str, list[int]]:
     """Tell `Volume ETH` from `Volume BTC` for ETHBTC: the base currency's is the volume, the other is the amount."""
-    found = [*candidates.get("volume", []), *candidates.get("amount", [])]
-    if len(found) != 2:
+    money_columns = [*candidates.get("volume", []), *candidates.get("amount", [])]
+    if len(money_columns) != 2:
         return {}
-    for base, quote in (found, found[::-1]):
+    for base, quote in (money_columns, money_columns[::-1]):
         units = volume_unit(names[base]), volume_unit(names[quote])
         if None not in units and normal_name(ticker) == "".join(map(str, units)):
             return {"volume": [base], "amount": [quote]}
@@ -187,7 +187,7 @@ def _all_zero(cells: pa.StringArray) -> bool:
 
 def _times(names: Sequence[str], meanings: Sequence[Meaning | None], candidates: Mapping[str, list[int]]) -> list[int]:
     # Without the times of closing and the like where a column has the times of opening.
-    best = min((found[1] for found in meanings if found and found[0] == "time"), default=0)
+    best = min((entry[1] for entry in meanings if entry and entry[0] == "time"), default=0)
     times = [
         position
         for meaning in TIME_MEANINGS

@@ -109,22 +109,22 @@ def find_csv_files(data_dir: Path, settings: ReadingSettings = DEFAULTS) -> CsvF
     named: list[_Named] = []
     files: list[CsvFile] = []
     problems: dict[str, DataError] = {}
-    for one in _read_names(paths):
-        if one.name.symbol is not None:
-            named.append(one)
+    for entry in _read_names(paths):
+        if entry.name.symbol is not None:
+            named.append(entry)
             continue
-        key = printable(one.path.relative_to(data_dir)) if data_dir.is_dir() else printable(Path(one.path.name))
-        candidate = CsvFile(key, one.path)
-        cells = _symbols(one.path, settings)
+        key = printable(entry.path.relative_to(data_dir)) if data_dir.is_dir() else printable(Path(entry.path.name))
+        candidate = CsvFile(key, entry.path)
+        cells = _symbols(entry.path, settings)
         if any(cells):
-            files += _tickers(candidate, {one.path: cells}, problems)
+            files += _tickers(candidate, {entry.path: cells}, problems)
         else:
-            problems[key] = DataError(Problem(printable(one.path), _unclear(one.name)))
+            problems[key] = DataError(Problem(printable(entry.path), _unclear(entry.name)))
     for file in _join_parts(named, problems):
         symbols = {path: _symbols(path, settings) for path in file.paths}
         several = {cell for cells in symbols.values() for cell in cells if cell}
         files += _tickers(file, symbols, problems) if len(several) > 1 else [_with_symbol_note(file, several)]
-    good = {}
+    joined_files = {}
     for ticker, same in _group(files, lambda file: file.ticker).items():
         if ticker in problems:
             continue
@@ -132,28 +132,32 @@ def find_csv_files(data_dir: Path, settings: ReadingSettings = DEFAULTS) -> CsvF
         if joined is None:
             problems[ticker] = _several(ticker, [path for file in same for path in file.paths])
         else:
-            good[ticker] = joined
-    return CsvFolder(data_dir, dict(sorted(good.items())), problems, (*notes, *_interval_notes(named, good)))
+            joined_files[ticker] = joined
+    return CsvFolder(
+        data_dir, dict(sorted(joined_files.items())), problems, (*notes, *_interval_notes(named, joined_files))
+    )
 
 
 def _read_names(paths: Sequence[Path]) -> list[_Named]:
     """Read the name of each file; the copy of a file belongs to the ticker of that file."""
     named = [_Named(path, read_file_name(_stem(path))) for path in paths]
-    years = _group([one for one in named if _YEAR.fullmatch(one.name.stem)], lambda one: one.path.parent)
+    years = _group([entry for entry in named if _YEAR.fullmatch(entry.name.stem)], lambda entry: entry.path.parent)
     for same in years.values():
         # A stock may have the number 2023, but not one that is the year of its bars beside another such.
-        if len(same) > 1 and all(one.name.stem in "".join(_first_lines(one.path)[:3]) for one in same):
-            parts = {one.path for one in same}
+        if len(same) > 1 and all(entry.name.stem in "".join(_first_lines(entry.path)[:3]) for entry in same):
+            parts = {entry.path for entry in same}
             named = [
-                replace(one, name=FileName(one.name.stem, (), None, one.name.stem)) if one.path in parts else one
-                for one in named
+                replace(entry, name=FileName(entry.name.stem, (), None, entry.name.stem))
+                if entry.path in parts
+                else entry
+                for entry in named
             ]
-    literal = {one.name.stem.upper() for one in named if one.name.literal}
+    literal = {entry.name.stem.upper() for entry in named if entry.name.literal}
     return [
-        replace(one, name=FileName(one.name.stem, (one.name.stem.upper(),), literal=True))
-        if not one.name.literal and one.name.stem.upper() in literal
-        else one
-        for one in named
+        replace(entry, name=FileName(entry.name.stem, (entry.name.stem.upper(),), literal=True))
+        if not entry.name.literal and entry.name.stem.upper() in literal
+        else entry
+        for entry in named
     ]
 
 
@@ -165,13 +169,13 @@ def _stem(path: Path) -> str:
 def _join_parts(named: Sequence[_Named], problems: dict[str, DataError]) -> list[CsvFile]:
     """Return the CSVs of each ticker; files of one symbol that are no parts of it become a problem."""
     intervals = {
-        symbol: {one.name.split[1] for one in same} - {None}
-        for symbol, same in _group(named, lambda one: one.name.split[0]).items()
+        symbol: {entry.name.split[1] for entry in same} - {None}
+        for symbol, same in _group(named, lambda entry: entry.name.split[0]).items()
     }
-    literal = {one.name.split: one.name.candidates[0] for one in named if one.name.literal}
+    literal = {entry.name.split: entry.name.candidates[0] for entry in named if entry.name.literal}
 
-    def ticker_of(one: _Named) -> str:
-        name = one.name
+    def ticker_of(entry: _Named) -> str:
+        name = entry.name
         symbol = name.candidates[0]
         if not name.literal and name.split in literal:
             return literal[name.split]
@@ -184,13 +188,15 @@ def _join_parts(named: Sequence[_Named], problems: dict[str, DataError]) -> list
         if not NAME.fullmatch(ticker):
             problems[ticker] = DataError(Problem(printable(same[0].path), _unclear(same[0].name)), ticker)
             continue
-        kept = _without_copies(same)
-        paths = [one.path for one in sorted(kept, key=lambda one: (_digits(one.name.period or ""), one.path))]
-        parts = all(one.name.period for one in kept) and len({one.name.series for one in kept}) == 1
-        if len(kept) > 1 and not parts:
+        distinct = _without_copies(same)
+        paths = [
+            entry.path for entry in sorted(distinct, key=lambda entry: (_digits(entry.name.period or ""), entry.path))
+        ]
+        parts = all(entry.name.period for entry in distinct) and len({entry.name.series for entry in distinct}) == 1
+        if len(distinct) > 1 and not parts:
             problems[ticker] = _several(ticker, paths)
             continue
-        files.append(CsvFile(ticker, paths[0], tuple(paths[1:]), None, tuple(_name_notes(ticker, same, kept))))
+        files.append(CsvFile(ticker, paths[0], tuple(paths[1:]), None, tuple(_name_notes(ticker, same, distinct))))
     return files
 
 
@@ -208,17 +214,19 @@ def _join_dates(files: Sequence[CsvFile]) -> CsvFile | None:
     return replace(files[0], path=paths[0], further=tuple(paths[1:]), notes=(*files[0].notes, note))
 
 
-def _name_notes(ticker: str, found: Sequence[_Named], kept: Sequence[_Named]) -> list[str]:
+def _name_notes(ticker: str, entries: Sequence[_Named], distinct: Sequence[_Named]) -> list[str]:
     notes = []
-    if len(kept) > 1:
-        names = enumerate_some([printable(Path(one.path.name)) for one in kept])
-        notes.append(f"{len(kept)} files are the parts of {ticker}, as their names say: {names}")
-    elif kept[0].name.period:
-        notes.append(f"the name {printable(Path(kept[0].path.name))} is read as {ticker}, {kept[0].name.period}")
-    elif kept[0].path.name.upper() != ticker + kept[0].path.suffix.upper():
-        notes.append(f"the name {printable(Path(kept[0].path.name))} is read as {ticker}")
-    kept_paths = {one.path for one in kept}
-    copies = [printable(Path(one.path.name)) for one in found if one.path not in kept_paths]
+    if len(distinct) > 1:
+        names = enumerate_some([printable(Path(entry.path.name)) for entry in distinct])
+        notes.append(f"{len(distinct)} files are the parts of {ticker}, as their names say: {names}")
+    elif distinct[0].name.period:
+        notes.append(
+            f"the name {printable(Path(distinct[0].path.name))} is read as {ticker}, {distinct[0].name.period}"
+        )
+    elif distinct[0].path.name.upper() != ticker + distinct[0].path.suffix.upper():
+        notes.append(f"the name {printable(Path(distinct[0].path.name))} is read as {ticker}")
+    kept_paths = {entry.path for entry in distinct}
+    copies = [printable(Path(entry.path.name)) for entry in entries if entry.path not in kept_paths]
     if copies:
         notes.append(f"copies to the byte, left out: {enumerate_some(copies)}")
     return notes
@@ -228,14 +236,14 @@ def _without_copies(same: Sequence[_Named]) -> list[_Named]:
     """Leave out files that are the same to the byte as another file of the same period."""
     if len(same) == 1:
         return list(same)
-    kept: list[_Named] = []
-    for _, group in sorted(_group(same, lambda one: (one.name.period or "", one.path.stat().st_size)).items()):
+    distinct: list[_Named] = []
+    for _, group in sorted(_group(same, lambda entry: (entry.name.period or "", entry.path.stat().st_size)).items()):
         first: dict[str, _Named] = {}
-        for one in sorted(group, key=lambda one: len(one.path.name)):
-            content = file_hash(one.path) if len(group) > 1 and one.path.stat().st_size else str(one.path)
-            first.setdefault(content, one)
-        kept += first.values()
-    return kept
+        for entry in sorted(group, key=lambda entry: len(entry.path.name)):
+            content = file_hash(entry.path) if len(group) > 1 and entry.path.stat().st_size else str(entry.path)
+            first.setdefault(content, entry)
+        distinct += first.values()
+    return distinct
 
 
 def _tickers(file: CsvFile, symbols: Mapping[Path, Sequence[str]], problems: dict[str, DataError]) -> list[CsvFile]:
@@ -247,7 +255,7 @@ def _tickers(file: CsvFile, symbols: Mapping[Path, Sequence[str]], problems: dic
         problems: receives the problems, by ticker or by file and cell.
     """
     cells = list(dict.fromkeys(cell for path in file.paths for cell in symbols.get(path, ())))
-    found = {path: frozenset(symbols.get(path, ())) for path in file.paths}
+    cells_by_path = {path: frozenset(symbols.get(path, ())) for path in file.paths}
     by_ticker = _group(cells, _ticker_of_cell)
     files = []
     for ticker, same in by_ticker.items():
@@ -262,9 +270,9 @@ def _tickers(file: CsvFile, symbols: Mapping[Path, Sequence[str]], problems: dic
             rule = f"{enumerate_some([repr(cell) for cell in same])} are one ticker, {ticker}; write them alike"
             problems[ticker] = DataError(Problem(file.name, rule), ticker)
         else:
-            paths = [path for path in file.paths if same[0] in found[path]]
-            written = "" if same[0].upper() == ticker else f", written {same[0]}"
-            note = f"one of {count(len(cells), 'ticker')} in its file, by the column of symbols{written}"
+            paths = [path for path in file.paths if same[0] in cells_by_path[path]]
+            spelling = "" if same[0].upper() == ticker else f", written {same[0]}"
+            note = f"one of {count(len(cells), 'ticker')} in its file, by the column of symbols{spelling}"
             files.append(CsvFile(ticker, paths[0], tuple(paths[1:]), same[0], (*file.notes, note)))
     return files
 
@@ -277,8 +285,8 @@ def _ticker_of_cell(cell: str) -> str:
     text = text.upper()
     if pair := re.fullmatch(r"([A-Z0-9]{2,10})[/ ]([A-Z]{3,5})", text):
         return pair[1] + pair[2]
-    if listed := re.fullmatch(r"[A-Z]+:(\S+)", text):
-        return listed[1]
+    if exchange_symbol := re.fullmatch(r"[A-Z]+:(\S+)", text):
+        return exchange_symbol[1]
     return text.removeprefix("$")
 
 
@@ -312,19 +320,19 @@ def _several(ticker: str, paths: Sequence[Path]) -> DataError:
 
 
 def _unclear(name: FileName) -> str:
-    found = ""
+    detail = ""
     if len(name.candidates) > 1:
-        found = f" but may hold several ({enumerate_some([printable(Path(word)) for word in name.candidates])})"
+        detail = f" but may hold several ({enumerate_some([printable(Path(word)) for word in name.candidates])})"
     if name.period and not name.candidates:
         return f"the file's name is a period and no symbol: name it SYMBOL-{name.period}, {_ALLOWED}"
-    return f"the file's name makes no symbol{found}: rename it to the symbol alone, {_ALLOWED}"
+    return f"the file's name makes no symbol{detail}: rename it to the symbol alone, {_ALLOWED}"
 
 
-def _interval_notes(named: Sequence[_Named], good: dict[str, CsvFile]) -> list[str]:
+def _interval_notes(named: Sequence[_Named], files: dict[str, CsvFile]) -> list[str]:
     """Return a note for each symbol with bars of several intervals, each of which is a ticker."""
-    symbols = {one.path: one.name.split[0] for one in named}
+    symbols = {entry.path: entry.name.split[0] for entry in named}
     tickers = _group(
-        [file for file in good.values() if file.path in symbols and file.symbol is None],
+        [file for file in files.values() if file.path in symbols and file.symbol is None],
         lambda file: symbols[file.path],
     )
     return [
@@ -337,8 +345,8 @@ def _interval_notes(named: Sequence[_Named], good: dict[str, CsvFile]) -> list[s
 
 def _others_note(others: Sequence[Path]) -> str:
     kinds = Counter(path.suffix.lower() or "without a suffix" for path in others)
-    shown = enumerate_some([f"{number} {kind}" for kind, number in sorted(kinds.items())])
-    return f"{count(len(others), 'other file')} not read: {shown}; save a table as CSV"
+    kinds_text = enumerate_some([f"{number} {kind}" for kind, number in sorted(kinds.items())])
+    return f"{count(len(others), 'other file')} not read: {kinds_text}; save a table as CSV"
 
 
 def _walk(data_dir: Path) -> tuple[list[Path], list[Path], list[Path]]:
@@ -353,9 +361,9 @@ def _walk(data_dir: Path) -> tuple[list[Path], list[Path], list[Path]]:
             below.clear()
             continue
         visited.add(real)
-        found = sorted(below)
-        below[:] = [name for name in found if not name.startswith(".") and name not in _HIDDEN]
-        hidden += [Path(folder, name).relative_to(data_dir) for name in found if name not in below]
+        csv_paths = sorted(below)
+        below[:] = [name for name in csv_paths if not name.startswith(".") and name not in _HIDDEN]
+        hidden += [Path(folder, name).relative_to(data_dir) for name in csv_paths if name not in below]
         for name in names:
             if name.startswith("._"):
                 continue  # what macOS knows about a file, in a file of its own

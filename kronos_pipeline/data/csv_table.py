@@ -144,7 +144,7 @@ def read_csv_table(file: CsvFile, settings: ReadingSettings = DEFAULTS) -> CsvTa
         ),
         times,
         bytes_hash(content),
-        (*notes, *meaning_notes(names, told=notes), *_format_notes(number_format)),
+        (*notes, *meaning_notes(names, notes=notes), *_format_notes(number_format)),
         number_format.decimal,
         number_format.thousands,
         numbers,
@@ -301,7 +301,9 @@ def _has_text(cells: pa.StringArray) -> bool:
 
 def _prices(names: Sequence[str], wanted: Mapping[str, str]) -> list[int]:
     """Return the positions of all columns of prices."""
-    return [position for position, found in enumerate(header_meanings(names, wanted)) if found and found[0] in PRICES]
+    return [
+        position for position, meaning in enumerate(header_meanings(names, wanted)) if meaning and meaning[0] in PRICES
+    ]
 
 
 def _whole_lines(head: bytes) -> bytes:
@@ -360,20 +362,20 @@ def _check_columns(file: CsvFile, columns: _Columns, chosen: ChosenColumns, want
     Raises:
         DataError: a column is missing or cannot be chosen; the error names each.
     """
-    shown = enumerate_some([name or "one without a name" for name in columns.names], _MOST_NAMES)
+    names = enumerate_some([name or "one without a name" for name in columns.names], _MOST_NAMES)
     problems = [Problem(file.name, rule, columns.line, key) for key, rule in chosen.problems]
-    found = chosen.positions.keys() | ({"time", "date"} if chosen.times else set())
+    meanings = chosen.positions.keys() | ({"time", "date"} if chosen.times else set())
     absent = {meaning: name for meaning, name in wanted.items() if name_position(columns.names, name) is None}
-    for meaning in absent.keys() - found:
-        rule = f"--columns {meaning}={absent[meaning]}: there is no such column (the columns are {shown})"
+    for meaning in absent.keys() - meanings:
+        rule = f"--columns {meaning}={absent[meaning]}: there is no such column (the columns are {names})"
         problems.append(Problem(file.name, rule, columns.line))
-    if not found >= {"time", "date"} and not absent.keys() & {"time", "date"}:
-        rule = f"no time column; call it date or time, or say --columns time=NAME (the columns are {shown})"
+    if not meanings >= {"time", "date"} and not absent.keys() & {"time", "date"}:
+        rule = f"no time column; call it date or time, or say --columns time=NAME (the columns are {names})"
         problems.append(Problem(file.name, rule, columns.line))
     for price in PRICES:
-        if price not in found | absent.keys():
+        if price not in meanings | absent.keys():
             rule = (
-                f"there is no such column (the columns are {shown}); say --columns {price}=NAME if it has another name"
+                f"there is no such column (the columns are {names}); say --columns {price}=NAME if it has another name"
             )
             problems.append(Problem(file.name, rule, columns.line, price))
     if problems:
@@ -384,15 +386,17 @@ def _check_columns(file: CsvFile, columns: _Columns, chosen: ChosenColumns, want
 def _number_format(
     file: CsvFile, columns: _Columns, names: Mapping[str, str], cells: Mapping[str, pa.StringArray]
 ) -> NumberFormat:
-    found = find_number_format(
+    number_format = find_number_format(
         {key: _trimmed(cells[key]) for key in (*FEATURES, "adj_close") if key in cells}, columns.separator
     )
-    if isinstance(found, NumberFormat):
-        return found
-    text = cells[found.column][found.row].as_py().strip()
-    whole, fraction = (re.sub("[.,]", mark, text) for mark in ("", "."))
-    rule = f"can be {whole} or {fraction}; write the numbers without a mark between thousands and with a decimal dot"
-    raise DataError(Problem(file.name, rule, columns.lines[found.row], names[found.column], text), file.ticker)
+    if isinstance(number_format, NumberFormat):
+        return number_format
+    text = cells[number_format.column][number_format.row].as_py().strip()
+    integer, fraction = (re.sub("[.,]", mark, text) for mark in ("", "."))
+    rule = f"can be {integer} or {fraction}; write the numbers without a mark between thousands and with a decimal dot"
+    raise DataError(
+        Problem(file.name, rule, columns.lines[number_format.row], names[number_format.column], text), file.ticker
+    )
 
 
 def _format_notes(number_format: NumberFormat) -> list[str]:

@@ -82,12 +82,12 @@ def choose_order(dates: dict[Order, StampArray], *, preferred: bool) -> tuple[Or
     possible = [order for order in dates if valid[order] == max(valid.values())]
     distinct = [order for order in possible[1:] if not np.array_equal(dates[order], dates[possible[0]], equal_nan=True)]
     if not distinct:
-        many = len(dates) > 1 and len(possible) == 1 and not preferred
-        if many and _is_mixed(possible[0], dates):
+        decided = len(dates) > 1 and len(possible) == 1 and not preferred
+        if decided and _is_mixed(possible[0], dates):
             rule = "dates are month first in some lines and day first in others; export them again as 2024-01-31"
             return possible[0], None, rule
         note = f"dates are read {_ORDER_NAMES[possible[0]]}, as other orders give months above 12"
-        return possible[0], note if many else None, None
+        return possible[0], note if decided else None, None
     readings = [_reading(order, dates[order]) for order in (possible[0], *distinct)]
     reason = ""
     disorder = "would be out of order"
@@ -96,21 +96,25 @@ def choose_order(dates: dict[Order, StampArray], *, preferred: bool) -> tuple[Or
         ("sorted", disorder),
         ("covers", "would leave most of their time without a bar"),
     )
-    for test, otherwise in tests:
-        kept = [reading for reading in readings if getattr(reading, test)]
-        if preferred and kept and kept[0].order == possible[0]:
-            kept = kept[:1]
-        if 0 < len(kept) < len(readings):
-            readings, reason = kept, otherwise
-    strong = [reading for reading in readings if reading.trades_on_weekdays]
-    if len(readings) > 1 and len(strong) == 1 and not any(one.regular for one in readings if one not in strong):
-        readings, reason = strong, "would fall on weekends or leave holes"
+    for test, consequence in tests:
+        passing = [reading for reading in readings if getattr(reading, test)]
+        if preferred and passing and passing[0].order == possible[0]:
+            passing = passing[:1]
+        if 0 < len(passing) < len(readings):
+            readings, reason = passing, consequence
+    on_weekdays = [reading for reading in readings if reading.trades_on_weekdays]
+    if (
+        len(readings) > 1
+        and len(on_weekdays) == 1
+        and not any(other.regular for other in readings if other not in on_weekdays)
+    ):
+        readings, reason = on_weekdays, "would fall on weekends or leave holes"
     chosen = readings[0].order
     if len(readings) == 1:
         note = f"dates are read {_ORDER_NAMES[chosen]}, as they {reason} otherwise"
         return chosen, None if preferred else note, None
-    names = " or ".join(_ORDER_NAMES[order] for order in sorted((one.order for one in readings), reverse=True))
-    spans = " and ".join(f"{_date(one.dates[0])} to {_date(one.dates[-1])}" for one in readings)
+    names = " or ".join(_ORDER_NAMES[order] for order in sorted((other.order for other in readings), reverse=True))
+    spans = " and ".join(f"{_date(other.dates[0])} to {_date(other.dates[-1])}" for other in readings)
     rule = f"{names}? The dates of the file fit both, {spans}; write dates as 2024-01-31"
     return chosen, None, rule
 

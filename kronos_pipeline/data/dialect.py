@@ -221,8 +221,8 @@ def _dialects(encoding: str, text: str, wanted: Mapping[str, str]) -> Iterator[D
             header = max(range(len(head)), key=lambda row: (names[row], -row))
             widths = [len(cells) for _, cells in head[1:]] or [len(head[0][1])]
             width = max(set(widths), key=lambda width: (widths.count(width), width))
-            found = names[header] >= _HEADER_NAMES or _looks_like_header(head[header][1])
-            yield Dialect(encoding, text, separator, header if found else None, names[header], width)
+            has_header = names[header] >= _HEADER_NAMES or _looks_like_header(head[header][1])
+            yield Dialect(encoding, text, separator, header if has_header else None, names[header], width)
     if text.strip() and encoding == "UTF-8":
         # A text that no separator splits; the reading of all lines locates the error.
         yield Dialect(encoding, text, ",", None, 0, 0)
@@ -242,9 +242,9 @@ def _known_names(cells: Sequence[str], wanted: Mapping[str, str]) -> int:
     names = [cell.strip() for cell in cells]
     if not _HEADER_NAMES <= len(names) <= _WIDEST or any(_NUMBER.match(name) or _DATE.match(name) for name in names):
         return 0
-    found = {meaning[0] for meaning in header_meanings(names, wanted) if meaning}
+    meanings = {meaning[0] for meaning in header_meanings(names, wanted) if meaning}
     several = len(PRICES) if len(side_by_side(names)) > 1 else 0
-    return max(len(found), several) if found & set(PRICES) or several else 0
+    return max(len(meanings), several) if meanings & set(PRICES) or several else 0
 
 
 def _split(text: str, separator: str) -> Iterator[Row]:
@@ -295,8 +295,8 @@ def _with_header(file: CsvFile, sheet: Sheet, header: int, wanted: Mapping[str, 
     if above and _is_ticker_line(above[-1][1]):
         ticker = above.pop()
     if above:
-        shown = enumerate_some([repr(_shown(row)) for _, row in above], 2)
-        notes.append(f"{_lines_text([number for number, _ in above])} before the header: left out ({shown})")
+        excerpt = enumerate_some([repr(_shown(row)) for _, row in above], 2)
+        notes.append(f"{_lines_text([number for number, _ in above])} before the header: left out ({excerpt})")
     first = header + 1
     for number, row in rows[first : first + 2]:
         texts = [cell.strip() for cell in row]
@@ -336,8 +336,8 @@ def _has_digit(text: str) -> bool:
 
 
 def _is_time_line(texts: Sequence[str]) -> bool:
-    found = meaning_of(texts[0]) if texts else None
-    return found is not None and found[0] in TIME_MEANINGS and not any(texts[1:])
+    meaning = meaning_of(texts[0]) if texts else None
+    return meaning is not None and meaning[0] in TIME_MEANINGS and not any(texts[1:])
 
 
 def _is_ticker_line(texts: Sequence[str]) -> bool:
@@ -362,15 +362,15 @@ def _without_footers(sheet: Sheet, wanted: Mapping[str, str]) -> Sheet:
     """Leave out blank rows, and lines of text at the end."""
     rows = [(line, row) for line, row in sheet.rows if "".join(row).strip()]
     meanings = header_meanings(sheet.header, wanted)
-    kept = len(rows)
-    while kept > max(len(rows) - _FOOTERS, 0) and _is_footer(rows[kept - 1][1], sheet.header, meanings):
-        kept -= 1
-    if kept == len(rows):
+    end = len(rows)
+    while end > max(len(rows) - _FOOTERS, 0) and _is_footer(rows[end - 1][1], sheet.header, meanings):
+        end -= 1
+    if end == len(rows):
         return replace(sheet, rows=rows)
-    footers = rows[kept:]
-    shown = enumerate_some([repr(_shown(row)) for _, row in footers], 2)
-    note = f"{_lines_text([line for line, _ in footers])} at the end: left out, no bar ({shown})"
-    return replace(sheet, rows=rows[:kept], notes=(*sheet.notes, note))
+    footers = rows[end:]
+    excerpt = enumerate_some([repr(_shown(row)) for _, row in footers], 2)
+    note = f"{_lines_text([line for line, _ in footers])} at the end: left out, no bar ({excerpt})"
+    return replace(sheet, rows=rows[:end], notes=(*sheet.notes, note))
 
 
 def _is_footer(row: Sequence[str], header: Sequence[str], meanings: Sequence[Meaning | None]) -> bool:
@@ -384,8 +384,8 @@ def _is_footer(row: Sequence[str], header: Sequence[str], meanings: Sequence[Mea
     if len(row) != len(header):
         # A sentence may have commas and numbers; a row that is cut off begins with a date, a number or a symbol.
         return " " in texts[0] or not any(_NUMBER.match(text) or is_date(text) for text in texts)
-    prices = [row[position] for position, found in enumerate(meanings) if found and found[0] in PRICES]
-    times = [row[position] for position, found in enumerate(meanings) if found and found[0] in TIME_MEANINGS]
+    prices = [row[position] for position, meaning in enumerate(meanings) if meaning and meaning[0] in PRICES]
+    times = [row[position] for position, meaning in enumerate(meanings) if meaning and meaning[0] in TIME_MEANINGS]
     return not any(price.strip() for price in prices) and not any(is_date(time) for time in times)
 
 

@@ -204,16 +204,16 @@ def doctor_table(report: FolderReport) -> Table:
     More than `MANY` tickers get a row per verdict and interval, with the range of each number.
     """
     table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 0, 0, 1))
-    many = len(report.tickers) > MANY
-    for header in ("tickers" if many else "ticker", *("bars", "first", "last", "every", *_COUNTS, "verdict")):
+    grouped = len(report.tickers) > MANY
+    for header in ("tickers" if grouped else "ticker", *("bars", "first", "last", "every", *_COUNTS, "verdict")):
         number = header in ("tickers", "bars", *_COUNTS)
         table.add_column(header, justify="right" if number else "left", no_wrap=header != "ticker", overflow="fold")
     groups: dict[tuple[str, str], list[TickerReport]] = {}
     for ticker in report.tickers:
-        key = (ticker.verdict, ticker.interval or "") if many else (ticker.ticker, "")
+        key = (ticker.verdict, ticker.interval or "") if grouped else (ticker.ticker, "")
         groups.setdefault(key, []).append(ticker)
     for tickers in groups.values():
-        name = str(len(tickers)) if many else tickers[0].ticker
+        name = str(len(tickers)) if grouped else tickers[0].ticker
         table.add_row(*(escape(cell) for cell in (name, *_cells(tickers), tickers[0].verdict)))
     return table
 
@@ -233,8 +233,8 @@ def _cells(tickers: Sequence[TickerReport]) -> list[str]:
 
 
 def _range(numbers: Sequence[int]) -> str:
-    least, most = min(numbers), max(numbers)
-    return str(least) if least == most else f"{least}-{most}"
+    lowest, highest = min(numbers), max(numbers)
+    return str(lowest) if lowest == highest else f"{lowest}-{highest}"
 
 
 def column_names_table() -> Table:

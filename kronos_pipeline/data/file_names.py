@@ -83,8 +83,8 @@ class FileName:
     def split(self) -> tuple[str, str | None]:
         """The symbol without an interval at its end, and the interval in lower case; a month stays `1M`."""
         symbol, interval = self.candidates[0], self.interval
-        if interval is None and (found := _ENDS_WITH_INTERVAL.fullmatch(self.stem)):
-            symbol, interval = found["rest"].upper(), found["found"]
+        if interval is None and (match := _ENDS_WITH_INTERVAL.fullmatch(self.stem)):
+            symbol, interval = match["rest"].upper(), match["found"]
         if interval is None or re.fullmatch(r"\d*M", interval):
             return symbol, interval
         return symbol, interval.lower()
@@ -121,16 +121,16 @@ def _is_no_symbol(part: str) -> bool:
 def _split_end(name: str) -> tuple[str, str | None, str | None]:
     """Split a name that ends with a period, before or after an interval, into the rest, the interval and the period."""
     interval = None
-    rest = name
-    if (found := _ENDS_WITH_INTERVAL.fullmatch(rest)) and _ENDS_WITH_PERIOD.fullmatch(found["rest"]):
-        rest, interval = found["rest"], found["found"]
-    found = _ENDS_WITH_PERIOD.fullmatch(rest)
-    if not found:
+    remainder = name
+    if (match := _ENDS_WITH_INTERVAL.fullmatch(remainder)) and _ENDS_WITH_PERIOD.fullmatch(match["rest"]):
+        remainder, interval = match["rest"], match["found"]
+    match = _ENDS_WITH_PERIOD.fullmatch(remainder)
+    if not match:
         return name, None, None
-    rest, period = found["rest"], found["found"]
-    if interval is None and (before := _ENDS_WITH_INTERVAL.fullmatch(rest)):
-        rest, interval = before["rest"], before["found"]
-    return rest, interval, period
+    remainder, period = match["rest"], match["found"]
+    if interval is None and (before := _ENDS_WITH_INTERVAL.fullmatch(remainder)):
+        remainder, interval = before["rest"], before["found"]
+    return remainder, interval, period
 
 
 def _read_words(name: str) -> FileName:
@@ -153,8 +153,8 @@ def _read_words(name: str) -> FileName:
             words.append(text)
     if len(words) > 1:
         words = [word for word in words if word.casefold() not in _EXCHANGES] or words
-    found = [candidate for word in words for candidate in _candidates(word)]
-    return FileName(name, tuple(found), interval, period, f"{' '.join(words)} {interval}".casefold())
+    candidates = [candidate for word in words for candidate in _candidates(word)]
+    return FileName(name, tuple(candidates), interval, period, f"{' '.join(words)} {interval}".casefold())
 
 
 def _without_edges(text: str) -> tuple[str, str | None]:

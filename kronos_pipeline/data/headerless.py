@@ -37,7 +37,7 @@ def headerless_names(file: CsvFile, rows: Sequence[Row], wanted: Mapping[str, st
     """
     width = len(rows[0][1])
     if wanted and all(name.isdecimal() and 1 <= int(name) <= width for name in wanted.values()):
-        return [str(place + 1) for place in range(width)], "no header: the columns are counted from 1"
+        return [str(position + 1) for position in range(width)], "no header: the columns are counted from 1"
     step = max(len(rows) // _SAMPLE, 1)
     sample = [[cell.strip() for cell in row] for _, row in (*rows[::step], rows[-1])]
     if all(_is_kline(row) for row in sample):
@@ -55,30 +55,34 @@ def headerless_names(file: CsvFile, rows: Sequence[Row], wanted: Mapping[str, st
 
 def _places(sample: Sequence[Sequence[str]]) -> str:
     """Return the places that the columns seem to have, as `--columns` takes them."""
-    first, place = sample[0], 0
-    places = {}
+    first, first_column = sample[0], 0
+    columns = {}
     if len(first) > len(PRICES) + 1 and not re.search(r"\d", first[0]):
-        places["symbol"], place = 1, 1
-    if len(first) > place + 1 and _CLOCK.fullmatch(first[place + 1]):
-        places |= {"date": place + 1, "time": place + 2}
-        place += 2
+        columns["symbol"], first_column = 1, 1
+    if len(first) > first_column + 1 and _CLOCK.fullmatch(first[first_column + 1]):
+        columns |= {"date": first_column + 1, "time": first_column + 2}
+        first_column += 2
     else:
-        places["time"] = place + 1
-        place += 1
+        columns["time"] = first_column + 1
+        first_column += 1
     order = next(
-        (order for order in _ORDERS if all(_are_prices(_in_order(row[place : place + 4], order)) for row in sample)),
+        (
+            order
+            for order in _ORDERS
+            if all(_are_prices(_in_order(row[first_column : first_column + 4], order)) for row in sample)
+        ),
         PRICES,
     )
-    places |= {name: place + 1 + position for position, name in enumerate(order)}
-    if len(first) > place + len(PRICES):
-        places["volume"] = place + len(PRICES) + 1
-    return ",".join(f"{name}={number}" for name, number in places.items())
+    columns |= {name: first_column + 1 + position for position, name in enumerate(order)}
+    if len(first) > first_column + len(PRICES):
+        columns["volume"] = first_column + len(PRICES) + 1
+    return ",".join(f"{name}={number}" for name, number in columns.items())
 
 
 def _in_order(cells: Sequence[str], order: Sequence[str]) -> list[str]:
     """Return the cells of four columns in the order of `PRICES`."""
-    found = dict(zip(order, cells, strict=False))
-    return [found.get(name, "") for name in PRICES]
+    cell_of = dict(zip(order, cells, strict=False))
+    return [cell_of.get(name, "") for name in PRICES]
 
 
 def _is_kline(row: Sequence[str]) -> bool:

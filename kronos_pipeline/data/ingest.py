@@ -191,24 +191,24 @@ def _prepare(tables: Sequence[CsvTable], settings: ReadingSettings) -> Rows:
 
 def _parse_times(tables: Sequence[CsvTable]) -> list[ParsedTimes]:
     """Parse the times of each file of a ticker alone, or of all files together if one alone does not tell."""
-    alone = [parse_time_columns(table.time_cells) for table in tables]
+    separate = [parse_time_columns(table.time_cells) for table in tables]
     names = list(tables[0].time_cells)
-    if len({parsed.zone for parsed in alone}) == 1 and not any(map(_unreadable, alone)):
-        return alone
+    if len({parsed.zone for parsed in separate}) == 1 and not any(map(_unreadable, separate)):
+        return separate
     if len(tables) == 1 or any(list(table.time_cells) != names for table in tables):
-        return alone
+        return separate
     cells = {
         name: pa.concat_arrays([pa.array(table.time_cells[name], pa.string()) for table in tables]) for name in names
     }
-    together = parse_time_columns(cells)
+    joint = parse_time_columns(cells)
     parts = []
     first = 0
     for table in tables:
         last = first + len(table.lines)
-        problems = tuple((row - first, rule) for row, rule in together.problems if first <= row < last)
-        row_notes = tuple((row - first, note) for row, note in together.row_notes if first <= row < last)
-        local = together.local.iloc[first:last].reset_index(drop=True)
-        parts.append(replace(together, local=local, problems=problems, row_notes=row_notes))
+        problems = tuple((row - first, rule) for row, rule in joint.problems if first <= row < last)
+        row_notes = tuple((row - first, note) for row, note in joint.row_notes if first <= row < last)
+        local = joint.local.iloc[first:last].reset_index(drop=True)
+        parts.append(replace(joint, local=local, problems=problems, row_notes=row_notes))
         first = last
     return parts
 
@@ -235,8 +235,8 @@ def _parse(table: CsvTable, times: ParsedTimes, settings: ReadingSettings) -> Ro
     columns = {name: column.values for name, column in numbers.items()}
     if "volume" not in columns:
         columns["volume"] = np.zeros(len(table.lines))
-        like = enumerate_some([name for name in table.ignored if _VOLUME_LIKE.search(name)], 3)
-        notes.append(f"no volume: taken as 0{f'; if it is {like}, say --columns volume=NAME' if like else ''}")
+        similar = enumerate_some([name for name in table.ignored if _VOLUME_LIKE.search(name)], 3)
+        notes.append(f"no volume: taken as 0{f'; if it is {similar}, say --columns volume=NAME' if similar else ''}")
     derived = np.full(len(table.lines), "amount" not in columns)
     columns.setdefault("amount", np.full(len(table.lines), np.nan))
     faults = [Fault(row, TIME, rule) for row, rule in times.problems]
@@ -351,26 +351,26 @@ def _with_faults(rows: Rows, failures: Mapping[tuple[str, str], IntArray]) -> Ro
         rows: the rows of a ticker.
         failures: the failing bars, by check and column.
     """
-    found = list(rows.faults)
-    known = {(fault.row, fault.column) for fault in found}
+    faults = list(rows.faults)
+    known = {(fault.row, fault.column) for fault in faults}
 
-    def add(bars: IntArray, column: str, rule: str, but: Collection[int] = ()) -> None:
+    def add(bars: IntArray, column: str, rule: str, except_rows: Collection[int] = ()) -> None:
         for row in rows.ids[bars].tolist():
-            if (row, column) not in known and row not in but:
+            if (row, column) not in known and row not in except_rows:
                 known.add((row, column))
-                found.append(Fault(row, column, rule))
+                faults.append(Fault(row, column, rule))
 
-    none = np.zeros(0, np.int64)
+    no_bars = np.zeros(0, np.int64)
     for check, rule in RULES.items():
         for column in FEATURES:
-            bars = failures.get((check, column), none)
+            bars = failures.get((check, column), no_bars)
             # A derived amount, volume times price, can only overflow or repeat a fault of another column.
             add(bars[~rows.derived[bars]] if column == "amount" else bars, column, rule)
-    overflows = failures.get(("finite", "amount"), none)
-    bad = {fault.row for fault in found}
-    add(overflows[rows.derived[overflows]], "volume", "times the price is more than a number can hold", bad)
-    bad = {fault.row for fault in found}
+    overflows = failures.get(("finite", "amount"), no_bars)
+    bad_rows = {fault.row for fault in faults}
+    add(overflows[rows.derived[overflows]], "volume", "times the price is more than a number can hold", bad_rows)
+    bad_rows = {fault.row for fault in faults}
     for check, (column, rule) in ORDER_RULES.items():
         # The order of prices means nothing for a bar with an invalid price.
-        add(failures.get((check, BarFrame.__name__), none), column, rule, bad)
-    return replace(rows, faults=tuple(found))
+        add(failures.get((check, BarFrame.__name__), no_bars), column, rule, bad_rows)
+    return replace(rows, faults=tuple(faults))

@@ -38,24 +38,24 @@ class Jumps:
     ratios: FloatArray
 
 
-def find_jumps(values: FloatArray, known: int | None = None) -> Jumps:
+def find_jumps(values: FloatArray, measured: int | None = None) -> Jumps:
     """Find jumps in features of bars, `(bars, 6)`.
 
     Args:
         values: the features; all bars are searched.
-        known: number of bars that the usual move is measured on, so that later bars change no earlier result; by
+        measured: number of bars that the usual move is measured on, so that later bars change no earlier result; by
             default all.
     """
     # The newest bars may be few; a move needs two.
-    known = len(values) if known is None else max(known, 2)
+    measured = len(values) if measured is None else max(measured, 2)
     log_open, log_close = np.log(values[:, FEATURES.index("open")]), np.log(values[:, FEATURES.index("close")])
     moves = log_open[1:] - log_close[:-1]
-    usual_moves = moves[: known - 1]
-    usual = 1.4826 * np.median(np.abs(usual_moves - np.median(usual_moves))) if len(usual_moves) else 0.0
-    odd = np.flatnonzero(np.abs(moves) > np.maximum(_ODD_MOVE * usual, np.log(_RATIOS[0]) - _NEAR_OPEN))
-    open_move, close_move = moves[odd], log_close[odd + 1] - log_close[odd]
+    usual_moves = moves[: measured - 1]
+    usual_move = 1.4826 * np.median(np.abs(usual_moves - np.median(usual_moves))) if len(usual_moves) else 0.0
+    unusual = np.flatnonzero(np.abs(moves) > np.maximum(_ODD_MOVE * usual_move, np.log(_RATIOS[0]) - _NEAR_OPEN))
+    open_move, close_move = moves[unusual], log_close[unusual + 1] - log_close[unusual]
     ratios = np.log(_RATIOS)
     nearest = ratios[np.abs(np.abs(open_move)[:, None] - ratios).argmin(axis=1)]
     expected = np.sign(open_move) * nearest
-    like = (np.abs(open_move - expected) < _NEAR_OPEN) & (np.abs(close_move - expected) < _NEAR_CLOSE)
-    return Jumps(odd[like] + 1, np.exp(-expected[like]))
+    matching = (np.abs(open_move - expected) < _NEAR_OPEN) & (np.abs(close_move - expected) < _NEAR_CLOSE)
+    return Jumps(unusual[matching] + 1, np.exp(-expected[matching]))

@@ -93,7 +93,7 @@ def _decimal(
         if comma or dot:
             return "," if comma > dot else "."
         undecided = {mark: [(name, digits[name]) for name in names if _any(digits[name], _open(mark))] for mark in ",."}
-        marks = [mark for mark, found in undecided.items() if found]
+        marks = [mark for mark, matches in undecided.items() if matches]
         if len(marks) == 2:
             # One mark or the other groups thousands, and no number tells.
             return _undecided(undecided[","][0], ",")
@@ -133,8 +133,8 @@ def _by_bars(digits: Mapping[str, pa.StringArray], mark: str) -> str | None:
         return None
     other = "." if mark == "," else ","
     valid = {mark: _valid_bars(digits, mark, "."), other: _valid_bars(digits, mark, "")}
-    good = [decimal for decimal, bars in valid.items() if bars.all()]
-    return good[0] if len(good) == 1 else None
+    valid_marks = [decimal for decimal, bars in valid.items() if bars.all()]
+    return valid_marks[0] if len(valid_marks) == 1 else None
 
 
 def _valid_bars(digits: Mapping[str, pa.StringArray], mark: str, replacement: str) -> BoolArray:

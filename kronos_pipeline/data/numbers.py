@@ -75,8 +75,8 @@ def parse_numbers(table: CsvTable, name: str) -> NumberColumn:
 def _pattern(decimal: str, thousands: str | None) -> str:
     mark = re.escape(decimal)
     group = re.escape(thousands or "")
-    whole = rf"(?:\d{{1,3}}(?:{group}\d{{2,3}})*{group}\d{{3}}|\d+)" if thousands else r"\d+"
-    number = rf"(?:{whole}(?:{mark}\d*)?|{mark}\d+|inf|infinity)"
+    integer = rf"(?:\d{{1,3}}(?:{group}\d{{2,3}})*{group}\d{{3}}|\d+)" if thousands else r"\d+"
+    number = rf"(?:{integer}(?:{mark}\d*)?|{mark}\d+|inf|infinity)"
     sign, currency = "[-+−]?", f"[{CURRENCIES}]?"
     return (
         rf"(?i)^(?P<sign>{sign})\s*(?P<currency>{currency})\s*(?P<inner_sign>{sign})(?P<digits>{number})"

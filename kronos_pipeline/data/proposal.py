@@ -51,16 +51,16 @@ class Proposal:
         if self.recipe is None:
             return ""
         defaults = Recipe().model_dump()
-        words = []
+        arguments = []
         for name, value in self.recipe.model_dump().items():
             if value != defaults[name]:
                 flag = name.replace("_", "-")
                 if isinstance(value, bool):
-                    words.append(f"--{flag}" if value else f"--no-{flag}")
+                    arguments.append(f"--{flag}" if value else f"--no-{flag}")
                 else:
                     text = ",".join(value) if isinstance(value, list) else str(value)
-                    words.append(f"--{flag} {shlex.quote(text)}")
-        return " ".join(words)
+                    arguments.append(f"--{flag} {shlex.quote(text)}")
+        return " ".join(arguments)
 
 
 @dataclass(frozen=True)
@@ -162,9 +162,9 @@ def _settings(bars: Sequence[Bars], recipe: Recipe, sizes: _Sizes, shared: int) 
 def _kind(bars: Sequence[Bars], sizes: _Sizes) -> Literal["none", "lora"]:
     """Choose a checkpoint if most tickers have too few bars for an adapter and all together have enough."""
     horizons = [max(sizes.training(len(ticker_bars)), 0) // sizes.horizon for ticker_bars in bars]
-    alone = np.mean([number >= HORIZONS_PER_TICKER for number in horizons])
+    share = np.mean([number >= HORIZONS_PER_TICKER for number in horizons])
     pooled = sum(horizons) >= HORIZONS_IN_ALL and len(_intervals(bars)) == 1
-    return "none" if alone < 1 - _FEW and pooled else "lora"
+    return "none" if share < 1 - _FEW and pooled else "lora"
 
 
 def _intervals(bars: Sequence[Bars]) -> set[int]:

@@ -106,7 +106,7 @@ class Rows:
     def take(self, index: IntArray | BoolArray | slice, *notes: str) -> Rows:
         """Return some of the rows, or the rows in another order, with further notes."""
         ids = self.ids[index]
-        kept = set(ids.tolist()) if self.faults else set()
+        ids_left = set(ids.tolist()) if self.faults else set()
         return replace(
             self,
             ids=ids,
@@ -114,7 +114,7 @@ class Rows:
             columns={name: values[index] for name, values in self.columns.items()},
             gaps=self.gaps[index],
             derived=self.derived[index],
-            faults=tuple(fault for fault in self.faults if fault.row in kept),
+            faults=tuple(fault for fault in self.faults if fault.row in ids_left),
             notes=(*self.notes, *notes),
         )
 
@@ -163,7 +163,7 @@ class Rows:
     def _problem(self, rows: Sequence[int], column: str, rule: str) -> Problem:
         table, line, index = self._place(rows[0])
         if column == TIME:
-            name = self.time_columns[next(number for number, one in enumerate(self.tables) if one is table)]
+            name = self.time_columns[next(number for number, other in enumerate(self.tables) if other is table)]
             cells = table.time_cells[name]
         else:
             name, cells = table.names[column], table.cells[column]
@@ -243,8 +243,10 @@ def _require_alike(parts: Sequence[Rows], settings: ReadingSettings) -> None:
         file = part.tables[0].file
         rule = None
         if part.zone != first.zone:
-            here, there = (f"in {zone}" if zone else "without a time zone" for zone in (part.zone, first.zone))
-            rule = f"its times are {here}, and those of {first.tables[0].file.name} {there}; export the files alike"
+            zone, first_zone = (f"in {name}" if name else "without a time zone" for name in (part.zone, first.zone))
+            rule = (
+                f"its times are {zone}, and those of {first.tables[0].file.name} {first_zone}; export the files alike"
+            )
         elif adjusted and ADJUSTED_CLOSE not in part.columns:
             rule = "no column Adj Close, which another file of the ticker has; export the files alike"
         if rule:
@@ -274,9 +276,9 @@ def _sort(rows: Rows) -> Rows:
         known, steps = known[::-1], -steps[::-1]
     if (steps >= 0).all():
         return rows
-    if (again := _find_evening_first(known)) is not None:
+    if (row := _find_evening_first(known)) is not None:
         rule = "goes back on the same date, as where the bars of an evening have the date of the next day"
-        fault = Fault(int(rows.ids[again]), TIME, f"{rule}; write the calendar date of each bar")
+        fault = Fault(int(rows.ids[row]), TIME, f"{rule}; write the calendar date of each bar")
         raise DataError(rows.problems([fault]), rows.ticker)
     early = np.sort(rows.ids[1:][steps < 0])
     verb = "is" if len(early) == 1 else "are"
@@ -294,10 +296,10 @@ def _find_evening_first(times: StampArray) -> int | None:
     days = times.astype("datetime64[D]")
     if (days[1:] < days[:-1]).any():
         return None
-    back = np.flatnonzero((days[1:] == days[:-1]) & (times[1:] < times[:-1])) + 1
+    evenings = np.flatnonzero((days[1:] == days[:-1]) & (times[1:] < times[:-1])) + 1
     dates = len(np.unique(days))
-    most = max(_FEWEST_EVENINGS, dates / 2)
-    return int(back[0]) if len(back) == len(np.unique(days[back])) >= most else None
+    least = max(_FEWEST_EVENINGS, dates / 2)
+    return int(evenings[0]) if len(evenings) == len(np.unique(days[evenings])) >= least else None
 
 
 def _known_times(times: StampArray) -> StampArray:
@@ -400,31 +402,31 @@ def leave_out_bad(rows: Rows, settings: ReadingSettings) -> Rows:
         DataError: more rows are bad than the settings allow.
     """
     bad = rows.bad
-    number, most = int(bad.sum()), settings.droppable_rows(len(rows))
-    if number == len(rows) or number > most:
+    number, limit = int(bad.sum()), settings.droppable_rows(len(rows))
+    if number == len(rows) or number > limit:
         conflicts = rows.problems(find_conflicts(rows.take(~bad)))
-        beginning = [] if conflicts else _beginning(rows, bad, most)
-        raise DataError(beginning or [*_with_remedy(rows, number, most, settings), *conflicts], rows.ticker)
-    odd = np.zeros(len(rows), np.bool_)
-    odd[~bad] = in_another_unit(rows.columns["close"][~bad])
-    if not (bad | odd).any():
+        beginning = [] if conflicts else _beginning(rows, bad, limit)
+        raise DataError(beginning or [*_with_remedy(rows, number, limit, settings), *conflicts], rows.ticker)
+    other_unit = np.zeros(len(rows), np.bool_)
+    other_unit[~bad] = in_another_unit(rows.columns["close"][~bad])
+    if not (bad | other_unit).any():
         return rows
-    days = enumerate_some(np.unique(rows.times[odd].astype("datetime64[D]")).tolist())
+    days = enumerate_some(np.unique(rows.times[other_unit].astype("datetime64[D]")).tolist())
     odd_note = f"prices a hundred times or a hundredth of those around them, as of pence and pounds: {days}"
-    if odd.any() and number + odd.sum() > most:
-        rows = rows.change({}, f"{odd_note}; --drop-bad-rows {number + odd.sum()} leaves such bars out")
-        odd[:] = False
+    if other_unit.any() and number + other_unit.sum() > limit:
+        rows = rows.change({}, f"{odd_note}; --drop-bad-rows {number + other_unit.sum()} leaves such bars out")
+        other_unit[:] = False
         if not number:
             return rows
     reasons = [f"{problem.column} {problem.rule.partition('; ')[0]}" for problem in rows.problems(rows.faults)]
-    if odd.any():
+    if other_unit.any():
         reasons.append(odd_note)
-    left_out = np.sort(rows.ids[bad | odd])
+    left_out = np.sort(rows.ids[bad | other_unit])
     note = (
         f"{count(len(left_out), 'bad row')} left out by --drop-bad-rows {settings.drop_bad_rows}: "
         f"{rows.all_places(left_out)} ({', '.join(dict.fromkeys(reasons))})"
     )
-    return rows.take(~(bad | odd), note)
+    return rows.take(~(bad | other_unit), note)
 
 
 def find_conflicts(rows: Rows) -> list[Fault]:
@@ -455,16 +457,16 @@ def in_another_unit(close: FloatArray) -> BoolArray:
         return np.zeros(len(close), np.bool_)
     log_close = np.log(close)
     around = pd.Series(log_close).rolling(2 * _AROUND + 1, center=True, min_periods=1).median().to_numpy()
-    odd = np.abs(np.abs(log_close - around) - _HUNDREDFOLD) < _NEAR_HUNDREDFOLD
-    usual = np.flatnonzero(~odd)
+    other_unit = np.abs(np.abs(log_close - around) - _HUNDREDFOLD) < _NEAR_HUNDREDFOLD
+    usual = np.flatnonzero(~other_unit)
     # Without a bar at the usual level on both sides, the level may have changed for good.
-    odd[: usual[0] if len(usual) else None] = False
-    odd[usual[-1] + 1 if len(usual) else 0 :] = False
-    return odd
+    other_unit[: usual[0] if len(usual) else None] = False
+    other_unit[usual[-1] + 1 if len(usual) else 0 :] = False
+    return other_unit
 
 
-def _beginning(rows: Rows, bad: BoolArray, most: int) -> list[Problem]:
-    """Return the one problem of a file of which the beginning is bad, and `most` other rows at most; else none."""
+def _beginning(rows: Rows, bad: BoolArray, limit: int) -> list[Problem]:
+    """Return the one problem of a file of which the beginning is bad, and `limit` other rows at most; else none."""
     places = np.flatnonzero(bad)
     days = rows.times.astype("datetime64[D]")
     # The beginning ends at the last bad row up to which most rows are bad; few bad rows may follow.
@@ -473,21 +475,21 @@ def _beginning(rows: Rows, bad: BoolArray, most: int) -> list[Problem]:
         return []
     last, others = places[mostly_bad[-1]], len(places) - 1 - int(mostly_bad[-1])
     good_days = days[last + 1 :][days[last + 1 :] > days[last]]
-    if others > most or not len(good_days):
+    if others > limit or not len(good_days):
         return []
     first = max(rows.problems(rows.faults), key=lambda problem: problem.count)
-    which = f"all but {count(others, 'row')}" if others else "all rows"
-    remedy = f"{which} from {good_days[0]} on are good: read them with --from {good_days[0]}"
-    alone = f"--from {rows.ticker}={good_days[0]} for this ticker alone"
-    return [replace(first, rule=f"{first.rule.partition('; ')[0]}; {remedy}, or {alone}")]
+    scope = f"all but {count(others, 'row')}" if others else "all rows"
+    remedy = f"{scope} from {good_days[0]} on are good: read them with --from {good_days[0]}"
+    for_ticker = f"--from {rows.ticker}={good_days[0]} for this ticker alone"
+    return [replace(first, rule=f"{first.rule.partition('; ')[0]}; {remedy}, or {for_ticker}")]
 
 
-def _with_remedy(rows: Rows, bad: int, most: int, settings: ReadingSettings) -> list[Problem]:
+def _with_remedy(rows: Rows, bad: int, limit: int, settings: ReadingSettings) -> list[Problem]:
     """Return the problems of the faults; the first tells how to leave bad rows out."""
     problems = rows.problems(rows.faults)
     if settings.drop_bad_rows != DEFAULTS.drop_bad_rows:
         remedy = (
-            f"{count(bad, 'row')} bad in all, and --drop-bad-rows {settings.drop_bad_rows} leaves out {most} at most"
+            f"{count(bad, 'row')} bad in all, and --drop-bad-rows {settings.drop_bad_rows} leaves out {limit} at most"
         )
     elif bad <= len(rows) // 2:
         remedy = f"--drop-bad-rows {bad} leaves out {'the bad row' if bad == 1 else f'the {bad} bad rows'}"

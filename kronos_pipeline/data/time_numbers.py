@@ -35,32 +35,32 @@ _SERIAL_ORIGIN = np.datetime64("1899-12-30", "D")
 
 def parse_numbers(name: str, texts: pa.StringArray) -> TimeColumn:
     """Parse counts since 1970, each by its digits, or day numbers of a spreadsheet."""
-    good = np.asarray(pc.match_substring_regex(texts, NUMBER))
-    numbers = pc.replace_substring_regex(pc.if_else(pa.array(good), texts, "0"), r"\.0*$", "")
+    is_number = np.asarray(pc.match_substring_regex(texts, NUMBER))
+    numbers = pc.replace_substring_regex(pc.if_else(pa.array(is_number), texts, "0"), r"\.0*$", "")
     floats = pc.cast(numbers, pa.float64()).to_numpy()
-    known = floats[good]
+    values = floats[is_number]
     padded = pc.any(pc.match_substring_regex(numbers, r"^0\d")).as_py()
-    if not padded and ((known >= _SERIALS[0]) & (known < _SERIALS[1])).all():
-        if rule := _doubt_of_serials(name, known):
+    if not padded and ((values >= _SERIALS[0]) & (values < _SERIALS[1])).all():
+        if rule := _doubt_of_serials(name, values):
             return TimeColumn(name, np.full(len(floats), NAT), problems={0: rule})
-        days = np.where(good, np.rint(floats * 86_400_000), 0).astype(np.int64)
+        days = np.where(is_number, np.rint(floats * 86_400_000), 0).astype(np.int64)
         local = days * 1_000_000 + _SERIAL_ORIGIN.astype("datetime64[ns]").astype(np.int64)
-        first = np.datetime64(int(local[good][0]), "ns").astype("datetime64[D]")
-        note = f"times are day numbers of a spreadsheet, in which {known[0]:.10g} is {first}"
-        return _numbered(name, local, good, "is no day number of a spreadsheet, as the other lines are", [note])
+        first = np.datetime64(int(local[is_number][0]), "ns").astype("datetime64[D]")
+        note = f"times are day numbers of a spreadsheet, in which {values[0]:.10g} is {first}"
+        return _numbered(name, local, is_number, "is no day number of a spreadsheet, as the other lines are", [note])
     digits = np.zeros(len(floats), np.int64)
-    digits[good] = np.char.str_len(np.abs(np.trunc(known)).astype(np.int64).astype("U20"))
+    digits[is_number] = np.char.str_len(np.abs(np.trunc(values)).astype(np.int64).astype("U20"))
     local = np.zeros(len(floats), np.int64)
     units = np.full(len(floats), "", "U2")
     for length, unit in _EPOCH_UNITS.items():
-        units[(digits == length) & good & (floats > 0)] = unit
+        units[(digits == length) & is_number & (floats > 0)] = unit
     if not (units != "").any():
         return TimeColumn(name, np.full(len(floats), NAT), problems=dict.fromkeys(range(len(floats)), NO_TIME))
-    if (rule := _doubt_of_ticks(known)) is not None:
+    if (rule := _doubt_of_ticks(values)) is not None:
         return TimeColumn(name, np.full(len(floats), NAT), problems={0: rule})
     usual, counts = np.unique(units[units != ""], return_counts=True)
     if usual.tolist() == ["s"]:
-        units[good] = "s"  # the first years after 1970 have fewer digits, years before it a minus
+        units[is_number] = "s"  # the first years after 1970 have fewer digits, years before it a minus
     integers = _integers(numbers)
     for unit, nanoseconds in _NANOSECONDS.items():
         of_unit = units == unit
@@ -68,22 +68,22 @@ def parse_numbers(name: str, texts: pa.StringArray) -> TimeColumn:
             local[of_unit] = integers[of_unit] * nanoseconds
         else:
             local[of_unit] = np.rint(floats[of_unit] * (nanoseconds / 1000)).astype(np.int64) * 1000
-    good = units != ""
-    good &= _in_order(local, good, digits)
-    most = str(usual[counts.argmax()])
-    column = _numbered(name, local, good, f"is no count of {most} since 1970, as the other lines are", [])
-    rounded = np.asarray(pc.match_substring_regex(texts, "[eE]")) & good
+    is_number = units != ""
+    is_number &= _in_order(local, is_number, digits)
+    main_unit = str(usual[counts.argmax()])
+    column = _numbered(name, local, is_number, f"is no count of {main_unit} since 1970, as the other lines are", [])
+    rounded = np.asarray(pc.match_substring_regex(texts, "[eE]")) & is_number
     if rounded.any() and len(repeated := np.flatnonzero(pd.Series(local).duplicated().to_numpy() & rounded)):
         column.problems[int(repeated[0])] = (
             "is the same time as in another line, as a spreadsheet has rounded the numbers; export the file again"
         )
     column.offsets = np.zeros(len(local), np.int64)
-    changes = [row for row in np.flatnonzero(units[1:] != units[:-1]) + 1 if good[row] and good[row - 1]]
+    changes = [row for row in np.flatnonzero(units[1:] != units[:-1]) + 1 if is_number[row] and is_number[row - 1]]
     if not changes:
-        column.notes.append(f"times are counts of {most} since 1970, read as UTC")
+        column.notes.append(f"times are counts of {main_unit} since 1970, read as UTC")
         return column
-    used = [unit for unit in _NANOSECONDS if unit in usual]
-    column.notes.append(f"times are counts of {' and '.join(used)} since 1970, each by its digits, read as UTC")
+    units_used = [unit for unit in _NANOSECONDS if unit in usual]
+    column.notes.append(f"times are counts of {' and '.join(units_used)} since 1970, each by its digits, read as UTC")
     first = changes[0]
     column.row_notes.append((int(first), f"counts of {units[first - 1]} since 1970 change to counts of {units[first]}"))
     return column
@@ -126,27 +126,27 @@ def _integers(numbers: pa.StringArray) -> IntArray | None:
         return None
 
 
-def _in_order(local: IntArray, good: BoolArray, digits: IntArray) -> BoolArray:
+def _in_order(local: IntArray, valid: BoolArray, digits: IntArray) -> BoolArray:
     """Check the counts with an unusual number of digits, which may be damaged: they must lie between their neighbours.
 
     Returns:
         False for each count with an unusual number of digits that is out of order.
     """
-    lengths, counts = np.unique(digits[good], return_counts=True)
-    rows = np.flatnonzero(good)
+    lengths, counts = np.unique(digits[valid], return_counts=True)
+    rows = np.flatnonzero(valid)
     unusual = digits[rows] != lengths[counts.argmax()]
     times = local[rows]
     steps = np.diff(times)
     if not unusual.any() or not len(steps):
         return np.ones(len(local), np.bool_)
     backward = steps * (1 if np.sign(steps).sum() >= 0 else -1) < 0
-    odd = unusual & (np.append(backward, False) | np.append(False, backward))
-    kept = np.ones(len(local), np.bool_)
-    kept[rows[odd]] = False
-    return kept
+    out_of_order = unusual & (np.append(backward, False) | np.append(False, backward))
+    in_order = np.ones(len(local), np.bool_)
+    in_order[rows[out_of_order]] = False
+    return in_order
 
 
-def _numbered(name: str, local: IntArray, good: BoolArray, rule: str, notes: list[str]) -> TimeColumn:
-    local = np.where(good, local, NAT)
-    problems = dict.fromkeys(map(int, np.flatnonzero(~good)), rule)
-    return TimeColumn(name, local, None, bool((local[good] % DAY).any()), problems, notes)
+def _numbered(name: str, local: IntArray, valid: BoolArray, rule: str, notes: list[str]) -> TimeColumn:
+    local = np.where(valid, local, NAT)
+    problems = dict.fromkeys(map(int, np.flatnonzero(~valid)), rule)
+    return TimeColumn(name, local, None, bool((local[valid] % DAY).any()), problems, notes)

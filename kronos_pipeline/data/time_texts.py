@@ -169,11 +169,11 @@ def clean_texts(texts: pa.StringArray) -> pa.StringArray:
     """Make every run of blanks a single space, and put the time of day after the date."""
     if pc.any(pc.match_substring_regex(texts, r"  |[\t\x{00a0}\x{202f}\x{3000}]")).as_py():
         texts = pc.utf8_trim_whitespace(pc.replace_substring_regex(texts, _BLANKS, " "))
-    few = sample(texts).to_pylist()
+    sampled = sample(texts).to_pylist()
     if pc.any(pc.match_substring_regex(texts, _HYPHENS)).as_py():
         texts = pc.replace_substring_regex(texts, _HYPHENS, "-")
     for expression, order in _REORDERED:
-        if any(_python_expression(expression).search(text[:_LONGEST]) for text in few):
+        if any(_python_expression(expression).search(text[:_LONGEST]) for text in sampled):
             texts = pc.replace_substring_regex(texts, expression, order)
     return texts
 
@@ -186,18 +186,18 @@ def sample(texts: pa.StringArray) -> pa.StringArray:
 def split_times(texts: pa.StringArray) -> TimeTexts | None:
     """Split the cells of a column of dates; None if no known way to write dates fits any cell of a sample."""
     texts = clean_texts(texts)
-    few = sample(texts)
-    matches = {name: _count_matches(name, few.to_pylist()) for name in _DATE_FORMS}
+    sampled = sample(texts)
+    matches = {name: _count_matches(name, sampled.to_pylist()) for name in _DATE_FORMS}
     likely = [name for name, number in matches.items() if number and 2 * number >= max(matches.values())]
     if not likely:
         return None
-    name = likely[0] if len(likely) == 1 else max(likely, key=lambda name: _readable(_split(name, few)))
+    name = likely[0] if len(likely) == 1 else max(likely, key=lambda name: _readable(_split(name, sampled)))
     distinct, index = _encode(texts)
-    found = _split(name, distinct)
+    split = _split(name, distinct)
     if index is None:
-        return found
-    dates = {order: days[index] for order, days in found.dates.items()}
-    return TimeTexts(name, dates, found.clock[index], found.clocked[index], found.zone_of[index], found.zones)
+        return split
+    dates = {order: days[index] for order, days in split.dates.items()}
+    return TimeTexts(name, dates, split.clock[index], split.clocked[index], split.zone_of[index], split.zones)
 
 
 def split_clock(texts: pa.StringArray) -> tuple[IntArray, BoolArray, IntArray, tuple[Zone, ...]]:
@@ -217,17 +217,17 @@ def split_clock(texts: pa.StringArray) -> tuple[IntArray, BoolArray, IntArray, t
         padded = pc.utf8_lpad(distinct, 4 if longest <= 4 else 6, "0")
         distinct = pc.if_else(digits, padded, distinct)
     fields = pc.extract_regex(distinct, _TIME_OF_DAY)
-    clock, good = _clock(fields)
-    good &= pc.is_valid(fields).to_numpy(zero_copy_only=False)
+    clock, valid = _clock(fields)
+    valid &= pc.is_valid(fields).to_numpy(zero_copy_only=False)
     fractions = pc.match_substring_regex(distinct, r"^0?\.\d+$").to_numpy(zero_copy_only=False)
     if fractions.any():
         days = pc.cast(distinct.filter(pa.array(fractions)), pa.float64()).to_numpy()
         clock[fractions] = np.rint(days * 86_400_000).astype(np.int64) * 1_000_000
-        good |= fractions
+        valid |= fractions
     zone_of, zones = _zones(fields)
     if index is not None:
-        clock, good, zone_of = clock[index], good[index], zone_of[index]
-    return clock, good, zone_of, zones
+        clock, valid, zone_of = clock[index], valid[index], zone_of[index]
+    return clock, valid, zone_of, zones
 
 
 def _count_matches(name: str, texts: list[str]) -> int:
@@ -247,8 +247,8 @@ def _readable(split: TimeTexts) -> int:
 
 def _encode(texts: pa.StringArray) -> tuple[pa.StringArray, IntArray | None]:
     """Return the distinct cells and the index of each cell, or the cells and None where few of them repeat."""
-    few = texts.slice(0, 1000)
-    if len(texts) < 1000 or pc.count_distinct(few).as_py() > len(few) / 2:
+    beginning = texts.slice(0, 1000)
+    if len(texts) < 1000 or pc.count_distinct(beginning).as_py() > len(beginning) / 2:
         return texts, None
     encoded = pc.dictionary_encode(texts)
     return encoded.dictionary, encoded.indices.to_numpy().astype(np.int64)
@@ -270,9 +270,9 @@ def _split(name: str, texts: pa.StringArray) -> TimeTexts:
     # With two digits for the year, 24-Jan-31 may be year first too.
     orders: tuple[Order, ...] = ("DMY", "YMD") if name.startswith("day, ") and short.any() else form.orders
     details = pc.extract_regex(fields.field("rest"), _REST)
-    clock, good = _clock(details)
-    good &= matched & pc.is_valid(details).to_numpy(zero_copy_only=False)
-    dates = {order: np.where(good, _dates(numbers, order), np.datetime64("NaT")) for order in orders}
+    clock, valid = _clock(details)
+    valid &= matched & pc.is_valid(details).to_numpy(zero_copy_only=False)
+    dates = {order: np.where(valid, _dates(numbers, order), np.datetime64("NaT")) for order in orders}
     clocked = pc.not_equal(pc.binary_join_element_wise(*(details.field(hour) for hour in _HOURS), ""), "")
     zone_of, zones = _zones(details)
     return TimeTexts(name, dates, clock, clocked.fill_null(False).to_numpy(zero_copy_only=False), zone_of, zones)
@@ -309,8 +309,10 @@ def _month(name: str) -> int:
     word = plain.casefold().strip(".")
     if len(word) < 3:
         return 0
-    found = [number for number, names in enumerate(_MONTHS, 1) if any(full.startswith(word) for full in names.split())]
-    return found[0] if len(found) == 1 else 0
+    numbers = [
+        number for number, names in enumerate(_MONTHS, 1) if any(full.startswith(word) for full in names.split())
+    ]
+    return numbers[0] if len(numbers) == 1 else 0
 
 
 def _dates(numbers: list[IntArray], order: Order) -> StampArray:
@@ -338,9 +340,9 @@ def _clock(fields: pa.StructArray) -> tuple[IntArray, BoolArray]:
     noon = fields.field("noon").fill_null("")
     after = pc.or_(pc.equal(half, "p"), pc.is_in(noon, pa.array(["下午", "오후"]))).to_numpy(zero_copy_only=False)
     before = pc.or_(pc.equal(half, "a"), pc.is_in(noon, pa.array(["上午", "오전"]))).to_numpy(zero_copy_only=False)
-    good = (hour < 24) & (minute < 60) & (second < 60) & ~(before & (hour > 12))
+    valid = (hour < 24) & (minute < 60) & (second < 60) & ~(before & (hour > 12))
     hour = np.where(after & (hour < 12), hour + 12, np.where(before & (hour == 12), 0, hour))
-    return ((hour * 60 + minute) * 60 + second) * _SECOND + fraction, good
+    return ((hour * 60 + minute) * 60 + second) * _SECOND + fraction, valid
 
 
 def _groups(fields: pa.StructArray, name: str) -> list[pa.StringArray]:

@@ -49,20 +49,20 @@ def find_offsets(
             readable[rows[absent]] = False
         else:
             minutes[rows] = zone
-    known = zoned & readable
+    stated = zoned & readable
     naive = ~zoned & readable
     if naive.any():
-        few_naive = naive.sum() <= known.sum()
+        few_naive = naive.sum() <= stated.sum()
         rule = "no time zone, though other lines have one" if few_naive else "a time zone, though other lines have none"
-        problems |= dict.fromkeys(map(int, np.flatnonzero(naive if few_naive else known)), rule)
+        problems |= dict.fromkeys(map(int, np.flatnonzero(naive if few_naive else stated)), rule)
         if not few_naive:
             return None, problems
-    values, counts = np.unique(minutes[known], return_counts=True)
+    values, counts = np.unique(minutes[stated], return_counts=True)
     if len(values) and values[-1] - values[0] > DAYLIGHT_SAVING:
         usual = values[counts.argmax()]
-        odd = known & (np.abs(minutes - usual) > DAYLIGHT_SAVING)
+        differing = stated & (np.abs(minutes - usual) > DAYLIGHT_SAVING)
         rule = f"another time zone than the usual {zone_name(usual)} of this file"
-        problems |= dict.fromkeys(map(int, np.flatnonzero(odd)), rule)
+        problems |= dict.fromkeys(map(int, np.flatnonzero(differing)), rule)
     return minutes, problems
 
 
@@ -77,27 +77,27 @@ def _region_offsets(local: IntArray, zone: ZoneInfo) -> tuple[IntArray, BoolArra
     first = index.tz_localize(zone, ambiguous=np.ones(len(index), np.bool_), nonexistent="NaT")
     second = index.tz_localize(zone, ambiguous=np.zeros(len(index), np.bool_), nonexistent="NaT")
     absent = np.asarray(first.isna())[quarter_of]
-    within = local % _QUARTER
-    early, late = (
+    remainder = local % _QUARTER
+    first_pass, second_pass = (
         zoned.tz_convert("UTC").tz_localize(None).to_numpy().astype("datetime64[ns]").astype(np.int64)[quarter_of]
-        + within
+        + remainder
         for zoned in (first, second)
     )
-    repeated = ~absent & (early != late)
-    utc = early.copy()
+    repeated = ~absent & (first_pass != second_pass)
+    utc = first_pass.copy()
     if repeated.any():
         forward = np.sign(np.diff(local)).sum() >= 0
         ordered = local if forward else local[::-1]
         passes = np.zeros(len(local), np.bool_)
         hours = repeated if forward else repeated[::-1]
-        again = False
+        repeating = False
         for row in np.flatnonzero(hours):
             if not (row and hours[row - 1]):
-                again = False
+                repeating = False
             elif ordered[row] <= ordered[row - 1]:
-                again = True
-            passes[row] = again
-        utc = np.where(passes if forward else passes[::-1], late, early)
+                repeating = True
+            passes[row] = repeating
+        utc = np.where(passes if forward else passes[::-1], second_pass, first_pass)
     return np.where(absent, 0, (local - utc) // MINUTE), absent
 
 

@@ -98,14 +98,14 @@ def _parse(name: str, texts: pa.StringArray) -> TimeColumn:
     if (plain := _plain(texts)) is not None:
         local = plain.astype(np.int64)
         return TimeColumn(name, local, clocked=bool((local % DAY).any()))
-    few = sample(texts)
-    if share(pc.match_substring_regex(few, _DECIMAL_COMMA)) > 0.5:
+    sampled = sample(texts)
+    if share(pc.match_substring_regex(sampled, _DECIMAL_COMMA)) > 0.5:
         texts = pc.replace_substring_regex(texts, _DECIMAL_COMMA, r"\1.\2")
-        few = sample(texts)
-    if share(pc.match_substring_regex(few, NUMBER)) > 0.5:
+        sampled = sample(texts)
+    if share(pc.match_substring_regex(sampled, NUMBER)) > 0.5:
         # A number of 6 to 14 digits may also be a date without separators; its months and days tell.
         compact = pc.replace_substring_regex(texts, r"\.0*$", "")
-        if not (share(pc.match_substring_regex(few, _COMPACT)) > 0.5 and share(_are_dates(sample(compact))) > 0.5):
+        if not (share(pc.match_substring_regex(sampled, _COMPACT)) > 0.5 and share(_are_dates(sample(compact))) > 0.5):
             return parse_numbers(name, texts)
         texts = compact
     return _parse_texts(name, texts)
@@ -119,14 +119,16 @@ def _are_dates(texts: pa.StringArray) -> BoolArray:
 def _parse_texts(name: str, texts: pa.StringArray) -> TimeColumn:
     split = split_times(texts)
     if split is None:
-        alone = share(split_clock(sample(texts))[1]) > 0.5
-        missing = "a time of day without a date; add a column with the date" if alone else NO_TIME
-        nothing = np.full(len(texts), NAT)
-        return TimeColumn(name, nothing, problems={0: missing} if alone else dict.fromkeys(range(len(texts)), missing))
+        only_clocks = share(split_clock(sample(texts))[1]) > 0.5
+        missing = "a time of day without a date; add a column with the date" if only_clocks else NO_TIME
+        no_times = np.full(len(texts), NAT)
+        return TimeColumn(
+            name, no_times, problems={0: missing} if only_clocks else dict.fromkeys(range(len(texts)), missing)
+        )
     order, note, rule = choose_order(split.dates, preferred="name" in split.form or "dots" in split.form)
     local = _add(split.dates[order], split.clock)
-    good = local != NAT
-    column = TimeColumn(name, local, clocked=bool(split.clock[good].any()))
+    valid = local != NAT
+    column = TimeColumn(name, local, clocked=bool(split.clock[valid].any()))
     if rule is not None:
         column.local, column.problems = np.full(len(texts), NAT), {0: rule}
         column.readings = [_add(days, split.clock) for days in split.dates.values()]
@@ -137,7 +139,7 @@ def _parse_texts(name: str, texts: pa.StringArray) -> TimeColumn:
         column.notes.append("years are those of the Minguo calendar, in which 113 is 2024")
     if split.form in MONTHS_ALONE:
         column.notes.append("months without a day are read as their first day")
-    column.problems = dict.fromkeys(map(int, np.flatnonzero(~good)), NO_TIME)
+    column.problems = dict.fromkeys(map(int, np.flatnonzero(~valid)), NO_TIME)
     column.offsets, problems = find_offsets(column, split.zone_of, split.zones)
     column.problems |= problems
     column.local[list(problems)] = NAT
@@ -157,31 +159,31 @@ def _join(arrays: Mapping[str, pa.StringArray]) -> list[TimeColumn]:
     if len(columns) > 1 and dated and all(clock is not None for clock in clocks.values()):
         # Day numbers can be times of day as well: 42801 is 04:28:01. Columns that are called a date come last.
         clocks[dated[-1]] = None
-    whole = [column for name, column in columns.items() if column.usable and clocks[name] is None]
-    if not whole:
+    full = [column for name, column in columns.items() if column.usable and clocks[name] is None]
+    if not full:
         # Day numbers of a spreadsheet may look like times of day.
-        whole = [column for column in columns.values() if column.usable][:1]
-        clocks |= {column.name: None for column in whole}
+        full = [column for column in columns.values() if column.usable][:1]
+        clocks |= {column.name: None for column in full}
     clock_name = next((name for name, clock in clocks.items() if clock is not None), None)
-    if not whole:
+    if not full:
         # The dates may leave their order open, or no column may hold times.
         return [
             next((column for name, column in columns.items() if clocks[name] is None), next(iter(columns.values())))
         ]
     for column in columns.values():
         if column.readings:
-            _resolve(column, whole[0])
-            whole.append(column)
+            _resolve(column, full[0])
+            full.append(column)
     ignored = [name for name, column in columns.items() if not column.usable and clocks[name] is None]
     if ignored:
-        whole[0].notes.append(f"columns without times that can be read: {enumerate_some(ignored)}")
-    dates = next((column for column in whole if not column.clocked), whole[0])
+        full[0].notes.append(f"columns without times that can be read: {enumerate_some(ignored)}")
+    dates = next((column for column in full if not column.clocked), full[0])
     if clock_name is not None and (clock := clocks[clock_name]) is not None:
         _add_clock(dates, clock_name, clock)
-        if dates is not whole[0]:
-            whole.remove(dates)
-            whole.insert(0, dates)
-    return whole
+        if dates is not full[0]:
+            full.remove(dates)
+            full.insert(0, dates)
+    return full
 
 
 def _resolve(column: TimeColumn, other: TimeColumn) -> None:
@@ -283,17 +285,17 @@ def _disagreement(best: TimeColumn, other: TimeColumn, both: BoolArray) -> tuple
     pairs = [(best.instants, other.instants)]
     if best.offsets is None or other.offsets is None:
         pairs.append((best.local, other.local))
-    wrong = [both & (one // second != two // second) for one, two in pairs]
+    wrong = [both & (first_clock // second != two // second) for first_clock, two in pairs]
     fewest = min(wrong, key=lambda rows: int(rows.sum()))
     if not fewest.any():
         return np.flatnonzero(fewest), None
     if best.offsets is not None and other.offsets is None and other.readable.all():
-        minutes, rest = np.divmod(other.local - best.instants, MINUTE)
+        minutes, seconds = np.divmod(other.local - best.instants, MINUTE)
         values = np.unique(minutes[both])
         interval = int(np.median(np.abs(np.diff(best.instants[both])))) // MINUTE if both.sum() > 1 else 0
         # An offset of one bar may also be the bar's end beside its beginning.
         if (
-            not rest[both].any()
+            not seconds[both].any()
             and not (values % 15).any()
             and np.abs(values).max() <= _FARTHEST_ZONE
             and values[-1] - values[0] <= DAYLIGHT_SAVING

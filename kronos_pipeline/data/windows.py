@@ -176,14 +176,14 @@ def _cut(bars: Bars, recipe: Recipe, lookback: int, hold_out: bool) -> WindowSet
             offsets_per_split.append(np.empty((0, 3), np.int64))
             continue
         end = np.minimum(start + lookback + horizon + (split != "holdout"), len(bars))
-        across = holes[end - 1] > holes[start]
-        jumping = (jumps[end - 1] > jumps[start]) & ~across
-        flat = (std[start, FEATURES.index("close")] == 0) & ~across & ~jumping
-        left_out = dict(zip(_REASONS[split], (int(rows.sum()) for rows in (across, jumping, flat)), strict=True))
+        crossing = holes[end - 1] > holes[start]
+        jumping = (jumps[end - 1] > jumps[start]) & ~crossing
+        flat = (std[start, FEATURES.index("close")] == 0) & ~crossing & ~jumping
+        left_out = dict(zip(_REASONS[split], (int(rows.sum()) for rows in (crossing, jumping, flat)), strict=True))
         require_windows(bars, split, len(start), tuple(left_out.values()), recipe)
         for reason, count in left_out.items():
             excluded[reason] = excluded.get(reason, 0) + count
-        offsets_per_split.append(np.stack([start, start + lookback - 1, end], axis=1)[~(across | jumping | flat)])
+        offsets_per_split.append(np.stack([start, start + lookback - 1, end], axis=1)[~(crossing | jumping | flat)])
     cutoffs = offsets_per_split[-1]
     excluded[TOO_MANY_CUTOFFS] = max(len(cutoffs) - recipe.max_cutoffs, 0)
     offsets_per_split[-1] = cutoffs[-recipe.max_cutoffs :]
@@ -346,7 +346,7 @@ def require_windows(bars: Bars, split: str, windows: int, left_out: tuple[int, .
     """
     if sum(left_out) < windows:
         return
-    across, jumping, flat = left_out
+    crossing, jumping, flat = left_out
     if flat == windows and (bars.frame["close"] == bars.frame["close"].iloc[0]).all():
         close = bars.frame["close"].iloc[0]
         rule = f"the close is {close:g} in all {len(bars)} bars: a constant series has nothing to learn"
@@ -354,7 +354,7 @@ def require_windows(bars: Bars, split: str, windows: int, left_out: tuple[int, .
         rule = f"no {split} window is left: the close does not move in the lookback of any of the {windows}"
     else:
         rule = (
-            f"no {split} window is left: of {windows}, {across} cross a hole of more than --max-gap {recipe.max_gap} "
+            f"no {split} window is left: of {windows}, {crossing} cross a hole of more than --max-gap {recipe.max_gap} "
             f"bars, {jumping} a jump like an unadjusted split, and {flat} have a flat lookback; fill the holes or "
             "raise --max-gap, adjust the prices or use --keep-jumps"
         )

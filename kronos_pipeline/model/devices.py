@@ -66,7 +66,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     message = str(error).lower()
-    return any(words in message for words in ("out of memory", "allocate memory", "alloc_failed"))
+    return any(phrase in message for phrase in ("out of memory", "allocate memory", "alloc_failed"))
 
 
 def shortage(work: str, device: torch.device, advice: str) -> ModelError:

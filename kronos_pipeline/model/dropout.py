@@ -25,8 +25,8 @@ def dropout(values: Tensor, p: float) -> Tensor:
     dropped = min(max(round(p * _STEPS), 1), _STEPS - 1)
     words = torch.empty(-(-values.numel() // 4), dtype=torch.int64, device=values.device).random_(-(2**63), None)
     drawn = words.view(torch.int16)[: values.numel()].view(values.shape)
-    keep = drawn >= dropped - _STEPS // 2
-    return values * keep.to(values.dtype).mul_(_STEPS / (_STEPS - dropped))
+    mask = drawn >= dropped - _STEPS // 2
+    return values * mask.to(values.dtype).mul_(_STEPS / (_STEPS - dropped))
 
 
 class FastDropout(nn.Dropout):

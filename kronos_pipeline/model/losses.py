@@ -48,10 +48,10 @@ def teacher_forced_logits(
         hidden = hidden + attend(block.self_attn, normed, normed)
         hidden = hidden + block.ffn(_in_working_type(_norm(block.norm2, hidden)))
     hidden = _in_working_type(_norm(core.norm, hidden))
-    asked = hidden[:, first_target - 1 :]
+    scored = hidden[:, first_target - 1 :]
     siblings = core.embedding.emb_s1(s1[:, first_target:].long())
-    fine = _norm(core.dep_layer.norm, asked + attend(core.dep_layer.cross_attn, siblings, hidden))
-    return core.head(asked), core.head.cond_forward(fine)
+    fine = _norm(core.dep_layer.norm, scored + attend(core.dep_layer.cross_attn, siblings, hidden))
+    return core.head(scored), core.head.cond_forward(fine)
 
 
 def token_losses(predictor: nn.Module, s1: Tensor, s2: Tensor, stamps: Tensor, first_target: int) -> Tensor:
@@ -96,15 +96,15 @@ class _CausalAttention:
 
         Args:
             module: upstream's attention module.
-            query: (windows, asked, model width), for the last `asked` of the bars.
+            query: (windows, queried, model width), for the last `queried` of the bars.
             hidden: (windows, bars, model width), the input of keys and values.
 
         Returns:
-            (windows, asked, model width).
+            (windows, queried, model width).
         """
-        asked, bars = query.shape[1], hidden.shape[1]
+        queried, bars = query.shape[1], hidden.shape[1]
         cos, sin = self._rotation(module.rotary, bars)
-        queries = _rotate(_heads(module, module.q_proj(query)), *self._scaled_rotation(module.rotary, asked, bars))
+        queries = _rotate(_heads(module, module.q_proj(query)), *self._scaled_rotation(module.rotary, queried, bars))
         keys, values = _rotate(_heads(module, module.k_proj(hidden)), cos, sin), _heads(module, module.v_proj(hidden))
         mixed = self._attend(queries, keys, values, dropout=module.attn_dropout_p if module.training else 0.0)
         attended: Tensor = module.resid_dropout(module.out_proj(mixed.transpose(1, 2).flatten(2)))
@@ -116,35 +116,35 @@ class _CausalAttention:
             self._tables[key] = rotary_tables(rotary, bars)
         return self._tables[key]
 
-    def _scaled_rotation(self, rotary: Any, asked: int, bars: int) -> tuple[Tensor, Tensor]:
+    def _scaled_rotation(self, rotary: Any, queried: int, bars: int) -> tuple[Tensor, Tensor]:
         """Return the rotation of the last bars, times the scale of the scores, 1 / sqrt(head width)."""
-        key = len(rotary.inv_freq), asked, bars
+        key = len(rotary.inv_freq), queried, bars
         if key not in self._scaled:
             cos, sin = self._rotation(rotary, bars)
             scale = cos.shape[-1] ** -0.5
-            self._scaled[key] = scale * cos[bars - asked :], scale * sin[bars - asked :]
+            self._scaled[key] = scale * cos[bars - queried :], scale * sin[bars - queried :]
         return self._scaled[key]
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
-        """Attend over (windows, heads, asked or bars, width); `query` is scaled."""
-        asked, bars = query.shape[-2], key.shape[-2]
+        """Attend over (windows, heads, queried or bars, width); `query` is scaled."""
+        queried, bars = query.shape[-2], key.shape[-2]
         # PyTorch's fused attention takes three times as long on a CPU in bfloat16, most of it in the backward pass.
         plain = query.device.type == "cpu" and query.dtype == torch.bfloat16
         if not plain or query[..., 0].numel() * bars > _SCORES:
-            whole = asked == bars
-            mask = None if whole else self._visible(asked, bars, query.device)
-            return F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=whole, scale=1.0)
+            square = queried == bars
+            mask = None if square else self._visible(queried, bars, query.device)
+            return F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=square, scale=1.0)
         scores = query @ key.transpose(-1, -2)
-        hidden = ~self._visible(asked, bars, query.device)
+        hidden = ~self._visible(queried, bars, query.device)
         weights = scores.float().masked_fill(hidden, float("-inf")).softmax(dim=-1).type_as(scores)
         return F.dropout(weights, dropout) @ value
 
-    def _visible(self, asked: int, bars: int, device: torch.device) -> Tensor:
-        """Return the mask of the bars that are visible to each of the last bars, (asked, bars)."""
-        if (asked, bars) not in self._masks:
-            every = torch.ones(asked, bars, dtype=torch.bool, device=device)
-            self._masks[asked, bars] = every.tril(bars - asked)
-        return self._masks[asked, bars]
+    def _visible(self, queried: int, bars: int, device: torch.device) -> Tensor:
+        """Return the mask of the bars that are visible to each of the last bars, (queried, bars)."""
+        if (queried, bars) not in self._masks:
+            ones = torch.ones(queried, bars, dtype=torch.bool, device=device)
+            self._masks[queried, bars] = ones.tril(bars - queried)
+        return self._masks[queried, bars]
 
 
 def _norm(module: Any, hidden: Tensor) -> Tensor:

@@ -61,11 +61,11 @@ class MultiLora:
         self.predictor: Any = copy_sharing_weights(predictor)
         replace_dropout(self.predictor)
         self._rows = _Rows()
-        places = dict.fromkeys(name.partition(".lora_")[0] for name in tensors)
-        for place in places:
-            names = [name for name in tensors if name.startswith(f"{place}.lora_")]
+        layers = dict.fromkeys(name.partition(".lora_")[0] for name in tensors)
+        for layer in layers:
+            names = [name for name in tensors if name.startswith(f"{layer}.lora_")]
             a, b = (next(name for name in names if f"{half}.default" in name) for half in ("A", "B"))
-            owner, _, attribute = place.removeprefix(_PREFIX).rpartition(".")
+            owner, _, attribute = layer.removeprefix(_PREFIX).rpartition(".")
             parent = self.predictor.get_submodule(owner)
             base = getattr(parent, attribute)
             lora = (
@@ -90,35 +90,35 @@ class MultiLora:
         return {name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
 
     @contextmanager
-    def serving(self, adapters: Tensor, which: Tensor, *, even: bool) -> Iterator[None]:
+    def serving(self, adapters: Tensor, adapter_index: Tensor, *, even: bool) -> Iterator[None]:
         """Use these adapters for the rows of a batch inside the block.
 
         Args:
             adapters: (adapters, width).
-            which: index of each row's adapter, (rows,) int64, ascending.
+            adapter_index: index of each row's adapter, (rows,) int64, ascending.
             even: whether each adapter has the same number of rows. Then the rows of an adapter are one product; else
                 each row is a product.
         """
         sizes = [shape.numel() for shape in self._shapes.values()]
         parts = torch.split(adapters.to(self._products), sizes, dim=1)
         stacks = {name: part.view(-1, *shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
-        self._rows.fill(stacks, which, even)
+        self._rows.fill(stacks, adapter_index, even)
         try:
             yield
         finally:
-            self._rows.fill({}, which, even)
+            self._rows.fill({}, adapter_index, even)
 
 
 class _Rows:
     """The current adapters, and the index of each row's adapter; shared by all LoRA layers."""
 
-    def fill(self, stacks: dict[str, Tensor], which: Tensor, even: bool) -> None:
-        self.stacks, self.which, self._even = stacks, which, even
+    def fill(self, stacks: dict[str, Tensor], adapter_index: Tensor, even: bool) -> None:
+        self.stacks, self.adapter_index, self._even = stacks, adapter_index, even
 
     def blocks(self, name: str) -> Tensor:
         """Return a tensor per adapter, or per row if adapters have unequal numbers of rows."""
         stack = self.stacks[name]
-        return stack if self._even else stack.index_select(0, self.which)
+        return stack if self._even else stack.index_select(0, self.adapter_index)
 
 
 class _LoraLinear(nn.Module):
@@ -144,6 +144,6 @@ class _LoraEmbedding(nn.Module):
         a, b = self._rows.stacks[self._names[0]], self._rows.blocks(self._names[1])  # (N, r, tokens), (blocks, out, r)
         base_output: Tensor = self.base(tokens)
         table = a.transpose(1, 2).reshape(-1, a.shape[1])
-        low_rank = F.embedding(tokens + a.shape[2] * self._rows.which[:, None], table)
+        low_rank = F.embedding(tokens + a.shape[2] * self._rows.adapter_index[:, None], table)
         delta = torch.bmm(low_rank.view(len(b), -1, low_rank.shape[-1]), b.transpose(1, 2))
         return base_output + self._scaling * delta.view(base_output.shape)

@@ -97,12 +97,14 @@ def check_tensors(path: Path, actual: Mapping[str, Tensor], expected: Mapping[st
         for name in sorted(actual.keys() & expected.keys())
         if actual[name].shape != expected[name].shape
     ]
-    faults = {
+    differences = {
         "missing": sorted(expected.keys() - actual.keys()),
         "unexpected": sorted(actual.keys() - expected.keys()),
         "of another shape": shapes,
     }
-    message = "; ".join(f"{len(names)} {fault}: {enumerate_some(names)}" for fault, names in faults.items() if names)
+    message = "; ".join(
+        f"{len(names)} {difference}: {enumerate_some(names)}" for difference, names in differences.items() if names
+    )
     if message:
         raise ModelError(f"{path} does not fit the model that its folder's settings describe. Tensors {message}.")
 

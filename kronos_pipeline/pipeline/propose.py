@@ -78,9 +78,9 @@ def _measure(windows: Sequence[WindowSet], recipe: Recipe, base: KronosModel) ->
     one_cutoff = replace(shortest, rows=shortest.rows[shortest.rows["split"] == "holdout"].tail(1))
     seconds = []
     for _ in range(2):  # the first call prepares the weights
-        began = time.perf_counter()
+        start = time.perf_counter()
         predict(one_cutoff, {BASE: base}, {BASE: plain_sampling(recipe)}, recipe)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start)
     # The base model and the trained model forecast each cutoff of the holdout, and of the block that fits the widths.
     cutoffs = sum(split["holdout"] + (MAX_ORIGINS if recipe.recalibrate else 0) for split in counts)
     return training, 2 * cutoffs * seconds[-1]

@@ -69,9 +69,9 @@ def run_trainings(
         def start(job: TrainingJob) -> TrainingJob:
             return runs.start(job, tags(job.name) if tags else None)
 
-        def end(job: TrainingJob, ended: TrainingResult | KronosError) -> None:
+        def end(job: TrainingJob, outcome: TrainingResult | KronosError) -> None:
             try:
-                run, result = runs.end(job, ended)
+                run, result = runs.end(job, outcome)
             except KronosError as error:
                 on_end(job.name, error)
             else:
@@ -105,20 +105,20 @@ def train_all(
     trained: dict[str, Trained] = {}
     failed: dict[str, KronosError] = {}
 
-    def on_end(name: str, ended: Trained | KronosError) -> None:
-        if isinstance(ended, KronosError):
-            failed[name] = ended
+    def on_end(name: str, result: Trained | KronosError) -> None:
+        if isinstance(result, KronosError):
+            failed[name] = result
             return
-        print(_sentence(name if ended.adapter is None else f"adapter {name}", ended.result))
-        trained[name] = ended
+        print(_sentence(name if result.adapter is None else f"adapter {name}", result.result))
+        trained[name] = result
 
     run_trainings(config, trainer, tracker, windows.values(), on_end)
-    raised = next(iter(failed), None) if skip is None or not trained else None
+    first_error = next(iter(failed), None) if skip is None or not trained else None
     for name, error in failed.items():
-        if skip is not None and name != raised:
+        if skip is not None and name != first_error:
             skip(name, error)
-    if raised is not None:
-        raise failed[raised]
+    if first_error is not None:
+        raise failed[first_error]
     return sorted(trained.values(), key=lambda model: list(windows).index(model.tickers[0]))
 
 

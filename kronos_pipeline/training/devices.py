@@ -101,12 +101,12 @@ def device_lock(device: torch.device) -> FileLock:
     return FileLock(Path(tempfile.gettempdir()) / name, is_singleton=True)
 
 
-def acquire(lock: FileLock, what: str, say: Say) -> FileLock:
+def acquire(lock: FileLock, subject: str, say: Say) -> FileLock:
     """Acquire a lock, and report the wait if another training holds it."""
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        say(f"{what}: waiting for another training that holds {Path(lock.lock_file).name}")
+        say(f"{subject}: waiting for another training that holds {Path(lock.lock_file).name}")
         lock.acquire()
     return lock
 
@@ -144,13 +144,13 @@ def current_device(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def repeatable(wanted: bool) -> Iterator[None]:
-    """Restrict torch to deterministic algorithms inside the block if `wanted`; CPU algorithms always are.
+def repeatable(enabled: bool) -> Iterator[None]:
+    """Restrict torch to deterministic algorithms inside the block if `enabled`; CPU algorithms always are.
 
     On CUDA the backward passes of attention and of indexing otherwise add with atomics, in an order that changes.
     cuBLAS is reproducible with the workspace of the variable (NVIDIA, cuBLAS documentation, "Results reproducibility").
     """
-    if not wanted:
+    if not enabled:
         yield
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

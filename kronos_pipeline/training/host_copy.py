@@ -23,13 +23,13 @@ def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
     """
     copies = list(tensors)
     kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-    for place, tensor in enumerate(tensors):
+    for index, tensor in enumerate(tensors):
         if tensor.device.type == "cuda":
-            kinds.setdefault((tensor.device, tensor.dtype), []).append(place)
-    for places in kinds.values():
-        for block in _blocks(tensors, places):
-            for place, copy in zip(block, _copy_block([tensors[place].detach() for place in block]), strict=True):
-                copies[place] = copy
+            kinds.setdefault((tensor.device, tensor.dtype), []).append(index)
+    for indices in kinds.values():
+        for block in _blocks(tensors, indices):
+            for index, copy in zip(block, _copy_block([tensors[index].detach() for index in block]), strict=True):
+                copies[index] = copy
     return copies
 
 
@@ -48,8 +48,8 @@ def state_to_host(state: dict[str, Any]) -> dict[str, Any]:
     tensors: list[Tensor] = []
     _walk(state, tensors.append)
     copies = iter(to_host(tensors))
-    moved: dict[str, Any] = _walk(state, lambda _: next(copies))
-    return moved
+    copied: dict[str, Any] = _walk(state, lambda _: next(copies))
+    return copied
 
 
 def _walk(value: Any, take: Any) -> Any:
@@ -63,15 +63,15 @@ def _walk(value: Any, take: Any) -> Any:
     return value
 
 
-def _blocks(tensors: Sequence[Tensor], places: Sequence[int]) -> list[list[int]]:
+def _blocks(tensors: Sequence[Tensor], indices: Sequence[int]) -> list[list[int]]:
     """Split places of tensors into groups of about `_BYTES`."""
     blocks: list[list[int]] = [[]]
     size = 0
-    for place in places:
-        nbytes = tensors[place].numel() * tensors[place].element_size()
+    for index in indices:
+        nbytes = tensors[index].numel() * tensors[index].element_size()
         if blocks[-1] and size + nbytes > _BYTES:
             blocks.append([])
             size = 0
-        blocks[-1].append(place)
+        blocks[-1].append(index)
         size += nbytes
     return blocks

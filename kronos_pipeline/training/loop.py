@@ -139,15 +139,15 @@ class TrainingLoop:
             ModelError: a loss is not finite.
         """
         resumed_from = self._state.step
-        began, before = time.monotonic(), self._state.seconds
+        start, before = time.monotonic(), self._state.seconds
         if not self._state.rows:
             values = self._state.start(self._selection_loss())
             if listener is not None and self._accelerator.is_main_process:
                 listener.on_log(0, values)
         with TrainingProgress(name, self.steps, resumed_from, say) as progress:
             while self._state.step < self.steps and not self._state.stopped:
-                self._run_epoch(save, listener, progress, began - before)
-        self._state.seconds = before + time.monotonic() - began
+                self._run_epoch(save, listener, progress, start - before)
+        self._state.seconds = before + time.monotonic() - start
         return self._state.output(
             self._best,
             self._current(),
@@ -161,7 +161,7 @@ class TrainingLoop:
         save: Callable[[dict[str, Any]], None],
         listener: Callback | None,
         progress: TrainingProgress,
-        began: float,
+        start: float,
     ) -> None:
         state, recipe = self._state, self._recipe
         epoch, done = divmod(state.step, self._steps_per_epoch)
@@ -194,7 +194,7 @@ class TrainingLoop:
                 progress.update(state.step, loss=train_loss, learning_rate=learning_rate, windows_per_second=speed)
                 log_time, log_step = time.monotonic(), state.step
             if state.step % recipe.save_steps == 0 or done == self._steps_per_epoch or state.stopped:
-                state.seconds = time.monotonic() - began
+                state.seconds = time.monotonic() - start
                 save(self.state())
             if state.stopped:
                 return
@@ -315,7 +315,7 @@ def epoch_order(seed: int, epoch: int, windows: int) -> torch.Tensor:
     return torch.randperm(windows, generator=torch.Generator().manual_seed((seed << 20) + epoch))
 
 
-def batches_of(step: torch.Tensor, batch_size: int, place: int = 0, processes: int = 1) -> list[torch.Tensor]:
+def batches_of(step: torch.Tensor, batch_size: int, process: int = 0, processes: int = 1) -> list[torch.Tensor]:
     """Return one process's batches of an optimiser step, at most `batch_size` windows each.
 
     All processes have the same number of batches, as each waits for the others; if the windows do not suffice, two
@@ -324,10 +324,10 @@ def batches_of(step: torch.Tensor, batch_size: int, place: int = 0, processes: i
     Args:
         step: the windows of the step, by number.
         batch_size: windows per batch and process.
-        place: rank of the process, from 0.
+        process: rank of the process, from 0.
         processes: number of processes.
     """
-    return [windows[place % len(windows) :: processes] for windows in torch.split(step, batch_size * processes)]
+    return [windows[process % len(windows) :: processes] for windows in torch.split(step, batch_size * processes)]
 
 
 def eval_steps(recipe: Recipe, steps_per_epoch: int) -> frozenset[int]:

@@ -59,9 +59,9 @@ class Microbatch:
                     raise failed
                 self.halve(size)
 
-    def halve(self, tried: int) -> None:
+    def halve(self, failed_size: int) -> None:
         """Set the size to half of a number, 2 or more, that did not fit."""
-        self.size = (tried + 1) // 2
+        self.size = (failed_size + 1) // 2
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         unit = self._unit if self.size > 1 else self._unit.removesuffix("s")

@@ -36,8 +36,8 @@ class Objective(nn.Module):
             return plain
         # Autocast would cast each weight and each gradient separately: a third of a step's launches on a GPU.
         weights = {
-            f"{place}.{name}": tensor
-            for place, part in self._loss.named_modules()
+            f"{path}.{name}": tensor
+            for path, part in self._loss.named_modules()
             if isinstance(part, nn.Linear)
             for name, tensor in part.named_parameters(recurse=False)
         }

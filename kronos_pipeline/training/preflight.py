@@ -149,11 +149,11 @@ class Estimate:
 def _timed(objective: Objective, batch: dict[str, torch.Tensor], device: torch.device, precision: str) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    began = time.perf_counter()
+    start = time.perf_counter()
     low = torch.float16 if precision == "fp16" else torch.bfloat16
     with torch.autocast(device.type, low, enabled=precision != "fp32"):
         loss = objective(**batch)
     loss.backward()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - began
+    return time.perf_counter() - start

@@ -64,8 +64,8 @@ class TrainingProgress:
         if now - self._last_line < _LINE_SECONDS and step < self._steps:
             return
         self._last_line = now
-        left = (now - self._began) / max(step - self._start, 1) * (self._steps - step)
-        self._say(f"{self._name}: step {step}/{self._steps}  {numbers}  {duration(left)} left")
+        remaining = (now - self._began) / max(step - self._start, 1) * (self._steps - step)
+        self._say(f"{self._name}: step {step}/{self._steps}  {numbers}  {duration(remaining)} left")
 
 
 def duration(seconds: float) -> str:

@@ -84,12 +84,12 @@ class ReplayedCalls:
 
     def _stop_recording(self) -> bool:
         """Drop all graphs with their memory, and record no more; return whether there were any."""
-        had = any(shape.recording is not None for shape in self._shapes.values())
+        had_recordings = any(shape.recording is not None for shape in self._shapes.values())
         self._shapes.clear()
         self._wanted = False
-        if had:
+        if had_recordings:
             torch.cuda.empty_cache()  # only then can others use the memory of the graphs
-        return had
+        return had_recordings
 
     def _shape(self, key: Hashable, inputs: Sequence[Tensor]) -> _Shape:
         """Return the shape of a key, with its inputs filled."""

@@ -119,7 +119,7 @@ def upstreams(model: Any, tokenizer: Any, inputs: Given, context: int) -> np.nda
 def decoded(decoder: Decoder, inputs: Given, context: int, paths: int = 1, **settings: Any) -> tuple[Tensor, Tensor]:
     """Return tokens (series, paths, horizon, s1 and s2), and bars."""
     known = decoder.encode(inputs.bars)
-    prompts = Prompts(known, inputs.past, inputs.ahead, which=settings.pop("which", None))
+    prompts = Prompts(known, inputs.past, inputs.ahead, predictor_index=settings.pop("predictor_index", None))
     tokens = decoder.generate(prompts, settings.pop("choose", greedy), paths=paths, context=context, **settings)
     return torch.stack(tokens, dim=-1), decoder.decode(known, tokens, context=context)
 
@@ -185,7 +185,7 @@ def test_each_series_is_drawn_from_its_own_adapters_logits(adapter_of: list[int]
     stack, tokenizer = adapters(tiny_predictor(bits=BITS)), tiny_tokenizer(bits=BITS)
     inputs, recorder, paths = given(4, 15, 5), Recorder(), MAX_GROUP_PATHS + 3
     decoder = Decoder(stack, tokenizer)
-    tokens, _ = decoded(decoder, inputs, 512, paths, choose=recorder, which=torch.tensor(adapter_of))
+    tokens, _ = decoded(decoder, inputs, 512, paths, choose=recorder, predictor_index=torch.tensor(adapter_of))
     known = decoder.encode(inputs.bars)
     for row, number in enumerate(adapter_of):
         for path in (0, MAX_GROUP_PATHS - 1, MAX_GROUP_PATHS, paths - 1):
@@ -203,7 +203,9 @@ def test_a_listed_adapter_is_not_merged_so_company_changes_nothing() -> None:
     logits = []
     for group in (stack, stack[:2], stack[:1], stack[0]):
         recorder = Recorder()
-        decoded(Decoder(group, tokenizer), inputs, 512, 3, choose=recorder, which=torch.zeros(2, dtype=torch.long))
+        decoded(
+            Decoder(group, tokenizer), inputs, 512, 3, choose=recorder, predictor_index=torch.zeros(2, dtype=torch.long)
+        )
         logits.append(torch.stack(recorder.logits[:2]))
     for listed_logits in logits[1:3]:
         torch.testing.assert_close(listed_logits, logits[0], rtol=0, atol=1e-7)

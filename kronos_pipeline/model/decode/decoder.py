@@ -52,16 +52,16 @@ class Decoder:
         if precision not in PRECISIONS:
             raise SettingsError(f"Decoding is done in {' or '.join(PRECISIONS)}, not in {precision}; choose one.")
         listed = isinstance(predictors, list | tuple)
-        several: list[Any] = list(predictors) if listed else [predictors]
-        self.device = next(several[0].parameters()).device
+        predictor_list: list[Any] = list(predictors) if listed else [predictors]
+        self.device = next(predictor_list[0].parameters()).device
 
         def pack() -> tuple[PredictorWeights, TokenizerWeights]:
-            weights = _predictor_weights(several, PRECISIONS[precision], separate=listed)
+            weights = _predictor_weights(predictor_list, PRECISIONS[precision], separate=listed)
             return weights, cached_weights(TokenizerWeights, [tokenizer])
 
         with explain_out_of_memory("Packing the model's weights for sampling", self.device, FREE_MEMORY):
             self._weights, self._tokenizer_weights = retry_after_release(pack, self.device)
-        self._tokenizer, self._first_predictor = tokenizer, several[0]
+        self._tokenizer, self._first_predictor = tokenizer, predictor_list[0]
 
     def encode(self, bars: Tensor, lengths: Tensor | None = None) -> Tokens:
         """Encode normalised bars as upstream's tokenizer does.
@@ -80,11 +80,11 @@ class Decoder:
                 s1, s2 = tokenizer.encode(bars, half=True)
                 return s1, s2
             # The encoder is causal, so each series is moved to place 0; the padding after it has no effect.
-            place = torch.arange(bars.shape[1], device=self.device)
+            positions = torch.arange(bars.shape[1], device=self.device)
             missing = bars.shape[1] - lengths.to(self.device)[:, None]
-            moved = bars.gather(1, ((place + missing) % len(place))[..., None].expand_as(bars))
-            back = (place - missing) % len(place)
-            s1, s2 = (level.gather(1, back) for level in tokenizer.encode(moved, half=True))
+            aligned = bars.gather(1, ((positions + missing) % len(positions))[..., None].expand_as(bars))
+            original = (positions - missing) % len(positions)
+            s1, s2 = (level.gather(1, original) for level in tokenizer.encode(aligned, half=True))
             return s1, s2
 
     def generate(
@@ -201,14 +201,14 @@ def group_into_decoders(
         precision: see `Decoder`.
     """
     groups: dict[tuple[int, ...], list[int]] = {}
-    for place, predictor in enumerate(predictors):
+    for index, predictor in enumerate(predictors):
         shared = (value for name, value in predictor.named_parameters() if "lora_" not in name)
-        groups.setdefault(tuple(sorted(map(Tensor.data_ptr, shared))), []).append(place)
+        groups.setdefault(tuple(sorted(map(Tensor.data_ptr, shared))), []).append(index)
     for group in groups.values():
         for first in range(0, len(group), _MAX_PREDICTORS):
-            places = group[first : first + _MAX_PREDICTORS]
+            indices = group[first : first + _MAX_PREDICTORS]
             try:
-                yield Decoder([predictors[place] for place in places], tokenizer, precision=precision), places
+                yield Decoder([predictors[index] for index in indices], tokenizer, precision=precision), indices
             except ModelError:
-                for place in places:
-                    yield Decoder(predictors[place], tokenizer, precision=precision), [place]
+                for index in indices:
+                    yield Decoder(predictors[index], tokenizer, precision=precision), [index]

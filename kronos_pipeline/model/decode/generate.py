@@ -46,14 +46,15 @@ class Prompts:
         past: minute, hour, weekday, day and month of the known bars, (series, bars, 5).
         ahead: the same of the horizon, (series, horizon, 5).
         lengths: number of valid bars of each series, (series,), the last ones, on the host; None: all.
-        which: index of each series' predictor in the decoder's list, (series,), on the host; None: all use the first.
+        predictor_index: index of each series' predictor in the decoder's list, (series,), on the host; None: all use
+            the first.
     """
 
     tokens: Tokens
     past: Tensor
     ahead: Tensor
     lengths: Tensor | None = None
-    which: Tensor | None = None
+    predictor_index: Tensor | None = None
 
 
 FineLogits = Callable[[Tensor], Tensor]
@@ -86,7 +87,7 @@ class Generation:
         self._uses_graphs = device.type in REPLAYED and self._steps > 1
         unequal = self._lengths is not None and self._lengths.shortest < bars
         self._shape = series, paths, bars, horizon, self._steps, true_positions, unequal
-        index = None if prompts.which is None else prompts.which.tolist()
+        index = None if prompts.predictor_index is None else prompts.predictor_index.tolist()
         if self._uses_graphs and (graphed := _take(weights, self._shape)) is not None:
             self._graphed, self._batch = graphed, graphed.predictor.weights
             self._batch.select(index, series)
@@ -273,9 +274,9 @@ def _keep(weights: PredictorWeights, shape: tuple[Any, ...], batch: GraphedBatch
 def release_graphs() -> bool:
     """Empty the cache of batches; return whether it held any."""
     with _lock:
-        held = bool(_cache)
+        had_entries = bool(_cache)
         _cache.clear()
-    return held
+    return had_entries
 
 
 def _bytes(device: torch.device) -> int:

@@ -88,9 +88,9 @@ class CacheLayout:
 
     def group(self, by_path: Tensor) -> Tensor:
         """Reshape (series, paths, ...) to (series * groups, paths of a group, ...), padded by the last path."""
-        spare = self.groups * self.paths - by_path.shape[1]
-        if spare:
-            by_path = torch.cat([by_path, by_path[:, -1:].expand(-1, spare, *by_path.shape[2:])], dim=1)
+        padding = self.groups * self.paths - by_path.shape[1]
+        if padding:
+            by_path = torch.cat([by_path, by_path[:, -1:].expand(-1, padding, *by_path.shape[2:])], dim=1)
         return by_path.reshape(-1, self.paths, *by_path.shape[2:])
 
     def ungroup(self, grouped: Tensor, paths: int) -> Tensor:
@@ -107,9 +107,9 @@ class CacheLayout:
         """Return the mask of the context, (series, 1, context, context); None if plain causality suffices."""
         if self.lengths is None:
             return None
-        place = torch.arange(self.context, device=device)
-        valid = place >= self.context - self.lengths[:, None]
-        visible = (place[:, None] >= place) & valid[:, None] | (place[:, None] == place)
+        positions = torch.arange(self.context, device=device)
+        valid = positions >= self.context - self.lengths[:, None]
+        visible = (positions[:, None] >= positions) & valid[:, None] | (positions[:, None] == positions)
         return _additive_mask(visible[:, None], dtype)
 
     def paths_mask(self, last_steps: int, dtype: torch.dtype, device: torch.device) -> Tensor:

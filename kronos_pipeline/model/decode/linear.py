@@ -201,17 +201,17 @@ def _stack(parts: Sequence[tuple[Tensor, Tensor]], weight: Tensor) -> LoraDelta 
         return None
     down = weight.new_zeros(len(parts), rank, weight.shape[1])
     up = weight.new_zeros(len(parts), len(weight), rank)
-    for place, (lora_a, lora_b) in enumerate(parts):
-        down[place, : len(lora_a)] = lora_a
-        up[place, :, : lora_b.shape[1]] = lora_b
+    for index, (lora_a, lora_b) in enumerate(parts):
+        down[index, : len(lora_a)] = lora_a
+        up[index, :, : lora_b.shape[1]] = lora_b
     return LoraDelta(down, up)
 
 
 def _concatenate_deltas(matrices: Sequence[LinearWeights]) -> LoraDelta:
     """Combine the LoRA matrices of maps whose outputs are concatenated; `up` is a block-diagonal matrix."""
-    known = next(matrix.lora for matrix in matrices if matrix.lora is not None)
+    sample = next(matrix.lora for matrix in matrices if matrix.lora is not None)
     downs = [matrix.lora.down for matrix in matrices if matrix.lora is not None]
-    up = known.up.new_zeros(len(known.up), sum(len(m.weight) for m in matrices), sum(down.shape[1] for down in downs))
+    up = sample.up.new_zeros(len(sample.up), sum(len(m.weight) for m in matrices), sum(down.shape[1] for down in downs))
     row = column = 0
     for matrix in matrices:
         if matrix.lora is not None:
@@ -232,9 +232,9 @@ class PackedLinear:
         self._packed = weight.device.type == "cpu" and can_pack(dtype)
         self._weight = _pack(weight) if self._packed else weight.contiguous()
 
-    def for_batch(self, which: Tensor | None) -> MultiLoraLinear:
-        """Bind the map to a batch: series i uses the LoRA matrices of predictor `which[i]`, (series,)."""
-        return MultiLoraLinear(self, _SelectedLora(self._lora, which, self._dtype))
+    def for_batch(self, predictor_index: Tensor | None) -> MultiLoraLinear:
+        """Bind the map to a batch: series i uses the LoRA matrices of predictor `predictor_index[i]`, (series,)."""
+        return MultiLoraLinear(self, _SelectedLora(self._lora, predictor_index, self._dtype))
 
     def __call__(self, rows: Tensor, add: Tensor | None = None) -> Tensor:
         """Map (..., in) to (..., out), and add `add`, (..., out)."""
@@ -262,9 +262,9 @@ class PackedEmbedding:
     def __init__(self, matrix: LinearWeights, dtype: torch.dtype) -> None:
         self._rows, self._lora = matrix.weight.mT.to(dtype).contiguous(), matrix.lora
 
-    def for_batch(self, which: Tensor | None) -> MultiLoraEmbedding:
-        """Bind the embedding to a batch: series i uses the LoRA matrices of predictor `which[i]`, (series,)."""
-        return MultiLoraEmbedding(self._rows, _SelectedLora(self._lora, which, self._rows.dtype))
+    def for_batch(self, predictor_index: Tensor | None) -> MultiLoraEmbedding:
+        """Bind the embedding to a batch: series i uses the matrices of predictor `predictor_index[i]`, (series,)."""
+        return MultiLoraEmbedding(self._rows, _SelectedLora(self._lora, predictor_index, self._rows.dtype))
 
 
 class MultiLoraEmbedding:
@@ -286,20 +286,22 @@ class MultiLoraEmbedding:
 class _SelectedLora:
     """The LoRA matrices of each series of a batch, both transposed: (series, in, rank) and (series, rank, out)."""
 
-    def __init__(self, lora: LoraDelta | None, which: Tensor | None, dtype: torch.dtype) -> None:
+    def __init__(self, lora: LoraDelta | None, predictor_index: Tensor | None, dtype: torch.dtype) -> None:
         self._all, self._dtype = lora, dtype
-        self.lora = None if which is None else self._gather(which)
+        self.lora = None if predictor_index is None else self._gather(predictor_index)
 
-    def select(self, which: Tensor) -> None:
+    def select(self, predictor_index: Tensor) -> None:
         """Switch to other predictors, for the same number of series, in the same memory."""
-        if self.lora is not None and (other := self._gather(which)) is not None:
+        if self.lora is not None and (other := self._gather(predictor_index)) is not None:
             self.lora.down.copy_(other.down)
             self.lora.up.copy_(other.up)
 
-    def _gather(self, which: Tensor) -> LoraDelta | None:
+    def _gather(self, predictor_index: Tensor) -> LoraDelta | None:
         if self._all is None:
             return None
-        return LoraDelta(self._all.down[which].mT.to(self._dtype), self._all.up[which].mT.to(self._dtype))
+        return LoraDelta(
+            self._all.down[predictor_index].mT.to(self._dtype), self._all.up[predictor_index].mT.to(self._dtype)
+        )
 
 
 @cache
@@ -333,6 +335,6 @@ def _multiply(rows: Tensor, packed: Tensor, bias: Tensor | None, add: Tensor | N
 
 def _add_lora(result: Tensor, rows: Tensor, lora: LoraDelta) -> Tensor:
     """Add the LoRA delta of each series to a result; the groups of a series are consecutive."""
-    series, out = len(lora.down), result.shape[-1]
+    series, width = len(lora.down), result.shape[-1]
     low_rank = torch.bmm(rows.reshape(series, -1, rows.shape[-1]), lora.down)
-    return torch.baddbmm(result.reshape(series, -1, out), low_rank, lora.up).view_as(result)
+    return torch.baddbmm(result.reshape(series, -1, width), low_rank, lora.up).view_as(result)

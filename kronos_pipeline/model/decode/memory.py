@@ -124,12 +124,12 @@ def one_thread_per_gpu(device: torch.device) -> Iterator[None]:
 
 
 def run_in_oom_safe_parts(
-    whole: Part, run: Callable[[Part], None], size: Callable[[Part], int], limit: int, device: torch.device
+    all_work: Part, run: Callable[[Part], None], size: Callable[[Part], int], limit: int, device: torch.device
 ) -> None:
     """Run work as a whole, or in parts in order: halves of the series, then halves of the paths.
 
     Args:
-        whole: all of the work.
+        all_work: all of the work.
         run: does one part. If the device runs out of memory, it is called again: after cached graphs are released, if
             there are any, else for each half.
         size: estimates the bytes of a part.
@@ -139,7 +139,7 @@ def run_in_oom_safe_parts(
     Raises:
         ModelError: one path of one series needs more memory than the device has free.
     """
-    pending, without_graphs, without_weights = [whole], False, False
+    pending, without_graphs, without_weights = [all_work], False, False
     while pending:
         part = pending.pop()
         halves = _halves(part)

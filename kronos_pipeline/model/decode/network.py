@@ -48,9 +48,9 @@ class PredictorWeights:
         self.coarse_head = PackedLinear(read_linear([head.proj_s1 for head in heads]), torch.float32)
         self.fine_head = PackedLinear(read_linear([head.proj_s2 for head in heads]), torch.float32)
 
-    def for_batch(self, which: Sequence[int] | None, series: int) -> BatchWeights:
-        """Bind the weights to a batch: series i uses predictor `which[i]`; by default all use the first."""
-        return BatchWeights(self, which, series)
+    def for_batch(self, predictor_index: Sequence[int] | None, series: int) -> BatchWeights:
+        """Bind the weights to a batch: series i uses predictor `predictor_index[i]`; by default all use the first."""
+        return BatchWeights(self, predictor_index, series)
 
 
 def _deduplicate(modules: Sequence[Any]) -> list[Any]:
@@ -71,35 +71,35 @@ def _lora_size(predictor: Any) -> int:
 class BatchWeights:
     """The weights bound to a batch in which every series has its own predictor."""
 
-    def __init__(self, weights: PredictorWeights, which: Sequence[int] | None, series: int) -> None:
+    def __init__(self, weights: PredictorWeights, predictor_index: Sequence[int] | None, series: int) -> None:
         self._time_embeddings, self._dtype, self.device = weights.time_embeddings, weights.dtype, weights.device
         self._embeddings: dict[Any, int]  # the number of series of each time embedding
-        index = self._index(which, series)
+        index = self._index(predictor_index, series)
         self.coarse, self._fine = weights.coarse.for_batch(index), weights.fine.for_batch(index)
         self._fusion = weights.fusion.for_batch(index)
         self.coarse_head, self.fine_head = weights.coarse_head.for_batch(index), weights.fine_head.for_batch(index)
         self.blocks, self.cross = weights.blocks.for_batch(index), weights.cross.for_batch(index)
         self.norm = weights.norm
 
-    def select(self, which: Sequence[int] | None, series: int) -> None:
+    def select(self, predictor_index: Sequence[int] | None, series: int) -> None:
         """Switch to other predictors, for the same number of series, in the same memory."""
-        if (index := self._index(which, series)) is not None:
+        if (index := self._index(predictor_index, series)) is not None:
             heads = self.coarse_head, self.fine_head
             for part in (self.coarse, self._fine, self._fusion, *heads, self.blocks, self.cross):
                 part.select(index)
 
-    def _index(self, which: Sequence[int] | None, series: int) -> Tensor | None:
+    def _index(self, predictor_index: Sequence[int] | None, series: int) -> Tensor | None:
         """Return the predictor of each series, on the device, and set the order in which time stamps are embedded."""
         if len(self._time_embeddings) == 1:
             self._embeddings = {self._time_embeddings[0]: series}
             return None
-        which = which or [0] * series
-        embeddings = [self._time_embeddings[place] for place in which]
+        predictor_index = predictor_index or [0] * series
+        embeddings = [self._time_embeddings[number] for number in predictor_index]
         self._embeddings = Counter(embeddings)
         distinct = list(self._embeddings)
         by_embedding = sorted(range(series), key=lambda row: distinct.index(embeddings[row]))
         inverse = sorted(range(series), key=by_embedding.__getitem__)
-        orders = torch.tensor([which, by_embedding, inverse], device=self.device)
+        orders = torch.tensor([predictor_index, by_embedding, inverse], device=self.device)
         index, self._by_embedding, self._inverse = orders.unbind()
         return index
 

@@ -77,16 +77,18 @@ def sample_paths(  # noqa: PLR0913  the settings of a sampling, keywords of a pu
     with one_thread_per_gpu(models[0].device if models else torch.device("cpu")):
         for rows in _rows_by_tokenizer(models):
             first, predictors = models[rows[0]], {id(models[row].predictor): models[row].predictor for row in rows}
-            places = {identity: place for place, identity in enumerate(predictors)}
-            which = np.array([places[id(models[row].predictor)] for row in rows], np.intp)
+            index_of = {identity: index for index, identity in enumerate(predictors)}
+            predictor_index = np.array([index_of[id(models[row].predictor)] for row in rows], np.intp)
             random = np.stack([draws[row] for row in rows])
             picker = TopPPicker(*map(torch.from_numpy, (random, temperatures[rows], top_ps[rows])))
             model_set = ModelSet([*predictors.values()], first.tokenizer, first.context, precision, s2_position)
-            series_set = SeriesSet([*normalised[rows]], [*past[rows]], [*ahead[rows]], which)
+            series_set = SeriesSet([*normalised[rows]], [*past[rows]], [*ahead[rows]], predictor_index)
             sampled[rows] = sample_bars(model_set, series_set, picker, paths)
-    for row, used in enumerate(models):
+    for row, row_model in enumerate(models):
         if not np.isfinite(sampled[row]).all():
-            raise ModelError(f"{used.source.label} gives forecasts that are not finite; its weights are of no use.")
+            raise ModelError(
+                f"{row_model.source.label} gives forecasts that are not finite; its weights are of no use."
+            )
     return denormalise(sampled, mean[:, None], std[:, None])
 
 
@@ -125,13 +127,13 @@ class SeriesSet:
         bars: normalised bars of each series, (bars, 6), float32.
         past: minute, hour, weekday, day and month of these bars, (bars, 5) of each series.
         ahead: the same of the horizon, (horizon, 5) of each series.
-        which: index of each series' predictor in its `ModelSet`, (series,).
+        predictor_index: index of each series' predictor in its `ModelSet`, (series,).
     """
 
     bars: Sequence[NDArray[np.float32]]
     past: Sequence[NDArray[np.uint8]]
     ahead: Sequence[NDArray[np.uint8]]
-    which: NDArray[np.intp]
+    predictor_index: NDArray[np.intp]
 
 
 class PartPicker(Protocol):
@@ -161,21 +163,21 @@ def sample_bars(models: ModelSet, series: SeriesSet, picker: PathPicker, paths: 
         (series, paths, horizon, 6).
     """
     values = np.empty((len(series.bars), paths, len(series.ahead[0]), series.bars[0].shape[-1]), np.float32)
-    used, number = np.unique(series.which, return_inverse=True)
-    predictors = [models.predictors[place] for place in used]
-    for decoder, places in group_into_decoders(predictors, models.tokenizer, precision=models.precision):
-        place = np.full(len(used), -1)
-        place[places] = np.arange(len(places))
-        _DecoderBatch(decoder, models, series, place[number]).fill(values, picker)
+    used, number = np.unique(series.predictor_index, return_inverse=True)
+    predictors = [models.predictors[index_in_decoder] for index_in_decoder in used]
+    for decoder, indices in group_into_decoders(predictors, models.tokenizer, precision=models.precision):
+        index_in_decoder = np.full(len(used), -1)
+        index_in_decoder[indices] = np.arange(len(indices))
+        _DecoderBatch(decoder, models, series, index_in_decoder[number]).fill(values, picker)
     return values
 
 
 class _DecoderBatch:
     """Series of which some are sampled by one decoder."""
 
-    def __init__(self, decoder: Decoder, models: ModelSet, series: SeriesSet, place: NDArray[np.intp]) -> None:
-        """`place`: index of each series' predictor in the decoder; -1 if another decoder holds it."""
-        self._decoder, self._models, self._series, self._place = decoder, models, series, place
+    def __init__(self, decoder: Decoder, models: ModelSet, series: SeriesSet, index: NDArray[np.intp]) -> None:
+        """`index`: index of each series' predictor in the decoder; -1 if another decoder holds it."""
+        self._decoder, self._models, self._series, self._index = decoder, models, series, index
 
     def fill(self, values: NDArray[np.float32], picker: PathPicker) -> None:
         """Write the sampled bars of the decoder's series into `values`, (series, paths, horizon, 6)."""
@@ -192,8 +194,8 @@ class _DecoderBatch:
             unequal = len(lengths) > 1
             return self._decoder.estimate_bytes(len(rows), len(chosen), max(lengths), horizon, unequal=unequal)
 
-        whole = np.flatnonzero(self._place >= 0).tolist(), range(paths)
-        run_in_oom_safe_parts(whole, run, size, memory_budget(device), device)
+        all_paths = np.flatnonzero(self._index >= 0).tolist(), range(paths)
+        run_in_oom_safe_parts(all_paths, run, size, memory_budget(device), device)
 
     def _sample(self, rows: list[int], paths: int, pick: PartPicker) -> Tensor:
         """Sample normalised bars of some series, (series, paths, horizon, 6)."""
@@ -206,7 +208,7 @@ class _DecoderBatch:
             past[:, -context:],
             torch.from_numpy(np.stack([series.ahead[row] for row in rows])),
             _unless_equal(lengths.clamp(max=context), min(bars.shape[1], context)),
-            torch.from_numpy(self._place[rows]),
+            torch.from_numpy(self._index[rows]),
         )
         drawn = decoder.generate(prompts, pick, paths=paths, context=context, s2_position=self._models.s2_position)
         return decoder.decode(prompts.tokens, drawn, context=context, lengths=prompts.lengths)
@@ -238,7 +240,7 @@ class TopPPicker:
         """Return the picker of a part, with its numbers on a device."""
         rows, paths = part
         draws = self._draws[rows, paths.start : paths.stop]
-        return TopPPicker(*(given.to(device) for given in (draws, self._temperature[rows], self._top_p[rows])))
+        return TopPPicker(*(tensor.to(device) for tensor in (draws, self._temperature[rows], self._top_p[rows])))
 
     def __call__(self, logits: Tensor, step: int, level: int, /) -> Tensor:
         """Pick tokens; see `TokenPicker`."""
@@ -267,8 +269,8 @@ def sample_top_p(logits: Tensor, draws: Tensor, temperature: Tensor | float, top
     below = (cumulative <= top_p) | (torch.as_tensor(top_p, device=logits.device) >= 1)
     last = below.sum(dim=-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
     target = draws[..., None] * cumulative.gather(-1, last)
-    place = torch.minimum((cumulative <= target).sum(dim=-1, keepdim=True), last)
-    return order.gather(-1, place)[..., 0]
+    index = torch.minimum((cumulative <= target).sum(dim=-1, keepdim=True), last)
+    return order.gather(-1, index)[..., 0]
 
 
 def _sort_descending(probabilities: Tensor) -> tuple[Tensor, Tensor]:
@@ -304,9 +306,9 @@ def _check(
         raise SettingsError(f"--temperature must be above 0, not {wrong[0]}.")
     if (wrong := top_ps[~((top_ps > 0) & (top_ps <= 1))]).size:
         raise SettingsError(f"--top-p must be above 0 and at most 1, not {wrong[0]}.")
-    used = history.shape[1] + ahead.shape[1]
+    bars = history.shape[1] + ahead.shape[1]
     for model in models:
-        if used > model.context:
+        if bars > model.context:
             raise SettingsError(
                 f"{history.shape[1]} bars of lookback and {ahead.shape[1]} of horizon exceed the context of "
                 f"{model.source.name}, {model.context} bars; lower one of them."

@@ -61,10 +61,10 @@ class HeadLayout:
     def of(cls, attention: Any, dtype: torch.dtype) -> HeadLayout:
         """Return the layout for an attention that computes in a given precision."""
         count, width, frequencies = attention.n_heads, attention.head_dim, attention.rotary.inv_freq
-        spare = -width % (16 // dtype.itemsize) if frequencies.is_cuda else 0
-        if not spare:
+        padding = -width % (16 // dtype.itemsize) if frequencies.is_cuda else 0
+        if not padding:
             return cls(count, width, frequencies)
-        return cls(count, width + spare, F.pad(frequencies, (0, spare // 2)), width**-0.5)
+        return cls(count, width + padding, F.pad(frequencies, (0, padding // 2)), width**-0.5)
 
     def pad_outputs(self, matrix: LinearWeights) -> LinearWeights:
         """Pad a projection to the heads."""
@@ -84,8 +84,8 @@ class RotaryEmbedding:
     """
 
     def __init__(self, frequencies: Tensor, positions: int) -> None:
-        places = torch.arange(positions, device=frequencies.device).float()
-        angles = torch.outer(places, frequencies.float())
+        position_range = torch.arange(positions, device=frequencies.device).float()
+        angles = torch.outer(position_range, frequencies.float())
         self._rotations = torch.view_as_complex(torch.stack([angles.cos(), angles.sin()], dim=-1))  # (positions, w / 2)
         self.device = frequencies.device
 
@@ -139,16 +139,16 @@ class TransformerBlocks:
     def __len__(self) -> int:
         return len(self._layers)
 
-    def for_batch(self, which: Tensor | None) -> MultiLoraBlocks:
-        """Bind the blocks to a batch: series i uses the LoRA matrices of predictor `which[i]`, (series,)."""
+    def for_batch(self, predictor_index: Tensor | None) -> MultiLoraBlocks:
+        """Bind the blocks to a batch: series i uses the LoRA matrices of predictor `predictor_index[i]`, (series,)."""
         layers = [
             _Layer(
                 layer.first_norm,
-                layer.queries_keys_values.for_batch(which),
-                layer.out.for_batch(which),
+                layer.queries_keys_values.for_batch(predictor_index),
+                layer.out.for_batch(predictor_index),
                 layer.second_norm,
-                layer.gate_and_up.for_batch(which),
-                layer.down.for_batch(which),
+                layer.gate_and_up.for_batch(predictor_index),
+                layer.down.for_batch(predictor_index),
             )
             for layer in self._layers
         ]
@@ -163,11 +163,11 @@ class MultiLoraBlocks:
     heads: HeadLayout
     dtype: torch.dtype
 
-    def select(self, which: Tensor) -> None:
+    def select(self, predictor_index: Tensor) -> None:
         """Switch to other predictors, for the same number of series, in the same memory."""
         for layer in self.layers:
             for linear in (layer.queries_keys_values, layer.out, layer.gate_and_up, layer.down):
-                linear.select(which)
+                linear.select(predictor_index)
 
 
 class CachedBlocks:
@@ -236,9 +236,11 @@ class CrossAttention:
         self._out = PackedLinear(self._heads.pad_inputs(_read_all(attentions, "out_proj")), dtype)
         self._norm = RMSNorm(layers[0].norm, dtype)
 
-    def for_batch(self, which: Tensor | None) -> MultiLoraCrossAttention:
-        """Bind the layer to a batch: series i uses the LoRA matrices of predictor `which[i]`, (series,)."""
-        query, keys_values, out = (part.for_batch(which) for part in (self._query, self._keys_values, self._out))
+    def for_batch(self, predictor_index: Tensor | None) -> MultiLoraCrossAttention:
+        """Bind the layer to a batch: series i uses the LoRA matrices of predictor `predictor_index[i]`, (series,)."""
+        query, keys_values, out = (
+            part.for_batch(predictor_index) for part in (self._query, self._keys_values, self._out)
+        )
         return MultiLoraCrossAttention(query, keys_values, out, self._norm, self._heads)
 
 
@@ -252,10 +254,10 @@ class MultiLoraCrossAttention:
     norm: RMSNorm
     heads: HeadLayout
 
-    def select(self, which: Tensor) -> None:
+    def select(self, predictor_index: Tensor) -> None:
         """Switch to other predictors, for the same number of series, in the same memory."""
         for linear in (self.query, self.keys_values, self.out):
-            linear.select(which)
+            linear.select(predictor_index)
 
 
 class CachedCrossAttention:

@@ -42,22 +42,22 @@ def cached_weights(make: Callable[..., T], modules: Sequence[Any], *settings: An
             _cache.move_to_end(key)
             cached: T = _cache[key][1]
             return cached
-    made = make(modules, *settings)
+    value = make(modules, *settings)
     references = [weakref.ref(module, lambda _: _cache.pop(key, None)) for module in modules]
     with _lock:
-        _cache[key] = state, made, references
+        _cache[key] = state, value, references
         _cache.move_to_end(key)
         while len(_cache) > _CAPACITY:
             _cache.popitem(last=False)
-    return made
+    return value
 
 
 def release_weights() -> bool:
     """Empty the cache; return whether it held any weights."""
     with _lock:
-        held = bool(_cache)
+        had_entries = bool(_cache)
         _cache.clear()
-    return held
+    return had_entries
 
 
 def weights_state(modules: Sequence[Any]) -> tuple[Any, ...]:
@@ -69,14 +69,14 @@ def weights_state(modules: Sequence[Any]) -> tuple[Any, ...]:
     """
     tensors = {id(tensor): tensor for module in modules for tensor in [*module.parameters(), *module.buffers()]}
     memory = {(tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype): tensor for tensor in tensors.values()}
-    places = [(tensor.data_ptr(), tensor.device, _version(tensor)) for tensor in tensors.values()]
+    states = [(tensor.data_ptr(), tensor.device, _version(tensor)) for tensor in tensors.values()]
     switches = [
         (part.merged, part.disable_adapters, tuple(part.active_adapters), tuple(part.scaling.items()))
         for module in modules
         for part in module.modules()
         if hasattr(part, "lora_A")
     ]
-    return tuple(places), _weighted_sums(list(memory.values())), tuple(switches)
+    return tuple(states), _weighted_sums(list(memory.values())), tuple(switches)
 
 
 def _weighted_sums(tensors: Sequence[Tensor]) -> bytes:

@@ -75,8 +75,8 @@ def _check_base(
 ) -> KronosModel:
     """Check that the given model has the tensors of the base of that name, and return it as that base."""
     base = load_base(find_base_model(name, tokenizer_name), torch.device("cpu"))
-    for part, given in ((base.predictor, model), (base.tokenizer, tokenizer)):
-        expected, actual = part.state_dict(), given.state_dict()
+    for part, own_part in ((base.predictor, model), (base.tokenizer, tokenizer)):
+        expected, actual = part.state_dict(), own_part.state_dict()
         if expected.keys() != actual.keys() or any(
             not torch.equal(actual[key].cpu(), expected[key]) for key in expected
         ):

@@ -48,30 +48,30 @@ class Series:
     index: pd.Index
 
 
-def as_integer(name: str, given: Any) -> int:
+def as_integer(name: str, value: Any) -> int:
     """Return an argument as an integer; numpy's integers are accepted.
 
     Raises:
         InputError: the argument is no whole number.
     """
     try:
-        return operator.index(given)
+        return operator.index(value)
     except TypeError as error:
-        raise InputError(f"{name} must be a whole number, not {given!r}.") from error
+        raise InputError(f"{name} must be a whole number, not {value!r}.") from error
 
 
-def as_number(name: str, given: Any) -> float:
+def as_number(name: str, value: Any) -> float:
     """Return an argument as a float.
 
     Raises:
         InputError: the argument is no number.
     """
-    if isinstance(given, str):
-        raise InputError(f"{name} must be a number, not {given!r}.")
+    if isinstance(value, str):
+        raise InputError(f"{name} must be a number, not {value!r}.")
     try:
-        return float(given)
+        return float(value)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{name} must be a number, not {given!r}.") from error
+        raise InputError(f"{name} must be a number, not {value!r}.") from error
 
 
 def read_series(df: Any, x_timestamp: Any, y_timestamp: Any, horizon: int, clip: float, name: str = "df") -> Series:
@@ -109,15 +109,15 @@ def read_series(df: Any, x_timestamp: Any, y_timestamp: Any, horizon: int, clip:
 
 def read_batch(dfs: Any, x_timestamps: Any, y_timestamps: Any, horizon: int, clip: float) -> list[Series]:
     """Check and normalise several series, given as lists or tuples; see `read_series`."""
-    given = {"df_list": dfs, "x_timestamp_list": x_timestamps, "y_timestamp_list": y_timestamps}
-    for name, values in given.items():
+    lists = {"df_list": dfs, "x_timestamp_list": x_timestamps, "y_timestamp_list": y_timestamps}
+    for name, values in lists.items():
         if not isinstance(values, list | tuple):
             raise InputError(f"{name} must be a list or a tuple, not {type(values).__name__}.")
-    if len(set(map(len, given.values()))) > 1:
-        lengths = ", ".join(f"{name} has {len(values)}" for name, values in given.items())
+    if len(set(map(len, lists.values()))) > 1:
+        lengths = ", ".join(f"{name} has {len(values)}" for name, values in lists.items())
         raise InputError(f"The lists must be of one length, an entry for each series: {lengths}.")
     entries = enumerate(zip(dfs, x_timestamps, y_timestamps, strict=True))
-    return [read_series(*entry, horizon, clip, f"df_list[{place}]") for place, entry in entries]
+    return [read_series(*entry, horizon, clip, f"df_list[{index}]") for index, entry in entries]
 
 
 def to_units(normalised: NDArray[np.float32], series: Series) -> NDArray[np.float32]:
@@ -141,15 +141,15 @@ def _values(df: Any, name: str) -> NDArray[np.float32]:
     if not isinstance(df, pd.DataFrame):
         raise InputError(f"{name} must be a pandas DataFrame, not {type(df).__name__}.")
     if missing := [price for price in PRICES if price not in df.columns]:
-        have = enumerate_some([str(column) for column in df.columns]) or "none"
+        columns = enumerate_some([str(column) for column in df.columns]) or "none"
         raise InputError(
-            f"{name}: price columns {enumerate_some(missing)} are missing among {have}; names are lower case."
+            f"{name}: price columns {enumerate_some(missing)} are missing among {columns}; names are lower case."
         )
     features = df[[column for column in FEATURES if column in df.columns]].copy()
     if features.columns.nlevels > 1:
         raise InputError(f"{name}: the columns have {features.columns.nlevels} levels; give them one.")
-    if (twice := features.columns[features.columns.duplicated()]).size:
-        raise InputError(f"{name}: there is more than one column {enumerate_some(twice)}; give each once.")
+    if (duplicated := features.columns[features.columns.duplicated()]).size:
+        raise InputError(f"{name}: there is more than one column {enumerate_some(duplicated)}; give each once.")
     features = _numbers(features, name)
     try:
         if _VOLUME not in features:
@@ -176,10 +176,10 @@ def _numbers(features: pd.DataFrame, name: str) -> pd.DataFrame:
     return features
 
 
-def _times(given: Any, name: str) -> pd.Index:
+def _times(stamps: Any, name: str) -> pd.Index:
     """Convert times to an index of datetimes or periods; such an index is returned unchanged."""
     try:
-        index = pd.Index(given.infer_objects() if isinstance(given, pd.Series) else given)
+        index = pd.Index(stamps.infer_objects() if isinstance(stamps, pd.Series) else stamps)
         if not isinstance(index, pd.DatetimeIndex | pd.PeriodIndex):
             if (kind := pd.api.types.infer_dtype(index)) not in _READABLE:
                 raise TypeError(f"{kind} values are no times")

@@ -84,7 +84,7 @@ class KronosPredictor:
                 model, or the device has too little memory.
         """
         self.device = _first_device() if device is None else device
-        place = _checked_device(self.device)
+        target_device = _checked_device(self.device)
         check_vocabularies(model, tokenizer)
         if precision not in PRECISIONS:
             raise InputError(f"precision must be {' or '.join(PRECISIONS)}, not {precision!r}.")
@@ -92,7 +92,7 @@ class KronosPredictor:
             raise InputError(f"max_context must be 1 bar or more, not {max_context}.")
         if not as_number("clip", clip) > 0:
             raise InputError(f"clip must be above 0, not {clip}.")
-        move = DeviceMover(place)
+        move = DeviceMover(target_device)
         self.model, self.tokenizer = move(model, "The model"), move(tokenizer, "The tokenizer")
         check_parity(self.model, self.tokenizer, precision)
         self.max_context, self.clip, self.precision = max_context, clip, precision
@@ -221,13 +221,13 @@ class KronosPredictor:
         adapters = [None] * len(series) if adapters is None else adapters
         if isinstance(adapters, str) or len(adapters) != len(series):
             raise InputError(f"adapters must have a name, or None, for each of the {len(series)} series.")
-        places = {None: 0} | {name: place for place, name in enumerate(self.adapters, 1)}
-        if unknown := [name for name in adapters if not (name is None or isinstance(name, str)) or name not in places]:
+        indices = {None: 0} | {name: index for index, name in enumerate(self.adapters, 1)}
+        if unknown := [name for name in adapters if not (name is None or isinstance(name, str)) or name not in indices]:
             known = ", ".join(map(str, self.adapters)) or "none"
             raise InputError(f"There is no adapter {unknown[0]!r}; the predictor was made with {known}.")
         predictors = [self.model, *self.adapters.values()]
         models = ModelSet(predictors, self.tokenizer, self.max_context, self.precision, s2_position="first")
-        return sample_series(models, series, np.array([places[name] for name in adapters], np.intp), sampling)
+        return sample_series(models, series, np.array([indices[name] for name in adapters], np.intp), sampling)
 
     @staticmethod
     def _means(series: Sequence[Series], values: NDArray[np.float32]) -> list[pd.DataFrame]:
@@ -242,13 +242,13 @@ def _first_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _checked_device(given: Any) -> torch.device:
+def _checked_device(value: Any) -> torch.device:
     """Return the device of that name; a GPU gets an index."""
     try:
-        device = torch.device(given)
+        device = torch.device(value)
     except (RuntimeError, TypeError) as error:
-        raise InputError(f"device={given!r} is no device; give cpu, cuda:0 or mps.") from error
+        raise InputError(f"device={value!r} is no device; give cpu, cuda:0 or mps.") from error
     available = {"cuda": (device.index or 0) < torch.cuda.device_count(), "mps": torch.backends.mps.is_available()}
     if not available.get(device.type, True):
-        raise InputError(f"device={given!r}: torch finds no such device here; give cpu, or leave it out.")
+        raise InputError(f"device={value!r}: torch finds no such device here; give cpu, or leave it out.")
     return torch.device("cuda", torch.cuda.current_device()) if str(device) == "cuda" else device

@@ -75,14 +75,14 @@ class SamplingSettings:
 
 
 def sample_series(
-    models: ModelSet, series: Sequence[Series], which: NDArray[np.intp], sampling: SamplingSettings
+    models: ModelSet, series: Sequence[Series], predictor_index: NDArray[np.intp], sampling: SamplingSettings
 ) -> NDArray[np.float32]:
     """Sample paths of future bars.
 
     Args:
         models: the predictors.
         series: the series to forecast, of equal or unequal length.
-        which: index of each series' predictor in `models`, (series,).
+        predictor_index: index of each series' predictor in `models`, (series,).
         sampling: horizon, number of paths, filters and random numbers.
 
     Returns:
@@ -105,7 +105,9 @@ def sample_series(
             block = slice(first, first + per_draw)
             bars, past, ahead = zip(*((entry.bars, entry.past, entry.ahead) for entry in series[block]), strict=True)
             picker = MultinomialPicker(len(bars), sampling, generator, progress)
-            values[block] = sample_bars(models, SeriesSet(bars, past, ahead, which[block]), picker, sampling.paths)
+            values[block] = sample_bars(
+                models, SeriesSet(bars, past, ahead, predictor_index[block]), picker, sampling.paths
+            )
     return values
 
 
@@ -146,10 +148,12 @@ def generator_for(sampling: SamplingSettings, device: torch.device) -> Iterator[
     Raises:
         InputError: the generator belongs to another device.
     """
-    if (given := sampling.generator) is not None:
-        if (given.device.type, given.device.index or 0) != (device.type, device.index or 0):
-            raise InputError(f"The generator is of {given.device}, and the model on {device}: make one on that device.")
-        yield given
+    if (own_generator := sampling.generator) is not None:
+        if (own_generator.device.type, own_generator.device.index or 0) != (device.type, device.index or 0):
+            raise InputError(
+                f"The generator is of {own_generator.device}, and the model on {device}: make one on that device."
+            )
+        yield own_generator
         return
     generator = torch.Generator(device)
     if sampling.seed is not None:

@@ -96,12 +96,12 @@ def make_csv_sensor(
 def _folder_notes(folder: CsvFolder, tickers: Sequence[str]) -> list[str]:
     """Return notes on problems of the folder, and on its differences from the partitions."""
     new = [ticker for ticker in folder.files if ticker not in tickers]
-    gone = [ticker for ticker in tickers if ticker not in folder.files]
+    missing = [ticker for ticker in tickers if ticker not in folder.files]
     notes = [*folder.notes, *(str(problem) for problem in folder.problems.values())]
     if new:
         notes.append(f"New in the folder: {', '.join(new)}. Reload the code location to see them.")
-    if gone:
-        notes.append(f"No longer in the folder: {', '.join(gone)}. Reload the code location to drop them.")
+    if missing:
+        notes.append(f"No longer in the folder: {', '.join(missing)}. Reload the code location to drop them.")
     return notes
 
 
@@ -144,16 +144,20 @@ def _tickers_to_retrain(
 
     A bad file is not reported here: its ingestion reports the problems.
     """
-    trained = {file.ticker: last for file in files if (last := _last_trained_bar(instance, file.ticker)) is not None}
-    good = read([file for file in files if file.ticker in trained])
-    return [ticker for ticker, bars in good.items() if (bars.frame["timestamps"] > trained[ticker]).sum() >= enough]
+    last_bars = {file.ticker: last for file in files if (last := _last_trained_bar(instance, file.ticker)) is not None}
+    bars_of_trained = read([file for file in files if file.ticker in last_bars])
+    return [
+        ticker
+        for ticker, bars in bars_of_trained.items()
+        if (bars.frame["timestamps"] > last_bars[ticker]).sum() >= enough
+    ]
 
 
 def _last_trained_bar(instance: dg.DagsterInstance, ticker: str) -> pd.Timestamp | None:
     """Return the time of the last bar in the data of the ticker's last training, or None if it was never trained."""
     newest = dg.AssetRecordsFilter(asset_key=dg.AssetKey("adapter"), asset_partitions=[ticker])
     records = instance.fetch_materializations(newest, limit=1).records
-    trained = records[0].asset_materialization if records else None
-    if trained is None or LAST_BAR not in trained.metadata:
+    materialization = records[0].asset_materialization if records else None
+    if materialization is None or LAST_BAR not in materialization.metadata:
         return None
-    return pd.Timestamp(str(trained.metadata[LAST_BAR].value))
+    return pd.Timestamp(str(materialization.metadata[LAST_BAR].value))

@@ -53,13 +53,13 @@ def make_killed_runs_sensor() -> dg.SensorDefinition:
         description="Marks runs of killed processes as failed, so that the next training can start.",
     )
     def killed_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-        ended = []
+        ended_runs = []
         for run in context.instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
             if was_killed(context.instance, run.run_id):
                 context.instance.report_run_failed(run, "The process of this run was killed.")
                 _lock_path(context.instance, run.run_id).unlink(missing_ok=True)
-                ended.append(run.run_id)
-        return dg.SkipReason(f"Marked as failed: {', '.join(ended)}." if ended else "No run was killed.")
+                ended_runs.append(run.run_id)
+        return dg.SkipReason(f"Marked as failed: {', '.join(ended_runs)}." if ended_runs else "No run was killed.")
 
     return killed_runs
 

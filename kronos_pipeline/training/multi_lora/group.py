@@ -69,7 +69,7 @@ def train_jobs(
 ) -> list[JobResult]:
     """Train adapters in groups, or one by one if they cannot train jointly; see `KronosTrainer.train`."""
     results: dict[int, JobResult] = {}
-    places: dict[Path, tuple[int, TrainingJob]] = {}
+    job_by_target: dict[Path, tuple[int, TrainingJob]] = {}
     prepared: list[PreparedTraining] = []
 
     def end(number: int, job: TrainingJob, result: JobResult) -> None:
@@ -83,23 +83,23 @@ def train_jobs(
         except KronosError as error:
             end(number, job, error)
             continue
-        if prepared[-1].target in places:
+        if prepared[-1].target in job_by_target:
             raise SettingsError(f"Two adapters would be {prepared[-1].target}; give each a name of its own.")
-        places[prepared[-1].target] = number, job
+        job_by_target[prepared[-1].target] = number, job
     for group in _groups(context, prepared):
         started = []
         for training in group:
-            number, job = places[training.target]
+            number, job = job_by_target[training.target]
             try:
                 job = job if on_start is None else on_start(job)
             except KronosError as error:
                 end(number, job, error)
                 continue
-            places[training.target] = number, job
+            job_by_target[training.target] = number, job
             started.append(replace(training, listener=job.listener, mlflow_run=job.mlflow_run))
         train = _train_group if len(group) > 1 else _train_separately
         for training, result in train(context, started):
-            end(*places[training.target], result)
+            end(*job_by_target[training.target], result)
     return [results[number] for number in range(len(jobs))]
 
 
@@ -110,8 +110,8 @@ def _groups(context: TrainingContext, trainings: Sequence[PreparedTraining]) -> 
     reason = separate_reason(context.recipe, context.precision, processes())
     if reason and len(adapters) > 1 and context.recipe.adapters_together != 1:
         context.say(f"{len(adapters)} adapters train one by one, as {reason}")
-    most = 1 if reason or len(adapters) <= 1 else _largest_group(context)
-    return checkpoints + group_by_length(adapters, most)
+    limit = 1 if reason or len(adapters) <= 1 else _largest_group(context)
+    return checkpoints + group_by_length(adapters, limit)
 
 
 def _largest_group(context: TrainingContext) -> int:
@@ -301,17 +301,17 @@ def group_size(recipe: Recipe, per_pass: int, device: torch.device) -> int:
     return recipe.adapters_together or by_memory
 
 
-def group_by_length(trainings: Sequence[PreparedTraining], most: int) -> list[list[PreparedTraining]]:
+def group_by_length(trainings: Sequence[PreparedTraining], limit: int) -> list[list[PreparedTraining]]:
     """Group trainings of similar length, as a training that ends early makes the passes of its group smaller.
 
     Args:
         trainings: the trainings; only those with the same lookback and horizon share a group.
-        most: the most trainings of a group.
+        limit: the most trainings of a group.
     """
-    if most == 1:
+    if limit == 1:
         return [[training] for training in trainings]
     by_window: dict[tuple[int, int], list[PreparedTraining]] = {}
     for training in sorted(trainings, key=lambda training: training.count("train")):
         windows = training.windows[0]
         by_window.setdefault((windows.lookback, windows.horizon), []).append(training)
-    return [similar[first : first + most] for similar in by_window.values() for first in range(0, len(similar), most)]
+    return [similar[first : first + limit] for similar in by_window.values() for first in range(0, len(similar), limit)]

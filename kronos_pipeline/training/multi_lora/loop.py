@@ -127,10 +127,10 @@ class MultiLoraLoop:
         """
         try:
             numbers = {training.member.key: number for number, training in enumerate(self._trainings)}
-            places = [place for place, key in enumerate(state["members"]) if key in numbers]
-            self._active = [numbers[state["members"][place]] for place in places]
-            for number, place in zip(self._active, places, strict=True):
-                training, (member_state, error, batches) = self._trainings[number], state["states"][place]
+            indices = [index for index, key in enumerate(state["members"]) if key in numbers]
+            self._active = [numbers[state["members"][index]] for index in indices]
+            for number, index in zip(self._active, indices, strict=True):
+                training, (member_state, error, batches) = self._trainings[number], state["states"][index]
                 training.state, training.error = TrainerState(**member_state), error
                 training.unlogged_batches, training.resumed_from = batches, training.state.step
             moments = {name: torch.zeros_like(self._weights) for name in ("exp_avg", "exp_avg_sq")}
@@ -138,7 +138,7 @@ class MultiLoraLoop:
             if self._recipe.average_decay:
                 rows["average"] = self._average
             for name, tensor in rows.items():
-                tensor[self._active] = state["rows"][name][places].to(self._device)
+                tensor[self._active] = state["rows"][name][indices].to(self._device)
             self._optimizer.state[self._weights] = {"step": state["steps"], **moments}
             restore_random_state(state["random"], self._device)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -207,8 +207,8 @@ class MultiLoraLoop:
         gradient.zero_()
         self._forward.multi_lora.predictor.train()
         batches = {number: self._trainings[number].batches() for number in self._active}
-        for turn in range(self._recipe.grad_accum_steps):
-            current = {number: parts[turn] for number, parts in batches.items() if turn < len(parts)}
+        for microstep in range(self._recipe.grad_accum_steps):
+            current = {number: parts[microstep] for number, parts in batches.items() if microstep < len(parts)}
             sizes = {number: len(batch) for number, batch in current.items()}
             self._forward.run_in_parts(current, partial(self._backward, sizes), self._replayed.release)
         rates = [self._trainings[number].learning_rate() for number in self._active]
@@ -268,14 +268,14 @@ class MultiLoraLoop:
     def _log(self, rates: dict[int, float], progress: TrainingProgress) -> None:
         """Read the losses of the members that are due, evaluate their selection blocks, and log both."""
         trainings = {number: self._trainings[number] for number in self._active}
-        due = [number for number, training in trainings.items() if training.should_log]
-        if not due:
+        to_log = [number for number, training in trainings.items() if training.should_log]
+        if not to_log:
             return
         totals = self._losses.tolist()
-        self._losses[self._rows(due)] = 0.0
-        selection_losses = self._selection_losses([number for number in due if trainings[number].should_evaluate])
+        self._losses[self._rows(to_log)] = 0.0
+        selection_losses = self._selection_losses([number for number in to_log if trainings[number].should_evaluate])
         now, logged = time.monotonic(), []
-        for number in due:
+        for number in to_log:
             training = trainings[number]
             values = training.log(totals[number], selection_losses.get(number, math.nan), rates[number], now)
             if values is None:
@@ -310,8 +310,8 @@ class MultiLoraLoop:
             evaluated.append(({number: len(part) for number, part in batches.items()}, losses.float()))
 
         self._forward.multi_lora.predictor.eval()
-        for turn in range(max((len(parts) for parts in blocks.values()), default=0)):
-            current = {number: parts[turn] for number, parts in blocks.items() if turn < len(parts)}
+        for block_number in range(max((len(parts) for parts in blocks.values()), default=0)):
+            current = {number: parts[block_number] for number, parts in blocks.items() if block_number < len(parts)}
             self._forward.run_in_parts(current, evaluate, self._replayed.release)
         # The device is read once: a read waits for it.
         losses = torch.cat([part for _, part in evaluated]).cpu().numpy() if evaluated else np.empty(0)

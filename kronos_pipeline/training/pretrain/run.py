@@ -175,8 +175,8 @@ def optimise(
         recent += value.item() / _REPORT_STEPS
         if (step + 1) % _REPORT_STEPS == 0:
             seconds = time.monotonic() - started
-            left = seconds / (step + 1) * (steps - step - 1)
-            report(f"{name}: step {step + 1} of {steps}, loss {recent:.4f}, {seconds:.0f} s, {left:.0f} s left")
+            remaining = seconds / (step + 1) * (steps - step - 1)
+            report(f"{name}: step {step + 1} of {steps}, loss {recent:.4f}, {seconds:.0f} s, {remaining:.0f} s left")
             recent = 0.0
     return round(time.monotonic() - started, 1)
 
