@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
 from volatile_tickers import ALPHA, BETA, FREEDOM, OMEGA, garch_returns
 
 from kronos_pipeline.evaluation.rivals.fits import MIN_RETURNS, FitError, fit_parameters
@@ -140,3 +141,13 @@ def test_a_fit_prints_no_warning_and_leaves_the_filters_of_warnings_as_they_are(
         before = list(warnings.filters)
         fit_parameters(WarningModel(garch_returns(300)[0] * 100, rescale=False))
         assert list(warnings.filters) == before
+
+
+@pytest.mark.parametrize("leverage", [False, True])
+def test_the_parameters_do_not_depend_on_the_number_of_threads(leverage: bool) -> None:
+    returns = garch_returns(640, 3)[0]
+    found = []
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            found.append(fit_garch(returns, leverage=leverage))
+    assert found[0] == found[1]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from kronos_pipeline.data.bars import FloatArray
 from kronos_pipeline.errors import count
@@ -58,7 +60,7 @@ def fit_parameters(model: ARCHModel) -> dict[str, float]:
     Raises:
         FitError: the optimisation does not converge, fails, or gives a number that is not finite.
     """
-    with _silence():
+    with _quiet_single_thread():
         try:
             result = model.fit(disp="off", show_warning=False, options={"maxiter": MAX_ITERATIONS})
         except (ArithmeticError, ValueError, np.linalg.LinAlgError) as error:
@@ -72,8 +74,17 @@ def fit_parameters(model: ARCHModel) -> dict[str, float]:
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
-    """Drop warnings of Python and NumPy; `arch` adds filters of its own, which end with the block."""
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
+def _quiet_single_thread() -> Iterator[None]:
+    """Drop warnings of Python and NumPy, and let BLAS use one thread: the sum of several depends on their number.
+
+    `arch` adds filters of warnings of its own, which end with the block.
+    """
+    with warnings.catch_warnings(), np.errstate(all="ignore"), _thread_pools().limit(limits=1, user_api="blas"):
         warnings.simplefilter("ignore")
         yield
+
+
+@cache
+def _thread_pools() -> ThreadpoolController:
+    """Return the controller of the libraries that are loaded when the first model is fitted."""
+    return ThreadpoolController()
