@@ -16,7 +16,7 @@ from kronos_pipeline.errors import DataError
 def cases(examples: int) -> settings:
     """Settings of Hypothesis: no health check fails on a slow machine, or if many draws do not fit a ticker."""
     suppressed = [HealthCheck.too_slow, HealthCheck.filter_too_much]
-    return settings(max_examples=examples, deadline=None, suppress_health_check=suppressed)
+    return settings(max_examples=examples, suppress_health_check=suppressed)
 
 
 recipes = st.builds(

@@ -202,6 +202,8 @@ def _find_size_change(stamps: _Stamps) -> tuple[int, str] | None:
             if rare or same.mean() < (_FINE_SHARE if finer else _COARSE_SHARE):
                 continue
             start = _first_of_many(steps == size, start) if start else start
+            if not (steps[:start] == usual).any():  # a night before the run is no bar of the usual size
+                start = 0
             before, after = (usual, size) if start else (size, usual)
             changed = steps[start:] == size if start else steps[stop:] == usual
             bar = int((start or stop) + (changed.argmax() if changed.any() else 0))

@@ -7,14 +7,14 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from market_files import NOW
 
 from kronos_pipeline.data.bar_times import BarTimes, arrange_bars
 
 DAYS = pd.date_range("2023-01-03", periods=400, freq="B")
-CASES = settings(max_examples=60, deadline=None)
+CASES = settings(max_examples=60)
 
 
 def arrange(
@@ -184,6 +184,8 @@ SIZES = {
 
 
 @CASES
+@example("hour", "day", 50, 54)  # the first date has one bar
+@example("15 minutes", "hour", 53, 60)
 @given(st.sampled_from(list(SIZES)), st.sampled_from(list(SIZES)), st.integers(20, 60), st.integers(20, 200))
 def test_a_change_of_size_is_found_at_the_first_bar_of_the_other_size(
     first: str, second: str, before: int, after: int
@@ -215,7 +217,7 @@ def test_two_bars_a_day_after_daily_bars_are_another_size() -> None:
     assert is_plain(arrange(session(DAYS, "4h")))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.integers(0, 10_000), st.sampled_from([0.05, 0.1, 0.3, 0.5, 0.7, 0.95]), st.sampled_from(["5min", "30min", "1h"])
 )

@@ -218,7 +218,7 @@ def test_monthly_bars_of_another_day_keep_it() -> None:
     assert list(next_stamps(bars_at(times), 2, [])) == [pd.Timestamp("2024-10-15"), pd.Timestamp("2024-11-15")]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     freq=st.sampled_from(["B", "D", "h", "5min", "4h", "W-TUE", "MS", "7min"]),
     bars=st.integers(2, 700),

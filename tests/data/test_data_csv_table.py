@@ -16,7 +16,7 @@ from kronos_pipeline.data.csv_file import CsvFile
 from kronos_pipeline.data.csv_table import CsvTable, read_csv_table
 
 HEADER = ["Date", "Open", "High", "Low", "Close", "note"]
-SHARED = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SHARED = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 # Of characters that mean something to a reader of CSVs, of numbers or of text.
 cells = st.text("019.-e_ \t\u00a0\x1cé;'#|", max_size=6)
 prices = st.decimals("0.01", "99999", places=2).map(str)

@@ -19,7 +19,7 @@ from kronos_pipeline.data.csv_table import CsvTable, read_csv_table, split_symbo
 from kronos_pipeline.data.numbers import NumberColumn, parse_numbers
 from kronos_pipeline.errors import DataError
 
-SHARED = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SHARED = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 PLAIN = "Date,Open,High,Low,Close,Volume"
 BARS = ("2024-01-02,100.5,102.25,99.75,101,1200", "2024-01-03,101,103.5,100.25,102.75,1500")
 FEATURES = ("open", "high", "low", "close", "volume")

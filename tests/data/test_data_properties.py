@@ -112,7 +112,7 @@ def test_every_window_is_kept_or_counted(bars: Bars, recipe: Recipe) -> None:
     assert counts["train"] + counts["selection"] + left_out == len(bars) - span + 1 - inside_holdout
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.integers(1, 130),
     st.integers(2, 90),

@@ -81,7 +81,7 @@ def test_one_short_ticker_of_many_does_not_shorten_the_windows_of_all() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(bars=st.integers(33, 3000), freq=st.sampled_from(["B", "h", "W-MON", "5min"]))
 def test_a_proposal_fits_and_its_flags_say_it_all(bars: int, freq: str) -> None:
     proposal, recipe = proposed(ticker(bars, freq))

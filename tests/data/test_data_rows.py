@@ -23,7 +23,7 @@ from kronos_pipeline.errors import DataError, SettingsError
 
 COLUMNS = ["Open", "High", "Low", "Close"]
 FORMATS = ("%Y-%m-%d", "%d.%m.%Y", "%Y%m%d", "%d-%b-%Y")
-SHARED = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SHARED = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 FEW = settings(SHARED, max_examples=10)
 
 

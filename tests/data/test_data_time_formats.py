@@ -29,7 +29,7 @@ ranges = st.builds(
     st.integers(2, 80),
     st.sampled_from(["min", "5min", "h", "4h", "D", "B"]),
 )
-CASES = settings(max_examples=60, deadline=None)
+CASES = settings(max_examples=60)
 
 
 def texts(times: pd.DatetimeIndex, form: str) -> list[str]:
@@ -283,7 +283,7 @@ def test_a_bad_time_of_day_is_named_with_its_column() -> None:
 
 
 @given(st.lists(st.text(max_size=30), min_size=1, max_size=20))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_text_is_read_or_a_problem(cells: list[str]) -> None:
     parsed = parse_times(cells)
     assert len(parsed.local) == len(cells)

@@ -40,7 +40,7 @@ def newest_target(fold: Fold) -> pd.Timestamp:
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     bars=st.integers(60, 160),
     horizon=st.integers(1, 7),

@@ -42,7 +42,7 @@ def by_hand(y: np.ndarray, forecast: np.ndarray, last: float, scale: float, half
 
 
 @pytest.mark.slow
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.data(), st.lists(st.integers(1, 40), min_size=1, max_size=4), st.integers(1, 12))
 def test_scores_are_the_textbook_formulas(data: st.DataObject, lengths: list[int], horizon: int) -> None:
     tables, expected = [], {}

@@ -95,7 +95,7 @@ def test_the_interval_and_its_p_value_say_the_same() -> None:
         assert (p_value <= 0.05) == (low > 0 or high < 0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.integers(8, 40), st.floats(1e-3, 1e3))
 def test_a_comparison_is_the_same_each_time_and_in_every_unit(seed: int, cutoffs: int, unit: float) -> None:
     model_losses, rival = losses(cutoffs, seed, 0.8), losses(cutoffs, seed + 1)

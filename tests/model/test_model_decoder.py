@@ -144,7 +144,7 @@ def test_greedy_bars_of_a_published_size_are_upstreams(size: str) -> None:
 
 
 @pytest.mark.slow
-@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.settings(max_examples=40)
 @hypothesis.example(bars=20, horizon=10, context=100, paths=2)  # the whole fits
 @hypothesis.example(bars=20, horizon=10, context=25, paths=MAX_GROUP_PATHS + 1)  # the window begins to slide on the way
 @hypothesis.example(bars=20, horizon=10, context=12, paths=2)  # it slides from the start

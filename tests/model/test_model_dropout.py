@@ -24,7 +24,7 @@ def test_the_share_and_the_mean_are_as_asked(p: float, kind: torch.dtype) -> Non
     assert len(values.unique()) == 2
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(shape=st.lists(st.integers(1, 5), min_size=1, max_size=3), p=st.floats(1e-7, 1, exclude_max=True))
 def test_any_shape_and_share_will_do(shape: list[int], p: float) -> None:
     values = dropout(torch.ones(shape), p)

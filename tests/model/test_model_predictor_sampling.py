@@ -39,7 +39,7 @@ def drawn(draws: MultinomialPicker, steps: list[torch.Tensor], part: Part) -> to
     return torch.stack(tokens, dim=-1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**32),
     rows=st.integers(1, 40),
@@ -66,7 +66,7 @@ def test_the_tokens_and_the_generators_state_are_upstreams(
     assert torch.equal(torch.get_rng_state(), after)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data(), series=st.integers(1, 6), paths=st.integers(1, 4), seed=st.integers(0, 1000))
 def test_rows_that_are_sampled_apart_draw_what_they_draw_together(
     data: st.DataObject, series: int, paths: int, seed: int

@@ -134,7 +134,7 @@ def test_the_holdout_and_mixed_windows_are_refused(tiny_base: Path, base: Kronos
 
 
 @pytest.mark.slow
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(changed=st.integers(20, 103), factor=st.floats(0.5, 2))
 def test_no_token_before_a_bar_changes_with_it(tiny_base: Path, base: KronosModel, changed: int, factor: float) -> None:
     recipe = small_recipe(tiny_base, keep_jumps=True)
