@@ -42,7 +42,7 @@ from kronos_pipeline.data.simulate import simulate_ticker
 from kronos_pipeline.data.windows import WindowSet, build_windows
 from kronos_pipeline.evaluation.forecasting.holdout_table import predict
 from kronos_pipeline.evaluation.forecasting.tuning import fit_sampling
-from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, LEVELS, RANDOM_WALK
+from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, EWMA, LEVELS
 from kronos_pipeline.evaluation.scoring.metrics import score
 from kronos_pipeline.model.devices import pick_device
 from kronos_pipeline.model.loading import KronosModel, load_base
@@ -88,7 +88,7 @@ def main() -> None:
         started = time.monotonic()
         row = measure(seed, recipe, base, adapt=options.adapt)
         rows.append(row)
-        crps = " ".join(f"{row[f'{way} scaled_crps']:7.3f}" for way in (RANDOM_WALK, *WAYS))
+        crps = " ".join(f"{row[f'{way} scaled_crps']:7.3f}" for way in (EWMA, *WAYS))
         tuned = f"{row['temperature']:.1f}, {row['top_p']:.1f}"
         print(f"{seed:4d} {crps} {tuned:>10} {row['mended']:7.0%} {time.monotonic() - started:9.0f}", flush=True)
     summary = summarise(pd.DataFrame(rows))
@@ -114,7 +114,7 @@ def measure(seed: int, recipe: Recipe, base: KronosModel, *, adapt: bool) -> dic
         how = recipe.model_copy(update=changes)
         sampling = fit_sampling(windows, model, how)
         forecasts = predict(windows, {name: model}, {name: sampling}, how)
-        for label, of in ((way, name), (RANDOM_WALK, RANDOM_WALK)):
+        for label, of in ((way, name), (EWMA, EWMA)):
             row |= {f"{label} {figure}": value for figure, value in figures(forecasts.predictions, of).items()}
         if way == "true":
             row["mended"] = forecasts.mended[name]
@@ -170,7 +170,7 @@ def figures(predictions: pd.DataFrame, model: str) -> dict[str, float]:
 
 def summarise(rows: pd.DataFrame) -> dict[str, tuple[float, float, float]]:
     """Compute the mean and 95 percent interval over tickers of each figure by way, and of paired differences."""
-    columns = {f"{RANDOM_WALK} {figure}": rows[f"{RANDOM_WALK} {figure}"] for figure in FIGURES if "raw" not in figure}
+    columns = {f"{EWMA} {figure}": rows[f"{EWMA} {figure}"] for figure in FIGURES if "raw" not in figure}
     for way in WAYS:
         columns |= {f"{way} {figure}": rows[f"{way} {figure}"] for figure in (*FIGURES, "fine loss")}
         errors = [

@@ -18,6 +18,7 @@ import dagster as dg
 
 from kronos_pipeline.cli.command import tune_garbage_collection
 from kronos_pipeline.code_version import layers_version
+from kronos_pipeline.evaluation.scoring.targets import TARGETS
 from kronos_pipeline.orchestration.assets.adapter_by_ticker import adapters_by_ticker
 from kronos_pipeline.orchestration.assets.data import raw_bars, windows
 from kronos_pipeline.orchestration.assets.evaluation import backtest, holdout_metrics, leaderboard
@@ -29,10 +30,9 @@ from kronos_pipeline.orchestration.automation.drift_sensor import make_drift_sen
 from kronos_pipeline.orchestration.automation.jobs import AutomationSettings, make_jobs, make_schedules
 from kronos_pipeline.orchestration.automation.killed_runs import make_killed_runs_sensor
 from kronos_pipeline.orchestration.checks import (
-    RIVALS,
     backtest_report,
     bars_are_sound,
-    better_than,
+    better_on,
     complete_check,
     holdout_report,
     ticker_check,
@@ -93,9 +93,9 @@ def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Defi
         ticker_check("raw_bars", "sound", bars_are_sound, partitions, blocking=True),
         ticker_check("windows", "no_leak", windows_do_not_leak, partitions, blocking=True),
         *(
-            ticker_check(asset, f"better_than_{rival}", better_than(rival, report), partitions, blocking=False)
+            ticker_check(asset, f"better_{target}", better_on(target, report), partitions, blocking=False)
             for asset, report in (("holdout_metrics", holdout_report), ("backtest", backtest_report))
-            for rival in RIVALS
+            for target in TARGETS
         ),
     ]
     jobs = make_jobs(partitions)

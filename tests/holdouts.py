@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import pandas as pd
 
 from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.config import Recipe
-from kronos_pipeline.data.bars import FEATURES
+from kronos_pipeline.data.bars import FEATURES, make_bars
 from kronos_pipeline.evaluation.forecasting.holdout_table import Forecasts, predict
 from kronos_pipeline.evaluation.forecasting.sampling import plain_sampling
 
@@ -34,7 +33,7 @@ class HandMadeWindows:
     def __post_init__(self) -> None:
         frame = pd.DataFrame(dict.fromkeys(FEATURES, self.close)).astype("float64")
         frame.insert(0, "timestamps", pd.date_range("2024-01-02", periods=len(self.close), freq=self.freq))
-        self.bars = SimpleNamespace(ticker=self.ticker, frame=frame, content_hash=f"hash of {self.ticker}")
+        self.bars = make_bars(self.ticker, frame, source=f"{self.ticker}.csv")
         stamps = pd.DatetimeIndex(frame["timestamps"])
         self.stamps = np.stack([stamps.minute, stamps.hour, stamps.weekday, stamps.day, stamps.month], axis=1).astype(
             np.uint8
@@ -43,6 +42,10 @@ class HandMadeWindows:
     @property
     def holdout_start(self) -> int:
         return len(self.close) - self.holdout
+
+    @property
+    def selection_start(self) -> int:
+        return max(self.holdout_start - 20, self.lookback)
 
     def of_split(self, split: str) -> pd.DataFrame:
         assert split == "holdout"

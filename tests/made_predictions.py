@@ -37,11 +37,15 @@ def made_predictions(
             "y": np.asarray(y, np.float64),
             "last": last,
             "scale": scale,
+            "squared_return": 1e-4,
+            "range_variance": 1e-4,
         }
     )
     tables = []
     for model, forecast in models.items():
-        table = shared.assign(model=model, mean=np.asarray(forecast, np.float64), median=forecast, pit=0.5)
+        table = shared.assign(
+            model=model, mean=np.asarray(forecast, np.float64), median=forecast, pit=0.5, variance=1e-4, p_up=0.5
+        )
         table["crps"] = np.abs(table["mean"] - table["y"])
         half = (half_widths or {}).get(model, np.nan)
         for raw in ("", "raw_"):

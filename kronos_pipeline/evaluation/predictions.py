@@ -6,13 +6,21 @@
 
 Prices are in the file's unit. `step` counts bars after the cutoff from 1. `y` is the real close, `last` the close at
 the cutoff, `scale` the mean absolute change from one close to the next before the first evaluated bar, the divisor of
-scaled errors. `mean` and `median` are those of the sampled paths' closes. `lo_80` and `hi_80` bound the
-central interval of 80 percent, after recalibration; `raw_lo_80` and `raw_hi_80` before it. `crps` (price units) and
-`pit` (from 0 to 1) are those of the sampled paths. A point forecast has no interval and no pit, and its crps is its
-absolute error.
+scaled errors. `squared_return` is the bar's squared log change of the close, and `range_variance` a less noisy measure
+of the same from its open, high and low. `mean` and `median` are those of the sampled paths' closes. `lo_80` and `hi_80`
+bound the central interval of 80 percent, after recalibration; `raw_lo_80` and `raw_hi_80` before it. `variance` is the
+mean over the paths of the squared log change of the close from the bar before, `p_up` the share of the paths with a
+close above `last` (an equal close counts half). `crps` (price units) and `pit` (from 0 to 1) are those of the sampled
+paths. A point forecast has no interval, variance, p_up or pit, and its crps is its absolute error.
+
+A Kronos model has a row for each variant of its paths, see `forecasting.variants`: `adapter` as sampled,
+`adapter_recentred` and `adapter_rescaled`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
 
 import pandas as pd
 
@@ -24,15 +32,35 @@ LEVELS = (50, 80, 90)
 FEWEST_PATHS = 19
 """Minimum number of paths with all intervals between the outermost two: 2 / (N + 1) of a distribution lies beyond
 them. With fewer paths, the ends beyond them are those of a fitted tail."""
-KEYS = ("unique_id", "cutoff", "ds", "step", "y", "last", "scale")
+KEYS = ("unique_id", "cutoff", "ds", "step", "y", "last", "scale", "squared_return", "range_variance")
 """The columns that all models of a bar share."""
 INTERVALS = tuple(f"{raw}{side}_{level}" for raw in ("", "raw_") for level in LEVELS for side in ("lo", "hi"))
-COLUMNS = (*KEYS, "model", "mean", "median", *INTERVALS, "crps", "pit")
+COLUMNS = (*KEYS, "model", "mean", "median", *INTERVALS, "variance", "p_up", "crps", "pit")
 
-NAIVE, DRIFT, SEASONAL, RANDOM_WALK = "naive", "drift", "seasonal_naive", "random_walk"
-BASELINES = (NAIVE, DRIFT, SEASONAL, RANDOM_WALK)
+NAIVE, DRIFT, SEASONAL = "naive", "drift", "seasonal_naive"
+POINT_BASELINES = (NAIVE, DRIFT, SEASONAL)
+EWMA, GARCH, GJR_GARCH, HAR = "ewma", "garch", "gjr_garch", "har"
+VOLATILITY_RIVALS = (EWMA, GARCH, GJR_GARCH, HAR)
+"""Random walks that differ in their forecast of the volatility."""
+LIGHTGBM, CHRONOS = "lightgbm", "chronos"
+OPTIONAL_RIVALS = (LIGHTGBM, CHRONOS)
+BASELINES = (*POINT_BASELINES, *VOLATILITY_RIVALS, *OPTIONAL_RIVALS)
 BASE, CHECKPOINT, ADAPTER = "base", "checkpoint", "adapter"
-MODELS = (*BASELINES, BASE, CHECKPOINT, ADAPTER)
+KRONOS = (BASE, CHECKPOINT, ADAPTER)
+
+Variant = Literal["sampled", "recentred", "rescaled"]
+SAMPLED: Variant = "sampled"
+RECENTRED: Variant = "recentred"
+RESCALED: Variant = "rescaled"
+VARIANTS: tuple[Variant, ...] = (SAMPLED, RECENTRED, RESCALED)
+
+
+def variant_name(model: str, variant: Variant) -> str:
+    """Return the name of a Kronos model's variant in the table: "adapter", "adapter_recentred", "adapter_rescaled"."""
+    return model if variant == SAMPLED else f"{model}_{variant}"
+
+
+MODELS = (*BASELINES, *(variant_name(model, variant) for model in KRONOS for variant in VARIANTS))
 """Every model of a table, in the order of tables and legends."""
 
 
@@ -45,6 +73,11 @@ def models_of(predictions: pd.DataFrame) -> list[str]:
     """Return the models of a table, in the order of `MODELS`."""
     present = set(predictions["model"].unique())
     return [model for model in MODELS if model in present]
+
+
+def without_variants(models: Iterable[str]) -> list[str]:
+    """Return the models without the variants of a Kronos model's paths, for plots and short tables."""
+    return [model for model in models if model in BASELINES or model in KRONOS]
 
 
 def check_predictions(predictions: pd.DataFrame) -> None:

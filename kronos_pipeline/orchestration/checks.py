@@ -20,8 +20,9 @@ from kronos_pipeline.data.bars import load_bars
 from kronos_pipeline.data.normalisation import lookback_statistics
 from kronos_pipeline.data.windows import load_windows, row_statistics
 from kronos_pipeline.errors import KronosError
-from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, NAIVE
-from kronos_pipeline.evaluation.scoring.verdicts import BETTER
+from kronos_pipeline.evaluation.predictions import ADAPTER
+from kronos_pipeline.evaluation.scoring.targets import Target
+from kronos_pipeline.evaluation.scoring.verdicts import BETTER, combined_verdict
 from kronos_pipeline.orchestration.batch import COMPLETE, failed_in_run, failed_tickers
 from kronos_pipeline.orchestration.failures import make_failure
 from kronos_pipeline.orchestration.resources import PipelineSettings
@@ -30,7 +31,6 @@ Events = Iterator[dg.AssetCheckEvaluation | dg.Output[None]]
 Outcome = tuple[bool, str]
 """Whether a ticker passes, and the reason as a sentence."""
 
-RIVALS = {NAIVE: "repeating the last close", BASE: "the untouched base model"}
 _RECOMPUTED = 256
 """Number of windows, evenly spaced, for which a check computes the lookback's statistics again."""
 
@@ -130,30 +130,33 @@ def backtest_report(layout: ArtifactLayout, ticker: str) -> Path:
     return layout.backtest_report(ADAPTER, ticker)
 
 
-def better_than(rival: str, report: Callable[[ArtifactLayout, str], Path]) -> Callable[[ArtifactLayout, str], Outcome]:
-    """Return a check of the verdict in a ticker's report.
+def better_on(
+    target: Target, report: Callable[[ArtifactLayout, str], Path]
+) -> Callable[[ArtifactLayout, str], Outcome]:
+    """Return a check of the verdict on a target in a ticker's report.
 
     Args:
-        rival: "naive" or "base".
+        target: the target.
         report: returns the report's path from the layout and the ticker.
     """
 
     def check(layout: ArtifactLayout, ticker: str) -> Outcome:
         evaluation = read_json(report(layout, ticker))
         model, entry = evaluation["model"], evaluation["per_symbol"][0]
-        comparison = entry["verdicts"].get(model, {}).get(rival)
-        if comparison is None:
-            return False, f"There is no verdict on the {model} against {rival}."
-        sentences = [
-            f"The {model} against {rival}: {comparison['verdict']}; {comparison['reason']}.",
-            *evaluation["warnings"],
+        comparisons = entry["verdicts"][target].get(model, {})
+        if not comparisons:
+            return False, f"There is no verdict on the {target} of the {model}."
+        reasons = [
+            f"against {rival}: {verdict['verdict']}; {verdict['reason']}" for rival, verdict in comparisons.items()
         ]
-        return comparison["verdict"] == BETTER, " ".join(sentences)
+        sentences = [f"The {target} of the {model} {reason}." for reason in reasons]
+        passed = combined_verdict(verdict["verdict"] for verdict in comparisons.values()) == BETTER
+        return passed, " ".join([*sentences, *evaluation["warnings"]])
 
     check.__doc__ = (
-        f"Passes if the trained model is better than {RIVALS[rival]}, by the Diebold-Mariano test and a block "
-        "bootstrap over the cutoffs, corrected for the number of tickers. Fewer than 8 cutoffs are too little "
-        "evidence, and do not pass."
+        f"Passes if the {target} of the trained model is better than that of every rival, by the Diebold-Mariano test "
+        "and a block bootstrap over the cutoffs, corrected for the number of tickers. Fewer than 8 cutoffs are too "
+        "little evidence, and do not pass."
     )
     return check
 

@@ -11,6 +11,7 @@ from kronos_pipeline.artifacts import ArtifactLayout, read_json
 from kronos_pipeline.errors import ModelError
 from kronos_pipeline.evaluation.forecasting.sampling import Sampling, load_sampling, plain_sampling
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, CHECKPOINT, NAIVE
+from kronos_pipeline.evaluation.scoring.targets import MEAN
 from kronos_pipeline.tracking.packaging import read_training_manifest
 from kronos_pipeline.tracking.registry import Registry, Version, registered_name
 
@@ -126,7 +127,7 @@ def _verdict_on_base(layout: ArtifactLayout, ticker: str, base: KronosModel) -> 
         report = read_json(path)
         measured = report.get("manifest", {}).get("base_model", {}).get("name")
         entries = [entry for entry in report.get("per_symbol", []) if entry.get("symbol") == ticker]
-        verdict = entries[0].get("verdicts", {}).get(BASE, {}).get(NAIVE) if entries else None
+        verdict = entries[0].get("verdicts", {}).get(MEAN, {}).get(BASE, {}).get(NAIVE) if entries else None
         if measured != base.source.name or verdict is None:
             continue
         summary = f"the base model {base.source.name} against naive: {verdict['verdict']}"

@@ -18,7 +18,7 @@ from kronos_pipeline import run_training
 from kronos_pipeline.data.simulate import write_simulated
 from kronos_pipeline.evaluation.scoring.metrics import METRICS
 
-BASELINES = {"naive", "drift", "seasonal_naive", "random_walk"}
+BASELINES = {"naive", "drift", "seasonal_naive", "ewma"}
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_mlflow_store")]
 
 

@@ -54,7 +54,7 @@ def test_each_cutoff_is_scored_once_for_every_model_and_what_is_written_can_be_r
     assert "6 cutoffs of 2 tickers, 5 bars apart; 6 trainings, about" in lines[0]
     assert "6 of 6" in lines[-1]
     table = result.predictions
-    expected = {"naive", "drift", "seasonal_naive", "random_walk", "base", "adapter"}
+    expected = {"naive", "drift", "seasonal_naive", "ewma", "base", "adapter"}
     assert set(table["model"]) == expected
     counts = table.groupby(["unique_id", "model", "cutoff"]).size()
     assert len(counts) == 2 * 6 * 3

@@ -187,7 +187,7 @@ def test_a_tickers_numbers_do_not_depend_on_its_company_and_cost_three_calls(
         joint, single = results[ticker], evaluate(tmp_path / ticker, trained, [ticker], base)[ticker]
         assert isinstance(joint, HoldoutResult)
         assert isinstance(single, HoldoutResult)
-        assert set(joint.predictions["model"]) >= {"naive", "random_walk", "base", "adapter"}
+        assert set(joint.predictions["model"]) >= {"naive", "ewma", "base", "adapter"}
         pd.testing.assert_frame_equal(joint.predictions, single.predictions, rtol=1e-5, atol=1e-6)
         stored, manifest = read_parquet(layout.ticker_forecasts(ticker))
         pd.testing.assert_frame_equal(stored, joint.predictions)

@@ -147,7 +147,7 @@ def test_end_to_end_no_model_is_better_on_random_walks_and_one_that_knows_is() -
         windows = _random_walk(700 + seed, recipe)
         samplings = {"base": plain_sampling(recipe)}
         predictions = predict(windows, {"base": base}, samplings, recipe).predictions
-        for model in ("base", "drift", "random_walk"):
+        for model in ("base", "drift", "ewma"):
             assert judge(predictions, model, ("naive",)).overall["naive"].verdict in (NO_BETTER, WORSE)
         informed = predict(windows, {"base": None}, samplings, recipe, sampler=_oracle(windows)).predictions
         assert judge(informed, "base", ("naive",)).overall["naive"].verdict == BETTER

@@ -17,7 +17,7 @@ from kronos_pipeline.evaluation.forecasting.sampling import plain_sampling
 from kronos_pipeline.evaluation.predictions import COLUMNS, point_table
 
 CONFIG = Recipe(horizon=4, lookback=8, eval_samples=3, seed=7, temperature=0.9, top_p=0.8)
-BASELINES = ["naive", "drift", "seasonal_naive", "random_walk"]
+BASELINES = ["naive", "drift", "seasonal_naive", "ewma"]
 
 
 def closes(bars: int) -> np.ndarray:
@@ -33,7 +33,7 @@ def test_each_holdout_bar_has_a_row_per_model_that_knows_the_bars_up_to_its_cuto
     table = forecast(windows, {"base": 10.0, "adapter": 20.0}, CONFIG).predictions
     frame = windows.bars.frame
     assert tuple(table.columns) == COLUMNS
-    origins = [29] * 4 + [33] * 4 + [37] * 2
+    origins = np.array([29] * 4 + [33] * 4 + [37] * 2)
     last = frame["close"].iloc[origins].to_numpy()
     steps = np.array([1, 2, 3, 4, 1, 2, 3, 4, 1, 2])
     for model in (*BASELINES, "base", "adapter"):
@@ -67,7 +67,7 @@ def test_the_baselines_are_their_formulas_from_the_lookback_alone() -> None:
             assert row["mean"] == pytest.approx(known[-1] + row["step"] * (known[-1] - known[0]) / 7)
     week = of(table, "seasonal_naive")  # five weekdays: the same weekday of the week before
     np.testing.assert_allclose(week["mean"].iloc[:4], windows.close[25:29])
-    random_walk = of(table, "random_walk")
+    random_walk = of(table, "ewma")
     assert (random_walk["hi_90"] >= random_walk["lo_90"]).all()
     assert random_walk["pit"].between(0, 1).all()
 

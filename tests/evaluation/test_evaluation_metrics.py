@@ -49,7 +49,7 @@ def test_scores_are_the_textbook_formulas(data: st.DataObject, lengths: list[int
     for number, length in enumerate(lengths):
         y, *forecasts = (data.draw(arrays.arrays(np.float64, length, elements=PRICES)) for _ in range(3))
         last, scale, half = (data.draw(st.floats(0.1, 1e4)) for _ in range(3))
-        models = dict(zip(("random_walk", "base"), forecasts, strict=True))
+        models = dict(zip(("ewma", "base"), forecasts, strict=True))
         halves = dict.fromkeys(models, half)
         symbol = f"T{number}"
         tables.append(

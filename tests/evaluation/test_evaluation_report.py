@@ -55,7 +55,7 @@ def test_every_error_of_evaluation_json_can_be_recomputed_from_forecasts_parquet
     evaluation = strict_json(layout.evaluation)
     assert evaluation == saved
     forecasts = pd.read_parquet(layout.forecasts)
-    models = ["naive", "drift", "seasonal_naive", "random_walk", "base", "checkpoint", "adapter"]
+    models = ["naive", "drift", "seasonal_naive", "ewma", "base", "checkpoint", "adapter"]
     assert list(forecasts.columns) == ["unique_id", "ds", "cutoff", "y", *models]
     by_symbol = dict(list(forecasts.groupby("unique_id")))
     assert [entry["symbol"] for entry in evaluation["per_symbol"]] == sorted(map(str, by_symbol))

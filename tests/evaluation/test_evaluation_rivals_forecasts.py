@@ -15,6 +15,7 @@ from volatile_tickers import bars_of_returns, garch_returns, garch_ticker
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import Bars, make_bars
 from kronos_pipeline.data.windows import WindowSet, build_windows
+from kronos_pipeline.evaluation.predictions import EWMA, GARCH, GJR_GARCH, HAR, VOLATILITY_RIVALS
 from kronos_pipeline.evaluation.rivals import volatility_rivals
 from kronos_pipeline.evaluation.rivals.ewma import choose_decay
 from kronos_pipeline.evaluation.rivals.fits import MIN_RETURNS
@@ -22,12 +23,7 @@ from kronos_pipeline.evaluation.rivals.har import Har, fit_har
 from kronos_pipeline.evaluation.rivals.history import History
 from kronos_pipeline.evaluation.rivals.measures import log_returns
 from kronos_pipeline.evaluation.rivals.volatility_rivals import (
-    EWMA,
-    GARCH,
-    GJR_GARCH,
-    HAR,
     MIN_PATHS,
-    VOLATILITY_RIVALS,
     RivalForecasts,
     forecast_rivals,
     forecast_rivals_ahead,

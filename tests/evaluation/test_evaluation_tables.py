@@ -22,7 +22,7 @@ from kronos_pipeline.evaluation.reports.text_table import TextTable, price
 from kronos_pipeline.evaluation.scoring.metrics import METRICS, UNITS
 from kronos_pipeline.evaluation.scoring.report import build_evaluation
 
-MODELS = {"naive", "drift", "seasonal_naive", "random_walk", "base", "checkpoint", "adapter"}
+MODELS = {"naive", "drift", "seasonal_naive", "ewma", "base", "checkpoint", "adapter"}
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from scipy import stats
 
 from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.evaluation.scoring.significance import bootstrap_skill, diebold_mariano, holm
+from kronos_pipeline.evaluation.scoring.targets import target_losses
 from kronos_pipeline.evaluation.scoring.verdicts import (
     BETTER,
     NO_BETTER,
@@ -23,7 +24,6 @@ from kronos_pipeline.evaluation.scoring.verdicts import (
     Comparison,
     Verdicts,
     compare,
-    cutoff_losses,
     judge,
     overlap,
 )
@@ -33,10 +33,9 @@ def losses(cutoffs: int = 16, seed: int = 0, level: float = 1.0) -> np.ndarray:
     return level * np.random.default_rng(seed).uniform(0.7, 1.3, cutoffs)
 
 
-def judged(adapter: np.ndarray, naive: np.ndarray, **options: int) -> Comparison:
-    return judge(predictions_of_losses({"naive": naive, "adapter": adapter}), "adapter", ("naive",), **options).overall[
-        "naive"
-    ]
+def judged(adapter: np.ndarray, naive: np.ndarray, tickers_tested: int | None = None) -> Comparison:
+    table = predictions_of_losses({"naive": naive, "adapter": adapter})
+    return judge(table, "adapter", ("naive",), tickers_tested=tickers_tested).overall["naive"]
 
 
 def by_cutoff(values: np.ndarray) -> pd.Series:
@@ -108,12 +107,12 @@ def test_a_comparison_is_the_same_each_time_and_in_every_unit(seed: int, cutoffs
 
 def test_a_loss_per_cutoff_is_the_mean_scaled_error_over_its_bars() -> None:
     table = predictions_of_losses({"naive": [1.0, 2.0], "base": [3.0, 0.5]}, horizon=4, scale=2.0)
-    losses_of_base = cutoff_losses(table, "base")
+    losses_of_base = target_losses(table, "base", "mean")
     assert losses_of_base.index.names == ["unique_id", "cutoff"]
     assert losses_of_base.tolist() == pytest.approx([3.0, 0.5])
     table.loc[table["model"] == "base", "mean"] += [0, 0, 0, 8] * 2
-    assert cutoff_losses(table, "base").tolist() == pytest.approx([4.0, 1.5])
-    assert cutoff_losses(table, "checkpoint").empty
+    assert target_losses(table, "base", "mean").tolist() == pytest.approx([4.0, 1.5])
+    assert target_losses(table, "checkpoint", "mean").empty
 
 
 def test_a_clear_and_steady_gain_is_better_and_the_other_way_round_worse() -> None:

@@ -45,8 +45,8 @@ def test_one_ticker_goes_from_csv_to_holdout_metrics_in_one_run(chain: Chain) ->
     assert set(checks(chain.single)) >= {
         ("raw_bars", "sound"),
         ("windows", "no_leak"),
-        ("holdout_metrics", "better_than_naive"),
-        ("holdout_metrics", "better_than_base"),
+        ("holdout_metrics", "better_mean"),
+        ("holdout_metrics", "better_distribution"),
     }
     assert all(set(tickers) == {"AAPL"} for tickers in checks(chain.single).values())
 
@@ -93,7 +93,7 @@ def test_a_bad_ticker_is_not_recorded_as_made_and_its_check_says_why(chain: Chai
 
 def test_each_ticker_of_a_run_has_checks_and_metadata_of_its_own(chain: Chain) -> None:
     passed = checks(chain.several)
-    assert set(passed["holdout_metrics", "better_than_naive"]) == {"AAPL", "BRK-B", "BRK.B", "^GSPC"}
+    assert set(passed["holdout_metrics", "better_mean"]) == {"AAPL", "BRK-B", "BRK.B", "^GSPC"}
     hashes = {ticker: chain.location.metadata("raw_bars", ticker)["content hash"] for ticker in ("BRK-B", "BRK.B")}
     assert hashes == {ticker: load_bars(chain.location.layout.bars(ticker)).content_hash for ticker in hashes}
     assert len(set(hashes.values())) == 2

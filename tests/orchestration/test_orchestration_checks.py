@@ -17,7 +17,7 @@ from kronos_pipeline.data.windows import load_windows, save_windows
 from kronos_pipeline.evaluation.scoring.report import save_ticker_evaluation
 from kronos_pipeline.orchestration.checks import (
     bars_are_sound,
-    better_than,
+    better_on,
     holdout_report,
     ticker_check,
     windows_do_not_leak,
@@ -75,37 +75,37 @@ def report_of(layout: ArtifactLayout, losses: dict[str, np.ndarray], tickers_tes
     save_ticker_evaluation(layout, predictions, "adapter", {"base_model": base, **manifest}, tickers_tested)
 
 
-def verdict_on(layout: ArtifactLayout, rival: str) -> tuple[bool, str]:
-    return better_than(rival, holdout_report)(layout, "AAPL")
+def check_of_mean(layout: ArtifactLayout) -> tuple[bool, str]:
+    return better_on("mean", holdout_report)(layout, "AAPL")
 
 
-def test_a_check_passes_on_better_alone_and_gives_the_figures(location: Location) -> None:
+def test_a_check_passes_if_the_model_is_better_than_every_rival_and_gives_the_figures(location: Location) -> None:
     noise = np.random.default_rng(0).uniform(0.9, 1.1, (3, 20))
-    losses = {"naive": 2 * noise[0], "base": noise[1], "adapter": noise[2]}
-    report_of(location.layout, losses)
-    passed, text = verdict_on(location.layout, "naive")
+    report_of(location.layout, {"naive": 2 * noise[0], "base": 3 * noise[1], "adapter": noise[2]})
+    passed, text = check_of_mean(location.layout)
     assert passed
-    assert text.startswith("The adapter against naive: better; skill ")
+    assert text.startswith("The mean of the adapter against naive: better; skill ")
     assert "20 cutoffs" in text
-    passed, text = verdict_on(location.layout, "base")
+    report_of(location.layout, {"naive": 2 * noise[0], "base": noise[1], "adapter": noise[2]})
+    passed, text = check_of_mean(location.layout)
     assert not passed
-    assert text.startswith("The adapter against base: no better; skill ")
+    assert "The mean of the adapter against base: no better; skill " in text
 
 
 def test_a_check_says_where_there_is_too_little_evidence(location: Location) -> None:
     report_of(location.layout, {"naive": np.full(7, 2.0), "base": np.full(7, 2.0), "adapter": np.full(7, 1.0)})
-    passed, text = verdict_on(location.layout, "naive")
+    passed, text = check_of_mean(location.layout)
     assert not passed
     assert "too little evidence; 7 shared cutoffs, and a verdict needs 8" in text
 
 
 def test_a_check_is_corrected_for_all_tickers_and_says_what_may_have_been_seen(location: Location) -> None:
     noise = np.random.default_rng(1).uniform(0.5, 1.5, (2, 10))
-    losses = {"naive": 1.4 * noise[0], "base": noise[0], "adapter": noise[1]}
+    losses = {"naive": 1.4 * noise[0], "base": 1.4 * noise[0], "adapter": noise[1]}
     report_of(location.layout, losses)
-    single = verdict_on(location.layout, "naive")
+    single = check_of_mean(location.layout)
     report_of(location.layout, losses, 1000, contamination={"AAPL": "may have been seen in pre-training"})
-    among_many = verdict_on(location.layout, "naive")
+    among_many = check_of_mean(location.layout)
     assert (single[0], among_many[0]) == (True, False)
     assert "may have been seen in pre-training" in among_many[1]
 
@@ -114,9 +114,9 @@ def test_a_checks_description_says_what_the_verdict_rests_on(location: Location)
     location.write("AAPL")
     graph = location.definitions.resolve_asset_graph()
     for asset in ("holdout_metrics", "backtest"):
-        for rival, text in (("naive", "repeating the last close"), ("base", "the untouched base model")):
-            spec = graph.get_check_spec(dg.AssetCheckKey(dg.AssetKey(asset), f"better_than_{rival}"))
-            assert text in (spec.description or "")
+        for target in ("mean", "distribution", "volatility"):
+            spec = graph.get_check_spec(dg.AssetCheckKey(dg.AssetKey(asset), f"better_{target}"))
+            assert target in (spec.description or "")
             assert "Diebold-Mariano" in (spec.description or "")
 
 

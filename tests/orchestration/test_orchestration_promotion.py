@@ -127,22 +127,21 @@ def test_the_version_holds_the_verdicts_the_reason_and_its_evidence(champion: Ch
 
 def test_the_checks_of_holdout_and_backtest_show_each_verdict(champion: Champion) -> None:
     passed = checks(champion.promoted)
-    assert passed["backtest", "better_than_naive"] == {TICKER: True}
-    assert passed["backtest", "better_than_base"] == {TICKER: True}
+    assert passed["backtest", "better_mean"] == {TICKER: True}
     texts = {
         (check.asset_key.to_user_string(), check.check_name): str(check.description)
         for check in champion.promoted.get_asset_check_evaluations()
     }
-    assert "The adapter against naive: better; skill " in texts["backtest", "better_than_naive"]
+    assert "The mean of the adapter against naive: better; skill " in texts["backtest", "better_mean"]
     # Ten days are two cutoffs of five bars: on the holdout alone nothing can be said.
-    assert passed["holdout_metrics", "better_than_naive"] == {TICKER: False}
-    assert "too little evidence; 2 shared cutoffs" in texts["holdout_metrics", "better_than_naive"]
+    assert passed["holdout_metrics", "better_mean"] == {TICKER: False}
+    assert "too little evidence; 2 shared cutoffs" in texts["holdout_metrics", "better_mean"]
 
 
 def test_the_leaderboard_shows_and_keeps_holdout_and_backtest(champion: Champion) -> None:
     board = read_json(champion.location.layout.leaderboard)
     models = {source: [row["model"] for row in board[source]["models"]] for source in ("holdout", "backtest")}
-    assert {"naive", "drift", "random_walk", "base", "adapter"} <= set(models["backtest"])
+    assert {"naive", "drift", "ewma", "base", "adapter"} <= set(models["backtest"])
     assert models["backtest"].index("adapter") < models["backtest"].index("naive")
     assert board["backtest"]["cutoffs"] == 10
     metadata = champion.location.metadata("leaderboard")

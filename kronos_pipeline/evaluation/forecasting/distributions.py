@@ -80,6 +80,22 @@ def quantiles(closes: Floats, probabilities: Floats) -> Floats:
     return found
 
 
+def path_statistics(closes: Floats, last: Floats) -> dict[str, Floats]:
+    """Return the mean squared log change of the close by step, and the probability that the close is above `last`.
+
+    Args:
+        closes: sampled closes, (cutoffs, paths, horizon), above 0.
+        last: closes at the cutoffs, (cutoffs,), above 0.
+
+    Returns:
+        `variance` and `p_up`, (cutoffs, horizon) each. A path that ends at `last` counts half for `p_up`.
+    """
+    start = np.broadcast_to(last[:, None, None], (*closes.shape[:2], 1))
+    changes = np.diff(np.log(np.concatenate([start, closes], axis=2)), axis=2)
+    signs = np.sign(closes - last[:, None, None])
+    return {"variance": (changes**2).mean(axis=1), "p_up": (signs.mean(axis=1) + 1) / 2}
+
+
 def crps(closes: Floats, y: Floats) -> Floats:
     """Return the continuous ranked probability score of closes (n, paths) at y (n,), in price units, (n,).
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from kronos_pipeline.data.bars import FEATURES
 from kronos_pipeline.data.windows import HOLDOUT_REASONS
 from kronos_pipeline.evaluation.forecasting import baselines
 from kronos_pipeline.evaluation.forecasting.batching import (
@@ -25,18 +26,18 @@ from kronos_pipeline.evaluation.forecasting.batching import (
     Sampler,
     forecast_request,
     run_job,
-    sampling_seed,
 )
-from kronos_pipeline.evaluation.forecasting.distributions import describe_closes
+from kronos_pipeline.evaluation.forecasting.distributions import describe_closes, path_statistics
 from kronos_pipeline.evaluation.predictions import (
     COLUMNS,
     DRIFT,
     INTERVALS,
     LEVELS,
     NAIVE,
-    RANDOM_WALK,
     SEASONAL,
 )
+from kronos_pipeline.evaluation.rivals.measures import range_variance, squared_returns
+from kronos_pipeline.evaluation.rivals.volatility_rivals import forecast_rivals
 
 if TYPE_CHECKING:
     from kronos_pipeline.config import Recipe
@@ -92,19 +93,20 @@ def predict_job(
         forecast_request(windows, origins, ends, model, recipe, samplings[name]) for name, model in models.items()
     ]
     known = windows.bars.frame["close"].to_numpy(np.float64)[origins[:, None] + np.arange(1 - windows.lookback, 1)]
-    horizon, seed = windows.horizon, sampling_seed(recipe.seed, windows.ticker)
+    horizon = windows.horizon
     truth = _truth(windows, origins, ends)
     steps = truth["step"].to_numpy()
     real = np.arange(horizon) < (ends - origins - 1)[:, None]  # (cutoffs, horizon): the last forecast may be cut
 
     def of_points(points: np.ndarray) -> dict[str, np.ndarray]:
         point = points[real]
-        intervals = dict.fromkeys((*INTERVALS, "pit"), np.full(len(point), np.nan))
-        return {"mean": point, "median": point, **intervals, "crps": np.abs(point - truth["y"].to_numpy())}
+        undefined = dict.fromkeys((*INTERVALS, "variance", "p_up", "pit"), np.full(len(point), np.nan))
+        return {"mean": point, "median": point, **undefined, "crps": np.abs(point - truth["y"].to_numpy())}
 
     def of_paths(closes: np.ndarray, widths: np.ndarray) -> dict[str, np.ndarray]:
         """Describe paths (cutoffs, paths, horizon) with widths (bars, levels)."""
-        return describe_closes(closes.transpose(0, 2, 1)[real], truth["y"].to_numpy(), widths)
+        distribution = describe_closes(closes.transpose(0, 2, 1)[real], truth["y"].to_numpy(), widths)
+        return distribution | {name: values[real] for name, values in path_statistics(closes, known[:, -1]).items()}
 
     columns_of = {
         NAIVE: of_points(baselines.naive(known, horizon)),
@@ -121,8 +123,10 @@ def predict_job(
         columns_of[SEASONAL] = of_points(seasonal)
     else:
         notes.append(f"{windows.ticker}: no {SEASONAL} forecast: {baselines.no_season(week, windows.lookback)}.")
-    walks = baselines.random_walk_paths(known, recipe.eval_samples, horizon, seed)
-    columns_of[RANDOM_WALK] = of_paths(walks, np.ones((len(steps), len(LEVELS))))
+    rivals = forecast_rivals(windows, origins, recipe)
+    notes += rivals.notes
+    for name, closes in rivals.closes.items():
+        columns_of[name] = of_paths(closes, np.ones((len(steps), len(LEVELS))))
     mended = {}
     for name, paths in zip(models, sampled, strict=True):
         columns_of[name] = of_paths(paths.closes, samplings[name].widths_at(steps))
@@ -133,8 +137,7 @@ def predict_job(
 
 def _truth(windows: WindowSet, origins: np.ndarray, ends: np.ndarray) -> pd.DataFrame:
     """Return the columns that all models share, a row per cutoff and bar ahead."""
-    frame = windows.bars.frame
-    close, stamps = frame["close"].to_numpy(np.float64), frame["timestamps"].to_numpy()
+    close, stamps = windows.bars.values[:, FEATURES.index("close")], windows.bars.frame["timestamps"].to_numpy()
     targets = np.concatenate([np.arange(origin + 1, end) for origin, end in zip(origins, ends, strict=True)])
     cutoffs = np.repeat(origins, ends - origins - 1)
     return pd.DataFrame(
@@ -146,5 +149,7 @@ def _truth(windows: WindowSet, origins: np.ndarray, ends: np.ndarray) -> pd.Data
             "y": close[targets],
             "last": close[cutoffs],
             "scale": float(np.abs(np.diff(close[: windows.holdout_start])).mean()),
+            "squared_return": squared_returns(close)[targets],
+            "range_variance": range_variance(windows.bars.values)[targets],
         }
     )

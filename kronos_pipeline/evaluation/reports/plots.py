@@ -28,12 +28,19 @@ from kronos_pipeline.evaluation.predictions import (
     ADAPTER,
     BASE,
     CHECKPOINT,
+    CHRONOS,
     DRIFT,
+    EWMA,
+    GARCH,
+    GJR_GARCH,
+    HAR,
     LEVELS,
+    LIGHTGBM,
     NAIVE,
-    RANDOM_WALK,
     SEASONAL,
+    VOLATILITY_RIVALS,
     models_of,
+    without_variants,
 )
 from kronos_pipeline.evaluation.reports.text_table import price
 from kronos_pipeline.evaluation.scoring.metrics import score
@@ -46,7 +53,12 @@ STYLES: dict[str, dict[str, Any]] = {
     NAIVE: {"color": "#7a7a7a", "linestyle": (0, (4, 2)), "linewidth": 1.4},
     DRIFT: {"color": "#7a7a7a", "linestyle": (0, (1, 1.5)), "linewidth": 1.4},
     SEASONAL: {"color": "#b08d57", "linestyle": (0, (5, 1.5, 1, 1.5)), "linewidth": 1.3},
-    RANDOM_WALK: {"color": "#cc79a7", "linestyle": (0, (6, 2)), "linewidth": 1.3},
+    EWMA: {"color": "#cc79a7", "linestyle": (0, (6, 2)), "linewidth": 1.3},
+    GARCH: {"color": "#cc79a7", "linestyle": (0, (3, 1.5)), "linewidth": 1.3},
+    GJR_GARCH: {"color": "#cc79a7", "linestyle": (0, (1, 1)), "linewidth": 1.3},
+    HAR: {"color": "#cc79a7", "linestyle": (0, (6, 1.5, 1, 1.5)), "linewidth": 1.3},
+    LIGHTGBM: {"color": "#e69f00", "linestyle": (0, (5, 1)), "linewidth": 1.4},
+    CHRONOS: {"color": "#56b4e9", "linestyle": (0, (5, 1)), "linewidth": 1.4},
     BASE: {"color": BLUE, "linestyle": "solid", "linewidth": 1.6},
     CHECKPOINT: {"color": "#009e73", "linestyle": "solid", "linewidth": 1.9},
     ADAPTER: {"color": ORANGE, "linestyle": "solid", "linewidth": 1.9},
@@ -80,7 +92,7 @@ def save_plots(
         The files by kind: "holdout", "fan", "steps", "reliability".
     """
     ticker = str(predictions["unique_id"].iloc[0])
-    model = trained if trained in models_of(predictions) else RANDOM_WALK
+    model = trained if trained in models_of(predictions) else EWMA
     model_rows = predictions[predictions["model"] == model]
     pictures = {
         "holdout": forecast_plot(bars, predictions, f"{ticker}: holdout forecasts, each model's mean path", notes),
@@ -113,7 +125,7 @@ def forecast_plot(bars: pd.DataFrame, predictions: pd.DataFrame, title: str, not
     for cutoff in predictions["cutoff"].unique():
         axes.axvline(int(position[cutoff]), color=FAINT, linewidth=1, zorder=0)
     axes.plot(shown, close[shown], color=INK, linewidth=1.6, label="real close", zorder=2)
-    for model in models_of(predictions):
+    for model in _drawn_models(predictions):
         x, y = _broken_line(predictions[predictions["model"] == model], "mean", position, close)
         axes.plot(x, y, label=f"{model} (MAE {price(scores[model]['mae'])})", zorder=3, **STYLES[model])
     axes.plot([], [], color=FAINT, linewidth=1.5, label="cutoff")
@@ -175,7 +187,7 @@ def steps_plot(predictions: pd.DataFrame, title: str, notes: Sequence[str] = ())
     cutoffs = predictions.groupby("step")[["unique_id", "cutoff"]].apply(lambda rows: len(rows.drop_duplicates()))
 
     figure, (axes,) = new_figure(title, notes)
-    for model in models_of(predictions):
+    for model in _drawn_models(predictions):
         steps = means[model]
         dots = "o" if len(steps) < _FEW_STEPS else "none"  # a line through one point shows nothing
         axes.plot(steps.index, steps, marker=dots, markersize=4, label=model, **STYLES[model])
@@ -254,6 +266,11 @@ def loss_plot(history: pd.DataFrame, title: str) -> bytes:
     step_axis(axes, "optimiser step")
     axes.set_ylabel("loss (nats per token)")
     return to_png(figure)
+
+
+def _drawn_models(predictions: pd.DataFrame) -> list[str]:
+    """Return the models with a line of their own; the mean path of a volatility rival is the last close."""
+    return [model for model in without_variants(models_of(predictions)) if model not in VOLATILITY_RIVALS]
 
 
 def _broken_line(

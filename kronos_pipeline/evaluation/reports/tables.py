@@ -12,12 +12,22 @@ from kronos_pipeline.errors import count
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, CHECKPOINT, FEWEST_PATHS, NAIVE
 from kronos_pipeline.evaluation.reports.text_table import UNDEFINED, TextTable, number, price
 from kronos_pipeline.evaluation.scoring.metrics import METRICS, UNITS
-from kronos_pipeline.evaluation.scoring.verdicts import BETTER, MIN_CUTOFFS, NO_BETTER, TOO_LITTLE, WORSE
+from kronos_pipeline.evaluation.scoring.targets import DISTRIBUTION, MEAN, TARGETS, VOLATILITY, Target
+from kronos_pipeline.evaluation.scoring.verdicts import (
+    BETTER,
+    MIN_CUTOFFS,
+    NO_BETTER,
+    TOO_LITTLE,
+    WORSE,
+    Verdict,
+    combined_verdict,
+)
 
 _ORDER = (ADAPTER, CHECKPOINT, BASE, NAIVE)
 _FEW = "few"
 _SHORT: dict[str, str] = {BETTER: "yes", NO_BETTER: "no", WORSE: "worse", TOO_LITTLE: _FEW}
-"""The cell of a verdict under the heading "better than"."""
+"""The cell of a verdict under the name of its target."""
+_HEADERS: dict[Target, str] = {MEAN: "mean", DISTRIBUTION: "distri-\nbution", VOLATILITY: "vola-\ntility"}
 
 Entry = Mapping[str, Any]
 Column = tuple[str, Callable[[Entry], str]]
@@ -38,7 +48,7 @@ def evaluation_table(evaluation: Mapping[str, Any], what: str = "Holdout") -> Te
         *(_error_of(name) for name in rivals),
         (f"RMSE\n{trained}\n(price)", lambda entry: price(entry["rmse"])),
         (f"MAPE\n{trained}\n(%)", lambda entry: number(entry["mape"])),
-        *(_verdict_column(trained, rival) for rival in (NAIVE, BASE) if rival in rivals),
+        *(_verdict_column(trained, target) for target in TARGETS),
     ]
     return TextTable(
         title=f"{what}: {trained} on base model {evaluation['base_model']}",
@@ -54,12 +64,12 @@ def leaderboard_table(evaluation: Mapping[str, Any], what: str = "Holdout") -> T
     columns: list[Column] = [
         ("MASE", lambda row: number(row["mase"])),
         ("CRPS\nscaled", lambda row: number(row["scaled_crps"])),
+        ("QLIKE", lambda row: number(row["qlike"])),
         ("MAPE\n(%)", lambda row: number(row["mape"])),
         ("right\nway\n(%)", lambda row: number(row["directional_accuracy"], 0)),
         ("80 %\nholds\n(raw)", _coverage),
         ("rank\nIC", lambda row: number(row.get("rank_ic"))),
-        ("better\nthan\nnaive", lambda row: _short(row.get("against_naive"))),
-        ("better\nthan\nbase", lambda row: _short(row.get("against_base"))),
+        *(_verdict_of_row(target) for target in TARGETS),
     ]
     rows = leaderboard_rows(evaluation)
     return TextTable(
@@ -84,7 +94,11 @@ def leaderboard_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
         {
             "model": name,
             **{key: value for key, value in scores.items() if key != "undefined"},
-            **{f"against_{rival}": entry["verdict"] for rival, entry in total["verdicts"].get(name, {}).items()},
+            **{
+                f"verdict_{target}": combined_verdict_of(total, name, target)
+                for target in TARGETS
+                if name in total["verdicts"][target]
+            },
         }
         for name, scores in total["models"].items()
     ]
@@ -132,21 +146,29 @@ def flat_metrics(evaluation: Mapping[str, Any], what: str = "holdout") -> dict[s
 
 
 def verdict_sentences(entry: Entry, model: str) -> list[str]:
-    """Return the verdicts on a model against each rival, of a symbol's entry or the aggregate, with the figures."""
+    """Return the verdicts on a model by target and rival, of a symbol's entry or the aggregate, with the figures."""
     return [
-        f"against {rival}: {verdict['verdict']}, {verdict['reason']}"
-        for rival, verdict in entry["verdicts"].get(model, {}).items()
+        f"{target} against {rival}: {verdict['verdict']}, {verdict['reason']}"
+        for target in TARGETS
+        for rival, verdict in entry["verdicts"][target].get(model, {}).items()
     ]
+
+
+def combined_verdict_of(entry: Entry, model: str, target: Target) -> Verdict:
+    """Return the verdict on a model over all rivals of a target, of a symbol's entry or the aggregate."""
+    return combined_verdict(verdict["verdict"] for verdict in entry["verdicts"][target].get(model, {}).values())
 
 
 def _error_of(name: str) -> Column:
     return f"MAE\n{name}\n(price)", lambda entry: price(entry["models"].get(name, {}).get("mae"))
 
 
-def _verdict_column(model: str, rival: str) -> Column:
-    return f"better\nthan\n{rival}", lambda entry: _short(
-        entry["verdicts"].get(model, {}).get(rival, {}).get("verdict")
-    )
+def _verdict_column(model: str, target: Target) -> Column:
+    return _HEADERS[target], lambda entry: _SHORT[combined_verdict_of(entry, model, target)]
+
+
+def _verdict_of_row(target: Target) -> Column:
+    return _HEADERS[target], lambda row: _short(row.get(f"verdict_{target}"))
 
 
 def _short(verdict: str | None) -> str:
@@ -189,7 +211,12 @@ def _notes(evaluation: Mapping[str, Any]) -> list[str]:
 def _little_evidence(evaluation: Mapping[str, Any]) -> str | None:
     """Return the most frequent reason of verdicts of too little evidence, or None without such a verdict."""
     entries = (evaluation["aggregate"], *evaluation["per_symbol"])
-    verdicts = [verdict for entry in entries for verdict in entry["verdicts"].get(evaluation["model"], {}).values()]
+    verdicts = [
+        verdict
+        for entry in entries
+        for models in entry["verdicts"].values()
+        for verdict in models.get(evaluation["model"], {}).values()
+    ]
     reasons = [verdict["reason"] for verdict in verdicts if verdict["verdict"] == TOO_LITTLE]
     if not reasons:
         return None

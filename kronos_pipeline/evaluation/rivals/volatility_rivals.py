@@ -22,6 +22,7 @@ import numpy as np
 from kronos_pipeline.data.bar_schedule import IntArray
 from kronos_pipeline.data.bars import Bars, FloatArray
 from kronos_pipeline.errors import count
+from kronos_pipeline.evaluation.predictions import EWMA, GARCH, GJR_GARCH, HAR, VOLATILITY_RIVALS
 from kronos_pipeline.evaluation.rivals.ewma import choose_decay, ewma_variance, normal_returns
 from kronos_pipeline.evaluation.rivals.fits import FitError
 from kronos_pipeline.evaluation.rivals.garch import filter_variance, fit_garch, residuals, simulate_garch
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from kronos_pipeline.config import Recipe
     from kronos_pipeline.data.windows import WindowSet
 
-EWMA, GARCH, GJR_GARCH, HAR = "ewma", "garch", "gjr_garch", "har"
-VOLATILITY_RIVALS = (EWMA, GARCH, GJR_GARCH, HAR)
 MIN_PATHS = 500
 """Minimum number of paths per forecast; they cost little, and more paths lower the noise of a score."""
 FIT_SECONDS = 20.0

@@ -24,7 +24,8 @@ from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import Bars
 from kronos_pipeline.data.windows import WindowSet, build_windows
 from kronos_pipeline.evaluation.predictions import NAIVE
-from kronos_pipeline.evaluation.scoring.verdicts import MIN_CUTOFFS, cutoff_losses
+from kronos_pipeline.evaluation.scoring.targets import MEAN, target_losses
+from kronos_pipeline.evaluation.scoring.verdicts import MIN_CUTOFFS
 
 RECENT = 3
 """Maximum number of cutoffs, the newest ones; older cutoffs would hide a change."""
@@ -126,7 +127,7 @@ def find_drift(evidence: pd.DataFrame, since: pd.DataFrame | None, model: str, h
 
 def _logarithms(predictions: pd.DataFrame, model: str) -> np.ndarray | None:
     """Return the logarithm of a model's loss at each cutoff; None if a cutoff has none, or there is no cutoff."""
-    losses = cutoff_losses(predictions, model).to_numpy(np.float64)
+    losses = target_losses(predictions, model, MEAN).to_numpy(np.float64)
     return np.log(losses) if len(losses) and np.isfinite(losses).all() and (losses > 0).all() else None
 
 

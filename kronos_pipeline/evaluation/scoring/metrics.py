@@ -14,7 +14,10 @@ import pandas as pd
 from utilsforecast import losses
 
 from kronos_pipeline.evaluation.predictions import LEVELS, check_predictions
+from kronos_pipeline.evaluation.scoring.targets import qlike, variance_ratio
 
+QUANTILES = {5: "lo_90", 10: "lo_80", 25: "lo_50", 75: "hi_50", 90: "hi_80", 95: "hi_90"}
+"""Quantiles in percent with a pinball loss, and the end of an interval that each is."""
 _INTERVALS = [(prefix, level) for prefix in ("", "raw_") for level in LEVELS]
 
 UNITS = {
@@ -26,6 +29,10 @@ UNITS = {
     "directional_accuracy": "percent",
     "crps": "price",
     "scaled_crps": "scaled",
+    **{f"pinball_{quantile}": "scaled" for quantile in QUANTILES},
+    "qlike": "log ratio",
+    "range_qlike": "log ratio",
+    "log_variance_error": "log ratio",
     **{f"{prefix}coverage_{level}": "percent" for prefix, level in _INTERVALS},
     **{f"{prefix}width_{level}": "percent of the close" for prefix, level in _INTERVALS},
 }
@@ -35,7 +42,15 @@ METRICS = tuple(UNITS)
 _OF_POINTS = ("mae", "rmse", "mape", "mase", "bias", "directional_accuracy")
 _SERIES = "series"
 _TOO_LARGE = "the errors are too large for a number"
+_NO_SCALE = "no scale (the close never changed before the evaluation)"
+_NO_VARIANCE = "the close, or its range, does not move over the bars of a forecast"
 _NO_DIRECTION = "at no bar do the forecast and the close both differ from the close at the cutoff"
+
+_OF_NO_VALUE = {
+    "directional_accuracy": _NO_DIRECTION,
+    **dict.fromkeys(("qlike", "range_qlike", "log_variance_error"), _NO_VARIANCE),
+}
+"""The reason that a metric has no value though all of its bars have one."""
 
 
 class Scores(TypedDict):
@@ -47,6 +62,10 @@ class Scores(TypedDict):
     directional_accuracy: of the bars with a forecast and a close that both differ from the close at the cutoff, the
         share with both on the same side of it.
     crps, scaled_crps: of the sampled paths; of a point forecast the absolute error.
+    pinball_5: the mean pinball loss of the quantile of 5 percent, scaled; the quantiles are the ends of the intervals.
+    qlike: of the variance over a forecast's bars against the sum of their squared returns, the mean over the cutoffs,
+        see `targets.py`; range_qlike against the sum of their range variances.
+    log_variance_error: the mean over the cutoffs of |ln(realised / forecast variance)|, against the squared returns.
     coverage_80: share of the bars with a close within the central interval of 80 percent; 80 is right.
     width_80: the interval's mean width, in percent of the close at the cutoff.
     raw_coverage_80, raw_width_80: the same before recalibration.
@@ -62,6 +81,15 @@ class Scores(TypedDict):
     directional_accuracy: float | None
     crps: float | None
     scaled_crps: float | None
+    pinball_5: float | None
+    pinball_10: float | None
+    pinball_25: float | None
+    pinball_75: float | None
+    pinball_90: float | None
+    pinball_95: float | None
+    qlike: float | None
+    range_qlike: float | None
+    log_variance_error: float | None
     coverage_50: float | None
     coverage_80: float | None
     coverage_90: float | None
@@ -136,12 +164,29 @@ def _values(rows: pd.DataFrame) -> pd.DataFrame:
         "crps": rows["crps"].groupby(by_series).mean(),
         "scaled_crps": (rows["crps"] / rows["scale"]).groupby(by_series).mean(),
     }
+    for quantile, column in QUANTILES.items():
+        above = rows["y"] - rows[column]
+        losses_of = np.maximum(quantile / 100 * above, (quantile / 100 - 1) * above)  # Koenker and Bassett, 1978
+        values[f"pinball_{quantile}"] = (losses_of / rows["scale"]).groupby(by_series).mean()
+    values |= _variance_scores(rows)
     for prefix, level in _INTERVALS:
         low, high = rows[f"{prefix}lo_{level}"], rows[f"{prefix}hi_{level}"]
         bounds = plain.assign(**{f"mean-lo-{level}": low, f"mean-hi-{level}": high})
         values[f"{prefix}coverage_{level}"] = 100 * _loss(losses.coverage, bounds, level=level)
         values[f"{prefix}width_{level}"] = 100 * ((high - low) / rows["last"].abs()).groupby(by_series).mean()
     return pd.DataFrame(values)
+
+
+def _variance_scores(rows: pd.DataFrame) -> dict[str, pd.Series]:
+    """Return the scores of the variance over each forecast, the mean over the cutoffs, by series."""
+    forecasts = rows.assign(unique_id=rows[_SERIES])
+    scores = {
+        "qlike": qlike(forecasts, "squared_return"),
+        "range_qlike": qlike(forecasts, "range_variance"),
+        "log_variance_error": np.log(variance_ratio(forecasts, "squared_return")).abs(),
+    }
+    # A mean would leave NaN out.
+    return {name: losses.fillna(np.inf).groupby(level="unique_id").mean() for name, losses in scores.items()}
 
 
 def _loss(loss: Callable[..., pd.DataFrame], table: pd.DataFrame, **settings: int) -> pd.Series:
@@ -163,8 +208,11 @@ def _reasons(rows: pd.DataFrame) -> dict[int, dict[str, str]]:
         (("mape",), (rows["y"] == 0).to_numpy(), "the close is 0"),
         (("directional_accuracy",), ~finite("last"), "no finite close at the cutoff"),
         (("crps", "scaled_crps"), ~finite("crps"), "no finite CRPS"),
-        (("mase", "scaled_crps"), no_scale, "no scale (the close never changed before the evaluation)"),
+        (("mase", "scaled_crps"), no_scale, _NO_SCALE),
     ]
+    rules.append((("qlike", "range_qlike", "log_variance_error"), ~finite("variance"), "no forecast of the variance"))
+    rules += [((f"pinball_{quantile}",), ~finite("y", column), "no interval") for quantile, column in QUANTILES.items()]
+    rules += [((f"pinball_{quantile}",), no_scale, _NO_SCALE) for quantile in QUANTILES]
     for prefix, level in _INTERVALS:
         bounds = finite("y", f"{prefix}lo_{level}", f"{prefix}hi_{level}")
         coverage, width = f"{prefix}coverage_{level}", f"{prefix}width_{level}"
@@ -186,7 +234,7 @@ def _scores(values: dict[str, float], reasons: dict[str, str]) -> Scores:
     reasons = dict(reasons)
     for metric in METRICS:
         if metric not in reasons and not np.isfinite(values[metric]):
-            reasons[metric] = _NO_DIRECTION if metric == "directional_accuracy" else _TOO_LARGE
+            reasons[metric] = _OF_NO_VALUE.get(metric, _TOO_LARGE)
     scores: Scores = Scores(**{metric: None if metric in reasons else values[metric] for metric in METRICS})  # type: ignore[typeddict-item]
     if reasons:
         scores["undefined"] = reasons

@@ -6,7 +6,7 @@ path from `forecasts.parquet` alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,15 @@ from kronos_pipeline.artifacts import (
     write_parquet,
 )
 from kronos_pipeline.errors import ArtifactError
-from kronos_pipeline.evaluation.predictions import BASE, BASELINES, NAIVE, check_predictions, models_of, point_table
+from kronos_pipeline.evaluation.predictions import KRONOS, check_predictions, models_of, point_table
 from kronos_pipeline.evaluation.provenance import merge_manifests
 from kronos_pipeline.evaluation.scoring.information_coefficient import information_coefficient
 from kronos_pipeline.evaluation.scoring.metrics import METRICS, UNITS, Scores, mean_scores, score, undefined_scores
-from kronos_pipeline.evaluation.scoring.verdicts import Verdicts, judge
+from kronos_pipeline.evaluation.scoring.targets import TARGETS, ChosenVariants, Target, judged_rows
+from kronos_pipeline.evaluation.scoring.verdicts import Comparison, Verdicts, judge
 
-RIVALS = (NAIVE, BASE)
-"""The rivals of a model's verdicts."""
+Judged = Mapping[Target, Mapping[str, Verdicts]]
+"""The verdicts by target and model."""
 
 
 def build_evaluation(
@@ -41,8 +42,9 @@ def build_evaluation(
 
     `aggregate` is the mean of each metric over symbols with equal weight; its errors in price units mix prices of
     different size, its scaled errors and those in percent do not. The metrics at the top level are those of the trained
-    model. An undefined metric is null, and `undefined` beside it has the reason. `verdicts` has an entry for each model
-    and rival, per symbol and, in `aggregate`, over all symbols.
+    model, as sampled. An undefined metric is null, and `undefined` beside it has the reason. `verdicts` has an entry
+    for each target, model and rival, per symbol and, in `aggregate`, over all symbols. A model is judged by the variant
+    of its paths that was chosen for the target; `variants` names it.
 
     Args:
         predictions: a table of one symbol or more.
@@ -58,11 +60,7 @@ def build_evaluation(
         raise ArtifactError("No symbol was evaluated, so there are no metrics; correct the reported errors.")
     check_predictions(predictions)
     scores = score(predictions)
-    judged = {
-        model: judge(predictions, model, rivals=RIVALS, tickers_tested=tickers_tested)
-        for model in models_of(predictions)
-        if model not in BASELINES
-    }
+    judged = judge_targets(predictions, variants_of(manifest), tickers_tested)
     per_symbol = [
         _symbol_entry(str(symbol), rows, scores[str(symbol)], trained, judged, manifest)
         for symbol, rows in predictions.groupby("unique_id", sort=True)
@@ -82,6 +80,30 @@ def build_evaluation(
         "seed": manifest.get("seed"),
         "samples": manifest.get("samples"),
         "manifest": dict(manifest),
+    }
+
+
+def judge_targets(predictions: pd.DataFrame, variants: ChosenVariants, tickers_tested: int | None = None) -> Judged:
+    """Compare each Kronos model of a table with the rivals of each target.
+
+    Args:
+        predictions: a table of one symbol or more.
+        variants: the chosen variants of the models.
+        tickers_tested: number of symbols that verdicts are corrected for; by default the symbols of the table.
+    """
+    models = [model for model in KRONOS if model in models_of(predictions)]
+    rows = {target: judged_rows(predictions, target, variants) for target in TARGETS}
+    return {
+        target: {model: judge(rows[target], model, target=target, tickers_tested=tickers_tested) for model in models}
+        for target in TARGETS
+    }
+
+
+def variants_of(manifest: Mapping[str, Any]) -> ChosenVariants:
+    """Return the chosen variants by ticker, model and target from the manifest of an evaluation."""
+    return {
+        ticker: {model: sampling.get("variants", {}) for model, sampling in models.items()}
+        for ticker, models in manifest.get("sampling", {}).items()
     }
 
 
@@ -145,11 +167,10 @@ def _symbol_entry(
     rows: pd.DataFrame,
     models: Mapping[str, Scores],
     trained: str,
-    judged: Mapping[str, Verdicts],
+    judged: Judged,
     manifest: Mapping[str, Any],
 ) -> dict[str, Any]:
     trained_scores = models.get(trained) or undefined_scores(f"no forecast of the {trained} model")
-    verdicts = {model: entry.per_symbol[symbol] for model, entry in judged.items() if symbol in entry.per_symbol}
     return {
         "symbol": symbol,
         **trained_scores,
@@ -160,14 +181,15 @@ def _symbol_entry(
         "contamination": manifest.get("contamination", {}).get(symbol),
         "doubts": manifest.get("doubts", {}).get(symbol, {}),
         "models": {**models, trained: trained_scores},
-        "verdicts": {model: _as_dicts(entry) for model, entry in verdicts.items() if entry},
+        "verdicts": _verdicts(judged, lambda verdicts: verdicts.per_symbol.get(symbol, {})),
+        "variants": variants_of(manifest).get(symbol, {}),
         "sampling": manifest.get("sampling", {}).get(symbol, {}),
         "mended": manifest.get("mended", {}).get(symbol, {}),
     }
 
 
 def _aggregate(
-    predictions: pd.DataFrame, per_symbol: Sequence[Mapping[str, Any]], trained: str, judged: Mapping[str, Verdicts]
+    predictions: pd.DataFrame, per_symbol: Sequence[Mapping[str, Any]], trained: str, judged: Judged
 ) -> dict[str, Any]:
     names = list(dict.fromkeys(name for entry in per_symbol for name in entry["models"]))
     scores = {name: [entry["models"][name] for entry in per_symbol if name in entry["models"]] for name in names}
@@ -185,12 +207,20 @@ def _aggregate(
         **{key: value for key, value in means[trained].items() if key in (*METRICS, "undefined")},
         **{key: sum(entry[key] for entry in per_symbol) for key in ("bars", "cutoffs", "cutoffs_left_out")},
         "models": means,
-        "verdicts": {model: _as_dicts(entry.overall) for model, entry in judged.items() if entry.overall},
+        "verdicts": _verdicts(judged, lambda verdicts: verdicts.overall),
     }
 
 
-def _as_dicts(comparisons: Mapping[str, Any]) -> dict[str, Any]:
-    return {rival: comparison.as_dict() for rival, comparison in comparisons.items()}
+def _verdicts(judged: Judged, comparisons_of: Callable[[Verdicts], Mapping[str, Comparison]]) -> dict[str, Any]:
+    """Return the comparisons for JSON, by target, model and rival."""
+    return {
+        target: {
+            model: {rival: comparison.as_dict() for rival, comparison in comparisons.items()}
+            for model, verdicts in models.items()
+            if (comparisons := comparisons_of(verdicts))
+        }
+        for target, models in judged.items()
+    }
 
 
 def _sentences(doubts: Mapping[str, Mapping[str, str]]) -> dict[str, str]:

@@ -1,8 +1,126 @@
-"""The targets that a forecast is judged by: mean, distribution and volatility."""
+"""The three targets of a forecast, the loss of each, and the rivals that a model must beat on it.
+
+    mean           scaled mean absolute error of the mean path
+    distribution   scaled CRPS of the paths, which measures centre, width and tails at once
+    volatility     QLIKE of the variance over the horizon
+
+A target has one loss per ticker and cutoff, as the bars of one forecast err together.
+
+QLIKE is the loss r - ln r - 1 of the ratio r = realised / forecast variance (Patton, Volatility forecast comparison
+using imperfect volatility proxies, 2011). The realised variance is the sum of the squared log returns, which has the
+true variance as its mean; QLIKE then ranks forecasts as the true variance would, however noisy the returns are.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, get_args
 
+import numpy as np
+import pandas as pd
+
+from kronos_pipeline.evaluation.predictions import (
+    BASE,
+    DRIFT,
+    EWMA,
+    KRONOS,
+    MODELS,
+    NAIVE,
+    OPTIONAL_RIVALS,
+    SAMPLED,
+    SEASONAL,
+    VOLATILITY_RIVALS,
+    Variant,
+    variant_name,
+)
+
 Target = Literal["mean", "distribution", "volatility"]
+MEAN: Target = "mean"
+DISTRIBUTION: Target = "distribution"
+VOLATILITY: Target = "volatility"
 TARGETS: tuple[Target, ...] = get_args(Target)
+
+REQUIRED_RIVALS: Mapping[Target, tuple[str, ...]] = {
+    MEAN: (NAIVE, BASE),
+    DISTRIBUTION: (EWMA, BASE),
+    VOLATILITY: (EWMA, BASE),
+}
+"""Rivals without which a model has no verdict."""
+RIVALS: Mapping[Target, tuple[str, ...]] = {
+    MEAN: (NAIVE, DRIFT, SEASONAL, *OPTIONAL_RIVALS, BASE),
+    DISTRIBUTION: (*VOLATILITY_RIVALS, *OPTIONAL_RIVALS, BASE),
+    VOLATILITY: (*VOLATILITY_RIVALS, *OPTIONAL_RIVALS, BASE),
+}
+"""All rivals of a target."""
+
+ChosenVariants = Mapping[str, Mapping[str, Mapping[str, Variant]]]
+"""By ticker, model and target: the variant that stands for the model; without an entry the paths as sampled."""
+
+
+def rivals_in(predictions: pd.DataFrame, target: Target) -> tuple[str, ...]:
+    """Return the rivals of a target that a table has, and the required rivals in any case."""
+    present = {*predictions["model"].unique(), *REQUIRED_RIVALS[target]}
+    return tuple(rival for rival in RIVALS[target] if rival in present)
+
+
+def judged_rows(predictions: pd.DataFrame, target: Target, variants: ChosenVariants) -> pd.DataFrame:
+    """Return a table in which each Kronos model has the rows of the variant that was chosen for a target.
+
+    Args:
+        predictions: a table with the variants as models of their own.
+        target: the target.
+        variants: see `ChosenVariants`; they were chosen on the selection block.
+    """
+    names = predictions["model"].to_numpy(object)
+    judged = names.copy()
+    for model in KRONOS:
+        family = np.isin(names, [name for name in MODELS if name.startswith(f"{model}_")])
+        judged[family] = ""
+        for ticker, chosen in variants.items():
+            variant = chosen.get(model, {}).get(target, SAMPLED)
+            if variant == SAMPLED:
+                continue
+            rows = (predictions["unique_id"] == ticker).to_numpy()
+            judged[rows & (names == model)] = ""
+            judged[rows & (names == variant_name(model, variant))] = model
+    table: pd.DataFrame = predictions.assign(model=judged)
+    return table[table["model"] != ""]
+
+
+def target_losses(predictions: pd.DataFrame, model: str, target: Target) -> pd.Series:
+    """Return a model's loss on a target by `(unique_id, cutoff)`.
+
+    A loss is NaN if it is undefined: a forecast or a close is not finite, the scale is not above 0, or the close does
+    not move over the horizon. The result is empty if the table has no forecast of the model.
+
+    Args:
+        predictions: a table of `predictions.py`.
+        model: a model of the table.
+        target: the target.
+    """
+    rows = predictions[predictions["model"] == model]
+    keys = [rows["unique_id"], rows["cutoff"]]
+    if target == VOLATILITY:
+        return qlike(rows, "squared_return").rename("loss")
+    scale = rows["scale"].where(rows["scale"] > 0)
+    errors = (rows["mean"] - rows["y"]).abs() if target == MEAN else rows["crps"]
+    losses = (errors / scale).fillna(np.inf).groupby(keys).mean()  # a mean would leave NaN out
+    return losses.replace(np.inf, np.nan).rename("loss")
+
+
+def qlike(rows: pd.DataFrame, measure: str) -> pd.Series:
+    """Return QLIKE by `(unique_id, cutoff)` of one model's rows; NaN where a variance is not above 0.
+
+    Args:
+        rows: one model's rows.
+        measure: column of the realised variance per bar, "squared_return" or "range_variance".
+    """
+    ratio = variance_ratio(rows, measure)
+    return pd.Series(ratio - np.log(ratio) - 1)
+
+
+def variance_ratio(rows: pd.DataFrame, measure: str) -> pd.Series:
+    """Return realised / forecast variance over the horizon by `(unique_id, cutoff)`; NaN if either is not above 0."""
+    sums = rows[[measure, "variance"]].fillna(np.inf).groupby([rows["unique_id"], rows["cutoff"]]).sum()
+    sums = sums.where((sums > 0) & np.isfinite(sums))
+    return sums[measure] / sums["variance"]

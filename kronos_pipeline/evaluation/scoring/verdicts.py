@@ -1,14 +1,14 @@
-"""Verdicts: is a model better or worse than the naive forecast and the untouched base model by more than chance?
+"""Verdicts: is a model better or worse than its rivals on a target by more than chance?
 
-A verdict rests on one loss per cutoff, as the bars of one forecast err together: the scaled mean absolute error of the
-mean path over the forecast's bars. Over all tickers it rests on the mean over the tickers at each cutoff, as tickers of
-one day err together too. A model is "better" or "worse" if the test of Diebold and Mariano and the block bootstrap of
-`significance.py` agree at 5 percent, corrected for the number of tickers tested.
+A verdict rests on one loss per cutoff, as the bars of one forecast err together, see `targets.py`. Over all tickers it
+rests on the mean over the tickers at each cutoff, as tickers of one day err together too. A model is "better" or
+"worse" than a rival if the test of Diebold and Mariano and the block bootstrap of `significance.py` agree at 5 percent,
+corrected for the number of tickers tested.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 
 from kronos_pipeline.errors import count
-from kronos_pipeline.evaluation.predictions import BASE, NAIVE, check_predictions
+from kronos_pipeline.evaluation.predictions import check_predictions
 from kronos_pipeline.evaluation.scoring.significance import bootstrap_skill, diebold_mariano, holm
+from kronos_pipeline.evaluation.scoring.targets import MEAN, Target, rivals_in, target_losses
 
 Verdict = Literal["better", "no better", "worse", "too little evidence"]
 BETTER: Verdict = "better"
@@ -77,12 +78,14 @@ class Verdicts:
 
     Attributes:
         model: its name in the table of predictions.
+        target: the target of the losses.
         tickers_tested: number of tickers that the verdicts per symbol are corrected for.
         per_symbol: by symbol and rival.
         overall: by rival; one test, so without correction.
     """
 
     model: str
+    target: Target
     tickers_tested: int
     per_symbol: dict[str, dict[str, Comparison]]
     overall: dict[str, Comparison]
@@ -95,16 +98,18 @@ class Verdicts:
 def judge(
     predictions: pd.DataFrame,
     model: str,
-    rivals: Sequence[str] = (NAIVE, BASE),
+    rivals: Sequence[str] | None = None,
     *,
+    target: Target = MEAN,
     tickers_tested: int | None = None,
 ) -> Verdicts:
     """Compare a model with its rivals on each symbol and over all symbols.
 
     Args:
-        predictions: a table of `predictions.py` with one symbol or many.
+        predictions: a table of `predictions.py` with one symbol or many; `judged_rows` has chosen the variants.
         model: the model to judge, such as "adapter".
-        rivals: the models to compare it with; the model itself is left out.
+        rivals: the models to compare it with, by default the target's; the model itself is left out.
+        target: the target of the losses.
         tickers_tested: number of tickers tested, if some are not in the table; at least the tickers of the table are
             corrected for.
 
@@ -117,17 +122,30 @@ def judge(
     tables = {str(symbol): rows for symbol, rows in predictions.groupby("unique_id")}
     per_symbol: dict[str, dict[str, Comparison]] = {symbol: {} for symbol in symbols}
     overall = {}
+    rivals = rivals_in(predictions, target) if rivals is None else rivals
     for rival in (name for name in rivals if name != model):
-        compared = [_compare_in(tables[symbol], model, rival, tested) for symbol in symbols]
+        compared = [_compare_in(tables[symbol], (model, rival), target, tested) for symbol in symbols]
         for symbol, comparison in zip(symbols, correct(compared, tested), strict=True):
             per_symbol[symbol][rival] = comparison
-        overall[rival] = correct([_compare_in(predictions, model, rival, 1)], 1)[0]
-    return Verdicts(model, tested, per_symbol, overall)
+        overall[rival] = correct([_compare_in(predictions, (model, rival), target, 1)], 1)[0]
+    return Verdicts(model, target, tested, per_symbol, overall)
 
 
-def _compare_in(predictions: pd.DataFrame, model: str, rival: str, tickers_tested: int) -> Comparison:
+def combined_verdict(verdicts: Iterable[Verdict]) -> Verdict:
+    """Combine the verdicts against all rivals of a target: better only if better than every rival.
+
+    As a model must beat every rival, the combination says "better" by chance no more often than each comparison does
+    (Berger, 1982, on tests of a union of hypotheses), and needs no correction for the number of rivals.
+    """
+    reached = set(verdicts)
+    worst_first = (WORSE, TOO_LITTLE, NO_BETTER, BETTER)
+    return next((verdict for verdict in worst_first if verdict in reached), TOO_LITTLE)
+
+
+def _compare_in(predictions: pd.DataFrame, pair: tuple[str, str], target: Target, tickers_tested: int) -> Comparison:
     """Compare two models of one table; a cutoff's loss is the mean over the tickers that both models forecast."""
-    model_losses, rival_losses = (cutoff_losses(predictions, name) for name in (model, rival))
+    model, rival = pair
+    model_losses, rival_losses = (target_losses(predictions, name, target) for name in pair)
     for name, losses in ((model, model_losses), (rival, rival_losses)):
         if losses.empty:
             return Comparison(model, rival, 0, reason=f"no forecast of the {name} model")
@@ -143,19 +161,6 @@ def _compare_in(predictions: pd.DataFrame, model: str, rival: str, tickers_teste
         overlap=overlap(predictions),
         tickers_tested=tickers_tested,
     )
-
-
-def cutoff_losses(predictions: pd.DataFrame, model: str) -> pd.Series:
-    """Return a model's loss by `(unique_id, cutoff)`: the scaled mean of |mean path - close| over the bars ahead.
-
-    A loss is NaN if a forecast or a close is not finite or the scale is not above 0. The result is empty if the table
-    has no forecast of the model.
-    """
-    rows = predictions[predictions["model"] == model]
-    scale = rows["scale"].where(rows["scale"] > 0)
-    errors = ((rows["mean"] - rows["y"]).abs() / scale).fillna(np.inf)  # a mean leaves NaN out
-    losses = errors.groupby([rows["unique_id"], rows["cutoff"]]).mean()
-    return losses.replace(np.inf, np.nan).rename("loss")
 
 
 def overlap(predictions: pd.DataFrame) -> int:
@@ -189,7 +194,7 @@ def compare(
     cutoffs = len(paired)
     comparison = Comparison(model, rival, cutoffs)
     if undefined := int((~np.isfinite(loss) | ~np.isfinite(rival_loss)).sum()):
-        why = "a forecast that is not finite, or a close that never changed before the evaluation"
+        why = "a forecast that is not finite, or a close that does not move"
         return replace(comparison, reason=f"the loss is undefined at {undefined} of {cutoffs} cutoffs: {why}")
     if cutoffs < MIN_CUTOFFS:
         return replace(comparison, reason=f"{count(cutoffs, 'shared cutoff')}, and a verdict needs {MIN_CUTOFFS}")
