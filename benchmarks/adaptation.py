@@ -79,12 +79,12 @@ def main() -> None:
     print("seed   naive    base adapter  oracle   best step of   seconds")
     rows = []
     for seed in seeds:
-        started = time.monotonic()
+        start = time.monotonic()
         row = adapt_one(seed, recipe, base)
         rows.append({"seed": seed, **row})
         scores = " ".join(f"{row[model]:7.3f}" for model in MODELS)
         steps = f"{row['best_step']:9d} {row['steps']:4d}"
-        print(f"{seed:4d} {scores}  {steps} {time.monotonic() - started:9.0f}", flush=True)
+        print(f"{seed:4d} {scores}  {steps} {time.monotonic() - start:9.0f}", flush=True)
     figures = summarise(pd.DataFrame(rows))
     print()
     for name, (mean, low, high) in figures.items():

@@ -43,11 +43,11 @@ def main() -> None:
     _tell("machine", Report([limits(machine)]), options.write)
     goals: list[Goal] = []
     for name in options.only:
-        began = time.monotonic()
+        start = time.monotonic()
         report = PARTS[name](machine, options.quick, options.write)
         goals += report.goals
         _tell(name, report, options.write)
-        print(f"({name}: {time.monotonic() - began:.0f} s)\n", flush=True)
+        print(f"({name}: {time.monotonic() - start:.0f} s)\n", flush=True)
     if options.only == list(PARTS):
         _tell("goals", Report([goal_table(goals)]), options.write)
 
@@ -89,12 +89,12 @@ def _adapters(machine: Machine, quick: bool, _: Path | None) -> Report:
 
 
 def _growth(machine: Machine, quick: bool, document: Path | None) -> Report:
-    found = growth.growths(machine.device, size="nano" if quick else "small", quick=quick, rounds=1 if quick else 2)
+    measured = growth.growths(machine.device, size="nano" if quick else "small", quick=quick, rounds=1 if quick else 2)
     if document is not None:
         path = document.parent / PLOT
         path.parent.mkdir(exist_ok=True)
-        growth.plot(found, path)
-    return Report([growth.table(found)])
+        growth.plot(measured, path)
+    return Report([growth.table(measured)])
 
 
 def _profile(machine: Machine, quick: bool, _: Path | None) -> Report:

@@ -84,13 +84,13 @@ class Clocks:
         def clocked(*arguments: Any, **options: Any) -> Any:
             outside = getattr(self._here, "inner", 0.0)
             self._here.inner = 0.0
-            began = time.thread_time()
+            start = time.thread_time()
             try:
                 return function(*arguments, **options)
             finally:
-                spent = time.thread_time() - began
-                self.seconds[stage] += spent - self._here.inner
-                self._here.inner = outside + spent
+                seconds = time.thread_time() - start
+                self.seconds[stage] += seconds - self._here.inner
+                self._here.inner = outside + seconds
 
         return clocked
 
@@ -121,10 +121,10 @@ def _measured(data: Path, out: Path, tickers: int, bars_each: int, rounds: int) 
     def first() -> None:
         shutil.rmtree(out, ignore_errors=True)
         clocks.append(Clocks())
-        began = time.process_time()
+        start = time.process_time()
         with clocks[-1].around(STAGES):
             second()
-        processor.append(time.process_time() - began)
+        processor.append(time.process_time() - start)
 
     def second() -> None:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -154,23 +154,23 @@ def _measured(data: Path, out: Path, tickers: int, bars_each: int, rounds: int) 
     stages = Table(
         f"CSV to stored bars and windows: {size}", ("stage", "ms of the processor per ticker", "share"), rows
     )
-    beside = Table(
+    comparison = Table(
         f"Reading CSVs: {size}",
         ("task", "ms per ticker", "times as long as pyarrow's", "peak memory"),
         [
             [
                 name,
-                per_ticker([sample.seconds for sample in taken]),
-                times(taken, samples[names[2]]),
-                megabytes(peak_of(taken)),
+                per_ticker([sample.seconds for sample in readings]),
+                times(readings, samples[names[2]]),
+                megabytes(peak_of(readings)),
             ]
-            for name, taken in samples.items()
+            for name, readings in samples.items()
         ],
         [f"{SAME_BARS} symbols each have the same bars. pyarrow {pa.__version__} makes columns and checks nothing."],
     )
     best = Spread.of([1000 * total / tickers for total in totals]).median
     goal = Goal("CSV to stored bars and windows, per ticker", f"{GOAL:.0f} ms", f"{best:.1f} ms", best <= GOAL)
-    return Report([stages, beside], [goal] if bars_each == 2500 else [])
+    return Report([stages, comparison], [goal] if bars_each == 2500 else [])
 
 
 @contextlib.contextmanager

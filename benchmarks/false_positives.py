@@ -77,8 +77,8 @@ def main() -> None:
     for number in in_time(min(options.adapters, len(forecasts)), ends, "forecast by an adapter"):
         windows = walk_windows(number, recipe)
         of_adapter = predicted(windows, ADAPTER, train_adapter(windows, base, recipe), recipe)
-        own = of_adapter[of_adapter["model"] == ADAPTER]
-        forecasts[number] = pd.concat([forecasts[number], own], ignore_index=True)
+        adapter_rows = of_adapter[of_adapter["model"] == ADAPTER]
+        forecasts[number] = pd.concat([forecasts[number], adapter_rows], ignore_index=True)
 
     verdicts = [row for predictions in forecasts for row in verdicts_on(predictions)]
     decisions = [row for predictions in forecasts for row in decisions_on(predictions)]
@@ -86,21 +86,21 @@ def main() -> None:
     for title, table in (("Verdicts against naive", shares), ("Promotions", promoted)):
         print(f"\n{title}\n{table.to_string(index=False)}" if len(table) else f"\n{title}: none")
     if options.output is not None:
-        every = {"verdicts": verdicts, "decisions": decisions}
+        rows_by_kind = {"verdicts": verdicts, "decisions": decisions}
         tables = {"shares": shares.to_dict("records"), "promotions": promoted.to_dict("records")}
-        write_json(options.output, {"settings": SETTINGS, **tables, **every})
+        write_json(options.output, {"settings": SETTINGS, **tables, **rows_by_kind})
 
 
-def in_time(count: int, ends: float, what: str) -> Iterator[int]:
+def in_time(count: int, ends: float, label: str) -> Iterator[int]:
     """Count from 0, print every twentieth number, and stop at `count` or when the monotonic clock shows `ends`."""
-    started, number = time.monotonic(), 0
+    start, number = time.monotonic(), 0
     while number < count and time.monotonic() < ends:
         yield number
         number += 1
         if number % 20 == 0 or number == count:
-            print(f"{number} of {count} tickers {what}, {time.monotonic() - started:.0f} s", flush=True)
+            print(f"{number} of {count} tickers {label}, {time.monotonic() - start:.0f} s", flush=True)
     if number < count:
-        print(f"out of time: {number} of {count} tickers {what}", flush=True)
+        print(f"out of time: {number} of {count} tickers {label}", flush=True)
 
 
 def walk_windows(number: int, recipe: Recipe) -> WindowSet:
@@ -108,8 +108,8 @@ def walk_windows(number: int, recipe: Recipe) -> WindowSet:
     held_out = CUTOFFS[number % len(CUTOFFS)] * recipe.horizon
     bars = TRAINING_BARS + SELECTION_BARS + held_out
     simulated = simulate_ticker(FIRST_SEED + number, bars, dynamics=RANDOM_WALK)
-    own = recipe.model_copy(update={"validation_bars": held_out})
-    return build_windows(make_bars(f"WALK{number}", simulated.frame(), source="simulated"), own)
+    tested_recipe = recipe.model_copy(update={"validation_bars": held_out})
+    return build_windows(make_bars(f"WALK{number}", simulated.frame(), source="simulated"), tested_recipe)
 
 
 def predicted(windows: WindowSet, name: str, model: KronosModel, recipe: Recipe) -> pd.DataFrame:
@@ -134,25 +134,25 @@ def decisions_on(predictions: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the decision of each gate on the adapter; none without an adapter."""
     if ADAPTER not in models_of(predictions):
         return []
-    found = [decide(predictions, ADAPTER, champion=None, gate=gate) for gate in ("strict", "lenient")]
-    return [{"gate": one.gate, "promoted": one.promote, "reason": one.reason} for one in found]
+    decisions = [decide(predictions, ADAPTER, champion=None, gate=gate) for gate in ("strict", "lenient")]
+    return [{"gate": decision.gate, "promoted": decision.promote, "reason": decision.reason} for decision in decisions]
 
 
 def verdict_shares(rows: pd.DataFrame) -> pd.DataFrame:
     """Count verdicts by model, with the share of "better", its bound, and the number that Holm's correction leaves."""
     table: list[dict[str, Any]] = []
-    for model, own in rows.groupby("model", sort=False):
-        counts = Counter(own["verdict"])
-        better = own[own["verdict"] == BETTER]
-        left = holm(better["adjusted_p"].to_numpy(), len(own)) <= ALPHA
+    for model, model_rows in rows.groupby("model", sort=False):
+        counts = Counter(model_rows["verdict"])
+        better = model_rows[model_rows["verdict"] == BETTER]
+        significant = holm(better["adjusted_p"].to_numpy(), len(model_rows)) <= ALPHA
         table.append(
             {
                 "model": model,
-                "tickers": len(own),
+                "tickers": len(model_rows),
                 **{str(verdict): counts[verdict] for verdict in (BETTER, NO_BETTER, WORSE, TOO_LITTLE)},
-                **_share(counts[BETTER], len(own)),
-                "better by Holm": int(left.sum()),
-                "median skill": f"{own['skill'].median():.1%}",
+                **_share(counts[BETTER], len(model_rows)),
+                "better by Holm": int(significant.sum()),
+                "median skill": f"{model_rows['skill'].median():.1%}",
             }
         )
     return pd.DataFrame(table)
@@ -164,8 +164,13 @@ def promotion_shares(decisions: pd.DataFrame) -> pd.DataFrame:
         return decisions
     return pd.DataFrame(
         [
-            {"gate": gate, "adapters": len(own), "promoted": int(own.sum()), **_share(int(own.sum()), len(own))}
-            for gate, own in decisions.groupby("gate", sort=False)["promoted"]
+            {
+                "gate": gate,
+                "adapters": len(promoted),
+                "promoted": int(promoted.sum()),
+                **_share(int(promoted.sum()), len(promoted)),
+            }
+            for gate, promoted in decisions.groupby("gate", sort=False)["promoted"]
         ]
     )
 

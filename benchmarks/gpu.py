@@ -63,37 +63,39 @@ def main() -> None:
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     if options.quick:
         print("A smoke test with tiny models and few repeats: do not quote its figures.\n", file=sys.stderr)
-    found: dict[str, Found] = {}
+    outcomes: dict[str, Found] = {}
     try:
-        for name in _each(found, options):
-            _tell(_tables([name], found), found, options.write)
+        for name in _each(outcomes, options):
+            _tell(_tables([name], outcomes), outcomes, options.write)
     except SystemExit:  # by a signal
-        if found:
-            _tell([*_tables(list(found)[-1:], found), _goals(found)], found, options.write)
+        if outcomes:
+            _tell([*_tables(list(outcomes)[-1:], outcomes), _goals(outcomes)], outcomes, options.write)
         raise
-    if found[MACHINE].code == _UNUSABLE:
+    if outcomes[MACHINE].code == _UNUSABLE:
         sys.exit(_UNUSABLE)
-    _tell([_goals(found)], found, options.write)
-    sys.exit(int(any(one.end != MEASURED for one in found.values())))
+    _tell([_goals(outcomes)], outcomes, options.write)
+    sys.exit(int(any(outcome.end != MEASURED for outcome in outcomes.values())))
 
 
-def _each(found: dict[str, Found], options: argparse.Namespace) -> Iterator[str]:
+def _each(outcomes: dict[str, Found], options: argparse.Namespace) -> Iterator[str]:
     """Run each part, put its result into `found` and yield its name; stop if the device does not exist."""
-    began = time.monotonic()
+    start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         for name in dict.fromkeys([MACHINE, *options.only]):
-            left = options.seconds - (time.monotonic() - began)
+            seconds_left = options.seconds - (time.monotonic() - start)
             file = _file(Path(folder), name)
             command = [sys.executable, __file__, "--part", name, "--folder", folder, "--device", options.device]
             if options.quick:
                 command.append("--quick")
             try:
-                late = left < _LEAST
-                found[name] = Found([], _LATE) if late else run(command, file, min(PARTS[name].limit, left))
+                too_late = seconds_left < _LEAST
+                outcomes[name] = (
+                    Found([], _LATE) if too_late else run(command, file, min(PARTS[name].limit, seconds_left))
+                )
             except SystemExit:
-                found[name] = read(file, f"{NOT_MEASURED}: the run was ended")
+                outcomes[name] = read(file, f"{NOT_MEASURED}: the run was ended")
                 raise
-            if name == MACHINE and found[name].code == _UNUSABLE:
+            if name == MACHINE and outcomes[name].code == _UNUSABLE:
                 return
             yield name
 
@@ -133,24 +135,24 @@ def _file(folder: Path, part: str) -> Path:
     return folder / f"{part}.json"
 
 
-def _tables(names: Iterable[str], found: Mapping[str, Found]) -> list[Table]:
+def _tables(names: Iterable[str], outcomes: Mapping[str, Found]) -> list[Table]:
     """Return the tables of some parts, and a table of the parts that failed."""
-    ends = {name: found.get(name, Found([], NOT_MEASURED)) for name in names}
-    missing = [[name, one.end] for name, one in ends.items() if one.end != MEASURED]
-    tables = [table for one in ends.values() for table in joined(one.reports).tables]
+    ends = {name: outcomes.get(name, Found([], NOT_MEASURED)) for name in names}
+    missing = [[name, outcome.end] for name, outcome in ends.items() if outcome.end != MEASURED]
+    tables = [table for outcome in ends.values() for table in joined(outcome.reports).tables]
     return [*tables, *([Table("Parts not measured to the end", ("part", "found"), missing)] if missing else [])]
 
 
-def _goals(found: Mapping[str, Found]) -> Table:
-    reached = {goal.what: goal for one in found.values() for report in one.reports for goal in report.goals}
+def _goals(outcomes: Mapping[str, Found]) -> Table:
+    reached = {goal.what: goal for outcome in outcomes.values() for report in outcome.reports for goal in report.goals}
     return goal_table([reached.get(goal.what, goal) for goal in GOALS])
 
 
-def _tell(tables: Sequence[Table], found: Mapping[str, Found], document: Path | None) -> None:
+def _tell(tables: Sequence[Table], outcomes: Mapping[str, Found], document: Path | None) -> None:
     """Print tables, and write all tables so far to the document; parts to come read "not measured"."""
     print(Report(tables).text(), flush=True)
     if document is not None:
-        put(document, "gpu", Report([*_tables(PARTS, found), _goals(found)]).text())
+        put(document, "gpu", Report([*_tables(PARTS, outcomes), _goals(outcomes)]).text())
 
 
 if __name__ == "__main__":

@@ -62,14 +62,14 @@ def main() -> None:
     rows = []
     for kind, name in KINDS.items():
         for rate in RATES[:2] if options.quick else RATES:
-            started = time.monotonic()
+            start = time.monotonic()
             recipe = Recipe.model_validate({**settings, "adapter": kind, "learning_rate": rate})
             gains, changes, steps = measure(windows, base, recipe, untouched)
             gain, change = interval(gains), interval(changes)
             print(
                 f"{name:10s} {rate:7.0e}  {gain[0]:7.4f} ({gain[1]:7.4f} to {gain[2]:7.4f})"
                 f"  {change[0]:+6.3f} ({change[1]:+6.3f} to {change[2]:+6.3f})  {steps[0]:4d} {steps[1]:4d}"
-                f"  {time.monotonic() - started:7.0f}",
+                f"  {time.monotonic() - start:7.0f}",
                 flush=True,
             )
             rows.append({"kind": name, "rate": rate, "gain": gain, "change": change, "steps": steps})

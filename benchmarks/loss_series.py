@@ -62,13 +62,13 @@ def false_verdicts(series: int) -> pd.DataFrame:
     for seed, (kind, draw) in enumerate(KINDS.items()):
         for cutoffs in CUTOFFS:
             rng = np.random.default_rng([seed, cutoffs])
-            verdicts, alone = [], 0
+            verdicts, false_verdicts = [], 0
             for _ in range(series):
                 difference = draw(rng, cutoffs)
                 statistic, p_value = diebold_mariano(difference)
-                alone += statistic < 0 and p_value <= ALPHA
+                false_verdicts += statistic < 0 and p_value <= ALPHA
                 verdicts.append(correct([_compared(difference, rng)], 1)[0].verdict)
-            shares = [100 * count / series for count in (verdicts.count(BETTER), verdicts.count(WORSE), alone)]
+            shares = [100 * count / series for count in (verdicts.count(BETTER), verdicts.count(WORSE), false_verdicts)]
             rows.append([kind, cutoffs, *(f"{share:.1f}" for share in shares)])
     return pd.DataFrame(rows, columns=["differences", "cutoffs", "better", "worse", "better by one test"])
 
@@ -81,8 +81,8 @@ def true_verdicts(series: int) -> pd.DataFrame:
             row: list[object] = [cutoffs, advantage]
             for tested in TESTED:
                 rng = np.random.default_rng([cutoffs, tested])
-                found = [_compared(rng.normal(size=cutoffs) - advantage, rng, tested) for _ in range(series)]
-                better = sum(correct([one], tested)[0].verdict == BETTER for one in found)
+                comparisons = [_compared(rng.normal(size=cutoffs) - advantage, rng, tested) for _ in range(series)]
+                better = sum(correct([comparison], tested)[0].verdict == BETTER for comparison in comparisons)
                 row.append(f"{100 * better / series:.0f}")
             rows.append(row)
     return pd.DataFrame(rows, columns=["cutoffs", "advantage", *(f"{tested} tested" for tested in TESTED)])
@@ -90,8 +90,8 @@ def true_verdicts(series: int) -> pd.DataFrame:
 
 def _compared(difference: np.ndarray, rng: np.random.Generator, tested: int = 1) -> Comparison:
     rival = 10 + np.abs(rng.normal(size=len(difference)))  # the offset keeps losses above 0
-    own = pd.Series(rival + difference)
-    return compare(own, pd.Series(rival), model="model", rival="rival", tickers_tested=tested)
+    model_losses = pd.Series(rival + difference)
+    return compare(model_losses, pd.Series(rival), model="model", rival="rival", tickers_tested=tested)
 
 
 if __name__ == "__main__":

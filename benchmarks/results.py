@@ -79,23 +79,23 @@ def section(name: str, root: Path) -> str:
             code = run_training.main(flags)
         if not layout.backtest_evaluation(kind).is_file():
             raise SystemExit(code)  # a ticker too short for a backtest is no reason: it is listed below the table
-        shown = " ".join(flags_of(COMMON | settings))
+        flags_text = " ".join(flags_of(COMMON | settings))
         lines += [
             f"### One {kind} {'over all tickers' if kind == 'checkpoint' else 'per ticker'}",
-            f"`kronos train {shown}`",
+            f"`kronos train {flags_text}`",
             *figures_of(read_json(layout.backtest_evaluation(kind)), "Backtest"),
             *figures_of(read_json(layout.evaluation), "Holdout"),
         ]
     return "\n\n".join(lines).replace(f"{data}/", "")
 
 
-def figures_of(evaluation: dict[str, Any], what: str) -> list[str]:
+def figures_of(evaluation: dict[str, Any], title: str) -> list[str]:
     """Return the leaderboard, the table by symbol and the verdict over all symbols."""
     kind = evaluation["model"]
     span = evaluation["holdout"]
     return [
-        leaderboard_table(evaluation, what).markdown(),
-        evaluation_table(evaluation, what).markdown(),
+        leaderboard_table(evaluation, title).markdown(),
+        evaluation_table(evaluation, title).markdown(),
         "\n".join(f"- {kind} {sentence}" for sentence in verdict_sentences(evaluation["aggregate"], kind)),
         f"{span['first'][:10]} to {span['last'][:10]}, {evaluation['samples']} paths, seed {evaluation['seed']}.",
     ]
@@ -114,7 +114,7 @@ def stock_csvs(folder: Path) -> Path:
 
 def flags_of(settings: dict[str, Any]) -> list[str]:
     """Return settings as flags of the command line."""
-    return [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    return [argument for name, value in settings.items() for argument in (f"--{name.replace('_', '-')}", str(value))]
 
 
 @contextlib.contextmanager

@@ -80,17 +80,17 @@ def main() -> None:
     recipe = Recipe.model_validate(SETTINGS | changed)
     base = load_base(find_base_model(recipe.model_name, recipe.tokenizer_name), pick_device(recipe.device))
 
-    what = "one adapter per ticker" if options.adapt else "untouched"
-    print(f"Scaled CRPS on simulated tickers, {base.source.label}, {what}")
+    training = "one adapter per ticker" if options.adapt else "untouched"
+    print(f"Scaled CRPS on simulated tickers, {base.source.label}, {training}")
     print("seed    walk " + " ".join(f"{way:>7}" for way in WAYS) + "   tuned to   mended   seconds")
     rows = []
     for seed in seeds:
-        started = time.monotonic()
+        start = time.monotonic()
         row = measure(seed, recipe, base, adapt=options.adapt)
         rows.append(row)
         crps = " ".join(f"{row[f'{way} scaled_crps']:7.3f}" for way in (EWMA, *WAYS))
         tuned = f"{row['temperature']:.1f}, {row['top_p']:.1f}"
-        print(f"{seed:4d} {crps} {tuned:>10} {row['mended']:7.0%} {time.monotonic() - started:9.0f}", flush=True)
+        print(f"{seed:4d} {crps} {tuned:>10} {row['mended']:7.0%} {time.monotonic() - start:9.0f}", flush=True)
     summary = summarise(pd.DataFrame(rows))
     for name, (mean, low, high) in summary.items():
         print(f"{name:42s} {mean:8.3f}   {low:8.3f} to {high:8.3f}")
@@ -111,14 +111,14 @@ def measure(seed: int, recipe: Recipe, base: KronosModel, *, adapt: bool) -> dic
     name = ADAPTER if adapt else BASE
     row: dict[str, Any] = {"seed": seed}
     for way, changes in WAYS.items():
-        how = recipe.model_copy(update=changes)
-        sampling = fit_sampling(windows, model, how)
-        forecasts = predict(windows, {name: model}, {name: sampling}, how)
-        for label, of in ((way, name), (EWMA, EWMA)):
-            row |= {f"{label} {figure}": value for figure, value in figures(forecasts.predictions, of).items()}
+        changed_recipe = recipe.model_copy(update=changes)
+        sampling = fit_sampling(windows, model, changed_recipe)
+        forecasts = predict(windows, {name: model}, {name: sampling}, changed_recipe)
+        for label, model_name in ((way, name), (EWMA, EWMA)):
+            row |= {f"{label} {figure}": value for figure, value in figures(forecasts.predictions, model_name).items()}
         if way == "true":
             row["mended"] = forecasts.mended[name]
-        row[f"{way} fine loss"] = fine_loss(windows, model, how.s2_position)
+        row[f"{way} fine loss"] = fine_loss(windows, model, changed_recipe.s2_position)
         row |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
     return row
 
@@ -153,7 +153,7 @@ def fine_loss(windows: WindowSet, model: KronosModel, s2_position: str) -> float
 def figures(predictions: pd.DataFrame, model: str) -> dict[str, float]:
     """Return `FIGURES` of one model."""
     rows = predictions[predictions["model"] == model]
-    ((_, scores),) = ((symbol, of[model]) for symbol, of in score(rows).items())
+    ((_, scores),) = ((symbol, scores_of_symbol[model]) for symbol, scores_of_symbol in score(rows).items())
     values: dict[str, Any] = {**scores}
     for raw in ("raw_", ""):
         values[f"{raw}interval_score"] = np.mean(
@@ -174,7 +174,7 @@ def summarise(rows: pd.DataFrame) -> dict[str, tuple[float, float, float]]:
     for way in WAYS:
         columns |= {f"{way} {figure}": rows[f"{way} {figure}"] for figure in (*FIGURES, "fine loss")}
         errors = [
-            pd.concat([(rows[f"{way} {raw}coverage_{at}"] - at).abs() for at in LEVELS], axis=1).mean(axis=1)
+            pd.concat([(rows[f"{way} {raw}coverage_{level}"] - level).abs() for level in LEVELS], axis=1).mean(axis=1)
             for raw in ("", "raw_")
         ]
         columns |= {f"{way} coverage error": errors[0], f"{way} raw coverage error": errors[1]}

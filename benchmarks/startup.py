@@ -94,18 +94,18 @@ def report(quick: bool, beside: Path | None = None) -> Report:
     checkouts = {"this": ROOT, **({} if beside is None else {"beside": beside.resolve()})}
     with tempfile.TemporaryDirectory() as folder:
         commands = _commands(Path(folder), counts, stages=not quick)
-        found: dict[tuple[str, str], list[Timed]] = {}
+        runs_by_key: dict[tuple[str, str], list[Timed]] = {}
         for number in range(rounds + (not quick)):
-            for name, words in commands.items():
+            for name, command in commands.items():
                 for checkout, root in checkouts.items():
-                    place = Path(folder) / f"{checkout} {number}"
-                    timed = _run(words, root, place, None if quick else Path(folder) / "compiled" / checkout)
-                    found.setdefault((checkout, name), []).append(timed)
+                    output = Path(folder) / f"{checkout} {number}"
+                    timed = _run(command, root, output, None if quick else Path(folder) / "compiled" / checkout)
+                    runs_by_key.setdefault((checkout, name), []).append(timed)
     names = [name for name in commands if name != TRAINING]
-    tables = [_of_commands(found, names, checkout, first=not quick) for checkout in checkouts]
+    tables = [_of_commands(runs_by_key, names, checkout, first=not quick) for checkout in checkouts]
     if TRAINING in commands:
-        tables += [_of_stages(found[checkout, TRAINING][1:], checkout) for checkout in checkouts]
-    return Report(tables, [_goal(found["this", name], name) for name in names if name in GOALS])
+        tables += [_of_stages(runs_by_key[checkout, TRAINING][1:], checkout) for checkout in checkouts]
+    return Report(tables, [_goal(runs_by_key["this", name], name) for name in names if name in GOALS])
 
 
 def _commands(folder: Path, counts: Sequence[int], *, stages: bool) -> Mapping[str, list[str]]:
@@ -118,15 +118,15 @@ def _commands(folder: Path, counts: Sequence[int], *, stages: bool) -> Mapping[s
             path = folder / f"data {count}" / f"T{number:04}.csv"
             path.parent.mkdir(exist_ok=True)
             path.write_text("date,open,high,low,close\n")
-    bare = folder / "bare_location.py"
-    bare.write_text("import dagster as dg\ndefs = dg.Definitions()\n")
+    module = folder / "bare_location.py"
+    module.write_text("import dagster as dg\ndefs = dg.Definitions()\n")
     apple = str(ROOT / "trainingdata" / "AAPL")
     validate = ["-m", "dagster", "definitions", "validate"]
     return {
         "python -c pass": ["-c", "pass"],
         HELP: ["-m", "kronos_pipeline.cli", "--help"],
         "run_training --help": ["-m", "kronos_pipeline.run_training", "--help"],
-        "dagster definitions validate, no assets": [*validate, "-f", str(bare)],
+        "dagster definitions validate, no assets": [*validate, "-f", str(module)],
         **{
             VALIDATE.format(count): [
                 "DATA",
@@ -141,33 +141,33 @@ def _commands(folder: Path, counts: Sequence[int], *, stages: bool) -> Mapping[s
     }
 
 
-def _run(words: Sequence[str], root: Path, place: Path, compiled: Path | None) -> Timed:
+def _run(arguments: Sequence[str], root: Path, output: Path, compiled: Path | None) -> Timed:
     """Run a command in a checkout, with a new Dagster home and a new output folder."""
-    shutil.rmtree(place, ignore_errors=True)
-    (place / "home").mkdir(parents=True)
-    shutil.copy(ROOT / "kronos_pipeline" / "orchestration" / "dagster.yaml", place / "home")
+    shutil.rmtree(output, ignore_errors=True)
+    (output / "home").mkdir(parents=True)
+    shutil.copy(ROOT / "kronos_pipeline" / "orchestration" / "dagster.yaml", output / "home")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("KRONOS_", "MLFLOW_"))}
-    environment |= {"PYTHONPATH": str(root), "DAGSTER_HOME": str(place / "home")}
+    environment |= {"PYTHONPATH": str(root), "DAGSTER_HOME": str(output / "home")}
     if compiled is not None:
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         environment["PYTHONPYCACHEPREFIX"] = str(compiled)
-    if words[0] == "DATA":
-        environment["KRONOS_DATA_DIR"], words = words[1], words[2:]
-    command = [sys.executable, *(str(place / "out") if word == "OUT" else word for word in words)]
-    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    if arguments[0] == "DATA":
+        environment["KRONOS_DATA_DIR"], arguments = arguments[1], arguments[2:]
+    command = [sys.executable, *(str(output / "out") if word == "OUT" else word for word in arguments)]
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
-    wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     if result.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {result.returncode}:\n{result.stderr}")
     return Timed(wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, result.stdout)
 
 
 def _of_commands(
-    found: Mapping[tuple[str, str], Sequence[Timed]], names: Sequence[str], checkout: str, *, first: bool
+    runs_by_key: Mapping[tuple[str, str], Sequence[Timed]], names: Sequence[str], checkout: str, *, first: bool
 ) -> Table:
     rows = []
     for name in names:
-        runs = found[checkout, name]
+        runs = runs_by_key[checkout, name]
         warm = runs[first:]
         rows.append(
             [
@@ -183,15 +183,18 @@ def _of_commands(
 
 
 def _of_stages(runs: Sequence[Timed], checkout: str) -> Table:
-    told = [json.loads(run.output.splitlines()[-1]) for run in runs]
+    stages_of_runs = [json.loads(run.output.splitlines()[-1]) for run in runs]
     processor = [run.processor for run in runs]
     rows = []
-    for stages in zip(*told, strict=True):
+    for stages in zip(*stages_of_runs, strict=True):
         name = stages[0][0]
-        walls, processors = [wall for _, wall, _ in stages], [spent for _, _, spent in stages]
+        walls, processors = [wall for _, wall, _ in stages], [cpu_time for _, _, cpu_time in stages]
         rows.append(_stage(name, walls, processors, processor))
-    ends = [run.wall - sum(wall for _, wall, _ in stages) for run, stages in zip(runs, told, strict=True)]
-    rest = [run.processor - sum(spent for _, _, spent in stages) for run, stages in zip(runs, told, strict=True)]
+    ends = [run.wall - sum(wall for _, wall, _ in stages) for run, stages in zip(runs, stages_of_runs, strict=True)]
+    rest = [
+        run.processor - sum(cpu_time for _, _, cpu_time in stages)
+        for run, stages in zip(runs, stages_of_runs, strict=True)
+    ]
     rows.append(_stage("Python's own start and end", ends, rest, processor))
     rows.append(_stage("in all", [run.wall for run in runs], processor, processor))
     columns = ("stage", "wall clock", "processor", "share")
@@ -208,8 +211,8 @@ def _which(checkout: str) -> str:
 
 
 def _goal(runs: Sequence[Timed], name: str) -> Goal:
-    found = Spread.of([run.wall for run in runs[1:] or runs]).median
-    return Goal(name, seconds(GOALS[name]), seconds(found), found <= GOALS[name])
+    median = Spread.of([run.wall for run in runs[1:] or runs]).median
+    return Goal(name, seconds(GOALS[name]), seconds(median), median <= GOALS[name])
 
 
 if __name__ == "__main__":

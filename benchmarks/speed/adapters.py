@@ -54,33 +54,33 @@ def beside_peft(
     model = random_model(run.size, machine.device)
     settings = recipe(run.size, machine.device, run.batch, adapter="lora")
     windows = random_windows(settings, [f"SIM{number}" for number in range(run.adapters)], run.batch * run.steps)
-    few = windows[:alone]
+    single_windows = windows[:alone]
 
     def each(train: Callable[[], None], count: int) -> Run:
         def sample() -> Sample:
-            taken = timed(train, machine.device)()
-            return replace(taken, seconds=taken.seconds / count)
+            timed_sample = timed(train, machine.device)()
+            return replace(timed_sample, seconds=timed_sample.seconds / count)
 
         return sample
 
-    ways = {
-        _PEFT: each(lambda: plain_peft(model, few, settings, run.steps), alone),
-        _ALONE: each(lambda: one_by_one(model, few, settings), alone),
+    methods = {
+        _PEFT: each(lambda: plain_peft(model, single_windows, settings, run.steps), alone),
+        _ALONE: each(lambda: one_by_one(model, single_windows, settings), alone),
         _TOGETHER: each(lambda: together(model, windows, settings), run.adapters),
     }
     short = random_windows(settings, ["WARM", "UP"], run.batch)
     plain_peft(model, short, settings, 1)
     together(model, short, settings)
-    samples = alternate(ways, repeats)
+    samples = alternate(methods, repeats)
     rows = [
         [
             name,
-            time_of(taken).text(seconds),
-            Spread.of([60 / sample.seconds for sample in taken]).text(number),
-            times(samples[_PEFT], taken, 2),
-            megabytes(peak_of(taken)),
+            time_of(timed_sample).text(seconds),
+            Spread.of([60 / sample.seconds for sample in timed_sample]).text(number),
+            times(samples[_PEFT], timed_sample, 2),
+            megabytes(peak_of(timed_sample)),
         ]
-        for name, taken in samples.items()
+        for name, timed_sample in samples.items()
     ]
     precision = pick_precision(settings.precision, machine.device, model.predictor)
     notes = [
@@ -97,11 +97,11 @@ def beside_peft(
             f"{apart / in_one:.1f} times."
         )
     columns = ("way", "each", "adapters/min", "times", "peak memory")
-    what = f"{run.adapters} adapters of Kronos-{run.size}, {machine.device.type}"
+    title = f"{run.adapters} adapters of Kronos-{run.size}, {machine.device.type}"
     rivals = samples[_PEFT], samples[_TOGETHER]
-    found = f"{times(*rivals, 2)} times"
-    goals = [] if goal is None else [Goal(what, f"{goal:g} times", found, ratio(*rivals).median >= goal)]
-    return Report([Table(what, columns, rows, notes)], goals)
+    speedup = f"{times(*rivals, 2)} times"
+    goals = [] if goal is None else [Goal(title, f"{goal:g} times", speedup, ratio(*rivals).median >= goal)]
+    return Report([Table(title, columns, rows, notes)], goals)
 
 
 def plain_peft(model: KronosModel, windows: list[WindowSet], settings: Recipe, steps: int) -> None:
@@ -138,18 +138,18 @@ def together(model: KronosModel, windows: list[WindowSet], settings: Recipe) -> 
     jobs = [TrainingJob(ticker.ticker, [ticker]) for ticker in windows]
 
     def train(folder: Path) -> None:
-        failed = [end for end in _trainer(model, settings, folder).train_adapters(jobs) if isinstance(end, KronosError)]
-        if failed:
-            raise failed[0]
+        errors = [end for end in _trainer(model, settings, folder).train_adapters(jobs) if isinstance(end, KronosError)]
+        if errors:
+            raise errors[0]
 
     _in_folder(train)
 
 
 def start_up() -> float:
     """Measure the seconds in which a new process imports the trainer."""
-    began = time.perf_counter()
+    start = time.perf_counter()
     subprocess.run([sys.executable, "-c", _IMPORTS], check=True)
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 def _trainer(model: KronosModel, settings: Recipe, folder: Path) -> KronosTrainer:

@@ -49,15 +49,15 @@ def run(command: Sequence[str], file: Path, limit: float) -> Found:
         file: file to which the process writes its reports.
         limit: seconds after which the process is ended.
     """
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=2, start_new_session=True)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=2, start_new_session=True)
     try:
-        code = child.wait(limit)
+        code = process.wait(limit)
     except subprocess.TimeoutExpired:
         code = None
     finally:
-        _end(child)
-    late = f"{NOT_MEASURED}: the time was up after {limit:.0f} s"
-    return read(file, late if code is None else f"failed: {_status(code)}", code)
+        _end(process)
+    too_late = f"{NOT_MEASURED}: the time was up after {limit:.0f} s"
+    return read(file, too_late if code is None else f"failed: {_status(code)}", code)
 
 
 def read(file: Path, end: str, code: int | None = None) -> Found:
@@ -117,14 +117,14 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
-    child.kill()  # does nothing to a process that has ended
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()  # does nothing to a process that has ended
     try:
-        child.wait(10)
+        process.wait(10)
     except subprocess.TimeoutExpired:
-        print(f"Process {child.pid} does not end; it waits for its device.", file=sys.stderr)
-    if child.stdin is not None:
-        child.stdin.close()
+        print(f"Process {process.pid} does not end; it waits for its device.", file=sys.stderr)
+    if process.stdin is not None:
+        process.stdin.close()
 
 
 def _status(code: int) -> str:

@@ -69,9 +69,9 @@ def table(machine: Machine, run: AdapterTraining, *, series: int, csv: float | N
     ]
     cells = [
         [task, count, NOT_MEASURED, NOT_MEASURED]
-        if each is None
-        else [task, count, seconds(each), duration(each * many)]
-        for task, count, each, many in rows
+        if each_count is None
+        else [task, count, seconds(each_count), duration(each_count * many)]
+        for task, count, each_count, many in rows
     ]
     notes = [
         f"{user.tickers:,} tickers of 2,500 daily bars; {user.windows:,} training windows of 95 bars each, stride 1, "
@@ -91,24 +91,24 @@ def on_paper(size: str, *, share: float = 0.2) -> Table:
         size: size of the base model.
         share: assumed share of the limits that a program reaches.
     """
-    user, pair, rows, together = Assumed(), PAIRS[size], [], 128
+    user, pair, rows, adapters = Assumed(), PAIRS[size], [], 128
     sheet = peaks(_H100)
     assert sheet is not None
     card = Machine(torch.device("cuda"), _H100, sheet.bandwidth, sheet.flops)
     windows, batch = user.tickers * user.windows * user.epochs, 512
     lora = training(pair, batch, _LOOKBACK + _HORIZON, _HORIZON, frozen=True)
-    sampling = cached_sampling(pair, together, user.paths, _LOOKBACK, _HORIZON, "bf16")
+    sampling = cached_sampling(pair, adapters, user.paths, _LOOKBACK, _HORIZON, "bf16")
     for task, phases, repeats in (
         ("train on windows", [lora], windows / batch),
-        ("sample a holdout", sampling, user.tickers * user.rolls * user.models / together),
-        ("forecast once", sampling, user.tickers / together),
+        ("sample a holdout", sampling, user.tickers * user.rolls * user.models / adapters),
+        ("forecast once", sampling, user.tickers / adapters),
     ):
-        whole, least = total(phases), repeats * floor(phases, card, "bf16")
+        work, least = total(phases), repeats * floor(phases, card, "bf16")
         rows.append(
             [
                 task,
-                f"{repeats * whole.flop:.2g}",
-                f"{repeats * whole.bytes:.2g}",
+                f"{repeats * work.flop:.2g}",
+                f"{repeats * work.bytes:.2g}",
                 duration(least),
                 duration(least / share),
                 f"{least / share / _HOUR:.3f} p",
@@ -118,7 +118,7 @@ def on_paper(size: str, *, share: float = 0.2) -> Table:
     notes = [
         f"Not measured. The limits are from the data sheet: {sheet.flops['bf16'] / 1e12:.0f} TFLOP/s in bf16, "
         f"{sheet.bandwidth / 1e12:.2f} TB/s. Assumptions: programs reach {percent(share)} of the limits, a step of all "
-        f"adapters has {batch} windows, and a sampling has {together} tickers. p is the price of an hour."
+        f"adapters has {batch} windows, and a sampling has {adapters} tickers. p is the price of an hour."
     ]
     return Table(f"Time for {user.tickers:,} tickers with Kronos-{size} on an H100, by formula", columns, rows, notes)
 

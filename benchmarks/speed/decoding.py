@@ -65,8 +65,8 @@ def beside_upstream(machine: Machine, *, size: str, cases: Sequence[Case], repea
     for case in cases:
         for warm_up in rivals(model, random_series(case.series, case.bars, 2), case.paths).values():
             warm_up()
-        ways = rivals(model, random_series(case.series, case.bars, case.horizon), case.paths)
-        runs = {name: timed(way, machine.device) for name, way in ways.items()}
+        methods = rivals(model, random_series(case.series, case.bars, case.horizon), case.paths)
+        runs = {name: timed(method, machine.device) for name, method in methods.items()}
         samples = alternate(runs, replace(repeats, within=repeats.within / len(cases)))
         rows += [_row(machine, size, case, name, samples) for name in samples]
         goals.append(_goal(machine, size, case, samples))
@@ -83,33 +83,33 @@ def beside_upstream(machine: Machine, *, size: str, cases: Sequence[Case], repea
 
 
 def _row(machine: Machine, size: str, case: Case, name: str, samples: dict[str, list[Sample]]) -> list[str]:
-    taken, precision = samples[name], "bf16" if name == _HALF else "fp32"
+    sample, precision = samples[name], "bf16" if name == _HALF else "fp32"
     shape = (PAIRS[size], case.series, case.paths, case.bars, case.horizon)
     cached = cached_sampling(*shape, precision)
-    time, work = time_of(taken).median, total(repeated_sampling(*shape) if name == _UPSTREAM else cached)
+    time, work = time_of(sample).median, total(repeated_sampling(*shape) if name == _UPSTREAM else cached)
     return [
         case.name,
         name,
-        time_of(taken).text(seconds),
-        times(samples[_UPSTREAM], taken),
+        time_of(sample).text(seconds),
+        times(samples[_UPSTREAM], sample),
         *reached(work, time, machine, precision),
         percent(floor(cached, machine, precision) / time),
-        megabytes(peak_of(taken)),
+        megabytes(peak_of(sample)),
     ]
 
 
 def _goal(machine: Machine, size: str, case: Case, samples: dict[str, list[Sample]]) -> Goal:
     """Judge the goal by `KronosPredictor`'s default on a CPU, and by bf16, the choice of `auto`, on CUDA."""
     cuda = machine.device.type == "cuda"
-    taken = samples[_HALF if cuda else _SWITCHED]
-    faster = ratio(samples[_UPSTREAM], taken)
-    read = total(cached_sampling(PAIRS[size], case.series, case.paths, case.bars, case.horizon)).bytes
-    share = read / time_of(taken).median / machine.bandwidth
-    wanted, found = f"{case.goal:g} times", f"{times(samples[_UPSTREAM], taken)} times"
+    sample = samples[_HALF if cuda else _SWITCHED]
+    speedup = ratio(samples[_UPSTREAM], sample)
+    bytes_read = total(cached_sampling(PAIRS[size], case.series, case.paths, case.bars, case.horizon)).bytes
+    share = bytes_read / time_of(sample).median / machine.bandwidth
+    wanted, measured = f"{case.goal:g} times", f"{times(samples[_UPSTREAM], sample)} times"
     if not cuda:
-        wanted, found = f"{wanted}, or {percent(_BOUND)} of the bandwidth", f"{found}, {percent(share)}"
-    reached = faster.median >= case.goal or (not cuda and share >= _BOUND)
-    return Goal(f"sampling {case.name}, Kronos-{size}, {machine.device.type}", wanted, found, reached)
+        wanted, measured = f"{wanted}, or {percent(_BOUND)} of the bandwidth", f"{measured}, {percent(share)}"
+    reached = speedup.median >= case.goal or (not cuda and share >= _BOUND)
+    return Goal(f"sampling {case.name}, Kronos-{size}, {machine.device.type}", wanted, measured, reached)
 
 
 def many_tickers(machine: Machine, *, size: str, shape: SamplingShape, repeats: Repeats) -> Report:
@@ -140,12 +140,12 @@ def many_tickers(machine: Machine, *, size: str, shape: SamplingShape, repeats: 
     rows = [
         [
             name,
-            time_of(taken).text(seconds),
-            number(shape.series / time_of(taken).median),
-            times(samples["one by one"], taken),
-            megabytes(peak_of(taken)),
+            time_of(sample).text(seconds),
+            number(shape.series / time_of(sample).median),
+            times(samples["one by one"], sample),
+            megabytes(peak_of(sample)),
         ]
-        for name, taken in samples.items()
+        for name, sample in samples.items()
     ]
     title = (
         f"Forecasts of {shape.series} tickers, an adapter each, Kronos-{size}: {shape.paths} paths, "

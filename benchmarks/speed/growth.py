@@ -68,8 +68,8 @@ def growths(device: torch.device, *, size: str, quick: bool, rounds: int) -> lis
     ]
 
     def sampled(what: str, grows: str, values: Sequence[int], shape: Callable[[int], SamplingShape]) -> Growth:
-        taken = [_sampling(device, size, shape(value), rounds) for value in values]
-        return Growth(what, grows, values, taken)
+        spreads = [_sampling(device, size, shape(value), rounds) for value in values]
+        return Growth(what, grows, values, spreads)
 
     return [
         sampled(
@@ -112,22 +112,22 @@ def growths(device: torch.device, *, size: str, quick: bool, rounds: int) -> lis
     ]
 
 
-def table(found: Sequence[Growth]) -> Table:
+def table(growths: Sequence[Growth]) -> Table:
     """Return a table with a row per point; its last column is the exponent of growth since the point before.
 
     An exponent of 1 is growth in proportion.
     """
     rows = []
-    for growth in found:
-        for place, (at, taken) in enumerate(zip(growth.at, growth.taken, strict=True)):
-            label = f" ({growth.labels[place]})" if growth.labels else ""
+    for growth in growths:
+        for index, (size, spread) in enumerate(zip(growth.at, growth.taken, strict=True)):
+            label = f" ({growth.labels[index]})" if growth.labels else ""
             rows.append(
-                [growth.what, f"{number(at)} {growth.grows}{label}", taken.text(seconds), _exponent(growth, place)]
+                [growth.what, f"{number(size)} {growth.grows}{label}", spread.text(seconds), _exponent(growth, index)]
             )
     return Table("How cost grows", ("task", "size", "seconds", "exponent since the row above"), rows)
 
 
-def plot(found: Sequence[Growth], path: Path) -> None:
+def plot(growths: Sequence[Growth], path: Path) -> None:
     """Draw a panel per growth with logarithmic axes and a line of proportional growth."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
@@ -135,32 +135,32 @@ def plot(found: Sequence[Growth], path: Path) -> None:
     columns = 4
     figure = Figure(figsize=(13, 6.2), layout="constrained")
     axes = list(figure.subplots(2, columns).flat)
-    for growth, axis in zip(found, axes, strict=False):
-        middle = [spread.median for spread in growth.taken]
+    for growth, axis in zip(growths, axes, strict=False):
+        medians = [spread.median for spread in growth.taken]
         reach = [
             [spread.median - spread.low for spread in growth.taken],
             [spread.high - spread.median for spread in growth.taken],
         ]
-        axis.errorbar(growth.at, middle, yerr=reach, marker="o", color="#1f5fa8", capsize=3)
-        axis.plot(growth.at, [middle[0] * at / growth.at[0] for at in growth.at], ":", color="#888888")
+        axis.errorbar(growth.at, medians, yerr=reach, marker="o", color="#1f5fa8", capsize=3)
+        axis.plot(growth.at, [medians[0] * size / growth.at[0] for size in growth.at], ":", color="#888888")
         axis.set(xscale="log", yscale="log", xlabel=growth.grows, ylabel="seconds", title=growth.what)
-        names = [f"{name}\n{number(at)}" for name, at in zip(growth.labels, growth.at, strict=False)]
-        axis.set_xticks(growth.at, names or [f"{at:g}" for at in growth.at])
+        names = [f"{name}\n{number(size)}" for name, size in zip(growth.labels, growth.at, strict=False)]
+        axis.set_xticks(growth.at, names or [f"{size:g}" for size in growth.at])
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.minorticks_off()
         axis.title.set_fontsize(9)
         axis.grid(alpha=0.3)
-    for axis in axes[len(found) :]:
+    for axis in axes[len(growths) :]:
         axis.set_axis_off()
     figure.savefig(path, dpi=110)
 
 
-def _exponent(growth: Growth, place: int) -> str:
-    if not place:
+def _exponent(growth: Growth, index: int) -> str:
+    if not index:
         return ""
-    more = growth.at[place] / growth.at[place - 1]
-    return f"{log(growth.taken[place].median / growth.taken[place - 1].median) / log(more):.2f}"
+    factor = growth.at[index] / growth.at[index - 1]
+    return f"{log(growth.taken[index].median / growth.taken[index - 1].median) / log(factor):.2f}"
 
 
 def _sampling(device: torch.device, size: str, shape: SamplingShape, rounds: int) -> Spread:
@@ -187,18 +187,18 @@ def _reading(bars: Sequence[int], tickers: Sequence[int], rounds: int) -> list[G
 
 def read(tickers: int, bars: int, rounds: int) -> Spread:
     """Measure the seconds from a folder of simulated CSVs to stored bars and windows, each round in a new folder."""
-    taken = []
+    seconds = []
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
         write_simulated(data, tickers=[f"T{number}" for number in range(tickers)], bars=bars)
-        for place in range(rounds):
-            output = Path(folder) / f"out-{place}"
+        for round_number in range(rounds):
+            output = Path(folder) / f"out-{round_number}"
             settings = {"model_name": "kronos-nano", "data_dir": str(data), "output_dir": str(output)}
             config = KronosTrainingConfig.model_validate(settings)
             with redirect_stdout(StringIO()):
                 run = timed(partial(read_tickers, config, ArtifactLayout(output)), _CPU)
-                taken.append(run().seconds)
-    return Spread.of(taken)
+                seconds.append(run().seconds)
+    return Spread.of(seconds)
 
 
 _CPU = torch.device("cpu")

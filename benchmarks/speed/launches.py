@@ -105,17 +105,17 @@ def profiled(run: Callable[[], object], device: torch.device) -> tuple[Gaps, int
     """Profile the kernels of a call and count the host's launches; None if the profiler cannot see the device."""
     if device.type != "cuda" or ProfilerActivity.CUDA not in supported_activities():
         return None
-    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         run()
         wait(device)
-    events = [event for event in seen.events() if not event.is_user_annotation]
+    events = [event for event in profiler.events() if not event.is_user_annotation]
     spans = [
         (1e-6 * event.time_range.start, 1e-6 * event.time_range.elapsed_us())
         for event in events
         if event.device_type == DeviceType.CUDA
     ]
-    started = [event for event in events if event.device_type == DeviceType.CPU and _LAUNCH.search(event.name)]
-    return (gaps(spans), len(started)) if spans else None
+    launches = [event for event in events if event.device_type == DeviceType.CPU and _LAUNCH.search(event.name)]
+    return (gaps(spans), len(launches)) if spans else None
 
 
 def row(name: str, runs: Runs, steps: int, device: torch.device) -> list[str]:
@@ -128,16 +128,16 @@ def row(name: str, runs: Runs, steps: int, device: torch.device) -> list[str]:
         device: device of the run.
     """
     runs(steps)()
-    less, more = (operations(runs(count), device) for count in (steps, 2 * steps))
-    cells = [name, number((more - less) / steps)]
+    operations_short, operations_long = (operations(runs(count), device) for count in (steps, 2 * steps))
+    cells = [name, number((operations_long - operations_short) / steps)]
     short, long = (profiled(runs(count), device) for count in (steps, 2 * steps))
     if short is None or long is None:
         return cells + [NOT_MEASURED] * 5
-    (first, started), (last, all_started) = short, long
+    (first, launches), (last, all_launches) = short, long
     return [
         *cells,
         number((last.kernels - first.kernels) / steps),
-        number((all_started - started) / steps),
+        number((all_launches - launches) / steps),
         seconds(last.median),
         seconds(max(0.0, last.idle - first.idle) / steps),
         percent(last.busy / (last.busy + last.idle)),
@@ -193,8 +193,8 @@ def _samplings(machine: Machine, size: str, case: Case) -> dict[str, Runs]:
         past, ahead = series.stamps
         return lambda: sample_paths(model, series.history, past, ahead, paths=case.paths, **SAMPLING)
 
-    ways: dict[str, Runs] = {"upstream": predict, "sample_paths, no graphs": sample}
-    return ways | ({_GRAPHS: sample} if machine.device.type == "cuda" else {})
+    methods: dict[str, Runs] = {"upstream": predict, "sample_paths, no graphs": sample}
+    return methods | ({_GRAPHS: sample} if machine.device.type == "cuda" else {})
 
 
 def _trainings(machine: Machine, full: FineTune, lora: AdapterTraining) -> dict[str, Runs]:

@@ -55,11 +55,11 @@ def measure(device: torch.device, *, quick: bool = False) -> Machine:
     flops = {}
     for name in _CUDA_FORMATS if large else _CPU_FORMATS:
         square = torch.randn(size, size, device=device).to(_FORMATS[name])
-        ways: list[Callable[[], object]] = [partial(torch.matmul, square, square)]
+        products: list[Callable[[], object]] = [partial(torch.matmul, square, square)]
         if device.type == "cpu" and name == "fp32" and (packed := _packed_product(square)):
-            ways.append(packed)
+            products.append(packed)
         with _tensor_cores("high" if name == "tf32" else "highest"):
-            flops[name] = 2 * size**3 / min(_best(way, device) for way in ways)
+            flops[name] = 2 * size**3 / min(_best(way, device) for way in products)
     return Machine(device, processor(device), bandwidth, flops)
 
 
@@ -78,15 +78,19 @@ def load(file: Path, device: torch.device) -> Machine:
 def limits(machine: Machine) -> Table:
     """Return a table of the measured limits, beside the data sheet's if the card is known; the note is the machine."""
     sheet = peaks(machine.name)
-    found = [("memory, read", machine.bandwidth, "GB/s", None if sheet is None else sheet.bandwidth)]
+    limits = [("memory, read", machine.bandwidth, "GB/s", None if sheet is None else sheet.bandwidth)]
     for kind, value in machine.flops.items():
-        found.append((f"matrix products, {kind}", value, "GFLOP/s", None if sheet is None else sheet.flops.get(kind)))
-    rows = [[name, f"{number(value / 1e9)} {unit}"] for name, value, unit, _ in found]
+        limits.append((f"matrix products, {kind}", value, "GFLOP/s", None if sheet is None else sheet.flops.get(kind)))
+    rows = [[name, f"{number(value / 1e9)} {unit}"] for name, value, unit, _ in limits]
     columns = ["limit", "best of 7"]
     if sheet is not None:
         columns += ["data sheet", "share"]
-        for row, (_, value, unit, most) in zip(rows, found, strict=True):
-            row += ["none", "none"] if most is None else [f"{number(most / 1e9)} {unit}", percent(value / most)]
+        for row, (_, value, unit, sheet_value) in zip(rows, limits, strict=True):
+            row += (
+                ["none", "none"]
+                if sheet_value is None
+                else [f"{number(sheet_value / 1e9)} {unit}", percent(value / sheet_value)]
+            )
     versions = [f"{package} {version}" for package in _PACKAGES if (version := _version(package))]
     on = f"{machine.name}; {time.strftime('%Y-%m-%d')}; Python {platform.python_version()}, {', '.join(versions)}."
     load = f" Load when the run began: {os.getloadavg()[0]:.1f}." if hasattr(os, "getloadavg") else ""
@@ -130,10 +134,10 @@ def _cuda(device: torch.device) -> Iterator[str]:
     identity = f"GPU-{card.uuid}" if getattr(card, "uuid", None) else str(device.index or 0)
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits", f"--id={identity}"]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+        output = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return
-    for text, value in zip(fields.values(), told.strip().split(", "), strict=False):
+    for text, value in zip(fields.values(), output.strip().split(", "), strict=False):
         if value and not value.startswith("["):  # "[N/A]", "[Not Supported]"
             yield text.format(value)
 
@@ -154,10 +158,10 @@ def _best(function: Callable[[], object], device: torch.device, tries: int = 7) 
     times = []
     for _ in range(tries):
         wait(device)
-        began = time.perf_counter()
+        start = time.perf_counter()
         function()
         wait(device)
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - start)
     return min(times)
 
 

@@ -42,8 +42,8 @@ def of_training(device: torch.device, *, size: str, batch: int) -> Table:
             loss = objective(**tokens)
         loss.backward()
 
-    what = f"Kronos-{size}, {batch} windows of 95 bars, {device.type}, {precision}"
-    return _table(f"Time of a training step by operation: {what}", step, device)
+    title = f"Kronos-{size}, {batch} windows of 95 bars, {device.type}, {precision}"
+    return _table(f"Time of a training step by operation: {title}", step, device)
 
 
 def _table(title: str, run: Callable[[], object], device: torch.device) -> Table:
@@ -58,11 +58,13 @@ def _table(title: str, run: Callable[[], object], device: torch.device) -> Table
         return 1e-6 * (event.self_device_time_total if on_device else event.self_cpu_time_total)
 
     events = sorted(profile.key_averages(), key=own, reverse=True)
-    whole = sum(own(event) for event in events)
-    rows = [[event.key[:60], f"{event.count:,}", seconds(own(event)), percent(own(event) / whole)] for event in events]
+    total_time = sum(own(event) for event in events)
+    rows = [
+        [event.key[:60], f"{event.count:,}", seconds(own(event)), percent(own(event) / total_time)] for event in events
+    ]
     where = "on the device" if on_device else "on the processor"
     notes = [
-        f"In all {seconds(whole)} {where} under the profiler, which slows short operations; "
+        f"In all {seconds(total_time)} {where} under the profiler, which slows short operations; "
         f"{len(events) - _ROWS} more kinds of operations are left out."
     ]
     return Table(title, ("operation", "calls", "own time", "share"), rows[:_ROWS], notes)

@@ -66,8 +66,8 @@ def joined(reports: Sequence[Report]) -> Report:
 
 def goal_table(goals: Sequence[Goal]) -> Table:
     """Return a table with a row per goal."""
-    words = {True: "yes", False: "no", None: NOT_MEASURED}
-    rows = [[goal.what, goal.wanted, goal.found, words[goal.reached]] for goal in goals]
+    text = {True: "yes", False: "no", None: NOT_MEASURED}
+    rows = [[goal.what, goal.wanted, goal.found, text[goal.reached]] for goal in goals]
     return Table("Goals", ("goal", "wanted", "found", "reached"), rows)
 
 
@@ -82,10 +82,10 @@ def place(path: Path, section: str) -> tuple[str, str]:
     """
     text = path.read_text(encoding="utf-8")
     first, last = f"<!-- {section} -->", f"<!-- /{section} -->"
-    found = re.search(f"{re.escape(first)}.*?{re.escape(last)}", text, re.DOTALL)
-    if not found:
+    match = re.search(f"{re.escape(first)}.*?{re.escape(last)}", text, re.DOTALL)
+    if not match:
         raise ValueError(f"{path} has no place for the section {section}: the lines {first} and {last}.")
-    return text[: found.start()] + first, last + text[found.end() :]
+    return text[: match.start()] + first, last + text[match.end() :]
 
 
 def put(path: Path, section: str, content: str) -> None:

@@ -61,10 +61,10 @@ def timed(function: Callable[[], object], device: torch.device) -> Run:
     def run() -> Sample:
         before = _start_peak(device)
         wait(device)
-        began = time.perf_counter()
+        start = time.perf_counter()
         function()
         wait(device)
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start
         return Sample(seconds, _peak(device, before))
 
     return run
@@ -78,9 +78,9 @@ def alternate(runs: Mapping[str, Run], repeats: Repeats) -> dict[str, list[Sampl
         repeats: maximum of rounds, and of seconds.
     """
     samples: dict[str, list[Sample]] = {name: [] for name in runs}
-    began = time.perf_counter()
-    for done in range(repeats.rounds):
-        if done and (time.perf_counter() - began) * (done + 1) / done > repeats.within:
+    start = time.perf_counter()
+    for number in range(repeats.rounds):
+        if number and (time.perf_counter() - start) * (number + 1) / number > repeats.within:
             break
         for name, run in runs.items():
             samples[name].append(run())

@@ -89,8 +89,8 @@ def trainer_run(model: KronosModel, windows: list[WindowSet], settings: Recipe) 
                 trainer = KronosTrainer(settings, folder, base=model, say=lambda _: None)
                 rates.extend(trainer.train_checkpoint(windows).history["windows_per_second"].dropna())
 
-        whole = timed(train, model.device)()
-        return replace(whole, seconds=settings.batch_size / Spread.of(rates).median)
+        sample = timed(train, model.device)()
+        return replace(sample, seconds=settings.batch_size / Spread.of(rates).median)
 
     return run
 
@@ -113,8 +113,8 @@ def beside_upstream(machine: Machine, run: FineTune, repeats: Repeats, *, goal: 
     loop()
 
     def upstream() -> Sample:
-        taken = timed(loop, machine.device)()
-        return replace(taken, seconds=taken.seconds / short)
+        timed_sample = timed(loop, machine.device)()
+        return replace(timed_sample, seconds=timed_sample.seconds / short)
 
     exact = settings.model_copy(update={"precision": "fp32"})
     runs = {
@@ -130,15 +130,15 @@ def beside_upstream(machine: Machine, run: FineTune, repeats: Repeats, *, goal: 
         _AUTO: pick_precision(settings.precision, machine.device, model.predictor),
     }
     rows = []
-    for name, taken in samples.items():
-        rate = Spread.of([batch / sample.seconds for sample in taken])
+    for name, timed_sample in samples.items():
+        rate = Spread.of([batch / sample.seconds for sample in timed_sample])
         rows.append(
             [
                 name + (f" ({precisions[name]})" if name == _AUTO else ""),
                 rate.text(number),
-                times(samples[_UPSTREAM], taken, 2),
+                times(samples[_UPSTREAM], timed_sample, 2),
                 *reached(work, batch / rate.median, machine, precisions[name]),
-                megabytes(peak_of(taken)),
+                megabytes(peak_of(timed_sample)),
             ]
         )
     columns = ("way", "windows/s", "times", *REACHED, "peak memory")
@@ -153,5 +153,5 @@ def beside_upstream(machine: Machine, run: FineTune, repeats: Repeats, *, goal: 
     title = f"Full fine-tune of Kronos-{size}, {batch} windows of 95 bars, {machine.device.type}"
     rivals = samples[_UPSTREAM], samples[_AUTO]
     what = f"full fine-tune of Kronos-{size}, {machine.device.type}"
-    met = Goal(what, f"{goal:g} times", f"{times(*rivals, 2)} times", ratio(*rivals).median >= goal)
-    return Report([Table(title, columns, rows, notes)], [met])
+    outcome = Goal(what, f"{goal:g} times", f"{times(*rivals, 2)} times", ratio(*rivals).median >= goal)
+    return Report([Table(title, columns, rows, notes)], [outcome])

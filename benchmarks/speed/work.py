@@ -67,8 +67,8 @@ def reached(work: Work, seconds: float, machine: Machine, precision: str) -> lis
     flops, bandwidth, sheet = work.flop / seconds, work.bytes / seconds, peaks(machine.name)
 
     def share(rate: float, measured: float, promised: float | None) -> str:
-        found = percent(rate / measured)
-        return found if promised is None else f"{found}, sheet {percent(rate / promised)}"
+        text = percent(rate / measured)
+        return text if promised is None else f"{text}, sheet {percent(rate / promised)}"
 
     return [
         number(flops / 1e9),
@@ -95,7 +95,7 @@ def cached_sampling(
     heads = 2 * 2**predictor.bits * width
     # The fusion (2 d^2) and the cross-attention's keys and values (2 d^2) of each bar; its query and output per draw.
     per_bar, per_draw = block_weights(predictor) + 4 * width**2, 2 * width**2 + heads
-    kept = 2 * width * (predictor.layers + 1)  # keys and values of a bar, the cross-attention's included
+    cached = 2 * width * (predictor.layers + 1)  # keys and values of a bar, the cross-attention's included
     attended = 4 * width * predictor.layers
     context = Work(
         series * bars * (2 * per_bar + attended * (bars + 1) / 2) + rows * (2 * per_draw + 4 * width * bars),
@@ -104,7 +104,7 @@ def cached_sampling(
     steps = [
         Work(
             rows * (2 * (per_bar + per_draw) + (attended + 4 * width) * (bars + step)),
-            element * (per_bar + per_draw + series * kept * (bars + paths * step)),
+            element * (per_bar + per_draw + series * cached * (bars + paths * step)),
         )
         for step in range(1, horizon)
     ]
