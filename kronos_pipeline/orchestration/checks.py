@@ -23,9 +23,9 @@ from kronos_pipeline.errors import KronosError
 from kronos_pipeline.evaluation.predictions import ADAPTER
 from kronos_pipeline.evaluation.scoring.targets import Target
 from kronos_pipeline.evaluation.scoring.verdicts import BETTER, combined_verdict
-from kronos_pipeline.orchestration.batch import COMPLETE, failed_in_run, failed_tickers
 from kronos_pipeline.orchestration.failures import make_failure
 from kronos_pipeline.orchestration.resources import PipelineSettings
+from kronos_pipeline.orchestration.ticker_batch import COMPLETE, failed_in_run, failed_tickers
 
 Events = Iterator[dg.AssetCheckEvaluation | dg.Output[None]]
 Outcome = tuple[bool, str]

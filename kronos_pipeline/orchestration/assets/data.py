@@ -9,11 +9,11 @@ from kronos_pipeline.artifacts import text_hash
 from kronos_pipeline.data.bar_cache import read_files_cached
 from kronos_pipeline.data.csv_files import find_csv_files
 from kronos_pipeline.data.windows import build_all_windows
-from kronos_pipeline.orchestration.batch import Event, TickerBatch
 from kronos_pipeline.orchestration.failures import as_failure
 from kronos_pipeline.orchestration.io_manager import TickerArtifacts
 from kronos_pipeline.orchestration.metadata import bars_metadata, windows_metadata
 from kronos_pipeline.orchestration.resources import PipelineSettings
+from kronos_pipeline.orchestration.ticker_batch import Event, TickerBatch
 
 
 def raw_bars(context: dg.AssetExecutionContext, pipeline: PipelineSettings) -> Iterator[Event]:

@@ -11,7 +11,6 @@ from kronos_pipeline.artifacts import ArtifactLayout, mlflow_run_of, read_json
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import Bars
 from kronos_pipeline.errors import ArtifactError, KronosError
-from kronos_pipeline.orchestration.batch import Event, TickerBatch
 from kronos_pipeline.orchestration.failures import as_failure
 from kronos_pipeline.orchestration.io_manager import TickerArtifacts
 from kronos_pipeline.orchestration.metadata import evaluation_metadata, mlflow_metadata
@@ -23,6 +22,7 @@ from kronos_pipeline.orchestration.resources import (
     run_tags,
     training_run_id,
 )
+from kronos_pipeline.orchestration.ticker_batch import Event, TickerBatch
 
 if TYPE_CHECKING:
     from kronos_pipeline.model.loading import KronosModel

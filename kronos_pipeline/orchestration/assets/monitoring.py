@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from kronos_pipeline.orchestration.batch import Event, TickerBatch
 from kronos_pipeline.orchestration.failures import as_failure
 from kronos_pipeline.orchestration.io_manager import TickerArtifacts
 from kronos_pipeline.orchestration.metadata import DRIFTED, FINDING, KIND, picture_metadata
 from kronos_pipeline.orchestration.resources import PipelineSettings, Tracking, load_base_model
+from kronos_pipeline.orchestration.ticker_batch import Event, TickerBatch
 
 if TYPE_CHECKING:
     from kronos_pipeline.promotion.champion_forecast import TickerForecast

@@ -9,12 +9,12 @@ import dagster as dg
 from kronos_pipeline.artifacts import MANIFEST, mlflow_run_of, read_json
 from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.errors import ArtifactError
-from kronos_pipeline.orchestration.batch import Event, TickerBatch
 from kronos_pipeline.orchestration.failures import as_failure
 from kronos_pipeline.orchestration.io_manager import TickerArtifacts
 from kronos_pipeline.orchestration.metadata import bullets, mlflow_metadata
 from kronos_pipeline.orchestration.partitions import tickers_tested
 from kronos_pipeline.orchestration.resources import PipelineSettings, Tracking, run_tags
+from kronos_pipeline.orchestration.ticker_batch import Event, TickerBatch
 
 if TYPE_CHECKING:
     from kronos_pipeline.promotion.submit import Submission

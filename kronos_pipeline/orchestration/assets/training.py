@@ -11,11 +11,11 @@ import dagster as dg
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.errors import KronosError
-from kronos_pipeline.orchestration.batch import Event, TickerBatch, failed_in_run
 from kronos_pipeline.orchestration.failures import as_failure, make_failure
 from kronos_pipeline.orchestration.io_manager import TickerArtifacts
 from kronos_pipeline.orchestration.metadata import mlflow_metadata, training_metadata
 from kronos_pipeline.orchestration.resources import PipelineSettings, Tracking, run_tags
+from kronos_pipeline.orchestration.ticker_batch import Event, TickerBatch, failed_in_run
 from kronos_pipeline.pipeline.train import Trained, run_trainings
 
 _TICKERS_IN_MEMORY = 256
