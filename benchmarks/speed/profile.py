@@ -8,7 +8,7 @@ import torch
 
 from kronos_pipeline.model.decode.sample import sample_paths
 from kronos_pipeline.training.devices import pick_precision
-from kronos_pipeline.training.objective import Objective
+from kronos_pipeline.training.loss_module import LossModule
 from speed.cases import Case
 from speed.decoding import SAMPLING
 from speed.models import random_model, random_series, random_windows
@@ -34,12 +34,12 @@ def of_training(device: torch.device, *, size: str, batch: int) -> Table:
     model = random_model(size, device)
     settings = recipe(size, device, batch)
     tokens = next(batches(random_windows(settings, ["SIM"], batch), model, batch))
-    objective = Objective(model.predictor.train(), settings.lookback)
+    loss_module = LossModule(model.predictor.train(), settings.lookback)
     precision = pick_precision(settings.precision, device, model.predictor)
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            loss = objective(**tokens)
+            loss = loss_module(**tokens)
         loss.backward()
 
     title = f"Kronos-{size}, {batch} windows of 95 bars, {device.type}, {precision}"

@@ -24,8 +24,8 @@ from kronos_pipeline.model.losses import token_losses
 from kronos_pipeline.training.callback import Callback
 from kronos_pipeline.training.checkpoint import random_state, restore_random_state
 from kronos_pipeline.training.dataset import TrainingData
+from kronos_pipeline.training.loss_module import LossModule
 from kronos_pipeline.training.microbatch import Microbatch
-from kronos_pipeline.training.objective import Objective
 from kronos_pipeline.training.progress import Say, TrainingProgress
 from kronos_pipeline.training.replayed_calls import ReplayedCalls
 from kronos_pipeline.training.trainer_state import Tensors, TrainerState, TrainOutput, check_finite
@@ -57,7 +57,7 @@ class TrainingLoop:
         (train, self._selection), self._microbatch = data, microbatch
         self._train = train
         self._recipe, self._accelerator = recipe, accelerator
-        self._objective = Objective(predictor, train.lookback)
+        self._loss_module = LossModule(predictor, train.lookback)
         named = [(name, tensor) for name, tensor in predictor.named_parameters() if tensor.requires_grad]
         self._trained: Tensors = dict(named)
         decayed = [tensor for _, tensor in named if tensor.ndim >= 2]
@@ -75,8 +75,8 @@ class TrainingLoop:
         self.steps = recipe.epochs * self._steps_per_epoch
         self._schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_then_cosine(recipe, self.steps))
         if recipe.torch_compile:
-            self._objective.compile()
-        self._module, self._optimizer = accelerator.prepare(self._objective, optimizer)
+            self._loss_module.compile()
+        self._module, self._optimizer = accelerator.prepare(self._loss_module, optimizer)
         self._average = {name: tensor.detach().clone() for name, tensor in self._trained.items()}
         self._best: Tensors = {}
         self._state = TrainerState()
@@ -266,7 +266,7 @@ class TrainingLoop:
 
     @torch.no_grad()
     def _selection_loss(self) -> float:
-        accelerator, predictor = self._accelerator, self._objective.predictor
+        accelerator, predictor = self._accelerator, self._loss_module.predictor
         plain = {name: tensor.detach().clone() for name, tensor in self._trained.items()} if self._averaging else {}
         self._put(self._current())
         predictor.eval()
@@ -284,7 +284,7 @@ class TrainingLoop:
 
     def _losses(self, batches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Compute the losses of windows of the selection block, batch by batch."""
-        predictor, lookback = self._objective.predictor, self._selection.lookback
+        predictor, lookback = self._loss_module.predictor, self._selection.lookback
         return [token_losses(predictor, **self._selection.batch(batch), first_target=lookback) for batch in batches]
 
     @property

@@ -15,7 +15,7 @@ from kronos_pipeline.data.bar_schedule import mixed_intervals
 from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.errors import ArtifactError, DataError, Problem, SettingsError
 from kronos_pipeline.training.dataset import TrainingData
-from kronos_pipeline.training.objective import Objective
+from kronos_pipeline.training.loss_module import LossModule
 from kronos_pipeline.training.progress import duration
 
 _COPIES = 6
@@ -83,11 +83,11 @@ def expected_seconds(
         precision: the number format of its matrix products.
     """
     train, selection = data
-    objective = Objective(predictor, train.lookback)
+    loss_module = LossModule(predictor, train.lookback)
     batch = train.batch(range(min(batch_size, len(train))))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        seconds = [_timed(objective, batch, device, precision) for _ in range(2)][-1]
-    objective.zero_grad(set_to_none=True)
+        seconds = [_timed(loss_module, batch, device, precision) for _ in range(2)][-1]
+    loss_module.zero_grad(set_to_none=True)
     per_window = seconds / len(batch["s1"])
     evaluated = recipe.evaluations_per_epoch * len(selection)
     return per_window * recipe.epochs * (len(train) + evaluated * _EVAL_COST)
@@ -146,13 +146,13 @@ class Estimate:
         return line
 
 
-def _timed(objective: Objective, batch: dict[str, torch.Tensor], device: torch.device, precision: str) -> float:
+def _timed(loss_module: LossModule, batch: dict[str, torch.Tensor], device: torch.device, precision: str) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()
     low = torch.float16 if precision == "fp16" else torch.bfloat16
     with torch.autocast(device.type, low, enabled=precision != "fp32"):
-        loss = objective(**batch)
+        loss = loss_module(**batch)
     loss.backward()
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""Loss of a training, as a module."""
+"""The training loss as a module, for wrappers that need one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kronos_pipeline.model.dropout import replace_dropout
 from kronos_pipeline.model.losses import token_loss
 
 
-class Objective(nn.Module):
+class LossModule(nn.Module):
     """Loss as a module, so that wrappers of modules (DistributedDataParallel, compilers) see the forward pass.
 
     The predictor's dropouts are replaced by faster dropouts.
