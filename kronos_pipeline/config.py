@@ -64,6 +64,8 @@ class Role(Flag):
     """The sampling of forecast paths."""
     FORECAST = auto()
     """The times of forecast bars."""
+    EVALUATION = auto()
+    """The rivals in the table of predictions."""
     DECISION = auto()
     """The evidence and rule of a promotion."""
     RUN = auto()
@@ -332,6 +334,12 @@ class Recipe(ReadingSettings):
         description="widen or narrow forecast intervals by their coverage on the newer half of the selection block; "
         "a longer block gives better intervals",
     )
+    rivals: list[str] = _setting(
+        [],
+        Role.EVALUATION,
+        description="further models to beat (comma-separated): lightgbm, boosted trees over all tickers (extra gbm); "
+        "chronos, Chronos-2 as published, or chronos=<local folder>, chronos=owner/name@commit (extra chronos)",
+    )
     calendars: list[str] = _setting(
         [],
         Role.FORECAST,
@@ -363,6 +371,19 @@ class Recipe(ReadingSettings):
         if name is not None and not NAME.fullmatch(name):
             raise ValueError("use letters, digits and .-_^= only, without a slash or a leading dot, 64 at most")
         return name
+
+    @field_validator("rivals")
+    @classmethod
+    def _check_rivals(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if name not in ("lightgbm", "chronos") and not name.startswith("chronos="):
+                raise ValueError(
+                    f"{name!r} is no rival; use lightgbm, chronos or chronos=<folder or owner/name@commit>"
+                )
+        kinds = [name.partition("=")[0] for name in names]
+        if len(set(kinds)) < len(kinds):
+            raise ValueError("each of lightgbm and chronos can be named once")
+        return names
 
     @property
     def context(self) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from kronos_pipeline.evaluation.forecasting.candidates import (
 )
 from kronos_pipeline.evaluation.predictions import ADAPTER, CHECKPOINT
 from kronos_pipeline.evaluation.reports.plots import save_plots
+from kronos_pipeline.evaluation.rivals.optional import prepare_rivals
 from kronos_pipeline.evaluation.scoring.report import save_ticker_evaluation
 
 if TYPE_CHECKING:
@@ -57,15 +59,15 @@ def evaluate_tickers(
 ) -> Iterator[tuple[str, HoldoutResult | KronosError]]:
     """Forecast tickers' holdouts with every model that fits each, and score them: `metrics/<T>.*` and `plots/<T>*`.
 
-    A ticker's numbers do not depend on the other tickers. The sampling of each model is fitted on the selection block
-    the first time, and stored beside the model's weights.
+    A ticker's numbers do not depend on the other tickers, but for those of the rival `lightgbm`. The sampling of each
+    model is fitted on the selection block the first time, and stored beside the model's weights.
 
     Args:
         models: the models to compare.
         windows: windows by ticker; those of the tickers in `mlflow_runs` are read, each when its job starts.
         mlflow_runs: the tickers to evaluate, with the id of the MLflow run that trained each ticker's model, or None.
-        recipe: horizon, paths per forecast, temperature, top_p, seed and number format; and the name of an adapter that
-            serves all tickers, else each ticker has the adapter of its name.
+        recipe: horizon, paths per forecast, temperature, top_p, seed, number format and optional rivals; and the name
+            of an adapter that serves all tickers, else each ticker has the adapter of its name.
         trained: the model that is scored, "adapter" or "checkpoint"; by default the adapter if there is one.
         tickers_tested: number of tickers evaluated in this run, for which the verdicts are corrected.
 
@@ -76,12 +78,15 @@ def evaluate_tickers(
     from kronos_pipeline.model.lora import BASE as OWN_BASE  # imports torch
 
     layout, base, adapter_name = models.layout, models.base, recipe.adapter_name
+    rivals = prepare_rivals(recipe, _readable(windows, mlflow_runs), base.device)
 
     def evaluate_job(ticker: str, run: str | None) -> ForecastJob[HoldoutResult]:
         ticker_windows = windows[ticker]
         candidates, left_out = load_candidates(models, ticker_windows, adapter_name or ticker)
         scored = trained or (ADAPTER if ADAPTER in candidates else CHECKPOINT)
-        forecasts = yield from evaluate_models_job(ticker_windows, candidates, recipe, {ticker: run} if run else {})
+        forecasts = yield from evaluate_models_job(
+            ticker_windows, candidates, recipe, {ticker: run} if run else {}, rivals
+        )
         manifest = forecasts.manifest | doubts(ticker, candidates)
         evaluation = save_ticker_evaluation(layout, forecasts.predictions, scored, manifest, tickers_tested)
         warnings = [f"base model {base.source.label}", *evaluation["warnings"]]
@@ -91,3 +96,10 @@ def evaluate_tickers(
     whole_models = not adapter_name and any((layout.adapter(ticker) / OWN_BASE).is_dir() for ticker in mlflow_runs)
     jobs = {ticker: evaluate_job(ticker, run) for ticker, run in mlflow_runs.items()}
     return run_jobs(jobs, max_jobs=1 if whole_models else MAX_JOBS)
+
+
+def _readable(windows: Mapping[str, WindowSet], tickers: Iterable[str]) -> Iterator[WindowSet]:
+    """Read the windows of tickers; leave out those that cannot be read, as the job of the ticker reports the error."""
+    for ticker in tickers:
+        with contextlib.suppress(KronosError):
+            yield windows[ticker]

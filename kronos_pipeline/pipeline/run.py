@@ -26,6 +26,10 @@ def run_pipeline(config: KronosTrainingConfig) -> bool:
 
     layout = ArtifactLayout(Path(config.output_dir))
     check_writable(layout.root)
+    if config.rivals:
+        from kronos_pipeline.evaluation.rivals.optional import check_rivals
+
+        check_rivals(config)  # before a training of hours
     tickers = read_tickers(config, layout)
 
     from kronos_pipeline.evaluation.reports.tables import leaderboard_table, save_leaderboard

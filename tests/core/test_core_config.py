@@ -83,6 +83,9 @@ def test_infinity_and_nan_are_no_settings(name: str, value: float) -> None:
         {"data_dir": ""},
         {"output_dir": ""},
         {"model_name": ""},
+        {"rivals": ["arima"]},
+        {"rivals": ["lightgbm=here"]},
+        {"rivals": ["chronos", "chronos=here"]},
         {"look_back": 64},
     ],
     ids=str,
@@ -191,6 +194,7 @@ ROLES = {
         "keep_jumps", "precision",
     },
     Role.FORECAST: {"calendars"},
+    Role.EVALUATION: {"rivals"},
     Role.DECISION: {"backtest_origins", "backtest_refit_every", "gate", "refit_all"},
     Role.RUN: {"device", "save_steps", "cuda_graphs", "mix_intervals"},
 }  # fmt: skip
@@ -231,7 +235,7 @@ def test_every_setting_of_a_recipe_has_a_role() -> None:
 def test_the_settings_that_shape_weights_are_the_others_than_these() -> None:
     assert set(Recipe.model_fields) - training_settings(Recipe()).keys() == {
         "validation_days", "validation_bars", "max_cutoffs", "eval_samples", "temperature", "top_p",
-        "s2_position", "tune_sampling", "recalibrate", "calendars",
+        "s2_position", "tune_sampling", "recalibrate", "calendars", "rivals",
         "backtest_origins", "backtest_refit_every", "gate", "refit_all",
         "save_steps", "device", "adapter_name", "cuda_graphs", "mix_intervals",
         "columns", "adjusted", "drop_bad_rows", "from_date", "keep_forming",

@@ -108,7 +108,7 @@ def test_a_training_reads_no_bar_after_the_targets_that_a_purge_leaves(walks: li
 def test_one_ticker_is_enough_and_a_short_series_is_an_error_with_both_numbers(walks: list[WindowSet]) -> None:
     assert np.isfinite(sample(fit_lightgbm(walks[:1], FIVE_DAYS), walks[0])).all()
     short = FIVE_DAYS.model_copy(update={"validation_bars": 10, "selection_bars": 10})
-    with pytest.raises(DataError, match=r"lightgbm needs 50 training bars.*and there are 34"):
+    with pytest.raises(DataError, match=r"it needs 50 training bars.*and there are 34"):
         fit_lightgbm([random_walk(0, bars=95, recipe=short)], FIVE_DAYS)
 
 

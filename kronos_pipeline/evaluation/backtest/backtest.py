@@ -28,6 +28,7 @@ from kronos_pipeline.evaluation.backtest.fold_runs import fold_key, fold_predict
 from kronos_pipeline.evaluation.backtest.folds import BacktestError, Fold, plan_folds
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, trained_model
 from kronos_pipeline.evaluation.provenance import manifest_of_ticker, merge_manifests
+from kronos_pipeline.evaluation.rivals.optional import check_rivals
 from kronos_pipeline.evaluation.scoring.report import build_evaluation, load_predictions, save_report
 from kronos_pipeline.evaluation.scoring.verdicts import MIN_CUTOFFS
 from kronos_pipeline.training.plan import group_tickers
@@ -81,6 +82,7 @@ def run_backtest(
         BacktestError: no ticker has enough bars for a cutoff, or could be trained and forecast.
         SettingsError, ModelError, ArtifactError: see their messages.
     """
+    check_rivals(recipe)
     recipe = recipe.model_copy(update={"backtest_origins": recipe.backtest_origins or DEFAULT_ORIGINS})
     trained = trained_model(recipe)
     groups = [{ticker: bars[ticker] for ticker in tickers} for tickers in group_tickers(recipe, bars)]

@@ -20,6 +20,7 @@ from kronos_pipeline.evaluation.forecasting.batching import ForecastJob, run_job
 from kronos_pipeline.evaluation.forecasting.candidates import Candidate, TrainedModels, evaluate_models_job
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, trained_model
 from kronos_pipeline.evaluation.provenance import merge_manifests, sampling_precision
+from kronos_pipeline.evaluation.rivals.optional import OptionalRivals, prepare_rivals, rivals_key
 from kronos_pipeline.training.plan import plan_trainings
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ def fold_key(fold: Fold, base: KronosModel) -> str:
     data = [windows.bars.content_hash for windows in fold.windows]
     # The device type, not its number: a killed backtest may resume on another GPU.
     code = layers_version(*PREDICTIONS)
-    content = text_hash(settings, packages, base.weights_hash, base.device.type, *formats, code, *data)
+    rivals = rivals_key(fold.recipe)
+    content = text_hash(settings, packages, rivals, base.weights_hash, base.device.type, *formats, code, *data)
     return f"{text_hash(trained_model(fold.recipe), *fold.group)[:12]}-{content[:32]}"
 
 
@@ -106,8 +108,9 @@ def _forecast(
     jobs: dict[tuple[Path, str], ForecastJob[FoldForecast]] = {}
     for root, fold in folds.items():
         models = TrainedModels(ArtifactLayout(root), base)
+        rivals = prepare_rivals(fold.recipe, fold.known, base.device)
         for windows in fold.windows:
-            jobs[root, windows.ticker] = _forecast_job(fold, windows, results[root], models)
+            jobs[root, windows.ticker] = _forecast_job(fold, windows, results[root], models, rivals)
     forecasts: dict[Path, dict[str, FoldForecast | KronosError]] = {root: {} for root in folds}
     for (root, ticker), result in run_jobs(jobs):
         forecasts[root][ticker] = result
@@ -120,7 +123,7 @@ def _forecast(
 
 
 def _forecast_job(
-    fold: Fold, windows: WindowSet, result: TrainingResult, models: TrainedModels
+    fold: Fold, windows: WindowSet, result: TrainingResult, models: TrainedModels, rivals: OptionalRivals
 ) -> ForecastJob[FoldForecast]:
     """Forecast one ticker of a fold."""
     ticker, trained = windows.ticker, trained_model(fold.recipe)
@@ -129,7 +132,7 @@ def _forecast_job(
         trained: Candidate(models.load(trained, result.folder), result.folder),
     }
     training = {name: result.summary[name] for name in ("steps", "best_step", "selection_loss", "seconds")}
-    forecasts = yield from evaluate_models_job(windows, candidates, fold.recipe)
+    forecasts = yield from evaluate_models_job(windows, candidates, fold.recipe, rivals=rivals)
     stamps = windows.bars.frame["timestamps"]
     cutoffs = [stamps.iloc[origin].isoformat() for origin in windows.of_split("holdout")["origin"]]
     group = {"folds": {ticker: [{"cutoffs": cutoffs, **training}]}, "group": {ticker: list(fold.group)}}

@@ -21,6 +21,7 @@ from kronos_pipeline.evaluation.forecasting.sampling import Sampling, load_sampl
 from kronos_pipeline.evaluation.forecasting.tuning import fit_sampling_job
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, CHECKPOINT
 from kronos_pipeline.evaluation.provenance import evaluation_manifest
+from kronos_pipeline.evaluation.rivals.optional import NO_RIVALS, OptionalRivals
 
 if TYPE_CHECKING:
     from kronos_pipeline.config import Recipe
@@ -127,6 +128,7 @@ def evaluate_models_job(
     candidates: Mapping[str, Candidate],
     recipe: Recipe,
     mlflow_runs: Mapping[str, str] | None = None,
+    rivals: OptionalRivals = NO_RIVALS,
 ) -> ForecastJob[ModelEvaluation]:
     """Forecast a ticker's holdout with the baselines and each candidate: the holdout's, a fold's, or bars since then.
 
@@ -135,6 +137,7 @@ def evaluate_models_job(
         candidates: the candidates by model name, all on one base model.
         recipe: horizon, paths per forecast, temperature, top_p, seed and number format.
         mlflow_runs: the id of the MLflow run that trained the ticker's model, by ticker.
+        rivals: the rivals of `--rivals`.
 
     Raises:
         ModelError: a model's forecast is not finite.
@@ -145,7 +148,7 @@ def evaluate_models_job(
         {name: find_sampling_job(candidate, windows, recipe) for name, candidate in candidates.items()}
     )
     models = {name: candidate.model for name, candidate in candidates.items()}
-    forecasts = yield from predict_job(windows, models, samplings, recipe)
+    forecasts = yield from predict_job(windows, models, samplings, recipe, rivals)
     model = next(iter(models.values()))
     manifest = evaluation_manifest([windows], recipe, model.source, str(model.device), mlflow_runs) | {
         "sampling": {ticker: {name: sampling.summary() for name, sampling in samplings.items()}},

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kronos_pipeline.artifacts import file_hash, read_json
+from kronos_pipeline.artifacts import read_json
 from kronos_pipeline.base_models import PINNED, WeightsSource
 from kronos_pipeline.errors import ArtifactError, ModelError, SettingsError, enumerate_some, first_sentence
 from kronos_pipeline.evaluation.rivals.history import draws_of, read_history
@@ -43,12 +43,10 @@ class ChronosModel:
     Attributes:
         pipeline: chronos-forecasting's pipeline around the model.
         source: the source of the weights.
-        weights_hash: SHA-256 of the weights.
     """
 
     pipeline: Any
     source: WeightsSource
-    weights_hash: str
 
 
 def find_chronos(name: str) -> WeightsSource:
@@ -75,6 +73,27 @@ def find_chronos(name: str) -> WeightsSource:
     )
 
 
+def find_chronos_folder(name: str) -> tuple[WeightsSource, Path]:
+    """Return the source of a rival's weights and their folder, fetched from the Hub unless they are cached.
+
+    Raises:
+        ModelError: there is no such model, it cannot be fetched, or it is of another architecture.
+    """
+    from kronos_pipeline.model.loading import download_command, find_folder
+    from kronos_pipeline.model.weights import CONFIG, WEIGHTS
+
+    source = find_chronos(name)
+    ways_out = (
+        f"Three ways out: --rivals chronos=<folder> with a local folder that holds {CONFIG} and {WEIGHTS}; fetch it "
+        f"beforehand, where there is a network, with `{download_command(source)}`; or leave chronos out of --rivals."
+    )
+    folder = find_folder(source, ways_out)
+    if missing := [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]:
+        raise ModelError(f"--rivals {name}: {folder} holds no {' and no '.join(missing)}; name another folder.")
+    _check_architecture(name, folder / CONFIG)
+    return source, folder
+
+
 def load_chronos(name: str, device: torch.device) -> ChronosModel:
     """Load a Chronos-2 model from safetensors to a device, strictly.
 
@@ -90,18 +109,9 @@ def load_chronos(name: str, device: torch.device) -> ChronosModel:
     from chronos import Chronos2Model, Chronos2Pipeline
     from transformers.utils.logging import disable_progress_bar
 
-    from kronos_pipeline.model.loading import download_command, find_folder
     from kronos_pipeline.model.weights import CONFIG, WEIGHTS
 
-    source = find_chronos(name)
-    ways_out = (
-        f"Three ways out: --rivals chronos=<folder> with a local folder that holds {CONFIG} and {WEIGHTS}; fetch it "
-        f"beforehand, where there is a network, with `{download_command(source)}`; or leave chronos out of --rivals."
-    )
-    folder = find_folder(source, ways_out)
-    if missing := [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]:
-        raise ModelError(f"--rivals {name}: {folder} holds no {' and no '.join(missing)}; name another folder.")
-    _check_architecture(name, folder / CONFIG)
+    source, folder = find_chronos_folder(name)
     disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         model, loaded = Chronos2Model.from_pretrained(
@@ -112,7 +122,7 @@ def load_chronos(name: str, device: torch.device) -> ChronosModel:
     # transformers fills a missing tensor with random numbers, and says so in a log alone.
     if wrong := sorted({str(key) for kind in ("missing_keys", "mismatched_keys") for key in loaded[kind]}):
         raise ModelError(f"{folder / WEIGHTS} does not fit its {CONFIG}: {enumerate_some(wrong)}; download it again.")
-    return ChronosModel(Chronos2Pipeline(model.to(device).eval()), source, file_hash(folder / WEIGHTS))
+    return ChronosModel(Chronos2Pipeline(model.to(device).eval()), source)
 
 
 def sample_chronos(model: ChronosModel, windows: WindowSet, origins: NDArray[np.int64], recipe: Recipe) -> Floats:

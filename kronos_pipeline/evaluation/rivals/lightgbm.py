@@ -99,8 +99,8 @@ def fit_lightgbm(windows: Sequence[WindowSet], recipe: Recipe) -> LightgbmModel:
     ]
     frames = [frame for frame in frames if len(frame) > HISTORY]
     if (trained := sum(int((frame["split"][HISTORY:] == "train").sum()) for frame in frames)) < MIN_ROWS:
-        rule = f"lightgbm needs {MIN_ROWS} training bars after the first {FEWEST_BARS}, and there are {trained}"
-        raise DataError(Problem(windows[0].bars.source, f"{rule}; leave lightgbm out of --rivals or add bars"))
+        rule = f"it needs {MIN_ROWS} training bars after the first {FEWEST_BARS}, and there are {trained}"
+        raise DataError(Problem(windows[0].bars.source, rule))
     table = pd.concat(frames, ignore_index=True)
     forecaster = MLForecast(
         models={"trees": QuantileTrees(LEVELS, SCORE, ROUNDS, PATIENCE, recipe.seed)},
@@ -133,7 +133,7 @@ def sample_lightgbm(
         DataError: a forecast knows fewer than `FEWEST_BARS` bars.
     """
     if (known_bars := int(origins.min()) + 1) < FEWEST_BARS:
-        rule = f"lightgbm needs {FEWEST_BARS} bars before a forecast, and the first cutoff has {known_bars}"
+        rule = f"it needs {FEWEST_BARS} bars before a forecast, and the first cutoff has {known_bars}"
         raise DataError(Problem(windows.bars.source, rule), windows.ticker)
     paths, horizon = max(recipe.eval_samples, MIN_PATHS), recipe.horizon
     history = read_history(windows.bars, windows.holdout_start, keep_jumps=recipe.keep_jumps)

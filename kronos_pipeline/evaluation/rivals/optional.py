@@ -1,0 +1,166 @@
+"""Rivals that a user asks for by `--rivals`: checked at the start, made ready once, and forecast for each ticker."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kronos_pipeline.artifacts import text_hash
+from kronos_pipeline.data.purge import outdated_tickers, purge_overlapping_targets
+from kronos_pipeline.errors import DataError
+from kronos_pipeline.evaluation.predictions import CHRONOS, LIGHTGBM
+
+if TYPE_CHECKING:
+    import torch
+
+    from kronos_pipeline.config import Recipe
+    from kronos_pipeline.data.windows import WindowSet
+    from kronos_pipeline.evaluation.rivals.chronos import ChronosModel
+
+Origins = NDArray[np.int64]
+PathForecaster = Callable[["WindowSet", Origins, Origins, "Recipe"], NDArray[np.float64]]
+"""Takes a ticker's windows, the last known bar of each forecast, the bar after the last requested bar of each, and the
+recipe; returns closes, (cutoffs, paths, horizon)."""
+_PACKAGES = {LIGHTGBM: ("lightgbm", "mlforecast"), CHRONOS: ("chronos-forecasting", "transformers")}
+
+
+@dataclass(frozen=True)
+class OptionalRivals:
+    """Rivals that are ready to forecast.
+
+    Attributes:
+        forecasters: a forecaster by model name.
+        left_out: by ticker and model name, the reason that a rival does not forecast the ticker.
+    """
+
+    forecasters: dict[str, PathForecaster]
+    left_out: dict[tuple[str, str], str]
+
+    def forecast(
+        self, windows: WindowSet, origins: Origins, ends: Origins, recipe: Recipe
+    ) -> tuple[dict[str, NDArray[np.float64]], list[str]]:
+        """Forecast a ticker.
+
+        Args:
+            windows: the ticker's windows.
+            origins: index of the last known bar of each forecast, (cutoffs,).
+            ends: index of the bar after the last requested bar of each forecast, (cutoffs,).
+            recipe: horizon, minimum number of paths and seed.
+
+        Returns:
+            Closes by model, each (cutoffs, paths, horizon), and a sentence per rival without a forecast.
+
+        Raises:
+            ModelError: a forecast is not finite.
+        """
+        closes = {}
+        reasons = {name: reason for (ticker, name), reason in self.left_out.items() if ticker == windows.ticker}
+        for name, forecaster in self.forecasters.items():
+            if name not in reasons:
+                try:
+                    closes[name] = forecaster(windows, origins, ends, recipe)
+                except DataError as error:
+                    reasons[name] = error.problems[0].rule
+        return closes, [f"{windows.ticker}: no {name} forecast: {reason}." for name, reason in reasons.items()]
+
+
+NO_RIVALS = OptionalRivals({}, {})
+
+
+def check_rivals(recipe: Recipe) -> None:
+    """Check that the packages and the weights of the recipe's rivals are there; weights on the Hub are fetched.
+
+    Raises:
+        SettingsError: a package is missing.
+        ModelError: Chronos-2 is missing or cannot be fetched.
+    """
+    from kronos_pipeline.evaluation.rivals import chronos, lightgbm
+
+    for name in recipe.rivals:
+        if name == LIGHTGBM:
+            lightgbm.check_installed()
+        else:
+            chronos.check_installed()
+            chronos.find_chronos_folder(name)
+
+
+def prepare_rivals(recipe: Recipe, windows: Iterable[WindowSet], device: torch.device) -> OptionalRivals:
+    """Fit and load the recipe's rivals, once for all tickers of an evaluation.
+
+    LightGBM is fitted over all tickers, on the targets that a checkpoint over them would be trained on. A ticker whose
+    bars end before another ticker's holdout begins gets no forecast, as the trees have seen later bars.
+
+    Args:
+        recipe: the rivals, the seed, and whether jumps are returns.
+        windows: the tickers' windows; they are read if there is something to fit.
+        device: the device of Chronos-2.
+
+    Raises:
+        SettingsError: a package is missing.
+        ModelError: Chronos-2 is missing, damaged or cannot be fetched.
+    """
+    from kronos_pipeline.evaluation.rivals.lightgbm import fit_lightgbm, sample_lightgbm
+
+    forecasters: dict[str, PathForecaster] = {}
+    left_out: dict[tuple[str, str], str] = {}
+    for name in recipe.rivals:
+        if name != LIGHTGBM:
+            forecasters[CHRONOS] = partial(_sample_chronos, _loaded_chronos(name, device))
+            continue
+        known = list(windows)
+        outdated = outdated_tickers(known)
+        reason = "its bars end before the holdout of other tickers, whose later bars the trees have seen"
+        left_out |= {(ticker, LIGHTGBM): reason for ticker in outdated}
+        try:
+            model = fit_lightgbm(purge_overlapping_targets(known, outdated), recipe)
+        except DataError as error:
+            left_out |= {(window_set.ticker, LIGHTGBM): error.problems[0].rule for window_set in known}
+        else:
+            forecasters[LIGHTGBM] = partial(sample_lightgbm, model)
+    return OptionalRivals(forecasters, left_out)
+
+
+def rivals_key(recipe: Recipe) -> str:
+    """Return a hash of the packages and weights that shape the forecasts of the recipe's rivals; "" without rivals."""
+    from kronos_pipeline.evaluation.rivals.chronos import find_chronos_folder
+    from kronos_pipeline.model.weights import WEIGHTS
+
+    parts = []
+    for name in recipe.rivals:
+        kind = name.partition("=")[0]
+        parts += [kind, *map(importlib.metadata.version, _PACKAGES[kind])]
+        if kind == CHRONOS:
+            _, folder = find_chronos_folder(name)
+            changed = (folder / WEIGHTS).stat()
+            parts.append(_weights_hash(folder, changed.st_mtime_ns, changed.st_size))
+    return text_hash(*parts) if parts else ""
+
+
+@lru_cache
+def _weights_hash(folder: Path, *_state: int) -> str:
+    from kronos_pipeline.model.weights import weights_hash
+
+    return weights_hash(folder)
+
+
+@lru_cache(maxsize=1)
+def _loaded_chronos(name: str, device: torch.device) -> ChronosModel:
+    """Load Chronos-2; it is kept, as a backtest asks for it in every fold."""
+    from kronos_pipeline.evaluation.rivals.chronos import load_chronos
+
+    return load_chronos(name, device)
+
+
+def _sample_chronos(
+    model: ChronosModel, windows: WindowSet, origins: Origins, _ends: Origins, recipe: Recipe
+) -> NDArray[np.float64]:
+    from kronos_pipeline.evaluation.rivals.chronos import sample_chronos
+
+    return sample_chronos(model, windows, origins, recipe)
