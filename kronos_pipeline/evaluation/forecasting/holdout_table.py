@@ -37,6 +37,7 @@ from kronos_pipeline.evaluation.predictions import (
     SEASONAL,
 )
 from kronos_pipeline.evaluation.rivals.measures import range_variance, squared_returns
+from kronos_pipeline.evaluation.rivals.optional import NO_RIVALS, OptionalRivals
 from kronos_pipeline.evaluation.rivals.volatility_rivals import forecast_rivals
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def predict(
     recipe: Recipe,
     *,
     sampler: Sampler | None = None,
+    rivals: OptionalRivals = NO_RIVALS,
 ) -> Forecasts:
     """Forecast every bar of a ticker's holdout with the baselines and each model.
 
@@ -76,15 +78,20 @@ def predict(
         samplings: the sampling of each model, by column name.
         recipe: horizon (bars), paths per forecast and seed.
         sampler: the sampler; by default `kronos_pipeline.model.decode.sample.sample_paths`.
+        rivals: the rivals of `--rivals`.
 
     Raises:
         ModelError: a model's forecast is not finite.
     """
-    return run_job(predict_job(windows, models, samplings, recipe), sampler)
+    return run_job(predict_job(windows, models, samplings, recipe, rivals), sampler)
 
 
 def predict_job(
-    windows: WindowSet, models: Mapping[str, Any], samplings: Mapping[str, Sampling], recipe: Recipe
+    windows: WindowSet,
+    models: Mapping[str, Any],
+    samplings: Mapping[str, Sampling],
+    recipe: Recipe,
+    rivals: OptionalRivals = NO_RIVALS,
 ) -> ForecastJob[Forecasts]:
     """Run `predict` as a job."""
     rows = windows.of_split("holdout")
@@ -123,9 +130,10 @@ def predict_job(
         columns_of[SEASONAL] = of_points(seasonal)
     else:
         notes.append(f"{windows.ticker}: no {SEASONAL} forecast: {baselines.no_season(week, windows.lookback)}.")
-    rivals = forecast_rivals(windows, origins, recipe)
-    notes += rivals.notes
-    for name, closes in rivals.closes.items():
+    volatility = forecast_rivals(windows, origins, recipe)
+    optional, reasons = rivals.forecast(windows, origins, ends, recipe)
+    notes += [*volatility.notes, *reasons]
+    for name, closes in (volatility.closes | optional).items():
         columns_of[name] = of_paths(closes, np.ones((len(steps), len(LEVELS))))
     mended = {}
     for name, paths in zip(models, sampled, strict=True):
