@@ -14,7 +14,8 @@ from typing import TypeVar
 from kronos_pipeline.artifacts import file_hash
 from kronos_pipeline.config import NAME, ReadingSettings
 from kronos_pipeline.data.csv_file import CsvFile, printable
-from kronos_pipeline.data.csv_table import DEFAULTS, symbols_of
+from kronos_pipeline.data.csv_symbols import symbols_of
+from kronos_pipeline.data.csv_table import DEFAULTS
 from kronos_pipeline.data.file_names import FileName, is_period, read_file_name
 from kronos_pipeline.errors import DataError, Problem, count, enumerate_some
 

@@ -18,12 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kronos_pipeline.config import ReadingSettings
+from kronos_pipeline.data.bad_rows import find_conflicts, leave_out_bad
 from kronos_pipeline.data.bar_schedule import BoolArray, IntArray
 from kronos_pipeline.data.bar_times import arrange_bars
 from kronos_pipeline.data.bars import FEATURES, PRICES, Bars, column_matrix, csv_key, make_bars
 from kronos_pipeline.data.csv_file import CsvFile
 from kronos_pipeline.data.csv_files import find_csv_files
-from kronos_pipeline.data.csv_table import DEFAULTS, CsvTable, read_csv_table, split_symbols
+from kronos_pipeline.data.csv_symbols import split_symbols
+from kronos_pipeline.data.csv_table import DEFAULTS, CsvTable, read_csv_table
 from kronos_pipeline.data.numbers import NumberColumn, parse_numbers
 from kronos_pipeline.data.quality_flags import find_flags
 from kronos_pipeline.data.rows import (
@@ -33,9 +35,7 @@ from kronos_pipeline.data.rows import (
     Fault,
     Rows,
     complete_rows,
-    find_conflicts,
     join_rows,
-    leave_out_bad,
     order_rows,
 )
 from kronos_pipeline.data.schemas import ORDER_RULES, RULES, VALIDATION_BATCH, BarFrame

@@ -9,7 +9,8 @@ import pytest
 from kronos_pipeline.config import COLUMN_MEANINGS, ReadingSettings
 from kronos_pipeline.data.column_names import COLUMN_NAMES, column_rows, meaning_of, normal_name
 from kronos_pipeline.data.csv_file import CsvFile
-from kronos_pipeline.data.csv_table import CsvTable, read_csv_table, symbols_of
+from kronos_pipeline.data.csv_symbols import symbols_of
+from kronos_pipeline.data.csv_table import CsvTable, read_csv_table
 from kronos_pipeline.errors import DataError
 
 

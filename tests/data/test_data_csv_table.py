@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kronos_pipeline.data import csv_table
+from kronos_pipeline.data import csv_columns
 from kronos_pipeline.data.csv_file import CsvFile
 from kronos_pipeline.data.csv_table import CsvTable, read_csv_table
 
@@ -72,7 +72,7 @@ def test_lines_are_those_of_the_file_whatever_blank_ones_are_between(
 
 
 def test_a_plain_file_is_split_without_the_csv_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(csv_table, "read_sheet", lambda *_: pytest.fail("split row by row"))
+    monkeypatch.setattr(csv_columns, "read_sheet", lambda *_: pytest.fail("split row by row"))
     table = table_of(tmp_path, b"Date,Open,High,Low,Close\n2024-01-02,1,2,1,1\n")
     assert texts(table)["high"] == ["2"]
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from kronos_pipeline.config import ReadingSettings
 from kronos_pipeline.data.csv_file import CsvFile
-from kronos_pipeline.data.csv_table import CsvTable, read_csv_table, split_symbols, symbols_of
+from kronos_pipeline.data.csv_symbols import split_symbols, symbols_of
+from kronos_pipeline.data.csv_table import CsvTable, read_csv_table
 from kronos_pipeline.data.numbers import NumberColumn, parse_numbers
 from kronos_pipeline.errors import DataError
 

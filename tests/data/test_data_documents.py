@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "data.md").read_text()
 PACKAGE = ROOT / "kronos_pipeline"
 READING = (
-    *("csv_files", "csv_table", "columns", "dialect", "headerless", "numbers", "ingest", "rows", "schemas"),
+    *("csv_files", "csv_table", "csv_columns", "columns", "dialect", "headerless", "numbers", "ingest", "rows"),
+    *("bad_rows", "schemas"),
     *(
         "timestamps",
         "time_numbers",

@@ -14,11 +14,11 @@ from market_files import NOW, daily_frame, write_frame, write_lines
 
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.config import ReadingSettings
+from kronos_pipeline.data.bad_rows import in_another_unit
 from kronos_pipeline.data.bar_cache import read_files_cached
 from kronos_pipeline.data.bars import PRICES, Bars, save_bars
 from kronos_pipeline.data.csv_file import CsvFile
 from kronos_pipeline.data.ingest import read_bars, read_files, read_folder
-from kronos_pipeline.data.rows import in_another_unit
 from kronos_pipeline.errors import DataError, SettingsError
 
 COLUMNS = ["Open", "High", "Low", "Close"]
