@@ -1,6 +1,6 @@
 """The whole code location: assets, checks, jobs, schedules, sensors and resources, for the tickers in the data folder.
 
-raw_bars[T] -> windows[T] -+-> adapter[T] --+-> holdout_metrics[T] -+-> champion[T] -+-> forecast[T]
+raw_bars[T] -> windows[T] -+-> adapter[T] --+-> holdout_metrics[T] -+-> champion[T] -+-> forecast[T] -> track_record[T]
                            |                |                       |                +-> drift[T]
                            +-> checkpoint --+                       +-> checkpoint_champion
                            |                                        |
@@ -22,7 +22,7 @@ from kronos_pipeline.evaluation.scoring.targets import TARGETS
 from kronos_pipeline.orchestration.assets.adapter_by_ticker import adapters_by_ticker
 from kronos_pipeline.orchestration.assets.data import raw_bars, windows
 from kronos_pipeline.orchestration.assets.evaluation import backtest, holdout_metrics, leaderboard
-from kronos_pipeline.orchestration.assets.monitoring import drift, forecast
+from kronos_pipeline.orchestration.assets.monitoring import drift, forecast, track_record
 from kronos_pipeline.orchestration.assets.promotion import champion, checkpoint_champion
 from kronos_pipeline.orchestration.assets.training import adapter, checkpoint
 from kronos_pipeline.orchestration.automation.csv_sensor import make_csv_sensor
@@ -41,10 +41,20 @@ from kronos_pipeline.orchestration.checks import (
 from kronos_pipeline.orchestration.io_manager import artifact_io_manager
 from kronos_pipeline.orchestration.metadata import bars_columns
 from kronos_pipeline.orchestration.partitions import find_tickers, ticker_partitions
-from kronos_pipeline.orchestration.resources import PipelineSettings, Tracking
+from kronos_pipeline.orchestration.resources import Clock, PipelineSettings, Tracking
 
 OWNERS = ["team:forecasting"]
-PER_TICKER = ("raw_bars", "windows", "adapter", "holdout_metrics", "backtest", "champion", "forecast", "drift")
+PER_TICKER = (
+    "raw_bars",
+    "windows",
+    "adapter",
+    "holdout_metrics",
+    "backtest",
+    "champion",
+    "forecast",
+    "track_record",
+    "drift",
+)
 GPU = "gpu"
 """The pool of assets that use a GPU; the instance's settings allow `KRONOS_GPUS` runs of it at a time."""
 RETRY = dg.RetryPolicy(max_retries=2, delay=10, backoff=dg.Backoff.EXPONENTIAL)
@@ -85,6 +95,14 @@ def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Defi
         dg.asset(**per_ticker, **serving, kinds={"mlflow"}, deps=["adapter", "holdout_metrics", "backtest"])(champion),
         dg.asset(**over_all, **serving, kinds={"mlflow"}, deps=["checkpoint", "holdout_metrics"])(checkpoint_champion),
         dg.asset(**per_ticker, **serving, kinds={"pytorch"}, deps=["champion", "checkpoint_champion"])(forecast),
+        dg.asset(
+            **per_ticker,
+            group_name="serving",
+            retry_policy=RETRY,
+            code_version=evaluation,
+            kinds={"parquet"},
+            deps=["forecast"],
+        )(track_record),
         dg.asset(**per_ticker, **serving, kinds={"pytorch"}, deps=["champion", "checkpoint_champion"])(drift),
         *adapters_by_ticker(tickers, group_name="adapter_by_ticker", owners=OWNERS, kinds={"dagster"}),
     ]
@@ -112,6 +130,7 @@ def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Defi
         resources={
             "pipeline": settings,
             "tracking": Tracking.from_environment(),
+            "clock": Clock(),
             "io_manager": artifact_io_manager,
         },
         executor=dg.in_process_executor,

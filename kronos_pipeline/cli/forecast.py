@@ -18,7 +18,7 @@ class Forecast(TickersCommand):
 
     A ticker is forecast by its champion; without a champion, by the base model if it was better than naive; else by
     repeating the last close. Print and plot the forecasts, and name the model and the reason for its choice. Many
-    tickers are sampled jointly.
+    tickers are sampled jointly. The forecasts are appended to the ledger, which `kronos record` scores.
     """
 
     horizon: Optional[int] = evaluated_setting("horizon")
@@ -32,6 +32,7 @@ class Forecast(TickersCommand):
         from rich.console import Console
 
         from kronos_pipeline.artifacts import ArtifactLayout, check_writable
+        from kronos_pipeline.evaluation import ledger
         from kronos_pipeline.evaluation.forecasting.batching import run_jobs
         from kronos_pipeline.pipeline.ingest import report_skipped
         from kronos_pipeline.promotion.champion_forecast import TickerForecast, forecast_ticker_job, overview_table
@@ -57,6 +58,7 @@ class Forecast(TickersCommand):
         if len(names) == 1 and failed:
             raise failed[names[0]]
         forecasts = [made[name] for name in names if name in made]
+        file, notes = ledger.append(layout, [forecast.ledger_rows for forecast in forecasts])
         for name in made:
             for note in bars[name].notes:
                 print(f"{name}: {note}")
@@ -67,6 +69,10 @@ class Forecast(TickersCommand):
         if len(forecasts) > _PRINTED_BY_BAR:
             console.print(overview_table(forecasts).terminal())
             print(f"forecasts {forecasts[0].file.parent}\npictures  {forecasts[0].plot.parents[1]}")
+        if file:
+            print(f"ledger    {file}")
+        for note in notes:
+            print(note)
         for name in names:
             if name in failed:
                 report_skipped(name, failed[name])

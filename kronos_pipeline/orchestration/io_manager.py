@@ -59,7 +59,7 @@ class ArtifactIOManager(dg.IOManager):
         self._save: dict[str, Callable[[str, Any], None]] = {
             "raw_bars": self._save_bars,
             "windows": self._save_windows,
-            **dict.fromkeys(("adapter", "holdout_metrics", "backtest", "forecast"), self._check_stored),
+            **dict.fromkeys(("adapter", "holdout_metrics", "backtest", "forecast", "track_record"), self._check_stored),
             **dict.fromkeys(("champion", "drift"), _not_stored),
         }
         self._load: dict[str, Callable[[str], Any]] = {

@@ -43,6 +43,7 @@ _PICTURES = {
     "steps": ("error by step", "error by bars ahead"),
     "reliability": ("reliability", "coverage of the intervals"),
     "forecast": ("fan chart", "the bars to come, with intervals"),
+    "record": ("track record", "running skill and coverage"),
 }
 LAST_BAR = "last bar"
 """Metadata of an adapter's materialisation: the last bar of its data, from which the sensor counts new bars."""

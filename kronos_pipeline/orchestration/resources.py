@@ -1,4 +1,4 @@
-"""The settings and the tracking of a run as Dagster resources, and the models that several assets look up.
+"""The settings, the tracking and the clock of a run as Dagster resources, and the models that several assets look up.
 
 The settings are a resource and not the assets' run config, because the assets of a run must agree on them: one recipe
 cuts windows, trains adapters and scores forecasts. A resource is set once, and the launchpad can change it for a run:
@@ -17,6 +17,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Optional, TypeVar
@@ -129,6 +130,14 @@ class Tracking(dg.ConfigurableResource[Any]):
         from kronos_pipeline.tracking.runs import Tracker
 
         return Tracker(self.tracking_uri, layout.root, self.ui_address)
+
+
+class Clock(dg.ConfigurableResource[Any]):
+    """The time at which forecasts are issued. It has no settings, so that nobody dates a forecast back."""
+
+    def now(self) -> datetime:
+        """Return the present time, in UTC."""
+        return datetime.now(UTC)
 
 
 def with_defaults(resource: type[Resource], values: Mapping[str, Any]) -> Resource:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import pandas as pd
 
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.errors import count
+from kronos_pipeline.evaluation import ledger
 from kronos_pipeline.evaluation.forecasting.batching import ForecastJob
 from kronos_pipeline.evaluation.forecasting.future import (
     describe_sampled_model,
@@ -42,6 +44,7 @@ class TickerForecast:
         notes: notes on the forecast.
         file: `forecasts/<T>.parquet`.
         plot: the fan chart.
+        ledger_rows: the rows for the ledger, see `ledger.ledger_rows`.
     """
 
     table: pd.DataFrame
@@ -49,6 +52,7 @@ class TickerForecast:
     notes: tuple[str, ...]
     file: Path
     plot: Path
+    ledger_rows: pd.DataFrame
 
     @property
     def label(self) -> str:
@@ -76,10 +80,18 @@ def overview_table(forecasts: Sequence[TickerForecast]) -> TextTable:
     )
 
 
-def forecast_ticker_job(
-    registry: Registry, layout: ArtifactLayout, bars: Mapping[str, Bars], ticker: str, base: KronosModel, recipe: Recipe
+def forecast_ticker_job(  # noqa: PLR0913
+    registry: Registry,
+    layout: ArtifactLayout,
+    bars: Mapping[str, Bars],
+    ticker: str,
+    base: KronosModel,
+    recipe: Recipe,
+    now: Callable[[], datetime] = ledger.now,
 ) -> ForecastJob[TickerForecast]:
     """Forecast a ticker's next bars by its champion, else by base or naive, and write the table and the fan chart.
+
+    The caller appends the rows for the ledger, those of all tickers of a command or a run as one file.
 
     Args:
         registry: the registry of champions.
@@ -88,6 +100,7 @@ def forecast_ticker_job(
         ticker: the ticker.
         base: the untouched base model.
         recipe: horizon, paths per forecast, seed and calendars; lookback, if no champion has its own.
+        now: returns the time of the issue, with a zone.
 
     Raises:
         TrackingError: the registry cannot be reached, or a champion's files are gone.
@@ -106,4 +119,12 @@ def forecast_ticker_job(
         notes = (*notes, f"intervals reach beyond the {recipe.eval_samples} paths by a fitted tail, and are rough")
     sampled = None if model is None else describe_sampled_model(model, sampling, selected.recipe)
     manifest = forecast_manifest(ticker_bars, table, sampled, selected.recipe, selected.reason, notes)
-    return TickerForecast(table, selected.reason, notes, *save_forecast(layout, ticker_bars, table, manifest))
+    rows = ledger.ledger_rows(
+        ticker_bars,
+        table,
+        selected.recipe,
+        version="" if model is None else str(model.weights_hash)[:12],
+        issued=now(),
+        known_until=ledger.known_bars_end(layout, ticker),
+    )
+    return TickerForecast(table, selected.reason, notes, *save_forecast(layout, ticker_bars, table, manifest), rows)

@@ -1,4 +1,4 @@
-"""The monitoring assets: each ticker's forecast by its champion, and the drift of the champion."""
+"""The monitoring assets: each ticker's forecast, the record of its forecasts, and the drift of its champion."""
 
 # Annotations are not postponed here: Dagster reads the annotation of `context` and refuses a string.
 from collections.abc import Iterator
@@ -9,22 +9,28 @@ import dagster as dg
 from kronos_pipeline.orchestration.failures import as_failure
 from kronos_pipeline.orchestration.io_manager import TickerArtifacts
 from kronos_pipeline.orchestration.metadata import DRIFTED, FINDING, KIND, picture_metadata
-from kronos_pipeline.orchestration.resources import PipelineSettings, Tracking, load_base_model
+from kronos_pipeline.orchestration.resources import Clock, PipelineSettings, Tracking, load_base_model
 from kronos_pipeline.orchestration.ticker_batch import Event, TickerBatch
 
 if TYPE_CHECKING:
     from kronos_pipeline.promotion.champion_forecast import TickerForecast
     from kronos_pipeline.promotion.drift_watch import WatchedChampion
+    from kronos_pipeline.promotion.track_record import TickerRecord
 
 
 def forecast(
-    context: dg.AssetExecutionContext, raw_bars: TickerArtifacts, pipeline: PipelineSettings, tracking: Tracking
+    context: dg.AssetExecutionContext,
+    raw_bars: TickerArtifacts,
+    pipeline: PipelineSettings,
+    tracking: Tracking,
+    clock: Clock,
 ) -> Iterator[Event]:
     """The next `horizon` bars of a ticker, with intervals, by its champion, else by base or the last close.
 
     Base forecasts only if the ticker's own verdict says that base is better than naive. Stored as
-    `forecasts/<T>.parquet` and `plots/<T>/forecast.png`.
+    `forecasts/<T>.parquet` and `plots/<T>/forecast.png`, and appended to the ledger.
     """
+    from kronos_pipeline.evaluation import ledger
     from kronos_pipeline.evaluation.forecasting.batching import run_jobs, unwrap
     from kronos_pipeline.promotion.champion_forecast import forecast_ticker_job
     from kronos_pipeline.tracking.registry import Registry
@@ -35,12 +41,41 @@ def forecast(
         registry = Registry(tracking.tracker(layout))
         batch = TickerBatch(context)
         jobs = {
-            ticker: forecast_ticker_job(registry, layout, raw_bars, ticker, base, recipe) for ticker in batch.tickers
+            ticker: forecast_ticker_job(registry, layout, raw_bars, ticker, base, recipe, clock.now)
+            for ticker in batch.tickers
         }
+        issued = []
         for ticker, outcome in run_jobs(jobs):
             with batch.ticker(ticker):
                 result = unwrap(outcome)
                 batch.add(ticker, result.file, _forecast_metadata(result))
+                issued.append(result.ledger_rows)
+        _, notes = ledger.append(layout, issued)
+        for note in notes:
+            context.log.warning(note)
+        yield from batch.events()
+
+
+def track_record(
+    context: dg.AssetExecutionContext, raw_bars: TickerArtifacts, pipeline: PipelineSettings
+) -> Iterator[Event]:
+    """The scores of a ticker's forecasts in the ledger whose bars have come, against the last close and EWMA.
+
+    Forecasts of bars that existed at the issue never count. The e-values may be looked at every day; 20 is a result.
+    Stored as `track_record/<T>.json` and `plots/<T>/record.png`.
+    """
+    from kronos_pipeline.evaluation import ledger
+    from kronos_pipeline.promotion.track_record import record_ticker
+
+    with as_failure("track_record"):
+        batch = TickerBatch(context)
+        entries = ledger.read(pipeline.layout, batch.tickers)
+        for note in entries.notes:
+            context.log.warning(note)
+        for ticker in batch.tickers:
+            with batch.ticker(ticker):
+                record = record_ticker(pipeline.layout, entries, raw_bars[ticker])
+                batch.add(ticker, record.file, _record_metadata(record))
         yield from batch.events()
 
 
@@ -75,6 +110,27 @@ def _forecast_metadata(forecast: "TickerForecast") -> dict[str, Any]:
         "first bar": forecast.table["ds"].iloc[0].isoformat(),
         "close": dg.MetadataValue.md(forecast.text_table().markdown()),
         **picture_metadata({"forecast": forecast.plot}),
+    }
+
+
+def _record_metadata(record: "TickerRecord") -> dict[str, Any]:
+    total = record.total
+    figures = {
+        "mean/skill": total.mean_skill,
+        "distribution/skill": total.crps_skill,
+        "mean/e-value": total.mean_evidence,
+        "distribution/e-value": total.crps_evidence,
+        **{f"coverage_{level}": share for level, share in total.coverage.items()},
+        "brier": total.brier,
+    }
+    return {
+        "forecasts": total.forecasts,
+        "waiting": total.waiting,
+        "replays": total.replays,
+        "result": record.sentence(),
+        "record": dg.MetadataValue.md(record.text_table().markdown()),
+        **{name: dg.MetadataValue.float(value) for name, value in figures.items() if value is not None},
+        **picture_metadata({"record": record.plot} if record.plot else {}),
     }
 
 

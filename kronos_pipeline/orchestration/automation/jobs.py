@@ -32,7 +32,9 @@ class AutomationSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=_ENVIRONMENT, env_ignore_empty=True)
 
     market_time_zone: str = Field("America/New_York", description="time zone of the schedules")
-    watch_cron: str = Field("0 18 * * 1-5", description="times of forecasts and drift measurements: weekdays")
+    watch_cron: str = Field(
+        "0 18 * * 1-5", description="times of forecasts, track records and drift measurements: weekdays"
+    )
     adapter_cron: str = Field("0 20 * * 1-5", description="times of the retraining of adapters: weekday nights")
     checkpoint_cron: str = Field("0 8 * * 6", description="times of the retraining of the checkpoint: once a week")
     promote_cron: str = Field("0 8 * * 0", description="times of backtest and gate of adapters: once a week")
@@ -105,8 +107,9 @@ JOBS = {
         (*_INGESTED, "checkpoint", *_MEASURED, "checkpoint_champion"),
     ),
     WATCH: Job(
-        "Read CSVs, forecast the bars to come, and measure the drift of champions, without training.",
-        (*_INGESTED, "forecast", "drift"),
+        "Read CSVs, forecast the bars to come, score the forecasts issued before, and measure the drift of champions, "
+        "without training.",
+        (*_INGESTED, "forecast", "track_record", "drift"),
     ),
 }
 
@@ -132,7 +135,7 @@ def make_schedules(tickers: Sequence[str], settings: AutomationSettings) -> list
         Timetable(
             "forecasts_on_weekdays",
             WATCH,
-            f"Reads new bars, forecasts, and measures drift, {chunks}",
+            f"Reads new bars, forecasts, scores earlier forecasts, and measures drift, {chunks}",
             settings.watch_cron,
             chunk,
         ),
