@@ -4,9 +4,9 @@
     python benchmarks/track_record_year.py --nights 10      # a smoke test
 
 A ticker gets a new daily bar each night. Before the first night an adapter is trained and made champion by a person.
-Every night the assets `raw_bars`, `forecast` and `track_record` are materialised, with a clock that stands at 22:00 UTC
-of the newest bar's date. At the end, plain loops over the Parquet files of the ledger and the closes give the numbers of
-`track_record/<T>.json` again.
+Every night the assets `raw_bars`, `forecast` and `track_record` are materialised, with a clock that stands at 22:00
+UTC of the newest bar's date. At the end, plain loops over the Parquet files of the ledger and the closes give the
+numbers of `track_record/<T>.json` again.
 """
 
 from __future__ import annotations

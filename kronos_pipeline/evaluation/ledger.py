@@ -214,6 +214,8 @@ def _append_locked(layout: ArtifactLayout, rows: pd.DataFrame) -> tuple[Path, li
     earlier = read(layout, set(rows["unique_id"]))
     known = pd.to_datetime(rows["unique_id"].map(earlier.rows.groupby("unique_id")["cutoff"].max()))
     rows["replay"] |= (rows["ds"] <= known).to_numpy()
+    while rows["issued"].isin(earlier.rows["issued"]).any():  # a clock that stands still: entries differ by their time
+        rows["issued"] += pd.Timedelta(1, "us")
     issued = rows["issued"].max()
     newest = earlier.rows.groupby("unique_id")["issued"].max()
     late = newest[newest > rows.groupby("unique_id")["issued"].max().reindex(newest.index)]

@@ -166,6 +166,13 @@ def test_files_that_are_damaged_foreign_changed_or_of_other_columns_are_named_an
     assert len(ledger.read(layout).rows) == 6
 
 
+def test_two_issues_at_one_moment_are_two_entries(layout: ArtifactLayout) -> None:
+    for _ in range(2):
+        ledger.append(layout, [issue(first(50))])
+    rows = ledger.read(layout).rows
+    assert rows.groupby(ledger.ENTRY).size().tolist() == [3, 3]
+
+
 def test_a_copied_file_counts_once(layout: ArtifactLayout) -> None:
     made, _ = ledger.append(layout, [issue(first(50))])
     assert made is not None

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 BOUNDS = tuple(f"{side}_{level}" for level in LEVELS for side in ("lo", "hi"))
 CANDLE = ("open", "high", "low", "volume")
-COLUMNS = ("unique_id", "cutoff", "ds", "step", "model", "mean", "median", *BOUNDS, *CANDLE)
+COLUMNS = ("unique_id", "cutoff", "ds", "step", "model", "mean", "median", *BOUNDS, "p_up", *CANDLE)
 _NAIVE_PATHS = 1_000
 """Number of paths of the random walk; it costs little, so its intervals are finer than those of a model's few paths."""
 _DIGITS = 5
@@ -66,7 +66,8 @@ def forecast_ahead(
     Returns:
         A row per bar: `unique_id`; `cutoff`, the last known bar's time; `ds`, in the file's local time; `step`,
         from 1; `model`; of the close, in the file's price unit, `mean`, `median` and the bounds `lo_50` to `hi_90` of
-        its central intervals, recalibrated; and of the mean candle `open`, `high`, `low` and `volume`.
+        its central intervals, recalibrated; `p_up`, the share of paths with a close above the close at the cutoff, an
+        equal close counts half; and of the mean candle `open`, `high`, `low` and `volume`.
 
     Raises:
         DataError: there are fewer than two bars, or all closes of the lookback are equal.
@@ -105,6 +106,7 @@ def forecast_ahead_job(
         "step": steps.astype(np.int32),
         "model": label or (NAIVE if model is None else model.source.name),
         **distribution,
+        "p_up": (np.sign(closes - bars.values[-1, _CLOSE]).mean(axis=0) + 1) / 2,
         **{name: candles[:, FEATURES.index(name)] for name in CANDLE},
     }
     return pd.DataFrame(columns)[list(COLUMNS)]
