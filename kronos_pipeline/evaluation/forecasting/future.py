@@ -23,7 +23,7 @@ from kronos_pipeline.evaluation.forecasting.batching import (
     run_job,
     sampling_seed,
 )
-from kronos_pipeline.evaluation.forecasting.distributions import describe_closes
+from kronos_pipeline.evaluation.forecasting.distributions import describe_closes, path_statistics
 from kronos_pipeline.evaluation.predictions import LEVELS, NAIVE
 from kronos_pipeline.evaluation.provenance import sampling_precision
 from kronos_pipeline.evaluation.reports.text_table import TextTable, price
@@ -106,7 +106,7 @@ def forecast_ahead_job(
         "step": steps.astype(np.int32),
         "model": label or (NAIVE if model is None else model.source.name),
         **distribution,
-        "p_up": (np.sign(closes - bars.values[-1, _CLOSE]).mean(axis=0) + 1) / 2,
+        "p_up": path_statistics(closes[None], bars.values[-1:, _CLOSE])["p_up"][0],
         **{name: candles[:, FEATURES.index(name)] for name in CANDLE},
     }
     return pd.DataFrame(columns)[list(COLUMNS)]

@@ -13,7 +13,7 @@ the rival is scored at the same levels.
 
 The rival's log returns are normal with mean 0 and the variance of RiskMetrics: a mean of the squared log returns up to
 the cutoff whose weights fall by 6 percent per bar (J.P. Morgan and Reuters, 1996), times the number of bars ahead. It
-needs no fit, so everybody can compute it again from the bars. Jumps like unadjusted splits are left out of the mean,
+needs no fit, so everybody can compute it again from the bars. A jump like an unadjusted split counts as a return of 0,
 and a forecast over such a jump is not scored.
 
 Prices before a split are restated later. The ledger's prices are multiplied by the close at the cutoff now over the
@@ -37,6 +37,7 @@ from kronos_pipeline.data.jumps import find_jumps
 from kronos_pipeline.errors import count
 from kronos_pipeline.evaluation.ledger import ENTRY, RECENT_BARS
 from kronos_pipeline.evaluation.predictions import LEVELS
+from kronos_pipeline.evaluation.rivals.ewma import ewma_variance
 from kronos_pipeline.evaluation.scoring.sequential import EProcess, e_process, loss_differences
 
 Floats = NDArray[np.float64]
@@ -262,7 +263,7 @@ def ewma_quantiles(closes: Floats, origins: IntArray, steps: IntArray, jumped: B
         closes: `(bars,)`, above 0.
         origins: `(n,)`, the last known bar of each forecast.
         steps: `(n,)`, bars ahead.
-        jumped: `(bars,)`, True for a bar whose return is left out.
+        jumped: `(bars,)`, True for a bar whose return counts as 0.
     """
     deviation = np.sqrt(ewma_variances(closes, jumped)[origins] * steps)
     normal = ndtri(np.array(list(QUANTILES.values())))
@@ -271,14 +272,9 @@ def ewma_quantiles(closes: Floats, origins: IntArray, steps: IntArray, jumped: B
 
 
 def ewma_variances(closes: Floats, jumped: BoolArray) -> Floats:
-    """Return the weighted mean of the squared log returns up to each bar, `(bars,)`; 0 before the first return."""
-    variances, total, weight = np.zeros(len(closes)), 0.0, 0.0
-    squares = np.diff(np.log(closes), prepend=np.log(closes[:1])) ** 2
-    for index in range(1, len(closes)):
-        if not jumped[index]:
-            total, weight = EWMA_DECAY * total + squares[index], EWMA_DECAY * weight + 1
-        variances[index] = total / weight if weight else 0.0
-    return variances
+    """Return the weighted mean of the squared log returns up to each bar, `(bars,)`; 0 at the first bar."""
+    returns = np.where(jumped[1:], 0.0, np.diff(np.log(closes)))
+    return np.concatenate([[0.0], ewma_variance(returns, EWMA_DECAY)])
 
 
 def recent_means(closes: Floats) -> Floats:
