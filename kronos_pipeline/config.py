@@ -331,8 +331,8 @@ class Recipe(ReadingSettings):
     recalibrate: bool = _setting(
         True,
         Role.SAMPLING,
-        description="widen or narrow forecast intervals by their coverage on the newer half of the selection block; "
-        "a longer block gives better intervals",
+        description="on the newer half of the selection block, choose whether paths are recentred or rescaled, and "
+        "widen or narrow intervals by their coverage; a longer block gives better intervals",
     )
     rivals: list[str] = _setting(
         [],

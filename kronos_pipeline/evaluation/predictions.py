@@ -98,11 +98,11 @@ def check_predictions(predictions: pd.DataFrame) -> None:
 
 
 def point_table(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Return a row per ticker and bar: `unique_id, ds, cutoff, y`, and the mean path's close of each model.
+    """Return a row per ticker and bar: `unique_id, ds, cutoff, y`, and the mean path's close of each model, as sampled.
 
     A ticker without a forecast of a model has NaN in the model's column.
     """
     keys = ["unique_id", "ds", "cutoff", "y"]
     wide = predictions.pivot_table(index=keys, columns="model", values="mean").reset_index()
     wide.columns.name = None
-    return wide[[*keys, *models_of(predictions)]]
+    return wide[[*keys, *without_variants(models_of(predictions))]]

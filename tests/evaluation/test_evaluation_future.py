@@ -26,7 +26,7 @@ from kronos_pipeline.evaluation.forecasting.future import (
 )
 from kronos_pipeline.evaluation.forecasting.holdout_table import predict
 from kronos_pipeline.evaluation.forecasting.sampling import plain_sampling
-from kronos_pipeline.evaluation.predictions import LEVELS
+from kronos_pipeline.evaluation.predictions import LEVELS, VARIANTS
 from kronos_pipeline.model.loading import KronosModel
 
 RECIPE = Recipe(model_name="kronos-nano", lookback=20, horizon=6, eval_samples=40)
@@ -59,7 +59,7 @@ def test_a_forecast_of_the_bars_to_come_is_the_one_that_was_evaluated(tiny: tupl
     model, recipe = tiny
     (windows,) = simulated_windows(recipe)
     widths = dict(zip(LEVELS, [(0.5, 0.6, 0.7, 0.8, 0.9), (1.1,) * 5, (2.0,) * 5], strict=True))
-    sampling = replace(plain_sampling(recipe), temperature=1.3, widths=widths)
+    sampling = replace(plain_sampling(recipe), temperature=1.3, widths=dict.fromkeys(VARIANTS, widths))
     evaluated = predict(windows, {"base": model}, {"base": sampling}, recipe).predictions
     origin = int(windows.of_split("holdout")["origin"].iloc[0])
     cutoff = windows.bars.frame["timestamps"].iloc[origin]
@@ -107,7 +107,9 @@ def test_a_lookback_beyond_the_bars_or_the_context_is_cut() -> None:
 
 def test_intervals_are_stretched_around_the_median() -> None:
     plain = ahead(simulated_bars())
-    wide = ahead(simulated_bars(), sampling=replace(PLAIN, widths=dict.fromkeys(LEVELS, (2.0,) * 6)))
+    wide = ahead(
+        simulated_bars(), sampling=replace(PLAIN, widths=dict.fromkeys(VARIANTS, dict.fromkeys(LEVELS, (2.0,) * 6)))
+    )
     for level in LEVELS:
         for side in ("lo", "hi"):
             ratios = (wide[f"{side}_{level}"] - wide["median"]) / (plain[f"{side}_{level}"] - plain["median"])

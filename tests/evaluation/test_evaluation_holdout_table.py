@@ -14,7 +14,7 @@ from kronos_pipeline.errors import ModelError
 from kronos_pipeline.evaluation.forecasting.batching import sampling_seed
 from kronos_pipeline.evaluation.forecasting.holdout_table import predict
 from kronos_pipeline.evaluation.forecasting.sampling import plain_sampling
-from kronos_pipeline.evaluation.predictions import COLUMNS, point_table
+from kronos_pipeline.evaluation.predictions import COLUMNS, VARIANTS, point_table
 
 CONFIG = Recipe(horizon=4, lookback=8, eval_samples=3, seed=7, temperature=0.9, top_p=0.8)
 BASELINES = ["naive", "drift", "seasonal_naive", "ewma"]
@@ -136,7 +136,8 @@ def test_every_model_draws_once_with_the_same_seed_and_its_own_sampling() -> Non
 def test_widths_stretch_the_intervals_and_leave_the_raw_ones() -> None:
     windows = HandMadeWindows(closes(40), holdout=10, horizon=4)
     plain = plain_sampling(CONFIG)
-    wide = replace(plain, widths={50: (1.0,) * 4, 80: (1.0, 2.0, 3.0, 4.0), 90: (5.0,) * 4})
+    widths = {50: (1.0,) * 4, 80: (1.0, 2.0, 3.0, 4.0), 90: (5.0,) * 4}
+    wide = replace(plain, widths=dict.fromkeys(VARIANTS, widths))
     table = predict(windows, {"base": 0.0}, {"base": wide}, CONFIG, sampler=RecordingSampler()).predictions  # type: ignore[arg-type]
     rows = of(table, "base")
     ratios = (rows["hi_80"] - rows["median"]) / (rows["raw_hi_80"] - rows["median"])

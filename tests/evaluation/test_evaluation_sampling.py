@@ -26,7 +26,7 @@ from kronos_pipeline.evaluation.forecasting.batching import forecast_request, sa
 from kronos_pipeline.evaluation.forecasting.distributions import describe_closes
 from kronos_pipeline.evaluation.forecasting.sampling import Sampling, load_sampling, plain_sampling, save_sampling
 from kronos_pipeline.evaluation.forecasting.tuning import MAX_ORIGINS, TEMPERATURES, TOP_PS, fit_sampling
-from kronos_pipeline.evaluation.predictions import LEVELS
+from kronos_pipeline.evaluation.predictions import LEVELS, VARIANTS
 from kronos_pipeline.model.loading import load_base
 
 Fitted = tuple[Path, WindowSet, Recipe, Sampling]
@@ -96,7 +96,7 @@ def test_plain_sampling_is_the_recipes_own_and_stretches_nothing() -> None:
 
 def test_widths_at_steps_are_those_of_the_steps_by_level() -> None:
     widths = {50: (1.0, 2.0), 80: (3.0, 4.0), 90: (5.0, 6.0)}
-    sampling = Sampling(1.0, 0.9, "true", widths)
+    sampling = Sampling(1.0, 0.9, "true", dict.fromkeys(VARIANTS, widths))
     np.testing.assert_array_equal(sampling.widths_at(np.array([2, 1, 2])), [[2, 4, 6], [1, 3, 5], [2, 4, 6]])
 
 
@@ -133,7 +133,7 @@ def test_widths_depend_on_the_closes_of_the_newer_half_alone() -> None:
     changes = ((0, before, True), (before, half, True), (half, half + 20, False), (end - 20, end, False))
     for first, last, same in changes:
         other = fit_sampling(moved(windows, first, last), MODEL, WALK, sampler=unmoved)
-        assert (other.widths == fitted.widths) is same, (first, last)
+        assert (other.widths["sampled"] == fitted.widths["sampled"]) is same, (first, last)
     stamps = windows.bars.frame["timestamps"]
     assert fitted.span == (stamps[half].isoformat(), stamps[end - 1].isoformat())
 
@@ -143,7 +143,7 @@ def test_what_rests_on_two_forecasts_worth_of_bars_is_trusted_less_than_what_res
     for horizon in (30, 1):  # a newer half of 30 bars: room for 2 such forecasts that share no bar, or for 16
         recipe = Recipe(lookback=16, horizon=horizon, validation_days=30, selection_days=60, eval_samples=39)
         fits = [fit_sampling(walk(recipe, 300, seed), MODEL, recipe, sampler=WalkSampler(0.1)) for seed in range(6)]
-        factors.append(np.median([fit.widths[80][0] for fit in fits]))
+        factors.append(np.median([fit.widths["sampled"][80][0] for fit in fits]))
     # The intervals are a tenth as wide as they should be: 10 to the power of 2 / 3, and of 16 / 17.
     assert factors[0] == pytest.approx(10 ** (2 / 3), rel=0.3)
     assert factors[1] == pytest.approx(10 ** (16 / 17), rel=0.3)
@@ -199,7 +199,9 @@ def test_work_is_bounded_and_no_cutoff_has_a_flat_lookback(bars: Bars, recipe: R
         assert 1 <= len(call["history"]) <= limit
         assert (np.ptp(call["history"][..., CLOSE], axis=1) > 0).all()
     if fitted.residuals:
-        assert all(np.isfinite(factors).all() and len(factors) == recipe.horizon for factors in fitted.widths.values())
+        factors = np.array([list(widths.values()) for widths in fitted.widths.values()])
+        assert factors.shape == (len(VARIANTS), len(LEVELS), recipe.horizon)
+        assert np.isfinite(factors).all()
 
 
 def test_no_lookback_and_no_scored_bar_lies_beyond_a_hole() -> None:
@@ -350,7 +352,7 @@ def test_a_damaged_file_is_an_error_that_names_it(fitted: Fitted, damage: str) -
     if damage == "no sampling":
         del content["sampling"]
     elif damage == "no level":
-        del content["sampling"]["widths"]["80"]
+        del content["sampling"]["widths"]["rescaled"]["80"]
     elif damage == "a text for a number":
         content["sampling"]["temperature"] = "warm"
     path.write_text("{" if damage == "not JSON" else json.dumps(content))
@@ -363,7 +365,7 @@ def test_the_summary_says_what_was_chosen_and_is_plain_data(fitted: Fitted) -> N
     summary = json.loads(json.dumps(sampling.summary(), allow_nan=False))
     assert summary["temperature"] == sampling.temperature
     assert summary["residuals"] == sampling.residuals
-    assert summary["widths"]["80"] == pytest.approx(np.mean(sampling.widths[80]))
+    assert summary["widths"]["recentred"]["80"] == pytest.approx(np.mean(sampling.widths["recentred"][80]))
     assert sampling.tuned is not None
     assert len(summary["tuned"]) == len(sampling.tuned)
 

@@ -20,7 +20,7 @@ from kronos_pipeline.artifacts import ArtifactLayout, write_json
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import ModelError
 from kronos_pipeline.evaluation.forecasting.sampling import Sampling, plain_sampling, save_sampling
-from kronos_pipeline.evaluation.predictions import LEVELS
+from kronos_pipeline.evaluation.predictions import LEVELS, VARIANTS
 from kronos_pipeline.model.loading import KronosModel
 from kronos_pipeline.model.lora import load_trained
 from kronos_pipeline.promotion.champion import SelectedModel, select_champion
@@ -94,7 +94,9 @@ def save_fitted_sampling(folder: Path, ticker: str, base: KronosModel, recipe: R
     [windows] = simulated_windows(recipe, [ticker])
     model = load_trained(folder, base)
     widths = dict.fromkeys(LEVELS, (2.0,) * recipe.horizon)
-    sampling = replace(plain_sampling(recipe), temperature=0.7, widths=widths, weights_hash=model.weights_hash)
+    sampling = replace(
+        plain_sampling(recipe), temperature=0.7, widths=dict.fromkeys(VARIANTS, widths), weights_hash=model.weights_hash
+    )
     save_sampling(folder, windows, sampling, recipe)
     return sampling
 

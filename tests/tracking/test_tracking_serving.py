@@ -31,7 +31,7 @@ from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import Bars, make_bars
 from kronos_pipeline.evaluation.forecasting.future import forecast_ahead
 from kronos_pipeline.evaluation.forecasting.sampling import plain_sampling, save_sampling
-from kronos_pipeline.evaluation.predictions import LEVELS
+from kronos_pipeline.evaluation.predictions import LEVELS, VARIANTS
 from kronos_pipeline.model.lora import load_adapter
 from kronos_pipeline.tracking.packaging import FORECAST
 from kronos_pipeline.tracking.registry import Registry, registered_name
@@ -95,7 +95,13 @@ def with_sampling(folder: Path, recipe: Recipe) -> Path:
     [windows] = simulated_windows(recipe)
     weights = load_adapter(folder, base_of(recipe)).weights_hash
     widths = dict.fromkeys(LEVELS, (3.0,) * recipe.horizon)
-    sampling = replace(plain_sampling(recipe), temperature=0.5, widths=widths, residuals=9, weights_hash=weights)
+    sampling = replace(
+        plain_sampling(recipe),
+        temperature=0.5,
+        widths=dict.fromkeys(VARIANTS, widths),
+        residuals=9,
+        weights_hash=weights,
+    )
     save_sampling(folder, windows, sampling, recipe)
     return folder
 
@@ -103,7 +109,7 @@ def with_sampling(folder: Path, recipe: Recipe) -> Path:
 def direct_forecast(folder: Path, bars: Bars, recipe: Recipe) -> pd.DataFrame:
     """Return the forecast without MLflow and without the registry."""
     widths = dict.fromkeys(LEVELS, (3.0,) * recipe.horizon)
-    sampling = replace(plain_sampling(recipe), temperature=0.5, widths=widths)
+    sampling = replace(plain_sampling(recipe), temperature=0.5, widths=dict.fromkeys(VARIANTS, widths))
     return forecast_ahead(bars, load_adapter(folder, base_of(recipe)), sampling, recipe)[["ds", *FORECAST]]
 
 

@@ -1,4 +1,4 @@
-"""Table of predictions of a ticker's holdout: forecasts of the baselines and of every model from every cutoff.
+"""Table of predictions of a ticker's holdout: forecasts of the baselines, models and variants from every cutoff.
 
     holdout bars   |----------------- n bars ------------------|
     forecast 1  ...x = = = horizon = = =
@@ -28,6 +28,7 @@ from kronos_pipeline.evaluation.forecasting.batching import (
     run_job,
 )
 from kronos_pipeline.evaluation.forecasting.distributions import describe_closes, path_statistics
+from kronos_pipeline.evaluation.forecasting.variants import variants_of
 from kronos_pipeline.evaluation.predictions import (
     COLUMNS,
     DRIFT,
@@ -35,6 +36,7 @@ from kronos_pipeline.evaluation.predictions import (
     LEVELS,
     NAIVE,
     SEASONAL,
+    variant_name,
 )
 from kronos_pipeline.evaluation.rivals.measures import range_variance, squared_returns
 from kronos_pipeline.evaluation.rivals.optional import NO_RIVALS, OptionalRivals
@@ -137,7 +139,8 @@ def predict_job(
         columns_of[name] = of_paths(closes, np.ones((len(steps), len(LEVELS))))
     mended = {}
     for name, paths in zip(models, sampled, strict=True):
-        columns_of[name] = of_paths(paths.closes, samplings[name].widths_at(steps))
+        for variant, closes in variants_of(paths.closes, known[:, -1], volatility.variance).items():
+            columns_of[variant_name(name, variant)] = of_paths(closes, samplings[name].widths_at(steps, variant))
         mended[name] = paths.mended / paths.bars
     tables = [truth.assign(model=name, **columns) for name, columns in columns_of.items()]
     return Forecasts(pd.concat(tables, ignore_index=True)[list(COLUMNS)], mended, tuple(notes))

@@ -1,9 +1,12 @@
-"""The sampling of a model for one ticker: temperature, top-p and interval widths, and their file beside the weights."""
+"""The sampling of a model for one ticker: temperature, top-p, variants of the paths and interval widths.
+
+A file beside the model's weights holds it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +18,16 @@ from kronos_pipeline.artifacts import read_json, write_json
 from kronos_pipeline.code_version import code_version
 from kronos_pipeline.config import Recipe, Role, settings_of
 from kronos_pipeline.errors import ArtifactError
-from kronos_pipeline.evaluation.predictions import FEWEST_PATHS, LEVELS
+from kronos_pipeline.evaluation.predictions import FEWEST_PATHS, LEVELS, SAMPLED, VARIANTS, Variant
+from kronos_pipeline.evaluation.scoring.targets import Target
 
 if TYPE_CHECKING:
     from kronos_pipeline.data.windows import WindowSet
     from kronos_pipeline.model.loading import KronosModel
+
+
+Widths = Mapping[int, tuple[float, ...]]
+"""By level, the factor of the intervals at each step 1 to horizon."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,8 @@ class Sampling:
         temperature: divides the logits.
         top_p: sampling keeps the likeliest tokens up to this probability.
         s2_position: "true" or "first", the position at which decoding reads a bar's fine token.
-        widths: by level, the factor of the intervals at each step 1 to horizon.
+        widths: by variant and level, the factor of the intervals at each step 1 to horizon.
+        variants: by target, the variant of the paths with the lowest loss; without an entry, the paths as sampled.
         residuals: number of forecast closes that the widths were fitted on; 0 if all widths are 1.
         tuned: score of each temperature and top-p; None if they are the recipe's own.
         weights_hash: hash of the model's weights; None if the sampling is for any model.
@@ -49,20 +58,29 @@ class Sampling:
     temperature: float
     top_p: float
     s2_position: str
-    widths: Mapping[int, tuple[float, ...]]
+    widths: Mapping[Variant, Widths]
+    variants: Mapping[Target, Variant] = field(default_factory=dict)
     residuals: int = 0
     tuned: tuple[Score, ...] | None = None
     weights_hash: str | None = None
     span: tuple[str, str] | None = None
 
-    def widths_at(self, steps: NDArray[np.integer]) -> NDArray[np.float64]:
+    def widths_at(self, steps: NDArray[np.integer], variant: Variant = SAMPLED) -> NDArray[np.float64]:
         """Return the factors of bars that lie `steps` bars after their cutoff, (n,), from 1: (n, levels)."""
-        return np.array([self.widths[level] for level in LEVELS])[:, steps - 1].T
+        return np.array([self.widths[variant][level] for level in LEVELS])[:, steps - 1].T
+
+    def variant(self, target: Target) -> Variant:
+        """Return the variant that stands for the model on a target."""
+        return self.variants.get(target, SAMPLED)
 
     def summary(self) -> dict[str, Any]:
-        """Return a manifest's entry: all but the weights' hash; of the widths the mean over the steps, by level."""
+        """Return a manifest's entry: all but the weights' hash; of the widths the mean over the steps."""
         content: dict[str, Any] = _SAMPLING.dump_python(self, mode="json", exclude={"weights_hash"})
-        return content | {"widths": {level: float(np.mean(factors)) for level, factors in content["widths"].items()}}
+        means = {
+            variant: {level: float(np.mean(factors)) for level, factors in widths.items()}
+            for variant, widths in content["widths"].items()
+        }
+        return content | {"widths": means}
 
 
 _SAMPLING = TypeAdapter(Sampling)
@@ -71,7 +89,7 @@ _SAMPLING = TypeAdapter(Sampling)
 def plain_sampling(recipe: Recipe) -> Sampling:
     """Return the recipe's own temperature and top-p, with intervals as sampled."""
     widths = dict.fromkeys(LEVELS, (1.0,) * recipe.horizon)
-    return Sampling(recipe.temperature, recipe.top_p, recipe.s2_position, widths)
+    return Sampling(recipe.temperature, recipe.top_p, recipe.s2_position, dict.fromkeys(VARIANTS, widths))
 
 
 def save_sampling(folder: Path, windows: WindowSet, sampling: Sampling, recipe: Recipe) -> None:
@@ -119,7 +137,7 @@ def load_sampling(folder: Path, windows: WindowSet | str, model: KronosModel, re
     try:
         sampling = _SAMPLING.validate_python(content["sampling"])
         fitted_by, fitted_on = content["fitted_by"], content["fitted_on"]
-        steps = min(len(sampling.widths[level]) for level in LEVELS)
+        steps = min(len(sampling.widths[variant][level]) for variant in VARIANTS for level in LEVELS)
         if isinstance(windows, str):
             path_counts = {fitted_by["eval_samples"], recipe.eval_samples}
             same_paths = len(path_counts) == 1 or min(path_counts) >= FEWEST_PATHS

@@ -1,12 +1,13 @@
-"""Tuning of a model's sampling for a ticker, on the selection block alone: temperature, top-p and interval widths.
+"""Tuning of a model's sampling for a ticker, on the selection block alone.
 
     bars    ...------------|----- older half -----|----- newer half -----|---- holdout ----|
-                                 temperature,             widths          bars and times
-                                    top-p                                    unread
+                                 temperature,            variants,        bars and times
+                                    top-p                 widths             unread
 
 A forecast may start before its half, and is cut at the end of the half; only the bars of that half are scored. So
-temperature, top-p and widths are fitted on different bars. Early stopping has seen both halves, so the widths of a
-trained model may come out a little small.
+temperature and top-p are fitted on other bars than the rest. The variant of the paths (`variants.py`) that stands for
+the model on a target has the lowest loss on the newer half, and widths are fitted for each variant. Early stopping has
+seen both halves, so the widths of a trained model may come out a little small.
 
 Widths are split-conformal factors. Each real close lies at some multiple of its interval's side: below 1 inside, above
 1 outside. An interval that is stretched by the right quantile of past multiples covers one more bar with at least the
@@ -35,9 +36,13 @@ from kronos_pipeline.evaluation.forecasting.batching import (
     forecast_request,
     run_job,
 )
-from kronos_pipeline.evaluation.forecasting.distributions import crps, raw_intervals
+from kronos_pipeline.evaluation.forecasting.distributions import crps, path_statistics, raw_intervals
 from kronos_pipeline.evaluation.forecasting.sampling import Sampling, Score, plain_sampling
-from kronos_pipeline.evaluation.predictions import LEVELS
+from kronos_pipeline.evaluation.forecasting.variants import variants_of
+from kronos_pipeline.evaluation.predictions import LEVELS, SAMPLED, Variant
+from kronos_pipeline.evaluation.rivals.measures import squared_returns
+from kronos_pipeline.evaluation.rivals.volatility_rivals import ewma_variance_at
+from kronos_pipeline.evaluation.scoring.targets import DISTRIBUTION, VOLATILITY, Target
 
 if TYPE_CHECKING:
     from kronos_pipeline.config import Recipe
@@ -70,7 +75,8 @@ class CalibrationBlock:
     def __init__(self, windows: WindowSet, first: int, end: int, recipe: Recipe) -> None:
         self.first, self.end = first, end
         self._windows, self._recipe = windows, recipe
-        close = windows.bars.frame["close"].to_numpy()
+        close = windows.bars.frame["close"].to_numpy(np.float64)
+        self._close = close
         holes, jumps = find_breaks(windows.bars, windows.holdout_start, recipe)
         origins = np.arange(max(first - recipe.horizon, windows.lookback - 1), end - 1)
         starts, lasts = origins + 1 - windows.lookback, np.minimum(origins + recipe.horizon, end - 1)
@@ -89,17 +95,48 @@ class CalibrationBlock:
         ends = np.minimum(self.origins + 1 + self._recipe.horizon, self.end)
         return forecast_request(self._windows, self.origins, ends, model, self._recipe, sampling)
 
-    def scored_closes(self, paths: SamplePaths) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-        """Return the sampled closes (n, paths), real closes (n,) and steps (n,) of the forecast bars in this block."""
-        rows, steps = np.meshgrid(np.arange(len(self.origins)), np.arange(1, self._recipe.horizon + 1), indexing="ij")
-        targets = self.origins[rows] + steps
-        scored = (targets >= self.first) & (targets < self.end)
-        y = self._windows.bars.frame["close"].to_numpy(np.float64)[targets[scored]]
-        return paths.closes.swapaxes(1, 2)[scored], y, steps[scored]
+    def scored_closes(
+        self, closes: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+        """Return the sampled closes (n, paths), real closes (n,) and steps (n,) of the forecast bars in this block.
+
+        Args:
+            closes: sampled closes, (cutoffs, paths, horizon).
+        """
+        targets, scored = self._targets()
+        return closes.swapaxes(1, 2)[scored], self._close[targets[scored]], (targets - self.origins[:, None])[scored]
+
+    def variants(self, paths: SamplePaths) -> dict[Variant, NDArray[np.float64]]:
+        """Return the closes of every variant of sampled paths, (cutoffs, paths, horizon) each."""
+        windows = self._windows
+        bounds = windows.selection_start, windows.holdout_start
+        variance = ewma_variance_at(windows.bars, self.origins, self._recipe, bounds)
+        return variants_of(paths.closes, self._close[self.origins], variance)
+
+    def losses(self, closes: NDArray[np.float64]) -> dict[Target, float]:
+        """Return the loss of sampled closes on the targets that have variants; infinite if it is undefined.
+
+        Args:
+            closes: sampled closes, (cutoffs, paths, horizon).
+        """
+        targets, scored = self._targets()
+        sampled, y, _ = self.scored_closes(closes)
+        variance = path_statistics(closes, self._close[self.origins])["variance"]
+        realised = squared_returns(self._close[: self.end])[np.minimum(targets, self.end - 1)]
+        forecast, real = (np.where(scored, values, 0.0).sum(axis=1) for values in (variance, realised))
+        moving = (forecast > 0) & (real > 0)
+        ratio = real[moving] / forecast[moving]
+        qlike = float(np.mean(ratio - np.log(ratio) - 1)) if moving.any() else np.inf
+        return {DISTRIBUTION: float(crps(sampled, y).mean()), VOLATILITY: qlike}
+
+    def _targets(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Return the index of each forecast bar, (cutoffs, horizon), and whether it lies in this block."""
+        targets = self.origins[:, None] + np.arange(1, self._recipe.horizon + 1)
+        return targets, (targets >= self.first) & (targets < self.end)
 
 
 def fit_sampling(windows: WindowSet, model: KronosModel, recipe: Recipe, *, sampler: Sampler | None = None) -> Sampling:
-    """Choose temperature and top-p, and fit the widths of intervals, if the recipe asks for either.
+    """Choose temperature and top-p, choose variants and fit the widths of intervals, as the recipe asks.
 
     The work is bounded: from at most 16 cutoffs each, one forecast per pair of the grid over the older half, and one
     forecast over the newer half. If a half has no usable cutoff, as all lie beyond holes or flat bars, its settings
@@ -130,7 +167,7 @@ def fit_sampling_job(windows: WindowSet, model: KronosModel, recipe: Recipe) -> 
         sampled = yield [older.request(model, point) for point in grid]
         scores = []
         for point, paths in zip(grid, sampled, strict=True):
-            closes, y, _ = older.scored_closes(paths)
+            closes, y, _ = older.scored_closes(paths.closes)
             scores.append(Score(point.temperature, point.top_p, float(crps(closes, y).mean())))
         best = min(scores, key=lambda score: score.crps)  # of equal scores the first: the recipe's own pair
         sampling = replace(sampling, temperature=best.temperature, top_p=best.top_p, tuned=tuple(scores))
@@ -138,9 +175,14 @@ def fit_sampling_job(windows: WindowSet, model: KronosModel, recipe: Recipe) -> 
     newer = CalibrationBlock(windows, middle, end, recipe)
     if recipe.recalibrate and len(newer.origins):
         (paths,) = yield [newer.request(model, sampling)]
-        closes, y, steps = newer.scored_closes(paths)
-        widths = shrink_widths(fit_widths(closes, y, steps, recipe.horizon), newer.disjoint_forecasts)
-        sampling = replace(sampling, widths=widths, residuals=len(y))
+        variants = newer.variants(paths)
+        widths = {}
+        for variant, variant_closes in variants.items():
+            closes, y, steps = newer.scored_closes(variant_closes)
+            widths[variant] = shrink_widths(fit_widths(closes, y, steps, recipe.horizon), newer.disjoint_forecasts)
+        losses = {variant: newer.losses(variant_closes) for variant, variant_closes in variants.items()}
+        chosen = {target: min(losses, key=lambda variant: losses[variant][target]) for target in losses[SAMPLED]}
+        sampling = replace(sampling, widths=widths, variants=chosen, residuals=len(y))
         blocks.append(newer)
     if blocks:
         stamps = windows.bars.frame["timestamps"]

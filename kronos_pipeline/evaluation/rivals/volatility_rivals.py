@@ -50,6 +50,7 @@ class RivalForecasts:
     Attributes:
         closes: closes of the paths by model, each `(cutoffs, paths, horizon)`, finite and positive, in the file's unit.
         decay: lambda of `ewma`.
+        variance: variance per bar by `ewma` at each cutoff, `(cutoffs,)`.
         fallbacks: the reason for each model whose forecast is that of `ewma`, from all cutoffs or from some.
         notes: a sentence per fallback.
         seconds: time of each model, fit and paths; the first fit of a process also imports `arch`, in about a second.
@@ -57,6 +58,7 @@ class RivalForecasts:
 
     closes: dict[str, FloatArray]
     decay: float
+    variance: FloatArray
     fallbacks: dict[str, str]
     notes: tuple[str, ...]
     seconds: dict[str, float]
@@ -113,13 +115,11 @@ def forecast_rivals_between(
     """
     if not len(origins) or origins.min() < 1:
         raise ValueError("a forecast needs a cutoff with a bar before it")
-    selection_start, fitted_until = bounds
     started = time.perf_counter()
-    history = read_history(bars, fitted_until, keep_jumps=recipe.keep_jumps)
+    history = read_history(bars, bounds[1], keep_jumps=recipe.keep_jumps)
     paths = max(recipe.eval_samples, MIN_PATHS)
     draws = draws_of(history, origins, recipe.seed, paths, recipe.horizon)
-    decay = choose_decay(history.returns, selection_start - 1, fitted_until - 1, recipe.horizon)
-    variance = ewma_variance(history.returns, decay)[origins - 1]
+    decay, variance = _ewma(history, origins, recipe.horizon, bounds)
     ewma = normal_returns(variance, draws.normal())
     usual = np.maximum(variance, np.mean(history.fitted_returns**2) if len(history.fitted_returns) else 0.0)
     closes, fallbacks, notes = {}, {}, []
@@ -146,7 +146,20 @@ def forecast_rivals_between(
         changes = np.clip(np.cumsum(returns, axis=-1), -_MAX_CHANGE, _MAX_CHANGE)
         closes[model] = history.close[origins, None, None] * np.exp(changes)
         seconds[model] = time.perf_counter() - begun + (seconds[EWMA] if model == EWMA else 0.0)
-    return RivalForecasts(closes, decay, fallbacks, tuple(notes), {model: seconds[model] for model in models})
+    return RivalForecasts(closes, decay, variance, fallbacks, tuple(notes), {model: seconds[model] for model in models})
+
+
+def ewma_variance_at(bars: Bars, origins: IntArray, recipe: Recipe, bounds: tuple[int, int]) -> FloatArray:
+    """Return the variance per bar by `ewma` at some cutoffs, `(cutoffs,)`; see `forecast_rivals_between`."""
+    history = read_history(bars, bounds[1], keep_jumps=recipe.keep_jumps)
+    return _ewma(history, origins, recipe.horizon, bounds)[1]
+
+
+def _ewma(history: History, origins: IntArray, horizon: int, bounds: tuple[int, int]) -> tuple[float, FloatArray]:
+    """Return lambda and the variance at some cutoffs."""
+    selection_start, fitted_until = bounds
+    decay = choose_decay(history.returns, selection_start - 1, fitted_until - 1, horizon)
+    return decay, ewma_variance(history.returns, decay)[origins - 1]
 
 
 def _plausible(returns: FloatArray, usual: FloatArray) -> np.ndarray:
