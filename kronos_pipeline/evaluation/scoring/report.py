@@ -24,6 +24,7 @@ from kronos_pipeline.evaluation.predictions import KRONOS, check_predictions, mo
 from kronos_pipeline.evaluation.provenance import merge_manifests
 from kronos_pipeline.evaluation.scoring.information_coefficient import information_coefficient
 from kronos_pipeline.evaluation.scoring.metrics import METRICS, UNITS, Scores, mean_scores, score, undefined_scores
+from kronos_pipeline.evaluation.scoring.model_confidence import compare_all
 from kronos_pipeline.evaluation.scoring.targets import TARGETS, ChosenVariants, Target, judged_rows
 from kronos_pipeline.evaluation.scoring.verdicts import Comparison, Verdicts, judge
 
@@ -44,7 +45,8 @@ def build_evaluation(
     different size, its scaled errors and those in percent do not. The metrics at the top level are those of the trained
     model, as sampled. An undefined metric is null, and `undefined` beside it has the reason. `verdicts` has an entry
     for each target, model and rival, per symbol and, in `aggregate`, over all symbols. A model is judged by the variant
-    of its paths that was chosen for the target; `variants` names it.
+    of its paths that was chosen for the target; `variants` names it. `model_confidence` compares all models and
+    variants of a target jointly.
 
     Args:
         predictions: a table of one symbol or more.
@@ -183,6 +185,7 @@ def _symbol_entry(
         "models": {**models, trained: trained_scores},
         "verdicts": _verdicts(judged, lambda verdicts: verdicts.per_symbol.get(symbol, {})),
         "variants": variants_of(manifest).get(symbol, {}),
+        "model_confidence": {target: compare_all(rows, target).as_dict() for target in TARGETS},
         "sampling": manifest.get("sampling", {}).get(symbol, {}),
         "mended": manifest.get("mended", {}).get(symbol, {}),
     }
@@ -208,6 +211,7 @@ def _aggregate(
         **{key: sum(entry[key] for entry in per_symbol) for key in ("bars", "cutoffs", "cutoffs_left_out")},
         "models": means,
         "verdicts": _verdicts(judged, lambda verdicts: verdicts.overall),
+        "model_confidence": {target: compare_all(predictions, target).as_dict() for target in TARGETS},
     }
 
 
