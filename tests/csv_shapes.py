@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from market_files import NOW
 
-from kronos_pipeline.data.bars import FEATURES, PRICES
+from kronos_pipeline.config import ReadingSettings
+from kronos_pipeline.data.bars import FEATURES, PRICES, Bars
+from kronos_pipeline.data.ingest import read_folder
 from kronos_pipeline.data.timestamps import ParsedTimes, parse_time_columns
+from kronos_pipeline.errors import DataError
 
 UTC = "UTC"
 NEW_YORK = "America/New_York"
@@ -103,3 +108,55 @@ def assert_same_bars(bars: pd.DataFrame, frame: pd.DataFrame, *, amount: bool = 
         np.testing.assert_array_equal(bars[name], frame[name], err_msg=name)
     if amount:
         np.testing.assert_array_equal(bars["amount"], frame["amount"])
+
+
+def read(folder: Path, **settings: Any) -> dict[str, Bars]:
+    """Return the bars of each ticker of a folder without problems."""
+    bars, errors = read_folder(folder, ReadingSettings(**settings), now=NOW)
+    assert errors == {}
+    return bars
+
+
+def read_one(folder: Path, **settings: Any) -> Bars:
+    [bars] = read(folder, **settings).values()
+    return bars
+
+
+def problem_of(folder: Path, **settings: Any) -> str:
+    """Return the only problem of a folder, in one line."""
+    bars, errors = read_folder(folder, ReadingSettings(**settings), now=NOW)
+    assert bars == {}
+    [error] = errors.values()
+    assert isinstance(error, DataError)
+    [problem] = error.problems
+    assert "\n" not in str(problem)
+    return str(problem)
+
+
+def has_note(bars: Bars, *parts: str) -> bool:
+    """Return whether a note has all these words."""
+    return any(all(word in note for word in parts) for note in bars.notes)
+
+
+def dates(frame: pd.DataFrame, form: str = "%Y-%m-%d") -> list[str]:
+    return list(frame["timestamps"].dt.strftime(form))
+
+
+def plain(frame: pd.DataFrame, *, time: str = "Date", form: str = "%Y-%m-%d") -> list[str]:
+    """Return the lines of a plain CSV: Date,Open,High,Low,Close,Volume."""
+    return lines({time: dates(frame, form), **ohlcv(frame, title=True)})
+
+
+def klines(frame: pd.DataFrame) -> dict[str, list[Any]]:
+    """Return the columns of a file of klines from Binance."""
+    times = milliseconds(frame["timestamps"])
+    return {
+        "timestamp": list(times),
+        **ohlcv(frame),
+        "close_time": list(times + 3_599_999),
+        "quote_volume": texts(frame)["amount"],
+        "count": [900] * len(frame),
+        "taker_buy_volume": list((frame["volume"] // 2).astype(int)),
+        "taker_buy_quote_volume": list((frame["amount"] / 2).round(2)),
+        "ignore": [0] * len(frame),
+    }

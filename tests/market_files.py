@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
+from hypothesis import HealthCheck, settings
 
+from kronos_pipeline.config import ReadingSettings
 from kronos_pipeline.data.bars import Bars
 from kronos_pipeline.data.csv_file import CsvFile
 from kronos_pipeline.data.ingest import read_bars
+from kronos_pipeline.errors import DataError
 
 HEADER = "Date,Open,High,Low,Close,Volume"
 NOW = pd.Timestamp("2026-01-01", tz="UTC")
+COLUMNS = ["Open", "High", "Low", "Close"]
+SHARED = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+"""Settings of properties whose examples share a folder."""
 
 
 def daily_frame(bars: int, *, seed: int = 0, start: str = "2022-01-03", freq: str = "B") -> pd.DataFrame:
@@ -41,8 +49,21 @@ def write_lines(folder: Path, ticker: str, *lines: str, header: str = HEADER) ->
     return CsvFile(ticker, path)
 
 
-def read_frame(folder: Path, frame: pd.DataFrame, ticker: str = "ACME") -> Bars:
-    return read_bars(write_frame(folder, ticker, frame), now=NOW)
+def read_frame(folder: Path, frame: pd.DataFrame, ticker: str = "ACME", **options: Any) -> Bars:
+    return read_bars(write_frame(folder, ticker, frame), ReadingSettings(**options), now=NOW)
+
+
+def refusal(folder: Path, frame: pd.DataFrame, **options: Any) -> str:
+    """Return the problems of a frame, without the folder's name."""
+    with pytest.raises(DataError) as caught:
+        read_frame(folder, frame, **options)
+    return str(caught.value).replace(f"{folder}/", "")
+
+
+def one_note(bars: Bars, *parts: str) -> str:
+    """Return the only note that has all these words."""
+    [note] = [note for note in bars.notes if all(word in note for word in parts)]
+    return note
 
 
 def stock_frames() -> dict[str, pd.DataFrame]:

@@ -3,43 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
-from csv_shapes import assert_same_bars, bars_at, daily, hourly, lines, ohlcv, sessions, texts, write
-from market_files import NOW
+from csv_shapes import (
+    assert_same_bars,
+    bars_at,
+    daily,
+    dates,
+    hourly,
+    lines,
+    ohlcv,
+    plain,
+    problem_of,
+    read_one,
+    sessions,
+    texts,
+    write,
+)
 
-from kronos_pipeline.config import ReadingSettings
-from kronos_pipeline.data.bars import Bars
 from kronos_pipeline.data.csv_files import find_csv_files
-from kronos_pipeline.data.ingest import read_folder
-
-
-def read_one(folder: Path, **settings: Any) -> Bars:
-    """The bars of the only ticker of a folder without problems."""
-    bars, errors = read_folder(folder, ReadingSettings(**settings), now=NOW)
-    assert errors == {}
-    [only] = bars.values()
-    return only
-
-
-def problem_of(folder: Path) -> str:
-    """The only problem of a folder."""
-    bars, errors = read_folder(folder, now=NOW)
-    assert bars == {}
-    [error] = errors.values()
-    [problem] = error.problems
-    return str(problem)
-
-
-def dates(frame: pd.DataFrame, form: str = "%Y-%m-%d") -> list[str]:
-    return list(frame["timestamps"].dt.strftime(form))
-
-
-def plain(frame: pd.DataFrame) -> list[str]:
-    """The lines of a plain CSV: Date,Open,High,Low,Close,Volume."""
-    return lines({"Date": dates(frame), **ohlcv(frame, title=True)})
 
 
 def plain_times(frame: pd.DataFrame) -> list[str]:
