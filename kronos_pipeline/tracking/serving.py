@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pandas as pd
 from pydantic import ValidationError
 
+from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.config import NAME, Recipe, environment_settings
 from kronos_pipeline.data.bars import FEATURES, PRICES, Bars
@@ -14,10 +16,13 @@ from kronos_pipeline.data.csv_file import CsvFile
 from kronos_pipeline.data.csv_table import CsvTable
 from kronos_pipeline.data.ingest import read_table
 from kronos_pipeline.errors import DataError, ModelError, Problem
+from kronos_pipeline.evaluation import ledger
 from kronos_pipeline.evaluation.forecasting.future import forecast_ahead
 from kronos_pipeline.evaluation.forecasting.sampling import load_sampling, plain_sampling
 from kronos_pipeline.tracking.packaging import FORECAST, read_training_manifest
 
+LEDGER = "KRONOS_LEDGER"
+"""Environment variable: the output folder whose ledger gets the forecasts; without it they are not recorded."""
 _REQUEST = "bars"
 """Name of a request's table in messages."""
 
@@ -49,6 +54,7 @@ class ServedForecaster:
             raise ModelError(f"The base model that this model was trained on is not to be had: {error}") from error
         self._folder = folder
         self._model = load_trained(folder, base)
+        self._seen_until = manifest.get("seen_until", {})
         self._tickers = sorted(manifest["data"])
         try:
             # The recipe's base model may be a path relative to the working directory of the training.
@@ -58,7 +64,7 @@ class ServedForecaster:
             raise ModelError(f"{folder}: its settings are of another version of this project: {error}") from error
 
     def forecast(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Forecast the bars that follow the given bars.
+        """Forecast the bars that follow the given bars, and append the forecast to the ledger of KRONOS_LEDGER, if set.
 
         Args:
             frame: two bars or more, oldest first; the newest `lookback` bars are used. Columns: `timestamps` (in the
@@ -71,12 +77,29 @@ class ServedForecaster:
 
         Raises:
             DataError: the bars are invalid; the error names every invalid row.
+            ArtifactError: the ledger cannot be written.
         """
         ticker = self._ticker(frame)
         bars = _read(frame, ticker)
         sampling = load_sampling(self._folder, ticker, self._model, self._recipe) or plain_sampling(self._recipe)
         ahead = forecast_ahead(bars, self._model, sampling, self._recipe)
+        if folder := os.environ.get(LEDGER):
+            self._append(ArtifactLayout(Path(folder)), bars, ahead)
         return ahead[["ds", *FORECAST]].reset_index(drop=True)
+
+    def _append(self, layout: ArtifactLayout, bars: Bars, ahead: pd.DataFrame) -> None:
+        """Append a forecast to the ledger of an output folder."""
+        seen = self._seen_until.get(bars.ticker)
+        known = [*ledger.known_bars_end(layout, bars.ticker), *([pd.Timestamp(seen)] if seen else [])]
+        rows = ledger.ledger_rows(
+            bars,
+            ahead.assign(model=f"served on {ahead['model'].iloc[0]}"),
+            self._recipe,
+            version=str(self._model.weights_hash)[:12],
+            issued=ledger.now(),
+            known_until=known,
+        )
+        ledger.append(layout, [rows])
 
     def _ticker(self, frame: pd.DataFrame) -> str:
         symbols = frame["unique_id"].dropna().unique().tolist() if "unique_id" in frame else []

@@ -27,8 +27,10 @@ from registered_models import base_of, evidence, made_adapter, made_checkpoint
 from small_trainings import simulated_bars, simulated_windows, small_recipe
 from tiny_models import save_tiny_base
 
+from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import Bars, make_bars
+from kronos_pipeline.evaluation import ledger
 from kronos_pipeline.evaluation.forecasting.future import forecast_ahead
 from kronos_pipeline.evaluation.forecasting.sampling import plain_sampling, save_sampling
 from kronos_pipeline.evaluation.predictions import LEVELS, VARIANTS
@@ -179,6 +181,19 @@ def test_bad_bars_are_the_callers_mistake_and_every_one_is_named(
         served.predict(damage(as_request(BARS.frame)))
     assert message in str(caught.value)
     assert caught.value.get_http_status_code() == 400  # type: ignore[no-untyped-call]  # MLflow does not annotate it
+
+
+def test_a_forecast_is_recorded_in_the_ledger_only_if_the_server_is_told_so(
+    served: PyFuncModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served.predict(as_request(BARS.frame))
+    monkeypatch.setenv("KRONOS_LEDGER", str(tmp_path))
+    forecast = pd.DataFrame(served.predict(as_request(BARS.frame)))
+    found = ledger.read(ArtifactLayout(tmp_path))
+    assert found.notes == ()
+    assert found.rows["mean"].tolist() == pytest.approx(forecast["mean"].tolist())
+    assert found.rows["last"].iloc[0] == BARS.frame["close"].iloc[-1]
+    assert found.rows["replay"].all()  # the times of the simulated bars have passed
 
 
 def test_a_model_of_several_tickers_asks_whose_bars_they_are(

@@ -11,7 +11,7 @@ from kronos_pipeline.errors import count
 from kronos_pipeline.evaluation.predictions import LEVELS
 from kronos_pipeline.evaluation.reports.text_table import UNDEFINED, TextTable, number
 from kronos_pipeline.evaluation.scoring.sequential import EVIDENCE
-from kronos_pipeline.evaluation.scoring.track_record import ScoredLedger, TrackRecord, counted_forecasts
+from kronos_pipeline.evaluation.scoring.track_record import OPEN, ScoredLedger, TrackRecord, counted_forecasts
 
 _SHOWN_SKILL = 1.0
 """Bound of the axis of skills: the skill of the first forecasts is far below."""
@@ -26,19 +26,13 @@ def record_table(records: Sequence[TrackRecord], notes: Sequence[str] = ()) -> T
     """
     rows = []
     for record in records:
-        skills = [
-            (record.mean_skill, record.mean_evidence, record.mean_against, record.mean_verdict),
-            (record.crps_skill, record.crps_evidence, record.crps_against, record.crps_verdict),
-        ]
-        cells = [
-            cell
-            for skill, better, worse, verdict in skills
-            for cell in (_percent(skill), _evidence(better, worse), verdict)
-        ]
+        scored = f"{record.forecasts:,}" + (f" +{record.waiting:,}" if record.waiting else "")
+        mean = _evidence(record.mean_evidence, record.mean_against, record.mean_verdict)
+        crps = _evidence(record.crps_evidence, record.crps_against, record.crps_verdict)
+        figures = [_percent(record.mean_skill), mean, _percent(record.crps_skill), crps]
         coverage = [number(record.coverage[str(level)], 0) for level in LEVELS]
-        waiting = f"{record.forecasts:,}" + (f" +{record.waiting:,}" if record.waiting else "")
-        rows.append([record.ticker, record.model, waiting, *cells, *coverage, number(record.brier, 3)])
-    headers = ["Ticker", "by", "fore-\ncasts", "mean:\nskill", "e", "", "distri-\nbution:\nskill", "e", ""]
+        rows.append([record.ticker, record.model, scored, *figures, *coverage, number(record.brier)])
+    headers = ["Ticker", "by", "fore-\ncasts", "mean\nskill", "\ne", "distr.\nskill", "\ne"]
     return TextTable(
         title="Track record of the forecasts in the ledger",
         headers=[*headers, *(f"in\n{level} %" for level in LEVELS), "Brier"],
@@ -135,9 +129,10 @@ def record_plot(scored: ScoredLedger, record: TrackRecord) -> bytes:
 
 
 def _percent(value: float | None) -> str:
-    return UNDEFINED if value is None else f"{100 * value:+.1f} %"
+    return UNDEFINED if value is None else f"{100 * value:+.1f}%"
 
 
-def _evidence(better: float, worse: float) -> str:
-    """Format the larger of two e-values; with < before it, if it is that of "worse"."""
-    return f"{'<' if worse > better else ''}{max(better, worse):.3g}"
+def _evidence(better: float, worse: float, verdict: str = OPEN) -> str:
+    """Format the larger of two e-values, with < before that of "worse", and a verdict unless it is open."""
+    value = f"{'<' if worse > better else ''}{max(better, worse):.2g}"
+    return value if verdict == OPEN else f"{value} {verdict}"

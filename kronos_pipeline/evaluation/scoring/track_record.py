@@ -49,6 +49,8 @@ QUANTILES = {
 }
 """The columns of the ledger that are quantiles, with their probabilities, ascending."""
 EWMA_DECAY = 0.94
+BETTER, WORSE, OPEN = "better", "worse", "open"
+"""Verdicts of the sequential test."""
 _RESTATED = 0.01
 """Tolerance of the ratio between two factors of restated prices: a price of one dollar is rounded to cents."""
 _PRICES = ["mean", *QUANTILES]
@@ -238,9 +240,9 @@ def evidence(forecasts: pd.DataFrame, loss: str, rival_loss: str) -> tuple[EProc
 
 def verdict(better: EProcess, worse: EProcess) -> str:
     """Return "better" or "worse" if the test has confirmed it; of both, the later; else "open"."""
-    reached = {"better": better.confirmed, "worse": worse.confirmed}
+    reached = {BETTER: better.confirmed, WORSE: worse.confirmed}
     times = {name: time for name, time in reached.items() if time is not None}
-    return max(times, key=lambda name: times[name]) if times else "open"
+    return max(times, key=lambda name: times[name]) if times else OPEN
 
 
 def quantile_score(quantiles: Floats, y: Floats) -> Floats:
