@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import scoringrules
@@ -10,7 +12,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import kstest, laplace, norm
 
-from kronos_pipeline.evaluation.forecasting.distributions import crps, describe_closes, pit, quantiles, raw_intervals
+from kronos_pipeline.evaluation.forecasting.distributions import (
+    crps,
+    describe_closes,
+    path_statistics,
+    pit,
+    quantiles,
+    raw_intervals,
+)
 from kronos_pipeline.evaluation.predictions import FEWEST_PATHS, INTERVALS, LEVELS
 
 PRICES = st.floats(0.01, 1e5)
@@ -168,3 +177,32 @@ def test_an_interval_holds_the_median_and_those_of_lower_levels(
             inner = outer
     assert ((columns["pit"] > 0) & (columns["pit"] < 1)).all()
     assert (columns["crps"] <= np.abs(closes - y[:, None]).mean(axis=1) + slack).all()
+
+
+def test_the_variance_of_a_step_is_the_mean_squared_log_change_over_the_paths() -> None:
+    closes, _ = sample_closes(12, 5)
+    closes, last = closes.reshape(3, 5, 4), np.array([50.0, 60.0, 70.0])
+    statistics = path_statistics(closes, last)
+    for cutoff in range(3):
+        for step in range(4):
+            before = [last[cutoff]] * 5 if step == 0 else closes[cutoff, :, step - 1]
+            changes = [
+                math.log(close / previous) for close, previous in zip(closes[cutoff, :, step], before, strict=True)
+            ]
+            assert statistics["variance"][cutoff, step] == pytest.approx(sum(change**2 for change in changes) / 5)
+            above = sum(close > last[cutoff] for close in closes[cutoff, :, step])
+            assert statistics["p_up"][cutoff, step] == pytest.approx(above / 5)
+
+
+def test_a_close_equal_to_the_last_is_half_above_it() -> None:
+    closes = np.array([[[100.0], [100.0], [101.0], [99.0]]])
+    assert path_statistics(closes, np.array([100.0]))["p_up"].tolist() == [[0.5]]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("close", [0.0, -1.0, np.nan, np.inf])
+def test_a_sampled_close_that_is_no_price_leaves_the_variance_of_its_step_and_the_next_undefined(close: float) -> None:
+    closes = np.full((1, 3, 4), 101.0)
+    closes[0, 1, 1] = close
+    variance = path_statistics(closes, np.array([100.0]))["variance"]
+    assert np.isnan(variance).tolist() == [[False, True, True, False]]

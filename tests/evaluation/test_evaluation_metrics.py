@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -18,6 +19,29 @@ from kronos_pipeline.evaluation.scoring.metrics import METRICS, UNITS, Scores, m
 PRICES = st.floats(1e-3, 1e6)
 
 
+def pinball(y: np.ndarray, quantile: np.ndarray, share: float) -> float:
+    """Return the loss that is least, in expectation, at the quantile that a share of the closes lies below."""
+    losses = [
+        (value - q) * share if value >= q else (q - value) * (1 - share) for value, q in zip(y, quantile, strict=True)
+    ]
+    return float(sum(losses)) / len(losses)
+
+
+def variance_scores(rows: pd.DataFrame) -> dict[str, float]:
+    """Score the variance over each forecast's bars, the mean over the cutoffs."""
+    forecasts = [forecast.sum() for _, forecast in rows.groupby("cutoff")["variance"]]
+    realised, ranges = (
+        [forecast.sum() for _, forecast in rows.groupby("cutoff")[name]]
+        for name in ("squared_return", "range_variance")
+    )
+    ratios, range_ratios = np.divide(realised, forecasts), np.divide(ranges, forecasts)
+    return {
+        "qlike": float(np.mean([ratio - math.log(ratio) - 1 for ratio in ratios])),
+        "range_qlike": float(np.mean([ratio - math.log(ratio) - 1 for ratio in range_ratios])),
+        "log_variance_error": float(np.mean([abs(math.log(ratio)) for ratio in ratios])),
+    }
+
+
 def by_hand(y: np.ndarray, forecast: np.ndarray, last: float, scale: float, half: float) -> dict[str, float | None]:
     error = forecast - y
     forecast_sign, real_sign = np.sign(forecast - last), np.sign(y - last)
@@ -33,6 +57,8 @@ def by_hand(y: np.ndarray, forecast: np.ndarray, last: float, scale: float, half
         "crps": np.abs(error).sum() / len(y),
         "scaled_crps": np.abs(error).sum() / len(y) / scale,
     }
+    for percent, widths in ((5, -3), (10, -2), (25, -1), (75, 1), (90, 2), (95, 3)):
+        scores[f"pinball_{percent}"] = pinball(y, forecast + widths * half, percent / 100) / scale
     for prefix, wider in (("", 1), ("raw_", 2)):
         for level, factor in ((50, 1), (80, 2), (90, 3)):
             low, high = forecast - half * factor * wider, forecast + half * factor * wider
@@ -52,11 +78,14 @@ def test_scores_are_the_textbook_formulas(data: st.DataObject, lengths: list[int
         models = dict(zip(("ewma", "base"), forecasts, strict=True))
         halves = dict.fromkeys(models, half)
         symbol = f"T{number}"
-        tables.append(
-            made_predictions(y, models, symbol=symbol, horizon=horizon, last=last, scale=scale, half_widths=halves)
-        )
+        table = made_predictions(y, models, symbol=symbol, horizon=horizon, last=last, scale=scale, half_widths=halves)
+        variances = np.random.default_rng(number).lognormal(-9, 1, (4, length))
+        table["squared_return"], table["range_variance"] = (np.tile(values, 2) for values in variances[:2])
+        table["variance"] = variances[2:].ravel()
+        tables.append(table)
         for model, forecast in models.items():
-            expected[symbol, model] = by_hand(y, forecast, last, scale, half)
+            rows = table[table["model"] == model]
+            expected[symbol, model] = {**by_hand(y, forecast, last, scale, half), **variance_scores(rows)}
     scores = score(pd.concat(tables, ignore_index=True))
     assert list(scores) == [f"T{number}" for number in range(len(lengths))]
     for (symbol, model), values in expected.items():
@@ -70,7 +99,7 @@ def test_every_score_has_a_unit() -> None:
     y = np.arange(1.0, 11.0)
     scores = score(made_predictions(y, {"base": y + 1}, half_widths={"base": 1.0}))["AAPL"]["base"]
     assert tuple(scores) == METRICS == tuple(UNITS)
-    assert set(UNITS.values()) == {"price", "percent", "scaled", "percent of the close"}
+    assert set(UNITS.values()) == {"price", "percent", "scaled", "percent of the close", "log ratio"}
     assert set(Scores.__annotations__) == {*METRICS, "undefined"}
 
 
@@ -121,7 +150,9 @@ def test_no_scale_leaves_the_scaled_metrics_alone_undefined(scale: float) -> Non
     y = np.array([101.0, 99.0])
     scores = score(made_predictions(y, {"base": y + 1}, scale=scale, half_widths={"base": 1.0}))["AAPL"]["base"]
     reason = "no scale (the close never changed before the evaluation) at 2 of 2 bars"
-    assert scores["undefined"] == {"mase": reason, "scaled_crps": reason}
+    scaled = [metric for metric, unit in UNITS.items() if unit == "scaled"]
+    assert {"mase", "scaled_crps", "pinball_5", "pinball_95"} < set(scaled)
+    assert scores["undefined"] == dict.fromkeys(scaled, reason)
     assert scores["mase"] is None
     assert scores["crps"] == 1
 
@@ -156,6 +187,43 @@ def test_errors_too_large_to_square_leave_rmse_undefined() -> None:
     scores = score(table)["AAPL"]["base"]
     assert scores["rmse"] is None
     assert scores["undefined"] == {"rmse": "the errors are too large for a number"}
+
+
+def test_qlike_is_zero_for_the_right_variance_and_larger_for_one_too_low_than_for_one_too_high() -> None:
+    y = np.full(6, 100.0)
+    table = made_predictions(y, dict.fromkeys(("ewma", "garch", "adapter"), y), horizon=3)
+    table["variance"] = table["squared_return"] * table["model"].map({"ewma": 1.0, "garch": 0.5, "adapter": 2.0})
+    scores = score(table)["AAPL"]
+    assert scores["ewma"]["qlike"] == scores["ewma"]["log_variance_error"] == 0
+    assert scores["garch"]["qlike"] == pytest.approx(2 - math.log(2) - 1)
+    assert scores["adapter"]["qlike"] == pytest.approx(0.5 + math.log(2) - 1)
+    assert scores["garch"]["log_variance_error"] == pytest.approx(scores["adapter"]["log_variance_error"])
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        ({"variance": np.nan, "p_up": np.nan}, "no forecast of the variance at 1 of 6 bars"),
+        ({"variance": np.nan}, "a sampled close is not above 0 at 1 of 6 bars"),
+    ],
+)
+def test_a_variance_that_is_missing_at_one_bar_leaves_its_scores_undefined(
+    columns: dict[str, float], reason: str
+) -> None:
+    table = made_predictions(np.full(6, 102.0), {"adapter": np.full(6, 101.0)}, horizon=3, half_widths={"adapter": 1.0})
+    table.loc[4, list(columns)] = list(columns.values())
+    scores = score(table)["AAPL"]["adapter"]
+    assert scores["qlike"] is None
+    assert scores["undefined"] == dict.fromkeys(("qlike", "range_qlike", "log_variance_error"), reason)
+
+
+def test_a_close_that_does_not_move_over_a_forecast_leaves_its_variance_scores_undefined() -> None:
+    table = made_predictions(np.full(6, 102.0), {"adapter": np.full(6, 101.0)}, horizon=3, half_widths={"adapter": 1.0})
+    table.loc[:2, "squared_return"] = 0.0
+    scores = score(table)["AAPL"]["adapter"]
+    reason = "the close, or its range, does not move over the bars of a forecast"
+    assert scores["undefined"] == dict.fromkeys(("qlike", "log_variance_error"), reason)
+    assert scores["range_qlike"] == 0
 
 
 def test_a_symbol_without_a_model_has_no_entry_for_it() -> None:

@@ -9,9 +9,11 @@ import pandas as pd
 import pytest
 from holdouts import HandMadeWindows
 from made_evaluations import SKIPPED, manifest_of, predictions_of, windows_of
+from made_predictions import made_predictions
 
 from kronos_pipeline.artifacts import ArtifactLayout, file_hash, read_json, read_parquet
 from kronos_pipeline.errors import ArtifactError
+from kronos_pipeline.evaluation.predictions import VOLATILITY_RIVALS
 from kronos_pipeline.evaluation.provenance import manifest_of_ticker, merge_manifests
 from kronos_pipeline.evaluation.scoring.metrics import METRICS, UNITS
 from kronos_pipeline.evaluation.scoring.report import (
@@ -55,7 +57,7 @@ def test_every_error_of_evaluation_json_can_be_recomputed_from_forecasts_parquet
     evaluation = strict_json(layout.evaluation)
     assert evaluation == saved
     forecasts = pd.read_parquet(layout.forecasts)
-    models = ["naive", "drift", "seasonal_naive", "ewma", "base", "checkpoint", "adapter"]
+    models = ["naive", "drift", "seasonal_naive", *VOLATILITY_RIVALS, "base", "checkpoint", "adapter"]
     assert list(forecasts.columns) == ["unique_id", "ds", "cutoff", "y", *models]
     by_symbol = dict(list(forecasts.groupby("unique_id")))
     assert [entry["symbol"] for entry in evaluation["per_symbol"]] == sorted(map(str, by_symbol))
@@ -89,27 +91,53 @@ def test_the_evaluation_follows_from_the_predictions_beside_it_alone(layout: Art
     assert files == {path.name: file_hash(path) for path in (layout.predictions, layout.forecasts)}
 
 
-def test_every_model_is_judged_against_naive_and_base_and_few_cutoffs_are_said_to_be_few() -> None:
+def test_every_model_is_judged_against_the_rivals_of_each_target_and_few_cutoffs_are_said_to_be_few() -> None:
     windows = [windows_of("AAPL"), windows_of("BRK-B", 1000)]
     evaluation = build_evaluation(predictions_of(windows), "adapter", [], manifest_of(windows))
     for entry in (evaluation["aggregate"], *evaluation["per_symbol"]):
-        assert set(entry["verdicts"]) == {"base", "checkpoint", "adapter"}
-        assert set(entry["verdicts"]["adapter"]) == {"naive", "base"}
-        verdict = entry["verdicts"]["adapter"]["naive"]
-        assert (verdict["verdict"], verdict["cutoffs"]) == ("too little evidence", 3)
-        assert "3 shared cutoffs" in verdict["reason"]
+        assert set(entry["verdicts"]) == {"mean", "distribution", "volatility"}
+        for target, rivals in {
+            "mean": {"naive", "drift", "seasonal_naive"},
+            "distribution": set(VOLATILITY_RIVALS),
+            "volatility": set(VOLATILITY_RIVALS),
+        }.items():
+            verdicts = entry["verdicts"][target]
+            assert {model: set(by_rival) for model, by_rival in verdicts.items()} == {
+                "base": rivals,
+                "checkpoint": rivals | {"base"},
+                "adapter": rivals | {"base"},
+            }
+            verdict = verdicts["checkpoint"]["base"]
+            assert (verdict["verdict"], verdict["cutoffs"]) == ("too little evidence", 3)
+            assert "3 shared cutoffs" in verdict["reason"]
 
 
 def test_a_model_that_is_nearer_at_every_cutoff_is_better_and_the_others_worse() -> None:
     windows = [HandMadeWindows(100 + np.arange(90.0), holdout=40, horizon=4)]
     # The sampler adds the model, the mean path's 1 and the step: with -1 it knows the future.
-    predictions = predictions_of(windows, {"base": 1.5, "adapter": -0.9})
+    predictions = predictions_of(windows, {"base": 2.5, "adapter": -0.9})
     evaluation = build_evaluation(predictions, "adapter", [], manifest_of(windows))
-    verdicts = evaluation["per_symbol"][0]["verdicts"]
-    assert {rival: comparison["verdict"] for rival, comparison in verdicts["adapter"].items()} == {
+    verdicts = evaluation["per_symbol"][0]["verdicts"]["mean"]
+    assert {rival: verdicts["adapter"][rival]["verdict"] for rival in ("naive", "base")} == {
         "naive": "better",
         "base": "better",
     }
+    assert verdicts["base"]["naive"]["verdict"] == "worse"
+
+
+def test_a_model_is_judged_by_the_variant_that_was_chosen_for_a_target_and_shown_as_sampled() -> None:
+    y = np.full(60, 100.0) + np.random.default_rng(0).normal(size=60)
+    models = {"ewma": y + 2, "base": y + 2, "adapter": y + 3, "adapter_recentred": y + 1}
+    predictions = made_predictions(y, models, horizon=3)
+    windows = [windows_of("AAPL")]
+    sampling = {"AAPL": {"adapter": {"variants": {"distribution": "recentred"}}}}
+    entry = build_evaluation(predictions, "adapter", [], manifest_of(windows) | {"sampling": sampling})["per_symbol"][0]
+    assert entry["variants"] == {"adapter": {"distribution": "recentred"}}
+    assert (entry["mae"], entry["models"]["adapter_recentred"]["mae"]) == pytest.approx((3, 1))
+    verdicts = {target: entry["verdicts"][target]["adapter"]["base"] for target in ("mean", "distribution")}
+    assert verdicts["mean"]["verdict"] == "worse"
+    assert (verdicts["distribution"]["verdict"], verdicts["distribution"]["skill"]) == ("better", pytest.approx(0.5))
+    assert "adapter_recentred" not in entry["verdicts"]["mean"]
 
 
 def test_evaluation_json_says_what_was_evaluated_with_what(layout: ArtifactLayout) -> None:
@@ -125,7 +153,7 @@ def test_evaluation_json_says_what_was_evaluated_with_what(layout: ArtifactLayou
     assert [entry["cutoffs_left_out"] for entry in evaluation["per_symbol"]] == [5, 2]
     assert evaluation["aggregate"]["cutoffs_left_out"] == 7
     manifest = evaluation["manifest"]
-    assert manifest["data"] == {"AAPL": "hash of AAPL", "MSFT": "hash of MSFT"}
+    assert manifest["data"] == {ticker.ticker: ticker.bars.content_hash for ticker in windows}
     assert manifest["mlflow_runs"] == {"AAPL": "run of AAPL", "MSFT": "run of MSFT"}
     assert manifest["config"]["horizon"] == 4
     assert "torch" in manifest["packages"]
@@ -152,7 +180,7 @@ def test_an_undefined_metric_is_null_with_its_reason_and_beats_nothing(layout: A
     apple, microsoft = evaluation["per_symbol"]
     assert apple["mae"] is apple["rmse"] is apple["mape"] is None
     assert apple["undefined"]["mae"] == "no finite forecast or close at 1 of 10 bars"
-    assert apple["verdicts"]["adapter"]["naive"]["verdict"] == "too little evidence"
+    assert apple["verdicts"]["mean"]["adapter"]["naive"]["verdict"] == "too little evidence"
     assert microsoft["mae"] is not None
     assert evaluation["aggregate"]["mae"] is None
     assert evaluation["aggregate"]["undefined"]["mae"] == "undefined for 1 of 2 symbols"
@@ -195,7 +223,7 @@ def test_what_was_seen_in_pre_training_is_said_of_the_tickers_concerned_and_of_n
     assert evaluation["warnings"] == ["AAPL, MSFT: may be known"]
     assert [entry["contamination"] for entry in evaluation["per_symbol"]] == ["may be known", "may be known", None]
     assert manifest_of_ticker(manifest, "^GSPC")["contamination"] == {}
-    assert manifest_of_ticker(manifest, "AAPL")["data"] == {"AAPL": "hash of AAPL"}
+    assert manifest_of_ticker(manifest, "AAPL")["data"] == {"AAPL": windows[0].bars.content_hash}
 
 
 def test_a_tickers_file_holds_one_ticker(layout: ArtifactLayout) -> None:
@@ -217,7 +245,7 @@ def test_what_differs_between_manifests_is_named_and_two_base_models_are_both_sh
     manifests[1]["device"] = "cuda"
     manifests[2]["base_model"] = {"name": "small", "label": "small", "demo": False}
     merged = merge_manifests(manifests)
-    assert merged["data"] == {ticker.ticker: f"hash of {ticker.ticker}" for ticker in windows}
+    assert merged["data"] == {ticker.ticker: ticker.bars.content_hash for ticker in windows}
     assert merged["seed"] == 7
     assert set(merged["differing"]) == {"device", "base_model"}
     assert merged["differing"]["device"] == ["cpu", "cuda"]

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import io
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from made_evaluations import SKIPPED, manifest_of, predictions_of, windows_of
 from rich.console import Console
 
 from kronos_pipeline.artifacts import ArtifactLayout, read_json
+from kronos_pipeline.evaluation.predictions import VOLATILITY_RIVALS
 from kronos_pipeline.evaluation.reports.tables import (
     evaluation_frame,
     evaluation_table,
@@ -22,13 +25,19 @@ from kronos_pipeline.evaluation.reports.text_table import TextTable, price
 from kronos_pipeline.evaluation.scoring.metrics import METRICS, UNITS
 from kronos_pipeline.evaluation.scoring.report import build_evaluation
 
-MODELS = {"naive", "drift", "seasonal_naive", "ewma", "base", "checkpoint", "adapter"}
+MODELS = {"naive", "drift", "seasonal_naive", *VOLATILITY_RIVALS, "base", "checkpoint", "adapter"}
+
+
+@pytest.fixture(scope="module")
+def untouched_evaluation() -> dict[str, Any]:
+    windows = [windows_of("AAPL", left_out=5), windows_of("EURUSD=X", 0.01)]
+    return build_evaluation(predictions_of(windows), "adapter", SKIPPED, manifest_of(windows))
 
 
 @pytest.fixture
-def evaluation() -> dict[str, Any]:
-    windows = [windows_of("AAPL", left_out=5), windows_of("EURUSD=X", 0.01)]
-    return build_evaluation(predictions_of(windows), "adapter", SKIPPED, manifest_of(windows))
+def evaluation(untouched_evaluation: dict[str, Any]) -> dict[str, Any]:
+    """An evaluation of two tickers, for a test to change."""
+    return deepcopy(untouched_evaluation)
 
 
 def rendered(text_table: TextTable, width: int = 80) -> list[str]:
@@ -47,7 +56,7 @@ def test_the_table_fits_80_columns_with_every_model_and_no_number_is_cut(evaluat
     assert cells == pytest.approx(
         [models[name]["mae"] for name in ("adapter", "checkpoint", "base", "naive")], rel=5e-4
     )
-    assert rows["AAPL"][-2:] == rows["EURUSD=X"][-2:] == ["few", "few"]
+    assert rows["AAPL"][-3:] == rows["EURUSD=X"][-3:] == ["few", "few", "few"]
 
 
 def test_the_leaderboard_fits_80_columns_and_has_the_smallest_scaled_error_first(evaluation: dict[str, Any]) -> None:
@@ -72,7 +81,8 @@ def test_leaderboard_json_has_a_row_per_model_with_every_metric(evaluation: dict
     for row in saved["holdout"]["models"]:
         assert set(METRICS) < set(row)
     (adapter,) = [row for row in saved["holdout"]["models"] if row["model"] == "adapter"]
-    assert adapter["against_naive"] == adapter["against_base"] == "too little evidence"
+    for target in ("mean", "distribution", "volatility"):
+        assert adapter[f"verdict_{target}"] == "too little evidence"
     assert adapter["symbols"] == 2
 
 
@@ -127,8 +137,8 @@ def test_markdown_has_the_same_cells(evaluation: dict[str, Any]) -> None:
     title, table, *notes = text_table.markdown().split("\n\n")
     assert "embedded demo model" in title
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-    assert {len(line) for line in lines} == {9}
-    assert lines[0][1] == "MAE adapter (price)"
+    assert {len(line) for line in lines} == {10}
+    assert (lines[0][1], lines[0][-2]) == ("MAE adapter (price)", "distribution")
     assert [line[0] for line in lines[2:]] == ["AAPL", "EURUSD=X", "**all**"]
     assert lines[2] == list(text_table.rows[0])
     assert notes[-1].startswith("Skipped ACME")
@@ -146,10 +156,34 @@ def test_the_long_table_and_the_flat_metrics_hold_the_same_scores(evaluation: di
 
 def test_verdicts_are_said_with_their_reason(evaluation: dict[str, Any]) -> None:
     sentences = verdict_sentences(evaluation["aggregate"], "adapter")
+    rivals = {
+        "mean": ["naive", "drift", "seasonal_naive", "base"],
+        "distribution": [*VOLATILITY_RIVALS, "base"],
+        "volatility": [*VOLATILITY_RIVALS, "base"],
+    }
     assert [sentence.split(",")[0] for sentence in sentences] == [
-        "against naive: too little evidence",
-        "against base: too little evidence",
+        f"{target} against {rival}: too little evidence" for target, names in rivals.items() for rival in names
     ]
+
+
+def test_a_symbols_row_is_better_only_if_the_model_is_better_than_every_rival_of_the_target(
+    evaluation: dict[str, Any],
+) -> None:
+    verdicts = evaluation["per_symbol"][0]["verdicts"]
+    for target, verdict_on_base in (("mean", "better"), ("distribution", "no better"), ("volatility", "worse")):
+        for comparison in verdicts[target]["adapter"].values():
+            comparison["verdict"] = "better"
+        verdicts[target]["adapter"]["base"]["verdict"] = verdict_on_base
+    assert list(evaluation_table(evaluation).rows[0][-3:]) == ["yes", "no", "worse"]
+
+
+def test_the_variants_of_a_models_paths_are_in_the_json_and_not_in_the_leaderboard() -> None:
+    windows = [windows_of("AAPL")]
+    predictions = predictions_of(windows)
+    recentred = predictions[predictions["model"] == "adapter"].assign(model="adapter_recentred")
+    evaluation = build_evaluation(pd.concat([predictions, recentred]), "adapter", [], manifest_of(windows))
+    assert "adapter_recentred" in {row["model"] for row in leaderboard_rows(evaluation)}
+    assert {row[0] for row in leaderboard_table(evaluation).rows} == MODELS
 
 
 @pytest.mark.parametrize(("value", "text"), [(None, "–"), (0.0, "0.000"), (-0.01234, "-0.01234"), (3000.4, "3,000")])

@@ -84,14 +84,16 @@ def path_statistics(closes: Floats, last: Floats) -> dict[str, Floats]:
     """Return the mean squared log change of the close by step, and the probability that the close is above `last`.
 
     Args:
-        closes: sampled closes, (cutoffs, paths, horizon), above 0.
-        last: closes at the cutoffs, (cutoffs,), above 0.
+        closes: sampled closes, (cutoffs, paths, horizon).
+        last: closes at the cutoffs, (cutoffs,).
 
     Returns:
-        `variance` and `p_up`, (cutoffs, horizon) each. A path that ends at `last` counts half for `p_up`.
+        `variance` and `p_up`, (cutoffs, horizon) each. The variance is NaN at a step if a path's close there or at the
+        step before is not a finite number above 0. A close equal to `last` counts half for `p_up`.
     """
     start = np.broadcast_to(last[:, None, None], (*closes.shape[:2], 1))
-    changes = np.diff(np.log(np.concatenate([start, closes], axis=2)), axis=2)
+    known = np.concatenate([start, closes], axis=2)
+    changes = np.diff(np.log(known, out=np.full_like(known, np.nan), where=(known > 0) & (known < np.inf)), axis=2)
     signs = np.sign(closes - last[:, None, None])
     return {"variance": (changes**2).mean(axis=1), "p_up": (signs.mean(axis=1) + 1) / 2}
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from kronos_pipeline.artifacts import ArtifactLayout, write_json
 from kronos_pipeline.errors import count
-from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, CHECKPOINT, FEWEST_PATHS, NAIVE
+from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, CHECKPOINT, FEWEST_PATHS, NAIVE, without_variants
 from kronos_pipeline.evaluation.reports.text_table import UNDEFINED, TextTable, number, price
 from kronos_pipeline.evaluation.scoring.metrics import METRICS, UNITS
 from kronos_pipeline.evaluation.scoring.targets import DISTRIBUTION, MEAN, TARGETS, VOLATILITY, Target
@@ -60,18 +60,21 @@ def evaluation_table(evaluation: Mapping[str, Any], what: str = "Holdout") -> Te
 
 
 def leaderboard_table(evaluation: Mapping[str, Any], what: str = "Holdout") -> TextTable:
-    """Build the leaderboard: a row per model over all symbols, the smallest scaled error first."""
+    """Build the leaderboard: a row per model over all symbols, the smallest scaled error first.
+
+    The variants of a Kronos model's paths are left out; `leaderboard_rows` has them.
+    """
     columns: list[Column] = [
         ("MASE", lambda row: number(row["mase"])),
         ("CRPS\nscaled", lambda row: number(row["scaled_crps"])),
         ("QLIKE", lambda row: number(row["qlike"])),
-        ("MAPE\n(%)", lambda row: number(row["mape"])),
         ("right\nway\n(%)", lambda row: number(row["directional_accuracy"], 0)),
         ("80 %\nholds\n(raw)", _coverage),
         ("rank\nIC", lambda row: number(row.get("rank_ic"))),
         *(_verdict_of_row(target) for target in TARGETS),
     ]
-    rows = leaderboard_rows(evaluation)
+    shown = without_variants(evaluation["aggregate"]["models"])
+    rows = [row for row in leaderboard_rows(evaluation) if row["model"] in shown]
     return TextTable(
         title=f"{what} on base model {evaluation['base_model']}, mean over "
         f"{count(evaluation['aggregate']['symbols_evaluated'], 'symbol')}",
@@ -228,7 +231,8 @@ def _partial(evaluation: Mapping[str, Any]) -> list[str]:
     """Return a note on models without a forecast of some symbols, as their means are over other symbols."""
     total = evaluation["aggregate"]
     symbols = total["symbols_evaluated"]
-    few = [f"{name} {scores['symbols']}" for name, scores in total["models"].items() if scores["symbols"] < symbols]
+    counts = {name: total["models"][name]["symbols"] for name in without_variants(total["models"])}
+    few = [f"{name} {number}" for name, number in counts.items() if number < symbols]
     return [f"Means over fewer than the {symbols} symbols, not to be compared: {', '.join(few)}."] if few else []
 
 

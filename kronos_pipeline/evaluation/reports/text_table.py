@@ -19,7 +19,8 @@ class TextTable:
 
     Attributes:
         title: above the table.
-        headers: headers of the columns; a narrow terminal breaks them at line breaks. The first column is on the left.
+        headers: headers of the columns, broken at line breaks and, by a hyphen before it, within a word. The first
+            column is on the left.
         rows: cells by row.
         total: cells of a last row with totals; empty without such a row.
         notes: sentences below the table.
@@ -41,7 +42,7 @@ class TextTable:
             caption_justify="left",
             box=SIMPLE_HEAD,
             show_edge=False,
-            padding=(0, 0, 0, 1),
+            padding=0,
         )
         for number, header in enumerate(self.headers):
             table.add_column(header, justify="left" if number == 0 else "right", overflow="fold", vertical="bottom")
@@ -55,7 +56,7 @@ class TextTable:
     def markdown(self) -> str:
         """Return the table as GitHub Markdown."""
         lines = [
-            [header.replace("\n", " ") for header in self.headers],
+            [header.replace("-\n", "").replace("\n", " ") for header in self.headers],
             ["---"] + ["---:"] * (len(self.headers) - 1),
             *self.rows,
             *([[f"**{cell}**" for cell in self.total]] if self.total else []),

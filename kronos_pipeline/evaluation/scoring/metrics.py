@@ -40,6 +40,7 @@ UNITS = {
 METRICS = tuple(UNITS)
 
 _OF_POINTS = ("mae", "rmse", "mape", "mase", "bias", "directional_accuracy")
+_OF_VARIANCE = ("qlike", "range_qlike", "log_variance_error")
 _SERIES = "series"
 _TOO_LARGE = "the errors are too large for a number"
 _NO_SCALE = "no scale (the close never changed before the evaluation)"
@@ -48,7 +49,7 @@ _NO_DIRECTION = "at no bar do the forecast and the close both differ from the cl
 
 _OF_NO_VALUE = {
     "directional_accuracy": _NO_DIRECTION,
-    **dict.fromkeys(("qlike", "range_qlike", "log_variance_error"), _NO_VARIANCE),
+    **dict.fromkeys(_OF_VARIANCE, _NO_VARIANCE),
 }
 """The reason that a metric has no value though all of its bars have one."""
 
@@ -210,7 +211,11 @@ def _reasons(rows: pd.DataFrame) -> dict[int, dict[str, str]]:
         (("crps", "scaled_crps"), ~finite("crps"), "no finite CRPS"),
         (("mase", "scaled_crps"), no_scale, _NO_SCALE),
     ]
-    rules.append((("qlike", "range_qlike", "log_variance_error"), ~finite("variance"), "no forecast of the variance"))
+    no_variance, of_paths = ~finite("variance"), finite("p_up")  # a forecast of points has neither
+    rules += [
+        (_OF_VARIANCE, no_variance & ~of_paths, "no forecast of the variance"),
+        (_OF_VARIANCE, no_variance & of_paths, "a sampled close is not above 0"),
+    ]
     rules += [((f"pinball_{quantile}",), ~finite("y", column), "no interval") for quantile, column in QUANTILES.items()]
     rules += [((f"pinball_{quantile}",), no_scale, _NO_SCALE) for quantile in QUANTILES]
     for prefix, level in _INTERVALS:
