@@ -163,7 +163,7 @@ def _without_affix(names: Sequence[str]) -> Sequence[str]:
 def _candidates(meanings: Sequence[Meaning | None]) -> dict[str, list[int]]:
     """Return the positions of each meaning, those of the best names first."""
     positions: dict[str, list[int]] = {}
-    for position in sorted(range(len(meanings)), key=lambda one: (meanings[one] or ("", 0))[1]):
+    for position in sorted(range(len(meanings)), key=lambda index: (meanings[index] or ("", 0))[1]):
         if meaning := meanings[position]:
             positions.setdefault(meaning[0], []).append(position)
     return positions

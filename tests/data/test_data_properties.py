@@ -131,8 +131,8 @@ def test_rolling_statistics_are_those_of_each_window_alone(
     each = [lookback_statistics(values[start : start + length]) for start in range(bars + 1)]
     assert mean.shape == std.shape == (bars + 1, 3)
     scale = np.abs(values).max()
-    np.testing.assert_allclose(mean, [one for one, _ in each], rtol=1e-13, atol=1e-14 * scale)
-    np.testing.assert_allclose(std, [one for _, one in each], rtol=1e-7, atol=1e-14 * scale)
+    np.testing.assert_allclose(mean, [value for value, _ in each], rtol=1e-13, atol=1e-14 * scale)
+    np.testing.assert_allclose(std, [value for _, value in each], rtol=1e-7, atol=1e-14 * scale)
 
 
 @given(st.floats(1e-9, 1e9), st.integers(2, 200))

@@ -74,28 +74,28 @@ def numbers(content: Any) -> Iterator[float]:
 
 
 def test_a_calibrated_model_holds_overall_in_each_tercile_at_each_step_and_in_the_worst_month() -> None:
-    found = calibration(simulated(400))
-    assert (found["bars"], found["forecasts"]) == (2_000, 400)
+    result = calibration(simulated(400))
+    assert (result["bars"], result["forecasts"]) == (2_000, 400)
     for level in LEVELS:
-        entry = found["coverage"][str(level)]
+        entry = result["coverage"][str(level)]
         shares = [entry["overall"], *entry["by_volatility"].values(), *entry["by_step"].values(), entry["worst_month"]]
         assert [share["holds"] for share in shares] == [True] * 8
         assert all(entry[name]["p_value"] > 0.05 for name in ("kupiec", "independence", "conditional_coverage"))
-    assert found["pit"]["p_value"] > 0.05
-    assert found["pit"]["mean"] == pytest.approx(0.5, abs=0.03)
-    assert found["pit"]["spread"] == pytest.approx(1, abs=0.1)
+    assert result["pit"]["p_value"] > 0.05
+    assert result["pit"]["mean"] == pytest.approx(0.5, abs=0.03)
+    assert result["pit"]["spread"] == pytest.approx(1, abs=0.1)
 
 
 def test_intervals_that_are_too_narrow_fail_everywhere() -> None:
-    found = calibration(simulated(200, width=0.5))
+    result = calibration(simulated(200, width=0.5))
     for level in LEVELS:
-        entry = found["coverage"][str(level)]
+        entry = result["coverage"][str(level)]
         assert entry["overall"]["percent"] < entry["overall"]["low"]
         assert [share["holds"] for share in entry["by_volatility"].values()] == [False] * 3
         assert entry["kupiec"]["p_value"] < 0.001
         assert entry["conditional_coverage"]["p_value"] < 0.001
-    assert found["pit"]["p_value"] < 0.001
-    assert found["pit"]["spread"] > 1.3
+    assert result["pit"]["p_value"] < 0.001
+    assert result["pit"]["spread"] > 1.3
 
 
 def test_intervals_that_do_not_follow_the_volatility_hold_overall_and_fail_in_the_terciles() -> None:
@@ -108,9 +108,9 @@ def test_intervals_that_do_not_follow_the_volatility_hold_overall_and_fail_in_th
 
 
 def test_a_forecast_that_is_too_low_shows_in_the_mean_of_its_pit() -> None:
-    found = calibration(simulated(100, drift=1.0))["pit"]
-    assert found["mean"] > 0.6
-    assert found["p_value"] < 0.01
+    result = calibration(simulated(100, drift=1.0))["pit"]
+    assert result["mean"] > 0.6
+    assert result["p_value"] < 0.01
 
 
 def test_calibrated_forecasts_are_rejected_at_most_at_the_nominal_rate_and_narrow_ones_mostly() -> None:
@@ -215,9 +215,9 @@ def test_the_band_is_that_of_the_forecasts_that_share_no_bar() -> None:
         moved = table.copy()
         moved[["cutoff", "ds"]] += pd.Timedelta(days=shift)
         overlapping.append(moved[moved["cutoff"] < cutoffs[-1]])
-    found = calibration(pd.concat(overlapping, ignore_index=True))["coverage"]["80"]
-    assert (found["overall"]["bars"], found["overall"]["forecasts"]) == (100 + 4 * 95, 20)
-    assert sum(share["forecasts"] for share in found["by_volatility"].values()) >= 20
+    result = calibration(pd.concat(overlapping, ignore_index=True))["coverage"]["80"]
+    assert (result["overall"]["bars"], result["overall"]["forecasts"]) == (100 + 4 * 95, 20)
+    assert sum(share["forecasts"] for share in result["by_volatility"].values()) >= 20
 
 
 def test_tickers_of_one_market_count_once_and_independent_ones_each() -> None:
@@ -233,8 +233,8 @@ def test_tickers_of_one_market_count_once_and_independent_ones_each() -> None:
 def test_terciles_are_those_of_each_tickers_own_cutoffs() -> None:
     calm, wild = simulated(30), simulated(30, seed=1).assign(unique_id="WILD")
     wild["variance"] *= 1_000
-    found = calibration(pd.concat([calm, wild]))["coverage"]["80"]["by_volatility"]
-    assert {name: share["bars"] for name, share in found.items()} == {"low": 100, "middle": 100, "high": 100}
+    result = calibration(pd.concat([calm, wild]))["coverage"]["80"]["by_volatility"]
+    assert {name: share["bars"] for name, share in result.items()} == {"low": 100, "middle": 100, "high": 100}
 
 
 def test_the_worst_month_is_the_one_with_the_lowest_coverage_and_has_a_wider_band() -> None:
@@ -265,18 +265,18 @@ def test_steps_are_grouped_into_thirds_of_the_horizon() -> None:
 def test_the_brier_score_and_its_skill_by_hand() -> None:
     y = np.array([101.0, 99.0, 100.0, 103.0, 98.0])
     table = made_predictions(y, {ADAPTER: y}).assign(p_up=[0.9, 0.2, 0.5, 0.6, 0.7], variance=np.nan)
-    found = calibration(table)["p_up"]
+    result = calibration(table)["p_up"]
     expected = np.mean([0.1**2, 0.2**2, 0.0, 0.4**2, 0.7**2])
-    assert (found["bars"], found["brier"]) == (5, pytest.approx(expected))
-    assert found["skill"] == pytest.approx(1 - expected / np.mean([0.25, 0.25, 0, 0.25, 0.25]))
-    assert [(entry["from"], entry["p_up"], entry["percent"]) for entry in found["bins"]] == [
+    assert (result["bars"], result["brier"]) == (5, pytest.approx(expected))
+    assert result["skill"] == pytest.approx(1 - expected / np.mean([0.25, 0.25, 0, 0.25, 0.25]))
+    assert [(entry["from"], entry["p_up"], entry["percent"]) for entry in result["bins"]] == [
         (0.2, pytest.approx(20), 0.0),
         (0.5, pytest.approx(50), 50.0),
         (0.6, pytest.approx(60), 100.0),
         (0.7, pytest.approx(70), 0.0),
         (0.9, pytest.approx(90), 100.0),
     ]
-    assert found["by_step"]["5"]["brier"] == pytest.approx(0.49)
+    assert result["by_step"]["5"]["brier"] == pytest.approx(0.49)
 
 
 def test_probabilities_that_come_true_lie_within_the_bands_of_their_bins_and_bold_ones_do_not() -> None:
@@ -313,9 +313,9 @@ def test_probabilities_that_come_true_lie_within_the_bands_of_their_bins_and_bol
     ],
 )  # fmt: skip
 def test_every_number_is_finite_or_none_with_a_reason(spoil: Any) -> None:
-    found = calibration(spoil(simulated(12)))
-    json.dumps(found, allow_nan=False)
-    assert all(math.isfinite(value) for value in numbers(found))
+    result = calibration(spoil(simulated(12)))
+    json.dumps(result, allow_nan=False)
+    assert all(math.isfinite(value) for value in numbers(result))
 
     def reasons(content: dict[str, Any]) -> None:
         for key in ("percent", "p_value", "brier"):
@@ -325,13 +325,13 @@ def test_every_number_is_finite_or_none_with_a_reason(spoil: Any) -> None:
             if isinstance(value, dict):
                 reasons(value)
 
-    reasons(found)
+    reasons(result)
 
 
 def test_few_forecasts_are_told_in_words() -> None:
-    found = calibration(simulated(MIN_FORECASTS - 1))
-    assert found["pit"]["reason"] == "7 forecasts without a shared bar, and a test needs 8"
-    assert found["coverage"]["80"]["kupiec"]["reason"] == found["pit"]["reason"]
+    result = calibration(simulated(MIN_FORECASTS - 1))
+    assert result["pit"]["reason"] == "7 forecasts without a shared bar, and a test needs 8"
+    assert result["coverage"]["80"]["kupiec"]["reason"] == result["pit"]["reason"]
     always = simulated(20)
     always[[f"hi_{level}" for level in LEVELS]] = 1e9
     always[[f"lo_{level}" for level in LEVELS]] = -1e9

@@ -27,8 +27,8 @@ def layout(tmp_path: Path) -> ArtifactLayout:
     return ArtifactLayout(tmp_path)
 
 
-def first(count: int, whole: Bars = WHOLE, zone: str | None = None) -> Bars:
-    return make_bars(whole.ticker, whole.frame.iloc[:count], source="AAPL.csv", time_zone=zone)
+def first(count: int, all_bars: Bars = WHOLE, zone: str | None = None) -> Bars:
+    return make_bars(all_bars.ticker, all_bars.frame.iloc[:count], source="AAPL.csv", time_zone=zone)
 
 
 def night_after(bars: Bars, hours: float = 22) -> datetime:
@@ -56,20 +56,20 @@ def test_what_was_appended_is_read_and_earlier_files_keep_their_bytes(layout: Ar
     path, notes = ledger.append(layout, [issue(first(50))])
     assert path is not None
     assert notes == []
-    kept = path.read_bytes()
+    content = path.read_bytes()
     ledger.append(layout, [issue(first(51))])
-    assert path.read_bytes() == kept
-    found = ledger.read(layout)
-    assert found.notes == ()
-    assert tuple(found.rows.columns) == ledger.COLUMNS
-    assert len(found.rows) == 6
-    assert not found.rows["replay"].any()
-    one = found.rows.iloc[0]
-    assert one["last"] == first(50).frame["close"].iloc[-1]
-    assert one["recent"] == pytest.approx(first(50).frame["close"].iloc[-20:].mean())
-    assert one["issued"] == pd.Timestamp(night_after(first(50)))
-    assert path.parent.name == f"month={one['issued']:%Y-%m}"
-    assert one["bars_hash"] == first(50).content_hash
+    assert path.read_bytes() == content
+    entries = ledger.read(layout)
+    assert entries.notes == ()
+    assert tuple(entries.rows.columns) == ledger.COLUMNS
+    assert len(entries.rows) == 6
+    assert not entries.rows["replay"].any()
+    row = entries.rows.iloc[0]
+    assert row["last"] == first(50).frame["close"].iloc[-1]
+    assert row["recent"] == pytest.approx(first(50).frame["close"].iloc[-20:].mean())
+    assert row["issued"] == pd.Timestamp(night_after(first(50)))
+    assert path.parent.name == f"month={row['issued']:%Y-%m}"
+    assert row["bars_hash"] == first(50).content_hash
 
 
 def test_tickers_of_one_run_are_one_file_and_are_read_apart(layout: ArtifactLayout) -> None:
@@ -84,8 +84,8 @@ def test_changing_the_bars_after_a_cutoff_changes_no_row() -> None:
     rows = issue(first(50))
     changed = WHOLE.frame.copy()
     changed.loc[50:, ["open", "high", "low", "close"]] *= 3
-    again = issue(first(50, make_bars("AAPL", changed, source="AAPL.csv")))
-    pd.testing.assert_frame_equal(rows, again)
+    other_rows = issue(first(50, make_bars("AAPL", changed, source="AAPL.csv")))
+    pd.testing.assert_frame_equal(rows, other_rows)
 
 
 def test_a_bar_that_the_output_folder_or_the_model_knows_is_a_replay(layout: ArtifactLayout) -> None:
@@ -127,42 +127,42 @@ def test_a_clock_that_jumps_back_is_noted_and_the_entry_keeps_its_time(layout: A
     early = night_after(first(48))
     _, notes = ledger.append(layout, [issue(first(51), early)])
     assert "check the clock" in notes[0]
-    found = ledger.read(layout)
-    assert "1 forecast of AAPL issued before a forecast from an older cutoff" in found.notes[0]
-    assert pd.Timestamp(early) in set(found.rows["issued"])
-    assert not found.rows["replay"].any()
+    entries = ledger.read(layout)
+    assert "1 forecast of AAPL issued before a forecast from an older cutoff" in entries.notes[0]
+    assert pd.Timestamp(early) in set(entries.rows["issued"])
+    assert not entries.rows["replay"].any()
 
 
 def test_files_that_are_damaged_foreign_changed_or_of_other_columns_are_named_and_the_others_are_read(
     layout: ArtifactLayout,
 ) -> None:
-    made, _ = ledger.append(layout, [issue(first(50))])
-    assert made is not None
-    month = made.parent
+    path, _ = ledger.append(layout, [issue(first(50))])
+    assert path is not None
+    month = path.parent
     damaged = month / "20240101T000000000000-00000000.parquet"
-    damaged.write_bytes(made.read_bytes()[:200])
+    damaged.write_bytes(path.read_bytes()[:200])
     columns = damaged.with_name("20240101T000000000000-00000001.parquet")
     write_parquet(columns, pd.DataFrame({"unique_id": ["AAPL"], "mean": [1.0]}), {})
     changed = damaged.with_name("20240101T000000000000-00000002.parquet")
     rows, manifest = ledger.read(layout).rows, {"rows_hash": ledger.rows_hash(ledger.read(layout).rows)}
     write_parquet(changed, rows.assign(mean=rows["mean"] + 1), manifest)
-    (month / "copy of a file.parquet").write_bytes(made.read_bytes())
+    (month / "copy of a file.parquet").write_bytes(path.read_bytes())
     (layout.ledger / "notes.txt").write_text("mine")
     (layout.ledger / "deep" / "deeper").mkdir(parents=True)
     (month / "20240101T000000000000-00000003.parquet").mkdir()
 
-    found = ledger.read(layout)
-    assert len(found.rows) == 3
-    notes = "\n".join(found.notes)
-    assert len(found.notes) == 4
+    entries = ledger.read(layout)
+    assert len(entries.rows) == 3
+    notes = "\n".join(entries.notes)
+    assert len(entries.notes) == 4
     assert f"{damaged} is damaged" in notes
     assert f"{columns} has other columns than the ledger" in notes
     assert f"{changed} was changed after it was written, so its forecasts do not count; move the file" in notes
     assert "notes.txt" in notes
     assert "copy of a file.parquet" in notes
     assert "00000003.parquet" in notes
-    _, told = ledger.append(layout, [issue(first(51))])
-    assert len(told) == 4
+    _, further_notes = ledger.append(layout, [issue(first(51))])
+    assert len(further_notes) == 4
     assert len(ledger.read(layout).rows) == 6
 
 
@@ -174,17 +174,17 @@ def test_two_issues_at_one_moment_are_two_entries(layout: ArtifactLayout) -> Non
 
 
 def test_a_copied_file_counts_once(layout: ArtifactLayout) -> None:
-    made, _ = ledger.append(layout, [issue(first(50))])
-    assert made is not None
-    made.with_name(made.name.replace(made.name[-16:-8], "01234567")).write_bytes(made.read_bytes())
+    path, _ = ledger.append(layout, [issue(first(50))])
+    assert path is not None
+    path.with_name(path.name.replace(path.name[-16:-8], "01234567")).write_bytes(path.read_bytes())
     assert len(ledger.read(layout).rows) == 3
 
 
 def test_no_ledger_is_an_empty_ledger(layout: ArtifactLayout) -> None:
-    found = ledger.read(layout, ["AAPL"])
-    assert found.notes == ()
-    assert found.rows.empty
-    assert tuple(found.rows.columns) == ledger.COLUMNS
+    entries = ledger.read(layout, ["AAPL"])
+    assert entries.notes == ()
+    assert entries.rows.empty
+    assert tuple(entries.rows.columns) == ledger.COLUMNS
 
 
 @pytest.mark.slow
@@ -207,8 +207,8 @@ def test_two_processes_that_append_at_once_lose_nothing(layout: ArtifactLayout) 
         for name in ("one", "two")
     ]
     assert [writer.wait(120) for writer in writers] == [0, 0]
-    found = ledger.read(layout)
-    assert found.notes == ()
-    assert len(found.rows) == 2 * 15 * 3
-    assert found.rows["version"].nunique() == 30
-    assert np.isfinite(found.rows["mean"]).all()
+    entries = ledger.read(layout)
+    assert entries.notes == ()
+    assert len(entries.rows) == 2 * 15 * 3
+    assert entries.rows["version"].nunique() == 30
+    assert np.isfinite(entries.rows["mean"]).all()

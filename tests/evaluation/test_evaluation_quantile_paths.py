@@ -35,8 +35,8 @@ def test_crossed_quantiles_are_sorted() -> None:
 def test_paths_have_the_forecasts_quantiles_at_every_bar() -> None:
     quantiles = np.stack([np.array([-3.0, -2, -1, 0, 2, 4, 6]) * step for step in (1.0, 1.5, 4.0)])[None]
     paths = paths_of_quantiles(quantiles, LEVELS, draws(40_000, 3))
-    found = np.quantile(paths[0], LEVELS, axis=0).T
-    np.testing.assert_allclose(found, quantiles[0], atol=0.4)
+    sample_quantiles = np.quantile(paths[0], LEVELS, axis=0).T
+    np.testing.assert_allclose(sample_quantiles, quantiles[0], atol=0.4)
 
 
 def test_the_returns_of_paths_have_the_variance_by_which_the_forecasts_variance_grows() -> None:

@@ -53,9 +53,9 @@ def test_its_paths_have_the_models_quantiles_of_the_close(model: ChronosModel) -
     close = windows.bars.frame["close"].to_numpy()
     history = torch.from_numpy(np.log(close[: origin + 1] / close[origin])).float()
     (quantiles,), _ = model.pipeline.predict_quantiles([history], prediction_length=5, quantile_levels=LEVELS)
-    found = np.quantile(np.log(closes / close[origin]), [0.1, 0.5, 0.9], axis=0).T
+    sample_quantiles = np.quantile(np.log(closes / close[origin]), [0.1, 0.5, 0.9], axis=0).T
     width = float(np.ptp(quantiles.numpy()))
-    np.testing.assert_allclose(found, np.sort(quantiles[0].numpy())[:, [2, 6, 10]], atol=0.04 * width)
+    np.testing.assert_allclose(sample_quantiles, np.sort(quantiles[0].numpy())[:, [2, 6, 10]], atol=0.04 * width)
 
 
 def test_equal_input_gives_equal_paths_and_another_seed_gives_others(model: ChronosModel) -> None:

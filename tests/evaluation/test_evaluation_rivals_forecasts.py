@@ -266,8 +266,8 @@ def test_absurd_paths_are_replaced_at_their_cutoffs_alone(
 ) -> None:
     garch = volatility_rivals._SIMULATIONS[GARCH]
 
-    def absurd(*given: object) -> np.ndarray:
-        returns = garch(*given)  # type: ignore[arg-type]
+    def absurd(*arguments: object) -> np.ndarray:
+        returns = garch(*arguments)  # type: ignore[arg-type]
         returns[1] = bad
         return returns
 

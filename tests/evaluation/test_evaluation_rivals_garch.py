@@ -96,10 +96,10 @@ def test_the_simulated_returns_have_the_expected_variances(garch: Garch) -> None
 def test_the_residuals_of_the_true_parameters_are_the_innovations() -> None:
     returns, variances = garch_returns(3000, 5)
     garch = Garch(OMEGA, ALPHA, 0.0, BETA, start=OMEGA / (1 - ALPHA - BETA))
-    found = residuals(garch, returns, slice(1000, 3000))
+    estimates = residuals(garch, returns, slice(1000, 3000))
     innovations = (returns / np.sqrt(variances))[1000:]
-    np.testing.assert_allclose(found, innovations - innovations.mean(), rtol=1e-6, atol=1e-9)
-    assert found.mean() == pytest.approx(0, abs=1e-12)
+    np.testing.assert_allclose(estimates, innovations - innovations.mean(), rtol=1e-6, atol=1e-9)
+    assert estimates.mean() == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -132,9 +132,9 @@ def test_a_fit_prints_no_warning_and_leaves_the_filters_of_warnings_as_they_are(
     from arch.univariate import ZeroMean
 
     class WarningModel(ZeroMean):
-        def fit(self, *given: Any, **settings: Any) -> Any:
+        def fit(self, *arguments: Any, **settings: Any) -> Any:
             warnings.warn("the data are scaled badly", RuntimeWarning, stacklevel=1)
-            return super().fit(*given, **settings)
+            return super().fit(*arguments, **settings)
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -146,8 +146,8 @@ def test_a_fit_prints_no_warning_and_leaves_the_filters_of_warnings_as_they_are(
 @pytest.mark.parametrize("leverage", [False, True])
 def test_the_parameters_do_not_depend_on_the_number_of_threads(leverage: bool) -> None:
     returns = garch_returns(640, 3)[0]
-    found = []
+    fits = []
     for threads in (1, 2):
         with threadpool_limits(threads):
-            found.append(fit_garch(returns, leverage=leverage))
-    assert found[0] == found[1]
+            fits.append(fit_garch(returns, leverage=leverage))
+    assert fits[0] == fits[1]

@@ -71,8 +71,8 @@ def test_its_width_follows_the_volatility_of_the_last_bars(walks: list[WindowSet
 
 
 def test_equal_input_gives_equal_paths(walks: list[WindowSet], fitted: LightgbmModel) -> None:
-    again = fit_lightgbm(walks, FIVE_DAYS)
-    np.testing.assert_array_equal(sample(again, walks[1]), sample(fitted, walks[1]))
+    second_model = fit_lightgbm(walks, FIVE_DAYS)
+    np.testing.assert_array_equal(sample(second_model, walks[1]), sample(fitted, walks[1]))
 
 
 def test_the_paths_of_a_ticker_depend_on_the_seed(walks: list[WindowSet], fitted: LightgbmModel) -> None:

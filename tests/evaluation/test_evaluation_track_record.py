@@ -119,11 +119,11 @@ def test_the_rivals_volatility_is_the_weighted_mean_of_the_squared_returns_up_to
 
 def test_bars_after_the_target_change_no_score_and_targets_change_only_their_own() -> None:
     rows = nights(30, 60)
-    whole, cut = score_ledger(rows, BARS).bars, score_ledger(rows, until(70)).bars
-    pd.testing.assert_frame_equal(whole, cut)
+    bars, cut = score_ledger(rows, BARS).bars, score_ledger(rows, until(70)).bars
+    pd.testing.assert_frame_equal(bars, cut)
     other = score_ledger(rows, changed(np.where(np.arange(120) >= 50, 1.2, 1.0))).bars
     break_ = BARS.frame["timestamps"].iloc[50]
-    pd.testing.assert_frame_equal(whole[whole["ds"] < break_], other[other["ds"] < break_])
+    pd.testing.assert_frame_equal(bars[bars["ds"] < break_], other[other["ds"] < break_])
 
 
 def test_a_forecast_counts_once_its_last_bar_has_come() -> None:

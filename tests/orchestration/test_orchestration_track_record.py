@@ -21,22 +21,22 @@ HORIZON = 3
 
 @pytest.fixture(scope="module")
 def nights(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> year.Nights:
-    made = year.Nights(tmp_path_factory.mktemp("nights"), NIGHTS, str(tiny_base), horizon=HORIZON, eval_samples=19)
-    made.make_champion()
+    nights = year.Nights(tmp_path_factory.mktemp("nights"), NIGHTS, str(tiny_base), horizon=HORIZON, eval_samples=19)
+    nights.make_champion()
     for number in range(NIGHTS + 1):
-        made.night(number)
-    return made
+        nights.night(number)
+    return nights
 
 
 def test_every_night_appends_one_issue_before_its_bars_exist(nights: year.Nights) -> None:
-    found = ledger.read(nights.layout)
-    assert found.notes == ()
+    entries = ledger.read(nights.layout)
+    assert entries.notes == ()
     assert len(list(nights.layout.ledger.glob("month=*/*.parquet"))) == NIGHTS + 1
-    assert found.rows.groupby("cutoff").size().tolist() == [HORIZON] * (NIGHTS + 1)
-    assert not found.rows["replay"].any()
-    assert (found.rows["issued"].dt.tz_localize(None) < found.rows["ds"]).all()
-    assert found.rows["model"].str.startswith("kronos-NIGHTLY version 1").all()
-    assert found.rows["p_up"].between(0, 1).all()
+    assert entries.rows.groupby("cutoff").size().tolist() == [HORIZON] * (NIGHTS + 1)
+    assert not entries.rows["replay"].any()
+    assert (entries.rows["issued"].dt.tz_localize(None) < entries.rows["ds"]).all()
+    assert entries.rows["model"].str.startswith("kronos-NIGHTLY version 1").all()
+    assert entries.rows["p_up"].between(0, 1).all()
 
 
 def test_the_track_record_is_that_of_a_computation_by_hand(nights: year.Nights) -> None:

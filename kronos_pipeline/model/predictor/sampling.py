@@ -187,11 +187,11 @@ class MultinomialPicker:
 class MultinomialPart:
     """Draws the tokens of some rows of a `MultinomialPicker`."""
 
-    def __init__(self, whole: MultinomialPicker, rows: Tensor) -> None:
+    def __init__(self, all_rows: MultinomialPicker, rows: Tensor) -> None:
         """`rows`: numbers of the rows, (series, paths), ascending."""
-        self._whole = whole
+        self._whole = all_rows
         self._total: Tensor | float = 0.0
-        self._places = None if rows.numel() == whole.rows else rows.flatten().to(whole.generator.device)
+        self._places = None if rows.numel() == all_rows.rows else rows.flatten().to(all_rows.generator.device)
 
     def __call__(self, logits: Tensor, _: int, level: int, /) -> Tensor:
         """Pick tokens; see `TokenPicker`."""

@@ -69,8 +69,8 @@ def make_csv_sensor(
         notes = _folder_notes(folder, tickers)
         for note in notes:
             context.log.warning(note)
-        seen: FileStates = parse_json(context.cursor or "{}")
-        changed = _changed_files([folder.files[ticker] for ticker in tickers if ticker in folder.files], seen)
+        states: FileStates = parse_json(context.cursor or "{}")
+        changed = _changed_files([folder.files[ticker] for ticker in tickers if ticker in folder.files], states)
         layout = context.resources.pipeline.layout
         retrained = _tickers_to_retrain(
             context.instance,
@@ -84,7 +84,7 @@ def make_csv_sensor(
             for job, selected in ((INGEST, ingested), (RETRAIN_ADAPTER, retrained))
             for tags in split_into_runs(selected, tickers, settings.tickers_per_run)
         ]
-        cursor = json.dumps({ticker: seen[ticker] for ticker in seen if ticker in folder.files})
+        cursor = json.dumps({ticker: states[ticker] for ticker in states if ticker in folder.files})
         if requests:
             return dg.SensorResult(run_requests=requests, cursor=cursor)
         context.update_cursor(cursor)
@@ -105,7 +105,7 @@ def _folder_notes(folder: CsvFolder, tickers: Sequence[str]) -> list[str]:
     return notes
 
 
-def _changed_files(files: Sequence[CsvFile], seen: FileStates) -> list[CsvFile]:
+def _changed_files(files: Sequence[CsvFile], known_states: FileStates) -> list[CsvFile]:
     """Return the files with new content, at most as many as a tick can read, and update `seen`."""
     changed: list[CsvFile] = []
     hash_of = cache(file_hash)  # a file may hold several tickers
@@ -116,7 +116,7 @@ def _changed_files(files: Sequence[CsvFile], seen: FileStates) -> list[CsvFile]:
                 _joined([str(state.st_size) for state in states]),
                 _joined([str(state.st_mtime_ns) for state in states]),
             ]
-            previous = seen.get(file.ticker, ["", "", ""])
+            previous = known_states.get(file.ticker, ["", "", ""])
             if previous[:2] == stamp:
                 continue
             if len(changed) == _READ_PER_TICK:
@@ -126,7 +126,7 @@ def _changed_files(files: Sequence[CsvFile], seen: FileStates) -> list[CsvFile]:
             continue  # gone or locked since the folder was listed; the next tick tries again
         if content != previous[2]:
             changed.append(file)
-        seen[file.ticker] = [*stamp, content]
+        known_states[file.ticker] = [*stamp, content]
     return changed
 
 

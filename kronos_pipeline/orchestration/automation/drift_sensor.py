@@ -45,14 +45,14 @@ def make_drift_sensor(
     )
     def drifted_champions(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         cursor_content = parse_json(context.cursor or "{}").items()
-        seen: LastFindings = {ticker: (number, finding) for ticker, (number, finding) in cursor_content}
+        last_findings: LastFindings = {ticker: (number, finding) for ticker, (number, finding) in cursor_content}
         drifted: dict[str, str] = {}
-        for ticker, number, metadata in _new_findings(context.instance, tickers, seen):
-            requested = seen.get(ticker, (0, ""))[1]
+        for ticker, number, metadata in _new_findings(context.instance, tickers, last_findings):
+            requested = last_findings.get(ticker, (0, ""))[1]
             finding = str(metadata[FINDING].value) if metadata[DRIFTED].value is True else requested
             if finding != requested:
                 drifted[ticker] = str(metadata[KIND].value)
-            seen[ticker] = (number, finding)
+            last_findings[ticker] = (number, finding)
         adapters = {ticker for ticker, kind in drifted.items() if kind != CHECKPOINT}
         requests = [
             dg.RunRequest(job_name=PROMOTE_ADAPTER, tags=tags)
@@ -61,7 +61,7 @@ def make_drift_sensor(
         if len(adapters) < len(drifted):
             all_tickers = split_into_runs(tickers, tickers, len(tickers))
             requests += [dg.RunRequest(job_name=RETRAIN_CHECKPOINT, tags=tags) for tags in all_tickers]
-        cursor = json.dumps({ticker: seen[ticker] for ticker in tickers if ticker in seen})
+        cursor = json.dumps({ticker: last_findings[ticker] for ticker in tickers if ticker in last_findings})
         if requests:
             return dg.SensorResult(run_requests=requests, cursor=cursor)
         context.update_cursor(cursor)
@@ -71,14 +71,14 @@ def make_drift_sensor(
 
 
 def _new_findings(
-    instance: dg.DagsterInstance, tickers: Sequence[str], seen: LastFindings
+    instance: dg.DagsterInstance, tickers: Sequence[str], last_findings: LastFindings
 ) -> Iterator[tuple[str, int, Mapping[str, dg.MetadataValue]]]:
     """Yield ticker, id and metadata of each newest materialisation that was not examined yet."""
     newest = instance.get_latest_storage_id_by_partition(
         _DRIFT, dg.DagsterEventType.ASSET_MATERIALIZATION, set(tickers)
     )
     for ticker, number in sorted(newest.items()):
-        if number == seen.get(ticker, (0, ""))[0]:
+        if number == last_findings.get(ticker, (0, ""))[0]:
             continue
         latest = dg.AssetRecordsFilter(asset_key=_DRIFT, asset_partitions=[ticker])
         materialised = instance.fetch_materializations(latest, limit=1).records[0].asset_materialization
