@@ -28,6 +28,7 @@ from kronos_pipeline.training.publish import training_manifest
 CPU = torch.device("cpu")
 GOOD = {"naive": 1.0, "base": 1.0, "adapter": 0.5}
 BAD = {"naive": 1.0, "base": 1.0, "adapter": 1.5}
+_SQUARED_RETURN = 1e-4
 CHAMPION = ("champion", "champion-distribution", "champion-mean", "champion-volatility")
 """Aliases of a version that is the champion of every target."""
 
@@ -78,13 +79,14 @@ def evidence(
         "y": 100.0,
         "last": 100.0,
         "scale": 1.0,
+        "squared_return": _SQUARED_RETURN,
     }
     tables = []
     for model, loss in losses.items():
         error = loss * rng.uniform(0.8, 1.2, 2 * cutoffs)
-        tables.append(
-            pd.DataFrame({**shared, "model": model, "mean": 100 + error, "median": 100 + error, "crps": error})
-        )
+        forecast = {"mean": 100 + error, "median": 100 + error, "crps": error}
+        # The loss of a variance grows with the ratio of forecast and realised variance.
+        tables.append(pd.DataFrame({**shared, "model": model, **forecast, "variance": (1 + error) * _SQUARED_RETURN}))
     return pd.concat(tables, ignore_index=True).reindex(columns=list(COLUMNS))
 
 

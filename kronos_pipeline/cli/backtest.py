@@ -23,6 +23,8 @@ class Backtest(Command, KronosTrainingConfig):
         from kronos_pipeline.evaluation.reports.tables import leaderboard_table, save_leaderboard, verdict_sentences
         from kronos_pipeline.pipeline.evaluate import backtest_all, print_tables
         from kronos_pipeline.pipeline.ingest import read_tickers
+        from kronos_pipeline.pipeline.promote import count_recipes
+        from kronos_pipeline.tracking.runs import Tracker
         from kronos_pipeline.training.trainer import KronosTrainer
 
         layout = ArtifactLayout(Path(self.output_dir))
@@ -30,10 +32,12 @@ class Backtest(Command, KronosTrainingConfig):
         tickers = read_tickers(self, layout)
         trainer = KronosTrainer(self.recipe, layout.root)
         print(f"base model {trainer.base.source.label} on {trainer.device}, {trainer.precision}")
-        evaluation = backtest_all(self, trainer, tickers).evaluation
+        backtest = backtest_all(self, trainer, tickers)
+        evaluation = backtest.evaluation
         print_tables(leaderboard_table(evaluation, "Backtest"))
         for sentence in verdict_sentences(evaluation["aggregate"], trained_model(self)):
             print(sentence)
+        count_recipes(self, Tracker(None, layout.root), backtest.predictions)
         if layout.evaluation.is_file():
             save_leaderboard(layout, read_json(layout.evaluation), evaluation)
         print(f"backtest  {layout.backtest_evaluation(trained_model(self))}")

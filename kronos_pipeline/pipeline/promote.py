@@ -1,14 +1,16 @@
-"""Register trained models, submit them to the gate, and refit on all bars."""
+"""Register trained models, submit them to the gate, refit on all bars, and count the recipes that were tried."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kronos_pipeline.errors import KronosError
+from kronos_pipeline.errors import KronosError, enumerate_some
 from kronos_pipeline.pipeline.ingest import Tickers
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from kronos_pipeline.config import KronosTrainingConfig
     from kronos_pipeline.pipeline.train import Trained
     from kronos_pipeline.tracking.runs import Tracker
@@ -40,6 +42,35 @@ def promote_all(
             name = model.adapter or "checkpoint"
             if name not in tickers.skipped:  # otherwise this error follows from an error already reported
                 tickers.skip(name, error)
+
+
+def count_recipes(config: KronosTrainingConfig, tracker: Tracker, predictions: pd.DataFrame) -> None:
+    """Count the recipe of a backtest for each registered model that it is for, and print its place.
+
+    Without a registry the backtest is as good, so a line says that the recipe was not counted.
+
+    Args:
+        config: the settings of the backtest.
+        tracker: the tracker of the registry.
+        predictions: the predictions of the backtest.
+    """
+    from kronos_pipeline.promotion.recipes import count_recipe
+    from kronos_pipeline.tracking.registry import Registry, registered_name
+    from kronos_pipeline.tracking.store import TrackingError
+
+    registry, settings = Registry(tracker), config.recipe.model_dump(mode="json")
+    if config.adapter == "none" or config.adapter_name:
+        tables = {registered_name(None if config.adapter == "none" else config.adapter_name): predictions}
+    else:
+        tables = {registered_name(str(ticker)): rows for ticker, rows in predictions.groupby("unique_id")}
+    names: dict[str, list[str]] = {}
+    try:
+        for name, rows in tables.items():
+            names.setdefault(str(count_recipe(registry, name, settings, rows)), []).append(name)
+    except TrackingError as error:
+        print(f"the recipe was not counted: {error}")
+    for place, counted in names.items():
+        print(f"{enumerate_some(counted)}: {place}")
 
 
 def _promote(

@@ -1,6 +1,6 @@
-"""Submission of a trained and measured model: it becomes a version, the gate decides, and both are recorded.
+"""Submission of a trained and measured model: it becomes a version, the gate decides per target, and both are recorded.
 
-    trained --> evidence: backtest, else holdout --> decision of the gate --> version, alias challenger or champion
+    trained --> evidence: backtest, else holdout --> a decision per target --> version, aliases of champions
 
 The command and the Dagster assets use `submit`, so there is one way to promote a model automatically.
 """
@@ -21,8 +21,14 @@ from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.evaluation.predictions import ADAPTER, CHECKPOINT, COLUMNS
 from kronos_pipeline.evaluation.reports.tables import flat_metrics
 from kronos_pipeline.evaluation.scoring.gate import Decision, decide
-from kronos_pipeline.evaluation.scoring.report import build_evaluation, load_predictions
-from kronos_pipeline.tracking.registry import Registry, registered_name
+from kronos_pipeline.evaluation.scoring.report import build_evaluation, load_predictions, variants_of
+from kronos_pipeline.evaluation.scoring.served import ServedScore, score_served
+from kronos_pipeline.evaluation.scoring.targets import DISTRIBUTION, MEAN, TARGETS, Target, judged_rows
+from kronos_pipeline.promotion.recipes import count_recipe
+from kronos_pipeline.tracking.champions import join
+from kronos_pipeline.tracking.packaging import EvidenceTable
+from kronos_pipeline.tracking.recipes_tried import Tried
+from kronos_pipeline.tracking.registry import Registry, Version, registered_name
 
 if TYPE_CHECKING:
     from kronos_pipeline.config import Recipe
@@ -66,16 +72,40 @@ class TrainedModel:
 
 @dataclass(frozen=True)
 class Submission:
-    """A submitted model: its version, the source of its evidence, and the gate's decision."""
+    """A submitted model.
+
+    Attributes:
+        name: name of the registered model.
+        version: number of its version.
+        source: source of the evidence, see `Evidence`.
+        decisions: the gate's decision on each target.
+        tried: the place of the recipe among the recipes tried on the same cutoffs.
+        served: scores of the forecast that the champion serves; None if it serves none, or the evidence has no such
+            forecast.
+    """
 
     name: str
     version: int
     source: str
-    decision: Decision
+    decisions: Mapping[Target, Decision]
+    tried: Tried
+    served: ServedScore | None = None
+
+    @property
+    def promoted(self) -> tuple[Target, ...]:
+        """The targets of the promotion."""
+        return tuple(target for target, decision in self.decisions.items() if decision.promote)
 
     def sentence(self) -> str:
-        """Return one line for users."""
-        return f"{self.name} version {self.version}, by its {self.source}: {self.decision.reason}"
+        """Return one line for users: champion of what, and for each other target the main reason against it."""
+        obstacles: dict[str, list[Target]] = {}
+        for target, decision in self.decisions.items():
+            if not decision.promote:
+                obstacles.setdefault(decision.obstacle, []).append(target)
+        parts = [f"champion of {join(self.promoted)}" if self.promoted else "not promoted"]
+        parts += [f"{join(targets)}: {obstacle}" for obstacle, targets in obstacles.items()]
+        parts += [str(self.tried), *([str(self.served)] if self.served else [])]
+        return f"{self.name} version {self.version}, by its {self.source}: {'; '.join(parts)}"
 
 
 def find_evidence(layout: ArtifactLayout, trained: str, tickers: Sequence[str], folder: Path) -> Evidence:
@@ -133,7 +163,7 @@ def submit(
     *,
     tickers_tested: int,
 ) -> Submission:
-    """Let the gate decide on a trained model, and record the model as a version with the decision and its reason.
+    """Let the gate decide on a trained model for each target, and record the model as a version with the decisions.
 
     The gate decides before any write: an error leaves no new champion. A training that was submitted before with the
     same evidence keeps its version.
@@ -152,43 +182,78 @@ def submit(
     trained = CHECKPOINT if model.adapter is None else ADAPTER
     folder = layout.trained(model.adapter)
     evidence = find_evidence(layout, trained, model.tickers, folder)
-    name = registered_name(model.adapter)
-    champion = registry.champion(name, "mean")
-    decision = decide(
-        evidence.predictions,
-        trained,
-        champion=None if champion is None else registry.evidence(champion),
-        gate=recipe.gate,
-        tickers_tested=tickers_tested,
-    )
-    fingerprint = _fingerprint(evidence.predictions)
+    name, fingerprint = registered_name(model.adapter), _fingerprint(evidence.predictions)
+    versions, champions = registry.versions(name), registry.champions(name)
     warnings = [
         of_models[trained] for of_models in evidence.manifest.get("doubts", {}).values() if trained in of_models
     ]
-    if decision.promote and warnings:
-        reason = f"Not promoted: {warnings[0]}; run a backtest, which does not have this problem."
-        decision = replace(decision, promote=False, reason=reason)
-    if decision.promote and (why := _taken_back(registry, name, fingerprint)):
-        decision = replace(decision, promote=False, reason=f"Not promoted: {why}")
-    for known in registry.versions(name):
+    variants = variants_of(evidence.manifest)
+    decisions: dict[Target, Decision] = {}
+    for target in TARGETS:
+        champion = champions.get(target)
+        decision = decide(
+            judged_rows(evidence.predictions, target, variants),
+            trained,
+            champion=None if champion is None else registry.evidence(champion, target),
+            gate=recipe.gate,
+            target=target,
+            tickers_tested=tickers_tested,
+        )
+        if decision.promote and warnings:
+            decision = _refused(decision, f"{warnings[0]}; run a backtest, which does not have this problem")
+        if decision.promote and (why := _taken_back(versions, fingerprint, target)):
+            decision = _refused(decision, why)
+        decisions[target] = decision
+    tried = count_recipe(registry, name, read_json(folder / MANIFEST)["config"], evidence.predictions)
+    served = _score_served(evidence, trained, champions, decisions)
+    for known in versions:
         if known.run_id == model.run_id and known.tags.get(_FINGERPRINT) == fingerprint:
-            if known.decision("decided_by", "mean") != "person":  # the gate does not overrule a person
-                registry.record_decision(name, known.number, {"mean": decision})
-            return Submission(name, known.number, evidence.source, decision)
+            # The gate does not overrule a person.
+            by_gate = {
+                target: decision
+                for target, decision in decisions.items()
+                if known.decision("decided_by", target) != "person"
+            }
+            registry.record_decision(name, known.number, by_gate)
+            return Submission(name, known.number, evidence.source, decisions, tried, served)
     evaluation = build_evaluation(evidence.predictions, trained, [], evidence.manifest, tickers_tested)
-    tags = {"evidence": evidence.source, _FINGERPRINT: fingerprint, "tickers": str(len(model.tickers))}
+    tags = {
+        "evidence": evidence.source,
+        _FINGERPRINT: fingerprint,
+        "tickers": str(len(model.tickers)),
+        "recipes_tried": str(tried),
+    }
+    if served is not None:
+        tags["as_served"] = str(served)
     if evaluation["warnings"]:
         tags["contamination"] = "; ".join(evaluation["warnings"])
     number = registry.register(
         folder,
         name,
         model.run_id,
-        predictions=evidence.predictions,
+        evidence=EvidenceTable(evidence.predictions, variants),
         metrics=flat_metrics(evaluation, BACKTEST if evidence.source == BACKTEST else HOLDOUT),
         tags=tags,
     )
-    registry.record_decision(name, number, {"mean": decision})
-    return Submission(name, number, evidence.source, decision)
+    registry.record_decision(name, number, decisions)
+    return Submission(name, number, evidence.source, decisions, tried, served)
+
+
+def _refused(decision: Decision, why: str) -> Decision:
+    return replace(decision, promote=False, reason=f"Not promoted: {why}.", obstacle=why)
+
+
+def _score_served(
+    evidence: Evidence, trained: str, champions: Mapping[Target, Version], decisions: Mapping[Target, Decision]
+) -> ServedScore | None:
+    """Score the forecast that the submitted model will serve, or None if it is not the champion of the distribution.
+
+    With another version as champion of the mean, the served forecast is not in the evidence.
+    """
+    own_centre = decisions[MEAN].promote
+    if not decisions[DISTRIBUTION].promote or (MEAN in champions and not own_centre):
+        return None
+    return score_served(evidence.predictions, trained, variants_of(evidence.manifest), own_centre=own_centre)
 
 
 def _fingerprint(predictions: pd.DataFrame) -> str:
@@ -219,10 +284,10 @@ def _measures(
     )
 
 
-def _taken_back(registry: Registry, name: str, fingerprint: str) -> str | None:
-    """Return the reason that a person rolled back a champion with the same evidence, or None."""
-    for version in registry.versions(name):
-        if version.tags.get(_FINGERPRINT) == fingerprint and version.decision("promoted", "mean") == "rolled back":
-            reason = version.decision("reason", "mean")
+def _taken_back(versions: Sequence[Version], fingerprint: str, target: Target) -> str | None:
+    """Return the reason that a person rolled back a champion of a target with the same evidence, or None."""
+    for version in versions:
+        if version.tags.get(_FINGERPRINT) == fingerprint and version.decision("promoted", target) == "rolled back":
+            reason = str(version.decision("reason", target)).removesuffix(".")
             return f"version {version.number}, with the same evidence, was rolled back: {reason}"
     return None

@@ -13,17 +13,20 @@ from __future__ import annotations
 import importlib.metadata
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
-from kronos_pipeline.artifacts import MANIFEST, package_versions, read_json, write_parquet
+from kronos_pipeline.artifacts import MANIFEST, package_versions, read_json, read_parquet, write_parquet
 from kronos_pipeline.data.bars import FEATURES, PRICES
 from kronos_pipeline.data.simulate import simulate_ticker
 from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.evaluation.predictions import LEVELS
+from kronos_pipeline.evaluation.scoring.targets import ChosenVariants
 
 if TYPE_CHECKING:
     from mlflow.models import Model, ModelSignature
@@ -34,16 +37,26 @@ EVIDENCE = "evidence.parquet"
 FORECAST = ("mean", "median", *(f"{side}_{level}" for level in LEVELS for side in ("lo", "hi")))
 """Values of a served forecast beside its time, in the file's price unit."""
 _TORCH_FILE = "adapter.pt"
+_VARIANTS = "variants"
+_LATER_COLUMNS = ("squared_return", "range_variance", "variance", "p_up")
 
 
-def save_pyfunc(folder: Path, target: Path, model: Model, evidence: pd.DataFrame | None) -> None:
+@dataclass(frozen=True)
+class EvidenceTable:
+    """The predictions of a verdict, and the variants that were chosen to stand for the models on each target."""
+
+    predictions: pd.DataFrame
+    variants: ChosenVariants = field(default_factory=dict)
+
+
+def save_pyfunc(folder: Path, target: Path, model: Model, evidence: EvidenceTable | None) -> None:
     """Write an MLflow model folder.
 
     Args:
         folder: the adapter or checkpoint, with its manifest.
         target: the folder to create.
         model: MLflow's record of the model, with its ids.
-        evidence: the predictions of its verdict; None for a refit.
+        evidence: the evidence of its verdict; None for a refit.
 
     Raises:
         ArtifactError: the folder has no manifest of this project.
@@ -66,7 +79,18 @@ def save_pyfunc(folder: Path, target: Path, model: Model, evidence: pd.DataFrame
             mlflow_model=model,
         )
     if evidence is not None:
-        write_parquet(target / EVIDENCE, evidence, {})
+        write_parquet(target / EVIDENCE, evidence.predictions, {_VARIANTS: evidence.variants})
+
+
+def read_evidence(path: Path) -> EvidenceTable:
+    """Read the file of evidence of a version; NaN in columns that earlier versions of the project did not have.
+
+    Raises:
+        ArtifactError: the file is missing or damaged.
+    """
+    table, manifest = read_parquet(path)
+    table = table.assign(**{name: np.nan for name in _LATER_COLUMNS if name not in table})
+    return EvidenceTable(table, manifest.get(_VARIANTS, {}))
 
 
 def manifest_tags(folder: Path) -> dict[str, str]:

@@ -22,12 +22,11 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from kronos_pipeline.artifacts import read_parquet
 from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.evaluation.predictions import check_predictions
-from kronos_pipeline.evaluation.scoring.targets import TARGETS, Target
+from kronos_pipeline.evaluation.scoring.targets import TARGETS, Target, judged_rows
 from kronos_pipeline.tracking.champions import HISTORY, NO_HISTORY, SERVED, Champions, alias_of, join, read_champions
-from kronos_pipeline.tracking.packaging import EVIDENCE, FOLDER
+from kronos_pipeline.tracking.packaging import EVIDENCE, FOLDER, EvidenceTable, read_evidence
 from kronos_pipeline.tracking.recipes_tried import TRIED, Tried, add_recipe
 from kronos_pipeline.tracking.store import TrackingError
 from kronos_pipeline.tracking.version_store import CHALLENGER, CHAMPION, REFIT, Version, VersionStore, registered_name
@@ -55,7 +54,7 @@ class Registry:
         name: str,
         run_id: str,
         *,
-        predictions: pd.DataFrame,
+        evidence: EvidenceTable,
         metrics: Mapping[str, float],
         tags: Mapping[str, str] | None = None,
     ) -> int:
@@ -65,7 +64,7 @@ class Registry:
             folder: the adapter or checkpoint, with its manifest.
             name: name of the registered model, see `registered_name`.
             run_id: the MLflow run of the training.
-            predictions: the evidence of the verdict.
+            evidence: the evidence of the verdict.
             metrics: scores by MLflow metric name, without undefined scores.
             tags: tags beside those from the manifest.
 
@@ -76,8 +75,8 @@ class Registry:
             ArtifactError: the folder has no manifest, or the table of predictions is invalid.
             TrackingError: the run does not exist.
         """
-        check_predictions(predictions)
-        number = self._store.add(folder, name, run_id, predictions, metrics, {**(tags or {}), "measured": "yes"})
+        check_predictions(evidence.predictions)
+        number = self._store.add(folder, name, run_id, evidence, metrics, {**(tags or {}), "measured": "yes"})
         self._store.set_alias(self.version(name, number), CHALLENGER)
         return number
 
@@ -233,17 +232,23 @@ class Registry:
         refits = self._store.search(version.name, f" and tags.refit_of = '{version.number}'")
         return refits[-1] if refits else None
 
-    def evidence(self, version: Version) -> pd.DataFrame:
+    def evidence(self, version: Version, target: Target | None = None) -> pd.DataFrame:
         """Load the predictions that are the evidence of a version.
+
+        Args:
+            version: the version.
+            target: the target whose chosen variants stand for the models; None for the table with all variants.
 
         Raises:
             TrackingError: the predictions are missing or damaged, or the version is a refit without evidence.
         """
         with TemporaryDirectory() as temporary:
             try:
-                return read_parquet(self._store.fetch(_measured(version), EVIDENCE, Path(temporary)))[0]
+                evidence = read_evidence(self._store.fetch(_measured(version), EVIDENCE, Path(temporary)))
             except ArtifactError as error:
                 raise TrackingError(f"The evidence of {version} is damaged: {error}") from error
+        predictions = evidence.predictions
+        return predictions if target is None else judged_rows(predictions, target, evidence.variants)
 
     def fetch(self, version: Version, into: Path) -> Path:
         """Copy a version's adapter or checkpoint below the folder `into`, and return its path.

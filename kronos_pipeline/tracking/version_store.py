@@ -11,9 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
-from kronos_pipeline.tracking.packaging import manifest_tags, save_pyfunc
+from kronos_pipeline.tracking.packaging import EvidenceTable, manifest_tags, save_pyfunc
 from kronos_pipeline.tracking.store import TrackingError, open_store, readable_errors, without_password
 
 if TYPE_CHECKING:
@@ -89,7 +87,7 @@ class VersionStore:
         folder: Path,
         name: str,
         run_id: str,
-        predictions: pd.DataFrame | None,
+        evidence: EvidenceTable | None,
         metrics: Mapping[str, float],
         tags: Mapping[str, str],
     ) -> int:
@@ -111,7 +109,7 @@ class VersionStore:
                 logged = client.create_logged_model(experiment, known_tags["kind"], source_run_id=run_id)
             ids: dict[str, Any] = {"run_id": run_id, "model_id": logged.model_id}
             record = Model(artifact_path=logged.artifact_location, model_uuid=logged.model_id, **ids)
-            save_pyfunc(folder, packed, record, predictions)
+            save_pyfunc(folder, packed, record, evidence)
             with readable_errors(self._uri):
                 client.log_model_artifacts(logged.model_id, str(packed))
         with readable_errors(self._uri):

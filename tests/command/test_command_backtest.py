@@ -36,10 +36,15 @@ def test_a_backtest_says_what_it_costs_then_what_it_found(
     first = next(number for number, line in enumerate(lines) if "scaled error adapter" in line)
     assert cost < first
     assert "AAPL: 2 of" not in " ".join(lines)
-    assert "against naive: too little evidence, 2 shared cutoffs, and a verdict needs 8" in lines
+    assert "mean against naive: too little evidence, 2 shared cutoffs, and a verdict needs 8" in lines
     evaluation = json.loads((output / "backtest/adapter.json").read_text())
     assert [entry["cutoffs"] for entry in evaluation["per_symbol"]] == [2, 2]
     assert not (output / "adapters").exists()
+    assert "kronos-AAPL, kronos-MSFT: the 1st recipe tried on these cutoffs" in lines
+    flags = small_flags(tiny_base, **QUICK, learning_rate=0.5, backtest_origins=2, data_dir=data, output_dir=output)
+    assert cli.main(["backtest", *flags]) == 0
+    assert "kronos-AAPL, kronos-MSFT: the 2nd recipe tried on these cutoffs" in capsys.readouterr().out
+    assert Registry(Tracker(None, output)).versions("kronos-AAPL") == []
 
 
 def test_a_training_with_a_backtest_is_judged_by_it(
@@ -49,7 +54,11 @@ def test_a_training_with_a_backtest_is_judged_by_it(
     settings = {**QUICK, "adapter_name": "pair", "backtest_origins": 2, "backtest_refit_every": 2}
     flags = small_flags(tiny_base, **settings, data_dir=data, output_dir=output)
     assert run_training.main(flags) == 0
-    assert "kronos-pair version 1, by its backtest: Not promoted by the strict gate" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert (
+        "kronos-pair version 1, by its backtest: not promoted; mean: too little evidence against naive (2 shared"
+        in printed
+    )
     registry = Registry(Tracker(None, output))
     (version,) = registry.versions("kronos-pair")
     assert version.tags["evidence"] == "backtest"
@@ -61,7 +70,7 @@ def test_a_training_with_a_backtest_is_judged_by_it(
     changed = small_flags(tiny_base, **{**settings, "learning_rate": 1e-3, "backtest_origins": 0}, data_dir=data)
     assert run_training.main([*changed, "--output-dir", str(output)]) == 0
     assert (
-        "kronos-pair version 2, by its holdout (the backtest is of other settings, tickers or bars): Not"
+        "kronos-pair version 2, by its holdout (the backtest is of other settings, tickers or bars): not"
         in capsys.readouterr().out
     )
 
@@ -76,7 +85,7 @@ def test_a_training_is_registered_even_where_no_ticker_has_bars_for_the_backtest
     assert "AAPL.csv: 110 bars" in printed.err
     assert "cutoffs of a fold" in printed.err
     assert "validation-bars" not in printed.err
-    assert "kronos-MSFT version 1, by its holdout: Not promoted" in printed.out
+    assert "kronos-MSFT version 1, by its holdout: not promoted" in printed.out
     assert (output / "metrics/leaderboard.json").is_file()
 
 

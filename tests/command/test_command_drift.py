@@ -11,6 +11,7 @@ from small_trainings import small_recipe
 
 from kronos_pipeline.cli import app as cli
 from kronos_pipeline.config import Recipe
+from kronos_pipeline.tracking.packaging import EvidenceTable
 from kronos_pipeline.tracking.registry import Registry, registered_name
 from kronos_pipeline.tracking.runs import Tracker
 
@@ -33,7 +34,7 @@ def make_champion(tmp_path: Path, store: str, tiny_base: Path, ticker: str, loss
         pass
     registry, name = Registry(tracker), registered_name(ticker)
     predictions = evidence({"naive": loss, "adapter": loss}, symbol=ticker, first=first)
-    number = registry.register(folder, name, run.run_id, predictions=predictions, metrics={})
+    number = registry.register(folder, name, run.run_id, evidence=EvidenceTable(predictions), metrics={})
     registry.promote(name, number, "it looked good.")
     return f"{name} version {number}"
 

@@ -21,6 +21,7 @@ from kronos_pipeline.data.ingest import read_bars
 from kronos_pipeline.evaluation.forecasting.future import BOUNDS, forecast_ahead
 from kronos_pipeline.evaluation.forecasting.sampling import plain_sampling
 from kronos_pipeline.model.lora import load_adapter
+from kronos_pipeline.tracking.packaging import EvidenceTable
 from kronos_pipeline.tracking.registry import Registry, registered_name
 from kronos_pipeline.tracking.runs import Tracker
 
@@ -127,7 +128,7 @@ def test_a_champion_forecasts_with_the_lookback_that_it_was_trained_with(
     with tracker.training_run("made", Recipe()) as run:
         pass
     registry, name = Registry(tracker), registered_name(ticker)
-    number = registry.register(folder, name, run.run_id, predictions=evidence({"naive": 1.0}), metrics={})
+    number = registry.register(folder, name, run.run_id, evidence=EvidenceTable(evidence({"naive": 1.0})), metrics={})
     registry.promote(name, number, "it looked good.")
     save_verdict(layout, ticker, small_recipe(tiny_base, lookback=20), "better")
 

@@ -11,6 +11,7 @@ from small_trainings import small_recipe
 
 from kronos_pipeline.cli import app as cli
 from kronos_pipeline.config import Recipe
+from kronos_pipeline.tracking.packaging import EvidenceTable
 from kronos_pipeline.tracking.registry import Registry, registered_name
 from kronos_pipeline.tracking.runs import Tracker
 
@@ -36,7 +37,9 @@ def adapter(registry: Registry, folder: Path, store: str, tmp_path: Path) -> str
     with Tracker(store, tmp_path).training_run("made", Recipe()) as run:
         pass
     for _ in range(2):
-        registry.register(folder, registered_name(name), run.run_id, predictions=evidence({"naive": 1.0}), metrics={})
+        registry.register(
+            folder, registered_name(name), run.run_id, evidence=EvidenceTable(evidence({"naive": 1.0})), metrics={}
+        )
     return name
 
 

@@ -11,6 +11,7 @@ from made_predictions import predictions_of_losses
 
 from kronos_pipeline.errors import ArtifactError, SettingsError
 from kronos_pipeline.evaluation.scoring.gate import Decision, decide
+from kronos_pipeline.evaluation.scoring.targets import TARGETS, Target
 
 CUTOFFS = 16
 PRICES = ["y", "last", "scale", "mean", "median"]
@@ -29,11 +30,11 @@ def table(
     )
 
 
-def strict(predictions: pd.DataFrame, champion: pd.DataFrame | None = None, **options: int) -> Decision:
+def strict(predictions: pd.DataFrame, champion: pd.DataFrame | None = None, **options: Any) -> Decision:
     return decide(predictions, "adapter", champion=champion, gate="strict", **options)
 
 
-def lenient(predictions: pd.DataFrame, champion: pd.DataFrame | None = None, **options: int) -> Decision:
+def lenient(predictions: pd.DataFrame, champion: pd.DataFrame | None = None, **options: Any) -> Decision:
     return decide(predictions, "adapter", champion=champion, gate="lenient", **options)
 
 
@@ -209,3 +210,79 @@ def test_a_champion_whose_evidence_has_expired_does_not_stand_in_the_way_for_eve
     decision = strict(new, recent)
     assert not decision.promote
     assert "expired" not in decision.reason
+
+
+RIVALS = {"mean": ["naive", "drift", "base"], "distribution": ["ewma", "garch", "base"]}
+RIVALS["volatility"] = RIVALS["distribution"]
+
+
+def table_of(target: Target, levels: dict[str, float], factor: float = 1.0) -> pd.DataFrame:
+    """Return predictions with a loss on one target of about the given level by model, at prices times a factor."""
+    losses_of = {model: losses(level, seed) for seed, (model, level) in enumerate(levels.items())}
+    predictions = predictions_of_losses(losses_of).astype(dict.fromkeys(PRICES, float))
+    predictions[[*PRICES, "crps"]] *= factor
+    if target != "mean":
+        predictions["mean"] = np.nan  # neither target reads it
+    if target == "volatility":
+        loss = predictions["crps"] / predictions["scale"]
+        predictions["variance"] = predictions["squared_return"] * (1 + loss)  # QLIKE rises with the ratio above 1
+        predictions["crps"] = np.nan
+    return predictions
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_strict_wants_better_than_every_rival_of_the_target_and_lenient_not_worse(target: Target) -> None:
+    for rival in RIVALS[target]:
+        levels = {**dict.fromkeys(RIVALS[target], 1.0), "adapter": 0.5}
+        assert strict(table_of(target, levels), target=target).promote
+        equal = table_of(target, {**levels, rival: 0.5})
+        decision = strict(equal, target=target)
+        assert not decision.promote
+        assert f"no better than {rival}" in decision.reason
+        assert decision.obstacle.startswith(f"no better than {rival}, skill ")
+        assert lenient(equal, target=target).promote
+        assert not lenient(table_of(target, {**levels, rival: 0.3}), target=target).promote
+
+
+def test_the_rivals_of_another_target_do_not_count() -> None:
+    worse_mean = table_of("distribution", {"ewma": 1.0, "base": 1.0, "naive": 0.1, "adapter": 0.5})
+    assert strict(worse_mean, target="distribution").promote
+    without = table_of("distribution", {"naive": 1.0, "base": 1.0, "adapter": 0.1})
+    decision = strict(without, target="distribution")
+    assert not decision.promote
+    assert decision.obstacle == "too little evidence against ewma (no forecast of the ewma model)"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_champion_of_the_target_that_is_better_stays_whatever_split_came_since(target: Target) -> None:
+    rivals = dict.fromkeys(RIVALS[target], 1.0)
+    new = table_of(target, {**rivals, "adapter": 0.5})
+    for level, promote in ((0.3, False), (0.5, True), (0.9, True)):
+        champion = table_of(target, {**rivals, "adapter": level}, factor=4.0)
+        decision = strict(new, champion=champion, target=target)
+        assert decision.promote is promote
+        if not promote:
+            assert decision.obstacle.startswith("worse than champion, skill -")
+
+
+def test_a_champion_that_was_never_measured_on_a_target_is_no_obstacle_on_it() -> None:
+    new = table_of("volatility", {**dict.fromkeys(RIVALS["volatility"], 1.0), "adapter": 0.5})
+    decision = strict(new, champion=new.assign(variance=np.nan), target="volatility")
+    assert decision.promote
+    assert "champion" not in decision.comparisons
+    assert decision.reason.endswith("the champion was not measured on the volatility.")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("decide_by", [strict, lenient])
+def test_an_undefined_forecast_promotes_nobody_on_any_target(
+    decide_by: Callable[..., Decision], target: Target
+) -> None:
+    column = {"mean": "mean", "distribution": "crps", "volatility": "variance"}[target]
+    predictions = table_of(target, {**dict.fromkeys(RIVALS[target], 1.0), "adapter": 0.1})
+    for value in (np.nan, np.inf, 0.0) if target == "volatility" else (np.nan, np.inf):
+        broken = predictions.copy()
+        broken.loc[(broken["model"] == "adapter") & (broken["cutoff"] == broken["cutoff"].min()), column] = value
+        decision = decide_by(broken, target=target)
+        assert not decision.promote
+        assert "the loss is undefined at 1 of 16 cutoffs" in decision.reason

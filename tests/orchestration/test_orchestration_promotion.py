@@ -105,8 +105,8 @@ def test_an_adapter_that_learned_a_strong_pattern_becomes_champion_with_the_reas
     metadata = champion.location.metadata("champion", TICKER)
     assert metadata["promoted"] is True
     assert metadata["evidence"] == "backtest"
-    assert "Promoted by the strict gate: better than naive (skill " in metadata["decision"]
-    assert "better than base" in metadata["decision"]
+    assert "by its backtest: champion of mean" in metadata["decision"]
+    assert "base: better" in metadata["mean"]
     assert metadata["version"] == 1
 
 
@@ -119,7 +119,7 @@ def test_the_version_holds_the_verdicts_the_reason_and_its_evidence(champion: Ch
     assert version is not None
     metadata = champion.location.metadata("champion", TICKER)
     assert version.tags["verdict.mean.naive"] == version.tags["verdict.mean.base"] == "better"
-    assert version.tags["reason.mean"] in metadata["decision"]
+    assert version.tags["reason.mean"].startswith("Promoted by the strict gate: better than naive (skill ")
     assert version.run_id == metadata["MLflow run"] == champion.location.metadata("adapter", TICKER)["MLflow run"]
     predictions, _ = read_parquet(champion.location.layout.backtest("adapter", TICKER))
     assert len(registry.evidence(version)) == len(predictions)

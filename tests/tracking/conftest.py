@@ -11,6 +11,7 @@ from registered_models import GOOD, evidence, made_adapter
 from small_trainings import small_recipe
 
 from kronos_pipeline.config import Recipe
+from kronos_pipeline.tracking.packaging import EvidenceTable
 from kronos_pipeline.tracking.registry import Registry, registered_name
 from kronos_pipeline.tracking.runs import Tracker
 
@@ -61,6 +62,6 @@ def register(registry: Registry, adapter: Path, name: str, run_id: str) -> Calla
 
     def register_adapter() -> int:
         metrics = {"holdout/adapter/mae": 0.5}
-        return registry.register(adapter, name, run_id, predictions=evidence(GOOD), metrics=metrics)
+        return registry.register(adapter, name, run_id, evidence=EvidenceTable(evidence(GOOD)), metrics=metrics)
 
     return register_adapter

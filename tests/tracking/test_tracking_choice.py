@@ -24,6 +24,7 @@ from kronos_pipeline.evaluation.predictions import LEVELS, VARIANTS
 from kronos_pipeline.model.loading import KronosModel
 from kronos_pipeline.model.lora import load_trained
 from kronos_pipeline.promotion.champion import SelectedModel, select_champion
+from kronos_pipeline.tracking.packaging import EvidenceTable
 from kronos_pipeline.tracking.registry import Registry, registered_name
 from kronos_pipeline.tracking.runs import Tracker
 from kronos_pipeline.tracking.store import TrackingError
@@ -82,7 +83,7 @@ def make_champion(registry: Registry, run_id: str) -> Callable[[Path, str], int]
     """Return a function that registers a folder and makes it champion."""
 
     def one(folder: Path, name: str) -> int:
-        number = registry.register(folder, name, run_id, predictions=evidence({"naive": 1.0}), metrics={})
+        number = registry.register(folder, name, run_id, evidence=EvidenceTable(evidence({"naive": 1.0})), metrics={})
         registry.promote(name, number, "it was the best")
         return number
 

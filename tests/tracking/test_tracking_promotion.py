@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from mlflow import MlflowClient
 from registered_models import base_of, evidence, made_adapter
 from small_trainings import simulated_bars, small_recipe
 
@@ -16,8 +17,10 @@ from kronos_pipeline.data.windows import build_windows
 from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.evaluation.forecasting.candidates import TrainedModels, doubts, load_candidates
 from kronos_pipeline.evaluation.scoring.report import build_evaluation
+from kronos_pipeline.evaluation.scoring.targets import TARGETS
 from kronos_pipeline.model.lora import adapter_hash
 from kronos_pipeline.promotion.submit import Submission, TrainedModel, find_evidence, submit
+from kronos_pipeline.tracking.packaging import EvidenceTable
 from kronos_pipeline.tracking.registry import Registry
 from kronos_pipeline.tracking.runs import Tracker
 
@@ -119,7 +122,7 @@ def test_one_training_is_one_version_however_often_it_stands_before_the_gate(
     save_holdout(layout, evidence(GOOD), recipe)
     first, repeated = submit_adapter(), submit_adapter()
     assert (first.version, repeated.version) == (1, 1)
-    assert first.decision.promote
+    assert first.promoted
     assert len(registry.versions("kronos-AAPL")) == 1
     champion = registry.champion("kronos-AAPL")
     assert champion is not None
@@ -127,7 +130,7 @@ def test_one_training_is_one_version_however_often_it_stands_before_the_gate(
     # Other evidence is another measurement; if it says worse, the champion before stays.
     save_holdout(layout, evidence(BAD, seed=1), recipe)
     worse = submit_adapter()
-    assert (worse.version, worse.decision.promote) == (2, False)
+    assert (worse.version, worse.promoted) == (2, ())
     champion = registry.champion("kronos-AAPL")
     assert champion is not None
     assert champion.number == 1
@@ -138,7 +141,7 @@ def test_a_doubt_of_another_model_is_none_of_this_one(
 ) -> None:
     registry, run = registry_and_run
     save_holdout(layout, evidence(GOOD), recipe, doubts={"AAPL": {"checkpoint": "it knows later bars"}})
-    assert submit(registry, layout, TrainedModel("AAPL", ["AAPL"], run), recipe, tickers_tested=1).decision.promote
+    assert submit(registry, layout, TrainedModel("AAPL", ["AAPL"], run), recipe, tickers_tested=1).promoted
 
 
 def test_a_persons_word_stands_against_the_gate_and_the_same_evidence(
@@ -150,7 +153,7 @@ def test_a_persons_word_stands_against_the_gate_and_the_same_evidence(
         return submit(registry, layout, TrainedModel("AAPL", ["AAPL"], run_id), recipe, tickers_tested=1)
 
     save_holdout(layout, evidence(BAD), recipe)
-    assert not submit_adapter().decision.promote
+    assert not submit_adapter().promoted
     registry.promote("kronos-AAPL", 1, "I know better")
     submit_adapter()
     champion = registry.champion("kronos-AAPL")
@@ -158,10 +161,10 @@ def test_a_persons_word_stands_against_the_gate_and_the_same_evidence(
     assert [champion.decision(key, "mean") for key in ("decided_by", "reason")] == ["person", "I know better"]
 
     save_holdout(layout, evidence(GOOD), recipe)
-    assert submit_adapter().decision.promote
+    assert submit_adapter().promoted
     registry.rollback("kronos-AAPL", "it went wrong")
     repeated = submit_adapter()
-    assert not repeated.decision.promote
+    assert not repeated.promoted
     assert "version 2, with the same evidence, was rolled back: it went wrong" in repeated.sentence()
     champion = registry.champion("kronos-AAPL")
     assert champion is not None
@@ -174,7 +177,7 @@ def test_a_model_that_knows_other_tickers_later_bars_is_no_champion(
     registry, run = registry_and_run
     save_holdout(layout, evidence(GOOD), recipe, doubts={"AAPL": {"adapter": "it was trained on later bars of MSFT"}})
     submission = submit(registry, layout, TrainedModel("AAPL", ["AAPL"], run), recipe, tickers_tested=1)
-    assert not submission.decision.promote
+    assert not submission.promoted
     assert "it was trained on later bars of MSFT" in submission.sentence()
     assert registry.champion("kronos-AAPL") is None
     assert "later bars of MSFT" in registry.versions("kronos-AAPL")[0].tags["contamination"]
@@ -195,3 +198,88 @@ def test_a_candidate_over_several_tickers_is_doubted_where_its_others_go_on_long
         assert bool(reasons) == doubted
         if doubted:
             assert "bars of MSFT up to 2031-01-01, later than this holdout's first" in reasons["AAPL"]["adapter"]
+
+
+ALL_RIVALS = {"naive": 2.0, "ewma": 2.0, "base": 2.0}
+
+
+def test_each_target_is_decided_by_itself_and_the_line_says_what_the_model_is_good_for(
+    layout: ArtifactLayout, recipe: Recipe, registry_and_run: tuple[Registry, str]
+) -> None:
+    registry, run = registry_and_run
+    table = evidence({**ALL_RIVALS, "adapter": 1.0})
+    by_mean = table["mean"].where(table["model"] != "adapter", table["last"] + 5)  # the mean path is worse
+    save_holdout(layout, table.assign(mean=by_mean), recipe)
+    submission = submit(registry, layout, TrainedModel("AAPL", ["AAPL"], run), recipe, tickers_tested=1)
+    assert submission.promoted == ("distribution", "volatility")
+    line = submission.sentence()
+    assert line.startswith(
+        "kronos-AAPL version 1, by its holdout: champion of distribution and volatility; mean: worse"
+    )
+    assert "; mean: worse than base, skill -" in line
+    assert line.endswith("; the 1st recipe tried on these cutoffs")
+    assert "\n" not in line
+    version = registry.version("kronos-AAPL", 1)
+    assert version.aliases == ("challenger", "champion", "champion-distribution", "champion-volatility")
+    assert [version.tags[f"promoted.{target}"] for target in TARGETS] == ["no", "yes", "yes"]
+    assert version.tags["verdict.mean.naive"] == "worse"
+    assert version.tags["verdict.distribution.ewma"] == version.tags["verdict.volatility.base"] == "better"
+
+
+def test_the_variant_that_was_chosen_stands_for_the_model_and_for_the_champion_after_it(
+    layout: ArtifactLayout, recipe: Recipe, registry_and_run: tuple[Registry, str]
+) -> None:
+    registry, run = registry_and_run
+    sampling = {"AAPL": {"adapter": {"variants": {"distribution": "recentred"}}}}
+
+    def submit_losses(sampled: float, recentred: float, run_id: str = run) -> Submission:
+        table = evidence({**ALL_RIVALS, "adapter": sampled, "adapter_recentred": recentred}, seed=int(10 * recentred))
+        save_holdout(layout, table, recipe, sampling=sampling)
+        return submit(registry, layout, TrainedModel("AAPL", ["AAPL"], run_id), recipe, tickers_tested=1)
+
+    first = submit_losses(3.0, 1.0)
+    assert first.promoted == ("distribution",)
+    assert first.served is not None
+    assert str(first.served) in first.sentence()
+    assert registry.version("kronos-AAPL", 1).tags["as_served"] == str(first.served)
+    second = submit_losses(0.1, 1.5)
+    assert "distribution" not in second.promoted, "worse than the champion's own variant"
+    assert second.decisions["distribution"].comparisons["champion"].verdict == "worse"
+    assert "mean" in second.promoted
+
+
+def test_recipes_are_counted_by_the_settings_that_shape_the_forecast(
+    layout: ArtifactLayout, recipe: Recipe, registry_and_run: tuple[Registry, str]
+) -> None:
+    registry, run = registry_and_run
+    save_holdout(layout, evidence(GOOD), recipe)
+
+    def try_recipe(**changes: object) -> str:
+        folder = layout.adapter("AAPL")
+        manifest = read_json(folder / MANIFEST)
+        config = recipe.model_copy(update=changes).model_dump(mode="json")
+        write_manifest(folder, {**manifest, "config": config})
+        return str(submit(registry, layout, TrainedModel("AAPL", ["AAPL"], run), recipe, tickers_tested=1).tried)
+
+    assert try_recipe() == "the 1st recipe tried on these cutoffs"
+    assert try_recipe(learning_rate=0.5) == "the 2nd recipe tried on these cutoffs"
+    assert try_recipe(seed=77) == "the 3rd recipe tried on these cutoffs", "a seed is a trial, too"
+    assert try_recipe(device="cpu", gate="lenient") == "the 1st of 3 recipes tried on these cutoffs"
+    assert registry.versions("kronos-AAPL")[0].tags["recipes_tried"] == "the 1st recipe tried on these cutoffs"
+
+
+def test_a_champion_of_an_old_registry_is_compared_on_what_its_evidence_has(
+    layout: ArtifactLayout, recipe: Recipe, registry_and_run: tuple[Registry, str]
+) -> None:
+    registry, run = registry_and_run
+    later = ["squared_return", "range_variance", "variance", "p_up"]
+    old = evidence({**ALL_RIVALS, "adapter": 0.5})
+    folder = layout.adapter("AAPL")
+    number = registry.register(folder, "kronos-AAPL", run, evidence=EvidenceTable(old), metrics={})
+    location = MlflowClient(registry.uri).get_model_version_download_uri("kronos-AAPL", str(number))
+    write_parquet(Path(location.removeprefix("file://")) / "evidence.parquet", old.drop(columns=later), {})
+    registry.promote("kronos-AAPL", number, "the best that I had")
+    save_holdout(layout, evidence({**ALL_RIVALS, "adapter": 1.0}), recipe)
+    submission = submit(registry, layout, TrainedModel("AAPL", ["AAPL"], run), recipe, tickers_tested=1)
+    assert submission.promoted == ("volatility",)
+    assert submission.decisions["mean"].obstacle.startswith("worse than champion")

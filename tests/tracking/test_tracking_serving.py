@@ -35,7 +35,7 @@ from kronos_pipeline.evaluation.forecasting.future import forecast_ahead
 from kronos_pipeline.evaluation.forecasting.sampling import plain_sampling, save_sampling
 from kronos_pipeline.evaluation.predictions import LEVELS, VARIANTS
 from kronos_pipeline.model.lora import load_adapter
-from kronos_pipeline.tracking.packaging import FORECAST
+from kronos_pipeline.tracking.packaging import FORECAST, EvidenceTable
 from kronos_pipeline.tracking.registry import Registry, registered_name
 from kronos_pipeline.tracking.runs import Tracker
 
@@ -63,7 +63,9 @@ def register(tracker: Tracker) -> Callable[[Path, str], Path]:
     registry = Registry(tracker)
 
     def one(folder: Path, name: str) -> Path:
-        number = registry.register(folder, name, run.run_id, predictions=evidence({"naive": 1.0}), metrics={})
+        number = registry.register(
+            folder, name, run.run_id, evidence=EvidenceTable(evidence({"naive": 1.0})), metrics={}
+        )
         registry.promote(name, number, "for the test")
         place = MlflowClient(tracker.uri).get_model_version_download_uri(name, str(number))
         return Path(place.removeprefix("file://"))

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 from kronos_pipeline.artifacts import MANIFEST
 from kronos_pipeline.config import NAME, Recipe
 from kronos_pipeline.errors import ArtifactError
+from kronos_pipeline.tracking.packaging import EvidenceTable
 from kronos_pipeline.tracking.registry import Registry, registered_name
 from kronos_pipeline.tracking.store import TrackingError
 
@@ -36,7 +37,7 @@ def test_a_version_says_what_it_is_and_arrives_as_challenger(
     registry: Registry, adapter: Path, name: str, run_id: str, recipe: Recipe
 ) -> None:
     tags = {"dagster.partition": "AAPL"}
-    first = registry.register(adapter, name, run_id, predictions=evidence(GOOD), metrics=SCORES, tags=tags)
+    first = registry.register(adapter, name, run_id, evidence=EvidenceTable(evidence(GOOD)), metrics=SCORES, tags=tags)
 
     version = registry.version(name, first)
     assert (version.number, version.run_id, version.aliases, version.measured) == (1, run_id, ("challenger",), True)
@@ -62,7 +63,9 @@ def test_a_version_holds_the_adapter_and_its_evidence_but_neither_its_base_nor_a
 ) -> None:
     assert zipfile.is_zipfile(adapter / "adapter.pt"), "PyTorch's own file is a zip with a pickle in it"
     predictions = evidence(GOOD)
-    version = registry.version(name, registry.register(adapter, name, run_id, predictions=predictions, metrics=SCORES))
+    version = registry.version(
+        name, registry.register(adapter, name, run_id, evidence=EvidenceTable(predictions), metrics=SCORES)
+    )
 
     folder = registry.fetch(version, tmp_path)
     assert (folder / MANIFEST).read_bytes() == (adapter / MANIFEST).read_bytes()
@@ -99,7 +102,7 @@ def test_any_symbol_can_be_registered_and_found(
     registry: Registry, adapter: Path, run_id: str, ticker: str, tmp_path: Path
 ) -> None:
     name = registered_name(ticker)
-    first = registry.register(adapter, name, run_id, predictions=evidence(GOOD), metrics={})
+    first = registry.register(adapter, name, run_id, evidence=EvidenceTable(evidence(GOOD)), metrics={})
     registry.record_decision(name, first, promotions())
     champion = registry.champion(name)
     assert champion is not None
@@ -115,7 +118,9 @@ def test_an_adapter_called_all_and_the_checkpoint_do_not_meet(
 ) -> None:
     checkpoint = made_checkpoint(tmp_path / "checkpoint", recipe, ["AAPL", "MSFT"])
     for folder, adapter_name in ((checkpoint, None), (adapter, "all"), (adapter, "ALL")):
-        registry.register(folder, registered_name(adapter_name), run_id, predictions=evidence(GOOD), metrics={})
+        registry.register(
+            folder, registered_name(adapter_name), run_id, evidence=EvidenceTable(evidence(GOOD)), metrics={}
+        )
     kinds = {
         adapter_name: [version.tags["kind"] for version in registry.versions(adapter_name)]
         for adapter_name in registry.names()
@@ -169,11 +174,13 @@ def test_what_is_no_training_is_not_registered(
     registry: Registry, adapter: Path, name: str, run_id: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ArtifactError, match=r"manifest\.json cannot be read"):
-        registry.register(tmp_path, name, run_id, predictions=evidence(GOOD), metrics={})
+        registry.register(tmp_path, name, run_id, evidence=EvidenceTable(evidence(GOOD)), metrics={})
     with pytest.raises(ArtifactError, match="has no column mean"):
-        registry.register(adapter, name, run_id, predictions=evidence(GOOD).drop(columns="mean"), metrics={})
+        registry.register(
+            adapter, name, run_id, evidence=EvidenceTable(evidence(GOOD).drop(columns="mean")), metrics={}
+        )
     with pytest.raises(TrackingError, match="0123456789abcdef0123456789abcdef"):
-        registry.register(adapter, name, "0123456789abcdef" * 2, predictions=evidence(GOOD), metrics={})
+        registry.register(adapter, name, "0123456789abcdef" * 2, evidence=EvidenceTable(evidence(GOOD)), metrics={})
     assert registry.versions(name) == []
 
 

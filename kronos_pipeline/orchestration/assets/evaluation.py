@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from kronos_pipeline.artifacts import ArtifactLayout, mlflow_run_of, read_json
+from kronos_pipeline.artifacts import ArtifactLayout, mlflow_run_of, read_json, read_parquet
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import Bars
 from kronos_pipeline.errors import ArtifactError, KronosError
@@ -69,7 +69,7 @@ def holdout_metrics(
 
 
 def backtest(
-    context: dg.AssetExecutionContext, windows: TickerArtifacts, pipeline: PipelineSettings
+    context: dg.AssetExecutionContext, windows: TickerArtifacts, pipeline: PipelineSettings, tracking: Tracking
 ) -> Iterator[Event]:
     """The backtest of the recipe on a ticker, and its verdicts.
 
@@ -79,9 +79,12 @@ def backtest(
     """
     from kronos_pipeline.evaluation.forecasting.batching import unwrap
     from kronos_pipeline.evaluation.predictions import ADAPTER
+    from kronos_pipeline.promotion.recipes import count_recipe
+    from kronos_pipeline.tracking.registry import Registry, registered_name
 
     with as_failure("backtest"):
         recipe, layout = pipeline.recipe("lora"), pipeline.layout
+        registry, settings = Registry(tracking.tracker(layout)), recipe.model_dump(mode="json")
         base, tested = load_base_model(recipe), tickers_tested(context)
         batch = TickerBatch(context)
         for first in range(0, len(batch.tickers), _BACKTESTS_AT_ONCE):
@@ -94,7 +97,9 @@ def backtest(
                 with batch.ticker(ticker):
                     plots = unwrap(outcomes[ticker])
                     evaluation = read_json(layout.backtest_report(ADAPTER, ticker))
-                    metadata = evaluation_metadata(evaluation, "Backtest", plots=plots)
+                    predictions, _ = read_parquet(layout.backtest(ADAPTER, ticker))
+                    tried = count_recipe(registry, registered_name(ticker), settings, predictions)
+                    metadata = evaluation_metadata(evaluation, "Backtest", plots=plots) | {"recipe": str(tried)}
                     batch.add(ticker, layout.backtest(ADAPTER, ticker), metadata)
         yield from batch.events()
 

@@ -17,17 +17,18 @@ from kronos_pipeline.orchestration.resources import PipelineSettings, Tracking, 
 from kronos_pipeline.orchestration.ticker_batch import Event, TickerBatch
 
 if TYPE_CHECKING:
+    from kronos_pipeline.evaluation.scoring.gate import Decision
     from kronos_pipeline.promotion.submit import Submission
 
 
 def champion(
     context: dg.AssetExecutionContext, windows: TickerArtifacts, pipeline: PipelineSettings, tracking: Tracking
 ) -> Iterator[Event]:
-    """The gate's decision on a ticker's adapter, which becomes a version of the registered model `kronos-<T>`.
+    """The gate's decisions on a ticker's adapter, which becomes a version of the registered model `kronos-<T>`.
 
-    The adapter becomes champion if it is better than naive and than base, and not worse than the present champion. The
-    evidence is the backtest if it is of this recipe and these bars, else the holdout. With `refit_all` the same recipe
-    is trained once more on all bars, for forecasts.
+    The adapter becomes champion of mean, distribution or volatility if it is better than all rivals on it, and not
+    worse than its present champion. The evidence is the backtest if it is of this recipe and these bars, else the
+    holdout. With `refit_all` the same recipe is trained once more on all bars, for forecasts.
     """
     from kronos_pipeline.promotion.submit import TrainedModel, evaluated_run, submit
     from kronos_pipeline.tracking.registry import Registry
@@ -52,7 +53,7 @@ def champion(
 def checkpoint_champion(
     context: dg.AssetExecutionContext, windows: TickerArtifacts, pipeline: PipelineSettings, tracking: Tracking
 ) -> dg.MaterializeResult[None]:
-    """The gate's decision on the checkpoint, which becomes a version of the registered model `kronos-all`.
+    """The gate's decisions on the checkpoint, which becomes a version of the registered model `kronos-all`.
 
     The rule is that of `champion`. The evidence is from the tickers with holdout metrics newer than the checkpoint; the
     metadata names the other tickers.
@@ -89,20 +90,30 @@ def _measured_since_checkpoint(context: dg.AssetExecutionContext, tickers: list[
 
 
 def _decision_metadata(submission: "Submission") -> dict[str, Any]:
-    decision = submission.decision
-    against = [
-        f"{rival}: {comparison.verdict}" + (f", {comparison.reason}" if comparison.reason else "")
-        for rival, comparison in decision.comparisons.items()
-    ]
-    return {
-        "promoted": decision.promote,
+    from kronos_pipeline.tracking.champions import join
+
+    metadata: dict[str, Any] = {
+        "promoted": bool(submission.promoted),
+        "champion of": join(submission.promoted) or "nothing",
         "decision": submission.sentence(),
-        "against": dg.MetadataValue.md(bullets(against) or "nothing"),
-        "gate": decision.gate,
+        **{
+            target: dg.MetadataValue.md(bullets(_comparisons(decision)) or "nothing")
+            for target, decision in submission.decisions.items()
+        },
+        "gate": next(iter(submission.decisions.values())).gate,
         "evidence": submission.source,
+        "recipe": str(submission.tried),
         "registered model": submission.name,
         "version": submission.version,
     }
+    return metadata | ({"as served": str(submission.served)} if submission.served else {})
+
+
+def _comparisons(decision: "Decision") -> list[str]:
+    return [
+        f"{rival}: {comparison.verdict}" + (f", {comparison.reason}" if comparison.reason else "")
+        for rival, comparison in decision.comparisons.items()
+    ]
 
 
 def _refit(
