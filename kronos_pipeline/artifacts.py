@@ -99,6 +99,15 @@ class ArtifactLayout:
         """Leaderboard of the models."""
         return self.root / "metrics" / "leaderboard.json"
 
+    @property
+    def seeds(self) -> Path:
+        """Losses of the recipe over seeds."""
+        return self.root / "metrics" / "seeds.json"
+
+    def seed(self, seed: int) -> Path:
+        """Output folder of the trainings with another seed."""
+        return self.root / "seeds" / str(seed)
+
     def backtest_evaluation(self, trained: str) -> Path:
         """The backtest over all tickers."""
         return self.root / "backtest" / f"{_checked_name(trained)}.json"

@@ -11,13 +11,17 @@ from kronos_pipeline.config import KronosTrainingConfig
 from kronos_pipeline.errors import SettingsError
 
 
-def run_pipeline(config: KronosTrainingConfig) -> bool:
+def run_pipeline(config: KronosTrainingConfig, seeds: int = 1) -> bool:
     """Train, evaluate and promote, print the results, and return whether every ticker succeeded.
+
+    Args:
+        config: the settings.
+        seeds: number of seeds to compare, see `compare_seeds`.
 
     Raises:
         KronosError: no model could be trained or evaluated.
     """
-    _check_processes(config)
+    _check_processes(config, seeds)
     if int(os.environ.get("RANK", "0")) > 0:
         return _run_worker(config)
     # Imported here, as below, so that --help does not wait for slow imports.
@@ -35,6 +39,7 @@ def run_pipeline(config: KronosTrainingConfig) -> bool:
     from kronos_pipeline.evaluation.reports.tables import leaderboard_table, save_leaderboard
     from kronos_pipeline.pipeline.evaluate import backtest_if_requested, evaluate_all, log_leaderboard, print_tables
     from kronos_pipeline.pipeline.promote import promote_all
+    from kronos_pipeline.pipeline.seeds import compare_seeds
     from kronos_pipeline.pipeline.train import train_all
     from kronos_pipeline.tracking.runs import Tracker
     from kronos_pipeline.training.trainer import KronosTrainer
@@ -45,6 +50,7 @@ def run_pipeline(config: KronosTrainingConfig) -> bool:
     with trainer.one_run():
         trained = train_all(config, trainer, tracker, tickers.windows, tickers.skip)
         holdout = evaluate_all(config, trainer, tracker, tickers, trained)
+        compare_seeds(config, seeds, trainer, tickers, trained)
         backtest_result = backtest_if_requested(config, trainer, tickers)
         backtest = backtest_result.evaluation if backtest_result else None
         save_leaderboard(layout, holdout, backtest)
@@ -55,11 +61,11 @@ def run_pipeline(config: KronosTrainingConfig) -> bool:
     return not tickers.skipped
 
 
-def _check_processes(config: KronosTrainingConfig) -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (config.backtest_origins or config.refit_all):
+def _check_processes(config: KronosTrainingConfig, seeds: int) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (config.backtest_origins or config.refit_all or seeds > 1):
         raise SettingsError(
-            "--backtest-origins and --refit-all need one process; leave them out here, and run `kronos backtest` "
-            "afterwards."
+            "--backtest-origins, --refit-all and --seeds need one process; leave them out here, and run "
+            "`kronos backtest` afterwards."
         )
 
 

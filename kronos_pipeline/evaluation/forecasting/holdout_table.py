@@ -114,8 +114,7 @@ def predict_job(
 
     def of_paths(closes: np.ndarray, widths: np.ndarray) -> dict[str, np.ndarray]:
         """Describe paths (cutoffs, paths, horizon) with widths (bars, levels)."""
-        distribution = describe_closes(closes.transpose(0, 2, 1)[real], truth["y"].to_numpy(), widths)
-        return distribution | {name: values[real] for name, values in path_statistics(closes, known[:, -1]).items()}
+        return _describe_paths(closes, known[:, -1], real, truth, widths)
 
     columns_of = {
         NAIVE: of_points(baselines.naive(known, horizon)),
@@ -144,6 +143,44 @@ def predict_job(
         mended[name] = paths.mended / paths.bars
     tables = [truth.assign(model=name, **columns) for name, columns in columns_of.items()]
     return Forecasts(pd.concat(tables, ignore_index=True)[list(COLUMNS)], mended, tuple(notes))
+
+
+def paths_table(windows: WindowSet, closes: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """Describe paths of a ticker's holdout by model, with intervals as sampled.
+
+    Args:
+        windows: the ticker's windows; its holdout rows are the cutoffs.
+        closes: sampled closes by model, each (cutoffs, paths, horizon).
+
+    Returns:
+        A table of predictions, see `evaluation.predictions`.
+    """
+    rows = windows.of_split("holdout")
+    origins, ends = rows["origin"].to_numpy(np.int64), rows["end"].to_numpy(np.int64)
+    truth = _truth(windows, origins, ends)
+    real = np.arange(windows.horizon) < (ends - origins - 1)[:, None]
+    last = windows.bars.frame["close"].to_numpy(np.float64)[origins]
+    widths = np.ones((len(truth), len(LEVELS)))
+    tables = [
+        truth.assign(model=name, **_describe_paths(paths, last, real, truth, widths)) for name, paths in closes.items()
+    ]
+    return pd.concat(tables, ignore_index=True)[list(COLUMNS)]
+
+
+def _describe_paths(
+    closes: np.ndarray, last: np.ndarray, real: np.ndarray, truth: pd.DataFrame, widths: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return the columns of a table that describe paths.
+
+    Args:
+        closes: sampled closes, (cutoffs, paths, horizon).
+        last: closes at the cutoffs, (cutoffs,).
+        real: whether a bar ahead is in the holdout, (cutoffs, horizon).
+        truth: the columns that all models share.
+        widths: factors of the intervals, (bars, levels).
+    """
+    distribution = describe_closes(closes.transpose(0, 2, 1)[real], truth["y"].to_numpy(), widths)
+    return distribution | {name: values[real] for name, values in path_statistics(closes, last).items()}
 
 
 def _truth(windows: WindowSet, origins: np.ndarray, ends: np.ndarray) -> pd.DataFrame:
