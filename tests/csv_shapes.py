@@ -26,7 +26,7 @@ def parse_times(cells: Sequence[str]) -> ParsedTimes:
 
 
 def bars_at(times: pd.DatetimeIndex, *, seed: int = 0, price: float = 100.0) -> pd.DataFrame:
-    """Valid bars at these times: `timestamps` and the six features, with four decimals and whole volumes."""
+    """Return valid bars at these times: `timestamps` and the six features, with four decimals and whole volumes."""
     rng = np.random.default_rng(seed)
     count = len(times)
     close = price * np.exp(np.cumsum(0.008 * rng.standard_normal(count)))
@@ -41,7 +41,7 @@ def bars_at(times: pd.DatetimeIndex, *, seed: int = 0, price: float = 100.0) -> 
 
 
 def daily(count: int = 400, *, seed: int = 0) -> pd.DataFrame:
-    """Bars of weekdays from 2023-01-03."""
+    """Return bars of weekdays from 2023-01-03."""
     return bars_at(pd.date_range("2023-01-03", periods=count, freq="B"), seed=seed)
 
 
@@ -88,7 +88,7 @@ def ohlcv(frame: pd.DataFrame, *, title: bool = False) -> dict[str, list[str]]:
 
 
 def lines(columns: Mapping[str, Iterable[object]], *, separator: str = ",", header: bool = True) -> list[str]:
-    """The lines of a CSV with these columns."""
+    """Return the lines of a CSV with these columns."""
     cells = [[str(cell) for cell in column] for column in columns.values()]
     rows = [separator.join(row) for row in zip(*cells, strict=True)]
     return [separator.join(columns), *rows] if header else rows

@@ -67,7 +67,7 @@ def one_note(bars: Bars, *parts: str) -> str:
 
 
 def stock_frames() -> dict[str, pd.DataFrame]:
-    """Write the five real daily stocks of bokeh-sampledata in the spelling of Yahoo's export."""
+    """Return the five real daily stocks of bokeh-sampledata in the spelling of Yahoo's export."""
     from bokeh_sampledata import stocks
 
     names = {"date": "Date", "open": "Open", "high": "High", "low": "Low", "close": "Close", "volume": "Volume"}

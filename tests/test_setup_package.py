@@ -31,8 +31,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, bytes]:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-def one(wheel: Mapping[str, bytes], ending: str) -> bytes:
-    """Return the one file of the wheel's metadata folder with this ending."""
+def metadata_file(wheel: Mapping[str, bytes], ending: str) -> bytes:
+    """Return the only file of the wheel's metadata folder with this ending."""
     (content,) = (content for name, content in wheel.items() if ".dist-info/" in name and name.endswith(ending))
     return content
 
@@ -48,5 +48,5 @@ def test_every_module_is_in_the_wheel(wheel: Mapping[str, bytes]) -> None:
 
 
 def test_the_wheel_carries_the_license_that_it_names(wheel: Mapping[str, bytes]) -> None:
-    assert message_from_bytes(one(wheel, "/METADATA"))["License-Expression"] == "MIT"
-    assert one(wheel, "/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
+    assert message_from_bytes(metadata_file(wheel, "/METADATA"))["License-Expression"] == "MIT"
+    assert metadata_file(wheel, "/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()

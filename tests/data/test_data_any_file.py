@@ -1,4 +1,4 @@
-"""The same bars come back from a file in any shape, or it is refused with an ambiguity that it really has."""
+"""Bars are read back from a file in any shape, or the file is refused with a real ambiguity."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def frames(draw: st.DrawFn) -> tuple[pd.DataFrame, bool]:
 
 
 def both_readings(problem: str, shape: Shape, frame: pd.DataFrame) -> bool:
-    """Whether a refusal names an ambiguity of the numbers or of the dates that the file has."""
+    """Return whether a refusal names an ambiguity of the numbers or of the dates that the file has."""
     if number := re.search(r": can be (\d+) or (\d+\.\d+) .*\(found '(.*)'\)", problem.replace(";", " ")):
         marks = set(number[3]) & set(".,")
         return len(marks) == 1 and len(number[3].partition(marks.pop())[2]) == 3

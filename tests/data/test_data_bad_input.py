@@ -15,7 +15,7 @@ GOOD = ("2024-01-02,10,12,9,11,100", "2024-01-03,11,13,10,12,200", "2024-01-04,1
 
 
 def problems_of(file: CsvFile) -> list[str]:
-    """The problems, without the folder's name."""
+    """Return the problems, without the folder's name."""
     with pytest.raises(DataError) as caught:
         read_bars(file)
     assert caught.value.ticker == file.ticker

@@ -1,4 +1,4 @@
-"""A CSV that has not changed is not read again, and whatever else has changed makes its bars anew."""
+"""Stored bars of an unchanged CSV are reused; any other change reads the CSV again."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def layout(tmp_path: Path) -> ArtifactLayout:
 
 @pytest.fixture
 def file(tmp_path: Path, layout: ArtifactLayout) -> CsvFile:
-    """A CSV whose bars are stored."""
+    """Return a CSV whose bars are stored."""
     file = write_frame(tmp_path / "data", "ACME", daily_frame(50))
     save_bars(layout.bars("ACME"), read_bars(file, now=NOW))
     return file
 
 
 def read(file: CsvFile, layout: ArtifactLayout, now: pd.Timestamp = NOW) -> tuple[Bars, bool]:
-    """The bars of a ticker that is good, and whether its file was taken for unchanged."""
+    """Return the bars of a valid ticker, and whether its file counted as unchanged."""
     good, bad, unchanged = read_files_cached([file], layout.bars, now=now)
     assert not bad
     return good["ACME"], "ACME" in unchanged

@@ -1,4 +1,4 @@
-"""The folder is the list of tickers."""
+"""The tickers of a folder: its files, their names and their columns of symbols."""
 
 from __future__ import annotations
 

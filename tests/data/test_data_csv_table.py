@@ -1,4 +1,4 @@
-"""A CSV's cells are the same, each with its line, by whichever of the two ways the file is split."""
+"""Both ways to split a CSV give the same cells with the same lines."""
 
 from __future__ import annotations
 

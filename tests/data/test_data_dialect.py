@@ -1,4 +1,4 @@
-"""The same bars are read from a CSV in any dialect, or the file is refused with an ambiguity that it has."""
+"""Bars are the same from a CSV in any dialect, or the file is refused with a real ambiguity."""
 
 from __future__ import annotations
 

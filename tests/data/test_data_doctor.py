@@ -1,4 +1,4 @@
-"""The doctor says what is fit, what is enough, and what is wrong with the rest."""
+"""Verdicts of the doctor: fit tickers, enough data, and the problems of the other tickers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file's name holds the symbol, and perhaps an interval and a period."""
+"""The symbol, the interval and the period in a file's name."""
 
 from __future__ import annotations
 

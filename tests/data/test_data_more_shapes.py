@@ -26,7 +26,7 @@ from kronos_pipeline.data.csv_files import find_csv_files
 
 
 def plain_times(frame: pd.DataFrame) -> list[str]:
-    """The lines of a plain CSV of times."""
+    """Return the lines of a plain CSV of times."""
     return lines({"Date": dates(frame, "%Y-%m-%d %H:%M"), **ohlcv(frame, title=True)})
 
 

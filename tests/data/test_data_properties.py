@@ -1,4 +1,4 @@
-"""What holds for any ticker and any settings: no look-ahead, no shared target, nothing lost."""
+"""Properties of windows for any ticker and settings: no look-ahead, no shared target, no lost window."""
 
 from __future__ import annotations
 

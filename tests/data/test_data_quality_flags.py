@@ -1,4 +1,4 @@
-"""What is odd is flagged and left as it is."""
+"""Unusual bars are flagged and stay unchanged."""
 
 from __future__ import annotations
 

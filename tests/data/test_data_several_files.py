@@ -27,7 +27,7 @@ FEW = settings(SHARED, max_examples=10)
 
 
 def two_files(folder: Path, first: pd.DataFrame, second: pd.DataFrame, **options: Any) -> Bars:
-    """The bars of a ticker of two files, the second of another dialect."""
+    """Return the bars of a ticker of two files, the second in another dialect."""
     file = write_frame(folder, "A", first)
     further = folder / "B.csv"
     second.to_csv(further, index=False, sep=";")
@@ -121,7 +121,7 @@ def market(tmp_path: Path) -> tuple[dict[str, pd.DataFrame], list[CsvFile]]:
 
 
 def record_reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The paths of the CSVs that are read from now on."""
+    """Record the paths of the CSVs that are read."""
     paths: list[Path] = []
     plainly = Path.read_bytes
 

@@ -44,12 +44,12 @@ def make_adapter(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Ca
     """Publish an adapter of a ticker, with weights by seed."""
     known: dict[int, Path] = {}
 
-    def one(ticker: str, seed: int) -> Path:
+    def publish(ticker: str, seed: int) -> Path:
         if seed not in known:
             known[seed] = made_adapter(tmp_path_factory.mktemp("weights") / str(seed), recipe, seed=seed)
         return for_tickers(known[seed], tmp_path_factory.mktemp("adapter") / ticker, [ticker])
 
-    return one
+    return publish
 
 
 @pytest.fixture(scope="module")
@@ -82,12 +82,12 @@ def select(
 def make_champion(registry: Registry, run_id: str) -> Callable[[Path, str], int]:
     """Return a function that registers a folder and makes it champion."""
 
-    def one(folder: Path, name: str) -> int:
+    def register(folder: Path, name: str) -> int:
         number = registry.register(folder, name, run_id, evidence=EvidenceTable(evidence({"naive": 1.0})), metrics={})
         registry.promote(name, number, "it was the best")
         return number
 
-    return one
+    return register
 
 
 def save_fitted_sampling(folder: Path, ticker: str, base: KronosModel, recipe: Recipe) -> Sampling:

@@ -62,7 +62,7 @@ def register(tracker: Tracker) -> Callable[[Path, str], Path]:
         pass
     registry = Registry(tracker)
 
-    def one(folder: Path, name: str) -> Path:
+    def register_folder(folder: Path, name: str) -> Path:
         number = registry.register(
             folder, name, run.run_id, evidence=EvidenceTable(evidence({"naive": 1.0})), metrics={}
         )
@@ -70,7 +70,7 @@ def register(tracker: Tracker) -> Callable[[Path, str], Path]:
         place = MlflowClient(tracker.uri).get_model_version_download_uri(name, str(number))
         return Path(place.removeprefix("file://"))
 
-    return one
+    return register_folder
 
 
 @pytest.fixture(scope="module")
