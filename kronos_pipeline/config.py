@@ -347,6 +347,16 @@ class Recipe(ReadingSettings):
         "(comma-separated); by default a ticker's own weekdays and times of day",
     )
 
+    expires_days: int = _setting(
+        30, Role.FORECAST, ge=0, description="days after its promotion from which a champion is too old; 0: never"
+    )
+    strict_champion: bool = _setting(
+        False,
+        Role.FORECAST,
+        description="no forecast by a champion that is too old or has inputs unlike those of its training; by default "
+        "it forecasts with a warning",
+    )
+
     backtest_origins: int = _setting(
         0,
         Role.DECISION,

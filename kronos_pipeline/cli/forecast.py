@@ -25,6 +25,8 @@ class Forecast(TickersCommand):
     eval_samples: Optional[int] = evaluated_setting("eval_samples")
     seed: Optional[int] = evaluated_setting("seed")
     calendars: Optional[list[str]] = evaluated_setting("calendars")
+    expires_days: Optional[int] = evaluated_setting("expires_days")
+    strict_champion: Optional[bool] = evaluated_setting("strict_champion")
 
     def run(self) -> int:
         """Forecast, print, plot and save the next bars of the tickers."""

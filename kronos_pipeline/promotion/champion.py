@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -12,11 +13,13 @@ from kronos_pipeline.errors import ModelError
 from kronos_pipeline.evaluation.forecasting.sampling import Sampling, load_sampling, plain_sampling
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, CHECKPOINT, NAIVE
 from kronos_pipeline.evaluation.scoring.targets import MEAN
+from kronos_pipeline.promotion.champion_warnings import champion_warnings
 from kronos_pipeline.tracking.packaging import read_training_manifest
 from kronos_pipeline.tracking.registry import Registry, Version, registered_name
 
 if TYPE_CHECKING:
     from kronos_pipeline.config import Recipe
+    from kronos_pipeline.data.bars import Bars
     from kronos_pipeline.model.loading import KronosModel
 
 NOT_MEASURED = "not itself measured"
@@ -33,6 +36,7 @@ class SelectedModel:
         label: its name in tables and plots.
         reason: the reason for the selection, in a sentence.
         notes: notes on every plot, for instance that the model is not itself measured.
+        seen_until: time of the newest bar of the ticker that the model's training may have read, ISO 8601, or None.
     """
 
     model: KronosModel | None
@@ -41,24 +45,39 @@ class SelectedModel:
     label: str
     reason: str
     notes: tuple[str, ...] = ()
+    seen_until: str | None = None
 
 
 def select_champion(
-    registry: Registry, layout: ArtifactLayout, ticker: str, base: KronosModel, recipe: Recipe
+    registry: Registry, layout: ArtifactLayout, bars: Bars, base: KronosModel, recipe: Recipe, now: datetime
 ) -> SelectedModel:
     """Select the model that forecasts a ticker's next bars.
 
     The champion of `kronos-<ticker>` comes first, then the champion of the recipe's `adapter_name`, then the champion
     of `kronos-all`; a champion that was not trained on the ticker is skipped. If a champion has a refit, the refit
-    forecasts. Without a champion, the base model forecasts if the ticker's own verdict is better than naive.
+    forecasts. A champion that is too old, or whose inputs are unlike those of its training, forecasts with a warning,
+    or by `strict_champion` not at all. Without a champion, the base model forecasts if the ticker's own verdict is
+    better than naive.
+
+    Args:
+        registry: the registry.
+        layout: the layout of the artifacts.
+        bars: the ticker's bars.
+        base: the untouched base model.
+        recipe: settings of the forecast; lookback, if no champion has its own.
+        now: the time of the forecast, with a zone.
 
     Raises:
         TrackingError: the registry cannot be reached, or a champion's files are gone.
         ModelError: the champion was trained on another base model than `base`, or is damaged.
     """
+    ticker = bars.ticker
     champion, reasons = find_champion(registry, ticker, recipe.adapter_name)
     if champion is not None:
-        return _champion(registry, champion, ticker, base, recipe)
+        selected, warnings = _champion(registry, champion, bars, base, recipe, now)
+        if not (warnings and recipe.strict_champion):
+            return replace(selected, notes=(*selected.notes, *warnings))
+        reasons = [*reasons, f"the champion does not forecast by --strict-champion: {'; '.join(warnings)}"]
     better, reason, notes = _verdict_on_base(layout, ticker, base)
     why = f"{'; '.join(reasons)}; {reason}"
     if not better:
@@ -93,7 +112,10 @@ def find_champion(registry: Registry, ticker: str, adapter_name: str | None = No
     return None, reasons
 
 
-def _champion(registry: Registry, champion: Version, ticker: str, base: KronosModel, recipe: Recipe) -> SelectedModel:
+def _champion(
+    registry: Registry, champion: Version, bars: Bars, base: KronosModel, recipe: Recipe, now: datetime
+) -> tuple[SelectedModel, tuple[str, ...]]:
+    """Return the champion, or its refit, and the warnings about it."""
     from kronos_pipeline.model.lora import load_trained  # imports torch
 
     used = registry.refit_of(champion) or champion
@@ -106,8 +128,9 @@ def _champion(registry: Registry, champion: Version, ticker: str, base: KronosMo
             raise ModelError(
                 f"The champion {used} cannot forecast: {cause} Or restore the previous champion: kronos rollback."
             ) from error
-        recipe = recipe.model_copy(update={"lookback": read_training_manifest(folder)["config"]["lookback"]})
-        sampling = load_sampling(folder, ticker, model, recipe)
+        manifest = read_training_manifest(folder)
+        recipe = recipe.model_copy(update={"lookback": manifest["config"]["lookback"]})
+        sampling = load_sampling(folder, bars.ticker, model, recipe)
     notes = [*_demo(base), *filter(None, [champion.tags.get("contamination")])]
     promotion_reason = (champion.decision("reason", "mean") or "no reason is recorded").removesuffix(".")
     label, reason = str(used), f"{champion} is the champion: {promotion_reason}."
@@ -115,7 +138,9 @@ def _champion(registry: Registry, champion: Version, ticker: str, base: KronosMo
         label = f"{used}, a refit of version {used.tags.get('refit_of')}, {NOT_MEASURED}"
         reason = f"{reason} {used} is a refit on all bars and {NOT_MEASURED}."
         notes.insert(0, NOT_MEASURED)
-    return SelectedModel(model, sampling or plain_sampling(recipe), recipe, label, reason, tuple(notes))
+    seen_until = manifest.get("seen_until", {}).get(bars.ticker)
+    selected = SelectedModel(model, sampling or plain_sampling(recipe), recipe, label, reason, tuple(notes), seen_until)
+    return selected, champion_warnings(champion, seen_until, bars, recipe, now)
 
 
 def _verdict_on_base(layout: ArtifactLayout, ticker: str, base: KronosModel) -> tuple[bool, str, list[str]]:

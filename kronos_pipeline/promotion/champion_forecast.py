@@ -109,7 +109,7 @@ def forecast_ticker_job(  # noqa: PLR0913
         ArtifactError: a file cannot be written.
     """
     ticker_bars = bars[ticker]
-    selected = select_champion(registry, layout, ticker, base, recipe)
+    selected = select_champion(registry, layout, ticker_bars, base, recipe, now())
     model, sampling = selected.model, selected.sampling
     table = yield from forecast_ahead_job(ticker_bars, model, sampling, selected.recipe, label=selected.label)
     notes = selected.notes
@@ -119,12 +119,13 @@ def forecast_ticker_job(  # noqa: PLR0913
         notes = (*notes, f"intervals reach beyond the {recipe.eval_samples} paths by a fitted tail, and are rough")
     sampled = None if model is None else describe_sampled_model(model, sampling, selected.recipe)
     manifest = forecast_manifest(ticker_bars, table, sampled, selected.recipe, selected.reason, notes)
+    seen = [pd.Timestamp(selected.seen_until)] if selected.seen_until else []
     rows = ledger.ledger_rows(
         ticker_bars,
         table,
         selected.recipe,
         version="" if model is None else str(model.weights_hash)[:12],
         issued=now(),
-        known_until=ledger.known_bars_end(layout, ticker),
+        known_until=[*ledger.known_bars_end(layout, ticker), *seen],
     )
     return TickerForecast(table, selected.reason, notes, *save_forecast(layout, ticker_bars, table, manifest), rows)

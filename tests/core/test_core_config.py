@@ -193,7 +193,7 @@ ROLES = {
         "temperature", "top_p", "s2_position", "tune_sampling", "recalibrate", "eval_samples", "seed", "max_gap",
         "keep_jumps", "precision",
     },
-    Role.FORECAST: {"calendars"},
+    Role.FORECAST: {"calendars", "expires_days", "strict_champion"},
     Role.EVALUATION: {"rivals"},
     Role.DECISION: {"backtest_origins", "backtest_refit_every", "gate", "refit_all"},
     Role.RUN: {"device", "save_steps", "cuda_graphs", "mix_intervals"},
@@ -235,7 +235,7 @@ def test_every_setting_of_a_recipe_has_a_role() -> None:
 def test_the_settings_that_shape_weights_are_the_others_than_these() -> None:
     assert set(Recipe.model_fields) - training_settings(Recipe()).keys() == {
         "validation_days", "validation_bars", "max_cutoffs", "eval_samples", "temperature", "top_p",
-        "s2_position", "tune_sampling", "recalibrate", "calendars", "rivals",
+        "s2_position", "tune_sampling", "recalibrate", "calendars", "rivals", "expires_days", "strict_champion",
         "backtest_origins", "backtest_refit_every", "gate", "refit_all",
         "save_steps", "device", "adapter_name", "cuda_graphs", "mix_intervals",
         "columns", "adjusted", "drop_bad_rows", "from_date", "keep_forming",

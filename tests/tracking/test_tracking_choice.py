@@ -6,6 +6,7 @@ import shutil
 import socket
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from registered_models import base_of, evidence, for_tickers, made_adapter, made_checkpoint
-from small_trainings import simulated_windows, small_recipe
+from small_trainings import simulated_bars, simulated_windows, small_recipe
 from tiny_models import save_tiny_base
 
-from kronos_pipeline.artifacts import ArtifactLayout, write_json
+from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json, write_json, write_manifest
 from kronos_pipeline.config import Recipe
+from kronos_pipeline.data.bars import Bars, make_bars
 from kronos_pipeline.errors import ModelError
 from kronos_pipeline.evaluation.forecasting.sampling import Sampling, plain_sampling, save_sampling
 from kronos_pipeline.evaluation.predictions import LEVELS, VARIANTS
@@ -72,8 +74,11 @@ def layout(tmp_path: Path) -> ArtifactLayout:
 def select(
     registry: Registry, layout: ArtifactLayout, ticker: str, base: KronosModel, recipe: Recipe
 ) -> Callable[..., SelectedModel]:
-    def choice(**changes: Any) -> SelectedModel:
-        return select_champion(registry, layout, ticker, base, recipe.model_copy(update=changes))
+    def choice(bars: Bars | None = None, days: float = 0, **changes: Any) -> SelectedModel:
+        """Select for some bars, as if so many days had passed."""
+        settings = recipe.model_copy(update=changes)
+        now = datetime.now(UTC) + timedelta(days=days)
+        return select_champion(registry, layout, bars or simulated_bars(ticker), base, settings, now)
 
     return choice
 
@@ -103,7 +108,7 @@ def save_fitted_sampling(folder: Path, ticker: str, base: KronosModel, recipe: R
 
 
 def save_verdict(path: Path, ticker: str, base_name: str, word: str) -> None:
-    verdicts = {"base": {"naive": {"verdict": word, "reason": f"{word} by 12 cutoffs"}}}
+    verdicts = {"mean": {"base": {"naive": {"verdict": word, "reason": f"{word} by 12 cutoffs"}}}}
     write_json(
         path,
         {"per_symbol": [{"symbol": ticker, "verdicts": verdicts}], "manifest": {"base_model": {"name": base_name}}},
@@ -266,6 +271,48 @@ def test_a_champion_whose_files_are_gone_or_damaged_is_an_error(
         select()
 
 
+def test_a_champion_that_is_too_old_forecasts_with_a_warning_and_strictly_not_at_all(
+    select: Callable[..., SelectedModel],
+    make_champion: Callable[[Path, str], int],
+    make_adapter: Callable[[str, int], Path],
+    ticker: str,
+) -> None:
+    make_champion(make_adapter(ticker, 3), registered_name(ticker))
+    warning = f"kronos-{ticker} version 1 was promoted 31 days ago, and expires after 30"
+    assert warning not in select(days=30.5).notes
+    assert warning not in select(days=31.5, expires_days=0).notes
+    old = select(days=31.5)
+    assert old.model is not None
+    assert warning in old.notes
+    strict = select(days=31.5, strict_champion=True)
+    assert strict.model is None
+    assert f"the champion does not forecast by --strict-champion: {warning}" in strict.reason
+    assert select(days=30.5, strict_champion=True).model is not None
+
+
+def test_a_champion_whose_inputs_are_unlike_its_trainings_forecasts_with_a_warning_and_strictly_not_at_all(
+    select: Callable[..., SelectedModel],
+    make_champion: Callable[[Path, str], int],
+    make_adapter: Callable[[str, int], Path],
+    ticker: str,
+) -> None:
+    bars = simulated_bars(ticker)
+    folder = make_adapter(ticker, 3)
+    seen_until = {ticker: bars.frame["timestamps"].iloc[100].isoformat()}
+    write_manifest(folder, {**read_json(folder / MANIFEST), "seen_until": seen_until})
+    make_champion(folder, registered_name(ticker))
+    assert not any("lookback" in note for note in select(bars).notes)
+    frame = bars.frame.copy()
+    frame.loc[frame.index[-1:], ["open", "high", "low", "close"]] *= 3
+    odd = make_bars(ticker, frame, source=bars.source)
+    warned = select(odd)
+    assert warned.model is not None
+    assert warned.notes[-1].startswith(f"kronos-{ticker} version 1: the newest lookback lies outside the 86 lookbacks")
+    strict = select(odd, strict_champion=True)
+    assert strict.model is None
+    assert "the newest lookback lies outside" in strict.reason
+
+
 def test_a_registry_that_cannot_be_reached_is_an_error_and_no_naive_forecast(
     layout: ArtifactLayout, base: KronosModel, recipe: Recipe, tmp_path: Path
 ) -> None:
@@ -273,4 +320,4 @@ def test_a_registry_that_cannot_be_reached_is_an_error_and_no_naive_forecast(
         unused.bind(("127.0.0.1", 0))
         unreachable = Tracker(f"http://127.0.0.1:{unused.getsockname()[1]}", tmp_path)
     with pytest.raises(TrackingError, match="cannot be used"):
-        select_champion(Registry(unreachable), layout, "AAPL", base, recipe)
+        select_champion(Registry(unreachable), layout, simulated_bars(), base, recipe, datetime.now(UTC))
