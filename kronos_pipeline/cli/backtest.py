@@ -20,7 +20,8 @@ class Backtest(Command, KronosTrainingConfig):
         # Imported here, so that --help does not wait for slow imports.
         from kronos_pipeline.artifacts import ArtifactLayout, check_writable, read_json
         from kronos_pipeline.evaluation.predictions import trained_model
-        from kronos_pipeline.evaluation.reports.tables import leaderboard_table, save_leaderboard, verdict_sentences
+        from kronos_pipeline.evaluation.reports.tables import leaderboard_table, save_leaderboard
+        from kronos_pipeline.evaluation.reports.worth import worth_table
         from kronos_pipeline.pipeline.evaluate import backtest_all, print_tables
         from kronos_pipeline.pipeline.ingest import read_tickers
         from kronos_pipeline.pipeline.promote import count_recipes
@@ -34,9 +35,7 @@ class Backtest(Command, KronosTrainingConfig):
         print(f"base model {trainer.base.source.label} on {trainer.device}, {trainer.precision}")
         backtest = backtest_all(self, trainer, tickers)
         evaluation = backtest.evaluation
-        print_tables(leaderboard_table(evaluation, "Backtest"))
-        for sentence in verdict_sentences(evaluation["aggregate"], trained_model(self)):
-            print(sentence)
+        print_tables(leaderboard_table(evaluation, "Backtest"), worth_table(evaluation, "Backtest"))
         count_recipes(self, Tracker(None, layout.root), backtest.predictions)
         if layout.evaluation.is_file():
             save_leaderboard(layout, read_json(layout.evaluation), evaluation)

@@ -37,6 +37,7 @@ def run_pipeline(config: KronosTrainingConfig, seeds: int = 1) -> bool:
     tickers = read_tickers(config, layout)
 
     from kronos_pipeline.evaluation.reports.tables import leaderboard_table, save_leaderboard
+    from kronos_pipeline.evaluation.reports.worth import worth_table
     from kronos_pipeline.pipeline.evaluate import backtest_if_requested, evaluate_all, log_leaderboard, print_tables
     from kronos_pipeline.pipeline.promote import promote_all
     from kronos_pipeline.pipeline.seeds import compare_seeds
@@ -55,7 +56,10 @@ def run_pipeline(config: KronosTrainingConfig, seeds: int = 1) -> bool:
         backtest = backtest_result.evaluation if backtest_result else None
         save_leaderboard(layout, holdout, backtest)
         log_leaderboard(config, tracker, holdout, backtest_result)
-        print_tables(leaderboard_table(backtest, "Backtest") if backtest else leaderboard_table(holdout))
+        if backtest:
+            print_tables(leaderboard_table(backtest, "Backtest"), worth_table(backtest, "Backtest"))
+        else:
+            print_tables(leaderboard_table(holdout))
         promote_all(config, trainer, tracker, tickers, trained)
     print(f"metrics   {layout.evaluation}\nplots     {layout.plot('X').parent}\nMLflow    {tracker.uri}")
     return not tickers.skipped

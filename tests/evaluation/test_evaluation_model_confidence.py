@@ -20,7 +20,7 @@ def test_the_clearly_best_model_is_alone_in_the_set_and_beats_the_benchmark() ->
     table = predictions_of_losses({"naive": losses(2, 0), "drift": losses(2.1, 1), "adapter": losses(1, 2)})
     compared = compare_all(table, "mean")
     assert compared.models[0] == "adapter"
-    assert compared.confidence_set == ("adapter",)
+    assert compared.confidence_set == ["adapter"]
     assert compared.spa_p == pytest.approx(0, abs=0.01)
     assert compared.p_values["adapter"] == 1
     assert max(compared.p_values["naive"], compared.p_values["drift"]) <= 0.1
@@ -65,13 +65,14 @@ def test_equal_models_count_once_and_undefined_models_not_at_all() -> None:
     [
         (predictions_of_losses({"naive": losses(1, 0, 7), "base": losses(1, 1, 7)}), "7 cutoffs without common bars"),
         (predictions_of_losses({"naive": losses(1, 0)}), "no other model"),
+        (predictions_of_losses({"naive": losses(1, 0), "base": losses(1, 0) + 1}), "by one amount at every cutoff"),
         (predictions_of_losses({"base": losses(1, 0), "adapter": losses(1, 1)}), "no loss of the naive forecast"),
     ],
 )
 def test_without_evidence_there_is_a_reason_and_no_set(table: pd.DataFrame, reason: str) -> None:
     compared = compare_all(table, "mean")
     assert reason in compared.reason
-    assert (compared.confidence_set, compared.spa_p) == ((), None)
+    assert (compared.confidence_set, compared.spa_p) == ([], None)
     json.dumps(compared.as_dict(), allow_nan=False)
 
 

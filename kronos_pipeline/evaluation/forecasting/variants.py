@@ -15,6 +15,9 @@ import numpy as np
 from kronos_pipeline.data.bars import FloatArray
 from kronos_pipeline.evaluation.predictions import RECENTRED, RESCALED, SAMPLED, Variant
 
+_LEAST = 1e-3
+"""The least sampled close, as a share of the last: a model's output may be below 0, and has no logarithm then."""
+
 
 def variants_of(closes: FloatArray, last: FloatArray, variance: FloatArray) -> dict[Variant, FloatArray]:
     """Return every variant of sampled closes.
@@ -39,7 +42,7 @@ def recentre(closes: FloatArray, centre: FloatArray) -> FloatArray:
         closes: closes, (cutoffs, paths, horizon).
         centre: the new mean path, (cutoffs, horizon).
     """
-    factors: FloatArray = centre / closes.mean(axis=1)
+    factors: FloatArray = centre / np.maximum(closes.mean(axis=1), _LEAST * centre)
     return closes * factors[:, None, :]
 
 
@@ -50,12 +53,13 @@ def rescale(closes: FloatArray, last: FloatArray, variance: FloatArray) -> Float
     paths of a step agree, the step has no spread to scale, and its returns are 0.
 
     Args:
-        closes: closes, (cutoffs, paths, horizon), above 0.
+        closes: closes, (cutoffs, paths, horizon); a close below a thousandth of `last` counts as that.
         last: closes at the cutoffs, (cutoffs,).
         variance: mean square of the log return per bar, (cutoffs,).
     """
     start = np.broadcast_to(last[:, None, None], (*closes.shape[:2], 1))
-    returns = np.diff(np.log(np.concatenate([start, closes], axis=2)), axis=2)
+    above_zero = np.maximum(closes, _LEAST * start)
+    returns = np.diff(np.log(np.concatenate([start, above_zero], axis=2)), axis=2)
     returns -= returns.mean(axis=1, keepdims=True)
     spread = np.sqrt((returns**2).mean(axis=1, keepdims=True))
     # Rounding leaves a spread of some 1e-16 where all paths agree.

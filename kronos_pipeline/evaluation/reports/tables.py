@@ -11,22 +11,12 @@ from kronos_pipeline.artifacts import ArtifactLayout, write_json
 from kronos_pipeline.errors import count
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, CHECKPOINT, FEWEST_PATHS, NAIVE, without_variants
 from kronos_pipeline.evaluation.reports.text_table import UNDEFINED, TextTable, number, price
+from kronos_pipeline.evaluation.reports.worth import MARKS, combined_verdict_of
 from kronos_pipeline.evaluation.scoring.metrics import METRICS, UNITS
 from kronos_pipeline.evaluation.scoring.targets import DISTRIBUTION, MEAN, TARGETS, VOLATILITY, Target
-from kronos_pipeline.evaluation.scoring.verdicts import (
-    BETTER,
-    MIN_CUTOFFS,
-    NO_BETTER,
-    TOO_LITTLE,
-    WORSE,
-    Verdict,
-    combined_verdict,
-)
+from kronos_pipeline.evaluation.scoring.verdicts import MIN_CUTOFFS, TOO_LITTLE, Verdict
 
 _ORDER = (ADAPTER, CHECKPOINT, BASE, NAIVE)
-_FEW = "few"
-_SHORT: dict[str, str] = {BETTER: "yes", NO_BETTER: "no", WORSE: "worse", TOO_LITTLE: _FEW}
-"""The cell of a verdict under the name of its target."""
 _HEADERS: dict[Target, str] = {MEAN: "mean", DISTRIBUTION: "distri-\nbution", VOLATILITY: "vola-\ntility"}
 
 Entry = Mapping[str, Any]
@@ -139,10 +129,14 @@ def evaluation_frame(evaluation: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def flat_metrics(evaluation: Mapping[str, Any], what: str = "holdout") -> dict[str, float]:
-    """Return each model's defined aggregate metrics for a tracking run, by keys such as `holdout/adapter/mae`."""
+    """Return the models' defined aggregate metrics for a tracking run, by keys such as `holdout/adapter/mae`.
+
+    The variants of a Kronos model have none of their own.
+    """
     return {
         f"{what}/{model}/{metric}": scores[metric]
         for model, scores in evaluation["aggregate"]["models"].items()
+        if model in without_variants([model])
         for metric in METRICS
         if scores[metric] is not None
     }
@@ -157,25 +151,20 @@ def verdict_sentences(entry: Entry, model: str) -> list[str]:
     ]
 
 
-def combined_verdict_of(entry: Entry, model: str, target: Target) -> Verdict:
-    """Return the verdict on a model over all rivals of a target, of a symbol's entry or the aggregate."""
-    return combined_verdict(verdict["verdict"] for verdict in entry["verdicts"][target].get(model, {}).values())
-
-
 def _error_of(name: str) -> Column:
     return f"MAE\n{name}\n(price)", lambda entry: price(entry["models"].get(name, {}).get("mae"))
 
 
 def _verdict_column(model: str, target: Target) -> Column:
-    return _HEADERS[target], lambda entry: _SHORT[combined_verdict_of(entry, model, target)]
+    return _HEADERS[target], lambda entry: MARKS[combined_verdict_of(entry, model, target)]
 
 
 def _verdict_of_row(target: Target) -> Column:
     return _HEADERS[target], lambda row: _short(row.get(f"verdict_{target}"))
 
 
-def _short(verdict: str | None) -> str:
-    return UNDEFINED if verdict is None else _SHORT[verdict]
+def _short(verdict: Verdict | None) -> str:
+    return UNDEFINED if verdict is None else MARKS[verdict]
 
 
 def _coverage(row: Entry) -> str:
@@ -194,7 +183,7 @@ def _notes(evaluation: Mapping[str, Any]) -> list[str]:
     ]
     notes = [*evaluation["warnings"], "{} of {} forecast from {}.".format(*counts)]
     if why := _little_evidence(evaluation):
-        notes.append(f"{_FEW.capitalize()}: too little evidence: {why}.")
+        notes.append(f"{MARKS[TOO_LITTLE].capitalize()}: too little evidence: {why}.")
     notes += _partial(evaluation)
     if evaluation["samples"] is not None and evaluation["samples"] < FEWEST_PATHS:
         notes.append(f"Intervals reach beyond {count(evaluation['samples'], 'path')} by a fitted tail, and are rough.")

@@ -6,18 +6,26 @@ that a stock of 3,000 dollars does not outweigh a stock of 3 dollars.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NotRequired, TypedDict
 
 import numpy as np
 import pandas as pd
 from utilsforecast import losses
 
-from kronos_pipeline.evaluation.predictions import LEVELS, check_predictions
-from kronos_pipeline.evaluation.scoring.targets import qlike, variance_ratio
+from kronos_pipeline.evaluation.predictions import LEVELS, SAMPLED, Variant, check_predictions, variant_name
+from kronos_pipeline.evaluation.scoring.targets import (
+    DISTRIBUTION,
+    VOLATILITY,
+    ChosenVariants,
+    Target,
+    qlike,
+    variance_ratio,
+)
 
 QUANTILES = {5: "lo_90", 10: "lo_80", 25: "lo_50", 75: "hi_50", 90: "hi_80", 95: "hi_90"}
 """Quantiles in percent with a pinball loss, and the end of an interval that each is."""
+_OF_DISTRIBUTION = {"crps", "scaled", "pinball", "coverage", "width", "raw"}
 _INTERVALS = [(prefix, level) for prefix in ("", "raw_") for level in LEVELS]
 
 UNITS = {
@@ -38,9 +46,14 @@ UNITS = {
 }
 """The unit of each metric; "scaled" is a multiple of the mean absolute change from one close to the next."""
 METRICS = tuple(UNITS)
+METRICS_OF: dict[Target, tuple[str, ...]] = {
+    DISTRIBUTION: tuple(name for name in METRICS if name.partition("_")[0] in _OF_DISTRIBUTION),
+    VOLATILITY: ("qlike", "range_qlike", "log_variance_error"),
+}
+"""The metrics of the targets that have variants."""
 
 _OF_POINTS = ("mae", "rmse", "mape", "mase", "bias", "directional_accuracy")
-_OF_VARIANCE = ("qlike", "range_qlike", "log_variance_error")
+_OF_VARIANCE = METRICS_OF[VOLATILITY]
 _SERIES = "series"
 _TOO_LARGE = "the errors are too large for a number"
 _NO_SCALE = "no scale (the close never changed before the evaluation)"
@@ -128,6 +141,33 @@ def score(predictions: pd.DataFrame) -> dict[str, dict[str, Scores]]:
         series_values = dict(zip(METRICS, values[number].tolist(), strict=True))
         scores.setdefault(str(symbol), {})[str(model)] = _scores(series_values, reasons.get(number, {}))
     return scores
+
+
+def score_as_judged(predictions: pd.DataFrame, variants: ChosenVariants) -> dict[str, dict[str, Scores]]:
+    """Score each model as `score` does, a Kronos model's distribution and volatility by the variant of the target.
+
+    Args:
+        predictions: a table with the variants as models of their own.
+        variants: the chosen variants.
+    """
+    scores = score(predictions)
+    return {
+        symbol: {model: _of_variants(model, models, variants.get(symbol, {}).get(model, {})) for model in models}
+        for symbol, models in scores.items()
+    }
+
+
+def _of_variants(model: str, models: Mapping[str, Scores], variants: Mapping[str, Variant]) -> Scores:
+    values: dict[str, float] = {name: models[model][name] for name in METRICS}  # type: ignore[literal-required]
+    reasons = dict(models[model].get("undefined", {}))
+    for target, names in METRICS_OF.items():
+        chosen = models.get(variant_name(model, variants.get(target, SAMPLED)), models[model])
+        for name in names:
+            values[name] = chosen[name]  # type: ignore[literal-required]
+            reasons.pop(name, None)
+            if reason := chosen.get("undefined", {}).get(name):
+                reasons[name] = reason
+    return _scores(values, reasons)
 
 
 def undefined_scores(reason: str) -> Scores:

@@ -64,8 +64,8 @@ class ModelConfidence:
     """
 
     cutoffs: int
-    models: tuple[str, ...]
-    confidence_set: tuple[str, ...]
+    models: list[str]
+    confidence_set: list[str]
     p_values: dict[str, float]
     benchmark: str
     spa_p: float | None
@@ -96,6 +96,8 @@ def compare_all(predictions: pd.DataFrame, target: Target) -> ModelConfidence:
     if apart < MIN_CUTOFFS:
         few = f"{count(apart, 'cutoff')} without common bars, and the tests need {MIN_CUTOFFS}"
         return _without_test(losses, benchmark, few)
+    if _differ_by_constants(losses):
+        return _without_test(losses, benchmark, "two models differ by one amount at every cutoff")
     from arch.bootstrap import MCS, SPA  # loads statsmodels
 
     block = max(round(len(losses) ** (1 / 3)), overlap(predictions) + 1)
@@ -107,8 +109,8 @@ def compare_all(predictions: pd.DataFrame, target: Target) -> ModelConfidence:
     p_values = confidence.pvalues["Pvalue"]
     return ModelConfidence(
         len(losses),
-        tuple(losses.columns),
-        tuple(model for model in losses.columns if model in set(confidence.included)),
+        list(losses.columns),
+        [model for model in losses.columns if model in set(confidence.included)],
         {model: float(p_values[model]) for model in losses.columns},
         benchmark,
         float(ability.pvalues["consistent"]),
@@ -135,5 +137,13 @@ def _losses(predictions: pd.DataFrame, target: Target) -> pd.DataFrame:
     return table[list(order)]
 
 
+def _differ_by_constants(losses: pd.DataFrame) -> bool:
+    """Return True if the difference between two models has no variance, by which the tests divide."""
+    values = losses.to_numpy(np.float64)
+    spreads = (values[:, :, None] - values[:, None, :]).std(axis=0)
+    np.fill_diagonal(spreads, np.inf)
+    return bool((spreads <= _EQUAL * np.abs(values).max()).any())
+
+
 def _without_test(losses: pd.DataFrame, benchmark: str, reason: str) -> ModelConfidence:
-    return ModelConfidence(len(losses), tuple(losses.columns), (), {}, benchmark, None, reason)
+    return ModelConfidence(len(losses), list(losses.columns), [], {}, benchmark, None, reason)

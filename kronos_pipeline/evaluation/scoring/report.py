@@ -23,7 +23,14 @@ from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.evaluation.predictions import KRONOS, check_predictions, models_of, point_table
 from kronos_pipeline.evaluation.provenance import merge_manifests
 from kronos_pipeline.evaluation.scoring.information_coefficient import information_coefficient
-from kronos_pipeline.evaluation.scoring.metrics import METRICS, UNITS, Scores, mean_scores, score, undefined_scores
+from kronos_pipeline.evaluation.scoring.metrics import (
+    METRICS,
+    UNITS,
+    Scores,
+    mean_scores,
+    score_as_judged,
+    undefined_scores,
+)
 from kronos_pipeline.evaluation.scoring.model_confidence import compare_all
 from kronos_pipeline.evaluation.scoring.targets import TARGETS, ChosenVariants, Target, judged_rows
 from kronos_pipeline.evaluation.scoring.verdicts import Comparison, Verdicts, judge
@@ -44,9 +51,9 @@ def build_evaluation(
     `aggregate` is the mean of each metric over symbols with equal weight; its errors in price units mix prices of
     different size, its scaled errors and those in percent do not. The metrics at the top level are those of the trained
     model, as sampled. An undefined metric is null, and `undefined` beside it has the reason. `verdicts` has an entry
-    for each target, model and rival, per symbol and, in `aggregate`, over all symbols. A model is judged by the variant
-    of its paths that was chosen for the target; `variants` names it. `model_confidence` compares all models and
-    variants of a target jointly.
+    for each target, model and rival, per symbol and, in `aggregate`, over all symbols. A Kronos model is scored and
+    judged by the variant of its paths that was chosen for the target; `variants` names it. `model_confidence` compares
+    all models and variants of a target jointly.
 
     Args:
         predictions: a table of one symbol or more.
@@ -61,7 +68,7 @@ def build_evaluation(
     if predictions.empty:
         raise ArtifactError("No symbol was evaluated, so there are no metrics; correct the reported errors.")
     check_predictions(predictions)
-    scores = score(predictions)
+    scores = score_as_judged(predictions, variants_of(manifest))
     judged = judge_targets(predictions, variants_of(manifest), tickers_tested)
     per_symbol = [
         _symbol_entry(str(symbol), rows, scores[str(symbol)], trained, judged, manifest)

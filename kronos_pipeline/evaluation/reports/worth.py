@@ -1,0 +1,74 @@
+"""Table that says what a model is good for: per symbol and target a mark, and the skill on the best rival."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kronos_pipeline.evaluation.reports.text_table import UNDEFINED, TextTable, number
+from kronos_pipeline.evaluation.scoring.targets import TARGETS, Target
+from kronos_pipeline.evaluation.scoring.verdicts import (
+    BETTER,
+    NO_BETTER,
+    TOO_LITTLE,
+    WORSE,
+    Verdict,
+    combined_verdict,
+)
+
+MARKS: dict[Verdict, str] = {BETTER: "yes", NO_BETTER: "no", WORSE: "worse", TOO_LITTLE: "few"}
+"""The mark of a verdict in a table."""
+_LEGEND = (
+    "yes: better than every rival by more than chance; no: not shown; worse: worse than a rival; few: too few cutoffs. "
+    "Below it the skill on the best rival in percent (95 % interval)."
+)
+
+
+def worth_table(evaluation: Mapping[str, Any], what: str) -> TextTable:
+    """Build the table: a row per symbol, a column per target, and the coverage of the interval of 80 percent.
+
+    Args:
+        evaluation: the result of `build_evaluation`.
+        what: the kind of evaluation, "Holdout" or "Backtest".
+    """
+    model, total = evaluation["model"], evaluation["aggregate"]
+
+    def cells(entry: Mapping[str, Any]) -> list[str]:
+        coverage = entry["models"].get(model, {}).get("coverage_80")
+        return [*(_cell(entry, model, target) for target in TARGETS), number(coverage, 0)]
+
+    return TextTable(
+        title=f"{what}: is the {model} worth using?",
+        headers=["Symbol", *TARGETS, "80 %\nholds"],
+        rows=[[entry["symbol"], *cells(entry)] for entry in evaluation["per_symbol"]],
+        total=["all", *cells(total)] if len(evaluation["per_symbol"]) > 1 else [],
+        notes=[*evaluation["warnings"], _LEGEND],
+    )
+
+
+def best_rival(entry: Mapping[str, Any], model: str, target: Target) -> Mapping[str, Any] | None:
+    """Return the comparison with the rival of the lowest loss on a target; None if no skill is known.
+
+    Args:
+        entry: a symbol's entry or the aggregate of an evaluation.
+        model: the judged model.
+        target: the target.
+    """
+    comparisons = entry["verdicts"][target].get(model, {}).values()
+    known = [comparison for comparison in comparisons if comparison["skill"] is not None]
+    return min(known, key=lambda comparison: float(comparison["skill"]), default=None)
+
+
+def combined_verdict_of(entry: Mapping[str, Any], model: str, target: Target) -> Verdict:
+    """Return the verdict on a model over all rivals of a target, of a symbol's entry or the aggregate."""
+    return combined_verdict(verdict["verdict"] for verdict in entry["verdicts"][target].get(model, {}).values())
+
+
+def _cell(entry: Mapping[str, Any], model: str, target: Target) -> str:
+    if not entry["verdicts"][target].get(model):
+        return UNDEFINED
+    mark, best = MARKS[combined_verdict_of(entry, model, target)], best_rival(entry, model, target)
+    if best is None:
+        return mark
+    low, high = (UNDEFINED if best[end] is None else f"{100 * best[end]:.0f}" for end in ("skill_low", "skill_high"))
+    return f"{mark}, on {best['rival']}\n{100 * best['skill']:.0f} ({low} to {high})"

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_predictions import predictions_of_losses
+from rich.console import Console
+
+from kronos_pipeline.evaluation.reports.worth import best_rival, combined_verdict_of, worth_table
+from kronos_pipeline.evaluation.scoring.metrics import METRICS_OF, score, score_as_judged
+from kronos_pipeline.evaluation.scoring.report import build_evaluation
+
+MANIFEST: dict[str, Any] = {"base_model": {"label": "a base", "demo": False}}
+
+
+def losses(level: float, seed: int, cutoffs: int = 20) -> np.ndarray:
+    return level * np.random.default_rng(seed).uniform(0.9, 1.1, cutoffs)
+
+
+def table(levels: dict[str, float], cutoffs: int = 20) -> pd.DataFrame:
+    return predictions_of_losses({name: losses(level, i, cutoffs) for i, (name, level) in enumerate(levels.items())})
+
+
+LEVELS_OF_LOSSES = {
+    "naive": 3.0,
+    "seasonal_naive": 4.0,
+    "ewma": 1.0,
+    "base": 2.5,
+    "adapter": 2.0,
+    "adapter_rescaled": 0.5,
+}
+
+
+def evaluation(cutoffs: int = 20, variant: str = "sampled") -> dict[str, Any]:
+    sampling = {"sampling": {"AAPL": {"adapter": {"variants": {"distribution": variant}}}}}
+    return build_evaluation(table(LEVELS_OF_LOSSES, cutoffs), "adapter", [], MANIFEST | sampling)
+
+
+def test_the_table_says_of_each_target_whether_the_model_beats_every_rival() -> None:
+    rows = worth_table(evaluation(), "Backtest").rows
+    assert [row[0] for row in rows] == ["AAPL"]
+    mean, distribution = rows[0][1], rows[0][2]
+    assert mean.startswith("yes, on base\n1")  # base is the best rival of the mean
+    assert distribution.startswith("worse, on ewma\n-")
+
+
+def test_a_model_is_judged_by_the_variant_that_was_chosen_for_the_target() -> None:
+    chosen = evaluation(variant="rescaled")
+    rows = worth_table(chosen, "Backtest").rows
+    assert rows[0][1].startswith("yes, on base\n1")
+    assert rows[0][2].startswith("yes, on ewma\n5")
+    assert combined_verdict_of(chosen["per_symbol"][0], "adapter", "distribution") == "better"
+    models = chosen["per_symbol"][0]["models"]
+    assert models["adapter"]["scaled_crps"] == models["adapter_rescaled"]["scaled_crps"]
+    assert models["adapter"]["mase"] != models["adapter_rescaled"]["mase"]
+
+
+def test_too_few_cutoffs_are_said_to_be_few_without_a_figure() -> None:
+    few = evaluation(cutoffs=7)
+    assert worth_table(few, "Holdout").rows[0][1:4] == ["few", "few", "few"]
+    assert best_rival(few["per_symbol"][0], "adapter", "mean") is None
+
+
+def test_the_table_fits_80_columns() -> None:
+    console = Console(width=80, force_terminal=False)
+    with console.capture() as capture:
+        console.print(worth_table(evaluation(), "Backtest").terminal())
+    lines = capture.get().splitlines()
+    assert any("yes, on base" in line for line in lines)
+    assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize("target", ["distribution", "volatility"])
+def test_metrics_of_a_target_are_those_of_its_variant_and_of_no_other(target: str) -> None:
+    predictions = table(LEVELS_OF_LOSSES)
+    predictions.loc[predictions["model"] == "adapter_rescaled", "variance"] = 3e-4
+    plain = score(predictions)["AAPL"]
+    judged = score_as_judged(predictions, {"AAPL": {"adapter": {target: "rescaled"}}})["AAPL"]
+    for name in plain["adapter"]:
+        source = "adapter_rescaled" if name in METRICS_OF[target] else "adapter"  # type: ignore[index]
+        assert judged["adapter"].get(name) == plain[source].get(name)
+    assert {name: judged[name] for name in judged if name != "adapter"} == {
+        name: plain[name] for name in plain if name != "adapter"
+    }
