@@ -31,7 +31,8 @@ from kronos_pipeline.config import NAME
 from kronos_pipeline.errors import ArtifactError
 
 MANIFEST = "manifest.json"
-_PARQUET_MANIFEST = b"kronos_manifest"
+PARQUET_MANIFEST = b"kronos_manifest"
+"""Key of the manifest in the metadata of a Parquet file's schema."""
 _VERSIONS_KEPT = 2
 
 
@@ -251,7 +252,7 @@ def write_parquet(path: Path, frame: pd.DataFrame, manifest: dict[str, Any]) -> 
     """Write a frame without its index, with the manifest in the schema's metadata, atomically."""
     table = pa.Table.from_pandas(frame, preserve_index=False)
     note = _json(manifest).encode()
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), _PARQUET_MANIFEST: note})
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), PARQUET_MANIFEST: note})
     # Prices rarely repeat, so a dictionary encoding makes the file larger and doubles the time of writing.
     repeating = [field.name for field in table.schema if not pa.types.is_floating(field.type)]
     write_file(path, lambda handle: pq.write_table(table, handle, use_dictionary=repeating))
@@ -265,7 +266,7 @@ def read_parquet(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     """
     try:
         table = pq.read_table(path)
-        manifest = (table.schema.metadata or {}).get(_PARQUET_MANIFEST)
+        manifest = (table.schema.metadata or {}).get(PARQUET_MANIFEST)
         if manifest is None:
             raise ArtifactError(f"{path} has no manifest, so this project did not write it; move it and make it again.")
         return table.to_pandas(), parse_json(manifest)

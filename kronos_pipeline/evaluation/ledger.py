@@ -39,10 +39,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from kronos_pipeline.artifacts import ArtifactLayout, check_writable, read_parquet, text_hash, write_parquet
+from kronos_pipeline.artifacts import (
+    PARQUET_MANIFEST,
+    ArtifactLayout,
+    check_writable,
+    parse_json,
+    text_hash,
+    write_parquet,
+)
 from kronos_pipeline.code_version import code_version
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bar_schedule import usual_interval
@@ -195,16 +203,16 @@ def read(layout: ArtifactLayout, tickers: Collection[str] | None = None) -> Ledg
             f"{layout.ledger}: {enumerate_some(foreign)} {'is' if len(foreign) == 1 else 'are'} no part of the ledger; "
             "move it elsewhere."
         )
-    tables = []
+    tables = [SCHEMA.empty_table()]
+    wanted = None if tickers is None else pa.array(list(tickers), pa.string())
     for path in files:
         try:
-            rows = _read_file(path)
+            table = _read_file(path)
         except ArtifactError as error:
             notes.append(str(error))
             continue
-        tables.append(rows if tickers is None else rows[rows["unique_id"].isin(list(tickers))])
-    tables = [table for table in tables if len(table)]
-    rows = pd.concat(tables, ignore_index=True) if tables else SCHEMA.empty_table().to_pandas()
+        tables.append(table if wanted is None else table.filter(pc.is_in(table["unique_id"], wanted)))
+    rows = pa.concat_tables(tables).to_pandas()
     rows = rows.drop_duplicates([*ENTRY, "ds"])
     rows = rows.sort_values(["unique_id", "cutoff", "issued", "step"], ignore_index=True, kind="stable")
     return Ledger(rows, (*notes, *_clock_jumps(rows)))
@@ -227,8 +235,8 @@ def _append_locked(layout: ArtifactLayout, rows: pd.DataFrame) -> tuple[Path, li
         )
     stamp = issued.strftime("%Y%m%dT%H%M%S%f")
     path = layout.ledger / f"month={issued:%Y-%m}" / f"{stamp}-{uuid.uuid4().hex[:8]}.parquet"
-    table = pa.Table.from_pandas(rows, schema=SCHEMA, preserve_index=False).to_pandas()
-    write_parquet(path, table, {"code_version": code_version(), _HASH: rows_hash(table)})
+    table = pa.Table.from_pandas(rows, schema=SCHEMA, preserve_index=False)
+    write_parquet(path, table.to_pandas(), {"code_version": code_version(), _HASH: rows_hash(table)})
     return path, notes
 
 
@@ -258,7 +266,7 @@ def _entries(folder: Path) -> list[Path]:
         raise ArtifactError(f"{folder} cannot be listed ({error.strerror}); mend its permissions.") from error
 
 
-def _read_file(path: Path) -> pd.DataFrame:
+def _read_file(path: Path) -> pa.Table:
     """Read one file.
 
     Raises:
@@ -268,36 +276,31 @@ def _read_file(path: Path) -> pd.DataFrame:
     try:
         if (size := path.stat().st_size) > _LARGEST_FILE:
             raise ArtifactError(f"{path} is too large for a file of the ledger ({size:,} bytes), so {remedy}")
-        schema = pq.read_schema(path)
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            if not schema.equals(SCHEMA):
+                odd = sorted({*schema.names} ^ {*SCHEMA.names}) or ["types or order"]
+                raise ArtifactError(f"{path} has other columns than the ledger ({enumerate_some(odd)}), so {remedy}")
+            table = file.read().replace_schema_metadata(None)
+        manifest = parse_json((schema.metadata or {}).get(PARQUET_MANIFEST, b"{}"))
     except (OSError, ValueError, pa.ArrowException) as error:
         raise ArtifactError(f"{path} is damaged ({error}), so {remedy}") from error
-    if not schema.equals(SCHEMA):
-        odd = sorted({*schema.names} ^ {*SCHEMA.names}) or [
-            name for name in SCHEMA.names if schema.field(name) != SCHEMA.field(name)
-        ]
-        raise ArtifactError(
-            f"{path} has other columns than the ledger ({enumerate_some(odd or ['order'])}), so {remedy}"
-        )
-    try:
-        rows, manifest = read_parquet(path)
-    except ArtifactError as error:
-        raise ArtifactError(f"{path} is damaged ({error}), so {remedy}") from error
-    if manifest.get(_HASH) != rows_hash(rows):
+    if manifest.get(_HASH) != rows_hash(table):
         raise ArtifactError(f"{path} was changed after it was written, so {remedy}")
-    return rows
+    return table
 
 
-def rows_hash(rows: pd.DataFrame) -> str:
-    """Return the SHA-256 of the rows of a file, in hex."""
-    numbers = [name for name, kind in zip(SCHEMA.names, SCHEMA.types, strict=True) if not pa.types.is_string(kind)]
+def rows_hash(table: pa.Table) -> str:
+    """Return the SHA-256 of the values of a file's rows, in hex; Arrow's own bytes may change with its version."""
     parts = []
-    for name in numbers:
-        values = rows[name]
-        if name in _TIMES:
-            values = pd.Series(pd.DatetimeIndex(values).as_unit("ns").astype(np.int64))
-        parts.append(array_hash(np.asarray(values, np.float64 if name in (*_PRICES, "p_up") else np.int64)))
-    texts = [name for name in SCHEMA.names if name not in numbers]
-    return text_hash(*parts, *(str(value) for name in texts for value in rows[name]))
+    for name, kind in zip(SCHEMA.names, SCHEMA.types, strict=True):
+        column = table[name].combine_chunks()
+        if pa.types.is_string(kind):
+            parts.append(text_hash(*map(str, column.to_pylist())))
+        else:
+            number = pa.float64() if pa.types.is_floating(kind) else pa.int64()
+            parts.append(array_hash(column.cast(number).to_numpy(zero_copy_only=False)))
+    return text_hash(*parts)
 
 
 def _clock_jumps(rows: pd.DataFrame) -> list[str]:

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from small_trainings import simulated_bars, small_recipe
 
-from kronos_pipeline.artifacts import ArtifactLayout, write_parquet
+from kronos_pipeline.artifacts import ArtifactLayout, read_parquet, write_parquet
 from kronos_pipeline.data.bars import Bars, make_bars, save_bars
 from kronos_pipeline.evaluation import ledger
 from kronos_pipeline.evaluation.forecasting.future import forecast_ahead
@@ -144,8 +144,8 @@ def test_files_that_are_damaged_foreign_changed_or_of_other_columns_are_named_an
     columns = damaged.with_name("20240101T000000000000-00000001.parquet")
     write_parquet(columns, pd.DataFrame({"unique_id": ["AAPL"], "mean": [1.0]}), {})
     changed = damaged.with_name("20240101T000000000000-00000002.parquet")
-    rows, manifest = ledger.read(layout).rows, {"rows_hash": ledger.rows_hash(ledger.read(layout).rows)}
-    write_parquet(changed, rows.assign(mean=rows["mean"] + 1), manifest)
+    rows, written = read_parquet(path)
+    write_parquet(changed, rows.assign(mean=rows["mean"] + 1), written)
     (month / "copy of a file.parquet").write_bytes(path.read_bytes())
     (layout.ledger / "notes.txt").write_text("mine")
     (layout.ledger / "deep" / "deeper").mkdir(parents=True)
