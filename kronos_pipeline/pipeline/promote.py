@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from kronos_pipeline.config import KronosTrainingConfig
     from kronos_pipeline.pipeline.train import Trained
+    from kronos_pipeline.promotion.submit import Submission
     from kronos_pipeline.tracking.runs import Tracker
     from kronos_pipeline.training.trainer import KronosTrainer
 
@@ -24,24 +25,28 @@ def promote_all(
     tickers: Tickers,
     trained: Sequence[Trained],
 ) -> None:
-    """Register each trained model, submit it to the gate, print the decision, and refit if the settings ask for it.
+    """Register each trained model, submit it to the gate, refit if the settings ask for it, and print the decisions.
 
     A failure of one model is reported and does not stop the others.
 
     Raises:
         TrackingError: the registry cannot be used.
     """
+    from kronos_pipeline.promotion.submit import decision_lines
     from kronos_pipeline.tracking.store import TrackingError
 
+    submissions: list[Submission] = []
     for model in trained:
         try:
-            _promote(config, trainer, tracker, len(tickers.windows), model)
+            submissions.append(_promote(config, trainer, tracker, len(tickers.windows), model))
         except TrackingError:
             raise
         except KronosError as error:
             name = model.adapter or "checkpoint"
             if name not in tickers.skipped:  # otherwise this error follows from an error already reported
                 tickers.skip(name, error)
+    for line in decision_lines(submissions):
+        print(line)
 
 
 def count_recipes(config: KronosTrainingConfig, tracker: Tracker, predictions: pd.DataFrame) -> None:
@@ -75,7 +80,7 @@ def count_recipes(config: KronosTrainingConfig, tracker: Tracker, predictions: p
 
 def _promote(
     config: KronosTrainingConfig, trainer: KronosTrainer, tracker: Tracker, tickers_tested: int, trained: Trained
-) -> None:
+) -> Submission:
     from kronos_pipeline.promotion.refit import refit
     from kronos_pipeline.promotion.submit import TrainedModel, submit
     from kronos_pipeline.tracking.registry import Registry
@@ -87,7 +92,7 @@ def _promote(
         config.recipe,
         tickers_tested=tickers_tested,
     )
-    print(submission.sentence())
     if config.refit_all:
         bars = [windows.bars for windows in trained.windows]
         print(refit(tracker, trainer, submission, trained.adapter, bars).sentence())
+    return submission

@@ -17,7 +17,7 @@ import pandas as pd
 
 from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, mlflow_run_of, read_json, read_parquet
 from kronos_pipeline.config import Role, settings_of
-from kronos_pipeline.errors import ArtifactError
+from kronos_pipeline.errors import ArtifactError, enumerate_some
 from kronos_pipeline.evaluation.predictions import ADAPTER, CHECKPOINT, COLUMNS
 from kronos_pipeline.evaluation.reports.tables import flat_metrics
 from kronos_pipeline.evaluation.scoring.gate import Decision, decide
@@ -96,16 +96,36 @@ class Submission:
         """The targets of the promotion."""
         return tuple(target for target, decision in self.decisions.items() if decision.promote)
 
-    def sentence(self) -> str:
-        """Return one line for users: champion of what, and for each other target the main reason against it."""
-        obstacles: dict[str, list[Target]] = {}
+    @property
+    def obstacles(self) -> str:
+        """The main reason against each target without a promotion, targets of one reason together."""
+        by_reason: dict[str, list[Target]] = {}
         for target, decision in self.decisions.items():
             if not decision.promote:
-                obstacles.setdefault(decision.obstacle, []).append(target)
-        parts = [f"champion of {join(self.promoted)}" if self.promoted else "not promoted"]
-        parts += [f"{join(targets)}: {obstacle}" for obstacle, targets in obstacles.items()]
-        parts += [str(self.tried), *([str(self.served)] if self.served else [])]
-        return f"{self.name} version {self.version}, by its {self.source}: {'; '.join(parts)}"
+                by_reason.setdefault(decision.obstacle, []).append(target)
+        return "; ".join(f"{join(targets)}: {obstacle}" for obstacle, targets in by_reason.items())
+
+    def sentence(self) -> str:
+        """Return one line for users: champion of what, and for each other target the main reason against it."""
+        promoted = f"champion of {join(self.promoted)}" if self.promoted else "not promoted"
+        parts = [promoted, self.obstacles, str(self.tried), str(self.served) if self.served else ""]
+        return f"{self.name} version {self.version}, by its {self.source}: {'; '.join(filter(None, parts))}"
+
+
+def decision_lines(submissions: Sequence[Submission]) -> list[str]:
+    """Return a line per promoted model, and a line for all other models with the same reasons."""
+    lines = [submission.sentence() for submission in submissions if submission.promoted]
+    others: dict[tuple[str, str], list[Submission]] = {}
+    for submission in submissions:
+        if not submission.promoted:
+            others.setdefault((submission.source, submission.obstacles), []).append(submission)
+    for (source, obstacles), alike in others.items():
+        if len(alike) == 1:
+            lines.append(alike[0].sentence())
+        else:
+            names = enumerate_some([submission.name for submission in alike], limit=3)
+            lines.append(f"{names}, each by its {source}: not promoted; {obstacles}")
+    return lines
 
 
 def find_evidence(layout: ArtifactLayout, trained: str, tickers: Sequence[str], folder: Path) -> Evidence:

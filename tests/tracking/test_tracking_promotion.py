@@ -16,11 +16,13 @@ from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.windows import build_windows
 from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.evaluation.forecasting.candidates import TrainedModels, doubts, load_candidates
+from kronos_pipeline.evaluation.scoring.gate import Decision
 from kronos_pipeline.evaluation.scoring.report import build_evaluation
-from kronos_pipeline.evaluation.scoring.targets import TARGETS
+from kronos_pipeline.evaluation.scoring.targets import TARGETS, Target
 from kronos_pipeline.model.lora import adapter_hash
-from kronos_pipeline.promotion.submit import Submission, TrainedModel, find_evidence, submit
+from kronos_pipeline.promotion.submit import Submission, TrainedModel, decision_lines, find_evidence, submit
 from kronos_pipeline.tracking.packaging import EvidenceTable
+from kronos_pipeline.tracking.recipes_tried import Tried
 from kronos_pipeline.tracking.registry import Registry
 from kronos_pipeline.tracking.runs import Tracker
 
@@ -283,3 +285,26 @@ def test_a_champion_of_an_old_registry_is_compared_on_what_its_evidence_has(
     submission = submit(registry, layout, TrainedModel("AAPL", ["AAPL"], run), recipe, tickers_tested=1)
     assert submission.promoted == ("volatility",)
     assert submission.decisions["mean"].obstacle.startswith("worse than champion")
+
+
+def submission(name: str, promoted: tuple[Target, ...] = (), obstacle: str = "too little evidence") -> Submission:
+    decisions = {
+        target: Decision(target in promoted, "a reason", "strict", {}, "" if target in promoted else obstacle)
+        for target in TARGETS
+    }
+    return Submission(f"kronos-{name}", 1, "backtest", decisions, Tried(1, 1))
+
+
+def test_decisions_have_a_line_per_promotion_and_a_line_for_all_with_the_same_reasons() -> None:
+    submissions = [
+        submission("AAPL"),
+        submission("AMD", promoted=("volatility",)),
+        submission("GOOG"),
+        submission("JPM", obstacle="worse than naive"),
+    ]
+    lines = decision_lines(submissions)
+    assert len(lines) == 3
+    assert lines[0].startswith("kronos-AMD version 1, by its backtest: champion of volatility")
+    assert lines[1].startswith("kronos-AAPL, kronos-GOOG, each by its backtest: not promoted; ")
+    assert lines[1].endswith("mean, distribution and volatility: too little evidence")
+    assert lines[2].startswith("kronos-JPM version 1, by its backtest: not promoted; ")
