@@ -1,4 +1,4 @@
-"""Forecast of a ticker's next bars by its champion, for `kronos forecast` and the asset."""
+"""Forecast of a ticker's next bars by its champions, for `kronos forecast` and the asset."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from kronos_pipeline.evaluation import ledger
 from kronos_pipeline.evaluation.forecasting.batching import ForecastJob
 from kronos_pipeline.evaluation.forecasting.future import (
     describe_sampled_model,
-    forecast_ahead_job,
+    forecast_composed_job,
     forecast_manifest,
     forecast_text_table,
     save_forecast,
 )
 from kronos_pipeline.evaluation.predictions import FEWEST_PATHS
 from kronos_pipeline.evaluation.reports.text_table import TextTable, price
-from kronos_pipeline.promotion.champion import select_champion
+from kronos_pipeline.promotion.select_parts import select_parts
 
 if TYPE_CHECKING:
     from kronos_pipeline.config import Recipe
@@ -40,7 +40,7 @@ class TickerForecast:
 
     Attributes:
         table: see `forecast_ahead`.
-        reason: the reason for the model.
+        reason: which model gives the centre and which the shape, and why.
         notes: notes on the forecast.
         file: `forecasts/<T>.parquet`.
         plot: the fan chart.
@@ -89,7 +89,7 @@ def forecast_ticker_job(  # noqa: PLR0913
     recipe: Recipe,
     now: Callable[[], datetime] = ledger.now,
 ) -> ForecastJob[TickerForecast]:
-    """Forecast a ticker's next bars by its champion, else by base or naive, and write the table and the fan chart.
+    """Forecast a ticker's next bars by its champions, else by base or rivals, and write the table and the fan chart.
 
     The caller appends the rows for the ledger, those of all tickers of a command or a run as one file.
 
@@ -109,23 +109,26 @@ def forecast_ticker_job(  # noqa: PLR0913
         ArtifactError: a file cannot be written.
     """
     ticker_bars = bars[ticker]
-    selected = select_champion(registry, layout, ticker_bars, base, recipe, now())
-    model, sampling = selected.model, selected.sampling
-    table = yield from forecast_ahead_job(ticker_bars, model, sampling, selected.recipe, label=selected.label)
-    notes = selected.notes
-    if model is not None and not sampling.residuals:
+    parts = select_parts(registry, layout, ticker_bars, base, recipe, now())
+    centre, shape = parts.models.get("centre"), parts.models.get("shape")
+    table, rival_notes = yield from forecast_composed_job(
+        ticker_bars, centre, shape or str(parts.shape.source), recipe, label=parts.label
+    )
+    notes = (*parts.notes, *rival_notes)
+    if shape is not None and not shape.sampling.residuals:
         notes = (*notes, NOT_RECALIBRATED)
-    if model is not None and recipe.eval_samples < FEWEST_PATHS:
+    if shape is not None and recipe.eval_samples < FEWEST_PATHS:
         notes = (*notes, f"intervals reach beyond the {recipe.eval_samples} paths by a fitted tail, and are rough")
-    sampled = None if model is None else describe_sampled_model(model, sampling, selected.recipe)
-    manifest = forecast_manifest(ticker_bars, table, sampled, selected.recipe, selected.reason, notes)
-    seen = [pd.Timestamp(selected.seen_until)] if selected.seen_until else []
+    sampled = {name: describe_sampled_model(part) for name, part in parts.models.items()}
+    settings = next(iter(parts.models.values())).recipe if parts.models else recipe
+    manifest = forecast_manifest(ticker_bars, table, sampled or None, settings, parts.reason, notes)
+    hashes = dict.fromkeys(str(part.model.weights_hash)[:12] for part in parts.models.values())
     rows = ledger.ledger_rows(
         ticker_bars,
         table,
-        selected.recipe,
-        version="" if model is None else str(model.weights_hash)[:12],
+        settings,
+        version=" ".join(hashes),
         issued=now(),
-        known_until=[*ledger.known_bars_end(layout, ticker), *seen],
+        known_until=[*ledger.known_bars_end(layout, ticker), *map(pd.Timestamp, parts.seen_until)],
     )
-    return TickerForecast(table, selected.reason, notes, *save_forecast(layout, ticker_bars, table, manifest), rows)
+    return TickerForecast(table, parts.reason, notes, *save_forecast(layout, ticker_bars, table, manifest), rows)

@@ -43,7 +43,9 @@ def forecast(tmp_path: Path, *flags: str) -> int:
 def save_verdict(layout: ArtifactLayout, ticker: str, recipe: Recipe, verdict: str) -> None:
     """Write the files of an evaluation that a forecast reads."""
     base = {"name": recipe.model_name}
-    entry = {"symbol": ticker, "verdicts": {"base": {"naive": {"verdict": verdict, "reason": "skill 4 %"}}}}
+    against = {"verdict": verdict, "reason": "skill 4 %"}
+    verdicts = {"mean": {"base": {"naive": against}}, "distribution": {"base": {"ewma": against}}}
+    entry = {"symbol": ticker, "verdicts": verdicts}
     manifest = {"base_model": base, "config": recipe.model_dump(mode="json")}
     write_json(layout.ticker_metrics(ticker), {"per_symbol": [entry], "manifest": manifest})
 
@@ -58,7 +60,10 @@ def test_without_a_champion_the_last_close_is_repeated_and_the_reason_said(
     assert forecast(tmp_path, ticker.lower(), "--model-name", str(tiny_base), "--horizon", "4") == 0
     output = words(capsys.readouterr().out)
     assert f"{ticker}: close (price) of the next 4 bars after {BARS['Date'].iloc[-1]:%Y-%m-%d}" in output
-    assert f"By naive: kronos-{ticker} has no champion; kronos-all has no champion; no verdict on the base" in output
+    none = "kronos-{0} has no champion of {1}; kronos-all has no champion of {1}; base not evaluated".format
+    assert f"By last close, spread of ewma: centre: last close ({none(ticker, 'mean')});" in output
+    assert f"shape: ewma ({none(ticker, 'distribution')}; no evaluation of rivals)." in output
+    assert "P(up)" in output
     assert f"picture {layout.picture(ticker, 'forecast')}" in output
     table, manifest = read_parquet(layout.forecast(ticker))
     assert list(table["ds"]) == list(pd.bdate_range(BARS["Date"].iloc[-1], periods=5)[1:])
@@ -92,7 +97,7 @@ def test_settings_are_those_of_the_last_evaluation_and_flags_come_before_them(
     assert forecast(tmp_path, ticker) == 0
     output = words(capsys.readouterr().out)
     assert f"By base {tiny_base}:" in output
-    assert "against naive: better (skill 4 %)" in output
+    assert "base against naive: better); shape: base" in output
     assert "intervals as sampled, not recalibrated" in output
     table, manifest = read_parquet(layout.forecast(ticker))
     assert len(table) == 3
@@ -109,9 +114,9 @@ def test_base_that_was_not_better_than_naive_does_not_forecast(
 ) -> None:
     save_verdict(layout, ticker, small_recipe(tiny_base), "no better")
     assert forecast(tmp_path, ticker) == 0
-    assert "against naive: no better (skill 4 %), so the forecast repeats the last close." in words(
-        capsys.readouterr().out
-    )
+    output = words(capsys.readouterr().out)
+    assert "By last close, spread of ewma:" in output
+    assert "base against naive: no better); shape: ewma" in output
 
 
 def test_a_champion_forecasts_with_the_lookback_that_it_was_trained_with(
@@ -134,7 +139,7 @@ def test_a_champion_forecasts_with_the_lookback_that_it_was_trained_with(
 
     assert forecast(tmp_path, ticker) == 0
     output = words(capsys.readouterr().out)
-    assert f"By {name} version 1: {name} version 1 is the champion: it looked good." in output
+    assert f"By {name} version 1: centre: {name} version 1 (champion of mean: it looked good); shape:" in output
     table, manifest = read_parquet(layout.forecast(ticker))
     bars = read_bars(find_csv_files(tmp_path / "data").file(ticker))
     expected = forecast_ahead(bars, load_adapter(folder, base_of(recipe)), plain_sampling(recipe), recipe)

@@ -8,12 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from market_files import crypto_five_minutes, hourly_fx, read_frame, stock_frames
-from scipy import stats
 
 from kronos_pipeline.evaluation.forecasting.baselines import (
     naive,
     no_season,
-    random_walk_paths,
     random_walk_with_drift,
     seasonal_naive,
     week_length,
@@ -109,33 +107,3 @@ def test_the_weeks_of_files_as_exports_look(tmp_path: Path) -> None:
     assert week_length(stamps_of(stocks.frame)) == 5
     assert week_length(stamps_of(read_frame(tmp_path, hourly_fx(), "EURUSD").frame)) == 4 * 24 + 17 + 7
     assert week_length(stamps_of(read_frame(tmp_path, crypto_five_minutes(), "BTCUSDT").frame)) == 2016
-
-
-def test_a_random_walk_is_log_normal_about_the_last_close_with_the_newest_volatility() -> None:
-    rng = np.random.default_rng(0)
-    returns = np.concatenate([rng.normal(0, 0.5, 40), rng.normal(0, 0.02, 20)])  # an older, wilder time is forgotten
-    closes = 50 * np.exp(np.concatenate([[0], np.cumsum(returns)]))
-    deviation = np.sqrt(np.mean(returns[-20:] ** 2))
-    paths = random_walk_paths(closes[None], 4000, 9, seed=1)
-    assert paths.shape == (1, 4000, 9)
-    for step in (1, 4, 9):
-        logs = np.log(paths[0, :, step - 1] / closes[-1])
-        assert stats.kstest(logs, "norm", (0, deviation * np.sqrt(step))).pvalue > 0.01
-    increments = np.diff(np.log(paths[0]), axis=1)
-    assert abs(np.corrcoef(increments[:, 0], increments[:, 1])[0, 1]) < 0.05
-
-
-def test_a_rolls_paths_depend_on_its_closes_and_the_seed_alone() -> None:
-    paths = random_walk_paths(CLOSES, 6, 5, seed=3)
-    np.testing.assert_array_equal(paths[1:], random_walk_paths(CLOSES[1:], 6, 5, seed=3))
-    np.testing.assert_array_equal(paths[:, :2], random_walk_paths(CLOSES, 2, 5, seed=3))
-    assert not np.array_equal(paths, random_walk_paths(CLOSES, 6, 5, seed=4))
-    assert not np.allclose(np.log(paths[0] / paths[0, :, :1]), np.log(paths[1] / paths[1, :, :1]))
-
-
-def test_closes_that_never_move_give_a_walk_that_never_moves() -> None:
-    np.testing.assert_array_equal(random_walk_paths(np.full((1, 30), 7.0), 3, 4, seed=0), np.full((1, 3, 4), 7.0))
-
-
-def test_two_closes_are_enough() -> None:
-    assert np.isfinite(random_walk_paths(np.array([[100.0, 101.0]]), 3, 4, seed=0)).all()

@@ -15,18 +15,22 @@ from kronos_pipeline.artifacts import ArtifactLayout, read_parquet
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import FEATURES, Bars, make_bars
 from kronos_pipeline.errors import DataError, SettingsError
+from kronos_pipeline.evaluation.forecasting.batching import run_job
+from kronos_pipeline.evaluation.forecasting.composition import PathModel
 from kronos_pipeline.evaluation.forecasting.future import (
     BOUNDS,
     COLUMNS,
     describe_sampled_model,
     forecast_ahead,
+    forecast_composed_job,
     forecast_manifest,
     forecast_text_table,
     save_forecast,
 )
 from kronos_pipeline.evaluation.forecasting.holdout_table import predict
 from kronos_pipeline.evaluation.forecasting.sampling import plain_sampling
-from kronos_pipeline.evaluation.predictions import LEVELS, VARIANTS
+from kronos_pipeline.evaluation.predictions import LEVELS, VARIANTS, Variant
+from kronos_pipeline.evaluation.rivals.volatility_rivals import forecast_rivals_ahead
 from kronos_pipeline.model.loading import KronosModel
 
 RECIPE = Recipe(model_name="kronos-nano", lookback=20, horizon=6, eval_samples=40)
@@ -131,26 +135,66 @@ def test_naive_repeats_the_last_close_with_the_intervals_of_a_random_walk() -> N
     bars = simulated_bars()
     forecast = forecast_ahead(bars, None, PLAIN, RECIPE)
     close = bars.values[:, FEATURES.index("close")]
-    for column in ("mean", "median", "open", "high", "low"):
-        assert (forecast[column] == close[-1]).all()
+    for column in ("last", "mean", "open", "high", "low"):
+        np.testing.assert_allclose(forecast[column], close[-1], rtol=1e-12)
+    np.testing.assert_allclose(forecast["p_up"], 0.5, atol=0.1)
     assert (forecast["volume"] == bars.values[-1, FEATURES.index("volume")]).all()
     assert set(forecast["model"]) == {"naive"}
-    deviation = np.sqrt(np.mean(np.diff(np.log(close[-20:])) ** 2))  # the lookback has 20 bars
+    deviation = np.sqrt(forecast_rivals_ahead(bars, RECIPE, models=()).variance[0])
     for level, z in ((50, 0.674), (80, 1.282), (90, 1.645)):
         expected = close[-1] * np.exp(z * deviation * np.sqrt(np.arange(1, 7)))
-        np.testing.assert_allclose(forecast[f"hi_{level}"], expected, rtol=0.02)
+        np.testing.assert_allclose(forecast[f"hi_{level}"], expected, rtol=0.03)
     assert (forecast["lo_90"] < forecast["lo_50"]).all()
 
 
-def test_the_same_bars_give_the_same_forecast_and_those_before_the_lookback_change_nothing() -> None:
+def test_the_same_bars_give_the_same_forecast() -> None:
     bars = simulated_bars()
     pd.testing.assert_frame_equal(forecast_ahead(bars, None, PLAIN, RECIPE), forecast_ahead(bars, None, PLAIN, RECIPE))
-    other = bars.frame.copy()
-    other.loc[: len(other) - 41, list(FEATURES)] *= 3  # older than any lookback
-    changed = make_bars("AAPL", other, source="AAPL.csv")
-    pd.testing.assert_frame_equal(
-        forecast_ahead(bars, None, PLAIN, RECIPE), forecast_ahead(changed, None, PLAIN, RECIPE)
+
+
+def composed(bars: Bars, centre: PathModel | None, shape: PathModel | str) -> pd.DataFrame:
+    table, _ = run_job(forecast_composed_job(bars, centre, shape, RECIPE, label="composed"), RecordingSampler())
+    return table
+
+
+def part(shift: float, variant: Variant = "sampled") -> PathModel:
+    model: Any = ShiftModel(shift)
+    return PathModel(model, replace(PLAIN, variants={"distribution": variant}), RECIPE)
+
+
+def test_a_composed_forecast_has_the_centre_of_one_model_and_the_shape_of_another() -> None:
+    bars = simulated_bars()
+    close = bars.values[-1, FEATURES.index("close")]
+    centre, shape = part(0.5), part(-2.0)
+    own, other = composed(bars, centre, centre), composed(bars, shape, shape)
+    both = composed(bars, centre, shape)
+    np.testing.assert_allclose(both["mean"], own["mean"])
+    np.testing.assert_allclose(both["open"], own["open"])
+    factor = own["mean"] / other["mean"]
+    for column in ("median", *BOUNDS):
+        np.testing.assert_allclose(both[column], factor * other[column])
+    around_last = composed(bars, None, shape)
+    np.testing.assert_allclose(around_last["mean"], close)
+    np.testing.assert_allclose(around_last["hi_90"], close / other["mean"] * other["hi_90"])
+    np.testing.assert_allclose(around_last["high"], close / other["mean"] * other["high"])
+    rival = composed(bars, centre, "garch")
+    np.testing.assert_allclose(rival["mean"], own["mean"])
+    assert (rival["lo_90"] < rival["mean"]).all()
+    assert (rival["hi_90"] > rival["mean"]).all()
+
+
+def test_the_variant_that_was_chosen_for_the_distribution_forecasts() -> None:
+    bars = simulated_bars()
+    close = bars.values[-1, FEATURES.index("close")]
+    sampled, recentred, rescaled = (
+        forecast_ahead(bars, part(0.5).model, part(0.5, variant).sampling, RECIPE, sampler=RecordingSampler())
+        for variant in VARIANTS
     )
+    assert (sampled["mean"] != close).any()
+    for table in (recentred, rescaled):
+        np.testing.assert_allclose(table["mean"], close)
+    np.testing.assert_allclose(recentred["hi_80"], close / sampled["mean"] * sampled["hi_80"])
+    assert not np.allclose(rescaled["hi_80"], recentred["hi_80"])
 
 
 def test_one_bar_or_closes_that_never_moved_give_no_forecast_but_a_reason() -> None:
@@ -168,7 +212,7 @@ def test_a_saved_forecast_is_a_table_with_what_made_it_and_a_picture(tmp_path: P
     bars, layout = simulated_bars("EURUSD=X"), ArtifactLayout(tmp_path)
     forecast = ahead(bars, label="kronos-EURUSD=X version 3")
     model: Any = ShiftModel(0.5)
-    sampled = describe_sampled_model(model, PLAIN, RECIPE)
+    sampled = {"shape": describe_sampled_model(PathModel(model, PLAIN, RECIPE))}
     manifest = forecast_manifest(bars, forecast, sampled, RECIPE, "it is the champion", ["embedded demo model"])
     table, picture = save_forecast(layout, bars, forecast, manifest)
     assert (table, picture) == (
@@ -181,7 +225,7 @@ def test_a_saved_forecast_is_a_table_with_what_made_it_and_a_picture(tmp_path: P
     assert stored_manifest["reason"] == "it is the champion"
     assert stored_manifest["data"] == bars.content_hash
     assert stored_manifest["cutoff"] == bars.frame["timestamps"].iloc[-1].isoformat()
-    assert stored_manifest["sampled"]["weights_hash"] == "hash"
+    assert stored_manifest["sampled"]["shape"]["weights_hash"] == "hash"
     unmarked = {**manifest, "notes": []}
     marked = picture.read_bytes()
     assert marked.startswith(b"\x89PNG")
@@ -196,11 +240,12 @@ def test_a_forecast_as_people_read_it() -> None:
     last = bars.frame["timestamps"].iloc[-1]
     assert text_table.title == f"AAPL: close (price) of the next 2 bars after {last:%Y-%m-%d}"
     assert [header.replace("\n", " ") for header in text_table.headers] == [
-        *("Bar", "mean", "lo 90 %", "lo 80 %", "lo 50 %", "median", "hi 50 %", "hi 80 %", "hi 90 %")
+        *("Bar", "mean", "lo 90 %", "lo 80 %", "lo 50 %", "median", "hi 50 %", "hi 80 %", "hi 90 %", "P(up)")
     ]
     assert text_table.rows[0][0] == f"{forecast['ds'][0]:%Y-%m-%d}"
-    prices = [[float(cell.replace(",", "")) for cell in row[2:]] for row in text_table.rows]
+    prices = [[float(cell.replace(",", "")) for cell in row[2:-1]] for row in text_table.rows]
     assert all(row == sorted(row) for row in prices)
+    assert text_table.rows[0][-1] == f"{forecast['p_up'][0]:.0%}"
     assert prices[0][0] == pytest.approx(forecast["lo_90"][0], rel=1e-4)
     assert text_table.notes == ["By naive: there is no champion.", "embedded demo model"]
     hourly = bars.frame.assign(timestamps=pd.date_range("2024-01-01", periods=len(bars), freq="h"))

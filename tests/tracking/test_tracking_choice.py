@@ -1,10 +1,10 @@
-"""Selection of the model that forecasts a ticker, the reason, and the notes."""
+"""Selection of the centre and the shape of a ticker's forecast, the reason, and the notes."""
 
 from __future__ import annotations
 
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -23,9 +23,10 @@ from kronos_pipeline.data.bars import Bars, make_bars
 from kronos_pipeline.errors import ModelError
 from kronos_pipeline.evaluation.forecasting.sampling import Sampling, plain_sampling, save_sampling
 from kronos_pipeline.evaluation.predictions import LEVELS, VARIANTS
+from kronos_pipeline.evaluation.scoring.targets import TARGETS, Target
 from kronos_pipeline.model.loading import KronosModel
 from kronos_pipeline.model.lora import load_trained
-from kronos_pipeline.promotion.champion import SelectedModel, select_champion
+from kronos_pipeline.promotion.select_parts import Parts, select_parts
 from kronos_pipeline.tracking.packaging import EvidenceTable
 from kronos_pipeline.tracking.registry import Registry, registered_name
 from kronos_pipeline.tracking.runs import Tracker
@@ -73,23 +74,23 @@ def layout(tmp_path: Path) -> ArtifactLayout:
 @pytest.fixture
 def select(
     registry: Registry, layout: ArtifactLayout, ticker: str, base: KronosModel, recipe: Recipe
-) -> Callable[..., SelectedModel]:
-    def choice(bars: Bars | None = None, days: float = 0, **changes: Any) -> SelectedModel:
+) -> Callable[..., Parts]:
+    def choice(bars: Bars | None = None, days: float = 0, **changes: Any) -> Parts:
         """Select for some bars, as if so many days had passed."""
         settings = recipe.model_copy(update=changes)
         now = datetime.now(UTC) + timedelta(days=days)
-        return select_champion(registry, layout, bars or simulated_bars(ticker), base, settings, now)
+        return select_parts(registry, layout, bars or simulated_bars(ticker), base, settings, now)
 
     return choice
 
 
 @pytest.fixture
-def make_champion(registry: Registry, run_id: str) -> Callable[[Path, str], int]:
+def make_champion(registry: Registry, run_id: str) -> Callable[..., int]:
     """Return a function that registers a folder and makes it champion."""
 
-    def register(folder: Path, name: str) -> int:
+    def register(folder: Path, name: str, targets: Sequence[Target] = TARGETS) -> int:
         number = registry.register(folder, name, run_id, evidence=EvidenceTable(evidence({"naive": 1.0})), metrics={})
-        registry.promote(name, number, "it was the best")
+        registry.promote(name, number, "it was the best", targets)
         return number
 
     return register
@@ -107,17 +108,22 @@ def save_fitted_sampling(folder: Path, ticker: str, base: KronosModel, recipe: R
     return sampling
 
 
-def save_verdict(path: Path, ticker: str, base_name: str, word: str) -> None:
-    verdicts = {"mean": {"base": {"naive": {"verdict": word, "reason": f"{word} by 12 cutoffs"}}}}
-    write_json(
-        path,
-        {"per_symbol": [{"symbol": ticker, "verdicts": verdicts}], "manifest": {"base_model": {"name": base_name}}},
-    )
+def save_verdict(
+    path: Path, ticker: str, base_name: str, mean: str, distribution: str = "no better", **crps: float
+) -> None:
+    """Write a report with verdicts on base, and the CRPS of volatility rivals."""
+    verdicts = {
+        "mean": {"base": {"naive": {"verdict": "better"}, "drift": {"verdict": mean}}},
+        "distribution": {"base": {"ewma": {"verdict": "better"}, "har": {"verdict": distribution}}},
+    }
+    scores = {rival: {"scaled_crps": score} for rival, score in crps.items()}
+    entry = {"symbol": ticker, "verdicts": verdicts, "models": scores}
+    write_json(path, {"per_symbol": [entry], "manifest": {"base_model": {"name": base_name}}})
 
 
 def test_the_tickers_champion_forecasts_as_it_was_fitted(
-    select: Callable[..., SelectedModel],
-    make_champion: Callable[[Path, str], int],
+    select: Callable[..., Parts],
+    make_champion: Callable[..., int],
     make_adapter: Callable[[str, int], Path],
     ticker: str,
     base: KronosModel,
@@ -129,16 +135,53 @@ def test_the_tickers_champion_forecasts_as_it_was_fitted(
     make_champion(second, registered_name(ticker))
 
     choice = select()
-    assert choice.model is not None
-    assert choice.model.weights_hash == load_trained(second, base).weights_hash
-    assert choice.sampling == sampling
+    centre, shape = choice.models["centre"], choice.models["shape"]
+    assert centre.model is shape.model, "loaded once"
+    assert shape.model.weights_hash == load_trained(second, base).weights_hash
+    assert shape.sampling == sampling
     assert choice.label == f"kronos-{ticker} version 2"
-    assert choice.reason == f"kronos-{ticker} version 2 is the champion: it was the best."
+    assert choice.reason == (
+        f"centre: kronos-{ticker} version 2 (champion of mean: it was the best); "
+        f"shape: kronos-{ticker} version 2 (champion of distribution: it was the best)."
+    )
+
+
+def test_the_centre_and_the_shape_come_from_different_champions(
+    select: Callable[..., Parts],
+    make_champion: Callable[..., int],
+    make_adapter: Callable[[str, int], Path],
+    ticker: str,
+    base: KronosModel,
+) -> None:
+    mean, distribution = make_adapter(ticker, 1), make_adapter(ticker, 2)
+    make_champion(mean, registered_name(ticker), ["mean"])
+    choice = select()
+    assert choice.label == f"kronos-{ticker} version 1, spread of ewma"
+    assert f"kronos-{ticker} has no champion of distribution" in choice.reason
+    make_champion(distribution, registered_name("pair"), ["distribution", "volatility"])
+    choice = select(adapter_name="pair")
+    assert choice.label == f"kronos-{ticker} version 1, spread of kronos-pair version 1"
+    assert choice.models["centre"].model.weights_hash == load_trained(mean, base).weights_hash
+    assert choice.models["shape"].model.weights_hash == load_trained(distribution, base).weights_hash
+
+
+def test_a_champion_of_the_distribution_alone_is_centred_on_the_last_close(
+    select: Callable[..., Parts],
+    make_champion: Callable[..., int],
+    make_adapter: Callable[[str, int], Path],
+    ticker: str,
+) -> None:
+    make_champion(make_adapter(ticker, 1), registered_name(ticker), ["distribution"])
+    choice = select()
+    assert choice.centre.source is None
+    assert choice.label == f"last close, spread of kronos-{ticker} version 1"
+    assert "\n" not in choice.reason
+    assert choice.reason.startswith(f"centre: last close (kronos-{ticker} has no champion of mean; ")
 
 
 def test_the_checkpoints_champion_serves_the_tickers_that_it_was_trained_on_and_no_other(
-    select: Callable[..., SelectedModel],
-    make_champion: Callable[[Path, str], int],
+    select: Callable[..., Parts],
+    make_champion: Callable[..., int],
     make_adapter: Callable[[str, int], Path],
     ticker: str,
     recipe: Recipe,
@@ -147,8 +190,8 @@ def test_the_checkpoints_champion_serves_the_tickers_that_it_was_trained_on_and_
     checkpoint = made_checkpoint(tmp_path / "checkpoint", recipe)
     make_champion(for_tickers(checkpoint, tmp_path / "other", ["SOMEBODY"]), registered_name(None))
     choice = select()
-    assert choice.model is None
-    assert "the champion kronos-all version 1 was not trained on" in choice.reason
+    assert choice.models == {}
+    assert "the champion of mean, kronos-all version 1, was not trained on" in choice.reason
 
     make_champion(for_tickers(checkpoint, tmp_path / "both", ["SOMEBODY", ticker]), registered_name(None))
     assert select().label == "kronos-all version 2"
@@ -160,8 +203,8 @@ def test_the_checkpoints_champion_serves_the_tickers_that_it_was_trained_on_and_
 
 
 def test_a_refit_of_the_champion_forecasts_as_it_is_sampled_itself_and_is_labelled(
-    select: Callable[..., SelectedModel],
-    make_champion: Callable[[Path, str], int],
+    select: Callable[..., Parts],
+    make_champion: Callable[..., int],
     make_adapter: Callable[[str, int], Path],
     registry: Registry,
     run_id: str,
@@ -176,12 +219,12 @@ def test_a_refit_of_the_champion_forecasts_as_it_is_sampled_itself_and_is_labell
     registry.register_refit(refit, name, run_id, refit_of=number)
 
     choice = select()
-    assert choice.model is not None
-    assert choice.model.weights_hash == load_trained(refit, base).weights_hash
-    assert choice.sampling == sampling
+    shape = choice.models["shape"]
+    assert shape.model.weights_hash == load_trained(refit, base).weights_hash
+    assert shape.sampling == sampling
     assert choice.label == f"kronos-{ticker} version 2, a refit of version 1, not itself measured"
     assert choice.notes[0] == "not itself measured"
-    assert f"kronos-{ticker} version 1 is the champion: it was the best." in choice.reason
+    assert "version 1 is champion of mean: it was the best" in choice.reason
 
     make_champion(make_adapter(ticker, 3), name)
     assert select().label == f"kronos-{ticker} version 3", "the refit is not one of the new champion"
@@ -191,7 +234,7 @@ def test_a_refit_of_the_champion_forecasts_as_it_is_sampled_itself_and_is_labell
 
 @pytest.mark.parametrize("source", ["backtest of the adapter", "backtest of the checkpoint", "holdout"])
 def test_without_a_champion_the_base_model_forecasts_where_it_was_better_than_naive(
-    select: Callable[..., SelectedModel],
+    select: Callable[..., Parts],
     layout: ArtifactLayout,
     ticker: str,
     base: KronosModel,
@@ -209,43 +252,63 @@ def test_without_a_champion_the_base_model_forecasts_where_it_was_better_than_na
     save_verdict(path, ticker, base.source.name, "better")
 
     choice = select()
-    assert choice.model is base
-    assert choice.sampling == sampling
-    assert choice.label == f"base {base.source.label}"
-    assert f"kronos-{ticker} has no champion" in choice.reason
-    assert "better by 12 cutoffs" in choice.reason
+    assert choice.models["centre"].model is base
+    assert choice.models["centre"].sampling == sampling
+    assert choice.label == f"base {base.source.label}, spread of ewma"
+    assert f"kronos-{ticker} has no champion of mean" in choice.reason
+    assert "base against naive, drift: better" in choice.reason
+    assert "base against har: no better" in choice.reason
+
+    save_verdict(path, ticker, base.source.name, "no better", "better")
+    choice = select()
+    assert choice.label == f"last close, spread of base {base.source.label}"
+    assert choice.models["shape"].model is base
+
+
+def test_without_a_champion_the_best_rival_of_the_last_evaluation_gives_the_shape(
+    select: Callable[..., Parts], layout: ArtifactLayout, ticker: str, base: KronosModel
+) -> None:
+    assert select().label == "last close, spread of ewma"
+    name = base.source.name
+    save_verdict(layout.ticker_metrics(ticker), ticker, name, "no better", ewma=1.0, garch=0.9, gjr_garch=0.95)
+    choice = select()
+    assert choice.label == "last close, spread of garch"
+    assert choice.reason.endswith("the best rival of the last evaluation).")
+    save_verdict(layout.backtest_report("adapter", ticker), ticker, name, "no better", ewma=1.0, har=0.8)
+    assert select().label == "last close, spread of har", "a backtest has more cutoffs"
 
 
 def test_a_backtests_verdict_counts_before_the_holdouts(
-    select: Callable[..., SelectedModel], layout: ArtifactLayout, ticker: str, base: KronosModel
+    select: Callable[..., Parts], layout: ArtifactLayout, ticker: str, base: KronosModel
 ) -> None:
     save_verdict(layout.ticker_metrics(ticker), ticker, base.source.name, "better")
     save_verdict(layout.backtest_report("adapter", ticker), ticker, base.source.name, "no better")
-    assert select().model is None
+    assert select().centre.source is None
 
 
 @pytest.mark.parametrize("word", ["no better", "worse", "too little evidence"])
 def test_otherwise_the_last_close_is_repeated_and_the_reason_says_why(
-    select: Callable[..., SelectedModel], layout: ArtifactLayout, ticker: str, base: KronosModel, word: str
+    select: Callable[..., Parts], layout: ArtifactLayout, ticker: str, base: KronosModel, word: str
 ) -> None:
     save_verdict(layout.ticker_metrics(ticker), ticker, base.source.name, word)
     choice = select()
-    assert (choice.model, choice.label, choice.notes) == (None, "naive", ())
-    assert f"against naive: {word} ({word} by 12 cutoffs), so the forecast repeats the last close" in choice.reason
+    assert (choice.models, choice.label, choice.notes) == ({}, "last close, spread of ewma", ())
+    assert f"centre: last close (kronos-{ticker} has no champion of mean; " in choice.reason
+    assert f"base against drift: {word})" in choice.reason
 
 
 def test_a_verdict_on_another_base_model_or_ticker_counts_for_nothing(
-    select: Callable[..., SelectedModel], layout: ArtifactLayout, ticker: str, base: KronosModel
+    select: Callable[..., Parts], layout: ArtifactLayout, ticker: str, base: KronosModel
 ) -> None:
-    assert "no verdict on the base model" in select().reason
+    assert "base not evaluated" in select().reason
     save_verdict(layout.ticker_metrics(ticker), ticker, "another", "better")
-    assert select().model is None
+    assert select().centre.source is None
     save_verdict(layout.ticker_metrics(ticker), "OTHER", base.source.name, "better")
-    assert select().model is None
+    assert select().centre.source is None
 
 
 def test_a_champion_of_another_base_model_is_an_error_that_names_both_and_no_silent_fallback(
-    select: Callable[..., SelectedModel], make_champion: Callable[[Path, str], int], ticker: str, tmp_path: Path
+    select: Callable[..., Parts], make_champion: Callable[..., int], ticker: str, tmp_path: Path
 ) -> None:
     other = small_recipe(save_tiny_base(tmp_path / "other", seed=5))
     make_champion(made_adapter(tmp_path / "adapter", other, [ticker]), registered_name(ticker))
@@ -254,8 +317,8 @@ def test_a_champion_of_another_base_model_is_an_error_that_names_both_and_no_sil
 
 
 def test_a_champion_whose_files_are_gone_or_damaged_is_an_error(
-    select: Callable[..., SelectedModel],
-    make_champion: Callable[[Path, str], int],
+    select: Callable[..., Parts],
+    make_champion: Callable[..., int],
     make_adapter: Callable[[str, int], Path],
     tracker: Tracker,
     ticker: str,
@@ -272,7 +335,7 @@ def test_a_champion_whose_files_are_gone_or_damaged_is_an_error(
 
 
 def test_a_champion_that_is_too_old_forecasts_with_a_warning_and_strictly_not_at_all(
-    select: Callable[..., SelectedModel],
+    select: Callable[..., Parts],
     make_champion: Callable[[Path, str], int],
     make_adapter: Callable[[str, int], Path],
     ticker: str,
@@ -282,16 +345,16 @@ def test_a_champion_that_is_too_old_forecasts_with_a_warning_and_strictly_not_at
     assert warning not in select(days=30.5).notes
     assert warning not in select(days=31.5, expires_days=0).notes
     old = select(days=31.5)
-    assert old.model is not None
+    assert set(old.models) == {"centre", "shape"}
     assert warning in old.notes
     strict = select(days=31.5, strict_champion=True)
-    assert strict.model is None
+    assert strict.models == {}
     assert f"the champion does not forecast by --strict-champion: {warning}" in strict.reason
-    assert select(days=30.5, strict_champion=True).model is not None
+    assert select(days=30.5, strict_champion=True).models
 
 
 def test_a_champion_whose_inputs_are_unlike_its_trainings_forecasts_with_a_warning_and_strictly_not_at_all(
-    select: Callable[..., SelectedModel],
+    select: Callable[..., Parts],
     make_champion: Callable[[Path, str], int],
     make_adapter: Callable[[str, int], Path],
     ticker: str,
@@ -306,10 +369,10 @@ def test_a_champion_whose_inputs_are_unlike_its_trainings_forecasts_with_a_warni
     frame.loc[frame.index[-1:], ["open", "high", "low", "close"]] *= 3
     odd = make_bars(ticker, frame, source=bars.source)
     warned = select(odd)
-    assert warned.model is not None
+    assert set(warned.models) == {"centre", "shape"}
     assert warned.notes[-1].startswith(f"kronos-{ticker} version 1: the newest lookback lies outside the 86 lookbacks")
     strict = select(odd, strict_champion=True)
-    assert strict.model is None
+    assert strict.models == {}
     assert "the newest lookback lies outside" in strict.reason
 
 
@@ -320,4 +383,4 @@ def test_a_registry_that_cannot_be_reached_is_an_error_and_no_naive_forecast(
         unused.bind(("127.0.0.1", 0))
         unreachable = Tracker(f"http://127.0.0.1:{unused.getsockname()[1]}", tmp_path)
     with pytest.raises(TrackingError, match="cannot be used"):
-        select_champion(Registry(unreachable), layout, simulated_bars(), base, recipe, datetime.now(UTC))
+        select_parts(Registry(unreachable), layout, simulated_bars(), base, recipe, datetime.now(UTC))

@@ -6,15 +6,11 @@ unit. The formulas are those of Hyndman and Athanasopoulos, Forecasting: Princip
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 
 from kronos_pipeline.data.bar_schedule import StampArray, find_bar_schedule
 from kronos_pipeline.data.bars import FloatArray
 
-VOLATILITY_BARS = 20
-"""Number of newest log returns for the random walk's deviation."""
 _DAY = np.timedelta64(1, "D")
 
 
@@ -75,27 +71,7 @@ def week_length(stamps: StampArray) -> int | None:
     return max(sum(usual), 1)
 
 
-def random_walk_paths(closes: FloatArray, paths: int, horizon: int, seed: int) -> FloatArray:
-    """Sample closes of a random walk in log prices: `(cutoffs, paths, horizon)`.
-
-    Its steps are normal, without drift, so that the median of every bar ahead is the last close. Their deviation is
-    that of the lookback's newest `VOLATILITY_BARS` log returns from 0, as there is no drift to estimate.
-
-    The paths of a cutoff depend only on its closes and the seed: other cutoffs or more paths do not change them.
-    """
-    recent = np.log(closes[:, -(VOLATILITY_BARS + 1) :])
-    deviation = np.sqrt(np.mean(np.diff(recent, axis=1) ** 2, axis=1))  # (cutoffs,)
-    steps = np.stack([_generator(row, seed).standard_normal((paths, horizon)) for row in closes])
-    factors: FloatArray = np.exp(deviation[:, None, None] * np.cumsum(steps, axis=-1))
-    return closes[:, -1, None, None] * factors
-
-
 def _most_frequent(counts: np.ndarray) -> int:
     """Return the most frequent value, of several the largest: a file's first date and its last may be cut."""
     values, times = np.unique(counts[::-1], return_counts=True)
     return int(values[::-1][times[::-1].argmax()])
-
-
-def _generator(closes: FloatArray, seed: int) -> np.random.Generator:
-    digest = hashlib.sha256(np.ascontiguousarray(closes, "<f8").tobytes()).digest()
-    return np.random.default_rng([seed, int.from_bytes(digest[:16], "little")])

@@ -15,18 +15,21 @@ from kronos_pipeline.data.bars import FEATURES, Bars, FloatArray
 from kronos_pipeline.data.calendars import next_stamps
 from kronos_pipeline.data.windows import stamp_features
 from kronos_pipeline.errors import DataError, Problem, count
-from kronos_pipeline.evaluation.forecasting.baselines import random_walk_paths
 from kronos_pipeline.evaluation.forecasting.batching import (
     ForecastJob,
     ForecastRequest,
     Sampler,
     run_job,
-    sampling_seed,
 )
+from kronos_pipeline.evaluation.forecasting.composition import PathModel, compose
 from kronos_pipeline.evaluation.forecasting.distributions import describe_closes, path_statistics
-from kronos_pipeline.evaluation.predictions import LEVELS, NAIVE
+from kronos_pipeline.evaluation.forecasting.variants import rescale
+from kronos_pipeline.evaluation.predictions import EWMA, LEVELS, NAIVE, RECENTRED, RESCALED, SAMPLED
 from kronos_pipeline.evaluation.provenance import sampling_precision
 from kronos_pipeline.evaluation.reports.text_table import TextTable, price
+from kronos_pipeline.evaluation.rivals.volatility_rivals import forecast_rivals_ahead
+from kronos_pipeline.evaluation.scoring.served import composed_variant
+from kronos_pipeline.evaluation.scoring.targets import DISTRIBUTION
 
 if TYPE_CHECKING:
     from kronos_pipeline.config import Recipe
@@ -35,9 +38,7 @@ if TYPE_CHECKING:
 
 BOUNDS = tuple(f"{side}_{level}" for level in LEVELS for side in ("lo", "hi"))
 CANDLE = ("open", "high", "low", "volume")
-COLUMNS = ("unique_id", "cutoff", "ds", "step", "model", "mean", "median", *BOUNDS, "p_up", *CANDLE)
-_NAIVE_PATHS = 1_000
-"""Number of paths of the random walk; it costs little, so its intervals are finer than those of a model's few paths."""
+COLUMNS = ("unique_id", "cutoff", "ds", "step", "last", "model", "mean", "median", *BOUNDS, "p_up", *CANDLE)
 _DIGITS = 5
 """Significant digits of a printed price; prices of currencies change in the fifth digit."""
 _CLOSE, _VOLUME = FEATURES.index("close"), FEATURES.index("volume")
@@ -56,18 +57,18 @@ def forecast_ahead(
 
     Args:
         bars: at least two bars of the ticker; the model reads the newest `lookback`.
-        model: the model; None means the naive forecast, which repeats the last bar's close and volume, with the
-            intervals of a random walk.
-        sampling: temperature, top-p, s2 position and interval widths.
+        model: the model, in the variant that was chosen for the distribution; None means the naive forecast, which
+            repeats the last bar's close and volume, with the intervals of a random walk with EWMA volatility.
+        sampling: temperature, top-p, s2 position, variants and interval widths.
         recipe: lookback, horizon, paths per forecast, seed and calendars.
         label: name of the model in the table; by default "naive", or the base model's name.
         sampler: the sampler, `sample_paths` by default.
 
     Returns:
-        A row per bar: `unique_id`; `cutoff`, the last known bar's time; `ds`, in the file's local time; `step`,
-        from 1; `model`; of the close, in the file's price unit, `mean`, `median` and the bounds `lo_50` to `hi_90` of
-        its central intervals, recalibrated; `p_up`, the share of paths with a close above the close at the cutoff, an
-        equal close counts half; and of the mean candle `open`, `high`, `low` and `volume`.
+        A row per bar: `unique_id`; `cutoff`, the last known bar's time; `ds`, in the file's local time; `step`, from 1;
+        `last`, the close at the cutoff; `model`; of the close, in the file's price unit, `mean`, `median` and the
+        bounds `lo_50` to `hi_90` of its central intervals, recalibrated; `p_up`, the share of paths with a close above
+        the close at the cutoff, an equal close counts half; and of the mean candle `open`, `high`, `low` and `volume`.
 
     Raises:
         DataError: there are fewer than two bars, or all closes of the lookback are equal.
@@ -81,35 +82,80 @@ def forecast_ahead_job(
     bars: Bars, model: KronosModel | None, sampling: Sampling, recipe: Recipe, *, label: str | None = None
 ) -> ForecastJob[pd.DataFrame]:
     """Run `forecast_ahead` as a job."""
-    horizon = recipe.horizon
+    if model is None:
+        table, _ = yield from forecast_composed_job(bars, None, EWMA, recipe, label=label or NAIVE)
+        return table
+    part = PathModel(model, sampling, recipe)
+    centre = part if sampling.variant(DISTRIBUTION) == SAMPLED else None
+    table, _ = yield from forecast_composed_job(bars, centre, part, recipe, label=label or model.source.name)
+    return table
+
+
+def forecast_composed_job(
+    bars: Bars, centre: PathModel | None, shape: PathModel | str, recipe: Recipe, *, label: str
+) -> ForecastJob[tuple[pd.DataFrame, tuple[str, ...]]]:
+    """Forecast the bars after a ticker's last one by the centre of one model and the shape of another.
+
+    The mean candle is that of the centre's paths. Around the last close it is that of the shape's paths, recentred, or
+    without a model the last close and the last volume.
+
+    Args:
+        bars: at least two bars of the ticker.
+        centre: the model of the mean path; None for the last close.
+        shape: the model of the paths, in the variant that was chosen for the distribution, or a volatility rival.
+        recipe: horizon, seed and calendars; the number of a rival's paths.
+        label: name of the model in the table.
+
+    Returns:
+        The table of `forecast_ahead`, and notes on the rival.
+
+    Raises: see `forecast_ahead`.
+    """
     if len(bars) < 2:
         raise DataError(
             Problem(bars.source, f"a forecast needs two bars or more, and there are {len(bars)}"), bars.ticker
         )
+    horizon, last = recipe.horizon, bars.values[-1:, _CLOSE]
     stamps = pd.DatetimeIndex(bars.frame["timestamps"])
     ahead = next_stamps(bars, horizon, recipe.calendars)
-    if model is None:
-        candles, closes = _naive(bars, recipe)
-    else:
-        (paths,) = yield [_request(bars, stamps, ahead, model, sampling, recipe)]
-        candles, closes = paths.values[0].mean(axis=0), paths.closes[0]
     steps = np.arange(1, horizon + 1)
+    parts = [part for part in (shape, centre) if isinstance(part, PathModel)]
+    own_centre = len(parts) == 2 and parts[0].model is parts[1].model
+    requests = [_request(bars, stamps, ahead, part) for part in (parts[:1] if own_centre else parts)]
+    sampled = (yield requests) if requests else []
+    notes: tuple[str, ...] = ()
+    if isinstance(shape, PathModel):
+        variant = composed_variant(shape.sampling.variant(DISTRIBUTION), own_centre=own_centre)
+        closes = sampled[0].closes
+        if variant == RESCALED:
+            closes = rescale(closes, last, forecast_rivals_ahead(bars, recipe, models=()).variance)
+        widths = shape.sampling.widths_at(steps, variant)
+    else:
+        rivals = forecast_rivals_ahead(bars, recipe, models=[shape])
+        variant, closes, notes = RECENTRED, rivals.closes[shape], rivals.notes
+        widths = np.ones((horizon, len(LEVELS)))
+    candles = _flat_candles(bars, horizon) if not sampled else sampled[-1].values[0].mean(axis=0)
+    if centre is None:
+        candles[:, :_VOLUME] *= (last / candles[:, _CLOSE])[:, None]
+        candles[:, _CLOSE] = last
+    mean = {}
+    if variant != SAMPLED:
+        closes = compose(candles[:, _CLOSE], closes[0])[None]
+        mean = {"mean": candles[:, _CLOSE]}  # without the rounding of a mean over the paths
     unknown = np.full(horizon, np.nan)  # the real closes; without them there are no scores
-    widths = np.ones((horizon, len(LEVELS))) if model is None else sampling.widths_at(steps)
-    distribution = describe_closes(closes.T, unknown, widths)
-    if model is None:
-        distribution |= {"mean": candles[:, _CLOSE], "median": candles[:, _CLOSE]}
     columns = {
         "unique_id": bars.ticker,
         "cutoff": stamps[-1],
         "ds": ahead,
         "step": steps.astype(np.int32),
-        "model": label or (NAIVE if model is None else model.source.name),
-        **distribution,
-        "p_up": path_statistics(closes[None], bars.values[-1:, _CLOSE])["p_up"][0],
+        "last": last[0],
+        "model": label,
+        **describe_closes(closes[0].T, unknown, widths),
+        **mean,
+        "p_up": path_statistics(closes, last)["p_up"][0],
         **{name: candles[:, FEATURES.index(name)] for name in CANDLE},
     }
-    return pd.DataFrame(columns)[list(COLUMNS)]
+    return pd.DataFrame(columns)[list(COLUMNS)], notes
 
 
 def forecast_manifest(
@@ -125,7 +171,7 @@ def forecast_manifest(
     Args:
         bars: the ticker's bars.
         forecast: the result of `forecast_ahead` for these bars.
-        sampled: the result of `describe_sampled_model`; None for the naive forecast.
+        sampled: the results of `describe_sampled_model` by part, "centre" and "shape"; None without a model.
         recipe: the settings of the forecast.
         reason: the reason for the model.
         notes: notes on the forecast.
@@ -145,8 +191,9 @@ def forecast_manifest(
     }
 
 
-def describe_sampled_model(model: KronosModel, sampling: Sampling, recipe: Recipe) -> dict[str, Any]:
+def describe_sampled_model(part: PathModel) -> dict[str, Any]:
     """Return the provenance of a model and its sampling."""
+    model, sampling, recipe = part.model, part.sampling, part.recipe
     return {
         "base_model": model.source.name,
         "base_revision": model.source.predictor.revision,
@@ -157,7 +204,9 @@ def describe_sampled_model(model: KronosModel, sampling: Sampling, recipe: Recip
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "s2_position": sampling.s2_position,
+        "variant": sampling.variant(DISTRIBUTION),
         "residuals": sampling.residuals,
+        "lookback": recipe.used_lookback,
     }
 
 
@@ -198,9 +247,13 @@ def forecast_text_table(forecast: pd.DataFrame, reason: str, notes: Sequence[str
     names = {"median": "median"} | {name: f"{name[:2]}\n{name[3:]} %" for name in BOUNDS}
     return TextTable(
         title=_title(forecast),
-        headers=["Bar", "mean", *(names[name] for name in bounds)],
+        headers=["Bar", "mean", *(names[name] for name in bounds), "P(up)"],
         rows=[
-            [row["ds"].strftime(form), *(price(row[name], _DIGITS) for name in ("mean", *bounds))]
+            [
+                row["ds"].strftime(form),
+                *(price(row[name], _DIGITS) for name in ("mean", *bounds)),
+                f"{row['p_up']:.0%}",
+            ]
             for _, row in forecast.iterrows()
         ],
         notes=[f"By {forecast['model'].iloc[0]}: {reason}", *notes],
@@ -218,30 +271,20 @@ def _time_form(forecast: pd.DataFrame) -> str:
     return "%Y-%m-%d" if (stamps == stamps.normalize()).all() else "%Y-%m-%d %H:%M"
 
 
-def _naive(bars: Bars, recipe: Recipe) -> tuple[FloatArray, FloatArray]:
-    """Return the last close and volume, (horizon, 6), and the closes of a random walk from there, (paths, horizon)."""
-    values = bars.values[-recipe.lookback :]
-    candle = np.full(len(FEATURES), values[-1, _CLOSE])
-    candle[_VOLUME:] = values[-1, _VOLUME:]
-    seed = sampling_seed(recipe.seed, bars.ticker)
-    paths = max(recipe.eval_samples, _NAIVE_PATHS)
-    walks = random_walk_paths(values[None, :, _CLOSE], paths, recipe.horizon, seed)
-    return np.tile(candle, (recipe.horizon, 1)), walks[0]
+def _flat_candles(bars: Bars, horizon: int) -> FloatArray:
+    """Return candles that repeat the last close and volume, (horizon, 6)."""
+    candle = np.full(len(FEATURES), bars.values[-1, _CLOSE])
+    candle[_VOLUME:] = bars.values[-1, _VOLUME:]
+    return np.tile(candle, (horizon, 1))
 
 
-def _request(
-    bars: Bars,
-    stamps: pd.DatetimeIndex,
-    ahead: pd.DatetimeIndex,
-    model: KronosModel,
-    sampling: Sampling,
-    recipe: Recipe,
-) -> ForecastRequest:
+def _request(bars: Bars, stamps: pd.DatetimeIndex, ahead: pd.DatetimeIndex, part: PathModel) -> ForecastRequest:
     """Build the request for the forecast from the last bar."""
+    recipe, model = part.recipe, part.model
     lookback = min(recipe.lookback, model.context - recipe.horizon - 1, len(bars))
     history = bars.values[-lookback:]
     if np.ptp(history[:, _CLOSE]) == 0:
         rule = f"the last {lookback} closes are all {history[-1, _CLOSE]:g}, and a model cannot forecast them"
         raise DataError(Problem(bars.source, rule), bars.ticker)
     past, future = stamp_features(stamps[-lookback:]), stamp_features(ahead)
-    return ForecastRequest(bars.ticker, history[None], past[None], future[None], model, sampling, recipe)
+    return ForecastRequest(bars.ticker, history[None], past[None], future[None], model, part.sampling, recipe)

@@ -55,9 +55,10 @@ def score_served(
     present = set(predictions["model"].unique())
     for ticker in map(str, predictions["unique_id"].unique()):
         chosen = variants.get(ticker, {})
-        variant = _composition(chosen.get(model, {}).get(DISTRIBUTION, SAMPLED), own_centre)
-        if variant is None or variant_name(model, variant) not in present:
-            return None
+        shape = chosen.get(model, {}).get(DISTRIBUTION, SAMPLED)
+        variant = composed_variant(shape, own_centre=own_centre)
+        if variant_name(model, variant) not in present or (own_centre and shape == RESCALED):
+            return None  # the rescaled paths of the table lie around the last close
         others = {name: dict(by_target) for name, by_target in chosen.items() if name != model}
         served[ticker] = {**others, model: {DISTRIBUTION: variant, MEAN: variant}}
     rows = judged_rows(predictions, DISTRIBUTION, served)
@@ -70,8 +71,16 @@ def score_served(
     return ServedScore(min(scored, key=lambda comparison: comparison.skill or 0.0), mean)
 
 
-def _composition(shape: Variant, own_centre: bool) -> Variant | None:
-    """Return the variant that is a shape around a centre; None if no variant is."""
-    if own_centre:
-        return None if shape == RESCALED else SAMPLED
-    return RESCALED if shape == RESCALED else RECENTRED
+def composed_variant(shape: Variant, *, own_centre: bool) -> Variant:
+    """Return the variant of a model's paths that recentring on a centre makes of its shape.
+
+    Around the model's own mean path the paths as sampled and the recentred paths are the paths as sampled; around the
+    last close, both are the recentred paths. Rescaled paths stay rescaled.
+
+    Args:
+        shape: the variant that was chosen for the distribution.
+        own_centre: True if the centre is the mean path of the same model.
+    """
+    if shape == RESCALED:
+        return RESCALED
+    return SAMPLED if own_centre else RECENTRED
