@@ -79,3 +79,15 @@ def test_without_evidence_there_is_a_reason_and_no_set(table: pd.DataFrame, reas
 def test_the_same_table_gives_the_same_numbers() -> None:
     table = predictions_of_losses({"naive": losses(1, 0), "base": losses(1.1, 1), "adapter": losses(0.9, 2)})
     assert compare_all(table, "mean") == compare_all(table, "mean")
+
+
+def test_models_that_differ_by_one_amount_at_every_cutoff_leave_nothing_to_test() -> None:
+    table = predictions_of_losses({"naive": losses(1, 0), "base": losses(1, 1), "adapter": losses(1, 1) + 0.5})
+    compared = compare_all(table, "mean")
+    assert compared.reason == "two models differ by one amount at every cutoff"
+    assert compared.spa_p is None
+
+
+def test_json_holds_what_the_comparison_holds() -> None:
+    content = compare_all(predictions_of_losses({"naive": losses(1, 0), "base": losses(1.1, 1)}), "mean").as_dict()
+    assert json.loads(json.dumps(content, allow_nan=False)) == content

@@ -27,10 +27,9 @@ from kronos_pipeline.evaluation.predictions import (
     POINT_BASELINES,
     VARIANTS,
     VOLATILITY_RIVALS,
-    models_of,
     variant_name,
 )
-from kronos_pipeline.evaluation.scoring.targets import DISTRIBUTION, MEAN, VOLATILITY, Target, target_losses
+from kronos_pipeline.evaluation.scoring.targets import DISTRIBUTION, MEAN, VOLATILITY, Target, loss_table
 from kronos_pipeline.evaluation.scoring.verdicts import MIN_CUTOFFS, overlap
 
 _WITH_VARIANTS = tuple(variant_name(model, variant) for model in KRONOS for variant in VARIANTS)
@@ -73,7 +72,7 @@ class ModelConfidence:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the content for JSON."""
-        return asdict(self)
+        return asdict(self) | {"models": list(self.models), "confidence_set": list(self.confidence_set)}
 
 
 def compare_all(predictions: pd.DataFrame, target: Target) -> ModelConfidence:
@@ -119,15 +118,10 @@ def compare_all(predictions: pd.DataFrame, target: Target) -> ModelConfidence:
 
 def _losses(predictions: pd.DataFrame, target: Target) -> pd.DataFrame:
     """Return a row per cutoff and a column per model, without undefined and repeated columns, the best first."""
-    present = set(models_of(predictions))
-    columns: dict[str, pd.Series] = {}
-    forecasts = len(predictions[["unique_id", "cutoff"]].drop_duplicates())
-    for model in (name for name in COMPETITORS[target] if name in present):
-        losses = target_losses(predictions, model, target).fillna(np.inf)
-        if len(losses) == forecasts:  # the mean over other tickers would be another quantity
-            columns[model] = losses.groupby(level="cutoff").mean()
-    table = pd.DataFrame(columns)
-    table = table[[model for model in table if np.isfinite(table[model]).all()]]
+    losses = loss_table(predictions, target)
+    present = [model for model in COMPETITORS[target] if model in losses]
+    # The mean over other tickers would be another quantity.
+    table = losses[[model for model in present if np.isfinite(losses[model]).all()]].groupby(level="cutoff").mean()
     kept: list[str] = []
     for model in map(str, table):
         size = table[model].abs().max()

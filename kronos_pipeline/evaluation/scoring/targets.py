@@ -13,7 +13,7 @@ true variance as its mean; QLIKE then ranks forecasts as the true variance would
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -98,29 +98,43 @@ def target_losses(predictions: pd.DataFrame, model: str, target: Target) -> pd.S
         model: a model of the table.
         target: the target.
     """
-    rows = predictions[predictions["model"] == model]
-    keys = [rows["unique_id"], rows["cutoff"]]
-    if target == VOLATILITY:
-        return qlike(rows, "squared_return").rename("loss")
-    scale = rows["scale"].where(rows["scale"] > 0)
-    errors = (rows["mean"] - rows["y"]).abs() if target == MEAN else rows["crps"]
-    losses = (errors / scale).fillna(np.inf).groupby(keys).mean()  # a mean would leave NaN out
+    losses = _losses(predictions[predictions["model"] == model], target, ["unique_id", "cutoff"])
     return losses.replace(np.inf, np.nan).rename("loss")
 
 
-def qlike(rows: pd.DataFrame, measure: str) -> pd.Series:
-    """Return QLIKE by `(unique_id, cutoff)` of one model's rows; NaN where a variance is not above 0.
+def loss_table(predictions: pd.DataFrame, target: Target) -> pd.DataFrame:
+    """Return the losses of all models: a row per `(unique_id, cutoff)`, a column per model.
+
+    A loss is infinite if it is undefined, see `target_losses`, and NaN if the table has no such forecast.
+    """
+    table: pd.DataFrame = _losses(predictions, target, ["unique_id", "cutoff", "model"]).unstack("model")  # noqa: PD010
+    return table
+
+
+def qlike(rows: pd.DataFrame, measure: str, keys: Sequence[str] = ("unique_id", "cutoff")) -> pd.Series:
+    """Return QLIKE of each forecast; NaN where a variance is not above 0.
 
     Args:
-        rows: one model's rows.
+        rows: rows of a table of predictions.
         measure: column of the realised variance per bar, "squared_return" or "range_variance".
+        keys: the columns that tell forecasts apart; those of one model's rows by default.
     """
-    ratio = variance_ratio(rows, measure)
+    ratio = variance_ratio(rows, measure, keys)
     return pd.Series(ratio - np.log(ratio) - 1)
 
 
-def variance_ratio(rows: pd.DataFrame, measure: str) -> pd.Series:
-    """Return realised / forecast variance over the horizon by `(unique_id, cutoff)`; NaN if either is not above 0."""
-    sums = rows[[measure, "variance"]].fillna(np.inf).groupby([rows["unique_id"], rows["cutoff"]]).sum()
+def variance_ratio(rows: pd.DataFrame, measure: str, keys: Sequence[str] = ("unique_id", "cutoff")) -> pd.Series:
+    """Return realised / forecast variance over the horizon of each forecast; NaN if either is not above 0."""
+    sums = rows[[measure, "variance"]].fillna(np.inf).groupby([rows[key] for key in keys]).sum()
     sums = sums.where((sums > 0) & np.isfinite(sums))
     return sums[measure] / sums["variance"]
+
+
+def _losses(rows: pd.DataFrame, target: Target, keys: Sequence[str]) -> pd.Series:
+    """Return the loss of each forecast by the columns that tell forecasts apart; infinite if it is undefined."""
+    if target == VOLATILITY:
+        return qlike(rows, "squared_return", keys).fillna(np.inf)
+    scale = rows["scale"].where(rows["scale"] > 0)
+    errors = (rows["mean"] - rows["y"]).abs() if target == MEAN else rows["crps"]
+    filled = (errors / scale).fillna(np.inf)  # a mean would leave NaN out
+    return pd.Series(filled.groupby([rows[key] for key in keys]).mean())

@@ -18,7 +18,7 @@ import pandas as pd
 from kronos_pipeline.errors import count
 from kronos_pipeline.evaluation.predictions import check_predictions
 from kronos_pipeline.evaluation.scoring.significance import bootstrap_skill, diebold_mariano, holm
-from kronos_pipeline.evaluation.scoring.targets import MEAN, Target, rivals_in, target_losses
+from kronos_pipeline.evaluation.scoring.targets import MEAN, Target, loss_table, rivals_in
 
 Verdict = Literal["better", "no better", "worse", "too little evidence"]
 BETTER: Verdict = "better"
@@ -119,15 +119,18 @@ def judge(
     check_predictions(predictions)
     symbols = [str(symbol) for symbol in sorted(predictions["unique_id"].unique())]
     tested = max(tickers_tested or 1, len(symbols))
-    tables = {str(symbol): rows for symbol, rows in predictions.groupby("unique_id")}
+    losses, overall_overlap = loss_table(predictions, target), overlap(predictions)
+    overlaps = {str(symbol): overlap(rows) for symbol, rows in predictions.groupby("unique_id")}
+    by_symbol = {str(symbol): rows.droplevel(0) for symbol, rows in losses.groupby(level="unique_id")}
     per_symbol: dict[str, dict[str, Comparison]] = {symbol: {} for symbol in symbols}
     overall = {}
     rivals = rivals_in(predictions, target) if rivals is None else rivals
     for rival in (name for name in rivals if name != model):
-        compared = [_compare_in(tables[symbol], (model, rival), target, tested) for symbol in symbols]
+        pair = (model, rival)
+        compared = [_compare_in(by_symbol[symbol], pair, overlaps[symbol], tested) for symbol in symbols]
         for symbol, comparison in zip(symbols, correct(compared, tested), strict=True):
             per_symbol[symbol][rival] = comparison
-        overall[rival] = correct([_compare_in(predictions, (model, rival), target, 1)], 1)[0]
+        overall[rival] = correct([_compare_in(losses, pair, overall_overlap, 1)], 1)[0]
     return Verdicts(model, target, tested, per_symbol, overall)
 
 
@@ -142,25 +145,18 @@ def combined_verdict(verdicts: Iterable[Verdict]) -> Verdict:
     return next((verdict for verdict in worst_first if verdict in reached), TOO_LITTLE)
 
 
-def _compare_in(predictions: pd.DataFrame, pair: tuple[str, str], target: Target, tickers_tested: int) -> Comparison:
-    """Compare two models of one table; a cutoff's loss is the mean over the tickers that both models forecast."""
+def _compare_in(losses: pd.DataFrame, pair: tuple[str, str], overlap: int, tickers_tested: int) -> Comparison:
+    """Compare two models of a `loss_table`, or of its rows of one ticker by cutoff.
+
+    A cutoff's loss is the mean over the tickers that both models forecast.
+    """
     model, rival = pair
-    model_losses, rival_losses = (target_losses(predictions, name, target) for name in pair)
-    for name, losses in ((model, model_losses), (rival, rival_losses)):
-        if losses.empty:
+    for name in pair:
+        if name not in losses or losses[name].isna().all():
             return Comparison(model, rival, 0, reason=f"no forecast of the {name} model")
-    shared = pd.concat({"model": model_losses, "rival": rival_losses}, axis=1, join="inner").fillna(
-        np.inf
-    )  # a mean leaves NaN out
-    means = shared.groupby(level="cutoff").mean()
-    return compare(
-        means["model"],
-        means["rival"],
-        model=model,
-        rival=rival,
-        overlap=overlap(predictions),
-        tickers_tested=tickers_tested,
-    )
+    shared = losses[[model, rival]].dropna()
+    means = shared.groupby(level="cutoff").mean() if shared.index.nlevels == 2 else shared
+    return compare(means[model], means[rival], model=model, rival=rival, overlap=overlap, tickers_tested=tickers_tested)
 
 
 def overlap(predictions: pd.DataFrame) -> int:
