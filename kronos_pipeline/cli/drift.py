@@ -12,6 +12,8 @@ from kronos_pipeline.errors import KronosError
 class Drift(TickersCommand):
     """Compare each champion's errors on the bars since its evaluation with its errors in the evaluation.
 
+    The champion's forecasts in the ledger come first; with too few of them it forecasts these bars again.
+
     Report each champion that has drifted. Nothing is written; train and promote again if a champion has drifted.
     """
 
@@ -19,6 +21,7 @@ class Drift(TickersCommand):
         """Print the findings by ticker."""
         # Imported here, so that --help needs no imports that take seconds.
         from kronos_pipeline.artifacts import ArtifactLayout
+        from kronos_pipeline.evaluation import ledger
         from kronos_pipeline.evaluation.forecasting.batching import run_jobs
         from kronos_pipeline.pipeline.ingest import report_skipped
         from kronos_pipeline.promotion.drift_watch import WatchedChampion, watch_drift_job
@@ -30,8 +33,9 @@ class Drift(TickersCommand):
         symbols = self.symbols(folder)
         recipes, bars, errors = self.read_tickers(layout, folder)
         registry = Registry(Tracker(None, layout.root))
+        entries = ledger.read(layout, symbols)
         jobs = {
-            ticker: watch_drift_job(registry, bars, ticker, self.base_of(recipe), self.adapter_name)
+            ticker: watch_drift_job(registry, entries, bars, ticker, self.base_of(recipe), self.adapter_name)
             for ticker, recipe in recipes.items()
         }
         results: dict[str, WatchedChampion | KronosError] = {**errors, **dict(run_jobs(jobs))}

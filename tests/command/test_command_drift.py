@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from datetime import UTC
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from market_files import daily_frame, write_frame
 from registered_models import evidence, for_tickers, made_adapter
 from small_trainings import small_recipe
 
+from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.cli import app as cli
 from kronos_pipeline.config import Recipe
+from kronos_pipeline.data.bars import make_bars
+from kronos_pipeline.data.csv_files import find_csv_files
+from kronos_pipeline.data.ingest import read_bars
+from kronos_pipeline.evaluation import ledger
+from kronos_pipeline.evaluation.forecasting.future import forecast_ahead
+from kronos_pipeline.evaluation.forecasting.sampling import plain_sampling
 from kronos_pipeline.tracking.packaging import EvidenceTable
 from kronos_pipeline.tracking.registry import Registry, registered_name
 from kronos_pipeline.tracking.runs import Tracker
@@ -70,3 +79,28 @@ def test_tickers_without_new_bars_or_champion_are_reported_and_a_bad_file_is_nam
         "NONE has no champion, so no drift was measured",
     ]
     assert "BAD.csv:2: open" in output.err
+
+
+def test_the_champions_issued_forecasts_come_before_new_ones(
+    tmp_path: Path, store: str, tiny_base: Path, ticker: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    champion = make_champion(tmp_path, store, tiny_base, ticker, 1e-3, first="2022-02-01")
+    bars = read_bars(find_csv_files(tmp_path / "data").file(ticker))
+    recipe, layout = small_recipe(tiny_base, horizon=2), ArtifactLayout(tmp_path / "out")
+
+    def issue(first: int, label: str) -> None:
+        for count in range(first, first + 9):
+            known = make_bars(ticker, bars.frame.iloc[:count], source=bars.source)
+            issued = (known.frame["timestamps"].iloc[-1] + pd.Timedelta(hours=22)).to_pydatetime().replace(tzinfo=UTC)
+            table = forecast_ahead(known, None, plain_sampling(recipe), recipe, label=label)
+            ledger.append(layout, [ledger.ledger_rows(known, table, recipe, version="1", issued=issued)])
+
+    issue(60, "naive")
+    assert drift(tmp_path, tiny_base, ticker) == 0
+    assert "ledger" not in capsys.readouterr().out
+    issue(70, champion)
+    assert drift(tmp_path, tiny_base, ticker) == 0
+    told = capsys.readouterr().out
+    assert f"{ticker}: {champion}: drifted, scaled error " in told
+    assert "over 3 cutoffs up to 2022-" in told
+    assert "by the forecasts in the ledger" in told

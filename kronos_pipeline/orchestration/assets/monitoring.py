@@ -87,6 +87,7 @@ def drift(
     The figures are stored in the metadata alone. If the champion has drifted, the sensor `drifted_champions` requests a
     training and a decision by the gate.
     """
+    from kronos_pipeline.evaluation import ledger
     from kronos_pipeline.evaluation.forecasting.batching import run_jobs, unwrap
     from kronos_pipeline.promotion.drift_watch import watch_drift_job
     from kronos_pipeline.tracking.registry import Registry
@@ -95,7 +96,8 @@ def drift(
         base = load_base_model(pipeline.recipe("lora"))
         registry = Registry(tracking.tracker(pipeline.layout))
         batch = TickerBatch(context)
-        jobs = {ticker: watch_drift_job(registry, raw_bars, ticker, base) for ticker in batch.tickers}
+        entries = ledger.read(pipeline.layout, batch.tickers)
+        jobs = {ticker: watch_drift_job(registry, entries, raw_bars, ticker, base) for ticker in batch.tickers}
         for ticker, outcome in run_jobs(jobs):
             with batch.ticker(ticker):
                 batch.add(ticker, None, _drift_metadata(unwrap(outcome)))
