@@ -318,7 +318,11 @@ class Recipe(ReadingSettings):
     eval_samples: int = _setting(32, Role.SAMPLING, ge=1, description="paths sampled per forecast")
     temperature: float = _setting(1.0, Role.SAMPLING, gt=0, description="sampling temperature")
     top_p: float = _setting(
-        0.9, Role.SAMPLING, gt=0, le=1, description="nucleus sampling: probability mass to sample from"
+        1.0,
+        Role.SAMPLING,
+        gt=0,
+        le=1,
+        description="nucleus sampling: probability mass to sample from; below 1 it cuts tails and narrows intervals",
     )
     s2_position: Literal["true", "first"] = _setting(
         "true",

@@ -98,7 +98,7 @@ def test_the_model_sees_the_newest_bars_and_the_times_that_are_due() -> None:
     )
     past = pd.DatetimeIndex(bars.frame["timestamps"].iloc[-20:])
     np.testing.assert_array_equal(call["past"][0, :, 2:], np.stack([past.weekday, past.day, past.month], axis=1))
-    assert (call["paths"], *call["temperature"], *call["top_p"]) == (40, 1.0, 0.9)
+    assert (call["paths"], *call["temperature"], *call["top_p"]) == (40, 1.0, 1.0)
     assert list(forecast["step"]) == [1, 2, 3, 4, 5, 6]
 
 
