@@ -42,6 +42,7 @@ _PICTURES = {
     "fan": ("fan chart", "intervals beside the truth"),
     "steps": ("error by step", "error by bars ahead"),
     "reliability": ("reliability", "coverage of the intervals"),
+    "calibration": ("calibration", "coverage by volatility, and P(up)"),
     "forecast": ("fan chart", "the bars to come, with intervals"),
     "record": ("track record", "running skill and coverage"),
 }

@@ -19,9 +19,9 @@ from numpy.polynomial import legendre
 from scipy import stats
 from scipy.stats import norm
 
-from kronos_pipeline.evaluation.predictions import ADAPTER, LEVELS
+from kronos_pipeline.evaluation.predictions import ADAPTER, EWMA, LEVELS
 from kronos_pipeline.evaluation.scoring import calibration_tests
-from kronos_pipeline.evaluation.scoring.calibration import MIN_FORECASTS, VOLATILITY_MODEL, calibrations
+from kronos_pipeline.evaluation.scoring.calibration import MIN_FORECASTS, calibrations, rejections
 
 RATE = 0.2
 
@@ -44,7 +44,7 @@ def simulated(
     assumed = sigma if knows_volatility else np.full(cutoffs, (sigma**2).mean() ** 0.5)
     spread = width * np.repeat(assumed, horizon) * np.sqrt(np.tile(np.arange(1, horizon + 1), cutoffs))
     last = np.repeat(last, horizon)
-    table = made_predictions(y, {ADAPTER: last, VOLATILITY_MODEL: last}, horizon=horizon, last=np.tile(last, 1))
+    table = made_predictions(y, {ADAPTER: last, EWMA: last}, horizon=horizon, last=np.tile(last, 1))
     for side, sign in (("lo", -1), ("hi", 1)):
         for level in LEVELS:
             table[f"{side}_{level}"] = np.tile(last + sign * norm.ppf(0.5 + level / 200) * spread, 2)
@@ -303,7 +303,7 @@ def test_probabilities_that_come_true_lie_within_the_bands_of_their_bins_and_bol
         lambda table: table.assign(p_up=np.nan, pit=np.nan),
         lambda table: table.assign(variance=1.0),
         lambda table: table[table["cutoff"] == table["cutoff"].min()],
-        lambda table: table[table["model"] == VOLATILITY_MODEL],
+        lambda table: table[table["model"] == EWMA],
         lambda table: table[table["model"] == ADAPTER],
         lambda table: table.assign(**{f"hi_{level}": np.inf for level in LEVELS}),
     ],
@@ -344,3 +344,13 @@ def test_the_order_of_rows_does_not_matter() -> None:
     table = pd.concat([simulated(20), simulated(20, seed=1).assign(unique_id="MSFT")])
     shuffled = table.sample(frac=1, random_state=0)
     assert calibration(shuffled, independent=True) == calibration(table, independent=True)
+
+
+def test_rejections_count_the_tickers_whose_tests_reject() -> None:
+    entries = [calibration(simulated(cutoffs, width=width)) for cutoffs, width in ((40, 1.0), (40, 0.4), (5, 0.4))]
+    found = rejections(entries)
+    assert found["kupiec_80"] == {"rejected": 1, "tested": 2}
+    assert found["pit"] == {"rejected": 1, "tested": 2}
+    assert set(found) == {"pit"} | {
+        f"{test}_{level}" for test in ("kupiec", "independence", "conditional_coverage") for level in LEVELS
+    }

@@ -18,16 +18,17 @@ from recorded_calls import record_calls
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.evaluation.predictions import models_of
-from kronos_pipeline.evaluation.reports import plots
+from kronos_pipeline.evaluation.reports import calibration_plots, plots
+from kronos_pipeline.evaluation.reports.calibration_plots import calibration_plot, reliability_plot
+from kronos_pipeline.evaluation.reports.figures import WARNING
 from kronos_pipeline.evaluation.reports.plots import (
-    WARNING,
     fan_plot,
     forecast_plot,
     loss_plot,
-    reliability_plot,
     save_plots,
     steps_plot,
 )
+from kronos_pipeline.evaluation.scoring.calibration import calibrations
 
 RECIPE = Recipe(horizon=4, lookback=8, eval_samples=30)
 COLOURS = {"base": "#0072b2", "checkpoint": "#009e73", "adapter": "#d55e00", "naive": "#7a7a7a"}
@@ -64,12 +65,13 @@ def has_colour(image: np.ndarray, colour: str) -> bool:
 @pytest.fixture
 def draw(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Figure]:
     """Call a plot function, and return the figure instead of writing it."""
-    calls = record_calls(monkeypatch, plots, "to_png")
+    recorded = [record_calls(monkeypatch, module, "to_png") for module in (plots, calibration_plots)]
 
     def draw(plot: Callable[..., bytes], *arguments: Any) -> Figure:
-        calls.clear()
+        for calls in recorded:
+            calls.clear()
         plot(*arguments)
-        figure: Figure = calls[0][0]
+        figure: Figure = next(calls for calls in recorded if calls)[0][0]
         return figure
 
     return draw
@@ -84,13 +86,15 @@ def lines(figure: Figure, panel: int = 0) -> dict[str, tuple[np.ndarray, np.ndar
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ticker", ["^GSPC", "EURUSD=X"])
-def test_a_holdout_is_four_opaque_light_pictures_with_the_notes_on_each(tmp_path: Path, ticker: str) -> None:
+def test_a_holdout_is_five_opaque_light_pictures_with_the_notes_on_each(tmp_path: Path, ticker: str) -> None:
     holdout = windows(ticker=ticker)
     predictions = table(holdout, "base", "checkpoint", "adapter")
     paths = save_plots(ArtifactLayout(tmp_path), holdout.bars.frame, predictions, "adapter", ["costs $1, or $2", SEEN])
     assert paths == {
         "holdout": tmp_path / "plots" / f"{ticker}.png",
-        **{kind: tmp_path / "plots" / ticker / f"{kind}.png" for kind in ("fan", "steps", "reliability")},
+        **{
+            kind: tmp_path / "plots" / ticker / f"{kind}.png" for kind in ("fan", "steps", "reliability", "calibration")
+        },
     }
     for path in paths.values():
         image = pixels(path.read_bytes())
@@ -115,7 +119,7 @@ def test_a_picture_without_notes_warns_of_nothing() -> None:
         (0.0001, [SEEN, "embedded demo model", "not itself measured", "x" * 60 + " " + SEEN * 3]),
     ],
 )
-@pytest.mark.parametrize("kind", ["forecast", "fan", "steps", "reliability"])
+@pytest.mark.parametrize("kind", ["forecast", "fan", "steps", "reliability", "calibration"])
 def test_no_word_is_cut_off(draw: Callable[..., Figure], kind: str, price: float, notes: list[str]) -> None:
     holdout = windows(ticker="A-LONG.SYMBOL=X", price=price, freq="5min")
     predictions = table(holdout, "base", "checkpoint", "adapter")
@@ -125,6 +129,7 @@ def test_no_word_is_cut_off(draw: Callable[..., Figure], kind: str, price: float
         "fan": (fan_plot, bars, adapter, title, notes),
         "steps": (steps_plot, predictions, title, notes),
         "reliability": (reliability_plot, adapter, title, notes),
+        "calibration": (calibration_plot, calibrations(predictions, ["adapter"])["adapter"], title, notes),
     }
     figure = draw(*calls[kind])
     image = np.asarray(figure.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
@@ -135,7 +140,8 @@ def test_no_word_is_cut_off(draw: Callable[..., Figure], kind: str, price: float
     assert len(heading) > len(notes)
     for label in labels:
         assert not any(label.get_window_extent().overlaps(line.get_window_extent()) for line in heading)
-    assert all(axes.get_window_extent().height > 250 for axes in figure.axes)
+    assert figure.axes[0].get_window_extent().height > 200
+    assert all(axes.get_window_extent().height > 40 for axes in figure.axes)
 
 
 @pytest.mark.slow
@@ -201,6 +207,38 @@ def test_a_fan_holds_the_intervals_of_the_newest_cutoffs(draw: Callable[..., Fig
         last = corners[corners[:, 0] == x[~np.isnan(x)][-1]][:, 1]
         assert last.min() == pytest.approx(newest[f"lo_{level}"].iloc[-1])
         assert last.max() == pytest.approx(newest[f"hi_{level}"].iloc[-1])
+
+
+def test_a_fan_shows_the_probability_of_a_rise_below_and_none_of_it_where_there_is_none(
+    draw: Callable[..., Figure],
+) -> None:
+    holdout = windows()
+    adapter = of(table(holdout, "adapter"), "adapter").assign(p_up=0.25)
+    panel = draw(fan_plot, holdout.bars.frame, adapter, "title").axes[1]
+    y = np.asarray(panel.lines[-1].get_ydata(), np.float64)
+    assert set(y[~np.isnan(y)]) == {25.0}
+    assert int((~np.isnan(y)).sum()) == len(adapter)
+
+
+def test_calibration_shows_the_shares_of_the_report_with_their_bands_and_counts(draw: Callable[..., Figure]) -> None:
+    holdout = windows(200, 120)
+    predictions = table(holdout, "adapter")
+    described = calibrations(predictions, ["adapter"])["adapter"]
+    left, right = draw(calibration_plot, described, "title").axes
+    of_80 = described["coverage"]["80"]
+    drawn = {float(y) for line in left.lines for y in np.atleast_1d(np.asarray(line.get_ydata(), np.float64))}
+    for share in (of_80["overall"], *of_80["by_volatility"].values()):
+        assert {share["percent"], share["low"], share["high"]} <= drawn
+    assert [label.get_text().split()[0] for label in left.get_xticklabels()] == ["all", "low", "middle", "high"]
+    assert [text.get_text() for text in right.texts] == [f"{entry['bars']:,}" for entry in described["p_up"]["bins"]]
+    assert right.get_title(loc="left").startswith("Brier score ")
+
+
+def test_a_calibration_without_thirds_or_probabilities_says_why(draw: Callable[..., Figure]) -> None:
+    predictions = table(windows(), "adapter").assign(p_up=np.nan, variance=np.nan)
+    left, right = draw(calibration_plot, calibrations(predictions, ["adapter"])["adapter"], "title").axes
+    assert "No thirds: terciles need 3 cutoffs" in left.texts[0].get_text()
+    assert right.get_title(loc="left") == "No Brier score: no probability of a close above the last."
 
 
 def test_a_fan_of_bars_to_come_goes_on_where_the_known_bars_end(draw: Callable[..., Figure]) -> None:

@@ -29,6 +29,7 @@ from kronos_pipeline.evaluation.backtest.folds import BacktestError, Fold, plan_
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, trained_model
 from kronos_pipeline.evaluation.provenance import manifest_of_ticker, merge_manifests
 from kronos_pipeline.evaluation.rivals.optional import check_rivals
+from kronos_pipeline.evaluation.scoring.calibration import calibrations
 from kronos_pipeline.evaluation.scoring.report import build_evaluation, load_predictions, save_report
 from kronos_pipeline.evaluation.scoring.verdicts import MIN_CUTOFFS
 from kronos_pipeline.training.plan import group_tickers
@@ -207,13 +208,17 @@ def _warnings_of(evaluation: Mapping[str, Any], ticker: str) -> list[str]:
 def _draw(
     layout: ArtifactLayout, ticker: str, rows: pd.DataFrame, trained: str, notes: Sequence[str]
 ) -> dict[str, Path]:
-    """Draw the plots that need many forecasts: the error by bars ahead, and the reliability of the intervals."""
-    from kronos_pipeline.evaluation.reports.plots import reliability_plot, steps_plot
+    """Draw the plots that need many forecasts: the error by bars ahead, and the calibration."""
+    from kronos_pipeline.evaluation.reports.calibration_plots import calibration_plot, reliability_plot
+    from kronos_pipeline.evaluation.reports.plots import steps_plot
 
     title = f"Do the intervals of {trained} hold? {ticker}, backtest"
     pictures = {
         "steps": steps_plot(rows, f"{ticker}: error by bars ahead, backtest", notes),
         "reliability": reliability_plot(rows[rows["model"] == trained], title, notes),
+        "calibration": calibration_plot(
+            calibrations(rows, [trained])[trained], f"{ticker}: does {trained} hold when it matters? Backtest", notes
+        ),
     }
     paths = {kind: layout.picture(ticker, f"backtest-{kind}") for kind in pictures}
     for kind, path in paths.items():

@@ -78,7 +78,7 @@ def record_plot(scored: ScoredLedger, record: TrackRecord) -> bytes:
         scored: the result of `score_ledger`.
         record: the ticker's record over all models.
     """
-    from kronos_pipeline.evaluation.reports.plots import (
+    from kronos_pipeline.evaluation.reports.figures import (
         BANDS,
         BLUE,
         INK,

@@ -13,7 +13,8 @@ The tests read one bar per forecast, the last: it lies the farthest ahead, and c
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ from scipy.special import bdtr
 from scipy.stats import rankdata
 
 from kronos_pipeline.errors import count
-from kronos_pipeline.evaluation.predictions import LEVELS
+from kronos_pipeline.evaluation.predictions import EWMA, LEVELS
 from kronos_pipeline.evaluation.scoring.calibration_tests import (
     conditional_coverage,
     independence,
@@ -36,8 +37,6 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Integers = NDArray[np.int64]
 
-VOLATILITY_MODEL = "ewma"
-"""The model whose variance one bar ahead is the volatility at a cutoff."""
 TERCILES = ("low", "middle", "high")
 CHANCE = 0.95
 """Probability of a band: a calibrated share lies outside in at most 5 percent of all cases."""
@@ -45,6 +44,7 @@ MIN_FORECASTS = 8
 """Minimum number of forecasts that share no bar for a test."""
 MIN_MONTH_BARS = 10
 """Minimum number of bars of a calendar month that can be the worst."""
+_ALPHA = 0.05
 _ROUNDING = 1e-12
 BINS = 10
 """Bins of equal width of a reliability curve."""
@@ -177,6 +177,28 @@ class _Forecasts:
         return self._last[taken]
 
 
+def rejections(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """Count the tickers whose tests reject calibration at 5 percent; of calibrated tickers about one in twenty does.
+
+    Args:
+        entries: the results of `calibrations` for one model, one per ticker.
+
+    Returns:
+        By test, `pit` and such as `kupiec_80`: `rejected` and `tested`, numbers of tickers.
+    """
+    outcomes = {"pit": [entry["pit"] for entry in entries]}
+    for level, name in itertools.product(LEVELS, ("kupiec", "independence", "conditional_coverage")):
+        outcomes[f"{name}_{level}"] = [entry["coverage"][str(level)][name] for entry in entries]
+    p_values = {
+        name: [outcome["p_value"] for outcome in tests if outcome["p_value"] is not None]
+        for name, tests in outcomes.items()
+    }
+    return {
+        name: {"rejected": sum(p_value <= _ALPHA for p_value in values), "tested": len(values)}
+        for name, values in p_values.items()
+    }
+
+
 def volatility_terciles(predictions: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """Rank each ticker's cutoffs by their volatility, and cut them into thirds.
 
@@ -190,7 +212,7 @@ def volatility_terciles(predictions: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     empty["tercile"] = pd.Series(dtype=np.int64)
     if "variance" not in predictions.columns:
         return empty, "the table has no variances"
-    first = predictions[(predictions["model"] == VOLATILITY_MODEL) & (predictions["step"] == 1)]
+    first = predictions[(predictions["model"] == EWMA) & (predictions["step"] == 1)]
     known = first[np.isfinite(first["variance"].to_numpy(np.float64))]
     parts = []
     for _, cutoffs in known.groupby("unique_id", sort=False):
@@ -199,7 +221,7 @@ def volatility_terciles(predictions: pd.DataFrame) -> tuple[pd.DataFrame, str]:
             tercile = np.minimum((3 * (ranks - 0.5) / len(cutoffs)).astype(np.int64), 2)
             parts.append(cutoffs[["unique_id", "cutoff"]].assign(tercile=tercile))
     if not parts:
-        few = f"terciles need {len(TERCILES)} cutoffs of a ticker with a variance of the {VOLATILITY_MODEL} model"
+        few = f"terciles need {len(TERCILES)} cutoffs of a ticker with a variance of the {EWMA} model"
         return empty, few
     return pd.concat(parts, ignore_index=True), ""
 

@@ -38,6 +38,7 @@ UNITS = {
     "crps": "price",
     "scaled_crps": "scaled",
     **{f"pinball_{quantile}": "scaled" for quantile in QUANTILES},
+    "brier": "squared probability",
     "qlike": "log ratio",
     "range_qlike": "log ratio",
     "log_variance_error": "log ratio",
@@ -77,6 +78,7 @@ class Scores(TypedDict):
         share with both on the same side of it.
     crps, scaled_crps: of the sampled paths; of a point forecast the absolute error.
     pinball_5: the mean pinball loss of the quantile of 5 percent, scaled; the quantiles are the ends of the intervals.
+    brier: of `p_up`, the mean of (p_up - up)^2; 0.25 is that of 0.5. A close equal to the last counts half.
     qlike: of the variance over a forecast's bars against the sum of their squared returns, the mean over the cutoffs,
         see `targets.py`; range_qlike against the sum of their range variances.
     log_variance_error: the mean over the cutoffs of |ln(realised / forecast variance)|, against the squared returns.
@@ -101,6 +103,7 @@ class Scores(TypedDict):
     pinball_75: float | None
     pinball_90: float | None
     pinball_95: float | None
+    brier: float | None
     qlike: float | None
     range_qlike: float | None
     log_variance_error: float | None
@@ -209,6 +212,8 @@ def _values(rows: pd.DataFrame) -> pd.DataFrame:
         above = rows["y"] - rows[column]
         losses_of = np.maximum(quantile / 100 * above, (quantile / 100 - 1) * above)  # Koenker and Bassett, 1978
         values[f"pinball_{quantile}"] = (losses_of / rows["scale"]).groupby(by_series).mean()
+    up = (np.sign(rows["y"] - rows["last"]) + 1) / 2
+    values["brier"] = ((rows["p_up"] - up) ** 2).groupby(by_series).mean()
     values |= _variance_scores(rows)
     for prefix, level in _INTERVALS:
         low, high = rows[f"{prefix}lo_{level}"], rows[f"{prefix}hi_{level}"]
@@ -256,6 +261,7 @@ def _reasons(rows: pd.DataFrame) -> dict[int, dict[str, str]]:
         (_OF_VARIANCE, no_variance & ~of_paths, "no forecast of the variance"),
         (_OF_VARIANCE, no_variance & of_paths, "a sampled close is not above 0"),
     ]
+    rules.append((("brier",), ~finite("p_up", "y", "last"), "no probability of a close above the last"))
     rules += [((f"pinball_{quantile}",), ~finite("y", column), "no interval") for quantile, column in QUANTILES.items()]
     rules += [((f"pinball_{quantile}",), no_scale, _NO_SCALE) for quantile in QUANTILES]
     for prefix, level in _INTERVALS:

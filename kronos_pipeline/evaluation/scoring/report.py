@@ -20,8 +20,9 @@ from kronos_pipeline.artifacts import (
     write_parquet,
 )
 from kronos_pipeline.errors import ArtifactError
-from kronos_pipeline.evaluation.predictions import KRONOS, check_predictions, models_of, point_table
+from kronos_pipeline.evaluation.predictions import EWMA, KRONOS, check_predictions, models_of, point_table
 from kronos_pipeline.evaluation.provenance import merge_manifests
+from kronos_pipeline.evaluation.scoring.calibration import calibrations, rejections
 from kronos_pipeline.evaluation.scoring.information_coefficient import information_coefficient
 from kronos_pipeline.evaluation.scoring.metrics import (
     METRICS,
@@ -32,7 +33,7 @@ from kronos_pipeline.evaluation.scoring.metrics import (
     undefined_scores,
 )
 from kronos_pipeline.evaluation.scoring.model_confidence import compare_all
-from kronos_pipeline.evaluation.scoring.targets import TARGETS, ChosenVariants, Target, judged_rows
+from kronos_pipeline.evaluation.scoring.targets import DISTRIBUTION, TARGETS, ChosenVariants, Target, judged_rows
 from kronos_pipeline.evaluation.scoring.verdicts import Comparison, Verdicts, judge
 
 Judged = Mapping[Target, Mapping[str, Verdicts]]
@@ -53,7 +54,8 @@ def build_evaluation(
     model, as sampled. An undefined metric is null, and `undefined` beside it has the reason. `verdicts` has an entry
     for each target, model and rival, per symbol and, in `aggregate`, over all symbols. A Kronos model is scored and
     judged by the variant of its paths that was chosen for the target; `variants` names it. `model_confidence` compares
-    all models and variants of a target jointly.
+    all models and variants of a target jointly. `calibration` has an entry for the EWMA and for each Kronos model, in
+    its variant for the distribution, see `scoring.calibration`.
 
     Args:
         predictions: a table of one symbol or more.
@@ -68,12 +70,16 @@ def build_evaluation(
     if predictions.empty:
         raise ArtifactError("No symbol was evaluated, so there are no metrics; correct the reported errors.")
     check_predictions(predictions)
-    scores = score_as_judged(predictions, variants_of(manifest))
-    judged = judge_targets(predictions, variants_of(manifest), tickers_tested)
+    variants = variants_of(manifest)
+    scores = score_as_judged(predictions, variants)
+    judged = judge_targets(predictions, variants, tickers_tested)
+    calibrated = judged_rows(predictions, DISTRIBUTION, variants)
     per_symbol = [
         _symbol_entry(str(symbol), rows, scores[str(symbol)], trained, judged, manifest)
         for symbol, rows in predictions.groupby("unique_id", sort=True)
     ]
+    for entry in per_symbol:
+        entry["calibration"] = _calibrations(calibrated[calibrated["unique_id"] == entry["symbol"]])
     bases = manifest.get("differing", {}).get("base_model") or [manifest["base_model"]]
     return {
         "model": trained,
@@ -81,7 +87,8 @@ def build_evaluation(
         "demo": any(base["demo"] for base in bases),
         "warnings": [*_warnings(manifest.get("contamination", {})), *_warnings(_sentences(manifest.get("doubts", {})))],
         "units": UNITS,
-        "aggregate": _aggregate(predictions, per_symbol, trained, judged),
+        "aggregate": _aggregate(predictions, per_symbol, trained, judged)
+        | {"calibration": _overall_calibrations(calibrated, [entry["calibration"] for entry in per_symbol])},
         "per_symbol": per_symbol,
         "skipped": [dict(entry) for entry in skipped],
         "holdout": _span(predictions),
@@ -231,6 +238,22 @@ def _verdicts(judged: Judged, comparisons_of: Callable[[Verdicts], Mapping[str, 
             if (comparisons := comparisons_of(verdicts))
         }
         for target, models in judged.items()
+    }
+
+
+def _calibrations(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Describe the calibration of the EWMA and of each Kronos model with forecasts."""
+    present = models_of(rows)
+    return calibrations(rows, [model for model in (EWMA, *KRONOS) if model in present])
+
+
+def _overall_calibrations(
+    rows: pd.DataFrame, of_symbols: Sequence[Mapping[str, Mapping[str, Any]]]
+) -> dict[str, dict[str, Any]]:
+    """Describe the calibration over all symbols, with the number of symbols whose tests reject it."""
+    return {
+        model: entry | {"rejections": rejections([symbol[model] for symbol in of_symbols if model in symbol])}
+        for model, entry in _calibrations(rows).items()
     }
 
 
