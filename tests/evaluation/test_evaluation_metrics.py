@@ -99,8 +99,24 @@ def test_every_score_has_a_unit() -> None:
     y = np.arange(1.0, 11.0)
     scores = score(made_predictions(y, {"base": y + 1}, half_widths={"base": 1.0}))["AAPL"]["base"]
     assert tuple(scores) == METRICS == tuple(UNITS)
-    assert set(UNITS.values()) == {"price", "percent", "scaled", "percent of the close", "log ratio"}
+    assert set(UNITS.values()) == {
+        "price",
+        "percent",
+        "scaled",
+        "percent of the close",
+        "log ratio",
+        "squared probability",
+    }
     assert set(Scores.__annotations__) == {*METRICS, "undefined"}
+
+
+def test_the_brier_score_is_the_mean_squared_error_of_p_up_and_a_close_without_a_move_counts_half() -> None:
+    y = np.array([101.0, 99.0, 100.0])
+    table = made_predictions(y, {"base": y}).assign(p_up=[0.9, 0.4, 0.6])
+    assert score(table)["AAPL"]["base"]["brier"] == pytest.approx((0.1**2 + 0.4**2 + 0.1**2) / 3)
+    scores = score(table.assign(p_up=np.nan))["AAPL"]["base"]
+    assert scores["brier"] is None
+    assert scores["undefined"]["brier"] == "no probability of a close above the last at 3 of 3 bars"
 
 
 def test_shares_are_in_percent() -> None:
@@ -214,7 +230,8 @@ def test_a_variance_that_is_missing_at_one_bar_leaves_its_scores_undefined(
     table.loc[4, list(columns)] = list(columns.values())
     scores = score(table)["AAPL"]["adapter"]
     assert scores["qlike"] is None
-    assert scores["undefined"] == dict.fromkeys(("qlike", "range_qlike", "log_variance_error"), reason)
+    undefined = {metric: why for metric, why in scores["undefined"].items() if metric != "brier"}
+    assert undefined == dict.fromkeys(("qlike", "range_qlike", "log_variance_error"), reason)
 
 
 def test_a_close_that_does_not_move_over_a_forecast_leaves_its_variance_scores_undefined() -> None:

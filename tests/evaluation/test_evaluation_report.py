@@ -13,8 +13,9 @@ from made_predictions import made_predictions
 
 from kronos_pipeline.artifacts import ArtifactLayout, file_hash, read_json, read_parquet
 from kronos_pipeline.errors import ArtifactError
-from kronos_pipeline.evaluation.predictions import VOLATILITY_RIVALS
+from kronos_pipeline.evaluation.predictions import EWMA, VOLATILITY_RIVALS
 from kronos_pipeline.evaluation.provenance import manifest_of_ticker, merge_manifests
+from kronos_pipeline.evaluation.scoring.calibration import calibrations
 from kronos_pipeline.evaluation.scoring.metrics import METRICS, UNITS
 from kronos_pipeline.evaluation.scoring.report import (
     build_evaluation,
@@ -253,3 +254,23 @@ def test_what_differs_between_manifests_is_named_and_two_base_models_are_both_sh
     assert evaluation["base_model"] == "kronos-nano (embedded demo model) / small"
     assert evaluation["demo"] is True
     assert evaluation["device"] is None
+
+
+def test_the_calibration_of_each_symbol_and_of_all_is_in_the_report() -> None:
+    predictions = pd.concat(
+        [
+            made_predictions(
+                100 + np.arange(60.0) % 7, {EWMA: np.full(60, 100.0), "adapter": np.full(60, 101.0)},
+                symbol=symbol, half_widths={EWMA: 1.0, "adapter": 2.0},
+            )
+            for symbol in ("AAPL", "MSFT")
+        ]
+    )  # fmt: skip
+    manifest = {"base_model": {"label": "demo", "demo": True}}
+    evaluation = build_evaluation(predictions, "adapter", [], manifest)
+    expected = calibrations(predictions[predictions["unique_id"] == "AAPL"], [EWMA, "adapter"])
+    assert evaluation["per_symbol"][0]["calibration"] == expected
+    overall = evaluation["aggregate"]["calibration"]
+    assert set(overall) == {EWMA, "adapter"}
+    assert overall["adapter"]["rejections"]["pit"]["tested"] == 2
+    assert overall["adapter"]["forecasts"] == expected["adapter"]["forecasts"] == 12
