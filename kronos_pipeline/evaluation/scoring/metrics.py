@@ -25,7 +25,7 @@ from kronos_pipeline.evaluation.scoring.targets import (
 
 QUANTILES = {5: "lo_90", 10: "lo_80", 25: "lo_50", 75: "hi_50", 90: "hi_80", 95: "hi_90"}
 """Quantiles in percent with a pinball loss, and the end of an interval that each is."""
-_OF_DISTRIBUTION = {"crps", "scaled", "pinball", "coverage", "width", "raw"}
+_OF_DISTRIBUTION = {"crps", "scaled", "pinball", "brier", "coverage", "width", "raw"}
 _INTERVALS = [(prefix, level) for prefix in ("", "raw_") for level in LEVELS]
 
 UNITS = {
