@@ -46,6 +46,7 @@ def test_the_rivals_are_in_the_tables_of_the_holdout_and_of_the_backtest(
             assert rows[["mean", "lo_80", "hi_80", "variance", "p_up", "crps", "pit"]].notna().all(axis=None)
     evaluation = json.loads((output / "metrics/evaluation.json").read_text())
     assert {"lightgbm", "chronos"} <= set(evaluation["per_symbol"][0]["models"])
+    assert evaluation["manifest"]["rivals"].keys() == {"lightgbm", "chronos"}
 
 
 def test_a_rival_without_enough_bars_is_told_and_the_others_are_evaluated(

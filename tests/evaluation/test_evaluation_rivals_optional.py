@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from tiny_chronos import save_tiny_chronos
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.windows import WindowSet, build_windows
 from kronos_pipeline.evaluation.leakage_test import with_noise
-from kronos_pipeline.evaluation.rivals.optional import NO_RIVALS, prepare_rivals, rivals_key
+from kronos_pipeline.evaluation.rivals.optional import NO_RIVALS, prepare_rivals, rivals_provenance
 
 CPU = torch.device("cpu")
 GBM = FIVE_DAYS.model_copy(update={"rivals": ["lightgbm"]})
@@ -58,14 +59,15 @@ def test_too_few_bars_are_told_for_each_ticker() -> None:
 
 
 @pytest.mark.slow
-def test_both_rivals_forecast_and_other_weights_give_another_key(tmp_path: Path) -> None:
+def test_both_rivals_forecast_and_their_provenance_names_packages_and_weights(tmp_path: Path) -> None:
     folder = save_tiny_chronos(tmp_path / "chronos")
     recipe = GBM.model_copy(update={"rivals": ["lightgbm", f"chronos={folder}"]})
     closes, notes = forecast([random_walk(0)], 0, recipe)
     assert list(closes) == ["lightgbm", "chronos"]
     assert notes == []
-    key = rivals_key(recipe)
-    assert rivals_key(recipe) == key
+    provenance = rivals_provenance(recipe)
+    assert provenance["lightgbm"] == {name: version(name) for name in ("lightgbm", "mlforecast")}
+    assert provenance["chronos"].keys() == {"chronos-forecasting", "transformers", "weights"}
     save_tiny_chronos(folder, seed=1)
-    assert rivals_key(recipe) != key
-    assert rivals_key(FIVE_DAYS) == ""
+    assert rivals_provenance(recipe)["chronos"]["weights"] != provenance["chronos"]["weights"]
+    assert rivals_provenance(FIVE_DAYS) == {}

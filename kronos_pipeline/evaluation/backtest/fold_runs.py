@@ -20,7 +20,7 @@ from kronos_pipeline.evaluation.forecasting.batching import ForecastJob, run_job
 from kronos_pipeline.evaluation.forecasting.candidates import Candidate, TrainedModels, evaluate_models_job
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, trained_model
 from kronos_pipeline.evaluation.provenance import merge_manifests, sampling_precision
-from kronos_pipeline.evaluation.rivals.optional import OptionalRivals, prepare_rivals, rivals_key
+from kronos_pipeline.evaluation.rivals.optional import OptionalRivals, prepare_rivals, rivals_provenance
 from kronos_pipeline.training.plan import plan_trainings
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def fold_key(fold: Fold, base: KronosModel) -> str:
     data = [windows.bars.content_hash for windows in fold.windows]
     # The device type, not its number: a killed backtest may resume on another GPU.
     code = layers_version(*PREDICTIONS)
-    rivals = rivals_key(fold.recipe)
+    rivals = json.dumps(rivals_provenance(fold.recipe), sort_keys=True)
     content = text_hash(settings, packages, rivals, base.weights_hash, base.device.type, *formats, code, *data)
     return f"{text_hash(trained_model(fold.recipe), *fold.group)[:12]}-{content[:32]}"
 

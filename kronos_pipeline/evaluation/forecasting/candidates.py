@@ -154,6 +154,7 @@ def evaluate_models_job(
         "sampling": {ticker: {name: sampling.summary() for name, sampling in samplings.items()}},
         "mended": {ticker: forecasts.mended},
         "weights": {ticker: {name: model.weights_hash for name, model in models.items()}},
+        "rivals": rivals.provenance,
     }
     return ModelEvaluation(forecasts.predictions, manifest, forecasts.notes)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from kronos_pipeline.artifacts import text_hash
 from kronos_pipeline.data.purge import outdated_tickers, purge_overlapping_targets
 from kronos_pipeline.errors import DataError
 from kronos_pipeline.evaluation.predictions import CHRONOS, LIGHTGBM
@@ -38,10 +37,12 @@ class OptionalRivals:
     Attributes:
         forecasters: a forecaster by model name.
         left_out: by ticker and model name, the reason that a rival does not forecast the ticker.
+        provenance: by model name, the versions of its packages and the hash of its weights, for manifests.
     """
 
     forecasters: dict[str, PathForecaster]
     left_out: dict[tuple[str, str], str]
+    provenance: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def forecast(
         self, windows: WindowSet, origins: Origins, ends: Origins, recipe: Recipe
@@ -124,23 +125,23 @@ def prepare_rivals(recipe: Recipe, windows: Iterable[WindowSet], device: torch.d
             left_out |= {(window_set.ticker, LIGHTGBM): error.problems[0].rule for window_set in known}
         else:
             forecasters[LIGHTGBM] = partial(sample_lightgbm, model)
-    return OptionalRivals(forecasters, left_out)
+    return OptionalRivals(forecasters, left_out, rivals_provenance(recipe))
 
 
-def rivals_key(recipe: Recipe) -> str:
-    """Return a hash of the packages and weights that shape the forecasts of the recipe's rivals; "" without rivals."""
+def rivals_provenance(recipe: Recipe) -> dict[str, dict[str, str]]:
+    """Return what shapes the forecasts of the recipe's rivals, by model name: versions of packages, hash of weights."""
     from kronos_pipeline.evaluation.rivals.chronos import find_chronos_folder
     from kronos_pipeline.model.weights import WEIGHTS
 
-    parts = []
+    provenance = {}
     for name in recipe.rivals:
         kind = name.partition("=")[0]
-        parts += [kind, *map(importlib.metadata.version, _PACKAGES[kind])]
+        provenance[kind] = {package: importlib.metadata.version(package) for package in _PACKAGES[kind]}
         if kind == CHRONOS:
             _, folder = find_chronos_folder(name)
-            changed = (folder / WEIGHTS).stat()
-            parts.append(_weights_hash(folder, changed.st_mtime_ns, changed.st_size))
-    return text_hash(*parts) if parts else ""
+            state = (folder / WEIGHTS).stat()
+            provenance[kind]["weights"] = _weights_hash(folder, state.st_mtime_ns, state.st_size)
+    return provenance
 
 
 @lru_cache
