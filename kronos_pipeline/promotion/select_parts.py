@@ -2,6 +2,9 @@
 
 centre   champion of mean          else the base model, if better than all rivals    else the last close
 shape    champion of distribution  else the base model, if better than all rivals    else the best volatility rival
+
+If the paths of the shape were chosen and judged as sampled, around their own mean path, they are served so in place of
+around the last close: recentred, they would be a forecast that no evidence is about.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from kronos_pipeline.artifacts import ArtifactLayout, read_json
 from kronos_pipeline.evaluation.forecasting.composition import PathModel
 from kronos_pipeline.evaluation.forecasting.sampling import load_sampling, plain_sampling
-from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, CHECKPOINT, EWMA, VOLATILITY_RIVALS
+from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, CHECKPOINT, EWMA, SAMPLED, VOLATILITY_RIVALS
 from kronos_pipeline.evaluation.scoring.targets import DISTRIBUTION, MEAN, Target
 from kronos_pipeline.evaluation.scoring.verdicts import BETTER, combined_verdict
 from kronos_pipeline.promotion.champion import (
@@ -133,9 +136,12 @@ def select_parts(
         part = otherwise()
         return replace(part, reason="; ".join([*reasons, *filter(None, [part.reason])]))
 
-    return Parts(
-        select(MEAN, lambda: Part(None, LAST_CLOSE, "")), select(DISTRIBUTION, lambda: _best_rival(layout, bars.ticker))
-    )
+    centre = select(MEAN, lambda: Part(None, LAST_CLOSE, ""))
+    shape = select(DISTRIBUTION, lambda: _best_rival(layout, bars.ticker))
+    source = shape.source
+    if centre.source is None and isinstance(source, PathModel) and source.sampling.variant(DISTRIBUTION) == SAMPLED:
+        centre = replace(shape, reason=f"{centre.reason}; its paths as sampled were best on the selection block")
+    return Parts(centre, shape)
 
 
 def _verdict_on_base(

@@ -58,12 +58,13 @@ def test_an_adapter_that_learned_a_strong_pattern_is_promoted_and_forecasts(
 ) -> None:
     output = train(tmp_path, strong_pattern(), "--refit-all")
     printed = capsys.readouterr().out
-    assert "kronos-AAPL version 1, by its holdout: champion of mean" in printed
+    assert "kronos-AAPL version 1, by its holdout: champion of distribution" in printed
     assert "kronos-AAPL version 2: version 1 on all bars, not itself measured" in printed
     champion = registry(output).champion("kronos-AAPL")
     assert champion is not None
     assert champion.number == 1
-    assert champion.tags["verdict.mean.naive"] == champion.tags["verdict.mean.base"] == "better"
+    rivals = ("ewma", "garch", "gjr_garch", "har", "base")
+    assert {champion.tags[f"verdict.distribution.{rival}"] for rival in rivals} == {"better"}
     manifest: dict[str, Any] = json.loads((output / "refits/AAPL/manifest.json").read_text())
     assert manifest["seen_until"]["AAPL"].startswith(str(strong_pattern()["timestamps"].iloc[-1].date()))
 

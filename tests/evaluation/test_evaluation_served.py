@@ -34,7 +34,7 @@ def predictions() -> pd.DataFrame:
     [
         ("sampled", True, 0.5),
         ("recentred", True, 0.5),
-        ("sampled", False, 0.6),
+        ("sampled", False, 0.5),
         ("recentred", False, 0.6),
         ("rescaled", False, 0.4),
     ],
@@ -55,6 +55,7 @@ def test_a_composition_that_the_table_does_not_have_is_not_scored(predictions: p
     rescaled: ChosenVariants = {"AAPL": {"adapter": {"distribution": "rescaled"}}}
     assert score_served(predictions, "adapter", rescaled, own_centre=True) is None
     without = predictions[predictions["model"] != "adapter_recentred"]
-    assert score_served(without, "adapter", {}, own_centre=False) is None
+    recentred: ChosenVariants = {"AAPL": {"adapter": {"distribution": "recentred"}}}
+    assert score_served(without, "adapter", recentred, own_centre=False) is None
     few = predictions[predictions["cutoff"] <= predictions["cutoff"].unique()[6]]
     assert score_served(few, "adapter", {}, own_centre=False) is None

@@ -105,8 +105,12 @@ def test_an_adapter_that_learned_a_strong_pattern_becomes_champion_with_the_reas
     metadata = champion.location.metadata("champion", TICKER)
     assert metadata["promoted"] is True
     assert metadata["evidence"] == "backtest"
-    assert "by its backtest: champion of mean" in metadata["decision"]
-    assert "base: better" in metadata["mean"]
+    assert metadata["champion of"].startswith("distribution")
+    assert "by its backtest: champion of distribution" in metadata["decision"]
+    assert "base: better" in metadata["distribution"]
+    # The seasonal naive forecast knows the levels of the days, too.
+    assert "naive: better" in metadata["mean"]
+    assert "seasonal_naive: no better" in metadata["mean"]
     assert metadata["version"] == 1
 
 
@@ -119,7 +123,8 @@ def test_the_version_holds_the_verdicts_the_reason_and_its_evidence(champion: Ch
     assert version is not None
     metadata = champion.location.metadata("champion", TICKER)
     assert version.tags["verdict.mean.naive"] == version.tags["verdict.mean.base"] == "better"
-    assert version.tags["reason.mean"].startswith("Promoted by the strict gate: better than naive (skill ")
+    assert version.tags["reason.mean"].startswith("Not promoted by the strict gate: no better than seasonal_naive")
+    assert version.tags["reason.distribution"].startswith("Promoted by the strict gate: better than ewma (skill ")
     assert version.run_id == metadata["MLflow run"] == champion.location.metadata("adapter", TICKER)["MLflow run"]
     predictions, _ = read_parquet(champion.location.layout.backtest("adapter", TICKER))
     assert len(registry.evidence(version)) == len(predictions)
@@ -127,15 +132,15 @@ def test_the_version_holds_the_verdicts_the_reason_and_its_evidence(champion: Ch
 
 def test_the_checks_of_holdout_and_backtest_show_each_verdict(champion: Champion) -> None:
     passed = checks(champion.promoted)
-    assert passed["backtest", "better_mean"] == {TICKER: True}
+    assert passed["backtest", "better_distribution"] == {TICKER: True}
     texts = {
         (check.asset_key.to_user_string(), check.check_name): str(check.description)
         for check in champion.promoted.get_asset_check_evaluations()
     }
-    assert "The mean of the adapter against naive: better; skill " in texts["backtest", "better_mean"]
+    assert "The distribution of the adapter against ewma: better; skill " in texts["backtest", "better_distribution"]
     # Ten days are two cutoffs of five bars: on the holdout alone nothing can be said.
-    assert passed["holdout_metrics", "better_mean"] == {TICKER: False}
-    assert "too little evidence; 2 shared cutoffs" in texts["holdout_metrics", "better_mean"]
+    assert passed["holdout_metrics", "better_distribution"] == {TICKER: False}
+    assert "too little evidence; 2 shared cutoffs" in texts["holdout_metrics", "better_distribution"]
 
 
 def test_the_leaderboard_shows_and_keeps_holdout_and_backtest(champion: Champion) -> None:
@@ -160,7 +165,7 @@ def test_the_champion_forecasts_the_bars_to_come_by_its_refit_which_says_so(cham
     champion.watch(KNOWN)
     metadata = champion.location.metadata("forecast", TICKER)
     assert metadata["forecast by"] == f"kronos-{TICKER} version 2, a refit of version 1, not itself measured"
-    assert "Promoted by the strict gate" in metadata["why"]
+    assert "version 1 is champion of distribution: better than base, ewma, " in metadata["why"]
     assert "not itself measured" in metadata["close"]
     assert metadata["fan chart"].startswith("![the bars to come, with intervals](data:image/png;base64,")
     ahead, manifest = read_parquet(champion.location.layout.forecast(TICKER))

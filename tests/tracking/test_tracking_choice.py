@@ -22,7 +22,7 @@ from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import Bars, make_bars
 from kronos_pipeline.errors import ModelError
 from kronos_pipeline.evaluation.forecasting.sampling import Sampling, plain_sampling, save_sampling
-from kronos_pipeline.evaluation.predictions import LEVELS, VARIANTS
+from kronos_pipeline.evaluation.predictions import LEVELS, VARIANTS, Variant
 from kronos_pipeline.evaluation.scoring.targets import TARGETS, Target
 from kronos_pipeline.model.loading import KronosModel
 from kronos_pipeline.model.lora import load_trained
@@ -96,13 +96,19 @@ def make_champion(registry: Registry, run_id: str) -> Callable[..., int]:
     return register
 
 
-def save_fitted_sampling(folder: Path, ticker: str, base: KronosModel, recipe: Recipe) -> Sampling:
+def save_fitted_sampling(
+    folder: Path, ticker: str, base: KronosModel, recipe: Recipe, variant: Variant = "sampled"
+) -> Sampling:
     """Store a sampling beside a model's weights."""
     [windows] = simulated_windows(recipe, [ticker])
     model = load_trained(folder, base)
     widths = dict.fromkeys(LEVELS, (2.0,) * recipe.horizon)
     sampling = replace(
-        plain_sampling(recipe), temperature=0.7, widths=dict.fromkeys(VARIANTS, widths), weights_hash=model.weights_hash
+        plain_sampling(recipe),
+        temperature=0.7,
+        widths=dict.fromkeys(VARIANTS, widths),
+        variants={"distribution": variant},
+        weights_hash=model.weights_hash,
     )
     save_sampling(folder, windows, sampling, recipe)
     return sampling
@@ -165,18 +171,29 @@ def test_the_centre_and_the_shape_come_from_different_champions(
     assert choice.models["shape"].model.weights_hash == load_trained(distribution, base).weights_hash
 
 
-def test_a_champion_of_the_distribution_alone_is_centred_on_the_last_close(
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_champion_of_the_distribution_alone_is_served_as_it_was_judged(
     select: Callable[..., Parts],
     make_champion: Callable[..., int],
     make_adapter: Callable[[str, int], Path],
     ticker: str,
+    base: KronosModel,
+    recipe: Recipe,
+    variant: Variant,
 ) -> None:
-    make_champion(make_adapter(ticker, 1), registered_name(ticker), ["distribution"])
+    folder = make_adapter(ticker, 1)
+    save_fitted_sampling(folder, ticker, base, recipe, variant)
+    make_champion(folder, registered_name(ticker), ["distribution"])
     choice = select()
-    assert choice.centre.source is None
-    assert choice.label == f"last close, spread of kronos-{ticker} version 1"
     assert "\n" not in choice.reason
-    assert choice.reason.startswith(f"centre: last close (kronos-{ticker} has no champion of mean; ")
+    if variant == "sampled":
+        assert choice.models["centre"] is choice.models["shape"]
+        assert choice.label == f"kronos-{ticker} version 1"
+        assert f"kronos-{ticker} has no champion of mean" in choice.reason
+    else:
+        assert choice.centre.source is None
+        assert choice.label == f"last close, spread of kronos-{ticker} version 1"
+        assert choice.reason.startswith(f"centre: last close (kronos-{ticker} has no champion of mean; ")
 
 
 def test_the_checkpoints_champion_serves_the_tickers_that_it_was_trained_on_and_no_other(
@@ -247,7 +264,8 @@ def test_without_a_champion_the_base_model_forecasts_where_it_was_better_than_na
         "holdout": layout.ticker_metrics(ticker),
     }[source]
     [windows] = simulated_windows(recipe, [ticker])
-    sampling = replace(plain_sampling(recipe), temperature=0.6, weights_hash=base.weights_hash)
+    variants: dict[Target, Variant] = {"distribution": "recentred"}
+    sampling = replace(plain_sampling(recipe), variants=variants, weights_hash=base.weights_hash)
     save_sampling(layout.base, windows, sampling, recipe)
     save_verdict(path, ticker, base.source.name, "better")
 

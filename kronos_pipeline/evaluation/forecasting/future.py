@@ -21,14 +21,13 @@ from kronos_pipeline.evaluation.forecasting.batching import (
     Sampler,
     run_job,
 )
-from kronos_pipeline.evaluation.forecasting.composition import PathModel, compose
+from kronos_pipeline.evaluation.forecasting.composition import PathModel, compose, composed_variant
 from kronos_pipeline.evaluation.forecasting.distributions import describe_closes, path_statistics
 from kronos_pipeline.evaluation.forecasting.variants import rescale
 from kronos_pipeline.evaluation.predictions import EWMA, LEVELS, NAIVE, RECENTRED, RESCALED, SAMPLED
 from kronos_pipeline.evaluation.provenance import sampling_precision
 from kronos_pipeline.evaluation.reports.text_table import TextTable, price
 from kronos_pipeline.evaluation.rivals.volatility_rivals import forecast_rivals_ahead
-from kronos_pipeline.evaluation.scoring.served import composed_variant
 from kronos_pipeline.evaluation.scoring.targets import DISTRIBUTION
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Scores of the forecast that is served: a champion's shape around its mean path, or around the last close.
+"""Scores of the forecast that is served: a champion's shape around its own mean path, or around the last close.
 
 A served forecast is composed, see `forecasting.composition`: the gate judges its parts, and these scores the whole.
 The composition is a variant of the model's paths in the table of predictions, except for rescaled paths around the
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from kronos_pipeline.evaluation.predictions import NAIVE, RECENTRED, RESCALED, SAMPLED, Variant, variant_name
+from kronos_pipeline.evaluation.predictions import NAIVE, RESCALED, SAMPLED, Variant, variant_name
 from kronos_pipeline.evaluation.scoring.targets import DISTRIBUTION, MEAN, ChosenVariants, judged_rows, rivals_in
 from kronos_pipeline.evaluation.scoring.verdicts import Comparison, judge
 
@@ -40,13 +40,16 @@ class ServedScore:
 def score_served(
     predictions: pd.DataFrame, model: str, variants: ChosenVariants, *, own_centre: bool
 ) -> ServedScore | None:
-    """Score a model's shape around its own mean path or around the last close.
+    """Score the forecast of a model that is champion of the distribution.
+
+    As champion of the mean, too, the model gives the centre. Otherwise its paths are served in the variant that was
+    chosen for the distribution: around its own mean path as sampled, around the last close as recentred or rescaled.
 
     Args:
         predictions: the evidence of the model.
         model: its name in the table, "adapter" or "checkpoint".
         variants: the variants that were chosen for each ticker.
-        own_centre: True if the model's mean path is the centre, False for the last close.
+        own_centre: True if the model is champion of the mean, too.
 
     Returns:
         None if the table does not have the composition, or too few cutoffs.
@@ -56,7 +59,7 @@ def score_served(
     for ticker in map(str, predictions["unique_id"].unique()):
         chosen = variants.get(ticker, {})
         shape = chosen.get(model, {}).get(DISTRIBUTION, SAMPLED)
-        variant = composed_variant(shape, own_centre=own_centre)
+        variant = SAMPLED if own_centre else shape
         if variant_name(model, variant) not in present or (own_centre and shape == RESCALED):
             return None  # the rescaled paths of the table lie around the last close
         others = {name: dict(by_target) for name, by_target in chosen.items() if name != model}
@@ -69,18 +72,3 @@ def score_served(
     if not scored or mean is None or mean.skill is None:
         return None
     return ServedScore(min(scored, key=lambda comparison: comparison.skill or 0.0), mean)
-
-
-def composed_variant(shape: Variant, *, own_centre: bool) -> Variant:
-    """Return the variant of a model's paths that recentring on a centre makes of its shape.
-
-    Around the model's own mean path the paths as sampled and the recentred paths are the paths as sampled; around the
-    last close, both are the recentred paths. Rescaled paths stay rescaled.
-
-    Args:
-        shape: the variant that was chosen for the distribution.
-        own_centre: True if the centre is the mean path of the same model.
-    """
-    if shape == RESCALED:
-        return RESCALED
-    return SAMPLED if own_centre else RECENTRED
