@@ -22,7 +22,8 @@ import pandas as pd
 
 from kronos_pipeline import run_training
 from kronos_pipeline.artifacts import ArtifactLayout, package_versions, read_json, write_file
-from kronos_pipeline.evaluation.reports.tables import evaluation_table, leaderboard_table, verdict_sentences
+from kronos_pipeline.evaluation.reports.tables import evaluation_table, leaderboard_table
+from kronos_pipeline.evaluation.reports.worth import worth_table
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "results.md"
@@ -90,13 +91,12 @@ def section(name: str, root: Path) -> str:
 
 
 def figures_of(evaluation: dict[str, Any], title: str) -> list[str]:
-    """Return the leaderboard, the table by symbol and the verdict over all symbols."""
-    kind = evaluation["model"]
+    """Return the leaderboard, the errors by symbol, and what the model is good for by symbol and over all symbols."""
     span = evaluation["holdout"]
     return [
         leaderboard_table(evaluation, title).markdown(),
         evaluation_table(evaluation, title).markdown(),
-        "\n".join(f"- {kind} {sentence}" for sentence in verdict_sentences(evaluation["aggregate"], kind)),
+        worth_table(evaluation, title).markdown(),
         f"{span['first'][:10]} to {span['last'][:10]}, {evaluation['samples']} paths, seed {evaluation['seed']}.",
     ]
 

@@ -61,7 +61,7 @@ class TextTable:
             *self.rows,
             *([[f"**{cell}**" for cell in self.total]] if self.total else []),
         ]
-        table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        table = "\n".join(f"| {' | '.join(cells)} |".replace("\n", " ") for cells in lines)
         return "\n\n".join([self.title, table, *self.notes])
 
 
