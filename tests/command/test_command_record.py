@@ -53,7 +53,7 @@ def test_the_record_of_a_ticker_is_printed_by_model_and_stored(
     assert "Track record of the forecasts in the ledger" in told
     assert f"{ticker} all 10 +2" in told
     assert f"{ticker} naive 1 10 +2" in told
-    assert f"{ticker}: skill of 10 forecasts: mean +0.0% against the last close (open, e 1)" in told
+    assert f"{ticker}: skill of 10 forecasts: mean +0.0% against the last close (open, e-value 1 for better)" in told
     stored = read_json(layout.track_record(ticker))
     assert (stored["forecasts"], stored["waiting"], stored["mean_skill"]) == (10, 2, 0.0)
     assert [model["model"] for model in stored["models"]] == ["naive 1"]

@@ -53,7 +53,7 @@ def record_sentence(record: TrackRecord) -> str:
     if not record.forecasts:
         return f"{record.ticker}: no forecast of the ledger has been scored yet{waiting and ', '}{waiting}."
     parts = [
-        f"{name} {_percent(skill)} against {rival} ({verdict}, e {_evidence(better, worse)})"
+        f"{name} {_percent(skill)} against {rival} ({verdict}, {_evidence_for(better, worse)})"
         for name, rival, skill, verdict, better, worse in (
             (
                 "mean",
@@ -96,18 +96,18 @@ def record_plot(scored: ScoredLedger, record: TrackRecord) -> bytes:
     title = f"{record.ticker}: track record of {count(record.forecasts, 'forecast')} issued before their bars existed"
     figure, (left, right) = new_figure(title, record.notes, panels=2)
     left.axhline(0, color=INK, linewidth=1)
-    crps_evidence = _evidence(record.crps_evidence, record.crps_against)
-    mean_evidence = _evidence(record.mean_evidence, record.mean_against)
+    crps_evidence = _evidence_for(record.crps_evidence, record.crps_against)
+    mean_evidence = _evidence_for(record.mean_evidence, record.mean_against)
     for name, loss, rival, colour, verdict, evidence in (
         ("distribution against EWMA", "loss", "rival_loss", BLUE, record.crps_verdict, crps_evidence),
         ("mean against the last close", "mean_loss", "naive_loss", ORANGE, record.mean_verdict, mean_evidence),
     ):
         totals = forecasts[[loss, rival]].cumsum()
         skill = 1 - totals[loss] / totals[rival].where(totals[rival] > 0)
-        label = f"{name}: {verdict}, e-value {evidence}"
+        label = f"{name}: {verdict}, {evidence}"
         left.plot(x, skill, color=colour, linewidth=1.8, marker=dots, markersize=4, label=label)
     low, high = left.get_ylim()
-    left.set_ylim(max(low, -_SHOWN_SKILL), min(high, _SHOWN_SKILL))
+    left.set_ylim(max(min(low, -0.02), -_SHOWN_SKILL), min(max(high, 0.02), _SHOWN_SKILL))
     left.set_ylabel("running skill (above 0: better than the rival)")
 
     keys = ["unique_id", "issued", "cutoff", "model", "version"]
@@ -136,3 +136,8 @@ def _evidence(better: float, worse: float, verdict: str = OPEN) -> str:
     """Format the larger of two e-values, with < before that of "worse", and a verdict unless it is open."""
     value = f"{'<' if worse > better else ''}{max(better, worse):.2g}"
     return value if verdict == OPEN else f"{value} {verdict}"
+
+
+def _evidence_for(better: float, worse: float) -> str:
+    """Say the larger of two e-values, and its side."""
+    return f"e-value {max(better, worse):.2g} for {'worse' if worse > better else 'better'}"
