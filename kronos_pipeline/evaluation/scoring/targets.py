@@ -90,8 +90,8 @@ def judged_rows(predictions: pd.DataFrame, target: Target, variants: ChosenVaria
 def target_losses(predictions: pd.DataFrame, model: str, target: Target) -> pd.Series:
     """Return a model's loss on a target by `(unique_id, cutoff)`.
 
-    A loss is NaN if it is undefined: a forecast or a close is not finite, the scale is not above 0, or the close does
-    not move over the horizon. The result is empty if the table has no forecast of the model.
+    A loss is NaN if it is undefined: a forecast or a close is not finite, the scale is not a number above 0, or the
+    close does not move over the horizon. The result is empty if the table has no forecast of the model.
 
     Args:
         predictions: a table of `predictions.py`.
@@ -134,7 +134,7 @@ def _losses(rows: pd.DataFrame, target: Target, keys: Sequence[str]) -> pd.Serie
     """Return the loss of each forecast by the columns that tell forecasts apart; infinite if it is undefined."""
     if target == VOLATILITY:
         return qlike(rows, "squared_return", keys).fillna(np.inf)
-    scale = rows["scale"].where(rows["scale"] > 0)
+    scale = rows["scale"].where((rows["scale"] > 0) & np.isfinite(rows["scale"]))
     errors = (rows["mean"] - rows["y"]).abs() if target == MEAN else rows["crps"]
     filled = (errors / scale).fillna(np.inf)  # a mean would leave NaN out
     return pd.Series(filled.groupby([rows[key] for key in keys]).mean())
