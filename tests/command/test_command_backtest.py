@@ -36,7 +36,7 @@ def test_a_backtest_says_what_it_costs_then_what_it_found(
     first = next(number for number, line in enumerate(lines) if "scaled error adapter" in line)
     assert cost < first
     assert "AAPL: 2 of" not in " ".join(lines)
-    assert "mean against naive: too little evidence, 2 shared cutoffs, and a verdict needs 8" in lines
+    assert "Few: too little evidence: 2 shared cutoffs, and a verdict needs 8" in " ".join(" ".join(lines).split())
     evaluation = json.loads((output / "backtest/adapter.json").read_text())
     assert [entry["cutoffs"] for entry in evaluation["per_symbol"]] == [2, 2]
     assert not (output / "adapters").exists()
@@ -85,7 +85,7 @@ def test_a_training_is_registered_even_where_no_ticker_has_bars_for_the_backtest
     assert "AAPL.csv: 110 bars" in printed.err
     assert "cutoffs of a fold" in printed.err
     assert "validation-bars" not in printed.err
-    assert "kronos-MSFT version 1, by its holdout: not promoted" in printed.out
+    assert "kronos-AAPL, kronos-MSFT, each by its holdout: not promoted; mean: " in printed.out
     assert (output / "metrics/leaderboard.json").is_file()
 
 

@@ -11,10 +11,10 @@ from kronos_pipeline.artifacts import ArtifactLayout, write_json
 from kronos_pipeline.errors import count
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, CHECKPOINT, FEWEST_PATHS, NAIVE, without_variants
 from kronos_pipeline.evaluation.reports.text_table import UNDEFINED, TextTable, number, price
-from kronos_pipeline.evaluation.reports.worth import MARKS, combined_verdict_of
+from kronos_pipeline.evaluation.reports.worth import MARKS, combined_verdict_of, little_evidence
 from kronos_pipeline.evaluation.scoring.metrics import METRICS, UNITS
 from kronos_pipeline.evaluation.scoring.targets import DISTRIBUTION, MEAN, TARGETS, VOLATILITY, Target
-from kronos_pipeline.evaluation.scoring.verdicts import MIN_CUTOFFS, TOO_LITTLE, Verdict
+from kronos_pipeline.evaluation.scoring.verdicts import Verdict
 
 _ORDER = (ADAPTER, CHECKPOINT, BASE, NAIVE)
 _HEADERS: dict[Target, str] = {MEAN: "mean", DISTRIBUTION: "distri-\nbution", VOLATILITY: "vola-\ntility"}
@@ -182,8 +182,7 @@ def _notes(evaluation: Mapping[str, Any]) -> list[str]:
         for key, word in (("bars", "bar"), ("symbols_evaluated", "symbol"), ("cutoffs", "cutoff"))
     ]
     notes = [*evaluation["warnings"], "{} of {} forecast from {}.".format(*counts)]
-    if why := _little_evidence(evaluation):
-        notes.append(f"{MARKS[TOO_LITTLE].capitalize()}: too little evidence: {why}.")
+    notes += little_evidence(evaluation)
     notes += _partial(evaluation)
     if evaluation["samples"] is not None and evaluation["samples"] < FEWEST_PATHS:
         notes.append(f"Intervals reach beyond {count(evaluation['samples'], 'path')} by a fitted tail, and are rough.")
@@ -198,22 +197,6 @@ def _notes(evaluation: Mapping[str, Any]) -> list[str]:
         if metric in ("mae", "rmse", "mape", "mase")
     ]
     return notes + [f"Skipped {entry['symbol']}: {entry['reason']}" for entry in evaluation["skipped"]]
-
-
-def _little_evidence(evaluation: Mapping[str, Any]) -> str | None:
-    """Return the most frequent reason of verdicts of too little evidence, or None without such a verdict."""
-    entries = (evaluation["aggregate"], *evaluation["per_symbol"])
-    verdicts = [
-        verdict
-        for entry in entries
-        for models in entry["verdicts"].values()
-        for verdict in models.get(evaluation["model"], {}).values()
-    ]
-    reasons = [verdict["reason"] for verdict in verdicts if verdict["verdict"] == TOO_LITTLE]
-    if not reasons:
-        return None
-    usual = max(reasons, key=reasons.count)
-    return f"{usual} (--backtest-origins gives more)" if f"needs {MIN_CUTOFFS}" in usual else usual
 
 
 def _partial(evaluation: Mapping[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ from kronos_pipeline.evaluation.reports.text_table import UNDEFINED, TextTable, 
 from kronos_pipeline.evaluation.scoring.targets import TARGETS, Target
 from kronos_pipeline.evaluation.scoring.verdicts import (
     BETTER,
+    MIN_CUTOFFS,
     NO_BETTER,
     TOO_LITTLE,
     WORSE,
@@ -42,7 +43,7 @@ def worth_table(evaluation: Mapping[str, Any], what: str) -> TextTable:
         headers=["Symbol", *TARGETS, "80 %\nholds"],
         rows=[[entry["symbol"], *cells(entry)] for entry in evaluation["per_symbol"]],
         total=["all", *cells(total)] if len(evaluation["per_symbol"]) > 1 else [],
-        notes=[*evaluation["warnings"], _LEGEND],
+        notes=[*evaluation["warnings"], *little_evidence(evaluation), _LEGEND],
     )
 
 
@@ -62,6 +63,23 @@ def best_rival(entry: Mapping[str, Any], model: str, target: Target) -> Mapping[
 def combined_verdict_of(entry: Mapping[str, Any], model: str, target: Target) -> Verdict:
     """Return the verdict on a model over all rivals of a target, of a symbol's entry or the aggregate."""
     return combined_verdict(verdict["verdict"] for verdict in entry["verdicts"][target].get(model, {}).values())
+
+
+def little_evidence(evaluation: Mapping[str, Any]) -> list[str]:
+    """Return a note with the most frequent reason of verdicts of too little evidence; none without such a verdict."""
+    entries = (evaluation["aggregate"], *evaluation["per_symbol"])
+    reasons = [
+        verdict["reason"]
+        for entry in entries
+        for models in entry["verdicts"].values()
+        for verdict in models.get(evaluation["model"], {}).values()
+        if verdict["verdict"] == TOO_LITTLE
+    ]
+    if not reasons:
+        return []
+    usual = max(reasons, key=reasons.count)
+    more = " (--backtest-origins gives more)" if f"needs {MIN_CUTOFFS}" in usual else ""
+    return [f"{MARKS[TOO_LITTLE].capitalize()}: too little evidence: {usual}{more}."]
 
 
 def _cell(entry: Mapping[str, Any], model: str, target: Target) -> str:
