@@ -43,6 +43,7 @@ class TextTable:
             box=SIMPLE_HEAD,
             show_edge=False,
             padding=0,
+            min_width=len(self.title),  # otherwise a narrow table breaks its title
         )
         for number, header in enumerate(self.headers):
             table.add_column(header, justify="left" if number == 0 else "right", overflow="fold", vertical="bottom")
