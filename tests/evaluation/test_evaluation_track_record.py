@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from datetime import UTC, datetime
 from pathlib import Path
@@ -220,6 +221,11 @@ def test_an_empty_ledger_has_a_record_without_figures() -> None:
     record = summarise(score_ledger(nights(30, 31).iloc[:0], BARS), "AAPL")
     assert (record.forecasts, record.waiting, record.crps_verdict) == (0, 0, "open")
     assert record_sentence(record) == "AAPL: no forecast of the ledger has been scored yet."
+    replayed = dataclasses.replace(record, replays=2)
+    assert record_sentence(replayed) == (
+        "AAPL: no forecast of the ledger has been scored yet, "
+        "2 forecasts of bars that existed already, which never count."
+    )
 
 
 @pytest.mark.slow

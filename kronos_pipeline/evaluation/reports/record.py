@@ -49,9 +49,16 @@ def record_table(records: Sequence[TrackRecord], notes: Sequence[str] = ()) -> T
 
 def record_sentence(record: TrackRecord) -> str:
     """Return a track record in one sentence."""
-    waiting = f"{count(record.waiting, 'forecast')} waiting for bars" if record.waiting else ""
     if not record.forecasts:
-        return f"{record.ticker}: no forecast of the ledger has been scored yet{waiting and ', '}{waiting}."
+        others = [
+            f"{count(number, 'forecast')} {state}"
+            for number, state in (
+                (record.waiting, "waiting for bars"),
+                (record.replays, "of bars that existed already, which never count"),
+            )
+            if number
+        ]
+        return f"{record.ticker}: {', '.join(['no forecast of the ledger has been scored yet', *others])}."
     parts = [
         f"{name} {_percent(skill)} against {rival} ({verdict}, {_evidence_for(better, worse)})"
         for name, rival, skill, verdict, better, worse in (
