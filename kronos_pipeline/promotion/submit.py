@@ -28,7 +28,7 @@ from kronos_pipeline.promotion.recipes import count_recipe
 from kronos_pipeline.tracking.champions import join
 from kronos_pipeline.tracking.packaging import EvidenceTable
 from kronos_pipeline.tracking.recipes_tried import Tried
-from kronos_pipeline.tracking.registry import Registry, Version, registered_name
+from kronos_pipeline.tracking.registry import Registry, Version, decision_tags, registered_name
 
 if TYPE_CHECKING:
     from kronos_pipeline.config import Recipe
@@ -253,7 +253,7 @@ def submit(
         model.run_id,
         evidence=EvidenceTable(evidence.predictions, variants),
         metrics=flat_metrics(evaluation, BACKTEST if evidence.source == BACKTEST else HOLDOUT),
-        tags=tags,
+        tags={**tags, **decision_tags(decisions)},  # in one call: a tag of its own takes some milliseconds
     )
     registry.record_decision(name, number, decisions)
     return Submission(name, number, evidence.source, decisions, tried, served)

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from kronos_pipeline.evaluation.scoring.gate import Decision
     from kronos_pipeline.tracking.runs import Tracker
 
-__all__ = ["Registry", "Version", "registered_name"]
+__all__ = ["Registry", "Version", "decision_tags", "registered_name"]
+
+_DECIDED_AT = "decided_at"
 
 
 class Registry:
@@ -107,17 +109,10 @@ class Registry:
             TrackingError: the version does not exist or is a refit.
         """
         version = _measured(self.version(name, number))
-        tags: dict[str, str] = {}
-        for target, decision in decisions.items():
-            comparisons = {rival: comparison.as_dict() for rival, comparison in decision.comparisons.items()}
-            tags |= _decision_tags(target, "gate", "yes" if decision.promote else "no", decision.reason)
-            tags |= {
-                "gate": decision.gate,
-                f"gate_reason.{target}": decision.reason,  # a person's reason may replace `reason` later
-                f"comparisons.{target}": json.dumps(comparisons, allow_nan=False),
-                **{f"verdict.{target}.{rival}": found.verdict for rival, found in decision.comparisons.items()},
-            }
-        self._tag(version, tags)
+        tags = decision_tags(decisions)
+        # The time alone makes no difference: `register` may have written the tags already, in one call.
+        written = all(version.tags.get(key) == tag for key, tag in tags.items() if not key.startswith(_DECIDED_AT))
+        self._tag(version, {} if written else tags)
         if promoted := [target for target, decision in decisions.items() if decision.promote]:
             self._promote(name, number, promoted)
 
@@ -303,9 +298,24 @@ class Registry:
         self._store.tag_version(version, tags, _description(replace(version, tags={**version.tags, **tags})))
 
 
+def decision_tags(decisions: Mapping[Target, Decision]) -> dict[str, str]:
+    """Return the tags of a version that record the gate's decisions."""
+    tags: dict[str, str] = {}
+    for target, decision in decisions.items():
+        comparisons = {rival: comparison.as_dict() for rival, comparison in decision.comparisons.items()}
+        tags |= _decision_tags(target, "gate", "yes" if decision.promote else "no", decision.reason)
+        tags |= {
+            "gate": decision.gate,
+            f"gate_reason.{target}": decision.reason,  # a person's reason may replace `reason` later
+            f"comparisons.{target}": json.dumps(comparisons, allow_nan=False),
+            **{f"verdict.{target}.{rival}": comparison.verdict for rival, comparison in decision.comparisons.items()},
+        }
+    return tags
+
+
 def _decision_tags(target: Target, by: str, promoted: str, reason: str) -> dict[str, str]:
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    tags = {"decided_by": by, "decided_at": now, "promoted": promoted, "reason": reason}
+    tags = {"decided_by": by, _DECIDED_AT: now, "promoted": promoted, "reason": reason}
     return {f"{key}.{target}": value for key, value in tags.items()}
 
 

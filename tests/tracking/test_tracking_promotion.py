@@ -219,7 +219,7 @@ def test_each_target_is_decided_by_itself_and_the_line_says_what_the_model_is_go
         "kronos-AAPL version 1, by its holdout: champion of distribution and volatility; mean: worse"
     )
     assert "; mean: worse than base, skill -" in line
-    assert line.endswith("; the 1st recipe tried on these cutoffs")
+    assert "; the 1st recipe tried on these cutoffs; as served: distribution skill " in line
     assert "\n" not in line
     version = registry.version("kronos-AAPL", 1)
     assert version.aliases == ("challenger", "champion", "champion-distribution", "champion-volatility")
