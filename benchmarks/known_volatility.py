@@ -133,9 +133,8 @@ def sample(
     if kronos := [number for number, model in enumerate(models) if not isinstance(model, Forecaster)]:
         own = {name: [settings.pop(name)[number] for number in kronos] for name in ("temperature", "top_p", "seed")}
         kronos_models = [models[number] for number in kronos]
-        bars = history[kronos], past[kronos], ahead[kronos]
-        sampled: Any = sample_paths(kronos_models, *bars, paths=paths, **own, **settings)  # type: ignore[arg-type]
-        values[kronos] = sampled
+        settings |= own | {"paths": paths}
+        values[kronos] = sample_paths(kronos_models, history[kronos], past[kronos], ahead[kronos], **settings)
     return values
 
 
