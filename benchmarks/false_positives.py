@@ -34,10 +34,9 @@ from kronos_pipeline.artifacts import write_json
 from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.windows import build_windows
-from kronos_pipeline.evaluation.forecasting.distributions import crps, path_statistics
-from kronos_pipeline.evaluation.forecasting.holdout_table import predict
+from kronos_pipeline.evaluation.forecasting.holdout_table import paths_table, predict
 from kronos_pipeline.evaluation.forecasting.sampling import plain_sampling
-from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, EWMA, GARCH, HAR, KEYS, KRONOS, NAIVE
+from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, EWMA, GARCH, HAR, KRONOS, NAIVE
 from kronos_pipeline.evaluation.scoring.model_confidence import compare_all
 from kronos_pipeline.evaluation.scoring.targets import MEAN, RIVALS, TARGETS, VOLATILITY, target_losses
 from kronos_pipeline.evaluation.scoring.verdicts import BETTER, WORSE, combined_verdict, compare, correct, overlap
@@ -134,32 +133,12 @@ def forecast_ticker(kind: str, number: int, base: KronosModel | None, recipe: Re
     windows = build_windows(ticker.bars, recipe.model_copy(update={"validation_bars": held_out}))
     models = {} if base is None else {BASE: base}
     table = predict(windows, models, dict.fromkeys(models, plain_sampling(recipe)), recipe).predictions
-    rows = table[table["model"] == EWMA]
-    known = [rows_of(forecaster, name, rows) for name, forecaster in forecasters(ticker, number).items()]
-    return pd.concat([table, *known], ignore_index=True)
-
-
-def rows_of(forecaster: Forecaster, name: str, rows: pd.DataFrame) -> pd.DataFrame:
-    """Return a forecaster's rows, with the columns that the losses are computed from; the others are NaN.
-
-    Args:
-        forecaster: the forecaster.
-        name: its name in the table.
-        rows: another model's rows, one ticker's.
-    """
-    bars = forecaster.ticker.bars
-    cutoffs = rows["cutoff"].drop_duplicates()
-    origins = bars.frame["timestamps"].searchsorted(cutoffs)
-    horizon = int(rows["step"].max())
-    closes = np.stack([forecaster.closes(bar, KNOWING_PATHS, horizon) for bar in bars.values[origins]])
-    each_bar = closes.swapaxes(1, 2).reshape(-1, KNOWING_PATHS)  # the holdout is a multiple of the horizon
-    variance = path_statistics(closes, bars.frame["close"].to_numpy()[origins])["variance"]
-    columns = {
-        "mean": each_bar.mean(axis=1),
-        "crps": crps(each_bar, rows["y"].to_numpy()),
-        "variance": variance.ravel(),
+    known_bars = windows.bars.values[windows.of_split("holdout")["origin"]]
+    closes = {
+        name: np.stack([forecaster.closes(bar, KNOWING_PATHS, recipe.horizon) for bar in known_bars])
+        for name, forecaster in forecasters(ticker, number).items()
     }
-    return rows[list(KEYS)].assign(model=name, **columns).reindex(columns=rows.columns)
+    return pd.concat([table, paths_table(windows, closes)], ignore_index=True)
 
 
 def forecasters(ticker: VolatileTicker, number: int) -> dict[str, Forecaster]:

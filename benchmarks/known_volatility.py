@@ -131,10 +131,11 @@ def sample(
         if isinstance(model, Forecaster):
             values[number] = model.closes(history[number, -1], paths, horizon)[..., None]
     if kronos := [number for number, model in enumerate(models) if not isinstance(model, Forecaster)]:
-        own = {name: [settings.pop(name)[number] for number in kronos] for name in ("temperature", "top_p", "seed")}
+        own = {name: [settings[name][number] for number in kronos] for name in ("temperature", "top_p", "seed")}
         kronos_models = [models[number] for number in kronos]
-        settings |= own | {"paths": paths}
-        values[kronos] = sample_paths(kronos_models, history[kronos], past[kronos], ahead[kronos], **settings)
+        settings |= own
+        bars = history[kronos], past[kronos], ahead[kronos]
+        values[kronos] = sample_paths(kronos_models, *bars, paths=paths, **settings)
     return values
 
 

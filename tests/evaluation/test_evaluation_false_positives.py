@@ -6,7 +6,9 @@ the last close is truly worse. `benchmarks/false_positives.py` is the long form,
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +21,15 @@ from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import make_bars
 from kronos_pipeline.data.simulate import Dynamics, simulate_ticker
 from kronos_pipeline.data.windows import WindowSet, build_windows
-from kronos_pipeline.evaluation.forecasting.holdout_table import predict
+from kronos_pipeline.evaluation.forecasting.holdout_table import paths_table, predict
 from kronos_pipeline.evaluation.forecasting.sampling import plain_sampling
 from kronos_pipeline.evaluation.scoring.significance import diebold_mariano
+from kronos_pipeline.evaluation.scoring.targets import TARGETS, Target, target_losses
 from kronos_pipeline.evaluation.scoring.verdicts import ALPHA, BETTER, NO_BETTER, WORSE, compare, correct, judge
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+from known_volatility import CONSTANT, GARCH_T, Forecaster, simulate
 
 pytestmark = pytest.mark.slow
 
@@ -112,6 +119,35 @@ def test_over_many_tickers_hardly_any_family_holds_one_false_better() -> None:
         ]
         families += any(comparison.verdict == BETTER for comparison in correct(compared, 25))
     assert _bound(families, 40, "greater") <= ALPHA
+
+
+@pytest.fixture(scope="module")
+def equal_forecasts() -> list[pd.DataFrame]:
+    """Return forecasts of simulated tickers by two models that misjudge the variance equally often."""
+    tables = []
+    for number in range(60):
+        cutoffs, process = CUTOFFS[number % len(CUTOFFS)], (CONSTANT, GARCH_T)[number % 2]
+        recipe = Recipe(lookback=20, horizon=4, validation_bars=4 * cutoffs, selection_bars=30)
+        ticker = simulate(f"EQUAL{number}", number, 90 + 4 * cutoffs, process)
+        windows = build_windows(ticker.bars, recipe)
+        bars = ticker.bars.values[windows.of_split("holdout")["origin"]]
+        models = {
+            name: Forecaster(ticker, seed, error=0.5) for seed, name in enumerate(("base", "adapter"), 2 * number)
+        }
+        closes = {name: np.stack([model.closes(bar, 64, 4) for bar in bars]) for name, model in models.items()}
+        tables.append(paths_table(windows, closes))
+    return tables
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_of_two_equal_models_none_is_better_on_any_target(equal_forecasts: list[pd.DataFrame], target: Target) -> None:
+    verdicts = []
+    for table in equal_forecasts:
+        losses = (target_losses(table, model, target).droplevel("unique_id") for model in ("adapter", "base"))
+        verdicts += [comparison.verdict for comparison in correct([compare(*losses, model="adapter", rival="base")], 1)]
+    assert set(verdicts) <= {BETTER, NO_BETTER, WORSE}
+    assert _bound(verdicts.count(BETTER), len(verdicts), "greater") <= ALPHA
+    assert _bound(verdicts.count(WORSE), len(verdicts), "greater") <= ALPHA
 
 
 def _random_walk(seed: int, recipe: Recipe) -> WindowSet:

@@ -10,13 +10,24 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from random_tickers import build, cases, recipes, tickers
+from volatile_tickers import garch_ticker
 
 from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import Bars
 from kronos_pipeline.data.schemas import STATISTICS
-from kronos_pipeline.data.windows import WindowSet
+from kronos_pipeline.data.windows import WindowSet, build_windows
+from kronos_pipeline.evaluation.forecasting.holdout_table import predict
+from kronos_pipeline.evaluation.forecasting.tuning import fit_sampling
 from kronos_pipeline.evaluation.leakage_test import with_noise
+from kronos_pipeline.evaluation.predictions import (
+    BASE,
+    INTERVALS,
+    POINT_BASELINES,
+    VARIANTS,
+    VOLATILITY_RIVALS,
+    variant_name,
+)
 from kronos_pipeline.model.loading import KronosModel, load_base
 from kronos_pipeline.model.losses import token_losses
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
@@ -91,3 +102,43 @@ def test_no_term_of_the_selection_loss_knows_a_later_bar(
     known = scored < first_noise
     np.testing.assert_allclose(after[: len(known)][known], before[known], rtol=0, atol=1e-4)
     np.testing.assert_array_equal(loss_terms(windows, base), before)
+
+
+EVALUATION = Recipe(
+    lookback=20, horizon=4, validation_bars=32, selection_bars=80, eval_samples=20, tune_sampling=True, keep_jumps=True
+)
+"""Settings by which every parameter of an evaluation is fitted: temperature, variants, widths, and the rivals'."""
+TICKER = garch_ticker(420, 5)
+FIRST_HELD_OUT = 420 - 32
+
+
+@pytest.mark.parametrize("first_noise", [FIRST_HELD_OUT + 1, FIRST_HELD_OUT + 13, 419])
+def test_no_forecast_of_any_rival_or_variant_knows_a_bar_after_its_cutoff(base: KronosModel, first_noise: int) -> None:
+    forecasts = ["mean", "median", "variance", "p_up", *INTERVALS]
+
+    def known(bars: Bars) -> np.ndarray:
+        windows = build_windows(bars, EVALUATION)
+        sampling = fit_sampling(windows, base, EVALUATION)
+        table = predict(windows, {BASE: base}, {BASE: sampling}, EVALUATION).predictions
+        assert set(table["model"]) == {
+            *POINT_BASELINES,
+            *VOLATILITY_RIVALS,
+            *(variant_name(BASE, variant) for variant in VARIANTS),
+        }
+        rows = table[table["cutoff"] < TICKER.frame["timestamps"][first_noise]]
+        return rows[["step", "last", "scale", *forecasts]].to_numpy()
+
+    before, after = known(TICKER), known(with_noise(TICKER, first_noise, 1))
+    assert len(before)
+    np.testing.assert_array_equal(after, before)
+
+
+def test_no_setting_of_the_sampling_knows_a_bar_of_the_holdout(base: KronosModel) -> None:
+    real, noisy, changed = (
+        fit_sampling(build_windows(bars, EVALUATION), base, EVALUATION)
+        for bars in (TICKER, with_noise(TICKER, FIRST_HELD_OUT, 1), with_noise(TICKER, FIRST_HELD_OUT - 40, 1))
+    )
+    assert noisy == real
+    assert set(real.variants) == {"distribution", "volatility"}
+    assert any(set(factors) != {1.0} for widths in real.widths.values() for factors in widths.values())
+    assert changed != real, "it knows the bars of the selection block"
