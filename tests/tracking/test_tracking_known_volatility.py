@@ -29,7 +29,7 @@ from known_volatility import GARCH_T, Forecaster, VolatileTicker, sample, simula
 
 pytestmark = pytest.mark.slow
 
-TICKERS = ("AAPL", "MSFT", "TSLA")
+TICKERS = ("AAPL", "MSFT")
 CUTOFFS, HORIZON, SELECTION_BARS, TRAINING_BARS = 200, 2, 100, 400
 
 
