@@ -126,7 +126,8 @@ def test_no_forecast_of_any_rival_or_variant_knows_a_bar_after_its_cutoff(base: 
             *(variant_name(BASE, variant) for variant in VARIANTS),
         }
         rows = table[table["cutoff"] < TICKER.frame["timestamps"][first_noise]]
-        return rows[["step", "last", "scale", *forecasts]].to_numpy()
+        values: np.ndarray = rows[["step", "last", "scale", *forecasts]].to_numpy()
+        return values
 
     before, after = known(TICKER), known(with_noise(TICKER, first_noise, 1))
     assert len(before)
