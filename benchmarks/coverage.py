@@ -1,6 +1,6 @@
 """Measure the coverage of intervals on simulated tickers: by top-p, before and after recalibration, by volatility.
 
-    python benchmarks/coverage.py --tickers 160                # the figures in docs/sampling.md
+    python benchmarks/coverage.py --tickers 60                 # the figures in docs/sampling.md
     python benchmarks/coverage.py --tickers 40 --horizon 30
     python benchmarks/coverage.py --tickers 0 --stocks         # four real stocks
     python benchmarks/coverage.py --tickers 2 --quick          # a smoke test
