@@ -55,6 +55,7 @@ SETTINGS: dict[str, Any] = {
     "model_name": "kronos-nano",
     "horizon": 5,
     "eval_samples": 32,
+    "top_p": 0.9,
     "selection_bars": SELECTION_BARS,
     "device": "cpu",
     "precision": "fp32",
