@@ -132,7 +132,7 @@ def test_mlflow_loads_a_model_that_forecasts_as_the_project_does(
     served: PyFuncModel, adapter: Path, recipe: Recipe
 ) -> None:
     expected = direct_forecast(adapter, BARS, recipe)
-    assert expected["hi_90"].gt(expected["lo_90"]).all()
+    assert expected["hi_90"].gt(expected["lo_90"]).iloc[1:].all()  # the few paths may agree on the first bar
     for frame in (BARS.frame, as_request(BARS.frame)):
         pd.testing.assert_frame_equal(predicted(served, frame), expected, check_dtype=False, rtol=1e-12)
 
