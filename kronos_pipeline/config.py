@@ -371,7 +371,7 @@ class Recipe(ReadingSettings):
     gate: Literal["strict", "lenient"] = _setting(
         "strict",
         Role.DECISION,
-        description="rule for a new champion: strict, better than naive and the base model; lenient, not worse",
+        description="rule for a new champion of a target: strict, better than every rival; lenient, not worse than any",
     )
     refit_all: bool = _setting(
         False,

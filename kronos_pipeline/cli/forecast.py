@@ -16,9 +16,9 @@ _PRINTED_BY_BAR = 3
 class Forecast(TickersCommand):
     """Forecast the next bars of some or all tickers.
 
-    A ticker is forecast by its champion; without a champion, by the base model if it was better than naive; else by
-    repeating the last close. Print and plot the forecasts, and name the model and the reason for its choice. Many
-    tickers are sampled jointly. The forecasts are appended to the ledger, which `kronos record` scores.
+    The champion of the mean gives the centre, else it is the last close; the champion of the distribution gives the
+    spread, else the best rival; the base model comes before both if it was better than every rival. Print and plot the
+    forecasts with the reason for the choice. The forecasts are appended to the ledger, which `kronos record` scores.
     """
 
     horizon: Optional[int] = evaluated_setting("horizon")

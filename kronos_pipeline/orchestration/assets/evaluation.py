@@ -38,8 +38,8 @@ def holdout_metrics(
     """Errors of each model on a ticker's holdout, which no model was trained on, and the verdicts.
 
     Stored as `metrics/<T>.json`, `metrics/<T>.parquet` and `plots/<T>*`, and added to the training's MLflow run. The
-    models are the last close, its drift, the week before, a random walk, base, checkpoint and adapter. A checkpoint or
-    an adapter is left out if it does not exist or does not fit this base model and holdout.
+    models are the last close, its drift, the week before, models of volatility, base, checkpoint and adapter. A
+    checkpoint or an adapter is left out if it does not exist or does not fit this base model and holdout.
     """
     from kronos_pipeline.evaluation.forecasting.batching import unwrap
     from kronos_pipeline.evaluation.forecasting.candidates import TrainedModels

@@ -25,9 +25,10 @@ def forecast(
     tracking: Tracking,
     clock: Clock,
 ) -> Iterator[Event]:
-    """The next `horizon` bars of a ticker, with intervals, by its champion, else by base or the last close.
+    """The next `horizon` bars of a ticker, with intervals, by its champions.
 
-    Base forecasts only if the ticker's own verdict says that base is better than naive. Stored as
+    Without a champion of the mean the centre is the last close, without a champion of the distribution the spread is
+    that of the best rival; base comes before both if its own verdict is better than every rival. Stored as
     `forecasts/<T>.parquet` and `plots/<T>/forecast.png`, and appended to the ledger.
     """
     from kronos_pipeline.evaluation import ledger

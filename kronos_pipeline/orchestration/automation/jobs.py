@@ -99,7 +99,7 @@ JOBS = {
     ),
     PROMOTE_ADAPTER: Job(
         "From CSV to adapter and holdout metrics, then a backtest, which trains at each of its cutoffs, then the gate, "
-        "which makes an adapter champion only if it is better than naive and than the base model, then the forecast.",
+        "which makes an adapter champion of a target only if it is better than every rival there, then the forecast.",
         (*_INGESTED, "adapter", *_MEASURED, "backtest", "champion", "forecast"),
     ),
     RETRAIN_CHECKPOINT: Job(
