@@ -56,6 +56,7 @@ def by_hand(y: np.ndarray, forecast: np.ndarray, last: float, scale: float, half
         "directional_accuracy": sum(hits) / len(hits) if hits else None,
         "crps": np.abs(error).sum() / len(y),
         "scaled_crps": np.abs(error).sum() / len(y) / scale,
+        "brier": sum(0.25 for close in y if close != last) / len(y),  # of a probability of a half
     }
     for percent, widths in ((5, -3), (10, -2), (25, -1), (75, 1), (90, 2), (95, 3)):
         scores[f"pinball_{percent}"] = pinball(y, forecast + widths * half, percent / 100) / scale

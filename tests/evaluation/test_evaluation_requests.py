@@ -106,7 +106,7 @@ def test_a_real_model_is_sampled_unless_told_otherwise(tiny_base: Path) -> None:
         windows.stamps[ahead],
         paths=3,
         temperature=1.0,
-        top_p=0.9,
+        top_p=recipe.top_p,
         seed=seed,
         s2_position="first",
     )

@@ -152,7 +152,7 @@ def test_a_checkpoint_is_trained_over_the_good_tickers_and_gets_a_column(chain: 
     decided = chain.location.metadata("checkpoint_champion")
     assert decided["registered model"] == "kronos-all"
     assert decided["promoted"] is False
-    assert f"kronos-all version {decided['version']}, by its holdout: Not promoted" in decided["decision"]
+    assert f"kronos-all version {decided['version']}, by its holdout: not promoted" in decided["decision"]
     assert decided["not measured since"] == "none"
     assert decided["refit"].startswith(
         f"kronos-all version {decided['version'] + 1}: version {decided['version']} on all"
@@ -183,7 +183,7 @@ def test_a_ticker_too_short_for_a_backtest_fails_by_name_and_the_others_are_prom
     assert location.materialised("holdout_metrics") == {"AAPL", "SHORT"}
     assert location.materialised("champion") == location.materialised("forecast") == {"AAPL"}
     metadata = location.metadata("forecast", "AAPL")
-    assert metadata["forecast by"] == "naive"
+    assert metadata["forecast by"] == "last close, spread of ewma"
     assert "kronos-AAPL has no champion" in metadata["why"]
     # On the next day's watch it is forecast all the same, and there is no champion to watch.
     assert location.run("watch", "AAPL", "SHORT").success
