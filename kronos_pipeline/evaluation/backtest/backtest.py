@@ -212,13 +212,12 @@ def _draw(
     from kronos_pipeline.evaluation.reports.calibration_plots import calibration_plot, reliability_plot
     from kronos_pipeline.evaluation.reports.plots import steps_plot
 
-    title = f"Do the intervals of {trained} hold? {ticker}, backtest"
+    title = f"{ticker}: do the intervals of {trained} hold? Backtest"
+    by_volatility = f"{ticker}: do the intervals of {trained} hold when it matters? Backtest"
     pictures = {
         "steps": steps_plot(rows, f"{ticker}: error by bars ahead, backtest", notes),
         "reliability": reliability_plot(rows[rows["model"] == trained], title, notes),
-        "calibration": calibration_plot(
-            calibrations(rows, [trained])[trained], f"{ticker}: does {trained} hold when it matters? Backtest", notes
-        ),
+        "calibration": calibration_plot(calibrations(rows, [trained])[trained], by_volatility, notes),
     }
     paths = {kind: layout.picture(ticker, f"backtest-{kind}") for kind in pictures}
     for kind, path in paths.items():

@@ -57,14 +57,13 @@ def save_plots(
     ticker = str(predictions["unique_id"].iloc[0])
     model = trained if trained in models_of(predictions) else EWMA
     model_rows = predictions[predictions["model"] == model]
+    by_volatility = f"{ticker}: do the intervals of {model} hold when it matters? Holdout"
     pictures = {
         "holdout": forecast_plot(bars, predictions, f"{ticker}: holdout forecasts, each model's mean path", notes),
         "fan": fan_plot(bars, model_rows, f"{ticker}: holdout forecast by {model}, with its intervals", notes),
         "steps": steps_plot(predictions, f"{ticker}: error by bars ahead, holdout", notes),
         "reliability": reliability_plot(model_rows, f"{ticker}: do the intervals of {model} hold? Holdout", notes),
-        "calibration": calibration_plot(
-            calibrations(predictions, [model])[model], f"{ticker}: does {model} hold when it matters? Holdout", notes
-        ),
+        "calibration": calibration_plot(calibrations(predictions, [model])[model], by_volatility, notes),
     }
     paths = {kind: layout.plot(ticker) if kind == "holdout" else layout.picture(ticker, kind) for kind in pictures}
     for kind, png in pictures.items():
