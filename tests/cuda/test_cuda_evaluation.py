@@ -96,9 +96,9 @@ def test_a_backtest_trains_and_forecasts_each_fold(
     # Dropout draws other numbers on a GPU, so the adapters are others too; all else is as on the CPU.
     same = ["unique_id", "cutoff", "ds", "step", "model", "y"]
     pd.testing.assert_frame_equal(actual.predictions[same], expected.predictions[same])
-    adapted, right = (result.predictions["model"] == "adapter" for result in (actual, expected))
+    adapted, right = (result.predictions["model"].str.startswith("adapter") for result in (actual, expected))
     pd.testing.assert_frame_equal(actual.predictions[~adapted], expected.predictions[~right], rtol=1e-4)
-    forecasts = actual.predictions.loc[adapted, "mean"].to_numpy()
+    forecasts = actual.predictions.loc[actual.predictions["model"] == "adapter", "mean"].to_numpy()
     assert np.isfinite(forecasts).all()
     assert (forecasts != actual.predictions.loc[actual.predictions["model"] == "base", "mean"].to_numpy()).any()
     lines.clear()

@@ -19,11 +19,13 @@ from __future__ import annotations
 import numpy as np
 import scoringrules
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from kronos_pipeline.evaluation.predictions import LEVELS
 
 Floats = NDArray[np.float64]
+
+_ROUNDING = 1e-6
+"""Relative difference below which two sampled closes are equal."""
 
 
 def describe_closes(closes: Floats, y: Floats, widths: Floats) -> dict[str, Floats]:
@@ -64,7 +66,7 @@ def quantiles(closes: Floats, probabilities: Floats) -> Floats:
     """Return quantiles of closes (n, paths) at probabilities (m,), (n, m); they rise with p unless all are equal."""
     n, paths = closes.shape
     ordered = np.sort(closes, axis=1)
-    positions = np.sort(rankdata(closes, axis=1), axis=1) / (paths + 1)
+    positions = _mean_ranks(ordered) / (paths + 1)
     scale = np.abs(closes - np.median(closes, axis=1)[:, None]).sum(axis=1) / max(paths - 1, 1)
     row = np.arange(n)
     found = np.empty((n, len(probabilities)))
@@ -78,6 +80,22 @@ def quantiles(closes: Floats, probabilities: Floats) -> Floats:
         above = np.log(np.maximum((1 - positions[:, -1]) / (1 - p), 1.0))
         found[:, column] = inside + scale * (above - below)
     return found
+
+
+def _mean_ranks(ordered: Floats) -> Floats:
+    """Return the ranks from 1 of ordered closes, (n, paths); equal closes share the mean of their ranks.
+
+    Closes of one token are equal but for the rounding of the device, so a difference of a millionth counts as none.
+    """
+    paths = ordered.shape[1]
+    index = np.arange(paths)
+    starts = np.diff(ordered, axis=1) > _ROUNDING * np.abs(ordered[:, 1:])
+    edge = np.ones((len(ordered), 1), np.bool_)
+    first = np.maximum.accumulate(np.where(np.concatenate([edge, starts], axis=1), index, 0), axis=1)
+    ends = np.where(np.concatenate([starts, edge], axis=1), index, paths - 1)
+    last = np.minimum.accumulate(ends[:, ::-1], axis=1)[:, ::-1]
+    ranks: Floats = (first + last) / 2 + 1
+    return ranks
 
 
 def path_statistics(closes: Floats, last: Floats) -> dict[str, Floats]:
