@@ -56,10 +56,9 @@ from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bar_schedule import usual_interval
 from kronos_pipeline.data.bars import FEATURES, Bars, array_hash
 from kronos_pipeline.errors import ArtifactError, count, enumerate_some
-from kronos_pipeline.evaluation.predictions import LEVELS
+from kronos_pipeline.evaluation.predictions import BOUNDS
 
 RECENT_BARS = 20
-BOUNDS = tuple(f"{side}_{level}" for level in LEVELS for side in ("lo", "hi"))
 _PRICES = ("last", "recent", "mean", "median", *BOUNDS)
 _TIMES = {"issued": pa.timestamp("us", "UTC"), "cutoff": pa.timestamp("ns"), "ds": pa.timestamp("ns")}
 SCHEMA = pa.schema(

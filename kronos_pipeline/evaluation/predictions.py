@@ -34,7 +34,9 @@ FEWEST_PATHS = 19
 them. With fewer paths, the ends beyond them are those of a fitted tail."""
 KEYS = ("unique_id", "cutoff", "ds", "step", "y", "last", "scale", "squared_return", "range_variance")
 """The columns that all models of a bar share."""
-INTERVALS = tuple(f"{raw}{side}_{level}" for raw in ("", "raw_") for level in LEVELS for side in ("lo", "hi"))
+BOUNDS = tuple(f"{side}_{level}" for level in LEVELS for side in ("lo", "hi"))
+"""The ends of the intervals."""
+INTERVALS = (*BOUNDS, *(f"raw_{bound}" for bound in BOUNDS))
 COLUMNS = (*KEYS, "model", "mean", "median", *INTERVALS, "variance", "p_up", "crps", "pit")
 
 NAIVE, DRIFT, SEASONAL = "naive", "drift", "seasonal_naive"

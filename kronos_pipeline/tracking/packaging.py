@@ -25,7 +25,7 @@ from kronos_pipeline.artifacts import MANIFEST, package_versions, read_json, rea
 from kronos_pipeline.data.bars import FEATURES, PRICES
 from kronos_pipeline.data.simulate import simulate_ticker
 from kronos_pipeline.errors import ArtifactError
-from kronos_pipeline.evaluation.predictions import LEVELS
+from kronos_pipeline.evaluation.predictions import BOUNDS
 from kronos_pipeline.evaluation.scoring.targets import ChosenVariants
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 MODEL = "model"
 FOLDER = f"artifacts/{MODEL}"
 EVIDENCE = "evidence.parquet"
-FORECAST = ("mean", "median", *(f"{side}_{level}" for level in LEVELS for side in ("lo", "hi")))
+FORECAST = ("mean", "median", *BOUNDS)
 """Values of a served forecast beside its time, in the file's price unit."""
 _TORCH_FILE = "adapter.pt"
 _VARIANTS = "variants"

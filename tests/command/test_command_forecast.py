@@ -18,8 +18,9 @@ from kronos_pipeline.cli import app as cli
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.csv_files import find_csv_files
 from kronos_pipeline.data.ingest import read_bars
-from kronos_pipeline.evaluation.forecasting.future import BOUNDS, forecast_ahead
+from kronos_pipeline.evaluation.forecasting.future import forecast_ahead
 from kronos_pipeline.evaluation.forecasting.sampling import plain_sampling
+from kronos_pipeline.evaluation.predictions import BOUNDS
 from kronos_pipeline.model.lora import load_adapter
 from kronos_pipeline.tracking.packaging import EvidenceTable
 from kronos_pipeline.tracking.registry import Registry, registered_name

@@ -20,7 +20,7 @@ from kronos_pipeline import run_training
 from kronos_pipeline.artifacts import ArtifactLayout, read_json, read_parquet, write_json
 from kronos_pipeline.cli import app as cli
 from kronos_pipeline.data.simulate import write_simulated
-from kronos_pipeline.evaluation.forecasting.future import BOUNDS
+from kronos_pipeline.evaluation.predictions import BOUNDS
 
 pytestmark = [
     pytest.mark.cuda,

@@ -18,7 +18,6 @@ from kronos_pipeline.errors import DataError, SettingsError
 from kronos_pipeline.evaluation.forecasting.batching import run_job
 from kronos_pipeline.evaluation.forecasting.composition import PathModel
 from kronos_pipeline.evaluation.forecasting.future import (
-    BOUNDS,
     COLUMNS,
     describe_sampled_model,
     forecast_ahead,
@@ -29,7 +28,7 @@ from kronos_pipeline.evaluation.forecasting.future import (
 )
 from kronos_pipeline.evaluation.forecasting.holdout_table import predict
 from kronos_pipeline.evaluation.forecasting.sampling import plain_sampling
-from kronos_pipeline.evaluation.predictions import LEVELS, VARIANTS, Variant
+from kronos_pipeline.evaluation.predictions import BOUNDS, LEVELS, VARIANTS, Variant
 from kronos_pipeline.evaluation.rivals.volatility_rivals import forecast_rivals_ahead
 from kronos_pipeline.model.loading import KronosModel
 

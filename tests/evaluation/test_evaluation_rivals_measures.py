@@ -11,7 +11,6 @@ from kronos_pipeline.data.bars import FloatArray
 from kronos_pipeline.evaluation.rivals.measures import (
     garman_klass,
     log_returns,
-    parkinson,
     range_variance,
     squared_returns,
 )
@@ -37,7 +36,6 @@ def test_the_formulas_of_the_papers() -> None:
     np.testing.assert_allclose(squared_returns(BARS[:, 3]), [np.nan, np.log(100 / 102) ** 2, 0])
     within = 0.5 * np.log(103 / 99) ** 2 - (2 * np.log(2) - 1) * np.log(100 / 103) ** 2
     np.testing.assert_allclose(garman_klass(BARS)[1:], [within, 0])
-    np.testing.assert_allclose(parkinson(BARS)[1:], [np.log(103 / 99) ** 2 / (4 * np.log(2)), 0])
     np.testing.assert_allclose(range_variance(BARS), [np.nan, np.log(103 / 102) ** 2 + within, 0])
 
 
@@ -45,17 +43,16 @@ def test_all_measures_are_unbiased_on_a_random_walk_and_ranges_are_less_noisy() 
     values = diffusion(2000, 0.02)
     squared, ranges = squared_returns(values[:, 3])[1:], range_variance(values)[1:]
     # A walk of 400 steps reaches less far than a diffusion, so its ranges are a little small.
-    for measure in (squared, ranges, parkinson(values)[1:]):
+    for measure in (squared, ranges):
         assert measure.mean() == pytest.approx(0.02**2, rel=0.1)
     assert ranges.var() < squared.var() / 4
-    assert parkinson(values)[1:].var() < squared.var() / 3
 
 
 @cases(30)
 @given(st.integers(0, 1000), st.sampled_from([0.01, 8.0, 1e4]))
 def test_no_measure_is_negative_or_depends_on_the_unit_of_prices(seed: int, unit: float) -> None:
     values = garch_ticker(40, seed).values
-    for measure in (garman_klass, parkinson, range_variance):
+    for measure in (garman_klass, range_variance):
         variance = measure(values)
         assert (variance[1:] >= 0).all()
         np.testing.assert_allclose(measure(unit * values)[1:], variance[1:], rtol=1e-6, atol=1e-15)

@@ -14,10 +14,11 @@ import pytest
 from small_trainings import simulated_bars, small_recipe
 
 from kronos_pipeline.data.bars import Bars, make_bars
-from kronos_pipeline.evaluation.ledger import BOUNDS, ledger_rows
+from kronos_pipeline.evaluation.ledger import ledger_rows
+from kronos_pipeline.evaluation.predictions import BOUNDS
 from kronos_pipeline.evaluation.reports.record import record_plot, record_sentence, record_table
+from kronos_pipeline.evaluation.rivals.ewma import RISKMETRICS_DECAY
 from kronos_pipeline.evaluation.scoring.track_record import (
-    EWMA_DECAY,
     QUANTILES,
     ewma_quantiles,
     ewma_variances,
@@ -109,7 +110,7 @@ def test_the_quantiles_of_the_true_distribution_have_the_lowest_score() -> None:
 
 def test_the_rivals_volatility_is_the_weighted_mean_of_the_squared_returns_up_to_the_cutoff() -> None:
     squared, no_jump = np.diff(np.log(CLOSES)) ** 2, np.zeros(120, np.bool_)
-    weights = EWMA_DECAY ** np.arange(50)
+    weights = RISKMETRICS_DECAY ** np.arange(50)
     expected = (weights * squared[:50][::-1]).sum() / weights.sum()
     assert ewma_variances(CLOSES, no_jump)[50] == pytest.approx(expected)
     at = np.array([50])

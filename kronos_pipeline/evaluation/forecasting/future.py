@@ -24,7 +24,7 @@ from kronos_pipeline.evaluation.forecasting.batching import (
 from kronos_pipeline.evaluation.forecasting.composition import PathModel, compose, composed_variant
 from kronos_pipeline.evaluation.forecasting.distributions import describe_closes, path_statistics
 from kronos_pipeline.evaluation.forecasting.variants import rescale
-from kronos_pipeline.evaluation.predictions import EWMA, LEVELS, NAIVE, RECENTRED, RESCALED, SAMPLED
+from kronos_pipeline.evaluation.predictions import BOUNDS, EWMA, LEVELS, NAIVE, RECENTRED, RESCALED, SAMPLED
 from kronos_pipeline.evaluation.provenance import sampling_precision
 from kronos_pipeline.evaluation.reports.text_table import TextTable, price
 from kronos_pipeline.evaluation.rivals.volatility_rivals import forecast_rivals_ahead
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from kronos_pipeline.evaluation.forecasting.sampling import Sampling
     from kronos_pipeline.model.loading import KronosModel
 
-BOUNDS = tuple(f"{side}_{level}" for level in LEVELS for side in ("lo", "hi"))
 CANDLE = ("open", "high", "low", "volume")
 COLUMNS = ("unique_id", "cutoff", "ds", "step", "last", "model", "mean", "median", *BOUNDS, "p_up", *CANDLE)
 _DIGITS = 5

@@ -42,7 +42,7 @@ from kronos_pipeline.evaluation.forecasting.variants import variants_of
 from kronos_pipeline.evaluation.predictions import LEVELS, SAMPLED, Variant
 from kronos_pipeline.evaluation.rivals.measures import squared_returns
 from kronos_pipeline.evaluation.rivals.volatility_rivals import ewma_variance_at
-from kronos_pipeline.evaluation.scoring.targets import DISTRIBUTION, VOLATILITY, Target
+from kronos_pipeline.evaluation.scoring.targets import DISTRIBUTION, VOLATILITY, Target, qlike_of_ratio
 
 if TYPE_CHECKING:
     from kronos_pipeline.config import Recipe
@@ -125,8 +125,7 @@ class CalibrationBlock:
         realised = squared_returns(self._close[: self.end])[np.minimum(targets, self.end - 1)]
         forecast, real = (np.where(scored, values, 0.0).sum(axis=1) for values in (variance, realised))
         moving = (forecast > 0) & (real > 0)
-        ratio = real[moving] / forecast[moving]
-        qlike = float(np.mean(ratio - np.log(ratio) - 1)) if moving.any() else np.inf
+        qlike = float(np.mean(qlike_of_ratio(real[moving] / forecast[moving]))) if moving.any() else np.inf
         return {DISTRIBUTION: float(crps(sampled, y).mean()), VOLATILITY: qlike}
 
     def _targets(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

@@ -12,7 +12,9 @@ from scipy.signal import lfilter
 
 from kronos_pipeline.data.bars import FloatArray
 
-DECAYS = (0.94, 0.80, 0.85, 0.90, 0.97, 0.99)
+RISKMETRICS_DECAY = 0.94
+"""RiskMetrics' lambda of daily returns."""
+DECAYS = (RISKMETRICS_DECAY, 0.80, 0.85, 0.90, 0.97, 0.99)
 """The grid of lambda, RiskMetrics' value for daily returns first: it is taken where nothing tells them apart."""
 
 

@@ -23,7 +23,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kronos_pipeline.errors import DataError, Problem, SettingsError
-from kronos_pipeline.evaluation.rivals.ewma import ewma_variance
+from kronos_pipeline.evaluation.rivals.ewma import RISKMETRICS_DECAY, ewma_variance
 from kronos_pipeline.evaluation.rivals.history import draws_of, read_history
 from kronos_pipeline.evaluation.rivals.volatility_rivals import MIN_PATHS
 
@@ -37,8 +37,6 @@ Floats = NDArray[np.float64]
 
 LEVELS = (0.01, 0.05, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 0.95, 0.99)
 """Probabilities of the quantiles that are fitted."""
-DECAY = 0.94
-"""Decay of the EWMA variance per bar, see `ewma`."""
 WARM_UP = 20
 """Number of first returns that only the variance reads."""
 LARGEST = 10.0
@@ -147,7 +145,7 @@ def sample_lightgbm(
         for part in np.array_split(np.arange(len(origins)), -(-len(origins) // at_once))
     ]
     sampled = np.clip(np.concatenate(parts), -LARGEST, LARGEST)  # (cutoffs, paths, horizon)
-    growth = np.cumprod(DECAY + (1 - DECAY) * sampled**2, axis=-1)
+    growth = np.cumprod(RISKMETRICS_DECAY + (1 - RISKMETRICS_DECAY) * sampled**2, axis=-1)
     before = np.concatenate([np.ones_like(growth[..., :1]), growth[..., :-1]], axis=-1)
     returns = sampled * np.sqrt(variance[origins - 1, None, None] * before)
     closes: Floats = history.close[origins, None, None] * np.exp(np.cumsum(returns, axis=-1))
@@ -163,7 +161,7 @@ def standardise(returns: Floats) -> tuple[Floats, Floats]:
     Returns:
         Standardised returns, NaN for the first `WARM_UP`, and the EWMA variance after each return, both `(n,)`.
     """
-    variance = np.maximum(ewma_variance(returns, DECAY), np.finfo(np.float64).eps ** 2)
+    variance = np.maximum(ewma_variance(returns, RISKMETRICS_DECAY), np.finfo(np.float64).eps ** 2)
     standardised = np.full(len(returns), np.nan)
     moves = returns[WARM_UP:] / np.sqrt(variance[WARM_UP - 1 : -1])
     standardised[WARM_UP:] = np.clip(moves, -LARGEST, LARGEST)

@@ -41,19 +41,6 @@ def garman_klass(values: FloatArray) -> FloatArray:
     return variance
 
 
-def parkinson(values: FloatArray) -> FloatArray:
-    """Return the variance within each bar, `(bars,)`: ln(H/L)^2 / (4 ln 2).
-
-    Parkinson, The extreme value method for estimating the variance of the rate of return, Journal of Business 53
-    (1980).
-
-    Args:
-        values: features of valid bars, `(bars, 6)`.
-    """
-    variance: FloatArray = np.log(values[:, _HIGH] / values[:, _LOW]) ** 2 / (4 * np.log(2))
-    return variance
-
-
 def range_variance(values: FloatArray) -> FloatArray:
     """Return the squared log change from the close before to the open, plus `garman_klass`, `(bars,)`.
 

@@ -18,6 +18,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from kronos_pipeline.evaluation.predictions import (
     BASE,
@@ -111,6 +112,12 @@ def loss_table(predictions: pd.DataFrame, target: Target) -> pd.DataFrame:
     return table
 
 
+def qlike_of_ratio(ratio: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return QLIKE of ratios of realised and forecast variance, which are above 0 or NaN."""
+    losses: NDArray[np.float64] = ratio - np.log(ratio) - 1
+    return losses
+
+
 def qlike(rows: pd.DataFrame, measure: str, keys: Sequence[str] = ("unique_id", "cutoff")) -> pd.Series:
     """Return QLIKE of each forecast; NaN where a variance is not above 0.
 
@@ -120,7 +127,7 @@ def qlike(rows: pd.DataFrame, measure: str, keys: Sequence[str] = ("unique_id", 
         keys: the columns that tell forecasts apart; those of one model's rows by default.
     """
     ratio = variance_ratio(rows, measure, keys)
-    return pd.Series(ratio - np.log(ratio) - 1)
+    return pd.Series(qlike_of_ratio(ratio.to_numpy(np.float64)), index=ratio.index)
 
 
 def variance_ratio(rows: pd.DataFrame, measure: str, keys: Sequence[str] = ("unique_id", "cutoff")) -> pd.Series:

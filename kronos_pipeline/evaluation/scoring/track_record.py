@@ -37,7 +37,7 @@ from kronos_pipeline.data.jumps import find_jumps
 from kronos_pipeline.errors import count
 from kronos_pipeline.evaluation.ledger import ENTRY, RECENT_BARS
 from kronos_pipeline.evaluation.predictions import LEVELS
-from kronos_pipeline.evaluation.rivals.ewma import ewma_variance
+from kronos_pipeline.evaluation.rivals.ewma import RISKMETRICS_DECAY, ewma_variance
 from kronos_pipeline.evaluation.scoring.sequential import EProcess, e_process, loss_differences
 
 Floats = NDArray[np.float64]
@@ -48,7 +48,6 @@ QUANTILES = {
     **{f"hi_{level}": (100 + level) / 200 for level in LEVELS},
 }
 """The columns of the ledger that are quantiles, with their probabilities, ascending."""
-EWMA_DECAY = 0.94
 BETTER, WORSE, OPEN = "better", "worse", "open"
 """Verdicts of the sequential test."""
 _RESTATED = 0.01
@@ -276,7 +275,7 @@ def ewma_quantiles(closes: Floats, origins: IntArray, steps: IntArray, jumped: B
 def ewma_variances(closes: Floats, jumped: BoolArray) -> Floats:
     """Return the weighted mean of the squared log returns up to each bar, `(bars,)`; 0 at the first bar."""
     returns = np.where(jumped[1:], 0.0, np.diff(np.log(closes)))
-    return np.concatenate([[0.0], ewma_variance(returns, EWMA_DECAY)])
+    return np.concatenate([[0.0], ewma_variance(returns, RISKMETRICS_DECAY)])
 
 
 def recent_means(closes: Floats) -> Floats:
