@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import os
 import re
-from datetime import date, datetime
-from enum import Flag, auto
 from functools import cache
 from typing import Any, Literal, Optional, Self
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.errors import SettingsError
+from kronos_pipeline.reading_settings import COLUMN_MEANINGS, ReadingSettings
+from kronos_pipeline.roles import Role, setting
+
+__all__ = [
+    "COLUMN_MEANINGS",
+    "NAME",
+    "KronosTrainingConfig",
+    "ReadingSettings",
+    "Recipe",
+    "Role",
+    "environment_settings",
+    "settings_of",
+]
 
 NAME = re.compile(r"[A-Za-z0-9^=_-][A-Za-z0-9.^=_-]{0,63}")
 """Valid symbols and adapter names: they become file names, so no slash and no leading dot."""
@@ -24,9 +35,6 @@ _ENVIRONMENT = {
     "device": "KRONOS_DEVICE",
     "columns": "KRONOS_COLUMNS",
 }
-
-COLUMN_MEANINGS = ("time", "date", "open", "high", "low", "close", "adj_close", "volume", "amount", "symbol")
-"""The meanings that `--columns` gives to columns of a CSV."""
 
 
 def environment_settings() -> dict[str, Any]:
@@ -43,40 +51,6 @@ _LORA_RATE, _FULL_RATE = 1e-4, 1e-5
 """Default learning rates; docs/does-training-work.md has the measurements and the sources."""
 
 
-class Role(Flag):
-    """The parts of a result that a setting changes; they decide whether an artifact is reused after a change."""
-
-    BARS = auto()
-    """The bars that are read from a CSV."""
-    MODEL = auto()
-    """The base model."""
-    WINDOWS = auto()
-    """The training windows."""
-    HOLDOUT = auto()
-    """The holdout days and their cutoffs."""
-    TRAINING = auto()
-    """The trained weights."""
-    ROUNDING = auto()
-    """The last digits of the trained weights."""
-    NAME = auto()
-    """The artifact's name."""
-    SAMPLING = auto()
-    """The sampling of forecast paths."""
-    FORECAST = auto()
-    """The times of forecast bars."""
-    EVALUATION = auto()
-    """The rivals in the table of predictions."""
-    DECISION = auto()
-    """The evidence and rule of a promotion."""
-    RUN = auto()
-    """The execution only, and not the result."""
-
-
-def _setting(default: Any, role: Role, **about: Any) -> Any:
-    """Return a settings field with its role; `about` are further arguments of pydantic's `Field`."""
-    return Field(default, json_schema_extra={"role": role.value}, **about)
-
-
 def settings_of(roles: Role) -> frozenset[str]:
     """Return the names of a recipe's settings with any of the given roles."""
     return frozenset(name for name, role in _roles().items() if role & roles)
@@ -88,292 +62,215 @@ def _roles() -> dict[str, Role]:
     return {name: Role(schema["role"]) for name, schema in extra.items() if isinstance(schema, dict)}
 
 
-class ReadingSettings(BaseModel):
-    """Settings that shape the bars read from a CSV."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    columns: list[str] = _setting(
-        [],
-        Role.BARS,
-        description="columns of the CSVs by meaning, if their names do not tell: close=Price,volume=Turnover "
-        f"(meanings: {', '.join(COLUMN_MEANINGS)}) [environment: KRONOS_COLUMNS]",
-    )
-    adjusted: bool = _setting(
-        False, Role.BARS, description="scale open, high, low and close by the column Adj Close over Close"
-    )
-    drop_bad_rows: str = _setting(
-        "0",
-        Role.BARS,
-        pattern=r"^(\d+|\d+(\.\d+)?%)$",
-        description="largest number, or share such as 1%, of invalid rows of a ticker to leave out",
-    )
-    from_date: list[str] = _setting(
-        [],
-        Role.BARS,
-        validation_alias=AliasChoices("from_date", "from"),
-        description="first date to read: 2001-01-01 for all tickers, AAPL=2001-01-01 for one (comma-separated)",
-    )
-    keep_forming: bool = _setting(
-        False, Role.BARS, description="keep a last bar that is still forming, instead of leaving it out"
-    )
-
-    @field_validator("columns")
-    @classmethod
-    def _check_columns(cls, pairs: list[str]) -> list[str]:
-        for pair in pairs:
-            meaning, _, name = pair.partition("=")
-            if meaning.strip().casefold() not in COLUMN_MEANINGS or not name.strip():
-                raise ValueError(f"{pair!r} is not meaning=name, with a meaning of {', '.join(COLUMN_MEANINGS)}")
-        return pairs
-
-    @field_validator("from_date")
-    @classmethod
-    def _check_from_date(cls, dates: list[str]) -> list[str]:
-        for text in dates:
-            try:
-                datetime.strptime(text.rpartition("=")[2].strip(), "%Y-%m-%d")
-            except ValueError:
-                raise ValueError(f"{text!r} is no date; write 2001-01-01, or AAPL=2001-01-01") from None
-        return dates
-
-    @property
-    def reading(self) -> ReadingSettings:
-        """The settings that shape the bars, without any others."""
-        return ReadingSettings.model_validate(self.model_dump(include=set(ReadingSettings.model_fields)))
-
-    @property
-    def column_names(self) -> dict[str, str]:
-        """The user's names of columns, by meaning."""
-        pairs = (pair.partition("=") for pair in self.columns)
-        return {meaning.strip().casefold(): name.strip() for meaning, _, name in pairs}
-
-    def droppable_rows(self, rows: int) -> int:
-        """Return the largest number of invalid rows to leave out of a ticker's `rows` rows."""
-        if self.drop_bad_rows.endswith("%"):
-            return int(rows * float(self.drop_bad_rows[:-1]) / 100)
-        return int(self.drop_bad_rows)
-
-    def first_date(self, ticker: str) -> date | None:
-        """Return the first date to read of a ticker; a date for the ticker overrides the date for all."""
-        dates: dict[str, date] = {}
-        for text in self.from_date:
-            symbol, _, day = text.rpartition("=")
-            dates[symbol.strip().upper()] = date.fromisoformat(day.strip())
-        return dates.get(ticker.upper(), dates.get(""))
-
-
 class Recipe(ReadingSettings):
     """All settings that shape the result apart from the data: reading, windows, training, sampling, scoring.
 
     Lengths are in bars unless the name says days; days are trading days, the distinct dates in a ticker's file.
     """
 
-    model_name: str = _setting(
+    model_name: str = setting(
         "NeoQuasar/Kronos-small",
         Role.MODEL,
         min_length=1,
         description="base model: kronos-nano (embedded), a published name, owner/name@commit, or a local folder "
         "[environment: KRONOS_BASE_MODEL]",
     )
-    tokenizer_name: Optional[str] = _setting(
+    tokenizer_name: Optional[str] = setting(
         None,
         Role.MODEL,
         min_length=1,
         description="tokenizer: the same kinds of names; by default the base model's own",
     )
 
-    lookback: int = _setting(64, Role.WINDOWS, ge=2, description="input bars of a forecast")
-    horizon: int = _setting(30, Role.WINDOWS, ge=1, description="predicted bars of a forecast")
-    validation_days: int = _setting(
+    lookback: int = setting(64, Role.WINDOWS, ge=2, description="input bars of a forecast")
+    horizon: int = setting(30, Role.WINDOWS, ge=1, description="predicted bars of a forecast")
+    validation_days: int = setting(
         30, Role.HOLDOUT, ge=1, description="last trading days of each ticker that are held out for evaluation"
     )
-    selection_days: int = _setting(
+    selection_days: int = setting(
         60, Role.WINDOWS, ge=1, description="trading days before the holdout that early stopping evaluates on"
     )
-    validation_bars: Optional[int] = _setting(
+    validation_bars: Optional[int] = setting(
         None, Role.HOLDOUT, ge=1, description="held-out bars, instead of --validation-days"
     )
-    selection_bars: Optional[int] = _setting(
+    selection_bars: Optional[int] = setting(
         None, Role.WINDOWS, ge=1, description="bars for early stopping, instead of --selection-days"
     )
-    stride: int = _setting(1, Role.WINDOWS, ge=1, description="bars between the starts of two training windows")
-    max_gap: int = _setting(
+    stride: int = setting(1, Role.WINDOWS, ge=1, description="bars between the starts of two training windows")
+    max_gap: int = setting(
         10, Role.WINDOWS | Role.SAMPLING, ge=1, description="largest number of missing bar intervals inside a window"
     )
-    keep_jumps: bool = _setting(
+    keep_jumps: bool = setting(
         False,
         Role.WINDOWS | Role.HOLDOUT | Role.SAMPLING,
         description="keep windows over a jump in price like an unadjusted split, instead of leaving them out",
     )
-    max_cutoffs: int = _setting(
+    max_cutoffs: int = setting(
         64, Role.HOLDOUT, ge=1, description="largest number of evaluated cutoffs per ticker; the newest are kept"
     )
 
-    epochs: int = _setting(3, Role.TRAINING, ge=1, description="passes over the training windows")
-    batch_size: int = _setting(
+    epochs: int = setting(3, Role.TRAINING, ge=1, description="passes over the training windows")
+    batch_size: int = setting(
         32, Role.TRAINING, ge=1, description="windows per optimiser step and process, before accumulation"
     )
-    grad_accum_steps: int = _setting(1, Role.TRAINING, ge=1, description="batches per optimiser step")
-    learning_rate: Optional[float] = _setting(
+    grad_accum_steps: int = setting(1, Role.TRAINING, ge=1, description="batches per optimiser step")
+    learning_rate: Optional[float] = setting(
         None,
         Role.TRAINING,
         gt=0,
         description=f"AdamW's peak learning rate; by default {_LORA_RATE:g} for an adapter, {_FULL_RATE:g} for a "
         "training of the whole model",
     )
-    weight_decay: float = _setting(0.01, Role.TRAINING, ge=0, description="AdamW's decoupled weight decay")
-    warmup_fraction: float = _setting(
+    weight_decay: float = setting(0.01, Role.TRAINING, ge=0, description="AdamW's decoupled weight decay")
+    warmup_fraction: float = setting(
         0.1,
         Role.TRAINING,
         ge=0,
         lt=1,
         description="fraction of the optimiser steps with a linearly rising learning rate",
     )
-    max_grad_norm: float = _setting(
+    max_grad_norm: float = setting(
         1.0, Role.TRAINING, gt=0, description="gradient norm above which gradients are clipped"
     )
-    average_decay: float = _setting(
+    average_decay: float = setting(
         0.0,
         Role.TRAINING,
         ge=0,
         lt=1,
         description="decay per step of the moving average of the weights; 0: no averaging",
     )
-    evaluations_per_epoch: int = _setting(
+    evaluations_per_epoch: int = setting(
         4, Role.TRAINING, ge=1, description="evaluations per epoch on the selection block"
     )
-    patience: int = _setting(
-        6, Role.TRAINING, ge=1, description="evaluations without improvement before training stops"
-    )
-    save_steps: int = _setting(200, Role.RUN, ge=1, description="optimiser steps between two resumable checkpoints")
-    seed: int = _setting(
+    patience: int = setting(6, Role.TRAINING, ge=1, description="evaluations without improvement before training stops")
+    save_steps: int = setting(200, Role.RUN, ge=1, description="optimiser steps between two resumable checkpoints")
+    seed: int = setting(
         0,
         Role.TRAINING | Role.SAMPLING,
         ge=0,
         lt=2**32,
         description="seed of LoRA weights, window order, dropout and sampling",
     )
-    device: str = _setting(
+    device: str = setting(
         "auto",
         Role.RUN,
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
         description="auto, cpu, cuda, cuda:N or mps [environment: KRONOS_DEVICE]",
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = _setting(
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "auto",
         Role.TRAINING | Role.SAMPLING,
         description="number format of matrix products; auto: bf16 on a GPU that supports it, and to train a published "
         "model on a CPU that supports it; else fp32",
     )
-    torch_compile: bool = _setting(
+    torch_compile: bool = setting(
         False,
         Role.TRAINING,
         description="compile the model (pays off on long GPU runs); adapters then train one by one",
     )
-    cuda_graphs: bool = _setting(
+    cuda_graphs: bool = setting(
         True, Role.RUN, description="replay training steps from CUDA graphs on a GPU, if the graphs can be captured"
     )
-    deterministic: bool = _setting(
+    deterministic: bool = setting(
         False,
         Role.ROUNDING,
         description="use only deterministic algorithms on a GPU: every training gives the same weights; slower",
     )
 
-    mix_intervals: bool = _setting(
+    mix_intervals: bool = setting(
         False,
         Role.RUN,
         description="train the checkpoint though its tickers have bars of different intervals, such as 1 day and 1 h",
     )
 
-    adapter: Literal["none", "lora"] = _setting(
+    adapter: Literal["none", "lora"] = setting(
         "none", Role.TRAINING, description="none: one checkpoint over all tickers; lora: adapters"
     )
-    adapter_name: Optional[str] = _setting(
+    adapter_name: Optional[str] = setting(
         None, Role.NAME, description="train one adapter of this name on all tickers, instead of one adapter per ticker"
     )
-    adapter_r: int = _setting(8, Role.TRAINING, ge=1, description="rank of the LoRA matrices")
-    adapter_alpha: float = _setting(
+    adapter_r: int = setting(8, Role.TRAINING, ge=1, description="rank of the LoRA matrices")
+    adapter_alpha: float = setting(
         16, Role.TRAINING, gt=0, description="LoRA scale; the update is multiplied by alpha / r"
     )
-    adapter_dropout: float = _setting(
+    adapter_dropout: float = setting(
         0.05, Role.TRAINING, ge=0, lt=1, description="dropout probability of the LoRA inputs"
     )
-    adapter_targets: list[str] = _setting(
+    adapter_targets: list[str] = setting(
         ["q_proj", "k_proj", "v_proj", "out_proj", "w1", "w2", "w3"],
         Role.TRAINING,
         min_length=1,
         description="module names that get LoRA matrices (comma-separated)",
     )
-    adapters_together: int = _setting(
+    adapters_together: int = setting(
         0,
         Role.ROUNDING,
         ge=0,
         description="largest number of adapters trained jointly; 0: as many as fit the device's memory; 1: one by one",
     )
-    freeze_backbone: bool = _setting(
+    freeze_backbone: bool = setting(
         True, Role.TRAINING, description="train only the LoRA matrices, and not the base model"
     )
 
-    eval_samples: int = _setting(32, Role.SAMPLING, ge=1, description="paths sampled per forecast")
-    temperature: float = _setting(1.0, Role.SAMPLING, gt=0, description="sampling temperature")
-    top_p: float = _setting(
+    eval_samples: int = setting(32, Role.SAMPLING, ge=1, description="paths sampled per forecast")
+    temperature: float = setting(1.0, Role.SAMPLING, gt=0, description="sampling temperature")
+    top_p: float = setting(
         1.0,
         Role.SAMPLING,
         gt=0,
         le=1,
         description="nucleus sampling: probability mass to sample from; below 1 it cuts tails and narrows intervals",
     )
-    s2_position: Literal["true", "first"] = _setting(
+    s2_position: Literal["true", "first"] = setting(
         "true",
         Role.SAMPLING,
         description="position at which decoding predicts a bar's fine token: true, the bar's own; first, as upstream",
     )
-    tune_sampling: bool = _setting(
+    tune_sampling: bool = setting(
         False, Role.SAMPLING, description="choose temperature and top-p per ticker and model on the selection block"
     )
-    recalibrate: bool = _setting(
+    recalibrate: bool = setting(
         True,
         Role.SAMPLING,
         description="on the newer half of the selection block, choose whether paths are recentred or rescaled, and "
         "widen or narrow intervals by their coverage; a longer block gives better intervals",
     )
-    rivals: list[str] = _setting(
+    rivals: list[str] = setting(
         [],
         Role.EVALUATION,
         description="further models to beat (comma-separated): lightgbm, boosted trees over all tickers (extra gbm); "
         "chronos, Chronos-2 as published, or chronos=<local folder>, chronos=owner/name@commit (extra chronos)",
     )
-    calendars: list[str] = _setting(
+    calendars: list[str] = setting(
         [],
         Role.FORECAST,
         description="exchange calendars for the times of forecast bars: XNYS for all tickers, AAPL=XNYS for one "
         "(comma-separated); by default a ticker's own weekdays and times of day",
     )
 
-    expires_days: int = _setting(
+    expires_days: int = setting(
         30, Role.FORECAST, ge=0, description="days after its promotion from which a champion is too old; 0: never"
     )
-    strict_champion: bool = _setting(
+    strict_champion: bool = setting(
         False,
         Role.FORECAST,
         description="no forecast by a champion that is too old or has inputs unlike those of its training; by default "
         "it forecasts with a warning",
     )
 
-    backtest_origins: int = _setting(
+    backtest_origins: int = setting(
         0,
         Role.DECISION,
         ge=0,
         description="cutoffs per ticker of a walk-forward backtest, one horizon apart; 0: no backtest",
     )
-    backtest_refit_every: int = _setting(1, Role.DECISION, ge=1, description="backtest cutoffs per training")
-    gate: Literal["strict", "lenient"] = _setting(
+    backtest_refit_every: int = setting(1, Role.DECISION, ge=1, description="backtest cutoffs per training")
+    gate: Literal["strict", "lenient"] = setting(
         "strict",
         Role.DECISION,
         description="rule for a new champion of a target: strict, better than every rival; lenient, not worse than any",
     )
-    refit_all: bool = _setting(
+    refit_all: bool = setting(
         False,
         Role.DECISION,
         description="train again on all bars after the verdict, for forecasts; this training is not measured",

@@ -36,6 +36,12 @@ KEYS = ("unique_id", "cutoff", "ds", "step", "y", "last", "scale", "squared_retu
 """The columns that all models of a bar share."""
 BOUNDS = tuple(f"{side}_{level}" for level in LEVELS for side in ("lo", "hi"))
 """The ends of the intervals."""
+QUANTILES = {
+    **{f"lo_{level}": (100 - level) / 200 for level in LEVELS[::-1]},
+    "median": 0.5,
+    **{f"hi_{level}": (100 + level) / 200 for level in LEVELS},
+}
+"""The columns that are quantiles, with their probabilities, ascending."""
 INTERVALS = (*BOUNDS, *(f"raw_{bound}" for bound in BOUNDS))
 COLUMNS = (*KEYS, "model", "mean", "median", *INTERVALS, "variance", "p_up", "crps", "pit")
 

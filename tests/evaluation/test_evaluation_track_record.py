@@ -15,11 +15,10 @@ from small_trainings import simulated_bars, small_recipe
 
 from kronos_pipeline.data.bars import Bars, make_bars
 from kronos_pipeline.evaluation.ledger import ledger_rows
-from kronos_pipeline.evaluation.predictions import BOUNDS
+from kronos_pipeline.evaluation.predictions import BOUNDS, QUANTILES
 from kronos_pipeline.evaluation.reports.record import record_plot, record_sentence, record_table
 from kronos_pipeline.evaluation.rivals.ewma import RISKMETRICS_DECAY
 from kronos_pipeline.evaluation.scoring.track_record import (
-    QUANTILES,
     ewma_quantiles,
     ewma_variances,
     quantile_score,

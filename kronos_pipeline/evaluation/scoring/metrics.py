@@ -13,7 +13,15 @@ import numpy as np
 import pandas as pd
 from utilsforecast import losses
 
-from kronos_pipeline.evaluation.predictions import LEVELS, SAMPLED, Variant, check_predictions, variant_name
+from kronos_pipeline.evaluation.predictions import (
+    BOUNDS,
+    LEVELS,
+    QUANTILES,
+    SAMPLED,
+    Variant,
+    check_predictions,
+    variant_name,
+)
 from kronos_pipeline.evaluation.scoring.targets import (
     DISTRIBUTION,
     VOLATILITY,
@@ -23,7 +31,7 @@ from kronos_pipeline.evaluation.scoring.targets import (
     variance_ratio,
 )
 
-QUANTILES = {5: "lo_90", 10: "lo_80", 25: "lo_50", 75: "hi_50", 90: "hi_80", 95: "hi_90"}
+PINBALL = {round(100 * level): column for column, level in QUANTILES.items() if column in BOUNDS}
 """Quantiles in percent with a pinball loss, and the end of an interval that each is."""
 _OF_DISTRIBUTION = {"crps", "scaled", "pinball", "brier", "coverage", "width", "raw"}
 _INTERVALS = [(prefix, level) for prefix in ("", "raw_") for level in LEVELS]
@@ -37,7 +45,7 @@ UNITS = {
     "directional_accuracy": "percent",
     "crps": "price",
     "scaled_crps": "scaled",
-    **{f"pinball_{quantile}": "scaled" for quantile in QUANTILES},
+    **{f"pinball_{quantile}": "scaled" for quantile in PINBALL},
     "brier": "squared probability",
     "qlike": "log ratio",
     "range_qlike": "log ratio",
@@ -208,7 +216,7 @@ def _values(rows: pd.DataFrame) -> pd.DataFrame:
         "crps": rows["crps"].groupby(by_series).mean(),
         "scaled_crps": (rows["crps"] / rows["scale"]).groupby(by_series).mean(),
     }
-    for quantile, column in QUANTILES.items():
+    for quantile, column in PINBALL.items():
         above = rows["y"] - rows[column]
         losses_of = np.maximum(quantile / 100 * above, (quantile / 100 - 1) * above)  # Koenker and Bassett, 1978
         values[f"pinball_{quantile}"] = (losses_of / rows["scale"]).groupby(by_series).mean()
@@ -262,8 +270,8 @@ def _reasons(rows: pd.DataFrame) -> dict[int, dict[str, str]]:
         (_OF_VARIANCE, no_variance & of_paths, "a sampled close is not above 0"),
     ]
     rules.append((("brier",), ~finite("p_up", "y", "last"), "no probability of a close above the last"))
-    rules += [((f"pinball_{quantile}",), ~finite("y", column), "no interval") for quantile, column in QUANTILES.items()]
-    rules += [((f"pinball_{quantile}",), no_scale, _NO_SCALE) for quantile in QUANTILES]
+    rules += [((f"pinball_{quantile}",), ~finite("y", column), "no interval") for quantile, column in PINBALL.items()]
+    rules += [((f"pinball_{quantile}",), no_scale, _NO_SCALE) for quantile in PINBALL]
     for prefix, level in _INTERVALS:
         bounds = finite("y", f"{prefix}lo_{level}", f"{prefix}hi_{level}")
         coverage, width = f"{prefix}coverage_{level}", f"{prefix}width_{level}"

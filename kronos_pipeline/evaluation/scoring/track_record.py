@@ -36,18 +36,12 @@ from kronos_pipeline.data.bars import FEATURES, Bars
 from kronos_pipeline.data.jumps import find_jumps
 from kronos_pipeline.errors import count
 from kronos_pipeline.evaluation.ledger import ENTRY, RECENT_BARS
-from kronos_pipeline.evaluation.predictions import LEVELS
+from kronos_pipeline.evaluation.predictions import LEVELS, QUANTILES
 from kronos_pipeline.evaluation.rivals.ewma import RISKMETRICS_DECAY, ewma_variance
 from kronos_pipeline.evaluation.scoring.sequential import EProcess, e_process, loss_differences
 
 Floats = NDArray[np.float64]
 
-QUANTILES = {
-    **{f"lo_{level}": (100 - level) / 200 for level in LEVELS[::-1]},
-    "median": 0.5,
-    **{f"hi_{level}": (100 + level) / 200 for level in LEVELS},
-}
-"""The columns of the ledger that are quantiles, with their probabilities, ascending."""
 BETTER, WORSE, OPEN = "better", "worse", "open"
 """Verdicts of the sequential test."""
 _RESTATED = 0.01
