@@ -47,6 +47,11 @@ def environment_settings() -> dict[str, Any]:
     return values
 
 
+def environment_variable(field: str) -> str:
+    """Return the name of the environment variable of a setting."""
+    return _ENVIRONMENT[field]
+
+
 _LORA_RATE, _FULL_RATE = 1e-4, 1e-5
 """Default learning rates; docs/does-training-work.md has the measurements and the sources."""
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from kronos_pipeline.cli.command import FAILED, Command
-from kronos_pipeline.config import KronosTrainingConfig
+from kronos_pipeline.config import KronosTrainingConfig, Role
 from kronos_pipeline.errors import DataError
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ class CheckBlind(Command, KronosTrainingConfig):
     Compare the weights and all other inputs of forecasts byte by byte. It takes twice as long as the training, and its
     files are removed from the output folder at the end.
     """
+
+    relevant: ClassVar[Role | None] = ~(Role.EVALUATION | Role.DECISION | Role.FORECAST)
 
     deterministic: bool = Field(
         True,

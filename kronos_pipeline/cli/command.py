@@ -8,13 +8,14 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ValidationError, model_validator
-from pydantic_settings import CliApp, SettingsConfigDict, SettingsError
+from pydantic_settings import CliApp, CliSettingsSource, SettingsConfigDict, SettingsError
 
-from kronos_pipeline.config import environment_settings
+from kronos_pipeline.cli.help import FlagHelp
+from kronos_pipeline.config import Role, environment_settings
 from kronos_pipeline.errors import KronosError
 
 FAILED = 2
@@ -28,6 +29,9 @@ CLI = SettingsConfigDict(cli_kebab_case=True, cli_implicit_flags=True, cli_hide_
 
 class Command(BaseModel):
     """A command: the fields are its flags, the docstring is its description, `run` executes it."""
+
+    relevant: ClassVar[Role | None] = None
+    """The roles of the settings that matter to the command; None for all."""
 
     @model_validator(mode="before")
     @classmethod
@@ -56,7 +60,7 @@ def run_command(command: type[Command], arguments: Sequence[str] | None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # show progress at once, even in a pipe
     try:
-        return CliApp.run(command, cli_args=argument_list, cli_exit_on_error=False).run()
+        return _parse(command, argument_list).run()
     except SystemExit as ended:  # --help
         return int(ended.code or 0)
     except SettingsError as error:
@@ -71,6 +75,14 @@ def run_command(command: type[Command], arguments: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         print("interrupted: run the same command to resume", file=sys.stderr)
         return INTERRUPTED
+
+
+def _parse(command: type[Command], arguments: list[str]) -> Command:
+    """Parse the flags of a command; `--help` prints them and raises SystemExit."""
+    format_help = partial(FlagHelp, relevant=command.relevant)
+    settings: Any = command  # a model serves as settings; pydantic's hints know only its own class
+    flags: CliSettingsSource[Any] = CliSettingsSource(settings, cli_exit_on_error=False, formatter_class=format_help)
+    return CliApp.run(command, cli_args=arguments, cli_settings_source=flags, cli_exit_on_error=False)
 
 
 @cache

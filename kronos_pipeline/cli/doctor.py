@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field
 
 from kronos_pipeline.cli.command import FAILED, Command
-from kronos_pipeline.config import KronosTrainingConfig, Recipe
+from kronos_pipeline.config import KronosTrainingConfig, Recipe, Role
 
 
 class Doctor(Command, Recipe):
@@ -16,6 +17,8 @@ class Doctor(Command, Recipe):
     Print what was read and how, every problem with its file, line and column, and the number of windows that the
     settings give; then propose settings that fit. Nothing is written.
     """
+
+    relevant: ClassVar[Role | None] = Role.BARS | Role.MODEL | Role.WINDOWS | Role.HOLDOUT
 
     ticker: list[str] = Field([], description="tickers to show in full (comma-separated); by default all, if few")
     data_dir: str = Field("trainingdata", description=KronosTrainingConfig.model_fields["data_dir"].description)
