@@ -52,7 +52,8 @@ def test_the_help_of_a_training_starts_with_the_flags_that_are_used_most(
 def test_the_doctor_shows_the_flags_that_matter_to_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--help"]) == 0
     text = capsys.readouterr().out
-    assert "--drop-bad-rows" in text and "--validation-days" in text
+    assert "--drop-bad-rows" in text
+    assert "--validation-days" in text
     assert not {"--adapter-r", "--gate", "--weight-decay", "--save-steps"} & set(text.split())
 
 
