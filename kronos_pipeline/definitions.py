@@ -30,11 +30,8 @@ from kronos_pipeline.orchestration.automation.drift_sensor import make_drift_sen
 from kronos_pipeline.orchestration.automation.jobs import AutomationSettings, make_jobs, make_schedules
 from kronos_pipeline.orchestration.automation.killed_runs import make_killed_runs_sensor
 from kronos_pipeline.orchestration.checks import (
-    backtest_report,
     bars_are_sound,
-    better_on,
     complete_check,
-    holdout_report,
     ticker_check,
     windows_do_not_leak,
 )
@@ -42,6 +39,7 @@ from kronos_pipeline.orchestration.io_manager import artifact_io_manager
 from kronos_pipeline.orchestration.metadata import bars_columns
 from kronos_pipeline.orchestration.partitions import find_tickers, ticker_partitions
 from kronos_pipeline.orchestration.resources import Clock, PipelineSettings, Tracking
+from kronos_pipeline.orchestration.verdict_checks import REPORTS, better_on
 
 OWNERS = ["team:forecasting"]
 PER_TICKER = (
@@ -111,8 +109,8 @@ def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Defi
         ticker_check("raw_bars", "sound", bars_are_sound, partitions, blocking=True),
         ticker_check("windows", "no_leak", windows_do_not_leak, partitions, blocking=True),
         *(
-            ticker_check(asset, f"better_{target}", better_on(target, report), partitions, blocking=False)
-            for asset, report in (("holdout_metrics", holdout_report), ("backtest", backtest_report))
+            ticker_check(asset, f"better_{target}", better_on(target, asset), partitions, blocking=False)
+            for asset in REPORTS
             for target in TARGETS
         ),
     ]

@@ -1,13 +1,13 @@
-"""Asset checks: completeness of a run, soundness of stored artifacts, and verdicts on trained models.
+"""Asset checks: completeness of a run, and soundness of stored artifacts; `verdict_checks.py` has the verdicts.
 
 Each check has the tickers' partitions, or it would run over every ticker regardless of the run's range. In a run of
-several tickers a check yields an evaluation for each ticker.
+several tickers a check yields an evaluation for each ticker to which it applies.
 """
 
 # Annotations are not postponed here: Dagster reads the annotation of `context` and refuses a string.
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import dagster as dg
 import numpy as np
@@ -15,24 +15,33 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
     AssetCheckEvaluationTargetMaterializationData,
 )
 
-from kronos_pipeline.artifacts import ArtifactLayout, read_json
+from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.data.bars import load_bars
 from kronos_pipeline.data.normalisation import lookback_statistics
 from kronos_pipeline.data.windows import load_windows, row_statistics
-from kronos_pipeline.errors import KronosError
-from kronos_pipeline.evaluation.predictions import ADAPTER
-from kronos_pipeline.evaluation.scoring.targets import Target
-from kronos_pipeline.evaluation.scoring.verdicts import BETTER, combined_verdict
+from kronos_pipeline.errors import KronosError, enumerate_some
 from kronos_pipeline.orchestration.failures import make_failure
 from kronos_pipeline.orchestration.resources import PipelineSettings
 from kronos_pipeline.orchestration.ticker_batch import COMPLETE, failed_in_run, failed_tickers
 
 Events = Iterator[dg.AssetCheckEvaluation | dg.Output[None]]
-Outcome = tuple[bool, str]
-"""Whether a ticker passes, and the reason as a sentence."""
-
 _RECOMPUTED = 256
 """Number of windows, evenly spaced, for which a check computes the lookback's statistics again."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Result of a check for a ticker.
+
+    Attributes:
+        passed: whether the ticker passes, or None if the check does not apply to it.
+        text: the reason as a sentence.
+        metadata: figures that the UI shows and plots, by name.
+    """
+
+    passed: bool | None
+    text: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 def complete_check(asset: str, partitions: dg.PartitionsDefinition) -> dg.AssetChecksDefinition:
@@ -43,9 +52,8 @@ def complete_check(asset: str, partitions: dg.PartitionsDefinition) -> dg.AssetC
         upstream = {ticker for ticker, failed in failed_in_run(context, key).items() if failed != asset}
         tickers = [ticker for ticker in sorted(context.partition_keys) if ticker not in upstream]
         failed = failed_tickers(context.instance, key, tickers)
-        for ticker in tickers:
-            outcome = ticker not in failed, str(failed.get(ticker, "made"))
-            yield _Check(key, COMPLETE).evaluation(context, ticker, outcome)
+        outcomes = {ticker: Outcome(ticker not in failed, str(failed.get(ticker, "made"))) for ticker in tickers}
+        yield from _evaluations(context, key, COMPLETE, outcomes)
         if failed:
             raise make_failure(asset, failed)
         yield dg.Output(None)  # a check that yields no `AssetCheckResult` must yield its output itself
@@ -64,6 +72,9 @@ def ticker_check(
 ) -> dg.AssetChecksDefinition:
     """Return a check of a ticker's stored artifact.
 
+    Dagster shows a check without an evaluation as skipped, which says that the check did not apply. In a run that fails
+    for another ticker it would show the check as failed, so there the check passes, and its text says why.
+
     Args:
         asset: the checked asset.
         name: the check's name.
@@ -71,19 +82,27 @@ def ticker_check(
         partitions: the tickers.
         blocking: if true, assets downstream wait for the check and are skipped if it fails; else it only warns.
     """
-    severity = dg.AssetCheckSeverity.ERROR if blocking else dg.AssetCheckSeverity.WARN
-    described = _Check(dg.AssetKey(asset), name, severity, blocking)
+    key, severity = dg.AssetKey(asset), dg.AssetCheckSeverity.ERROR if blocking else dg.AssetCheckSeverity.WARN
 
     def run(context: dg.AssetCheckExecutionContext, pipeline: PipelineSettings) -> Events:
-        failed = failed_in_run(context, described.asset)
-        for ticker in sorted(context.partition_keys):
-            if ticker in failed:
-                continue
+        failed = failed_in_run(context, key)
+        outcomes: dict[str, Outcome] = {}
+        for ticker in sorted(set(context.partition_keys) - set(failed)):
             try:
-                outcome = check(pipeline.layout, ticker)
+                outcomes[ticker] = check(pipeline.layout, ticker)
             except KronosError as error:
-                outcome = False, str(error)
-            yield described.evaluation(context, ticker, outcome)
+                outcomes[ticker] = Outcome(False, str(error))
+        skipped = {ticker: outcome for ticker, outcome in outcomes.items() if outcome.passed is None}
+        if skipped:
+            reasons = enumerate_some(sorted({outcome.text for outcome in skipped.values()}), 1)
+            context.log.info(f"{name} does not apply to {enumerate_some(skipped)}. {reasons}")
+        if failed:
+            outcomes |= {
+                ticker: replace(outcome, passed=True, text=f"Does not apply. {outcome.text}")
+                for ticker, outcome in skipped.items()
+            }
+        applied = {ticker: outcome for ticker, outcome in outcomes.items() if outcome.passed is not None}
+        yield from _evaluations(context, key, name, applied, severity, blocking)
         yield dg.Output(None)
 
     return dg.asset_check(
@@ -95,10 +114,10 @@ def bars_are_sound(layout: ArtifactLayout, ticker: str) -> Outcome:
     """Passes if the stored bars are readable, unchanged since validation, ordered by time, and of this ticker."""
     bars = load_bars(layout.bars(ticker))
     if bars.ticker != ticker:
-        return False, f"{layout.bars(ticker)} holds the bars of {bars.ticker}"
+        return Outcome(False, f"{layout.bars(ticker)} holds the bars of {bars.ticker}")
     if not bars.frame["timestamps"].is_monotonic_increasing:
-        return False, f"{layout.bars(ticker)} is not ordered by time"
-    return True, f"{len(bars):,} bars"
+        return Outcome(False, f"{layout.bars(ticker)} is not ordered by time")
+    return Outcome(True, f"{len(bars):,} bars", {"bars": len(bars)})
 
 
 def windows_do_not_leak(layout: ArtifactLayout, ticker: str) -> Outcome:
@@ -108,89 +127,56 @@ def windows_do_not_leak(layout: ArtifactLayout, ticker: str) -> Outcome:
     for split, first, last in zip(("train", "selection", "holdout"), borders[:-1], borders[1:], strict=True):
         rows = windows.of_split(split)
         if rows.empty:
-            return False, f"there is no {split} window"
+            return Outcome(False, f"there is no {split} window")
         if rows["origin"].min() + 1 < first or rows["end"].max() > last:
-            return False, f"a {split} window has targets outside the bars {first} to {last - 1}"
+            return Outcome(False, f"a {split} window has targets outside the bars {first} to {last - 1}")
     sample = windows.rows.iloc[np.linspace(0, len(windows.rows) - 1, min(_RECOMPUTED, len(windows.rows))).astype(int)]
     starts = sample["start"].to_numpy()
     lookbacks = windows.bars.values[starts[:, None] + np.arange(windows.lookback)]
     for stored, computed in zip(row_statistics(sample), lookback_statistics(lookbacks), strict=True):
         if not np.allclose(stored, computed, rtol=1e-6):
-            return False, "a window's stored mean or standard deviation does not match its lookback bars"
-    return True, ", ".join(f"{count:,} {split}" for split, count in windows.counts().items())
+            return Outcome(False, "a window's stored mean or standard deviation does not match its lookback bars")
+    counts = windows.counts()
+    text = ", ".join(f"{count:,} {split} windows" for split, count in counts.items())
+    return Outcome(True, text, {f"{split} windows": count for split, count in counts.items()})
 
 
-def holdout_report(layout: ArtifactLayout, ticker: str) -> Path:
-    """Return the report with the verdicts of a ticker's holdout."""
-    return layout.ticker_metrics(ticker)
-
-
-def backtest_report(layout: ArtifactLayout, ticker: str) -> Path:
-    """Return the report with the verdicts of a ticker's backtest."""
-    return layout.backtest_report(ADAPTER, ticker)
-
-
-def better_on(
-    target: Target, report: Callable[[ArtifactLayout, str], Path]
-) -> Callable[[ArtifactLayout, str], Outcome]:
-    """Return a check of the verdict on a target in a ticker's report.
-
-    Args:
-        target: the target.
-        report: returns the report's path from the layout and the ticker.
-    """
-
-    def check(layout: ArtifactLayout, ticker: str) -> Outcome:
-        evaluation = read_json(report(layout, ticker))
-        model, entry = evaluation["model"], evaluation["per_symbol"][0]
-        comparisons = entry["verdicts"][target].get(model, {})
-        if not comparisons:
-            return False, f"There is no verdict on the {target} of the {model}."
-        reasons = [
-            f"against {rival}: {verdict['verdict']}; {verdict['reason']}" for rival, verdict in comparisons.items()
-        ]
-        sentences = [f"The {target} of the {model} {reason}." for reason in reasons]
-        passed = combined_verdict(verdict["verdict"] for verdict in comparisons.values()) == BETTER
-        return passed, " ".join([*sentences, *evaluation["warnings"]])
-
-    check.__doc__ = (
-        f"Passes if the {target} of the trained model is better than that of every rival, by the Diebold-Mariano test "
-        "and a block bootstrap over the cutoffs, corrected for the number of tickers. Fewer than 8 cutoffs are too "
-        "little evidence, and do not pass."
-    )
-    return check
-
-
-@dataclass(frozen=True)
-class _Check:
-    """A check of an asset, with its severity; assets downstream wait for a blocking check."""
-
-    asset: dg.AssetKey
-    name: str
-    severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR
-    blocking: bool = False
-
-    def evaluation(
-        self, context: dg.AssetCheckExecutionContext, ticker: str, outcome: Outcome
-    ) -> dg.AssetCheckEvaluation:
-        """Return a ticker's evaluation; a `dg.AssetCheckResult` of a run over a range would have no partition."""
-        passed, text = outcome
-        newest = dg.AssetRecordsFilter(asset_key=self.asset, asset_partitions=[ticker])
-        records = context.instance.fetch_materializations(newest, limit=1).records
-        target = (
-            AssetCheckEvaluationTargetMaterializationData(
-                run_id=records[0].run_id, storage_id=records[0].storage_id, timestamp=records[0].timestamp
-            )
-            if records
-            else None
-        )
-        return dg.AssetCheckEvaluation(
-            asset_key=self.asset,
-            check_name=self.name,
-            passed=passed,
-            description=text,
-            severity=self.severity,
-            blocking=self.blocking,
+def _evaluations(
+    context: dg.AssetCheckExecutionContext,
+    asset: dg.AssetKey,
+    name: str,
+    outcomes: Mapping[str, Outcome],
+    severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
+    blocking: bool = False,
+) -> Iterator[dg.AssetCheckEvaluation]:
+    """Yield an evaluation by ticker; a `dg.AssetCheckResult` of a run over a range would have no partition."""
+    targets = _newest_materialisations(context.instance, asset, list(outcomes))
+    for ticker, outcome in outcomes.items():
+        yield dg.AssetCheckEvaluation(
+            asset_key=asset,
+            check_name=name,
+            passed=bool(outcome.passed),
+            description=outcome.text,
+            metadata=dict(outcome.metadata),
+            severity=severity,
+            blocking=blocking,
             partition=ticker,
-            target_materialization_data=target,
+            target_materialization_data=targets.get(ticker),
         )
+
+
+def _newest_materialisations(
+    instance: dg.DagsterInstance, asset: dg.AssetKey, tickers: Sequence[str]
+) -> dict[str, AssetCheckEvaluationTargetMaterializationData]:
+    """Return each ticker's newest materialisation, as evaluations point to it; two queries for all tickers."""
+    newest = instance.get_latest_storage_id_by_partition(asset, dg.DagsterEventType.ASSET_MATERIALIZATION, set(tickers))
+    if not newest:
+        return {}
+    wanted = dg.AssetRecordsFilter(asset_key=asset, storage_ids=list(newest.values()))
+    records = instance.fetch_materializations(wanted, limit=len(newest)).records
+    return {
+        str(record.partition_key): AssetCheckEvaluationTargetMaterializationData(
+            run_id=record.run_id, storage_id=record.storage_id, timestamp=record.timestamp
+        )
+        for record in records
+    }

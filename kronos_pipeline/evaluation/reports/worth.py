@@ -60,6 +60,34 @@ def best_rival(entry: Mapping[str, Any], model: str, target: Target) -> Mapping[
     return min(known, key=lambda comparison: float(comparison["skill"]), default=None)
 
 
+_HARDEST_FIRST = (WORSE, NO_BETTER, TOO_LITTLE, BETTER)
+
+
+def hardest_first(entry: Mapping[str, Any], model: str, target: Target) -> list[Mapping[str, Any]]:
+    """Return the comparisons of a model on a target: worse before no better, few and better, then by skill.
+
+    Args:
+        entry: a symbol's entry or the aggregate of an evaluation.
+        model: the judged model.
+        target: the target.
+    """
+
+    def order(comparison: Mapping[str, Any]) -> tuple[int, float]:
+        return _HARDEST_FIRST.index(comparison["verdict"]), comparison["skill"] or 0.0
+
+    return sorted(entry["verdicts"][target].get(model, {}).values(), key=order)
+
+
+def skill_sentence(comparison: Mapping[str, Any]) -> str:
+    """Return a comparison in a line, such as "skill against naive +3.1 %, no better (adjusted p 0.21, 12 cutoffs)"."""
+    if comparison["skill"] is None or comparison["adjusted_p"] is None:
+        return f"{comparison['verdict']} against {comparison['rival']}: {comparison['reason']}"
+    p = "< 0.001" if comparison["adjusted_p"] < 0.001 else f"{comparison['adjusted_p']:.3f}"
+    figures = f"adjusted p {p}, {comparison['cutoffs']} cutoffs"
+    skill = f"{100 * comparison['skill']:+.1f} %"
+    return f"skill against {comparison['rival']} {skill}, {comparison['verdict']} ({figures})"
+
+
 def combined_verdict_of(entry: Mapping[str, Any], model: str, target: Target) -> Verdict:
     """Return the verdict on a model over all rivals of a target, of a symbol's entry or the aggregate."""
     return combined_verdict(verdict["verdict"] for verdict in entry["verdicts"][target].get(model, {}).values())
