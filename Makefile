@@ -19,6 +19,10 @@ DEMO_ADAPTERS := --adapter lora --adapter-targets month_embed,day_embed --learni
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest
 IN_TWO := -n 2 --dist loadfile
 
+# The UI listens on this machine only; it has no password.
+HOST := 127.0.0.1
+PORT := 3000
+
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -61,8 +65,14 @@ lint: $(INSTALLED)  ## ruff, mypy and the import contract
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-dev: $(INSTALLED)  ## start the Dagster UI on http://localhost:3000
-	source ./env.sh && dg dev
+dev: $(INSTALLED)  ## start the Dagster UI on http://127.0.0.1:3000, or with PORT=3001 on another port
+	@[[ "$(PORT)" =~ ^[0-9]{1,5}$$ ]] && (( $(PORT) > 0 && $(PORT) < 65536 )) \
+		|| { echo "error: PORT is '$(PORT)', and a number from 1 to 65535 is needed." >&2; exit 2; }
+	@! (exec 3<>"/dev/tcp/$(HOST)/$(PORT)") 2>/dev/null \
+		|| { echo "error: port $(PORT) is taken; choose another: make dev PORT=$$(($(PORT) + 1))" >&2; exit 2; }
+	@source ./env.sh && echo "Dagster's UI: http://$(HOST):$(PORT) (data: $${KRONOS_DATA_DIR:-trainingdata}, \
+	artifacts: $${KRONOS_OUTPUT_DIR:-artifacts}, instance: $$DAGSTER_HOME). Ctrl-C ends it." \
+		&& dg dev --host "$(HOST)" --port "$(PORT)" --log-level warning
 
 plain: $(INSTALLED)  ## train with external/kronos/requirements.txt alone, in an environment made for it
 	@set -e; plain="$$(mktemp -d)"; trap 'rm -rf "$$plain"' EXIT; python="$$plain/venv/bin/python"; \

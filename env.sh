@@ -17,18 +17,35 @@ elif ! printf '%s\n' "$_kronos_gpus" | grep -Eqx '[1-9][0-9]{0,2}'; then
 else
     . "$_kronos_root/.venv/bin/activate"
     export DAGSTER_MODULE_NAME=kronos_pipeline.definitions
-    export DAGSTER_HOME="$_kronos_root/.dagster_home"
+    # An instance for each data folder, so that no folder's history shows another folder's tickers. A DAGSTER_HOME of the
+    # user's own stays; a folder in .dagster_home is from an earlier `source env.sh`.
+    case "${DAGSTER_HOME:-}" in
+        "" | "$_kronos_root/.dagster_home" | "$_kronos_root/.dagster_home/"*)
+            _kronos_data="${KRONOS_DATA_DIR:-trainingdata}"
+            _kronos_data="$(CDPATH= cd -- "$_kronos_data" 2>/dev/null && pwd || printf '%s' "$_kronos_data")"
+            _kronos_data="${_kronos_data#"$_kronos_root/"}"
+            _kronos_name="$(printf '%s' "${_kronos_data##*/}" | tr -c 'A-Za-z0-9._-' '_')"
+            case "$_kronos_data" in
+                */*) _kronos_name="$_kronos_name-$(printf '%s' "$_kronos_data" | cksum | cut -d ' ' -f 1)" ;;
+            esac
+            export DAGSTER_HOME="$_kronos_root/.dagster_home/$_kronos_name"
+            ;;
+    esac
     export KRONOS_BASE_MODEL="${KRONOS_BASE_MODEL:-kronos-nano}"
     export KRONOS_GPUS="$_kronos_gpus"
     # Dagster takes no `env:` for these two limits, so the numbers are written into a copy. The copy gets its name when
     # it is complete, because a daemon may read it meanwhile.
     mkdir -p "$DAGSTER_HOME"
-    sed -e "s/^\( *default_limit:\) .*/\1 $KRONOS_GPUS/" \
-        -e "s/^\( *max_concurrent_runs:\) .*/\1 $((KRONOS_GPUS + 3))/" \
-        "$_kronos_root/kronos_pipeline/orchestration/dagster.yaml" >"$DAGSTER_HOME/.dagster.yaml.$$"
-    mv -f "$DAGSTER_HOME/.dagster.yaml.$$" "$DAGSTER_HOME/dagster.yaml"
+    _kronos_yaml="$_kronos_root/kronos_pipeline/orchestration/dagster.yaml"
+    # In a DAGSTER_HOME of the user's own, a dagster.yaml stays as it is.
+    if [ ! -e "$DAGSTER_HOME/dagster.yaml" ] || [ -n "${_kronos_name:-}" ]; then
+        sed -e "s/^\( *default_limit:\) .*/\1 $KRONOS_GPUS/" \
+            -e "s/^\( *max_concurrent_runs:\) .*/\1 $((KRONOS_GPUS + 3))/" \
+            "$_kronos_yaml" >"$DAGSTER_HOME/.dagster.yaml.$$"
+        mv -f "$DAGSTER_HOME/.dagster.yaml.$$" "$DAGSTER_HOME/dagster.yaml"
+    fi
     # `dev` hands a workspace file to its servers, and they refuse one beside an exported module's name.
     dagster() { if [ "${1:-}" = dev ]; then env -u DAGSTER_MODULE_NAME dagster "$@"; else command dagster "$@"; fi; }
     dg() { if [ "${1:-}" = dev ]; then env -u DAGSTER_MODULE_NAME dg "$@"; else command dg "$@"; fi; }
-    unset _kronos_root _kronos_gpus
+    unset _kronos_root _kronos_gpus _kronos_data _kronos_name _kronos_yaml
 fi

@@ -69,7 +69,7 @@ def test_variables_name_the_checkout_wherever_it_is_sourced_from(
         "below": ("../env.sh", checkout / "kronos_pipeline"),
     }[location]
     result = source(shell, file, directory, CDPATH=str(tmp_path))
-    home = checkout / ".dagster_home"
+    home = checkout / ".dagster_home" / "trainingdata"
     expected = ["kronos_pipeline.definitions", str(home), "kronos-nano", str(checkout / ".venv"), "1"]
     assert (result.returncode, result.stderr, result.stdout.splitlines()) == (0, "", expected)
 
@@ -77,9 +77,7 @@ def test_variables_name_the_checkout_wherever_it_is_sourced_from(
 @pytest.mark.parametrize("shell", SHELLS)
 def test_the_dagster_home_has_the_tracked_settings_and_no_telemetry(shell: str, checkout: Path) -> None:
     tracked = (ROOT / "kronos_pipeline/orchestration/dagster.yaml").read_text()
-    home = checkout / ".dagster_home"
-    home.mkdir()
-    (home / "dagster.yaml").symlink_to("../kronos_pipeline/orchestration/dagster.yaml")  # as earlier versions had it
+    home = checkout / ".dagster_home" / "trainingdata"
     for gpus in ("8", "1"):
         assert source(shell, "./env.sh", checkout, KRONOS_GPUS=gpus).returncode == 0
     assert [path.name for path in home.iterdir()] == ["dagster.yaml"]
@@ -87,6 +85,31 @@ def test_the_dagster_home_has_the_tracked_settings_and_no_telemetry(shell: str, 
     assert (checkout / "kronos_pipeline/orchestration/dagster.yaml").read_text() == tracked
     content = yaml.safe_load(tracked)
     assert content["telemetry"] == content["nux"] == {"enabled": False}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_each_data_folder_has_its_own_instance_and_a_users_own_stays(
+    shell: str, checkout: Path, tmp_path: Path
+) -> None:
+    data = [tmp_path / "my data", tmp_path / "other" / "my data"]
+    for folder in (*data, checkout / "mine"):
+        folder.mkdir(parents=True)
+    home = "printenv DAGSTER_HOME"
+    homes = [
+        source(shell, "./env.sh", checkout, f"{home}; source ./env.sh; {home}", KRONOS_DATA_DIR=str(folder)).stdout
+        for folder in (*data, "mine")
+    ]
+    names = [Path(first).relative_to(checkout / ".dagster_home") for first in (text.splitlines()[0] for text in homes)]
+    assert len(set(names)) == 3
+    assert str(names[2]) == "mine"
+    assert all(len(set(text.splitlines())) == 1 for text in homes), "sourced again, it chooses the same folder"
+
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "dagster.yaml").write_text("# mine\n")
+    result = source(shell, "./env.sh", checkout, home, DAGSTER_HOME=str(own), KRONOS_DATA_DIR=str(data[0]))
+    assert result.stdout.splitlines() == [str(own)]
+    assert (own / "dagster.yaml").read_text() == "# mine\n"
 
 
 @pytest.mark.slow
@@ -106,7 +129,7 @@ def test_as_many_trainings_run_at_once_as_there_are_gpus_or_as_the_user_says(
     fake_nvidia_smi(tmp_path, listed)
     result = source(shell, "./env.sh", checkout, **variables)
     assert (result.returncode, result.stderr, result.stdout.splitlines()[-1]) == (0, "", str(trainings))
-    with dg.DagsterInstance.from_config(str(checkout / ".dagster_home")) as instance:
+    with dg.DagsterInstance.from_config(str(checkout / ".dagster_home" / "trainingdata")) as instance:
         assert instance.global_op_concurrency_default_limit == trainings
         instance.event_log_storage.initialize_concurrency_limit_to_default("gpu")
         assert instance.event_log_storage.get_concurrency_info("gpu").slot_count == trainings
