@@ -258,18 +258,39 @@ def write_parquet(path: Path, frame: pd.DataFrame, manifest: dict[str, Any]) -> 
     write_file(path, lambda handle: pq.write_table(table, handle, use_dictionary=repeating))
 
 
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read the manifest of a file that `write_parquet` wrote, without its frame.
+
+    Raises:
+        ArtifactError: the file is missing or damaged, or has no manifest.
+    """
+    with _readable_parquet(path):
+        return _parquet_manifest(path, pq.read_schema(path))
+
+
 def read_parquet(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Read a frame that `write_parquet` wrote, and its manifest.
 
     Raises:
         ArtifactError: the file is missing or damaged, or has no manifest.
     """
-    try:
+    with _readable_parquet(path):
         table = pq.read_table(path)
-        manifest = (table.schema.metadata or {}).get(PARQUET_MANIFEST)
-        if manifest is None:
-            raise ArtifactError(f"{path} has no manifest, so this project did not write it; move it and make it again.")
-        return table.to_pandas(), parse_json(manifest)
+        manifest = _parquet_manifest(path, table.schema)
+        return table.to_pandas(), manifest
+
+
+def _parquet_manifest(path: Path, schema: pa.Schema) -> dict[str, Any]:
+    manifest = (schema.metadata or {}).get(PARQUET_MANIFEST)
+    if manifest is None:
+        raise ArtifactError(f"{path} has no manifest, so this project did not write it; move it and make it again.")
+    return parse_json(manifest)
+
+
+@contextmanager
+def _readable_parquet(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, pa.ArrowException) as error:
         raise ArtifactError(f"{path} cannot be read ({error}); make it again.") from error
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import dagster as dg
 
-from kronos_pipeline.artifacts import read_parquet
+from kronos_pipeline.artifacts import read_manifest
 from kronos_pipeline.config import Role, settings_of
 from kronos_pipeline.data.bars import Bars, load_bars, save_bars
-from kronos_pipeline.data.windows import WindowSet, load_windows, save_windows
+from kronos_pipeline.data.windows import WindowSet, build_windows, load_windows, save_windows
 from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.orchestration.failures import as_failure
 from kronos_pipeline.orchestration.resources import PipelineSettings
@@ -78,7 +78,8 @@ class ArtifactIOManager(dg.IOManager):
 
     def load_input(self, context: dg.InputContext) -> TickerArtifacts:
         """Return the artifacts of the partitions that the step depends on, by ticker."""
-        return TickerArtifacts(sorted(context.asset_partition_keys), self._load[context.asset_key.to_user_string()])
+        load = self._load[context.asset_key.to_user_string()]
+        return TickerArtifacts(sorted(context.asset_partition_keys), load)
 
     def _save_bars(self, ticker: str, bars: Bars) -> None:
         save_bars(self._layout.bars(ticker), bars)
@@ -90,16 +91,17 @@ class ArtifactIOManager(dg.IOManager):
         save_windows(self._layout.windows(ticker), windows, self._settings.recipe("lora"))
 
     def _load_windows(self, ticker: str) -> WindowSet:
-        path = _require(self._layout.windows(ticker), "windows", ticker)
-        _, manifest = read_parquet(path)
-        stored = {name: manifest.get("config", {}).get(name) for name in WINDOW_SETTINGS}
-        requested = {name: getattr(self._settings, name) for name in WINDOW_SETTINGS}
-        if differing := [f"{name} {stored[name]}" for name in WINDOW_SETTINGS if stored[name] != requested[name]]:
-            raise ArtifactError(
-                f"The windows of {ticker} were cut with {', '.join(differing)}, not with the settings of this run; "
-                "materialise windows for it with these settings."
-            )
-        return load_windows(path, self._load_bars(ticker))
+        """Load a ticker's windows; cut them anew if their settings or bars are not those of this run."""
+        path, bars = self._layout.windows(ticker), self._load_bars(ticker)
+        if path.exists():
+            stored = read_manifest(path)
+            settings = stored.get("config", {})
+            same = all(settings.get(name) == getattr(self._settings, name) for name in WINDOW_SETTINGS)
+            if same and stored.get("bars_hash") == bars.content_hash:
+                return load_windows(path, bars)
+        windows = build_windows(bars, self._settings.recipe("lora"))
+        self._save_windows(ticker, windows)
+        return windows
 
     def _check_stored(self, ticker: str, path: Path) -> None:
         # Training and evaluation publish their artifacts themselves; the manager only checks that they exist.

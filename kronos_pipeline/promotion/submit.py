@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, mlflow_run_of, read_json, read_parquet
+from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, mlflow_run_of, read_json, read_manifest
 from kronos_pipeline.config import Role, settings_of
 from kronos_pipeline.errors import ArtifactError, enumerate_some
 from kronos_pipeline.evaluation.predictions import ADAPTER, CHECKPOINT, COLUMNS
@@ -153,7 +153,7 @@ def find_evidence(layout: ArtifactLayout, trained: str, tickers: Sequence[str], 
     if all(path.is_file() for path in backtests):
         backtest_predictions, backtest_manifest = load_predictions(backtests)
         if all(
-            _measures(read_parquet(path)[1], training, manifest, ticker)
+            _measures(read_manifest(path), training, manifest, ticker)
             for path, ticker in zip(backtests, tickers, strict=True)
         ):
             return Evidence(BACKTEST, backtest_predictions, backtest_manifest)

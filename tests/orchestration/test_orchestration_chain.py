@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import dagster as dg
 import pandas as pd
 import pytest
-from code_locations import Location, checks, failed_steps
+from code_locations import BARS, TINY, Location, checks, failed_steps
 
-from kronos_pipeline.artifacts import MANIFEST, read_json
+from kronos_pipeline.artifacts import MANIFEST, read_json, read_manifest
 from kronos_pipeline.data.bars import load_bars
 
 pytestmark = pytest.mark.slow
@@ -207,13 +207,18 @@ def test_the_launchpad_changes_a_setting_for_one_run_and_every_asset_of_it(locat
     assert location.metadata("holdout_metrics", "AAPL")["bars"] == 10
 
 
-def test_windows_of_other_settings_are_refused_with_what_to_do(location: Location) -> None:
+def test_windows_of_other_settings_or_bars_are_cut_anew_by_what_loads_them(location: Location) -> None:
     location.write("AAPL")
-    assert location.run("ingest", "AAPL").success
     assert location.run("ingest", "AAPL", settings={"lookback": 9}).success
     result = location.select(["adapter"], "AAPL")
-    assert "cut with lookback 9" in failed_steps(result)["adapter"]
-    assert not location.layout.adapter("AAPL").exists()
+    assert result.success, failed_steps(result)
+    assert read_manifest(location.layout.windows("AAPL"))["lookback"] == TINY["lookback"]
+    location.write("AAPL", bars=BARS + 10)
+    assert location.select(["raw_bars"], "AAPL").success
+    result = location.select(["adapter"], "AAPL")
+    assert result.success, failed_steps(result)
+    bars = load_bars(location.layout.bars("AAPL")).content_hash
+    assert read_manifest(location.layout.windows("AAPL"))["bars_hash"] == bars
 
 
 def test_a_ticker_alone_that_is_bad_fails_its_step_and_keeps_the_last_good_artifact(location: Location) -> None:
@@ -272,7 +277,7 @@ def test_damaged_bars_block_what_is_downstream(location: Location) -> None:
 
 def test_an_asset_whose_upstream_was_never_made_says_what_to_materialise(location: Location) -> None:
     location.write("AAPL")
-    assert "AAPL has no windows yet" in failed_steps(location.select(["adapter"], "AAPL"))["adapter"]
+    assert "AAPL has no raw_bars yet" in failed_steps(location.select(["adapter"], "AAPL"))["adapter"]
     assert location.run("ingest", "AAPL").success
     result = location.select(["holdout_metrics"], "AAPL")
     assert "materialise one of them first" in failed_steps(result)["holdout_metrics"]
