@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kronos_pipeline.errors import KronosError
+from kronos_pipeline.errors import KronosError, enumerate_some
 from kronos_pipeline.pipeline.ingest import Tickers
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ def evaluate_all(
             tickers.skip(ticker, outcome)
             continue
         results[ticker] = outcome
-        for note in outcome.notes:
-            print(note)
+    for note in join_notes({ticker: result.notes for ticker, result in results.items()}):
+        print(note)
     evaluation = save_evaluation(
         trainer.layout,
         pd.concat([pd.DataFrame(), *(result.predictions for result in results.values())], ignore_index=True),
@@ -123,6 +123,19 @@ def log_leaderboard(
     tags = {"contamination": "; ".join(holdout["warnings"])} if holdout["warnings"] else None
     with tracker.training_run("leaderboard", config, tags) as run:
         tracker.log_evaluation(run.run_id, numbers, plots, evaluation_frame(holdout))
+
+
+def join_notes(notes: Mapping[str, Sequence[str]]) -> list[str]:
+    """Join equal notes on several tickers into one, which names the tickers.
+
+    Args:
+        notes: notes by ticker, each of which begins with "<ticker>: ".
+    """
+    tickers: dict[str, list[str]] = {}
+    for ticker, of_ticker in notes.items():
+        for note in of_ticker:
+            tickers.setdefault(note.removeprefix(f"{ticker}: "), []).append(ticker)
+    return [f"{enumerate_some(names)}: {sentence}" for sentence, names in tickers.items()]
 
 
 def print_tables(*tables: TextTable) -> None:

@@ -40,7 +40,8 @@ class TickerForecast:
 
     Attributes:
         table: see `forecast_ahead`.
-        reason: which model gives the centre and which the shape, and why.
+        summary: which model gives the centre and which the shape, and why, in a few words.
+        reason: the same with the whole reason.
         notes: notes on the forecast.
         file: `forecasts/<T>.parquet`.
         plot: the fan chart.
@@ -48,6 +49,7 @@ class TickerForecast:
     """
 
     table: pd.DataFrame
+    summary: str
     reason: str
     notes: tuple[str, ...]
     file: Path
@@ -59,9 +61,10 @@ class TickerForecast:
         """The model's name in tables and plots."""
         return str(self.table["model"].iloc[0])
 
-    def text_table(self) -> TextTable:
-        """Build the table of the forecast."""
-        return forecast_text_table(self.table, self.reason, self.notes)
+    def text_table(self, *, details: bool = False) -> TextTable:
+        """Build the table of the forecast, with the whole reason for the model if details are wanted."""
+        reason = f"By {self.label}: {self.reason}" if details else self.summary
+        return forecast_text_table(self.table, [reason, *self.notes])
 
 
 def overview_table(forecasts: Sequence[TickerForecast]) -> TextTable:
@@ -71,10 +74,10 @@ def overview_table(forecasts: Sequence[TickerForecast]) -> TextTable:
         last, steps = forecast.table.iloc[-1], len(forecast.table)
         known = f"{last['cutoff']:%Y-%m-%d}"
         prices = (price(last[name]) for name in ("lo_80", "median", "mean", "hi_80"))
-        rows.append([str(last["unique_id"]), known, str(steps), *prices, forecast.label])
+        rows.append([str(last["unique_id"]), known, str(steps), *prices, f"{last['p_up']:.0%}", forecast.label])
     return TextTable(
         title=f"Close (price) of the last forecast bar, {count(len(forecasts), 'ticker')}",
-        headers=["Ticker", "after", "bars\nahead", "lo\n80 %", "median", "mean", "hi\n80 %", "by"],
+        headers=["Ticker", "after", "bars\nahead", "lo\n80 %", "median", "mean", "hi\n80 %", "P(up)", "by"],
         rows=rows,
         notes=["The file's manifest, and `kronos forecast` of a single ticker, give the reason for the model."],
     )
@@ -122,6 +125,7 @@ def forecast_ticker_job(  # noqa: PLR0913
     sampled = {name: describe_sampled_model(part) for name, part in parts.models.items()}
     settings = next(iter(parts.models.values())).recipe if parts.models else recipe
     manifest = forecast_manifest(ticker_bars, table, sampled or None, settings, parts.reason, notes)
+    manifest |= {"summary": parts.summary}
     hashes = dict.fromkeys(str(part.model.weights_hash)[:12] for part in parts.models.values())
     rows = ledger.ledger_rows(
         ticker_bars,
@@ -131,4 +135,5 @@ def forecast_ticker_job(  # noqa: PLR0913
         issued=now(),
         known_until=[*ledger.known_bars_end(layout, ticker), *map(pd.Timestamp, parts.seen_until)],
     )
-    return TickerForecast(table, parts.reason, notes, *save_forecast(layout, ticker_bars, table, manifest), rows)
+    files = save_forecast(layout, ticker_bars, table, manifest)
+    return TickerForecast(table, parts.summary, parts.reason, notes, *files, rows)

@@ -44,13 +44,15 @@ class Part:
     Attributes:
         source: the model; for a centre None, the last close; for a shape the name of a volatility rival.
         label: its name.
-        reason: the reason for the choice.
+        summary: the reason for the choice in a few words.
+        reason: the whole reason.
         notes: notes on every plot.
         seen_until: time of the newest bar of the ticker that the model's training may have read, ISO 8601, or None.
     """
 
     source: PathModel | str | None
     label: str
+    summary: str
     reason: str
     notes: tuple[str, ...] = ()
     seen_until: str | None = None
@@ -77,8 +79,17 @@ class Parts:
         return f"{self.centre.label}, spread of {self.shape.label}"
 
     @property
+    def summary(self) -> str:
+        """Which model gives which part, and why, in a few words."""
+        centre, shape = self.centre, self.shape
+        if centre.label == shape.label:
+            why = "; ".join(dict.fromkeys([shape.summary, centre.summary]))
+            return f"By {shape.label} ({why})."
+        return f"Centre: {centre.label} ({centre.summary}); spread: {shape.label} ({shape.summary})."
+
+    @property
     def reason(self) -> str:
-        """Which model gives which part, and why, in one line."""
+        """Which model gives which part, and the whole reason."""
         return f"centre: {self.centre.label} ({self.centre.reason}); shape: {self.shape.label} ({self.shape.reason})."
 
     @property
@@ -124,23 +135,26 @@ def select_parts(
             if not (model.warnings and recipe.strict_champion):
                 refit = f"version {champion.number} is " if model.label != name else ""
                 reason = f"{refit}champion of {target}: {promotion_reason(champion, target)}"
-                return Part(model.part, model.label, reason, (*model.notes, *model.warnings), model.seen_until)
+                notes = (*model.notes, *model.warnings)
+                return Part(model.part, model.label, f"champion of {target}", reason, notes, model.seen_until)
             reasons.append(f"the champion does not forecast by --strict-champion: {'; '.join(model.warnings)}")
-        is_best, verdict, notes = _verdict_on_base(layout, bars.ticker, base, target)
+        is_best, verdict, notes_on_base = _verdict_on_base(layout, bars.ticker, base, target)
         reasons.append(verdict)
         if is_best:
             sampling = load_sampling(layout.base, bars.ticker, base, recipe) or plain_sampling(recipe)
             model_part = PathModel(base, sampling, recipe)
             label = f"base {base.source.label}"
-            return Part(model_part, label, "; ".join(reasons), (*demo_notes(base), *notes))
+            notes = (*demo_notes(base), *notes_on_base)
+            return Part(model_part, label, "better than every rival", "; ".join(reasons), notes)
         part = otherwise()
         return replace(part, reason="; ".join([*reasons, *filter(None, [part.reason])]))
 
-    centre = select(MEAN, lambda: Part(None, LAST_CLOSE, ""))
+    centre = select(MEAN, lambda: Part(None, LAST_CLOSE, "no model was shown to be better", ""))
     shape = select(DISTRIBUTION, lambda: _best_rival(layout, bars.ticker))
     source = shape.source
     if centre.source is None and isinstance(source, PathModel) and source.sampling.variant(DISTRIBUTION) == SAMPLED:
-        centre = replace(shape, reason=f"{centre.reason}; its paths as sampled were best on the selection block")
+        as_sampled = "its paths as sampled were best on the selection block"
+        centre = replace(shape, summary="its paths as sampled", reason=f"{centre.reason}; {as_sampled}")
     return Parts(centre, shape)
 
 
@@ -168,8 +182,8 @@ def _best_rival(layout: ArtifactLayout, ticker: str) -> Part:
         scored = {name: score for name, score in scores.items() if score is not None}
         if scored:
             best = min(scored, key=lambda name: scored[name])
-            return Part(best, best, "the best rival of the last evaluation")
-    return Part(EWMA, EWMA, "no evaluation of rivals")
+            return Part(best, best, "best rival", "the best rival of the last evaluation")
+    return Part(EWMA, EWMA, "no evaluation of rivals", "no evaluation of rivals")
 
 
 def _reports(layout: ArtifactLayout, ticker: str) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:

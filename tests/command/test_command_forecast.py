@@ -61,15 +61,19 @@ def test_without_a_champion_the_last_close_is_repeated_and_the_reason_said(
     assert forecast(tmp_path, ticker.lower(), "--model-name", str(tiny_base), "--horizon", "4") == 0
     output = words(capsys.readouterr().out)
     assert f"{ticker}: close (price) of the next 4 bars after {BARS['Date'].iloc[-1]:%Y-%m-%d}" in output
-    none = "kronos-{0} has no champion of {1}; kronos-all has no champion of {1}; base not evaluated".format
-    assert f"By last close, spread of ewma: centre: last close ({none(ticker, 'mean')});" in output
-    assert f"shape: ewma ({none(ticker, 'distribution')}; no evaluation of rivals)." in output
+    centre = "Centre: last close (no model was shown to be better)"
+    assert f"{centre}; spread: ewma (no evaluation of rivals)." in output
     assert "P(up)" in output
     assert f"picture {layout.picture(ticker, 'forecast')}" in output
     table, manifest = read_parquet(layout.forecast(ticker))
     assert list(table["ds"]) == list(pd.bdate_range(BARS["Date"].iloc[-1], periods=5)[1:])
     assert (table["mean"] == BARS["Close"].iloc[-1]).all()
     assert manifest["sampled"] is None
+    none = "kronos-{0} has no champion of {1}; kronos-all has no champion of {1}; base not evaluated".format
+    assert manifest["reason"] == (
+        f"centre: last close ({none(ticker, 'mean')}); "
+        f"shape: ewma ({none(ticker, 'distribution')}; no evaluation of rivals)."
+    )
     assert layout.picture(ticker, "forecast").read_bytes().startswith(b"\x89PNG")
 
 
@@ -97,8 +101,7 @@ def test_settings_are_those_of_the_last_evaluation_and_flags_come_before_them(
     save_verdict(layout, ticker, recipe, "better")
     assert forecast(tmp_path, ticker) == 0
     output = words(capsys.readouterr().out)
-    assert f"By base {tiny_base}:" in output
-    assert "base against naive: better); shape: base" in output
+    assert f"By base {tiny_base} (better than every rival)." in output
     assert "intervals as sampled, not recalibrated" in output
     table, manifest = read_parquet(layout.forecast(ticker))
     assert len(table) == 3
@@ -116,8 +119,8 @@ def test_base_that_was_not_better_than_naive_does_not_forecast(
     save_verdict(layout, ticker, small_recipe(tiny_base), "no better")
     assert forecast(tmp_path, ticker) == 0
     output = words(capsys.readouterr().out)
-    assert "By last close, spread of ewma:" in output
-    assert "base against naive: no better); shape: ewma" in output
+    assert "Centre: last close (no model was shown to be better); spread: ewma" in output
+    assert "base against naive: no better); shape: ewma" in read_parquet(layout.forecast(ticker))[1]["reason"]
 
 
 def test_a_champion_forecasts_with_the_lookback_that_it_was_trained_with(
@@ -140,8 +143,9 @@ def test_a_champion_forecasts_with_the_lookback_that_it_was_trained_with(
 
     assert forecast(tmp_path, ticker) == 0
     output = words(capsys.readouterr().out)
-    assert f"By {name} version 1: centre: {name} version 1 (champion of mean: it looked good); shape:" in output
+    assert f"By {name} version 1 (champion of distribution; champion of mean)." in output
     table, manifest = read_parquet(layout.forecast(ticker))
+    assert f"centre: {name} version 1 (champion of mean: it looked good); shape:" in manifest["reason"]
     bars = read_bars(find_csv_files(tmp_path / "data").file(ticker))
     expected = forecast_ahead(bars, load_adapter(folder, base_of(recipe)), plain_sampling(recipe), recipe)
     for column in ("mean", "median", *BOUNDS):

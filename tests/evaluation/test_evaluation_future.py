@@ -235,7 +235,7 @@ def test_a_saved_forecast_is_a_table_with_what_made_it_and_a_picture(tmp_path: P
 def test_a_forecast_as_people_read_it() -> None:
     bars = simulated_bars()
     forecast = forecast_ahead(bars, None, PLAIN, RECIPE.model_copy(update={"horizon": 2}))
-    text_table = forecast_text_table(forecast, "there is no champion.", ["embedded demo model"])
+    text_table = forecast_text_table(forecast, ["By naive.", "embedded demo model"])
     last = bars.frame["timestamps"].iloc[-1]
     assert text_table.title == f"AAPL: close (price) of the next 2 bars after {last:%Y-%m-%d}"
     assert [header.replace("\n", " ") for header in text_table.headers] == [
@@ -246,7 +246,7 @@ def test_a_forecast_as_people_read_it() -> None:
     assert all(row == sorted(row) for row in prices)
     assert text_table.rows[0][-1] == f"{forecast['p_up'][0]:.0%}"
     assert prices[0][0] == pytest.approx(forecast["lo_90"][0], rel=1e-4)
-    assert text_table.notes == ["By naive: there is no champion.", "embedded demo model"]
+    assert text_table.notes == ["By naive.", "embedded demo model"]
     hourly = bars.frame.assign(timestamps=pd.date_range("2024-01-01", periods=len(bars), freq="h"))
     hours = forecast_ahead(make_bars("AAPL", hourly, source="AAPL.csv"), None, PLAIN, RECIPE)
-    assert forecast_text_table(hours, "").rows[0][0] == "2024-01-06 10:00"
+    assert forecast_text_table(hours).rows[0][0] == "2024-01-06 10:00"

@@ -167,6 +167,10 @@ def test_the_centre_and_the_shape_come_from_different_champions(
     make_champion(distribution, registered_name("pair"), ["distribution", "volatility"])
     choice = select(adapter_name="pair")
     assert choice.label == f"kronos-{ticker} version 1, spread of kronos-pair version 1"
+    assert choice.summary == (
+        f"Centre: kronos-{ticker} version 1 (champion of mean); "
+        "spread: kronos-pair version 1 (champion of distribution)."
+    )
     assert choice.models["centre"].model.weights_hash == load_trained(mean, base).weights_hash
     assert choice.models["shape"].model.weights_hash == load_trained(distribution, base).weights_hash
 
@@ -189,6 +193,7 @@ def test_a_champion_of_the_distribution_alone_is_served_as_it_was_judged(
     if variant == "sampled":
         assert choice.models["centre"] is choice.models["shape"]
         assert choice.label == f"kronos-{ticker} version 1"
+        assert choice.summary == f"By kronos-{ticker} version 1 (champion of distribution; its paths as sampled)."
         assert f"kronos-{ticker} has no champion of mean" in choice.reason
     else:
         assert choice.centre.source is None

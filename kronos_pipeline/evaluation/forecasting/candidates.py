@@ -1,6 +1,6 @@
 """Candidates: the models that are compared on a ticker, their sampling, and the one sequence that evaluates them.
 
-Candidates exist, share one base model, and have not seen the ticker's holdout.
+Candidates exist, share one base model, were trained on the ticker, and have not seen its holdout.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import pandas as pd
 
 from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json
 from kronos_pipeline.data.purge import holdout_start_time
+from kronos_pipeline.errors import enumerate_some
 from kronos_pipeline.evaluation.forecasting.batching import ForecastJob, gather_jobs, run_job
 from kronos_pipeline.evaluation.forecasting.holdout_table import predict_job
 from kronos_pipeline.evaluation.forecasting.sampling import Sampling, load_sampling, save_sampling
@@ -177,6 +178,12 @@ def _unfit(manifest: Mapping[str, Any], base: KronosModel, windows: WindowSet) -
     trained_on = manifest.get("base_model", {})
     if trained_on.get("weights_hash") != base.weights_hash:
         return f"it was trained on another base model, {trained_on.get('name')}"
+    tickers = manifest.get("data", {})
+    if tickers and windows.ticker not in tickers:
+        return (
+            f"it was trained on {enumerate_some(sorted(tickers), limit=3)}, and not on this ticker; train it again on "
+            "this data folder, or give the folder an output folder of its own (--output-dir)"
+        )
     seen_until, first = manifest.get("seen_until", {}).get(windows.ticker), holdout_start_time(windows)
     if seen_until is not None and first is not None and pd.Timestamp(seen_until) >= first:
         return f"it has seen bars up to {seen_until}, and the holdout begins at {first.isoformat()}"

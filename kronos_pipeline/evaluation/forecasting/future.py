@@ -232,12 +232,11 @@ def save_forecast(
     return table, picture
 
 
-def forecast_text_table(forecast: pd.DataFrame, reason: str, notes: Sequence[str] = ()) -> TextTable:
+def forecast_text_table(forecast: pd.DataFrame, notes: Sequence[str] = ()) -> TextTable:
     """Build a table of a forecast: a row per bar, with closes and the bounds of their central intervals.
 
     Args:
         forecast: the result of `forecast_ahead`.
-        reason: the reason for the model.
         notes: notes below the table.
     """
     form = _time_form(forecast)
@@ -254,7 +253,7 @@ def forecast_text_table(forecast: pd.DataFrame, reason: str, notes: Sequence[str
             ]
             for _, row in forecast.iterrows()
         ],
-        notes=[f"By {forecast['model'].iloc[0]}: {reason}", *notes],
+        notes=list(notes),
     )
 
 
