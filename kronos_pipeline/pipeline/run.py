@@ -36,6 +36,11 @@ def run_pipeline(config: KronosTrainingConfig, seeds: int = 1) -> bool:
         check_rivals(config)  # before a training of hours
     tickers = read_tickers(config, layout)
 
+    from kronos_pipeline.training.trainer import KronosTrainer
+
+    trainer = KronosTrainer(config.recipe, layout.root)
+    print(f"base model {trainer.base.source.label} on {trainer.device}, {trainer.precision}")
+
     from kronos_pipeline.evaluation.reports.tables import leaderboard_table, save_leaderboard
     from kronos_pipeline.evaluation.reports.worth import worth_table
     from kronos_pipeline.pipeline.evaluate import backtest_if_requested, evaluate_all, log_leaderboard, print_tables
@@ -43,10 +48,7 @@ def run_pipeline(config: KronosTrainingConfig, seeds: int = 1) -> bool:
     from kronos_pipeline.pipeline.seeds import compare_seeds
     from kronos_pipeline.pipeline.train import train_all
     from kronos_pipeline.tracking.runs import Tracker
-    from kronos_pipeline.training.trainer import KronosTrainer
 
-    trainer = KronosTrainer(config.recipe, layout.root)
-    print(f"base model {trainer.base.source.label} on {trainer.device}, {trainer.precision}")
     tracker = Tracker(None, layout.root)
     with trainer.one_run():
         trained = train_all(config, trainer, tracker, tickers.windows, tickers.skip)
