@@ -86,6 +86,18 @@ print(sorted(name.removeprefix(prefix) for name in sys.modules if name.startswit
 
 
 @pytest.mark.slow
+def test_the_trainer_loads_no_package_that_a_checkpoint_does_not_need() -> None:
+    script = """
+import sys
+import kronos_pipeline.training.trainer
+late = "mlflow dagster sklearn peft transformers matplotlib scipy arch statsmodels torch._dynamo".split()
+print(sorted(sys.modules.keys() & set(late)))
+"""
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stdout.strip()) == (0, "[]"), result.stderr
+
+
+@pytest.mark.slow
 def test_public_names_are_found_where_the_package_says() -> None:
     script = """
 import sys, kronos_pipeline

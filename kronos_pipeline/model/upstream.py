@@ -32,11 +32,13 @@ def _bare_packages() -> Iterator[None]:
         folders = spec.submodule_search_locations
         package.__path__ = [folder + name.removeprefix("sktime").replace(".", "/") for folder in folders]
         sys.modules[name] = package
+    kept = "sktime."  # nothing, if the import fails
     try:
         yield
+        kept = _KEPT
     finally:  # leave no package behind that lacks its `__init__`
         for name in [name for name in sys.modules if name.partition(".")[0] == "sktime"]:
-            if not f"{name}.".startswith(f"{_KEPT}."):
+            if not f"{name}.".startswith(f"{kept}."):
                 del sys.modules[name]
 
 
