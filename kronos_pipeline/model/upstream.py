@@ -2,9 +2,10 @@
 
 Other code accepts any object with the same submodules, so upstream's own objects work too.
 
-`import sktime` loads scikit-learn, scipy.stats and sktime's own checks of estimators, a second in which the model's code
-takes no part. Here the packages above the model's code are imported without their `__init__`. What later code imports by
-name, `from sktime.libs.kronos import Kronos`, is the same module, and `import sktime` still gives the whole package.
+`import sktime` loads scikit-learn, scipy.stats and sktime's own checks of estimators: a second, for code that the model
+does not use. So this module imports the model's code without the `__init__` of the packages above it. Later code that
+imports it by its public name, `from sktime.libs.kronos import Kronos`, gets the same module, and `import sktime` still
+gives the whole package.
 """
 
 from __future__ import annotations
