@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
+from difflib import get_close_matches
 from functools import cache
 from typing import Any, Literal, Optional, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.errors import SettingsError
@@ -50,6 +53,16 @@ def environment_settings() -> dict[str, Any]:
 def environment_variable(field: str) -> str:
     """Return the name of the environment variable of a setting."""
     return _ENVIRONMENT[field]
+
+
+class EnvironmentDefaults(BaseModel):
+    """Settings by the rule: arguments override variables of the environment, which override defaults."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_environment(cls, arguments: Any) -> Any:
+        environment = {field: value for field, value in environment_settings().items() if field in cls.model_fields}
+        return {**environment, **arguments} if isinstance(arguments, dict) else arguments
 
 
 _LORA_RATE, _FULL_RATE = 1e-4, 1e-5
@@ -350,8 +363,22 @@ class Recipe(ReadingSettings):
         return used
 
 
-class KronosTrainingConfig(Recipe):
-    """A recipe and the two folders, for CSVs and for artifacts: all settings of a run of the pipeline."""
+class KronosTrainingConfig(EnvironmentDefaults, Recipe):
+    """All settings of a training and its evaluation: the folders of the CSVs and of the artifacts, and a `Recipe`.
+
+    An argument overrides the environment (KRONOS_DATA_DIR, KRONOS_OUTPUT_DIR, KRONOS_BASE_MODEL, KRONOS_DEVICE,
+    KRONOS_COLUMNS), which overrides the default. The flags of the command line are the same settings:
+    `--model-name kronos-nano` is `model_name="kronos-nano"`.
+
+    Example:
+        >>> from kronos_pipeline import KronosTrainingConfig
+        >>> config = KronosTrainingConfig(data_dir="trainingdata/AAPL", model_name="kronos-nano", adapter="lora")
+        >>> config.lookback, config.horizon, config.peak_learning_rate
+        (64, 30, 0.0001)
+
+    Raises:
+        pydantic.ValidationError: a setting is unknown or invalid; a ValueError.
+    """
 
     data_dir: str = Field(
         "trainingdata",
@@ -367,8 +394,36 @@ class KronosTrainingConfig(Recipe):
         """The settings without the two folders."""
         return Recipe.model_validate(self.model_dump(include=set(Recipe.model_fields)))
 
+    @model_validator(mode="before")
+    @classmethod
+    def _check_names(cls, arguments: Any) -> Any:
+        if not isinstance(arguments, dict):
+            return arguments
+        known = [*cls.model_fields, "from"]
+        unknown = {name: arguments[name] for name in arguments if name not in known}
+        errors = [
+            InitErrorDetails(
+                type=PydanticCustomError("unknown_setting", _unknown(name, known)), loc=(name,), input=value
+            )
+            for name, value in unknown.items()
+        ]
+        if errors:
+            raise ValidationError.from_exception_data(cls.__name__, errors)
+        return arguments
+
+    @field_validator("data_dir", "output_dir", "model_name", mode="before")
+    @classmethod
+    def _read_path(cls, value: Any) -> Any:
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
+
     @model_validator(mode="after")
     def _check_adapter_settings(self) -> Self:
         if self.adapter == "none" and (self.adapter_name is not None or not self.freeze_backbone):
             raise ValueError("--adapter-name and --no-freeze-backbone need --adapter lora")
         return self
+
+
+def _unknown(name: str, known: Sequence[str]) -> Any:
+    """Return the sentence on a setting that does not exist, with the setting of the nearest name."""
+    nearest = get_close_matches(name, known, 1) or [field for field in known if name in field.split("_")]
+    return f"there is no setting {name}" + (f"; did you mean {nearest[0]}?" if nearest else "")

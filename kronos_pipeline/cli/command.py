@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from functools import cache, partial
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError
 from pydantic_settings import CliApp, CliSettingsSource, SettingsConfigDict, SettingsError
 
 from kronos_pipeline.cli.help import FlagHelp
-from kronos_pipeline.config import Role, environment_settings
+from kronos_pipeline.config import EnvironmentDefaults, Role
 from kronos_pipeline.errors import KronosError
 
 FAILED = 2
@@ -27,18 +27,11 @@ CLI = SettingsConfigDict(cli_kebab_case=True, cli_implicit_flags=True, cli_hide_
 """Format of flags: `--data-dir`, and `--torch-compile/--no-torch-compile` for a switch."""
 
 
-class Command(BaseModel):
+class Command(EnvironmentDefaults):
     """A command: the fields are its flags, the docstring is its description, `run` executes it."""
 
     relevant: ClassVar[Role | None] = None
     """The roles of the settings that matter to the command; None for all."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _apply_environment(cls, flags: Any) -> Any:
-        """Fill missing flags from the environment; flags override the environment, which overrides defaults."""
-        environment = {field: value for field, value in environment_settings().items() if field in cls.model_fields}
-        return {**environment, **flags} if isinstance(flags, dict) else flags
 
     def run(self) -> int:
         """Execute the command, and return the exit code."""

@@ -107,13 +107,20 @@ def next_stamps(bars: Bars, count: int, calendars: Sequence[str]) -> pd.Datetime
     name = find_calendar(bars.ticker, calendars)
     times = bars.frame["timestamps"].to_numpy("datetime64[ns]").astype(np.int64)
     recent = newest_week_times(times)
-    week = find_weekly_schedule(recent)
-    if week.slower:
-        stamps = slow_bar_times(times, count)
-    elif name is None:
-        stamps = week.after(int(times[-1]), count)
-    else:
-        stamps = _exchange_stamps(bars, recent, count, name)
+    if name is None or find_weekly_schedule(recent).slower:
+        return next_times(times, count)
+    return pd.DatetimeIndex(_exchange_stamps(bars, recent, count, name).astype("datetime64[ns]"))
+
+
+def next_times(times: IntArray, count: int) -> pd.DatetimeIndex:
+    """Predict the times of the next bars by the weekly schedule of the bars so far.
+
+    Args:
+        times: nanoseconds since 1970 of the bars, oldest first, two at least, `(bars,)`.
+        count: number of times.
+    """
+    week = find_weekly_schedule(newest_week_times(times))
+    stamps = slow_bar_times(times, count) if week.slower else week.after(int(times[-1]), count)
     return pd.DatetimeIndex(stamps.astype("datetime64[ns]"))
 
 

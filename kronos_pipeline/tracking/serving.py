@@ -11,10 +11,8 @@ from pydantic import ValidationError
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.config import NAME, Recipe, environment_settings
-from kronos_pipeline.data.bars import FEATURES, PRICES, Bars
-from kronos_pipeline.data.csv_file import CsvFile
-from kronos_pipeline.data.csv_table import CsvTable
-from kronos_pipeline.data.ingest import read_table
+from kronos_pipeline.data.bars import Bars
+from kronos_pipeline.data.frames import read_frame
 from kronos_pipeline.errors import DataError, ModelError, Problem
 from kronos_pipeline.evaluation import ledger
 from kronos_pipeline.evaluation.forecasting.future import forecast_ahead
@@ -80,7 +78,7 @@ class ServedForecaster:
             ArtifactError: the ledger cannot be written.
         """
         ticker = self._ticker(frame)
-        bars = _read(frame, ticker)
+        bars = read_frame(frame.drop(columns="unique_id", errors="ignore"), ticker, name=_REQUEST, first_row=1)
         sampling = load_sampling(self._folder, ticker, self._model, self._recipe) or plain_sampling(self._recipe)
         ahead = forecast_ahead(bars, self._model, sampling, self._recipe)
         if folder := os.environ.get(LEDGER):
@@ -112,24 +110,6 @@ class ServedForecaster:
         if len(self._tickers) > 1:
             raise _bad(f"name the ticker of the bars in unique_id; the model was trained on {', '.join(self._tickers)}")
         return str(self._tickers[0])
-
-
-def _read(frame: pd.DataFrame, ticker: str) -> Bars:
-    if missing := [name for name in ("timestamps", *PRICES) if name not in frame]:
-        raise _bad(f"there is no column {', '.join(missing)}")
-    if len(frame) < 2:
-        raise _bad(f"a forecast needs 2 bars or more, and there {'is' if len(frame) == 1 else 'are'} {len(frame)}")
-    cells = {name: [_text(cell) for cell in frame[name]] for name in ("timestamps", *FEATURES) if name in frame}
-    for name in ("volume", "amount"):
-        if not any(cells.get(name, [])):
-            cells.pop(name, None)
-    file, lines = CsvFile(ticker, Path(_REQUEST)), range(1, len(frame) + 1)
-    times = {"timestamps": cells.pop("timestamps")}
-    return read_table(CsvTable(file, {name: name for name in cells}, cells, lines, (), time_cells=times))
-
-
-def _text(cell: object) -> str:
-    return "" if cell is None or cell is pd.NaT or cell != cell else str(cell)
 
 
 def _bad(rule: str) -> DataError:

@@ -17,10 +17,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from kronos_pipeline.config import KronosTrainingConfig
+from kronos_pipeline.data.folder import read_windows
 from kronos_pipeline.data.normalisation import normalise
 from kronos_pipeline.data.windows import WindowSet, row_statistics
 from kronos_pipeline.errors import SettingsError
 from kronos_pipeline.model.devices import free_memory, with_index
+from kronos_pipeline.model.loading import load_recipe_base
 from kronos_pipeline.model.tokens import encode, windows_per_call
 
 CPU = torch.device("cpu")
@@ -40,6 +43,15 @@ class KronosMultiTickerDataset(Dataset[Batch]):
     An item is one window: `s1` and `s2` of shape (lookback + horizon + 1,) and `stamps` of shape
     (lookback + horizon + 1, 5). `batch` assembles many at once by indexing.
 
+    Example:
+        >>> from kronos_pipeline import KronosMultiTickerDataset, KronosTrainingConfig
+        >>> config = KronosTrainingConfig(data_dir="trainingdata/AAPL", model_name="kronos-nano", stride=16)
+        >>> dataset = KronosMultiTickerDataset(config, "train")
+        >>> dataset.tickers, len(dataset), dataset[0]["s1"].shape
+        (['AAPL'], 51, torch.Size([95]))
+        >>> dataset.batch([0, 1, 2])["stamps"].shape
+        torch.Size([3, 95, 5])
+
     Attributes:
         lookback: bars of a window that a forecast would know; the targets are the bars after them.
         window: bars of a window, lookback + horizon + 1.
@@ -49,9 +61,9 @@ class KronosMultiTickerDataset(Dataset[Batch]):
 
     def __init__(
         self,
-        windows: Sequence[WindowSet],
-        split: str,
-        tokenizer: torch.nn.Module,
+        windows: Sequence[WindowSet] | KronosTrainingConfig,
+        split: str = "train",
+        tokenizer: torch.nn.Module | None = None,
         *,
         device: torch.device = CPU,
         folder: Path | None = None,
@@ -59,15 +71,25 @@ class KronosMultiTickerDataset(Dataset[Batch]):
         """Encode the windows.
 
         Args:
-            windows: one per ticker, all cut with the same lookback and horizon.
-            split: "train" or "selection"; only evaluation reads the holdout.
-            tokenizer: the base model's tokenizer, in eval mode.
+            windows: one per ticker, all cut with the same lookback and horizon; or a config, whose CSVs are read.
+            split: "train" by default, or "selection"; only evaluation reads the holdout.
+            tokenizer: the base model's tokenizer, in eval mode, on `device`; for a config by default its base model's.
             device: device of the tokenizer and of the batches.
             folder: folder for a file of many tokens; without it they stay in memory.
 
         Raises:
-            SettingsError: the windows differ in lookback or horizon, or the split is the holdout or unknown.
+            SettingsError: the windows differ in lookback or horizon, the split is the holdout or unknown, or there are
+                windows without a tokenizer.
+            DataError: a CSV of the config cannot be read, or its bars are too few.
         """
+        if isinstance(windows, KronosTrainingConfig):
+            tokenizer = tokenizer or load_recipe_base(windows, device).tokenizer
+            by_ticker, unfit = read_windows(windows)
+            for error in unfit.values():
+                raise error
+            windows = list(by_ticker.values())
+        if tokenizer is None:
+            raise SettingsError("Give the tokenizer of the base model, or a KronosTrainingConfig in place of windows.")
         if split not in ("train", "selection"):
             raise SettingsError(f"A training reads the splits train and selection, not {split!r}.")
         if len({(ticker.lookback, ticker.horizon) for ticker in windows}) > 1:

@@ -119,8 +119,10 @@ def test_arguments_have_upstreams_names_order_and_defaults(method: str) -> None:
     upstream, predictor = (
         inspect.signature(getattr(kind, method)).parameters.values() for kind in (Upstream, KronosPredictor)
     )
-    shared = [(parameter.name, parameter.kind, parameter.default) for parameter in predictor][: len(upstream)]
-    assert shared == [(parameter.name, parameter.kind, parameter.default) for parameter in upstream]
+    for parameter, original in zip(predictor, upstream, strict=False):
+        assert (parameter.name, parameter.kind) == (original.name, original.kind)
+        # What upstream requires may have a default here.
+        assert parameter.default == original.default or original.default is inspect.Parameter.empty
     assert {parameter.kind for parameter in list(predictor)[len(upstream) :]} == {inspect.Parameter.KEYWORD_ONLY}
 
 

@@ -15,6 +15,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kronos_pipeline.data.bars import FEATURES, PRICES
+from kronos_pipeline.data.calendars import next_times
+from kronos_pipeline.data.columns import header_meanings
 from kronos_pipeline.data.normalisation import EPSILON
 from kronos_pipeline.errors import KronosError, enumerate_some
 
@@ -72,6 +74,33 @@ def as_number(name: str, value: Any) -> float:
         return float(value)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name} must be a number, not {value!r}.") from error
+
+
+def complete_times(df: Any, x_timestamp: Any, y_timestamp: Any, horizon: int) -> tuple[Any, Any]:
+    """Return the times of a frame's bars and of the horizon, those that are not given by the frame and its schedule.
+
+    Raises:
+        InputError: the frame has no times.
+    """
+    if x_timestamp is None:
+        if not isinstance(df, pd.DataFrame):
+            raise InputError(f"df must be a pandas DataFrame, not {type(df).__name__}.")
+        meanings = header_meanings([str(column) for column in df.columns], {})
+        times_of = [position for position, meaning in enumerate(meanings) if meaning and meaning[0] in ("time", "date")]
+        if isinstance(df.index, pd.DatetimeIndex | pd.PeriodIndex):
+            x_timestamp = df.index
+        elif len(times_of) == 1:
+            x_timestamp = df.iloc[:, times_of[0]]
+        else:
+            raise InputError("df has no times; give x_timestamp, a DatetimeIndex or a column timestamps.")
+    if y_timestamp is None:
+        times = _times(x_timestamp, "df: x_timestamp")
+        stamps = times.to_timestamp() if isinstance(times, pd.PeriodIndex) else pd.DatetimeIndex(times)
+        if len(stamps) < 2 or not stamps.is_monotonic_increasing:
+            raise InputError("give y_timestamp, or 2 bars or more, oldest first, which tell the times to forecast.")
+        local = stamps.tz_localize(None).to_numpy("datetime64[ns]")
+        y_timestamp = next_times(local.astype(np.int64), horizon)
+    return x_timestamp, y_timestamp
 
 
 def read_series(df: Any, x_timestamp: Any, y_timestamp: Any, horizon: int, clip: float, name: str = "df") -> Series:

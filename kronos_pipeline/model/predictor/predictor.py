@@ -19,10 +19,12 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.data.bars import FEATURES, PRICES
 from kronos_pipeline.model.decode.decoder import PRECISIONS
 from kronos_pipeline.model.decode.memory import DeviceMover
 from kronos_pipeline.model.decode.sample import ModelSet
+from kronos_pipeline.model.loading import load_base
 from kronos_pipeline.model.predictor.adapters import load_adapters
 from kronos_pipeline.model.predictor.dataframes import (
     TIME_FIELDS,
@@ -30,6 +32,7 @@ from kronos_pipeline.model.predictor.dataframes import (
     Series,
     as_integer,
     as_number,
+    complete_times,
     paths_to_dataframe,
     read_batch,
     read_series,
@@ -42,6 +45,21 @@ from kronos_pipeline.model.predictor.sampling import SamplingSettings, sample_se
 
 class KronosPredictor:
     """Forecasts DataFrames of bars.
+
+    Example:
+        >>> import pandas as pd
+        >>> from kronos_pipeline import KronosPredictor
+        >>> predictor = KronosPredictor.from_pretrained("kronos-nano", device="cpu")
+        >>> bars = pd.read_csv("trainingdata/AAPL/AAPL.csv").tail(64)
+        >>> predictor.predict(bars, horizon=5, sample_count=8, seed=0, verbose=False).shape
+        (5, 6)
+
+        With adapters by name, which share the model:
+
+        >>> predictor = KronosPredictor.from_pretrained(  # doctest: +SKIP
+        ...     "NeoQuasar/Kronos-small", adapters={"AAPL": "artifacts/adapters/AAPL"}
+        ... )
+        >>> predictor.predict(bars, horizon=5, adapter="AAPL")  # doctest: +SKIP
 
     Attributes:
         model: the predictor, on `device`; its mode, train or eval, has no effect and does not change.
@@ -100,12 +118,41 @@ class KronosPredictor:
         self.time_cols = list(TIME_FIELDS)
         self.adapters = load_adapters(adapters or {}, self.model, self.tokenizer, move)
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_name: str,
+        tokenizer_name: str | None = None,
+        *,
+        device: Any = None,
+        precision: str = "fp32",
+        adapters: Mapping[str, Any] | None = None,
+    ) -> KronosPredictor:
+        """Load a base model with its tokenizer, from the Hub at a pinned commit or from local folders.
+
+        Args:
+            model_name: `kronos-nano`, a published name such as `NeoQuasar/Kronos-small`, owner/name@commit, or a
+                folder.
+            tokenizer_name: the same kinds of names; by default the base model's own tokenizer.
+            device: as in the constructor.
+            precision: as in the constructor.
+            adapters: as in the constructor.
+
+        Raises:
+            ModelError: the name is unknown, or a file is missing, damaged or cannot be fetched.
+            InputError: see the constructor.
+        """
+        source = find_base_model(str(model_name), tokenizer_name)
+        device = _first_device() if device is None else device
+        base = load_base(source, _checked_device(device))
+        return cls(base.predictor, base.tokenizer, device, source.context, precision=precision, adapters=adapters)
+
     def predict(  # noqa: PLR0913  the arguments are upstream's
         self,
         df: pd.DataFrame,
-        x_timestamp: Any,
-        y_timestamp: Any,
-        pred_len: int,
+        x_timestamp: Any = None,
+        y_timestamp: Any = None,
+        pred_len: int | None = None,
         T: float = 1.0,  # noqa: N803 - upstream's name
         top_k: int = 0,
         top_p: float = 0.9,
@@ -115,14 +162,16 @@ class KronosPredictor:
         seed: int | None = None,
         generator: torch.Generator | None = None,
         adapter: str | None = None,
+        horizon: int | None = None,
     ) -> pd.DataFrame:
         """Forecast one series by the mean of sampled paths.
 
         Args:
             df: bars, oldest first, with columns open, high, low, close and, optionally, volume and amount. Without
                 a volume both are 0; without an amount it is the volume times the mean price.
-            x_timestamp: times of the bars: a Series, a DatetimeIndex, an array or a list.
-            y_timestamp: times of the bars to forecast.
+            x_timestamp: times of the bars: a Series, a DatetimeIndex, an array or a list; by default the
+                DatetimeIndex of `df`, or its only column of times.
+            y_timestamp: times of the bars to forecast; by default those that follow the weekly schedule of the bars.
             pred_len: number of bars to forecast, at most `max_context`.
             T: temperature, above 0; values below 1 sharpen the distributions, values above 1 flatten them.
             top_k: each token is drawn from this number of the likeliest tokens; 0, the default, is no limit. If it is
@@ -133,6 +182,7 @@ class KronosPredictor:
             seed: seed of the draws; as after `torch.manual_seed(seed)`, but the global generator does not change.
             generator: generator of the draws, on the model's device; by default the global one.
             adapter: name of the adapter that forecasts; by default `model` forecasts.
+            horizon: this project's word for `pred_len`; give one of the two.
 
         Returns:
             Open, high, low, close, volume and amount, float32, at the times of `y_timestamp`.
@@ -141,8 +191,10 @@ class KronosPredictor:
             InputError: an argument cannot be forecast from; a ValueError.
             ModelError: the model gives numbers that are not finite.
         """
+        pred_len = _bars_ahead(pred_len, horizon)
         sampling = SamplingSettings(pred_len, T, top_k, top_p, sample_count, verbose, seed, generator)
-        series = [read_series(df, x_timestamp, y_timestamp, sampling.horizon, self.clip)]
+        times = complete_times(df, x_timestamp, y_timestamp, sampling.horizon)
+        series = [read_series(df, *times, sampling.horizon, self.clip)]
         return self._means(series, self._sample(series, [adapter], sampling))[0]
 
     def predict_batch(  # noqa: PLR0913  the arguments are upstream's
@@ -173,9 +225,9 @@ class KronosPredictor:
     def sample(  # noqa: PLR0913  the arguments are upstream's
         self,
         df: pd.DataFrame,
-        x_timestamp: Any,
-        y_timestamp: Any,
-        pred_len: int,
+        x_timestamp: Any = None,
+        y_timestamp: Any = None,
+        pred_len: int | None = None,
         T: float = 1.0,  # noqa: N803
         top_k: int = 0,
         top_p: float = 0.9,
@@ -185,10 +237,13 @@ class KronosPredictor:
         seed: int | None = None,
         generator: torch.Generator | None = None,
         adapter: str | None = None,
+        horizon: int | None = None,
     ) -> pd.DataFrame:
         """Sample the paths that `predict` averages, by path and time: `sample(...).loc[3]` is one path."""
+        pred_len = _bars_ahead(pred_len, horizon)
         sampling = SamplingSettings(pred_len, T, top_k, top_p, sample_count, verbose, seed, generator)
-        series = [read_series(df, x_timestamp, y_timestamp, sampling.horizon, self.clip)]
+        times = complete_times(df, x_timestamp, y_timestamp, sampling.horizon)
+        series = [read_series(df, *times, sampling.horizon, self.clip)]
         (values,) = self._sample(series, [adapter], sampling)
         return paths_to_dataframe(to_units(values, series[0]), series[0])
 
@@ -233,6 +288,16 @@ class KronosPredictor:
     def _means(series: Sequence[Series], values: NDArray[np.float32]) -> list[pd.DataFrame]:
         means = np.mean(values, axis=1)
         return [to_dataframe(to_units(mean, entry), entry) for mean, entry in zip(means, series, strict=True)]
+
+
+def _bars_ahead(pred_len: int | None, horizon: int | None) -> int:
+    """Return the number of bars to forecast, by either of its names."""
+    if pred_len is not None and horizon is not None and pred_len != horizon:
+        raise InputError(f"pred_len={pred_len} and horizon={horizon} are the same setting; give one of them.")
+    bars = horizon if pred_len is None else pred_len
+    if bars is None:
+        raise InputError("Give the number of bars to forecast: predict(df, horizon=30).")
+    return bars
 
 
 def _first_device() -> str:
