@@ -22,6 +22,7 @@ from kronos_pipeline.data.windows import load_windows, row_statistics
 from kronos_pipeline.errors import KronosError, enumerate_some
 from kronos_pipeline.orchestration.failures import make_failure
 from kronos_pipeline.orchestration.resources import PipelineSettings
+from kronos_pipeline.orchestration.run_tickers import run_tickers
 from kronos_pipeline.orchestration.ticker_batch import COMPLETE, failed_in_run, failed_tickers
 
 Events = Iterator[dg.AssetCheckEvaluation | dg.Output[None]]
@@ -50,7 +51,7 @@ def complete_check(asset: str, partitions: dg.PartitionsDefinition) -> dg.AssetC
     def complete(context: dg.AssetCheckExecutionContext) -> Events:
         key = dg.AssetKey(asset)
         upstream = {ticker for ticker, failed in failed_in_run(context, key).items() if failed != asset}
-        tickers = [ticker for ticker in sorted(context.partition_keys) if ticker not in upstream]
+        tickers = [ticker for ticker in run_tickers(context) if ticker not in upstream]
         failed = failed_tickers(context.instance, key, tickers)
         outcomes = {ticker: Outcome(ticker not in failed, str(failed.get(ticker, "made"))) for ticker in tickers}
         yield from _evaluations(context, key, COMPLETE, outcomes)
@@ -87,7 +88,7 @@ def ticker_check(
     def run(context: dg.AssetCheckExecutionContext, pipeline: PipelineSettings) -> Events:
         failed = failed_in_run(context, key)
         outcomes: dict[str, Outcome] = {}
-        for ticker in sorted(set(context.partition_keys) - set(failed)):
+        for ticker in sorted(set(run_tickers(context)) - set(failed)):
             try:
                 outcomes[ticker] = check(pipeline.layout, ticker)
             except KronosError as error:

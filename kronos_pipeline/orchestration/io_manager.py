@@ -28,7 +28,8 @@ WINDOW_SETTINGS = ("model_name", *sorted(settings_of(Role.WINDOWS | Role.HOLDOUT
 class TickerArtifacts(Mapping[str, Any]):
     """Artifacts by ticker, each loaded on access.
 
-    A missing or damaged artifact raises `ArtifactError`, not `KeyError`.
+    The keys are the partitions that the step depends on. Artifacts of other tickers can be read too, as a run may take
+    over the tickers of other runs. A missing or damaged artifact raises `ArtifactError`, not `KeyError`.
     """
 
     def __init__(self, tickers: list[str], load: Callable[[str], Any]) -> None:
@@ -36,8 +37,6 @@ class TickerArtifacts(Mapping[str, Any]):
         self._load = load
 
     def __getitem__(self, ticker: str) -> Any:
-        if ticker not in self._tickers:
-            raise KeyError(ticker)
         return self._load(ticker)
 
     def __iter__(self) -> Iterator[str]:

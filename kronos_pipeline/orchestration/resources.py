@@ -30,6 +30,7 @@ from kronos_pipeline.artifacts import ArtifactLayout, mlflow_run_of
 from kronos_pipeline.config import KronosTrainingConfig, ReadingSettings, Recipe, environment_settings
 from kronos_pipeline.errors import ArtifactError, SettingsError
 from kronos_pipeline.orchestration.automation.killed_runs import hold_run_lock
+from kronos_pipeline.orchestration.run_tickers import with_queued_runs
 
 if TYPE_CHECKING:
     from kronos_pipeline.model.loading import KronosModel
@@ -74,11 +75,11 @@ class PipelineSettings(_Settings):
 
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[PipelineSettings]:  # type: ignore[override]
-        """Hold the run's lock while its steps use the settings, that is, until the run ends."""
+        """Hold the run's lock, and take over queued runs, while its steps use the settings: until the run ends."""
         if context.run is None or context.instance is None:
             yield self
             return
-        with hold_run_lock(context.instance, context.run.run_id):
+        with hold_run_lock(context.instance, context.run.run_id), with_queued_runs(context.instance, context.run):
             yield self
 
     def recipe(self, adapter: Literal["none", "lora"]) -> Recipe:

@@ -18,6 +18,7 @@ from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_AS
 
 from kronos_pipeline.errors import ArtifactError, DataError, KronosError
 from kronos_pipeline.orchestration.failures import failure_message, make_failure, problem_table, read_problem_table
+from kronos_pipeline.orchestration.run_tickers import run_tickers
 
 COMPLETE = "complete"
 """The name of the check that fails a run if tickers of its step failed."""
@@ -43,7 +44,7 @@ class TickerBatch:
         self._context = context
         self._metadata: dict[str, Mapping[str, Any]] = {}
         failed = failed_in_run(context, context.asset_key)
-        self.tickers = [ticker for ticker in sorted(context.partition_keys) if ticker not in failed]
+        self.tickers = [ticker for ticker in run_tickers(context) if ticker not in failed]
         self.done: dict[str, Any] = {}
         self.errors: dict[str, KronosError] = {}
 

@@ -1,0 +1,112 @@
+"""The tickers of a run: its partitions, and those of the queued runs of its backfill, which it takes over.
+
+Dagster makes a run for each contiguous range of partitions, so a backfill of GOOG, META and XOM is three runs. The
+first that starts takes over the others while they wait in the queue, so that all tickers train together:
+
+    run 1: GOOG   queued -> started ------- GOOG, META, XOM -------> success
+    run 2: META   queued ----> started, without a process ---------> success, or failure if META failed in run 1
+    run 3: XOM    queued ----> started, without a process ---------> success
+
+The tag `kronos/tickers` lists the tickers of each run in the UI.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import dagster as dg
+
+from kronos_pipeline.orchestration.automation.killed_runs import hold_run_lock
+
+TICKERS = "kronos/tickers"
+_TAKEN_OVER_BY = "kronos/taken_over_by"
+_BACKFILL = "dagster/backfill"
+_SEPARATOR = ", "
+
+Planned = set[tuple[dg.AssetKey, str]]
+"""Assets and partitions of a run."""
+
+
+def run_tickers(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> list[str]:
+    """Return the tickers of a run, sorted."""
+    run = context.instance.get_run_by_id(context.run.run_id)
+    listed = run.tags.get(TICKERS) if run else None
+    return sorted(listed.split(_SEPARATOR) if listed else context.partition_keys)
+
+
+@contextmanager
+def with_queued_runs(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Iterator[None]:
+    """Take over the queued runs of the run's backfill, and end them after the block; tag the run with all tickers.
+
+    Only runs of the same assets and settings are taken over. Their locks are held, so that they are found if this
+    process is killed.
+    """
+    own = _planned(instance, run.run_id)
+    if not own:
+        yield
+        return
+    others = {}
+    with ExitStack() as locks:
+        for queued in _queued_beside(instance, run):
+            if planned := _planned(instance, queued.run_id):
+                locks.enter_context(hold_run_lock(instance, queued.run_id))
+                instance.add_run_tags(queued.run_id, {_TAKEN_OVER_BY: run.run_id, TICKERS: _names(planned)})
+                _report(instance, queued, dg.DagsterEventType.RUN_START, f"Its tickers are in run {run.run_id}.")
+                others[queued.run_id] = planned
+        instance.add_run_tags(run.run_id, {TICKERS: _names(own.union(*others.values()))})
+        try:
+            yield
+        finally:
+            _end(instance, run, others)
+
+
+def _end(instance: dg.DagsterInstance, run: dg.DagsterRun, others: dict[str, Planned]) -> None:
+    """End the runs that were taken over, each by what the run made of its assets."""
+    if not others:
+        return
+    records = instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION).records
+    events = [record.event_log_entry.get_dagster_event() for record in records]
+    made = {(event.asset_key, event.partition) for event in events}
+    for run_id, planned in others.items():
+        other = instance.get_run_by_id(run_id)
+        if other is None or other.status != dg.DagsterRunStatus.STARTED:
+            continue  # a person cancelled it
+        if missing := planned - made:
+            assets = sorted({asset.to_user_string() for asset, _ in missing})
+            text = f"{_names(missing)}: run {run.run_id}, which took over this run, did not make {', '.join(assets)}."
+            instance.report_run_failed(other, text)
+        else:
+            _report(instance, other, dg.DagsterEventType.RUN_SUCCESS, f"Run {run.run_id} made its assets.")
+
+
+def _queued_beside(instance: dg.DagsterInstance, run: dg.DagsterRun) -> list[dg.DagsterRun]:
+    if _BACKFILL not in run.tags:
+        return []
+    queued = dg.RunsFilter(tags={_BACKFILL: run.tags[_BACKFILL]}, statuses=[dg.DagsterRunStatus.QUEUED])
+    return [other for other in instance.get_runs(queued) if _work(other) == _work(run)]
+
+
+def _work(run: dg.DagsterRun) -> tuple[object, ...]:
+    """Return what a run does, but for its tickers."""
+    selected = frozenset(run.asset_selection or ()), frozenset(run.asset_check_selection or ())
+    return run.job_name, selected, run.run_config
+
+
+def _planned(instance: dg.DagsterInstance, run_id: str) -> Planned:
+    planned_type = dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED
+    records = instance.get_records_for_run(run_id, of_type=planned_type).records
+    planned: Planned = set()
+    for record in records:
+        data = record.event_log_entry.get_dagster_event().asset_materialization_planned_data
+        partitions = data.partitions_subset.get_partition_keys() if data.partitions_subset else [data.partition]
+        planned |= {(data.asset_key, partition) for partition in partitions if partition is not None}
+    return planned
+
+
+def _names(planned: Planned) -> str:
+    return _SEPARATOR.join(sorted({ticker for _, ticker in planned}))
+
+
+def _report(instance: dg.DagsterInstance, run: dg.DagsterRun, event_type: dg.DagsterEventType, message: str) -> None:
+    instance.report_dagster_event(dg.DagsterEvent(event_type.value, run.job_name, message=message), run.run_id)
