@@ -28,7 +28,7 @@ from kronos_pipeline.orchestration.assets.training import adapter, checkpoint
 from kronos_pipeline.orchestration.automation.csv_sensor import make_csv_sensor
 from kronos_pipeline.orchestration.automation.drift_sensor import make_drift_sensor
 from kronos_pipeline.orchestration.automation.jobs import AutomationSettings, make_jobs, make_schedules
-from kronos_pipeline.orchestration.automation.killed_runs import make_killed_runs_sensor
+from kronos_pipeline.orchestration.automation.killed_runs import GPU, make_killed_runs_sensor
 from kronos_pipeline.orchestration.checks import (
     bars_are_sound,
     complete_check,
@@ -53,8 +53,6 @@ PER_TICKER = (
     "track_record",
     "drift",
 )
-GPU = "gpu"
-"""The pool of assets that use a GPU; the instance's settings allow `KRONOS_GPUS` runs of it at a time."""
 RETRY = dg.RetryPolicy(max_retries=2, delay=10, backoff=dg.Backoff.EXPONENTIAL)
 """For transient errors: an unreachable store, a full GPU. Bad input is a failure without retries."""
 

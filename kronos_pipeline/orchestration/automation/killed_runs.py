@@ -14,6 +14,9 @@ from pathlib import Path
 import dagster as dg
 from filelock import FileLock, Timeout
 
+GPU = "gpu"
+"""The pool of assets that use a GPU; the instance's settings allow `KRONOS_GPUS` runs of it at a time."""
+
 
 @contextmanager
 def hold_run_lock(instance: dg.DagsterInstance, run_id: str) -> Iterator[None]:
@@ -53,6 +56,8 @@ def make_killed_runs_sensor() -> dg.SensorDefinition:
         description="Marks runs of killed processes as failed, so that the next training can start.",
     )
     def killed_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+        # On a new instance the queue's first tick would know no limit of the pool, and start all runs.
+        context.instance.event_log_storage.initialize_concurrency_limit_to_default(GPU)
         ended_runs = []
         for run in context.instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
             if was_killed(context.instance, run.run_id):
