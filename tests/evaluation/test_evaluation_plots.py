@@ -237,7 +237,8 @@ def test_calibration_shows_the_shares_of_the_report_with_their_bands_and_counts(
 def test_a_calibration_without_thirds_or_probabilities_says_why(draw: Callable[..., Figure]) -> None:
     predictions = table(windows(), "adapter").assign(p_up=np.nan, variance=np.nan)
     left, right = draw(calibration_plot, calibrations(predictions, ["adapter"])["adapter"], "title").axes
-    assert "No thirds: terciles need 3 cutoffs" in left.texts[0].get_text()
+    assert left.get_xlabel().startswith("Not divided by volatility: terciles need 3 cutoffs")
+    assert [label.get_text().split()[0] for label in left.get_xticklabels()] == ["all"]
     assert right.get_title(loc="left") == "No Brier score: no probability of a close above the last."
 
 
@@ -326,7 +327,7 @@ def test_the_loss_of_the_untouched_model_is_drawn_and_is_not_the_best(monkeypatc
     monkeypatch.setattr(plots, "to_png", lambda figure: figure.axes[0].get_legend_handles_labels()[1])
     history = pd.DataFrame({"step": [0, 1], "train_loss": [np.nan, 4.0], "selection_loss": [3.0, 4.0]})
     labels: object = loss_plot(history, "losses")
-    assert labels == ["training loss", "selection loss", "untouched model: 3", "best: 4 at step 1"]
+    assert labels == ["training loss", "selection loss", "untouched model: 3", "best: 4 at step 1 (+1)"]
 
 
 @pytest.mark.slow

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,9 @@ from kronos_pipeline.evaluation.scoring.calibration import TERCILES, binomial_ba
 _PIT_BINS = 5
 """Few bins, as the rank among some dozen paths has few values."""
 _BAND = "#dcdcdc"
+_EDGE = 92
+"""The percentage from which a dot's number stands on its left, within the panel."""
+_LABEL_WIDTH = 55  # letters
 _LEVEL_COLOURS = {50: "#56b4e9", 80: BLUE, 90: "#003f66"}
 
 
@@ -71,10 +75,10 @@ def calibration_plot(calibration: Mapping[str, Any], title: str, notes: Sequence
         notes: notes below the heading.
     """
     figure, (left, right) = new_figure(title, notes, panels=2)
-    groups = ("all", *TERCILES)
+    no_terciles = calibration["coverage"][str(LEVELS[0])]["by_volatility"][TERCILES[0]]["reason"]
+    groups = ("all",) if no_terciles else ("all", *TERCILES)
     for level in LEVELS:
-        entry = calibration["coverage"][str(level)]
-        shares = [entry["overall"], *(entry["by_volatility"][tercile] for tercile in TERCILES)]
+        shares = [_share(calibration, level, group) for group in groups]
         for x, share in enumerate(shares):
             left.plot([x - 0.38, x + 0.38], [level, level], color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=2.5)
             if share["percent"] is None:
@@ -86,26 +90,34 @@ def calibration_plot(calibration: Mapping[str, Any], title: str, notes: Sequence
                 "marker": "o",
                 "markersize": 9,
                 "linestyle": "none",
+                "clip_on": False,
             }
             left.plot(offset, share["percent"], zorder=3, label=f"{level} % interval" if not x else None, **level_dot)
     left.set_xticks(range(len(groups)), [_group_label(group, calibration) for group in groups])
     left.set_xlim(-0.5, len(groups) - 0.5)
     left.set_ylim(0, 105)
-    left.set_xlabel("volatility at the cutoff, in thirds")
+    left.set_xlabel(_no_terciles_text(no_terciles) if no_terciles else "volatility at the cutoff, in thirds")
     left.set_ylabel("closes within the interval (percent)")
-    if reason := calibration["coverage"][str(LEVELS[0])]["by_volatility"][TERCILES[0]]["reason"]:
-        left.text(0.98, 0.02, f"No thirds: {reason}.", transform=left.transAxes, ha="right", fontsize=9, wrap=True)
 
     up = calibration["p_up"]
     right.plot([0, 100], [0, 100], color=INK, linewidth=1, linestyle=(0, (4, 3)), label="as it should be", zorder=2.5)
     bar: dict[str, Any] = {"color": _BAND, "linewidth": 16, "solid_capstyle": "butt"}
-    dot: dict[str, Any] = {"color": ORANGE, "marker": "o", "markersize": 9, "linestyle": "none"}
+    dot: dict[str, Any] = {"color": ORANGE, "marker": "o", "markersize": 9, "linestyle": "none", "clip_on": False}
     for number, entry in enumerate(up["bins"]):
         x, first = entry["p_up"], not number
         right.plot([x, x], [entry["low"], entry["high"]], label="95 % of chance" if first else None, **bar)
         right.plot(x, entry["percent"], zorder=3, label="P(up)" if first else None, **dot)
         label = f"{entry['bars']:,}"
-        right.annotate(label, (x, entry["percent"]), (8, 6), textcoords="offset points", fontsize=10, zorder=4)
+        at_edge = x > _EDGE
+        right.annotate(
+            label,
+            (x, entry["percent"]),
+            (-8 if at_edge else 8, 6),
+            textcoords="offset points",
+            ha="right" if at_edge else "left",
+            fontsize=10,
+            zorder=4,
+        )
     right.set_xlim(0, 100)
     right.set_ylim(0, 105)
     right.set_xlabel("forecast probability of a close above the last (percent)")
@@ -114,11 +126,19 @@ def calibration_plot(calibration: Mapping[str, Any], title: str, notes: Sequence
     return to_png(figure, columns=6)
 
 
+def _share(calibration: Mapping[str, Any], level: int, group: str) -> Mapping[str, Any]:
+    """Return the coverage of a level, over all forecasts or over those of a tercile of the volatility."""
+    entry = calibration["coverage"][str(level)]
+    return cast("Mapping[str, Any]", entry["overall"] if group == "all" else entry["by_volatility"][group])
+
+
 def _group_label(group: str, calibration: Mapping[str, Any]) -> str:
     """Return a tercile with the number of forecasts that share no bar."""
-    entry = calibration["coverage"][str(LEVELS[0])]
-    share = entry["overall"] if group == "all" else entry["by_volatility"][group]
-    return f"{group}\n{count(share['forecasts'], 'forecast')}"
+    return f"{group}\n{count(_share(calibration, LEVELS[0], group)['forecasts'], 'forecast')}"
+
+
+def _no_terciles_text(reason: str) -> str:
+    return textwrap.fill(f"Not divided by volatility: {reason}.", _LABEL_WIDTH)
 
 
 def _brier_text(up: Mapping[str, Any]) -> str:

@@ -200,6 +200,8 @@ def loss_plot(history: pd.DataFrame, title: str) -> bytes:
         best = selection.iloc[int(selection["selection_loss"].argmin())]
         axes.axvline(best["step"], color=FAINT, linewidth=1, zorder=0)
         label = f"best: {best['selection_loss']:.4g} at step {int(best['step'])}"
+        if len(untouched):
+            label += f" ({best['selection_loss'] - untouched['selection_loss'].iloc[0]:+.2g})"
         axes.plot(best["step"], best["selection_loss"], "*", markersize=16, color=INK, label=label)
     step_axis(axes, "optimiser step")
     axes.set_ylabel("loss (nats per token)")
