@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help venv demo format check test test-gpu lint dev plain readme bench bench-gpu durations clean
+.PHONY: help venv demo format check test test-gpu lint dev plain readme bench bench-gpu screenshots durations clean
 SHELL := bash
 
 VENV := .venv
@@ -89,6 +89,11 @@ bench: $(INSTALLED)  ## measure everything beside its alternative, a quarter of 
 
 bench-gpu: $(INSTALLED)  ## measure sampling and training on a CUDA GPU, into docs/performance.md
 	$(BIN)/python benchmarks/gpu.py --write docs/performance.md
+
+# The demo draws the README's picture.
+screenshots: demo  ## take the pictures of docs/ui.md and the README, with Chromium, in ten minutes, into docs/images
+	$(LINKS); $(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[screenshots]' -c constraints.txt
+	$(BIN)/python docs/screenshots.py
 
 clean:  ## remove .venv, caches and artifacts-demo; artifacts and .dagster_home stay
 	rm -rf $(VENV) artifacts-demo *.egg-info

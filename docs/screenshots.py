@@ -1,14 +1,16 @@
-"""Take the screenshots of docs/images/ui-*.png in a browser, and check that each page shows what docs/ui.md says of it.
+"""Take the screenshots docs/images/ui-*.png in a browser, and check that each page shows what docs/ui.md says of it.
 
-The script makes a store in a temporary folder: a checkpoint, adapters, holdout metrics, a backtest, a champion, and a run
-that fails because of a bad CSV. It starts Dagster and MLflow on free ports of this machine, works through the UI's own
-interface, and ends both at the end.
+The script makes a store in a temporary folder: a checkpoint, adapters, holdout metrics, a backtest, a champion, and a
+run that fails because of a bad CSV. It starts Dagster and MLflow on free ports of this machine, launches runs through
+the UI's own interface, and ends both servers. It copies the README's picture from the plots of `make demo`.
 
-    make screenshots        needs the extra `screenshots` and Chromium, found on the path or in the variable CHROMIUM
+    make screenshots                          needs Chromium, on the path or named by the variable CHROMIUM
+    python docs/screenshots.py --store DIR    keeps the store in DIR, or takes the store that an earlier call kept there
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -36,7 +38,7 @@ DEMO_PLOT = ROOT / "artifacts-demo" / "plots" / "META.png"
 LARGEST_BYTES = 200_000
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _SIZE = {"width": 1400, "height": 900}
-_COLOURS = 128
+_COLOURS = 256
 _SECONDS_TO_START, _SECONDS_TO_RUN, _SECONDS_TO_SHOW, _SECONDS_TO_END = 180, 900, 60, 30
 _LOCATION = {"repositoryName": "__repository__", "repositoryLocationName": "kronos_pipeline.definitions"}
 _GOOD, _BAD = ("AAPL", "META", "NVDA"), "XOM"
@@ -118,9 +120,14 @@ def _open_plot(page: Page) -> None:
 
 def main() -> int:
     """Make the store, take the pictures, and return the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--store", metavar="DIR", help="folder that keeps the store; by default a temporary folder")
+    options = parser.parse_args()
     try:
         chromium = find_chromium()
-        with tempfile.TemporaryDirectory(prefix="kronos-screenshots-") as folder, serving(Path(folder)) as store:
+        with ExitStack() as ends:
+            folder = options.store or ends.enter_context(tempfile.TemporaryDirectory(prefix="kronos-screenshots-"))
+            store = ends.enter_context(serving(Path(folder).resolve()))
             take_pictures(chromium, pictures(store))
         if DEMO_PLOT.exists():
             save_image(DEMO_PLOT.read_bytes(), IMAGES / "forecast.png")
@@ -152,11 +159,12 @@ def find_chromium() -> str:
 
 @contextmanager
 def serving(folder: Path) -> Iterator[Store]:
-    """Make a store in a folder, and serve it by Dagster's and MLflow's UI until the block ends."""
-    data, out, home = folder / "data", folder / "artifacts", folder / "dagster"
-    _make_data(data)
-    home.mkdir()
-    shutil.copy(ROOT / "kronos_pipeline" / "orchestration" / "dagster.yaml", home)
+    """Make a store in a folder that has none, and serve it by Dagster's and MLflow's UI until the block ends."""
+    data, out, home, kept = folder / "data", folder / "artifacts", folder / "dagster", folder / "failed_run"
+    if not kept.exists():
+        home.mkdir(parents=True)
+        _make_data(data)
+        shutil.copy(ROOT / "kronos_pipeline" / "orchestration" / "dagster.yaml", home)
     dagster, mlflow = (f"http://127.0.0.1:{_free_port()}" for _ in range(2))
     environment = {
         **{
@@ -176,12 +184,14 @@ def serving(folder: Path) -> Iterator[Store]:
     with ExitStack() as servers:
         dev = ["-m", "dagster", "dev", "-m", "kronos_pipeline.definitions", "-h", "127.0.0.1", "-p", _port(dagster)]
         servers.enter_context(_server(dev, environment, folder / "dagster.log", f"{dagster}/server_info"))
-        failed_run = _make_store(dagster)
-        _kronos(environment, "promote", "NVDA", "--reason", "for the screenshots")
+        if not kept.exists():
+            failed_run = _make_store(dagster)
+            _kronos(environment, "promote", _GOOD[-1], "--reason", "for the screenshots")
+            kept.write_text(failed_run)
         ui = ["-m", "mlflow", "ui", "--backend-store-uri", f"sqlite:///{out / 'mlflow.db'}", "--host", "127.0.0.1"]
         ui += ["--port", _port(mlflow), "--workers", "1"]
         servers.enter_context(_server(ui, environment, folder / "mlflow.log", f"{mlflow}/health"))
-        yield Store(dagster, mlflow, failed_run, _experiment_of_trainings(out / "mlflow.db"))
+        yield Store(dagster, mlflow, kept.read_text(), _experiment_of_trainings(out / "mlflow.db"))
 
 
 def _make_data(folder: Path) -> None:
@@ -197,7 +207,7 @@ def _make_data(folder: Path) -> None:
 
 
 def _make_store(dagster: str) -> str:
-    """Run jobs as the UI does: a checkpoint, adapters with holdout metrics, a backtest and gate; return the failed run."""
+    """Run jobs as the UI does: checkpoint, adapters with holdout metrics, backtest and gate; return the failed run."""
     good = {"dagster/asset_partition_range_start": _GOOD[0], "dagster/asset_partition_range_end": _GOOD[-1]}
     _run(dagster, "retrain_checkpoint", good, "SUCCESS")
     _run(dagster, "retrain_adapter", good, "SUCCESS")
@@ -256,7 +266,7 @@ def _experiment_of_trainings(database: Path) -> str:
 
     client = mlflow.MlflowClient(f"sqlite:///{database}")
     version = client.get_model_version("kronos-NVDA", "1")
-    return str(client.get_run(version.run_id).info.experiment_id)
+    return str(client.get_run(str(version.run_id)).info.experiment_id)
 
 
 @contextmanager
@@ -289,8 +299,8 @@ def _server(arguments: list[str], environment: dict[str, str], log: Path, url: s
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the processes of a server's session: by request, and those that remain by force."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    """End the processes of a server's session: by an interrupt, as Ctrl-C sends it, and those that remain by force."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
             process.wait(_SECONDS_TO_END)
@@ -381,7 +391,7 @@ def save_image(png: bytes, path: Path) -> None:
     from PIL import Image
 
     with Image.open(io.BytesIO(png)) as picture:
-        small = picture.convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE)
+        small = picture.convert("RGB").quantize(_COLOURS, Image.Quantize.FASTOCTREE)
     encoded = io.BytesIO()
     small.save(encoded, "PNG", optimize=True)
     if len(encoded.getvalue()) > LARGEST_BYTES:

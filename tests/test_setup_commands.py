@@ -29,6 +29,7 @@ TARGETS = [
     "readme",
     "bench",
     "bench-gpu",
+    "screenshots",
     "clean",
 ]
 

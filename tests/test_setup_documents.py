@@ -66,6 +66,13 @@ def test_the_index_names_each_document() -> None:
     assert {path.name for path in index.parent.glob("*.md")} - {index.name} <= named
 
 
+def test_each_picture_is_shown_by_a_document_and_loads_quickly() -> None:
+    shown = {(path.parent / target).resolve() for path in DOCUMENTS for target in links(path)}
+    for picture in (ROOT / "docs" / "images").iterdir():
+        assert picture in shown, f"{picture.name} is shown nowhere"
+        assert picture.stat().st_size <= 200_000, picture.name
+
+
 def test_the_changelog_has_the_version_that_is_installed() -> None:
     versions = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert versions[0] == "Unreleased"
