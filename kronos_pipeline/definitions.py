@@ -35,8 +35,8 @@ from kronos_pipeline.orchestration.checks import (
     ticker_check,
     windows_do_not_leak,
 )
+from kronos_pipeline.orchestration.column_schemas import with_column_schema
 from kronos_pipeline.orchestration.io_manager import artifact_io_manager
-from kronos_pipeline.orchestration.metadata import bars_columns
 from kronos_pipeline.orchestration.partitions import find_tickers, ticker_partitions
 from kronos_pipeline.orchestration.resources import Clock, PipelineSettings, Tracking
 from kronos_pipeline.orchestration.verdict_checks import REPORTS, better_on
@@ -75,13 +75,7 @@ def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Defi
     scoring: dict[str, Any] = {"group_name": "evaluation", "retry_policy": RETRY, "code_version": evaluation}
     serving: dict[str, Any] = {"group_name": "serving", "retry_policy": RETRY, "code_version": promotion, "pool": GPU}
     assets = [
-        dg.asset(
-            **per_ticker,
-            group_name="data",
-            kinds={"csv", "pandas"},
-            code_version=data,
-            metadata={"dagster/column_schema": bars_columns()},
-        )(raw_bars),
+        dg.asset(**per_ticker, group_name="data", kinds={"csv", "pandas"}, code_version=data)(raw_bars),
         dg.asset(**per_ticker, group_name="data", kinds={"pandas", "parquet"}, code_version=data)(windows),
         dg.asset(**per_ticker, **training, code_version=model)(adapter),
         dg.asset(**over_all, **training, code_version=model)(checkpoint),
@@ -100,8 +94,8 @@ def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Defi
             deps=["forecast"],
         )(track_record),
         dg.asset(**per_ticker, **serving, kinds={"pytorch"}, deps=["champion", "checkpoint_champion"])(drift),
-        *adapters_by_ticker(tickers, group_name="adapter_by_ticker", owners=OWNERS, kinds={"dagster"}),
     ]
+    by_ticker = adapters_by_ticker(tickers, group_name="adapter_by_ticker", owners=OWNERS, kinds={"dagster"})
     checks = [
         *(complete_check(asset, partitions) for asset in PER_TICKER),
         ticker_check("raw_bars", "sound", bars_are_sound, partitions, blocking=True),
@@ -114,7 +108,7 @@ def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Defi
     ]
     jobs = make_jobs(partitions)
     return dg.Definitions(
-        assets=assets,
+        assets=[*dg.with_source_code_references(list(map(with_column_schema, assets))), *by_ticker],
         asset_checks=checks,
         jobs=jobs,
         schedules=make_schedules(tickers, automation),

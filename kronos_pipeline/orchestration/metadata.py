@@ -15,6 +15,8 @@ from kronos_pipeline.artifacts import MANIFEST, read_json
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import Bars
 from kronos_pipeline.data.windows import WindowSet
+from kronos_pipeline.errors import count
+from kronos_pipeline.orchestration.sketch import sketch
 
 if TYPE_CHECKING:
     from kronos_pipeline.training.publish import TrainingResult
@@ -25,19 +27,25 @@ _IMAGE_WIDTH = 960
 _COLOURS = 64
 """Enough for the plots; Dagster's event log stores the pictures, and few colours take a third of the bytes. Pillow's
 octree keeps the colour of each thin line; its median cut gives two models one colour."""
-_COLUMNS = {
-    "timestamps": ("datetime64[ns]", "start of the bar, in the file's own local time"),
-    "open": ("float64", "price"),
-    "high": ("float64", "price; no lower than open, low and close"),
-    "low": ("float64", "price; no higher than open, high and close"),
-    "close": ("float64", "price"),
-    "volume": ("float64", "units traded"),
-    "amount": ("float64", "money traded"),
+_METRICS = {
+    "mae": "MAE (price)",
+    "mape": "MAPE (%)",
+    "mase": "MASE",
+    "scaled_crps": "CRPS (scaled)",
+    "bias": "bias (price)",
+    "directional_accuracy": "right way (%)",
+    "coverage_80": "80 % holds (%)",
+    "width_80": "width of 80 % (% of the close)",
 }
-_METRICS_OF_TRAINED = ("mae", "mape", "mase", "scaled_crps", "bias", "directional_accuracy", "coverage_80", "width_80")
-"""Metrics of the trained model that the asset's page plots over time."""
+"""Names of the trained model's metrics, which the asset's page plots over time."""
 _RIVALS = ("base", "naive")
 _METRICS_OF_RIVALS = ("mae", "mase", "scaled_crps")
+_TRAINING = {
+    "selection_loss": "selection loss (nats)",
+    "untouched_loss": "selection loss before (nats)",
+    "seconds": "time (s)",
+}
+"""Names of a training's figures that differ from those of its summary."""
 _PICTURES = {
     "holdout": ("forecasts", "forecasts beside the truth"),
     "fan": ("fan chart", "intervals beside the truth"),
@@ -47,29 +55,30 @@ _PICTURES = {
     "forecast": ("fan chart", "the bars to come, with intervals"),
     "record": ("track record", "running skill and coverage"),
 }
+SUMMARY = "summary"
+"""Metadata of each materialisation: the result in a line. A run's last message repeats it."""
 LAST_BAR = "last bar"
 """Metadata of an adapter's materialisation: the last bar of its data, from which the sensor counts new bars."""
 DRIFTED, FINDING, KIND = "drifted", "finding", "kind of champion"
 """Metadata of `drift` for the sensor: whether the champion drifted, the finding's identity, and the champion's kind."""
 
 
-def bars_columns() -> dg.TableSchema:
-    """Return the columns of `raw_bars`, for the asset's page."""
-    return dg.TableSchema([dg.TableColumn(name, kind, text) for name, (kind, text) in _COLUMNS.items()])
-
-
 def bars_metadata(bars: Bars) -> dict[str, Any]:
     """Return number of bars, date range, notes, and the newest bars."""
     stamps = bars.frame["timestamps"]
+    first, last = _cell(stamps.iloc[0]), _cell(stamps.iloc[-1])
+    odd = count(len(bars.notes), "note") if bars.notes else "nothing odd"
     return {
+        SUMMARY: f"{count(len(bars), 'bar')} from {first} to {last}, {odd}",
+        **sketch({"close": bars.frame["close"]}),
         "dagster/row_count": len(bars),
-        "first bar": stamps.iloc[0].isoformat(),
-        LAST_BAR: stamps.iloc[-1].isoformat(),
-        "time zone": bars.time_zone or "not stated in the file",
-        "file": bars.source,
-        "content hash": bars.content_hash,
+        "first bar": first,
+        LAST_BAR: last,
         "notes": dg.MetadataValue.md(bullets(bars.notes) or "nothing odd"),
         "newest bars": dg.MetadataValue.md(markdown_table(bars.frame.tail(_PREVIEW_BARS))),
+        "file": dg.MetadataValue.path(bars.source),
+        "time zone": bars.time_zone or "not stated in the file",
+        "content hash": bars.content_hash,
     }
 
 
@@ -90,10 +99,11 @@ def windows_metadata(windows: WindowSet) -> dict[str, Any]:
         for (split, start), end in zip(blocks.items(), ends, strict=True)
         if end > start
     ]
-    left_out = [f"{reason}: {count:,}" for reason, count in windows.excluded.items() if count]
+    left_out = [f"{reason}: {number:,}" for reason, number in windows.excluded.items() if number]
     return {
+        SUMMARY: f"{counts['train']:,} train, {counts['selection']:,} selection, {counts['holdout']:,} holdout windows",
         "dagster/row_count": len(windows.rows),
-        **{f"{split} windows": count for split, count in counts.items()},
+        **{f"{split} windows": number for split, number in counts.items()},
         "splits": dg.MetadataValue.md(markdown_table(pd.DataFrame(splits))),
         "left out": dg.MetadataValue.md(bullets(left_out) or "none"),
         "lookback (bars)": windows.lookback,
@@ -106,17 +116,20 @@ def training_metadata(result: TrainingResult, recipe: Recipe, windows: Sequence[
     from kronos_pipeline.evaluation.reports.plots import loss_plot  # imports matplotlib
 
     summary = {key: value for key, value in result.summary.items() if value is not None}
-    numbers = {key: float(value) for key, value in summary.items() if isinstance(value, float)}
     settings = pd.DataFrame({"setting": key, "value": _cell(value)} for key, value in recipe.model_dump().items())
     manifest = read_json(result.folder / MANIFEST)
+    selection = result.history["selection_loss"].dropna()
     return {
-        "base model": _base_label(manifest),
-        **{key.replace("_", " "): numbers.get(key, value) for key, value in summary.items()},
+        SUMMARY: f"selection loss {summary['untouched_loss']:.4f} to {summary['selection_loss']:.4f} nats "
+        f"in {summary['seconds']:.0f} s on {summary['device']}, {result.folder}",
+        **sketch({"selection loss": selection}),
         "losses": inline_image(loss_plot(result.history, "Losses by step"), "losses by step"),
-        "settings": dg.MetadataValue.md(markdown_table(settings)),
+        "base model": _base_label(manifest),
+        **{_TRAINING.get(key, key.replace("_", " ")): rounded(value) for key, value in summary.items()},
         "folder": dg.MetadataValue.path(str(result.folder)),
-        LAST_BAR: max(ticker_windows.bars.frame["timestamps"].iloc[-1] for ticker_windows in windows).isoformat(),
+        LAST_BAR: _cell(max(ticker_windows.bars.frame["timestamps"].iloc[-1] for ticker_windows in windows)),
         "tickers": len(windows),
+        "settings": dg.MetadataValue.md(markdown_table(settings)),
     }
 
 
@@ -124,32 +137,46 @@ def evaluation_metadata(
     evaluation: Mapping[str, Any],
     source: str = "Holdout",
     *,
+    predictions: pd.DataFrame | None = None,
     plots: Mapping[str, Path] | None = None,
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return tables, verdicts in sentences, some scores as numbers, and pictures of an evaluation.
+    """Return the result in a line, a sketch, some scores as numbers, verdicts, tables and pictures of an evaluation.
 
     Args:
         evaluation: as `build_evaluation` returns it.
         source: "Holdout" or "Backtest".
+        predictions: the table of predictions of one ticker, for the sketch of its newest forecast.
         plots: pictures by kind; see `HoldoutResult.plots`.
         notes: models that were left out, with the reason.
     """
     from kronos_pipeline.evaluation.reports.tables import evaluation_table, leaderboard_table, verdict_sentences
+    from kronos_pipeline.evaluation.reports.worth import headline
 
     total, trained = evaluation["aggregate"], evaluation["model"]
+    span = [_cell(pd.Timestamp(evaluation["holdout"][end])) for end in ("first", "last")]
     metadata: dict[str, Any] = {
-        "leaderboard": dg.MetadataValue.md(leaderboard_table(evaluation, source).markdown()),
-        "scores": dg.MetadataValue.md(evaluation_table(evaluation, source).markdown()),
-        "verdicts": dg.MetadataValue.md(bullets(_verdicts(evaluation, verdict_sentences)) or "none"),
+        SUMMARY: f"{source}: {headline(evaluation)}",
+        **(_forecast_sketch(predictions, trained) if predictions is not None else {}),
         **_numbers(total["models"], trained),
-        "evaluated": f"{evaluation['holdout']['first']} to {evaluation['holdout']['last']}",
+        "evaluated": " to ".join(span),
         "bars": total["bars"],
         "cutoffs": total["cutoffs"],
+        **picture_metadata(plots or {}),
+        "verdicts": dg.MetadataValue.md(bullets(_verdicts(evaluation, verdict_sentences)) or "none"),
+        "leaderboard": dg.MetadataValue.md(leaderboard_table(evaluation, source).markdown()),
+        "scores": dg.MetadataValue.md(evaluation_table(evaluation, source).markdown()),
     }
     if warnings := [*evaluation["warnings"], *notes]:
         metadata["notes"] = dg.MetadataValue.md(bullets(warnings))
-    return metadata | picture_metadata(plots or {})
+    return metadata
+
+
+def _forecast_sketch(predictions: pd.DataFrame, model: str) -> dict[str, Any]:
+    """Return a sketch of the newest forecast of a ticker beside the real closes."""
+    newest = predictions[predictions["cutoff"] == predictions["cutoff"].max()].sort_values("step")
+    real, forecast = (newest[newest["model"] == name] for name in ("naive", model))
+    return sketch({"close": real["y"], model: forecast["mean"], "last close": real["mean"]})
 
 
 def picture_metadata(plots: Mapping[str, Path]) -> dict[str, Any]:
@@ -188,12 +215,17 @@ def _verdicts(evaluation: Mapping[str, Any], sentences: Any) -> list[str]:
 
 def _numbers(models: Mapping[str, Mapping[str, Any]], trained: str) -> dict[str, Any]:
     return {
-        f"{model}/{metric}": dg.MetadataValue.float(models[model][metric])
+        f"{model} {_METRICS[metric]}": rounded(float(models[model][metric]))
         for model in (trained, *_RIVALS)
         if model in models
-        for metric in (_METRICS_OF_TRAINED if model == trained else _METRICS_OF_RIVALS)
+        for metric in (_METRICS if model == trained else _METRICS_OF_RIVALS)
         if models[model][metric] is not None
     }
+
+
+def rounded(value: Any) -> Any:
+    """Return a float with five significant digits, and any other value as it is."""
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def _base_label(manifest: Mapping[str, Any]) -> str:

@@ -30,6 +30,7 @@ from kronos_pipeline.artifacts import ArtifactLayout, mlflow_run_of
 from kronos_pipeline.config import KronosTrainingConfig, ReadingSettings, Recipe, environment_settings
 from kronos_pipeline.errors import ArtifactError, SettingsError
 from kronos_pipeline.orchestration.automation.killed_runs import hold_run_lock
+from kronos_pipeline.orchestration.run_summary import summarise_run
 from kronos_pipeline.orchestration.run_tickers import with_queued_runs
 
 if TYPE_CHECKING:
@@ -75,12 +76,14 @@ class PipelineSettings(_Settings):
 
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[PipelineSettings]:  # type: ignore[override]
-        """Hold the run's lock, and take over queued runs, while its steps use the settings: until the run ends."""
+        """Hold the run's lock, and take over queued runs, until the run's steps end; then log the run's summary."""
         if context.run is None or context.instance is None:
             yield self
             return
         with hold_run_lock(context.instance, context.run.run_id), with_queued_runs(context.instance, context.run):
             yield self
+            if context.log and (summary := summarise_run(context.instance, context.run.run_id)):
+                context.log.info(summary)
 
     def recipe(self, adapter: Literal["none", "lora"]) -> Recipe:
         """Return the settings that shape a result, for a checkpoint ("none") or an adapter ("lora").

@@ -9,6 +9,7 @@ names the bad tickers. A step without any good ticker, or in a run without that 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -25,7 +26,7 @@ COMPLETE = "complete"
 _NO_RECORD = {SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION: True}
 """Metadata of an output that keeps Dagster from recording it for the whole range. Dagster has no public name for it; a
 test fails if it stops working."""
-_PROBLEMS = "problems"
+PROBLEMS = "problems"
 """Metadata of an observation that marks its ticker as failed."""
 
 Event = dg.Output[Any] | dg.AssetMaterialization | dg.AssetObservation
@@ -77,14 +78,18 @@ class TickerBatch:
         if set(self.done) == set(self._context.partition_keys):
             for ticker, metadata in self._metadata.items():
                 self._context.add_asset_metadata(metadata, partition_key=ticker)
-            yield dg.Output(self.done, data_version=version)
+            with warnings.catch_warnings():
+                # Data versions are not stable in Dagster yet; constraints.txt pins its version.
+                warnings.simplefilter("ignore", dg.BetaWarning)
+                output = dg.Output(self.done, data_version=version)
+            yield output
             return
         yield dg.Output(self.done, metadata=_NO_RECORD)
         for ticker, metadata in self._metadata.items():
             yield dg.AssetMaterialization(self._context.asset_key, partition=ticker, metadata=dict(metadata))
         for ticker, error in self.errors.items():
             self._context.log.error(failure_message(asset, {ticker: error}))
-            problems = {_PROBLEMS: problem_table({ticker: error})}
+            problems = {PROBLEMS: problem_table({ticker: error})}
             yield dg.AssetObservation(self._context.asset_key, partition=ticker, metadata=problems)
         if self.errors and not _will_run(self._context, f"{asset}_{COMPLETE}"):
             raise make_failure(asset, self.errors)
@@ -105,7 +110,7 @@ def failed_in_run(
         if observation
         and observation.partition
         and observation.asset_key in ancestors
-        and _PROBLEMS in observation.metadata
+        and PROBLEMS in observation.metadata
     }
 
 
@@ -127,7 +132,7 @@ def _latest_error(instance: dg.DagsterInstance, asset: dg.AssetKey, ticker: str)
     newest = dg.AssetRecordsFilter(asset_key=asset, asset_partitions=[ticker])
     records = instance.fetch_observations(newest, limit=1).records
     observation = records[0].asset_observation if records else None
-    table = observation.metadata.get(_PROBLEMS) if observation else None
+    table = observation.metadata.get(PROBLEMS) if observation else None
     if not isinstance(table, dg.TableMetadataValue):
         return ArtifactError(f"{ticker}: {asset.to_user_string()} was never materialised.")
     return DataError(read_problem_table(table), ticker)

@@ -55,10 +55,12 @@ def better_on(target: Target, asset: str) -> Callable[[ArtifactLayout, str], Out
         comparisons = hardest_first(entry, model, target)
         if not comparisons:
             return Outcome(None, f"There is no verdict on the {target} of the {model}.")
-        text = "; ".join(skill_sentence(comparison) for comparison in comparisons)
         # The first comparison decides: a rival that is not beaten, else a rival without enough evidence.
         passed = {BETTER: True, TOO_LITTLE: None}.get(comparisons[0]["verdict"], False)
-        notes = evaluation["warnings"] if passed is not None else [f"For more, {MORE_EVIDENCE[asset]}."]
+        if passed is None:
+            text, notes = f"{TOO_LITTLE}: {comparisons[0]['reason']}", [f"For more, {MORE_EVIDENCE[asset]}."]
+        else:
+            text, notes = "; ".join(map(skill_sentence, comparisons)), evaluation["warnings"]
         return Outcome(passed, " ".join([f"{text[0].upper()}{text[1:]}.", *notes]), _figures(comparisons))
 
     check.__doc__ = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -54,7 +55,7 @@ def test_with_little_evidence_no_verdict_is_a_failed_check_even_in_a_run_that_fa
     assert len(verdicts) == 4
     for found in verdicts:
         assert found.passed
-        assert str(found.description).startswith("Does not apply. Too little evidence against ")
+        assert str(found.description).startswith("Does not apply. Too little evidence: ")
 
 
 @pytest.mark.parametrize("job", ["retrain_adapter", "retrain_checkpoint"])
@@ -124,6 +125,13 @@ def test_materialisations_show_what_people_look_for(chain: Chain) -> None:
     assert windows["train windows"] > 0
     assert windows["holdout windows"] == 3
     assert adapter["device"] == "cpu"
+    assert str(chain.location.layout.adapter("^GSPC")) in adapter["summary"]
+    assert metrics["summary"].startswith("Holdout: MAE of the adapter ")
+    assert "no verdict on mean, distribution, volatility: 3 shared cutoffs" in metrics["summary"]
+    for shown in (bars, adapter, metrics):
+        assert shown["sketch"].startswith("![sketch](data:image/svg+xml;base64,")
+        assert len(shown["sketch"]) < 1000  # the UI hides longer Markdown behind a link
+        assert not [value for value in shown.values() if isinstance(value, float) and value != float(f"{value:.5g}")]
     assert adapter["losses"].startswith("![losses by step](data:image/png;base64,")
     assert "| epochs | 1 |" in adapter["settings"]
     assert metrics["forecasts"].startswith("![forecasts beside the truth](data:image/png;base64,")
@@ -131,9 +139,8 @@ def test_materialisations_show_what_people_look_for(chain: Chain) -> None:
     assert "too little evidence" in metrics["verdicts"]
     assert "not known to be unseen in pre-training" in metrics["notes"]
     assert sum(len(str(value)) for value in metrics.values()) < 250_000  # Dagster's event log keeps it for ever
-    assert metrics["adapter/mae"] == pytest.approx(
-        read_json(chain.location.layout.ticker_metrics("^GSPC"))["per_symbol"][0]["models"]["adapter"]["mae"]
-    )
+    error = read_json(chain.location.layout.ticker_metrics("^GSPC"))["per_symbol"][0]["models"]["adapter"]["mae"]
+    assert metrics["adapter MAE (price)"] == float(f"{error:.5g}")
 
 
 def test_an_mlflow_run_holds_the_training_its_holdout_metrics_and_where_it_came_from(chain: Chain) -> None:
@@ -145,7 +152,8 @@ def test_an_mlflow_run_holds_the_training_its_holdout_metrics_and_where_it_came_
     assert run.data.tags["dagster_run"] == chain.several.run_id
     assert (run.data.tags["asset"], run.data.tags["partition"]) == ("adapter", "BRK.B")
     assert run.data.params["epochs"] == "1"
-    assert run.data.metrics["holdout/adapter/mae"] == chain.location.metadata("holdout_metrics", "BRK.B")["adapter/mae"]
+    shown = chain.location.metadata("holdout_metrics", "BRK.B")["adapter MAE (price)"]
+    assert run.data.metrics["holdout/adapter/mae"] == pytest.approx(shown, rel=1e-4)
 
 
 def test_a_checkpoint_is_trained_over_the_good_tickers_and_gets_a_column(chain: Chain) -> None:
@@ -158,7 +166,7 @@ def test_a_checkpoint_is_trained_over_the_good_tickers_and_gets_a_column(chain: 
     decided = chain.location.metadata("checkpoint_champion")
     assert decided["registered model"] == "kronos-all"
     assert decided["promoted"] is False
-    assert f"kronos-all version {decided['version']}, by its holdout: not promoted" in decided["decision"]
+    assert f"kronos-all version {decided['version']}, by its holdout: not promoted" in decided["summary"]
     assert decided["not measured since"] == "none"
     assert decided["refit"].startswith(
         f"kronos-all version {decided['version'] + 1}: version {decided['version']} on all"
@@ -194,7 +202,7 @@ def test_a_ticker_too_short_for_a_backtest_fails_by_name_and_the_others_are_prom
     # On the next day's watch it is forecast all the same, and there is no champion to watch.
     assert location.run("watch", "AAPL", "SHORT").success
     assert location.materialised("forecast") == {"AAPL", "SHORT"}
-    assert location.metadata("drift", "SHORT")["result"] == "SHORT has no champion, so no drift was measured"
+    assert location.metadata("drift", "SHORT")["summary"] == "SHORT has no champion, so no drift was measured"
 
 
 def test_the_launchpad_changes_a_setting_for_one_run_and_every_asset_of_it(location: Location) -> None:
@@ -281,3 +289,12 @@ def test_an_asset_whose_upstream_was_never_made_says_what_to_materialise(locatio
     assert location.run("ingest", "AAPL").success
     result = location.select(["holdout_metrics"], "AAPL")
     assert "materialise one of them first" in failed_steps(result)["holdout_metrics"]
+
+
+def test_the_last_message_of_a_run_says_what_was_made_what_failed_and_what_to_do_next(chain: Chain) -> None:
+    messages = [entry.user_message for entry in chain.location.instance.all_logs(chain.several.run_id)]
+    summary = next(text for text in reversed(messages) if text.startswith("Made "))
+    assert "1 ticker failed: BRK.A." in summary
+    assert re.search(r"BRK.A failed: .*BRK.A.csv:2: close", summary)
+    assert re.search(r"\^GSPC holdout_metrics: Holdout: MAE of the adapter [\d.,]+, of the last close [\d.,]+", summary)
+    assert "next: kronos forecast AAPL" in summary

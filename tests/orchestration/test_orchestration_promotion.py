@@ -106,7 +106,7 @@ def test_an_adapter_that_learned_a_strong_pattern_becomes_champion_with_the_reas
     assert metadata["promoted"] is True
     assert metadata["evidence"] == "backtest"
     assert metadata["champion of"].startswith("distribution")
-    assert "by its backtest: champion of distribution" in metadata["decision"]
+    assert "by its backtest: champion of distribution" in metadata["summary"]
     assert "base: better" in metadata["distribution"]
     # The seasonal naive forecast knows the levels of the days, too.
     assert "naive: better" in metadata["mean"]
@@ -137,10 +137,9 @@ def test_the_checks_of_holdout_and_backtest_show_each_verdict(champion: Champion
         (check.asset_key.to_user_string(), check.check_name): str(check.description)
         for check in champion.promoted.get_asset_check_evaluations()
     }
-    assert "The distribution of the adapter against ewma: better; skill " in texts["backtest", "better_distribution"]
+    assert "skill against ewma +" in texts["backtest", "better_distribution"]
     # Ten days are two cutoffs of five bars: on the holdout alone nothing can be said.
-    assert passed["holdout_metrics", "better_distribution"] == {TICKER: False}
-    assert "too little evidence; 2 shared cutoffs" in texts["holdout_metrics", "better_distribution"]
+    assert ("holdout_metrics", "better_distribution") not in passed
 
 
 def test_the_leaderboard_shows_and_keeps_holdout_and_backtest(champion: Champion) -> None:
@@ -179,7 +178,7 @@ def test_the_champion_forecasts_the_bars_to_come_by_its_refit_which_says_so(cham
 
 
 def test_a_champion_is_watched_on_the_bars_that_came_since_it_was_measured(champion: Champion) -> None:
-    assert "not yet a whole horizon of 5" in champion.watch(KNOWN + HORIZON - 1)["result"]
+    assert "not yet a whole horizon of 5" in champion.watch(KNOWN + HORIZON - 1)["summary"]
     metadata = champion.watch(KNOWN + 2 * HORIZON)
     assert metadata["champion"] == f"kronos-{TICKER} version 1"
     assert metadata["drifted"] is False, metadata

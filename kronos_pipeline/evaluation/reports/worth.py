@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kronos_pipeline.evaluation.reports.text_table import UNDEFINED, TextTable, number
+from kronos_pipeline.evaluation.predictions import NAIVE
+from kronos_pipeline.evaluation.reports.text_table import UNDEFINED, TextTable, number, price
 from kronos_pipeline.evaluation.scoring.targets import TARGETS, Target
 from kronos_pipeline.evaluation.scoring.verdicts import (
     BETTER,
@@ -86,6 +87,30 @@ def skill_sentence(comparison: Mapping[str, Any]) -> str:
     figures = f"adjusted p {p}, {comparison['cutoffs']} cutoffs"
     skill = f"{100 * comparison['skill']:+.1f} %"
     return f"skill against {comparison['rival']} {skill}, {comparison['verdict']} ({figures})"
+
+
+def headline(evaluation: Mapping[str, Any]) -> str:
+    """Return the main result in a line: the error beside that of the last close, and the verdict on each target.
+
+    Args:
+        evaluation: the result of `build_evaluation`.
+    """
+    model, entries = evaluation["model"], evaluation["per_symbol"]
+    # For a single symbol its own verdict counts: it is corrected for all tickers that were tested.
+    entry = entries[0] if len(entries) == 1 else evaluation["aggregate"]
+    error, naive = (entry["models"].get(name, {}).get("mae") for name in (model, NAIVE))
+    parts = [f"MAE of the {model} {price(error)}"]
+    if error is not None and naive:
+        parts[0] += f", of the last close {price(naive)} ({100 * (error / naive - 1):+.1f} %)"
+    no_verdict: dict[str, list[str]] = {}
+    for target in TARGETS:
+        for comparison in hardest_first(entry, model, target)[:1]:
+            if comparison["verdict"] == TOO_LITTLE:
+                no_verdict.setdefault(comparison["reason"], []).append(target)
+            else:
+                parts.append(f"{target}: {skill_sentence(comparison)}")
+    parts += [f"no verdict on {', '.join(targets)}: {reason}" for reason, targets in no_verdict.items()]
+    return "; ".join(parts)
 
 
 def combined_verdict_of(entry: Mapping[str, Any], model: str, target: Target) -> Verdict:

@@ -27,7 +27,10 @@ def adapters_by_ticker(tickers: Sequence[str], **options: Any) -> list[dg.Assets
         tickers: the symbols.
         options: options of every asset, such as group and owners; see `dagster.AssetSpec`.
     """
-    return [_adapter_asset(ticker, options) for ticker in tickers]
+    # The reference that `dagster.with_source_code_references` would look up for each ticker anew.
+    code = dg.LocalFileCodeReference(file_path=__file__, line_number=_run_job.__code__.co_firstlineno)
+    metadata = {"dagster/code_references": dg.CodeReferencesMetadataValue(code_references=[code])}
+    return [_adapter_asset(ticker, {"metadata": metadata, **options}) for ticker in tickers]
 
 
 def _adapter_asset(ticker: str, options: dict[str, Any]) -> dg.AssetsDefinition:

@@ -59,7 +59,9 @@ def holdout_metrics(
         for ticker, outcome in evaluate_tickers(models, windows, runs, recipe, tickers_tested=tested):
             with batch.ticker(ticker):
                 result, run = unwrap(outcome), runs[ticker]
-                metadata = evaluation_metadata(result.evaluation, plots=result.plots, notes=result.notes)
+                metadata = evaluation_metadata(
+                    result.evaluation, predictions=result.predictions, plots=result.plots, notes=result.notes
+                )
                 if run is not None:
                     plots, table = list(result.plots.values()), evaluation_frame(result.evaluation)
                     tracker.log_evaluation(run, flat_metrics(result.evaluation), plots, table)
@@ -99,8 +101,8 @@ def backtest(
                     evaluation = read_json(layout.backtest_report(ADAPTER, ticker))
                     predictions, _ = read_parquet(layout.backtest(ADAPTER, ticker))
                     tried = count_recipe(registry, registered_name(ticker), settings, predictions)
-                    metadata = evaluation_metadata(evaluation, "Backtest", plots=plots) | {"recipe": str(tried)}
-                    batch.add(ticker, layout.backtest(ADAPTER, ticker), metadata)
+                    metadata = evaluation_metadata(evaluation, "Backtest", predictions=predictions, plots=plots)
+                    batch.add(ticker, layout.backtest(ADAPTER, ticker), metadata | {"recipe": str(tried)})
         yield from batch.events()
 
 

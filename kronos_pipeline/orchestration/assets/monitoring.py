@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from kronos_pipeline.errors import count
+from kronos_pipeline.evaluation.reports.text_table import price
 from kronos_pipeline.orchestration.failures import as_failure
 from kronos_pipeline.orchestration.io_manager import TickerArtifacts
-from kronos_pipeline.orchestration.metadata import DRIFTED, FINDING, KIND, picture_metadata
+from kronos_pipeline.orchestration.metadata import DRIFTED, FINDING, KIND, SUMMARY, picture_metadata, rounded
 from kronos_pipeline.orchestration.resources import Clock, PipelineSettings, Tracking, load_base_model
+from kronos_pipeline.orchestration.sketch import sketch
 from kronos_pipeline.orchestration.ticker_batch import Event, TickerBatch
 
 if TYPE_CHECKING:
@@ -106,13 +109,20 @@ def drift(
 
 
 def _forecast_metadata(forecast: "TickerForecast") -> dict[str, Any]:
+    table = forecast.table
+    last, end = table["last"].iloc[0], table.iloc[-1]
+    lines = {"mean": table["mean"], "80 % from": table["lo_80"], "to": table["hi_80"]}
     return {
+        SUMMARY: f"close {price(last)}, in {count(len(table), 'bar')} {price(end['mean'])} "
+        f"(80 % from {price(end['lo_80'])} to {price(end['hi_80'])}), by {forecast.label}; {forecast.file}",
+        **sketch({label: [last, *line] for label, line in lines.items()}),
+        **picture_metadata({"forecast": forecast.plot}),
         "forecast by": forecast.label,
         "why": forecast.reason,
-        "bars": len(forecast.table),
-        "first bar": forecast.table["ds"].iloc[0].isoformat(),
+        "bars": len(table),
+        "first bar": str(table["ds"].iloc[0]),
         "close": dg.MetadataValue.md(forecast.text_table().markdown()),
-        **picture_metadata({"forecast": forecast.plot}),
+        "file": dg.MetadataValue.path(str(forecast.file)),
     }
 
 
@@ -127,12 +137,12 @@ def _record_metadata(record: "TickerRecord") -> dict[str, Any]:
         "brier": total.brier,
     }
     return {
+        SUMMARY: record.sentence(),
         "forecasts": total.forecasts,
         "waiting": total.waiting,
         "replays": total.replays,
-        "result": record.sentence(),
         "record": dg.MetadataValue.md(record.text_table().markdown()),
-        **{name: dg.MetadataValue.float(value) for name, value in figures.items() if value is not None},
+        **{name: rounded(value) for name, value in figures.items() if value is not None},
         **picture_metadata({"record": record.plot} if record.plot else {}),
     }
 
@@ -140,7 +150,7 @@ def _record_metadata(record: "TickerRecord") -> dict[str, Any]:
 def _drift_metadata(watched: "WatchedChampion") -> dict[str, Any]:
     champion, drift = watched.champion, watched.drift
     if champion is None or drift is None:
-        return {DRIFTED: False, "result": watched.sentence()}
+        return {SUMMARY: watched.sentence(), DRIFTED: False}
     figures = {
         "scaled error": drift.error,
         "usual error": drift.expected,
@@ -148,12 +158,12 @@ def _drift_metadata(watched: "WatchedChampion") -> dict[str, Any]:
         "naive, times what it was": drift.naive_ratio,
     }
     return {
+        SUMMARY: watched.sentence(),
         DRIFTED: drift.drifted,
-        "result": watched.sentence(),
         "champion": str(champion),
         "cutoffs": drift.cutoffs,
         KIND: champion.tags["kind"],
         # The same bars and the same champion give the same finding, which the sensor answers once.
         FINDING: f"{champion} up to {drift.newest}",
-        **{name: dg.MetadataValue.float(value) for name, value in figures.items() if value is not None},
+        **{name: rounded(value) for name, value in figures.items() if value is not None},
     }

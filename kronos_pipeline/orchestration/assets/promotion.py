@@ -11,7 +11,7 @@ from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.orchestration.failures import as_failure
 from kronos_pipeline.orchestration.io_manager import TickerArtifacts
-from kronos_pipeline.orchestration.metadata import bullets, mlflow_metadata
+from kronos_pipeline.orchestration.metadata import SUMMARY, bullets, mlflow_metadata
 from kronos_pipeline.orchestration.partitions import tickers_tested
 from kronos_pipeline.orchestration.resources import PipelineSettings, Tracking, run_tags
 from kronos_pipeline.orchestration.ticker_batch import Event, TickerBatch
@@ -93,9 +93,9 @@ def _decision_metadata(submission: "Submission") -> dict[str, Any]:
     from kronos_pipeline.tracking.champions import join
 
     metadata: dict[str, Any] = {
+        SUMMARY: submission.sentence(),
         "promoted": bool(submission.promoted),
         "champion of": join(submission.promoted) or "nothing",
-        "decision": submission.sentence(),
         **{
             target: dg.MetadataValue.md(bullets(_comparisons(decision)) or "nothing")
             for target, decision in submission.decisions.items()

@@ -1,0 +1,55 @@
+"""What the Dagster UI shows: sketches in place, columns and source code of assets, figures in words."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import dagster as dg
+import numpy as np
+import pytest
+from code_locations import Location
+
+from kronos_pipeline.data.schemas import STATISTICS, WindowRows
+from kronos_pipeline.evaluation import predictions
+from kronos_pipeline.evaluation.forecasting import future
+from kronos_pipeline.orchestration.column_schemas import BY_ASSET
+from kronos_pipeline.orchestration.sketch import SHOWN_IN_PLACE, sketch
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_columns_on_an_assets_page_are_those_of_its_table(location: Location) -> None:
+    location.write("AAPL")
+    assert list(BY_ASSET["windows"]) == [*WindowRows.to_schema().columns, *STATISTICS]
+    assert list(BY_ASSET["holdout_metrics"]) == list(predictions.COLUMNS)
+    assert list(BY_ASSET["forecast"]) == list(future.COLUMNS)
+    graph = location.definitions.resolve_asset_graph()
+    for asset, columns in BY_ASSET.items():
+        schema = graph.get(dg.AssetKey(asset)).metadata["dagster/column_schema"]
+        assert [column.name for column in schema.columns] == list(columns)
+        assert all(column.description for column in schema.columns)
+
+
+def test_every_asset_links_its_source_code(location: Location) -> None:
+    location.write("AAPL")
+    for node in location.definitions.resolve_asset_graph().asset_nodes:
+        (reference,) = node.metadata["dagster/code_references"].code_references
+        line = Path(reference.file_path).read_text().splitlines()[reference.line_number - 1]
+        assert line.startswith("def ")
+
+
+@pytest.mark.parametrize("points", [2, 30, 5000])
+def test_a_sketch_is_small_enough_for_the_ui_to_show_it_in_place(points: int) -> None:
+    rng = np.random.default_rng(0)
+    lines = {label: 1e4 * rng.normal(size=points).cumsum() for label in ("close", "adapter", "last close")}
+    text = sketch(lines)["sketch"].value
+    assert text is not None
+    assert len(text) < SHOWN_IN_PLACE
+    picture, legend = text.removeprefix("![sketch](data:image/svg+xml;base64,").split(")", 1)
+    assert base64.b64decode(picture).decode().count("<path ") == 3
+    assert legend.strip() == "grey close, blue adapter, orange last close"
+
+
+def test_there_is_no_sketch_of_a_single_value_or_of_values_that_are_not_finite() -> None:
+    assert sketch({"loss": [1.0], "other": [np.nan, 1.0]}) == {}
