@@ -26,6 +26,7 @@ from kronos_pipeline.orchestration.assets.monitoring import drift, forecast, tra
 from kronos_pipeline.orchestration.assets.promotion import champion, checkpoint_champion
 from kronos_pipeline.orchestration.assets.training import adapter, checkpoint
 from kronos_pipeline.orchestration.automation.csv_sensor import make_csv_sensor
+from kronos_pipeline.orchestration.automation.disk_sensor import make_disk_sensor
 from kronos_pipeline.orchestration.automation.drift_sensor import make_drift_sensor
 from kronos_pipeline.orchestration.automation.jobs import AutomationSettings, make_jobs, make_schedules
 from kronos_pipeline.orchestration.automation.killed_runs import GPU, make_killed_runs_sensor
@@ -116,6 +117,7 @@ def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Defi
             make_csv_sensor(settings.data_folder, tickers, jobs, automation),
             make_drift_sensor(tickers, jobs, automation),
             make_killed_runs_sensor(),
+            make_disk_sensor(tickers),
         ],
         resources={
             "pipeline": settings,

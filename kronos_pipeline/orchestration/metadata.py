@@ -133,6 +133,19 @@ def training_metadata(result: TrainingResult, recipe: Recipe, windows: Sequence[
     }
 
 
+def manifest_metadata(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a trained model's manifest says of its training: base model, losses, device, MLflow run."""
+    summary = {key.replace("_", " "): value for key, value in manifest["training"].items() if value is not None}
+    run = {"MLflow run": manifest["mlflow_run"]} if manifest.get("mlflow_run") else {}
+    return {
+        "base model": _base_label(manifest),
+        **summary,
+        "folder": dg.MetadataValue.path(str(folder)),
+        "tickers": len(manifest["data"]),
+        **run,
+    }
+
+
 def evaluation_metadata(
     evaluation: Mapping[str, Any],
     source: str = "Holdout",

@@ -2,12 +2,12 @@
 
 `dagster asset materialize --select adapter/AAPL` works on an empty store, because the job includes every asset upstream
 of the adapter. The asset does not train by itself: the job is the only code path, and the partitions of all its assets
-record their events.
+record their events. Whichever run trains a partition of `adapter`, the asset of its ticker records an event too.
 """
 
 # Annotations are not postponed here: Dagster reads the annotation of `context` and refuses a string.
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -17,6 +17,8 @@ from kronos_pipeline.orchestration.automation.jobs import RETRAIN_ADAPTER
 
 _ADAPTER = dg.AssetKey("adapter")
 _BACKFILL = "dagster/backfill"
+_STARTED_BY = "kronos/door"
+"""Tag of a job's run: the run of the asset `adapter/<TICKER>` that started it."""
 _ILLEGAL_IN_NAMES = re.compile(r"[^A-Za-z0-9]+")
 
 
@@ -33,13 +35,29 @@ def adapters_by_ticker(tickers: Sequence[str], **options: Any) -> list[dg.Assets
     return [_adapter_asset(ticker, {"metadata": metadata, **options}) for ticker in tickers]
 
 
+def record_by_ticker(context: dg.AssetExecutionContext, tickers: Iterable[str]) -> None:
+    """Record a materialisation of `adapter/<TICKER>` for each trained partition of `adapter`."""
+    if _STARTED_BY in context.run.tags:
+        return  # the asset itself started this run, and records the event
+    run = {"run": dg.MetadataValue.dagster_run(context.run.run_id)}
+    selected = context.run.asset_selection or set()
+    for ticker in tickers:
+        if (key := dg.AssetKey(["adapter", ticker])) not in selected:
+            context.log_event(dg.AssetMaterialization(key, metadata=run))
+
+
 def _adapter_asset(ticker: str, options: dict[str, Any]) -> dg.AssetsDefinition:
     # Assembled without the decorator, which would inspect the function again for each ticker: half a second for a
     # thousand tickers.
     spec = dg.AssetSpec(
         ["adapter", ticker],
         deps=[dg.AssetDep(_ADAPTER, partition_mapping=dg.SpecificPartitionsPartitionMapping([ticker]))],
-        description=f"Retrains the adapter of {ticker}: the job `{RETRAIN_ADAPTER}` for its partition, as one step.",
+        description=(
+            f"The adapter of {ticker}: the partition {ticker} of `adapter`, as an asset for the command line. There, "
+            f"`dagster asset materialize --select adapter/{ticker}` reads the CSV, trains and evaluates, by the job "
+            f"`{RETRAIN_ADAPTER}`. In the UI, use the partitions of `adapter`, which train together; the events here "
+            "follow theirs."
+        ),
         **options,
     )
     step = dg.OpDefinition(
@@ -72,7 +90,7 @@ def _retrain(context: dg.AssetExecutionContext, ticker: str) -> str:
         run_config={"resources": context.run.run_config.get("resources", {})},
         instance=context.instance,
         partition_key=ticker,
-        tags={"kronos/door": context.run.run_id},
+        tags={_STARTED_BY: context.run.run_id},
         raise_on_error=False,
     )
     if not result.success:

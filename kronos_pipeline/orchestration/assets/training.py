@@ -11,6 +11,7 @@ import dagster as dg
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.errors import KronosError
+from kronos_pipeline.orchestration.assets.adapter_by_ticker import record_by_ticker
 from kronos_pipeline.orchestration.failures import as_failure, make_failure
 from kronos_pipeline.orchestration.io_manager import TickerArtifacts
 from kronos_pipeline.orchestration.metadata import mlflow_metadata, training_metadata
@@ -50,6 +51,7 @@ def adapter(
                     with batch.ticker(ticker):
                         loaded.append(windows[ticker])
                 run_trainings(recipe, trainer, tracker, loaded, on_end, partial(run_tags, context))
+        record_by_ticker(context, batch.done)
         yield from batch.events()
 
 

@@ -1,0 +1,179 @@
+"""The sensor of the output folder: report artifacts that no run made, such as those of the command line.
+
+    a file's time is not that of the last tick -> it is newer than the asset's last event -> an event without a run
+
+The plain command knows nothing of Dagster, so the UI learns from its files what it made. A file that was written since
+an unfinished run began waits for the run's end, because the run may report it itself.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import dagster as dg
+
+from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, parse_json, read_json
+from kronos_pipeline.data.bars import load_bars
+from kronos_pipeline.data.windows import load_windows
+from kronos_pipeline.errors import KronosError
+from kronos_pipeline.evaluation.predictions import ADAPTER
+from kronos_pipeline.orchestration.metadata import (
+    LAST_BAR,
+    bars_metadata,
+    evaluation_metadata,
+    manifest_metadata,
+    windows_metadata,
+)
+
+_SECONDS_PER_TICK = 2.0
+"""The time after which a tick leaves artifacts to the next tick; one ticker's take about 0.1 s."""
+_UNFINISHED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+
+FileTimes = dict[str, int]
+"""By file: its time, in nanoseconds, when a tick examined it."""
+
+
+class Artifact(NamedTuple):
+    """An artifact on the disk: its asset and partition, its file, and a function that returns its metadata."""
+
+    asset: str
+    ticker: str | None
+    path: Path
+    metadata: Callable[[], Mapping[str, Any]]
+
+    @property
+    def events(self) -> Iterator[dg.AssetMaterialization]:
+        """The materialisations to report; none if the artifact cannot be read."""
+        written = datetime.fromtimestamp(self.path.lstat().st_mtime, UTC).isoformat(timespec="seconds")
+        try:
+            metadata = {"made": f"without Dagster; written at {written}", **self.metadata()}
+        except (KronosError, LookupError, TypeError, ValueError):
+            return  # damaged, or of an earlier version; whatever loads it reports it
+        yield dg.AssetMaterialization(self.asset, partition=self.ticker, metadata=metadata)
+        if self.asset == "adapter":
+            yield dg.AssetMaterialization(["adapter", str(self.ticker)], metadata=metadata)
+
+
+def make_disk_sensor(tickers: Sequence[str]) -> dg.SensorDefinition:
+    """Return the sensor `artifacts_on_disk`, which is on by default."""
+
+    @dg.sensor(
+        name="artifacts_on_disk",
+        minimum_interval_seconds=30,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        required_resource_keys={"pipeline"},
+        description="Reports artifacts that were made without Dagster, by the command line, as materialisations.",
+    )
+    def artifacts_on_disk(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+        known: FileTimes = parse_json(context.cursor or "{}")
+        found = {
+            str(artifact.path): artifact for artifact in _artifacts(context.resources.pipeline.layout, set(tickers))
+        }
+        times = {name: artifact.path.lstat().st_mtime_ns for name, artifact in found.items()}
+        begun = _first_unfinished(context.instance)
+        changed = [name for name, at in times.items() if at != known.get(name) and at < begun * 1e9]
+        newer = _newer_than_events(context.instance, [found[name] for name in changed])
+        examined: FileTimes = {name: at for name, at in known.items() if name in found}
+        events: list[dg.AssetMaterialization] = []
+        deadline = time.monotonic() + _SECONDS_PER_TICK
+        for name in changed:
+            if time.monotonic() > deadline:
+                break
+            if found[name] in newer:
+                events.extend(found[name].events)
+            examined[name] = times[name]
+        cursor = json.dumps(examined)
+        if events:
+            return dg.SensorResult(asset_events=events, cursor=cursor)
+        context.update_cursor(cursor)
+        return dg.SkipReason("Every artifact on the disk is known.")
+
+    return artifacts_on_disk
+
+
+def _artifacts(layout: ArtifactLayout, tickers: set[str]) -> Iterator[Artifact]:
+    """Yield the artifacts of the code location's tickers, upstream before downstream."""
+    for asset, path_of, metadata_of in (
+        ("raw_bars", layout.bars, _bars),
+        ("windows", layout.windows, _windows),
+        ("adapter", layout.adapter, _adapter),
+        ("holdout_metrics", layout.ticker_metrics, _holdout),
+        ("backtest", partial(layout.backtest_report, ADAPTER), _backtest),
+    ):
+        folder = path_of("T").parent
+        names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        for ticker in sorted(tickers):
+            if (path := path_of(ticker)).name in names:
+                yield Artifact(asset, ticker, path, partial(metadata_of, layout, ticker))
+    if layout.best_checkpoint.exists():
+        yield Artifact("checkpoint", None, layout.best_checkpoint, partial(_trained, layout.best_checkpoint))
+    if layout.leaderboard.exists():
+        yield Artifact("leaderboard", None, layout.leaderboard, lambda: _evaluated(layout.evaluation, "Holdout"))
+
+
+def _first_unfinished(instance: dg.DagsterInstance) -> float:
+    """Return the time, in seconds, at which the first unfinished run was created; infinity without one."""
+    records = instance.get_run_records(dg.RunsFilter(statuses=_UNFINISHED))
+    return min((record.create_timestamp.timestamp() for record in records), default=float("inf"))
+
+
+def _newer_than_events(instance: dg.DagsterInstance, artifacts: Sequence[Artifact]) -> set[Artifact]:
+    """Return the artifacts that were written after the last materialisation of their asset and partition."""
+    newer: set[Artifact] = set()
+    kind: Any = dg.DagsterEventType.ASSET_MATERIALIZATION
+    for asset in {artifact.asset for artifact in artifacts}:
+        of_asset = [artifact for artifact in artifacts if artifact.asset == asset]
+        key, times = dg.AssetKey(asset), dict[str | None, float]()
+        if of_asset[0].ticker is None:
+            records = instance.fetch_materializations(key, limit=1).records
+            times[None] = records[0].timestamp if records else 0.0
+        elif newest := instance.get_latest_storage_id_by_partition(
+            key, kind, {str(artifact.ticker) for artifact in of_asset}
+        ):
+            # Without their payload: the pictures of hundreds of evaluations take seconds to read.
+            summaries = instance.get_asset_event_summary_records(kind, key, storage_ids=list(newest.values()))
+            times = {summary.partition: summary.timestamp for summary in summaries}
+        newer |= {artifact for artifact in of_asset if artifact.path.lstat().st_mtime > times.get(artifact.ticker, 0.0)}
+    return newer
+
+
+def _bars(layout: ArtifactLayout, ticker: str) -> Mapping[str, Any]:
+    return bars_metadata(load_bars(layout.bars(ticker)))
+
+
+def _windows(layout: ArtifactLayout, ticker: str) -> Mapping[str, Any]:
+    return windows_metadata(load_windows(layout.windows(ticker), load_bars(layout.bars(ticker))))
+
+
+def _adapter(layout: ArtifactLayout, ticker: str) -> Mapping[str, Any]:
+    """Return the metadata of an adapter; the last bar is that of its data, from which new bars are counted."""
+    folder = layout.adapter(ticker)
+    manifest, last = read_json(folder / MANIFEST), None
+    if layout.bars(ticker).exists():
+        bars = load_bars(layout.bars(ticker))
+        if manifest["data"].get(ticker) == bars.content_hash:
+            last = bars.frame["timestamps"].iloc[-1].isoformat()
+    last = last or manifest["seen_until"].get(ticker)
+    return {**_trained(folder), **({LAST_BAR: last} if last else {})}
+
+
+def _trained(folder: Path) -> Mapping[str, Any]:
+    return manifest_metadata(folder, read_json(folder / MANIFEST))
+
+
+def _holdout(layout: ArtifactLayout, ticker: str) -> Mapping[str, Any]:
+    return _evaluated(layout.ticker_metrics(ticker), "Holdout")
+
+
+def _backtest(layout: ArtifactLayout, ticker: str) -> Mapping[str, Any]:
+    return _evaluated(layout.backtest_report(ADAPTER, ticker), "Backtest")
+
+
+def _evaluated(report: Path, source: str) -> Mapping[str, Any]:
+    return evaluation_metadata(read_json(report), source)
