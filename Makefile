@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help venv demo format check test test-gpu lint dev plain readme bench bench-gpu screenshots durations clean
+.PHONY: help venv demo format check test test-gpu lint docs dev plain readme bench bench-gpu screenshots durations clean
 SHELL := bash
 
 VENV := .venv
@@ -65,6 +65,14 @@ lint: $(INSTALLED)  ## ruff, mypy and the import contract
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(VENV)/.docs  ## build the documents as a site, without a network, into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+	@echo "open site/index.html"
+
+$(VENV)/.docs: $(INSTALLED)
+	$(LINKS); $(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[dev,docs]' -c constraints.txt
+	touch $@
+
 dev: $(INSTALLED)  ## start the Dagster UI on http://127.0.0.1:3000, or with PORT=3001 on another port
 	@[[ "$(PORT)" =~ ^[0-9]{1,5}$$ ]] && (( $(PORT) > 0 && $(PORT) < 65536 )) \
 		|| { echo "error: PORT is '$(PORT)', and a number from 1 to 65535 is needed." >&2; exit 2; }
@@ -96,6 +104,6 @@ screenshots: demo  ## take the pictures of docs/ui.md and the README, with Chrom
 	$(BIN)/python docs/screenshots.py
 
 clean:  ## remove .venv, caches and artifacts-demo; artifacts and .dagster_home stay
-	rm -rf $(VENV) artifacts-demo *.egg-info
+	rm -rf $(VENV) artifacts-demo site *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find .ci benchmarks kronos_pipeline kronostraining tests -name __pycache__ -type d -prune -exec rm -rf {} +

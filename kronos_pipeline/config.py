@@ -370,7 +370,7 @@ class KronosTrainingConfig(EnvironmentDefaults, Recipe):
     KRONOS_COLUMNS), which overrides the default. The flags of the command line are the same settings:
     `--model-name kronos-nano` is `model_name="kronos-nano"`.
 
-    Example:
+    Examples:
         >>> from kronos_pipeline import KronosTrainingConfig
         >>> config = KronosTrainingConfig(data_dir="trainingdata/AAPL", model_name="kronos-nano", adapter="lora")
         >>> config.lookback, config.horizon, config.peak_learning_rate

@@ -24,6 +24,7 @@ TARGETS = [
     "durations",
     "test-gpu",
     "lint",
+    "docs",
     "dev",
     "plain",
     "readme",
@@ -214,10 +215,10 @@ def test_the_ci_script_can_be_run() -> None:
     assert (ROOT / ".ci" / "run").stat().st_mode & stat.S_IXUSR
 
 
-@pytest.mark.parametrize("failing", [None, "lint", "plain", "test", "demo", "readme"])
+@pytest.mark.parametrize("failing", [None, "lint", "plain", "test", "docs", "demo", "readme"])
 def test_each_part_of_ci_shows_its_output_and_fails_the_script(failing: str | None, tmp_path: Path) -> None:
     """Run the script with a Makefile of dummy targets."""
-    parts = ["lint", "plain", "test", "demo", "readme"]
+    parts = ["lint", "plain", "test", "docs", "demo", "readme"]
     recipes = [f"{part}:\n\t@echo the output of {part}; exit {int(part == failing)}\n" for part in parts]
     (tmp_path / "Makefile").write_text("".join(recipes))
     executable(tmp_path / ".ci" / "run", "")

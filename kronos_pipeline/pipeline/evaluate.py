@@ -58,7 +58,7 @@ def evaluate_all(
     return evaluation
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """Scores of the models of a folder on the holdouts of their tickers.
 
@@ -74,7 +74,7 @@ class Evaluation:
     predictions: pd.DataFrame
     plots: Mapping[str, Mapping[str, Path]]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """Return the table that the command prints."""
         from rich.console import Console
 
@@ -97,7 +97,7 @@ def evaluate(config: KronosTrainingConfig) -> Evaluation:
 
     Writes `metrics/` and `plots/` below the output folder, as the command does, and no MLflow run.
 
-    Example:
+    Examples:
         After the training in the example of `KronosTrainer`:
 
         >>> from kronos_pipeline import KronosTrainingConfig, evaluate

@@ -37,7 +37,7 @@ def forecast(  # noqa: PLR0913  each argument is a question that a user has
 ) -> pd.DataFrame:
     """Forecast the next bars of a DataFrame: mean path, quantiles and the probability of a rise.
 
-    Example:
+    Examples:
         >>> import pandas as pd
         >>> from kronos_pipeline import forecast
         >>> bars = pd.read_csv("trainingdata/AAPL/AAPL.csv")

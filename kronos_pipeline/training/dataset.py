@@ -43,7 +43,7 @@ class KronosMultiTickerDataset(Dataset[Batch]):
     An item is one window: `s1` and `s2` of shape (lookback + horizon + 1,) and `stamps` of shape
     (lookback + horizon + 1, 5). `batch` assembles many at once by indexing.
 
-    Example:
+    Examples:
         >>> from kronos_pipeline import KronosMultiTickerDataset, KronosTrainingConfig
         >>> config = KronosTrainingConfig(data_dir="trainingdata/AAPL", model_name="kronos-nano", stride=16)
         >>> dataset = KronosMultiTickerDataset(config, "train")

@@ -39,7 +39,7 @@ class KronosTrainer:
     is asked for again with the same data, settings and code; on a CPU it ends with the bytes of a training that was not
     killed.
 
-    Example:
+    Examples:
         Train an adapter for each CSV of a folder; `stride=32` takes every 32nd window, to save time:
 
         >>> from kronos_pipeline import KronosTrainer, KronosTrainingConfig

@@ -46,7 +46,7 @@ from kronos_pipeline.model.predictor.sampling import SamplingSettings, sample_se
 class KronosPredictor:
     """Forecasts DataFrames of bars.
 
-    Example:
+    Examples:
         >>> import pandas as pd
         >>> from kronos_pipeline import KronosPredictor
         >>> predictor = KronosPredictor.from_pretrained("kronos-nano", device="cpu")
