@@ -83,14 +83,14 @@ def on_post_page(output: str, page: Page, **_: Any) -> str:
 
 def command_page() -> str:
     """Return the help of each command, from `--help` itself."""
-    from kronos_pipeline.cli import app
+    from kronos_pipeline.cli.overview import SUBCOMMANDS
 
     parts = [
         "# Command line\n\nThe text of `kronos --help`, and of `--help` of each command.\n",
         "## kronos\n",
         _help(),
     ]
-    for name, (_, _, line) in app.SUBCOMMANDS.items():
+    for name, (_, _, line) in SUBCOMMANDS.items():
         parts += [f"## kronos {name}\n", f"{line[0].upper()}{line[1:]}.\n", _help(name)]
     return "\n".join(parts)
 
@@ -105,7 +105,7 @@ def settings_page() -> str:
     ]
     head = (
         "# Settings\n\nThe arguments of `KronosTrainingConfig`, the fields of Dagster's launchpad, and with hyphens the "
-        "flags of `kronos train`. An argument or a flag overrides the environment, and the environment the default.\n\n"
+        "flags of `kronos train`. A flag or an argument overrides the environment, and that the default.\n\n"
         "| Setting | Default | Meaning |\n| --- | --- | --- |\n"
     )
     return head + "\n".join(rows) + "\n"

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import cache
 from typing import Any, Literal, Optional, Self
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.errors import SettingsError
@@ -400,15 +398,10 @@ class KronosTrainingConfig(EnvironmentDefaults, Recipe):
         if not isinstance(arguments, dict):
             return arguments
         known = [*cls.model_fields, "from"]
-        unknown = {name: arguments[name] for name in arguments if name not in known}
-        errors = [
-            InitErrorDetails(
-                type=PydanticCustomError("unknown_setting", _unknown(name, known)), loc=(name,), input=value
-            )
-            for name, value in unknown.items()
-        ]
-        if errors:
-            raise ValidationError.from_exception_data(cls.__name__, errors)
+        for name in arguments:
+            if name not in known:
+                nearest = get_close_matches(name, known, 1) or [field for field in known if name in field.split("_")]
+                raise ValueError(f"there is no setting {name}" + (f"; did you mean {nearest[0]}?" if nearest else ""))
         return arguments
 
     @field_validator("data_dir", "output_dir", "model_name", mode="before")
@@ -421,9 +414,3 @@ class KronosTrainingConfig(EnvironmentDefaults, Recipe):
         if self.adapter == "none" and (self.adapter_name is not None or not self.freeze_backbone):
             raise ValueError("--adapter-name and --no-freeze-backbone need --adapter lora")
         return self
-
-
-def _unknown(name: str, known: Sequence[str]) -> Any:
-    """Return the sentence on a setting that does not exist, with the setting of the nearest name."""
-    nearest = get_close_matches(name, known, 1) or [field for field in known if name in field.split("_")]
-    return f"there is no setting {name}" + (f"; did you mean {nearest[0]}?" if nearest else "")

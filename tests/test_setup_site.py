@@ -12,7 +12,7 @@ import pytest
 from nbclient import NotebookClient
 
 import kronos_pipeline
-from kronos_pipeline.cli.app import SUBCOMMANDS
+from kronos_pipeline.cli.overview import SUBCOMMANDS
 from kronos_pipeline.config import KronosTrainingConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,7 +53,7 @@ def test_the_notebook_runs_from_the_first_to_the_last_cell(tmp_path: Path, monke
     (tmp_path / "docs").mkdir()
     (tmp_path / "trainingdata").symlink_to(ROOT / "trainingdata")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook = nbformat.read(NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]
     folder = {"metadata": {"path": str(tmp_path / "docs")}}
     NotebookClient(notebook, timeout=250, kernel_name="python3", resources=folder).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]

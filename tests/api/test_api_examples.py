@@ -66,6 +66,7 @@ def test_folders_may_be_paths(tmp_path: Path) -> None:
     [
         ({"model": "kronos-nano"}, "there is no setting model; did you mean model_name?"),
         ({"epoch": 1}, "there is no setting epoch; did you mean epochs?"),
+        ({"look_back": 64}, "there is no setting look_back; did you mean lookback?"),
         ({"colour": 1}, "there is no setting colour"),
     ],
 )

@@ -86,7 +86,6 @@ def test_infinity_and_nan_are_no_settings(name: str, value: float) -> None:
         {"rivals": ["arima"]},
         {"rivals": ["lightgbm=here"]},
         {"rivals": ["chronos", "chronos=here"]},
-        {"look_back": 64},
     ],
     ids=str,
 )
