@@ -104,8 +104,8 @@ def settings_page() -> str:
         for name, field in KronosTrainingConfig.model_fields.items()
     ]
     head = (
-        "# Settings\n\nThe arguments of `KronosTrainingConfig`, the fields of Dagster's launchpad, and with hyphens the "
-        "flags of `kronos train`. A flag or an argument overrides the environment, and that the default.\n\n"
+        "# Settings\n\nThe arguments of `KronosTrainingConfig`, the fields of Dagster's launchpad, and with hyphens "
+        "the flags of `kronos train`. A flag or an argument overrides the environment, which overrides the default.\n\n"
         "| Setting | Default | Meaning |\n| --- | --- | --- |\n"
     )
     return head + "\n".join(rows) + "\n"
