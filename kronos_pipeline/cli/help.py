@@ -123,12 +123,15 @@ def _divided(flags: Iterable[Action]) -> Mapping[str, list[Action]]:
     by_field = {_field(action): action for action in flags}
     sections = {"most used": [by_field[field] for field in ("help", *MOST_USED) if field in by_field]}
     rest = {field: action for field, action in by_field.items() if field not in ("help", *MOST_USED)}
-    by_role = {title: settings_of(roles) for title, roles in _SECTIONS.items()}
     for field, action in rest.items():
-        title = next((title for title, settings in by_role.items() if field in settings), "others")
-        if field.startswith("adapter") or field == "freeze_backbone":
-            title = _ADAPTERS
-        sections.setdefault(title, []).append(action)
+        sections.setdefault(section_of(field), []).append(action)
     order = ["most used", *_SECTIONS, _ADAPTERS, "others"]
     order.insert(order.index("forecasts"), order.pop(order.index(_ADAPTERS)))
     return {title: sections[title] for title in order if title in sections}
+
+
+def section_of(field: str) -> str:
+    """Return the section of a setting, such as "training"; "others" for a flag that is no setting of a recipe."""
+    if field.startswith("adapter") or field == "freeze_backbone":
+        return _ADAPTERS
+    return next((title for title, roles in _SECTIONS.items() if field in settings_of(roles)), "others")

@@ -84,7 +84,8 @@ def as_failure(asset: str) -> Iterator[None]:
     try:
         yield
     except KronosError as error:
-        raise make_failure(asset, {getattr(error, "ticker", None) or NO_TICKER: error}) from error
+        # Without the cause, or the UI and the terminal would show its stack trace, which tells a user nothing.
+        raise make_failure(asset, {getattr(error, "ticker", None) or NO_TICKER: error}) from None
 
 
 def _problems(ticker: str, error: Exception) -> tuple[Problem, ...]:

@@ -13,6 +13,7 @@ cuts windows, trains adapters and scores forecasts. A resource is set once, and 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from pydantic import Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 from kronos_pipeline.artifacts import ArtifactLayout, mlflow_run_of
+from kronos_pipeline.cli.help import section_of
 from kronos_pipeline.config import KronosTrainingConfig, ReadingSettings, Recipe, environment_settings
 from kronos_pipeline.errors import ArtifactError, SettingsError
 from kronos_pipeline.orchestration.automation.killed_runs import hold_run_lock
@@ -42,17 +44,31 @@ Settings = TypeVar("Settings", bound=ReadingSettings)
 _SET_BY_THE_ASSET = ("adapter", "adapter_name")
 """Settings that the launchpad lacks: `adapter[AAPL]` trains an adapter named AAPL, and `checkpoint` a checkpoint."""
 
+_LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+"""Words for the limits of a number, by pydantic's names."""
 
-def _without_limits(field: FieldInfo) -> FieldInfo:
-    # `recipe` reports a value out of limits, as a failure; here Dagster would report a broken resource.
+
+def _launchpad_field(name: str, field: FieldInfo) -> FieldInfo:
+    """Return a setting's field for the launchpad, with its section and its limits in the description."""
     changed = copy(field)
+    # `recipe` reports a value out of limits, as a failure; here Dagster would report a broken resource.
     changed.metadata = []
     changed.validation_alias = None  # `from` is for the command line; a field of a launchpad has one name
+    limits = [
+        f"{words} {getattr(limit, bound)}"
+        for limit in field.metadata
+        for bound, words in _LIMITS.items()
+        if hasattr(limit, bound)
+    ]
+    text = re.sub(r"--([a-z][a-z-]*)", lambda flag: flag[1].replace("-", "_"), field.description or "")
+    text = text.replace("(comma-separated)", "(a list)")
+    section = section_of(name) if name in Recipe.model_fields else "folders"
+    changed.description = f"{section[0].upper()}{section[1:]}: {text}" + (f" ({', '.join(limits)})" if limits else "")
     return changed
 
 
 _FIELDS: dict[str, Any] = {
-    name: (field.annotation, _without_limits(field))
+    name: (field.annotation, _launchpad_field(name, field))
     for name, field in KronosTrainingConfig.model_fields.items()
     if name not in _SET_BY_THE_ASSET
 }
@@ -60,7 +76,11 @@ _Settings: Any = create_model("_Settings", __base__=dg.ConfigurableResource, **_
 
 
 class PipelineSettings(_Settings):
-    """Every field of `KronosTrainingConfig`, except those that the asset sets itself."""
+    """The settings of a run; a setting that you leave out has the default of the environment.
+
+    People change epochs, stride, lookback, horizon, validation_days and backtest_origins most. Each description starts
+    with the part of the run that the setting shapes.
+    """
 
     if TYPE_CHECKING:
         data_dir: str
@@ -215,8 +235,11 @@ def _validated(model: type[Settings], values: Mapping[str, Any]) -> Settings:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems = [
-            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']} (found {problem['input']!r})"
-            for problem in error.errors()
-        ]
-        raise SettingsError(f"{'; '.join(problems)}.") from error
+        raise SettingsError(" ".join(f"{_sentence(problem)}." for problem in error.errors())) from error
+
+
+def _sentence(problem: Any) -> str:
+    name, text = ".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")
+    if text.startswith("Input should "):
+        return f"{name} is {problem['input']!r}, and must {text.removeprefix('Input should ')}"
+    return f"{name}: {text}"

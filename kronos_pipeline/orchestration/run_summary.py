@@ -53,6 +53,8 @@ def summarise_run(instance: dg.DagsterInstance, run_id: str) -> str | None:
     if len(failed) > _TICKERS_SHOWN:
         lines.append(f"  ... and {count(len(failed) - _TICKERS_SHOWN, 'more failed ticker')}")
     assets = {asset for subject in made.values() for asset in subject}
+    if failed:
+        lines.append("  kronos doctor lists every problem of the CSVs; correct them, and run the failed tickers again")
     if (steps := [command for asset, command in _NEXT.items() if asset in assets]) and tickers:
         lines.append(f"  next: {steps[-1].format(ticker=tickers[0])}")
     return "\n".join(lines)

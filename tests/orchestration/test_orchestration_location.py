@@ -116,7 +116,7 @@ def test_upstream_of_a_trained_asset_only_what_blocks_is_blocking(location: Loca
 def test_a_setting_that_cannot_be_is_named(location: Location) -> None:
     location.write("AAPL")
     failed = failed_steps(location.run("ingest", "AAPL", settings={"horizon": 0}))
-    assert "horizon: Input should be greater than or equal to 1 (found 0)" in failed["windows"]
+    assert "horizon is 0, and must be greater than or equal to 1." in failed["windows"]
     with pytest.raises(dg.DagsterError, match="epoch_count"):
         location.run("ingest", "AAPL", settings={"epoch_count": 2})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from pathlib import Path
 
 import dagster as dg
@@ -14,6 +15,7 @@ from kronos_pipeline.data.schemas import STATISTICS, WindowRows
 from kronos_pipeline.evaluation import predictions
 from kronos_pipeline.evaluation.forecasting import future
 from kronos_pipeline.orchestration.column_schemas import BY_ASSET
+from kronos_pipeline.orchestration.resources import PipelineSettings
 from kronos_pipeline.orchestration.sketch import SHOWN_IN_PLACE, sketch
 
 pytestmark = pytest.mark.slow
@@ -53,3 +55,13 @@ def test_a_sketch_is_small_enough_for_the_ui_to_show_it_in_place(points: int) ->
 
 def test_there_is_no_sketch_of_a_single_value_or_of_values_that_are_not_finite() -> None:
     assert sketch({"loss": [1.0], "other": [np.nan, 1.0]}) == {}
+
+
+def test_the_launchpad_describes_each_setting_with_its_part_of_the_run_and_its_limits() -> None:
+    descriptions = {name: str(field.description) for name, field in PipelineSettings.model_fields.items()}
+    assert descriptions["epochs"] == "Training: passes over the training windows (at least 1)"
+    assert descriptions["top_p"].startswith("Forecasts: ")
+    assert descriptions["top_p"].endswith("(above 0, at most 1)")
+    assert "instead of validation_days" in descriptions["validation_bars"]
+    for text in descriptions.values():
+        assert re.match(r"[A-Z][A-Za-z ]+: \S", text)
