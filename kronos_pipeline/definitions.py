@@ -54,8 +54,29 @@ PER_TICKER = (
     "track_record",
     "drift",
 )
+CHECKPOINT_IF_ANY, BACKTEST_IF_ANY, CHAMPIONS_IF_ANY = "checkpoint_if_any", "backtest_if_any", "champions_if_any"
 RETRY = dg.RetryPolicy(max_retries=2, delay=10, backoff=dg.Backoff.EXPONENTIAL)
 """For transient errors: an unreachable store, a full GPU. Bad input is a failure without retries."""
+
+
+def optional_input(
+    name: str, upstream: list[str], group: str, partitions: dg.PartitionsDefinition | None = None
+) -> dg.AssetSpec:
+    """Return a virtual asset that stands between an asset and inputs that the asset can do without.
+
+    Dagster runs what is downstream of it after the inputs if they are in the same run. It does not warn of an input
+    that was never made, as it would of a direct dependency.
+    """
+    return dg.AssetSpec(
+        name,
+        deps=upstream,
+        description=f"{' and '.join(upstream)}, if there is any. What is downstream works without it.",
+        group_name=group,
+        owners=OWNERS,
+        kinds={"optional"},
+        partitions_def=partitions,
+        is_virtual=True,
+    )
 
 
 def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Definitions:
@@ -80,12 +101,16 @@ def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Defi
         dg.asset(**per_ticker, group_name="data", kinds={"pandas", "parquet"}, code_version=data)(windows),
         dg.asset(**per_ticker, **training, code_version=model)(adapter),
         dg.asset(**over_all, **training, code_version=model)(checkpoint),
-        dg.asset(**per_ticker, **scoring, kinds={"pytorch"}, deps=["adapter", "checkpoint"], pool=GPU)(holdout_metrics),
+        dg.asset(**per_ticker, **scoring, kinds={"pytorch"}, deps=["adapter", CHECKPOINT_IF_ANY], pool=GPU)(
+            holdout_metrics
+        ),
         dg.asset(**per_ticker, **scoring, kinds={"pytorch"}, pool=GPU)(backtest),
-        dg.asset(**over_all, **scoring, kinds={"parquet", "mlflow"}, deps=["backtest"])(leaderboard),
-        dg.asset(**per_ticker, **serving, kinds={"mlflow"}, deps=["adapter", "holdout_metrics", "backtest"])(champion),
+        dg.asset(**over_all, **scoring, kinds={"parquet", "mlflow"}, deps=[BACKTEST_IF_ANY])(leaderboard),
+        dg.asset(**per_ticker, **serving, kinds={"mlflow"}, deps=["adapter", "holdout_metrics", BACKTEST_IF_ANY])(
+            champion
+        ),
         dg.asset(**over_all, **serving, kinds={"mlflow"}, deps=["checkpoint", "holdout_metrics"])(checkpoint_champion),
-        dg.asset(**per_ticker, **serving, kinds={"pytorch"}, deps=["champion", "checkpoint_champion"])(forecast),
+        dg.asset(**per_ticker, **serving, kinds={"pytorch"}, deps=[CHAMPIONS_IF_ANY])(forecast),
         dg.asset(
             **per_ticker,
             group_name="serving",
@@ -94,7 +119,12 @@ def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Defi
             kinds={"parquet"},
             deps=["forecast"],
         )(track_record),
-        dg.asset(**per_ticker, **serving, kinds={"pytorch"}, deps=["champion", "checkpoint_champion"])(drift),
+        dg.asset(**per_ticker, **serving, kinds={"pytorch"}, deps=[CHAMPIONS_IF_ANY])(drift),
+    ]
+    optional = [
+        optional_input(CHECKPOINT_IF_ANY, ["checkpoint"], "evaluation"),
+        optional_input(BACKTEST_IF_ANY, ["backtest"], "evaluation", partitions),
+        optional_input(CHAMPIONS_IF_ANY, ["champion", "checkpoint_champion"], "serving", partitions),
     ]
     by_ticker = adapters_by_ticker(tickers, group_name="adapter_by_ticker", owners=OWNERS, kinds={"dagster"})
     checks = [
@@ -109,7 +139,7 @@ def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Defi
     ]
     jobs = make_jobs(partitions)
     return dg.Definitions(
-        assets=[*dg.with_source_code_references(list(map(with_column_schema, assets))), *by_ticker],
+        assets=[*dg.with_source_code_references(list(map(with_column_schema, assets))), *optional, *by_ticker],
         asset_checks=checks,
         jobs=jobs,
         schedules=make_schedules(tickers, automation),

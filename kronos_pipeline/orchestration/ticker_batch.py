@@ -99,7 +99,9 @@ def failed_in_run(
     context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext, asset: dg.AssetKey
 ) -> dict[str, str]:
     """Return the tickers that failed in this run, at an asset or upstream of it, with the name of the failed asset."""
-    ancestors = context.job_def.asset_layer.asset_graph.get_ancestor_asset_keys(asset, include_self=True)
+    graph = context.job_def.asset_layer.asset_graph
+    # The graph of a job ends at virtual assets; the graph that it was made from has what is upstream of them.
+    ancestors = getattr(graph, "source_asset_graph", graph).get_ancestor_asset_keys(asset, include_self=True)
     records = context.instance.get_records_for_run(
         context.run.run_id, of_type=dg.DagsterEventType.ASSET_OBSERVATION
     ).records

@@ -12,6 +12,7 @@ import dagster as dg
 import pytest
 import yaml
 from code_locations import Location, failed_steps
+from dagster._core.execution.api import create_execution_plan
 
 from kronos_pipeline.data.bars import load_bars
 from kronos_pipeline.definitions import build
@@ -103,7 +104,7 @@ def test_every_asset_says_what_it_is_and_whose(location: Location) -> None:
         assert node.owners
         assert node.kinds
         assert node.group_name != "default"
-        assert node.code_version or len(key.path) == 2
+        assert node.code_version or len(key.path) == 2 or node.is_virtual
 
 
 def test_upstream_of_a_trained_asset_only_what_blocks_is_blocking(location: Location) -> None:
@@ -212,3 +213,23 @@ def test_the_table_of_problems_holds_a_rule_that_many_lines_break_once_and_whole
     [record] = table.records
     assert (record.data["line"], record.data["count"], record.data["lines"]) == (2, 498, "2, 3, 4")
     assert str(DataError(read_problem_table(table), "A")) == str(error)
+
+
+def test_what_an_asset_can_do_without_is_no_direct_input_and_yet_comes_first_in_a_run(location: Location) -> None:
+    """The UI warns of each direct input that was never made."""
+    location.write("AAPL")
+    graph = location.definitions.resolve_asset_graph()
+    direct = {key: graph.get(dg.AssetKey(key)).parent_keys for key in ("holdout_metrics", "leaderboard", "champion")}
+    for optional in ("checkpoint", "backtest"):
+        assert dg.AssetKey(optional) not in set().union(*direct.values())
+    for job, first, then in (
+        ("retrain_checkpoint", "checkpoint", "holdout_metrics"),
+        ("promote_adapter", "backtest", "champion"),
+        ("promote_adapter", "backtest", "leaderboard"),
+        ("promote_adapter", "champion", "forecast"),
+    ):
+        plan = create_execution_plan(location.definitions.resolve_job_def(job))
+        level = {
+            step.key: number for number, steps in enumerate(plan.get_steps_to_execute_by_level()) for step in steps
+        }
+        assert level[first] < level[then]

@@ -33,6 +33,8 @@ from kronos_pipeline.orchestration.metadata import (
 
 _SECONDS_PER_TICK = 2.0
 """The time after which a tick leaves artifacts to the next tick; one ticker's take about 0.1 s."""
+_EVENTS_PER_TICK = 200
+"""The daemon writes events one by one."""
 _UNFINISHED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 
 FileTimes = dict[str, int]
@@ -77,13 +79,15 @@ def make_disk_sensor(tickers: Sequence[str]) -> dg.SensorDefinition:
         }
         times = {name: artifact.path.lstat().st_mtime_ns for name, artifact in found.items()}
         begun = _first_unfinished(context.instance)
-        changed = [name for name, at in times.items() if at != known.get(name) and at < begun * 1e9]
+        changed = sorted(
+            (name for name, at in times.items() if at != known.get(name) and at < begun * 1e9), key=times.__getitem__
+        )
         newer = _newer_than_events(context.instance, [found[name] for name in changed])
         examined: FileTimes = {name: at for name, at in known.items() if name in found}
         events: list[dg.AssetMaterialization] = []
         deadline = time.monotonic() + _SECONDS_PER_TICK
         for name in changed:
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or len(events) >= _EVENTS_PER_TICK:
                 break
             if found[name] in newer:
                 events.extend(found[name].events)
@@ -98,7 +102,7 @@ def make_disk_sensor(tickers: Sequence[str]) -> dg.SensorDefinition:
 
 
 def _artifacts(layout: ArtifactLayout, tickers: set[str]) -> Iterator[Artifact]:
-    """Yield the artifacts of the code location's tickers, upstream before downstream."""
+    """Yield the artifacts of the code location's tickers."""
     for asset, path_of, metadata_of in (
         ("raw_bars", layout.bars, _bars),
         ("windows", layout.windows, _windows),
