@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kronos_pipeline.cli.command import FAILED, Command
 from kronos_pipeline.config import KronosTrainingConfig
+from kronos_pipeline.training.progress import step
 
 
 class Backtest(Command, KronosTrainingConfig):
@@ -17,6 +18,7 @@ class Backtest(Command, KronosTrainingConfig):
 
     def run(self) -> int:
         """Backtest every ticker, and print the verdicts."""
+        step("loading PyTorch")
         # Imported here, so that --help does not wait for slow imports.
         from kronos_pipeline.artifacts import ArtifactLayout, check_writable, read_json
         from kronos_pipeline.evaluation.predictions import trained_model
@@ -30,12 +32,16 @@ class Backtest(Command, KronosTrainingConfig):
 
         layout = ArtifactLayout(Path(self.output_dir))
         check_writable(layout.root)
+        step("reading CSVs")
         tickers = read_tickers(self, layout)
+        step("loading the base model")
         trainer = KronosTrainer(self.recipe, layout.root)
         print(f"base model {trainer.base.source.label} on {trainer.device}, {trainer.precision}")
+        step("backtesting")
         backtest = backtest_all(self, trainer, tickers)
         evaluation = backtest.evaluation
         print_tables(leaderboard_table(evaluation, "Backtest"), worth_table(evaluation, "Backtest"))
+        step("counting the recipe in MLflow's registry")
         count_recipes(self, Tracker(None, layout.root), backtest.predictions)
         if layout.evaluation.is_file():
             save_leaderboard(layout, read_json(layout.evaluation), evaluation)

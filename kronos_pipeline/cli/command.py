@@ -14,14 +14,14 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import CliApp, CliSettingsSource, SettingsConfigDict, SettingsError
 
+from kronos_pipeline.cli import INTERRUPTED
 from kronos_pipeline.cli.help import FlagHelp
 from kronos_pipeline.config import EnvironmentDefaults, Role
 from kronos_pipeline.errors import KronosError
+from kronos_pipeline.training.progress import status
 
 FAILED = 2
 """The exit code of bad input."""
-INTERRUPTED = 130
-"""The exit code of Ctrl-C, by shell convention, and of a closed output pipe."""
 
 CLI = SettingsConfigDict(cli_kebab_case=True, cli_implicit_flags=True, cli_hide_none_type=True, cli_avoid_json=True)
 """Format of flags: `--data-dir`, and `--torch-compile/--no-torch-compile` for a switch."""
@@ -53,7 +53,9 @@ def run_command(command: type[Command], arguments: Sequence[str] | None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # show progress at once, even in a pipe
     try:
-        return _parse(command, argument_list).run()
+        parsed = _parse(command, argument_list)
+        with status("starting"):
+            return parsed.run()
     except SystemExit as ended:  # --help
         return int(ended.code or 0)
     except SettingsError as error:

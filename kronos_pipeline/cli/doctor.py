@@ -9,6 +9,7 @@ from pydantic import Field
 
 from kronos_pipeline.cli.command import FAILED, Command
 from kronos_pipeline.config import KronosTrainingConfig, Recipe, Role
+from kronos_pipeline.training.progress import step
 
 
 class Doctor(Command, Recipe):
@@ -36,6 +37,7 @@ class Doctor(Command, Recipe):
         if self.list_columns:
             Console().print(column_names_table())
             return 0
+        step("reading CSVs")
         recipe = Recipe.model_validate(self.model_dump(include=set(Recipe.model_fields)))
         report = examine_folder(Path(self.data_dir), recipe)
         shown = report.of(self.ticker) if self.ticker else report
@@ -45,5 +47,6 @@ class Doctor(Command, Recipe):
         print("\n".join(shown.lines()))
         if not self.ticker:
             bars = [ticker.bars for ticker in report.tickers if ticker.bars is not None]
+            step("measuring the speed of this machine")
             print("\n".join(proposal_lines(bars, recipe, self.data_dir)))
         return 0 if report.fit else FAILED

@@ -7,6 +7,7 @@ from pathlib import Path
 from kronos_pipeline.cli.command import FAILED
 from kronos_pipeline.cli.tickers import TickersCommand
 from kronos_pipeline.errors import KronosError
+from kronos_pipeline.training.progress import step
 
 
 class Drift(TickersCommand):
@@ -19,10 +20,12 @@ class Drift(TickersCommand):
 
     def run(self) -> int:
         """Print the findings by ticker."""
+        step("reading CSVs")
         # Imported here, so that --help needs no imports that take seconds.
         from kronos_pipeline.artifacts import ArtifactLayout
         from kronos_pipeline.evaluation import ledger
         from kronos_pipeline.evaluation.forecasting.batching import run_jobs
+        from kronos_pipeline.evaluation.forecasting.forecast_progress import ForecastProgress
         from kronos_pipeline.pipeline.ingest import report_skipped
         from kronos_pipeline.promotion.drift_watch import WatchedChampion, watch_drift_job
         from kronos_pipeline.tracking.registry import Registry
@@ -32,13 +35,15 @@ class Drift(TickersCommand):
         folder = self.find_files(layout)
         symbols = self.symbols(folder)
         recipes, bars, errors = self.read_tickers(layout, folder)
+        step("loading PyTorch and the models")
         registry = Registry(Tracker(None, layout.root))
         entries = ledger.read(layout, symbols)
         jobs = {
             ticker: watch_drift_job(registry, entries, bars, ticker, self.base_of(recipe), self.adapter_name)
             for ticker, recipe in recipes.items()
         }
-        results: dict[str, WatchedChampion | KronosError] = {**errors, **dict(run_jobs(jobs))}
+        progress = ForecastProgress("drift", len(jobs))
+        results: dict[str, WatchedChampion | KronosError] = {**errors, **dict(run_jobs(jobs, progress=progress))}
         failed = 0
         for ticker in symbols:
             result = results[ticker]

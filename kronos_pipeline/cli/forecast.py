@@ -8,6 +8,7 @@ from typing import Optional
 from kronos_pipeline.cli.command import FAILED
 from kronos_pipeline.cli.tickers import TickersCommand, evaluated_setting
 from kronos_pipeline.errors import KronosError
+from kronos_pipeline.training.progress import step
 
 _PRINTED_BY_BAR = 3
 """Largest number of tickers with forecasts printed bar by bar; more tickers get a line each."""
@@ -31,11 +32,13 @@ class Forecast(TickersCommand):
     def run(self) -> int:
         """Forecast, print, plot and save the next bars of the tickers."""
         # Imported here, so that --help does not wait for slow imports.
+        step("reading CSVs")
         from rich.console import Console
 
         from kronos_pipeline.artifacts import ArtifactLayout, check_writable
         from kronos_pipeline.evaluation import ledger
         from kronos_pipeline.evaluation.forecasting.batching import run_jobs
+        from kronos_pipeline.evaluation.forecasting.forecast_progress import ForecastProgress
         from kronos_pipeline.pipeline.ingest import report_skipped
         from kronos_pipeline.promotion.champion_forecast import TickerForecast, forecast_ticker_job, overview_table
         from kronos_pipeline.tracking.registry import Registry
@@ -46,13 +49,14 @@ class Forecast(TickersCommand):
         names = self.symbols(folder)
         recipes, bars, errors = self.read_tickers(layout, folder)
         check_writable(layout.root)
+        step("loading PyTorch and the models")
         registry, made = Registry(Tracker(None, layout.root)), dict[str, TickerForecast]()
         jobs = {
             name: forecast_ticker_job(registry, layout, bars, name, self.base_of(recipe), recipe)
             for name, recipe in recipes.items()
         }
         failed: dict[str, KronosError] = {**errors}
-        for name, outcome in run_jobs(jobs):
+        for name, outcome in run_jobs(jobs, progress=ForecastProgress("forecast", len(jobs))):
             if isinstance(outcome, KronosError):
                 failed[name] = outcome
             else:

@@ -11,6 +11,7 @@ from pydantic_settings import CliPositionalArg
 from kronos_pipeline.cli.command import Command
 from kronos_pipeline.config import NAME
 from kronos_pipeline.errors import SettingsError
+from kronos_pipeline.training.progress import step
 
 if TYPE_CHECKING:
     from kronos_pipeline.evaluation.scoring.targets import Target
@@ -66,6 +67,7 @@ class Promote(_ModelCommand):
         """Set the champion, and print it with the gate's decisions."""
         from kronos_pipeline.tracking.champions import join
 
+        step("loading MLflow")
         reason = self.reason or "promoted by hand, no reason given"
         champion = self._registry.promote(self._name, self.version, reason, self._targets)
         print(f"{champion} is the champion of {join(self._targets)}")
@@ -85,6 +87,7 @@ class Rollback(_ModelCommand):
         """Restore the champions, and print them."""
         from kronos_pipeline.tracking.champions import join
 
+        step("loading MLflow")
         reason = self.reason or "rolled back by hand, no reason given"
         champions = self._registry.rollback(self._name, reason, self._targets)
         by_champion: dict[str, list[Target]] = {}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from collections.abc import Sequence
 
-from kronos_pipeline.cli.command import FAILED, Command
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from kronos_pipeline.cli.command import CLI, FAILED, Command, run_command
 from kronos_pipeline.config import KronosTrainingConfig
 
 
@@ -24,3 +27,17 @@ class Train(Command, KronosTrainingConfig):
         from kronos_pipeline.pipeline.run import run_pipeline
 
         return 0 if run_pipeline(self, self.seeds) else FAILED
+
+
+class RunTraining(Train):
+    """Fine-tune a Kronos base model on a folder of CSVs, one per ticker.
+
+    Measure it on each ticker's last days, which it has never seen.
+    """
+
+    model_config = SettingsConfigDict(cli_prog_name="python -m kronos_pipeline.run_training", extra="forbid", **CLI)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `python -m kronos_pipeline.run_training` and return its exit code."""
+    return run_command(RunTraining, arguments)

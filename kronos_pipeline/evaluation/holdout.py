@@ -13,14 +13,17 @@ from kronos_pipeline.errors import KronosError
 from kronos_pipeline.evaluation.forecasting.batching import MAX_JOBS, ForecastJob, run_jobs
 from kronos_pipeline.evaluation.forecasting.candidates import (
     TrainedModels,
+    count_bars,
     doubts,
     evaluate_models_job,
     load_candidates,
 )
+from kronos_pipeline.evaluation.forecasting.forecast_progress import ForecastProgress
 from kronos_pipeline.evaluation.predictions import ADAPTER, CHECKPOINT
 from kronos_pipeline.evaluation.reports.plots import save_plots
 from kronos_pipeline.evaluation.rivals.optional import prepare_rivals
 from kronos_pipeline.evaluation.scoring.report import save_ticker_evaluation
+from kronos_pipeline.training.progress import Say
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,7 +51,7 @@ class HoldoutResult:
     notes: list[str]
 
 
-def evaluate_tickers(
+def evaluate_tickers(  # noqa: PLR0913  how to evaluate and what to show, keywords
     models: TrainedModels,
     windows: Mapping[str, WindowSet],
     mlflow_runs: Mapping[str, str | None],
@@ -56,6 +59,7 @@ def evaluate_tickers(
     *,
     trained: str | None = None,
     tickers_tested: int = 1,
+    say: Say = print,
 ) -> Iterator[tuple[str, HoldoutResult | KronosError]]:
     """Forecast tickers' holdouts with every model that fits each, and score them: `metrics/<T>.*` and `plots/<T>*`.
 
@@ -70,6 +74,7 @@ def evaluate_tickers(
             of an adapter that serves all tickers, else each ticker has the adapter of its name.
         trained: the model that is scored, "adapter" or "checkpoint"; by default the adapter if there is one.
         tickers_tested: number of tickers evaluated in this run, for which the verdicts are corrected.
+        say: takes lines with the progress if there is no terminal.
 
     Yields:
         Each ticker with its result or with the error that ended its evaluation: a model of the ticker is damaged or
@@ -83,6 +88,7 @@ def evaluate_tickers(
     def evaluate_job(ticker: str, run: str | None) -> ForecastJob[HoldoutResult]:
         ticker_windows = windows[ticker]
         candidates, left_out = load_candidates(models, ticker_windows, adapter_name or ticker)
+        progress.expect(count_bars(ticker_windows, candidates.values(), recipe))
         scored = trained or (ADAPTER if ADAPTER in candidates else CHECKPOINT)
         forecasts = yield from evaluate_models_job(
             ticker_windows, candidates, recipe, {ticker: run} if run else {}, rivals
@@ -94,8 +100,9 @@ def evaluate_tickers(
         return HoldoutResult(forecasts.predictions, evaluation, manifest, plots, [*left_out, *forecasts.notes])
 
     whole_models = not adapter_name and any((layout.adapter(ticker) / OWN_BASE).is_dir() for ticker in mlflow_runs)
+    progress = ForecastProgress("evaluation", len(mlflow_runs), say)
     jobs = {ticker: evaluate_job(ticker, run) for ticker, run in mlflow_runs.items()}
-    return run_jobs(jobs, max_jobs=1 if whole_models else MAX_JOBS)
+    return run_jobs(jobs, max_jobs=1 if whole_models else MAX_JOBS, progress=progress)
 
 
 def _readable(windows: Mapping[str, WindowSet], tickers: Iterable[str]) -> Iterator[WindowSet]:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from kronos_pipeline.errors import ArtifactError, KronosError, enumerate_some
 from kronos_pipeline.pipeline.ingest import Tickers
+from kronos_pipeline.training.progress import step
 
 if TYPE_CHECKING:
     from kronos_pipeline.config import KronosTrainingConfig
@@ -47,6 +48,7 @@ def evaluate_all(
     results, evaluation = evaluate_holdout(config, TrainedModels(trainer.layout, trainer.base), tickers, runs)
     for note in join_notes({ticker: result.notes for ticker, result in results.items()}):
         print(note)
+    step("logging the scores to MLflow")
     shared = len(trained) < len(runs)  # a training over several tickers: its run gets the scores over all tickers
     for ticker, result in results.items():
         scores = {} if shared else flat_metrics(result.evaluation)

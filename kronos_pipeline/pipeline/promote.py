@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from kronos_pipeline.errors import KronosError, enumerate_some
 from kronos_pipeline.pipeline.ingest import Tickers
+from kronos_pipeline.training.progress import step
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,7 +37,8 @@ def promote_all(
     from kronos_pipeline.tracking.store import TrackingError
 
     submissions: list[Submission] = []
-    for model in trained:
+    for number, model in enumerate(trained, 1):
+        step(f"registering model {number} of {len(trained)}")
         try:
             submissions.append(_promote(config, trainer, tracker, len(tickers.windows), model))
         except TrackingError:

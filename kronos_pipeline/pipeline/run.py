@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kronos_pipeline.config import KronosTrainingConfig
 from kronos_pipeline.errors import SettingsError
+from kronos_pipeline.training.progress import step
 
 
 def run_pipeline(config: KronosTrainingConfig, seeds: int = 1) -> bool:
@@ -34,13 +35,16 @@ def run_pipeline(config: KronosTrainingConfig, seeds: int = 1) -> bool:
         from kronos_pipeline.evaluation.rivals.optional import check_rivals
 
         check_rivals(config)  # before a training of hours
+    step("reading CSVs")
     tickers = read_tickers(config, layout)
 
+    step("loading PyTorch and the base model")
     from kronos_pipeline.training.trainer import KronosTrainer
 
     trainer = KronosTrainer(config.recipe, layout.root)
     print(f"base model {trainer.base.source.label} on {trainer.device}, {trainer.precision}")
 
+    step("loading MLflow")
     from kronos_pipeline.evaluation.reports.tables import leaderboard_table, save_leaderboard
     from kronos_pipeline.evaluation.reports.worth import worth_table
     from kronos_pipeline.pipeline.evaluate import backtest_if_requested, evaluate_all, log_leaderboard, print_tables
@@ -51,11 +55,15 @@ def run_pipeline(config: KronosTrainingConfig, seeds: int = 1) -> bool:
 
     tracker = Tracker(None, layout.root)
     with trainer.one_run():
+        step("training")
         trained = train_all(config, trainer, tracker, tickers.windows, tickers.skip)
+        step("evaluating")
         holdout = evaluate_all(config, trainer, tracker, tickers, trained)
         compare_seeds(config, seeds, trainer, tickers, trained)
+        step("backtesting")
         backtest_result = backtest_if_requested(config, trainer, tickers)
         backtest = backtest_result.evaluation if backtest_result else None
+        step("logging the leaderboard to MLflow")
         save_leaderboard(layout, holdout, backtest)
         log_leaderboard(config, tracker, holdout, backtest_result)
         if backtest:

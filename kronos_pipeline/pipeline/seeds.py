@@ -86,9 +86,10 @@ def compare_seeds(
 def _train(recipe: Recipe, models: TrainedModels, trained: Sequence[Trained]) -> dict[str | None, KronosError]:
     """Train the models with a recipe's seed, and return the error of each that failed, by adapter."""
     from kronos_pipeline.training.plan import TrainingJob
+    from kronos_pipeline.training.progress import say_nothing
     from kronos_pipeline.training.trainer import KronosTrainer
 
-    trainer = KronosTrainer(recipe, models.layout.root, base=models.base, say=lambda _: None)
+    trainer = KronosTrainer(recipe, models.layout.root, base=models.base, say=say_nothing)
     with trainer.one_run():
         results = trainer.train([TrainingJob(model.adapter, model.windows) for model in trained])
     return {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from kronos_pipeline.errors import KronosError, count
 from kronos_pipeline.training.plan import TrainingJob, plan_trainings
+from kronos_pipeline.training.progress import step
 
 if TYPE_CHECKING:
     from kronos_pipeline.config import KronosTrainingConfig, Recipe
@@ -67,7 +68,10 @@ def run_trainings(
     with TrainingRuns(tracker, settings) as runs:
 
         def start(job: TrainingJob) -> TrainingJob:
-            return runs.start(job, tags(job.name) if tags else None)
+            step("opening MLflow's store")
+            started = runs.start(job, tags(job.name) if tags else None)
+            step("training" if job.adapter is None else "loading PEFT and training")
+            return started
 
         def end(job: TrainingJob, outcome: TrainingResult | KronosError) -> None:
             try:

@@ -144,7 +144,7 @@ class TrainingLoop:
             values = self._state.start(self._selection_loss())
             if listener is not None and self._accelerator.is_main_process:
                 listener.on_log(0, values)
-        with TrainingProgress(name, self.steps, resumed_from, say) as progress:
+        with TrainingProgress(name, self.steps, start=resumed_from, say=say) as progress:
             while self._state.step < self.steps and not self._state.stopped:
                 self._run_epoch(save, listener, progress, start - before)
         self._state.seconds = before + time.monotonic() - start
@@ -191,7 +191,7 @@ class TrainingLoop:
                 if listener is not None and self._accelerator.is_main_process:
                     listener.on_log(state.step, values)
                 speed = values["windows_per_second"]
-                progress.update(state.step, loss=train_loss, learning_rate=learning_rate, windows_per_second=speed)
+                progress.update_step(state.step, loss=train_loss, learning_rate=learning_rate, windows_per_second=speed)
                 log_time, log_step = time.monotonic(), state.step
             if state.step % recipe.save_steps == 0 or done == self._steps_per_epoch or state.stopped:
                 state.seconds = time.monotonic() - start

@@ -6,7 +6,6 @@ with a few new bars computes only the new folds.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,7 @@ from kronos_pipeline.evaluation.scoring.calibration import calibrations
 from kronos_pipeline.evaluation.scoring.report import build_evaluation, load_predictions, save_report
 from kronos_pipeline.evaluation.scoring.verdicts import MIN_CUTOFFS
 from kronos_pipeline.training.plan import group_tickers
-from kronos_pipeline.training.progress import Say, duration
+from kronos_pipeline.training.progress import Progress, Say, duration, without_lines
 
 if TYPE_CHECKING:
     from kronos_pipeline.model.loading import KronosModel
@@ -92,13 +91,14 @@ def run_backtest(
     new = {root: fold for root, fold in fold_folders.items() if not fold_predictions_file(root).is_file()}
     seconds = _expected_seconds(new, base, lora=trained == ADAPTER)
     say("\n".join(_announce(folds, len(new), seconds, skipped, recipe)))
-    began = time.monotonic()
-    for done, (root, result) in enumerate(run_folds(new, base), 1):
-        if isinstance(result, KronosError):
-            skipped |= dict.fromkeys((windows.ticker for windows in new[root].windows), result)
-        else:
-            left = (time.monotonic() - began) / done * (len(new) - done)
-            say(f"backtest: {_describe_fold(result, trained)}; {done} of {len(new)}, about {duration(left)} left")
+    with Progress("backtest", len(new), say=without_lines(say)) as progress:
+        for done, (root, result) in enumerate(run_folds(new, base, say), 1):
+            if isinstance(result, KronosError):
+                skipped |= dict.fromkeys((windows.ticker for windows in new[root].windows), result)
+            else:
+                left = duration(progress.seconds / done * (len(new) - done))
+                say(f"backtest: {_describe_fold(result, trained)}; {done} of {len(new)}, about {left} left")
+            progress.update(done, f"{done}/{len(new)} trainings")
     complete = [
         root
         for root, fold in fold_folders.items()

@@ -18,10 +18,12 @@ from kronos_pipeline.errors import KronosError
 from kronos_pipeline.evaluation.backtest.folds import Fold
 from kronos_pipeline.evaluation.forecasting.batching import ForecastJob, run_jobs, unwrap
 from kronos_pipeline.evaluation.forecasting.candidates import Candidate, TrainedModels, evaluate_models_job
+from kronos_pipeline.evaluation.forecasting.forecast_progress import ForecastProgress
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, trained_model
 from kronos_pipeline.evaluation.provenance import merge_manifests, sampling_precision
 from kronos_pipeline.evaluation.rivals.optional import OptionalRivals, prepare_rivals, rivals_provenance
 from kronos_pipeline.training.plan import plan_trainings
+from kronos_pipeline.training.progress import Say, say_nothing, without_lines
 
 if TYPE_CHECKING:
     from kronos_pipeline.data.windows import WindowSet
@@ -60,7 +62,9 @@ def fold_predictions_file(root: Path) -> Path:
     return root / "predictions.parquet"
 
 
-def run_folds(folds: Mapping[Path, Fold], base: KronosModel) -> Iterator[tuple[Path, pd.DataFrame | KronosError]]:
+def run_folds(
+    folds: Mapping[Path, Fold], base: KronosModel, say: Say = say_nothing
+) -> Iterator[tuple[Path, pd.DataFrame | KronosError]]:
     """Train and forecast folds, and store the predictions of each; a failing fold does not affect the others.
 
     Several adapters are trained, and forecast, at a time. A killed run keeps its finished folds and trainings.
@@ -68,6 +72,7 @@ def run_folds(folds: Mapping[Path, Fold], base: KronosModel) -> Iterator[tuple[P
     Args:
         folds: folds by their folders.
         base: the untouched base model.
+        say: takes lines with the progress of the forecasts if there is no terminal.
 
     Yields:
         Each folder with its stored predictions, or the error that ended the fold.
@@ -80,13 +85,13 @@ def run_folds(folds: Mapping[Path, Fold], base: KronosModel) -> Iterator[tuple[P
         whole_models = trained_model(first.recipe) != ADAPTER or not first.recipe.freeze_backbone
         count = 1 if whole_models else FOLDS_AT_ONCE.get(base.device.type, _FEW)
         batch, remaining = {root: folds[root] for root in remaining[:count]}, remaining[count:]
-        trainer = KronosTrainer(first.recipe, next(iter(batch)), base=base, say=lambda _: None)
+        trainer = KronosTrainer(first.recipe, next(iter(batch)), base=base, say=without_lines(say))
         with trainer.one_run():
             results = _train(batch, trainer)
             failed = {root: result for root, result in results.items() if isinstance(result, KronosError)}
             yield from failed.items()
             trained_folds = {root: fold for root, fold in batch.items() if root not in failed}
-            yield from _forecast(trained_folds, results, base)
+            yield from _forecast(trained_folds, results, base, say)
 
 
 def prune_folds(used: Collection[Path]) -> None:
@@ -103,7 +108,7 @@ def _train(folds: Mapping[Path, Fold], trainer: KronosTrainer) -> dict[Path, Tra
 
 
 def _forecast(
-    folds: Mapping[Path, Fold], results: Mapping[Path, Any], base: KronosModel
+    folds: Mapping[Path, Fold], results: Mapping[Path, Any], base: KronosModel, say: Say
 ) -> Iterator[tuple[Path, pd.DataFrame | KronosError]]:
     jobs: dict[tuple[Path, str], ForecastJob[FoldForecast]] = {}
     for root, fold in folds.items():
@@ -112,7 +117,7 @@ def _forecast(
         for windows in fold.windows:
             jobs[root, windows.ticker] = _forecast_job(fold, windows, results[root], models, rivals)
     forecasts: dict[Path, dict[str, FoldForecast | KronosError]] = {root: {} for root in folds}
-    for (root, ticker), result in run_jobs(jobs):
+    for (root, ticker), result in run_jobs(jobs, progress=ForecastProgress("backtest: forecasts", len(jobs), say)):
         forecasts[root][ticker] = result
         if len(forecasts[root]) == len(folds[root].windows):
             try:

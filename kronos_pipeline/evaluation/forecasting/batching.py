@@ -14,6 +14,7 @@ separate, and each evaluation still reads from top to bottom.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -30,6 +31,7 @@ from kronos_pipeline.evaluation.provenance import sampling_precision
 if TYPE_CHECKING:
     from kronos_pipeline.config import Recipe
     from kronos_pipeline.data.windows import WindowSet
+    from kronos_pipeline.evaluation.forecasting.forecast_progress import ForecastProgress
     from kronos_pipeline.evaluation.forecasting.sampling import Sampling
     from kronos_pipeline.model.loading import KronosModel
 
@@ -136,7 +138,11 @@ def forecast_request(
 
 
 def run_jobs(
-    jobs: Mapping[K, ForecastJob[T]], *, sampler: Sampler | None = None, max_jobs: int = MAX_JOBS
+    jobs: Mapping[K, ForecastJob[T]],
+    *,
+    sampler: Sampler | None = None,
+    max_jobs: int = MAX_JOBS,
+    progress: ForecastProgress | None = None,
 ) -> Iterator[tuple[K, T | KronosError]]:
     """Run jobs concurrently and sample their pending requests together; a failing job does not affect the others.
 
@@ -146,6 +152,7 @@ def run_jobs(
         jobs: jobs that have not started, by a name such as the ticker.
         sampler: the sampler, `sample_paths` by default.
         max_jobs: maximum number of jobs in progress.
+        progress: is shown, and receives the sampled bars and the ended jobs.
 
     Yields:
         Each name with the result of its job or the error that ended the job, in the order in which the jobs end.
@@ -155,25 +162,38 @@ def run_jobs(
     def advance(name: K, step: Callable[[], Sequence[ForecastRequest]]) -> Iterator[tuple[K, T | KronosError]]:
         try:
             pending[name] = step()
+            return
         except StopIteration as end:
-            yield name, end.value
+            result = end.value
         except KronosError as error:
-            yield name, error
+            result = error
+        if progress:
+            progress.end_ticker()
+        yield name, result
+
+    def sample(requests: Sequence[ForecastRequest]) -> list[SamplePaths | KronosError]:
+        if progress is None:
+            return sample_requests(requests, sampler)
+        with progress.sampling(sum(request.bars for request in requests)):
+            return sample_requests(requests, sampler or partial(_sample_paths, on_bars=progress.advance))
 
     queue = iter(jobs.items())
-    while True:
-        while len(pending) < max_jobs and _count_bars(pending) < MAX_PENDING_BARS and (entry := next(queue, None)):
-            yield from advance(entry[0], partial(next, entry[1]))
-        if not pending:
-            return
-        waiting, pending = pending, {}
-        answers = iter(sample_requests([request for requests in waiting.values() for request in requests], sampler))
-        for name, requests in waiting.items():
-            results = list(islice(answers, len(requests)))
-            errors = [result for result in results if isinstance(result, KronosError)]
-            paths = [result for result in results if not isinstance(result, KronosError)]
-            job = jobs[name]
-            yield from advance(name, partial(job.throw, errors[0]) if errors else partial(job.send, paths))
+    with ExitStack() as shown:
+        if progress:
+            shown.enter_context(progress)
+        while True:
+            while len(pending) < max_jobs and _count_bars(pending) < MAX_PENDING_BARS and (entry := next(queue, None)):
+                yield from advance(entry[0], partial(next, entry[1]))
+            if not pending:
+                return
+            waiting, pending = pending, {}
+            answers = iter(sample([request for requests in waiting.values() for request in requests]))
+            for name, requests in waiting.items():
+                results = list(islice(answers, len(requests)))
+                errors = [result for result in results if isinstance(result, KronosError)]
+                paths = [result for result in results if not isinstance(result, KronosError)]
+                job = jobs[name]
+                yield from advance(name, partial(job.throw, errors[0]) if errors else partial(job.send, paths))
 
 
 def gather_jobs(jobs: Mapping[K, ForecastJob[T]]) -> ForecastJob[dict[K, T]]:

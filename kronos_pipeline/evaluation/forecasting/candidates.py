@@ -5,7 +5,7 @@ Candidates exist, share one base model, were trained on the ticker, and have not
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from kronos_pipeline.errors import enumerate_some
 from kronos_pipeline.evaluation.forecasting.batching import ForecastJob, gather_jobs, run_job
 from kronos_pipeline.evaluation.forecasting.holdout_table import predict_job
 from kronos_pipeline.evaluation.forecasting.sampling import Sampling, load_sampling, save_sampling
-from kronos_pipeline.evaluation.forecasting.tuning import fit_sampling_job
+from kronos_pipeline.evaluation.forecasting.tuning import count_fit_forecasts, fit_sampling_job
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, CHECKPOINT
 from kronos_pipeline.evaluation.provenance import evaluation_manifest
 from kronos_pipeline.evaluation.rivals.optional import NO_RIVALS, OptionalRivals
@@ -116,12 +116,25 @@ def find_sampling(candidate: Candidate, windows: WindowSet, recipe: Recipe) -> S
 
 def find_sampling_job(candidate: Candidate, windows: WindowSet, recipe: Recipe) -> ForecastJob[Sampling]:
     """Run `find_sampling` as a job."""
-    stored = candidate.sampling or load_sampling(candidate.folder, windows, candidate.model, recipe)
-    if stored is not None:
+    if (stored := _stored_sampling(candidate, windows, recipe)) is not None:
         return stored
     fitted = yield from fit_sampling_job(windows, candidate.model, recipe)
     save_sampling(candidate.folder, windows, fitted, recipe)
     return fitted
+
+
+def _stored_sampling(candidate: Candidate, windows: WindowSet, recipe: Recipe) -> Sampling | None:
+    return candidate.sampling or load_sampling(candidate.folder, windows, candidate.model, recipe)
+
+
+def count_bars(windows: WindowSet, candidates: Iterable[Candidate], recipe: Recipe) -> int:
+    """Return the number of bars that the evaluation of a ticker samples, at most."""
+    fits = count_fit_forecasts(windows, recipe)
+    forecasts = sum(
+        windows.counts()["holdout"] + (0 if _stored_sampling(candidate, windows, recipe) else fits)
+        for candidate in candidates
+    )
+    return forecasts * recipe.eval_samples * recipe.horizon
 
 
 def evaluate_models_job(

@@ -190,6 +190,13 @@ def fit_sampling_job(windows: WindowSet, model: KronosModel, recipe: Recipe) -> 
     return sampling
 
 
+def count_fit_forecasts(windows: WindowSet, recipe: Recipe) -> int:
+    """Return the largest number of forecasts that `fit_sampling` makes with one model."""
+    half = (windows.holdout_start - windows.selection_start + 1) // 2
+    cutoffs = max(min(MAX_ORIGINS, half + recipe.horizon - 1), 0)
+    return cutoffs * (len(_grid(recipe)) * recipe.tune_sampling + recipe.recalibrate)
+
+
 def fit_widths(
     closes: NDArray[np.float64], y: NDArray[np.float64], steps: NDArray[np.integer], horizon: int
 ) -> dict[int, tuple[float, ...]]:

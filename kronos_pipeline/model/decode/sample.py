@@ -11,7 +11,7 @@ models that forecast the same bars are compared on the same random numbers.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -40,6 +40,7 @@ def sample_paths(  # noqa: PLR0913  the settings of a sampling, keywords of a pu
     seed: int | Sequence[int],
     s2_position: str = "true",
     precision: str = "fp32",
+    on_bars: Callable[[int], None] | None = None,
 ) -> NDArray[np.float64]:
     """Sample paths of future bars.
 
@@ -57,6 +58,7 @@ def sample_paths(  # noqa: PLR0913  the settings of a sampling, keywords of a pu
         seed: of the random numbers; an integer, or an integer per series.
         s2_position: "true" or "first", the position at which a fine token is predicted, see `Decoder.generate`.
         precision: "fp32" or "bf16", see `Decoder`.
+        on_bars: receives the number of bars that were sampled since its last call.
 
     Returns:
         Bars in the file's units, (series, paths, horizon, 6), not yet repaired: see `repair_candles`.
@@ -80,7 +82,9 @@ def sample_paths(  # noqa: PLR0913  the settings of a sampling, keywords of a pu
             index_of = {identity: index for index, identity in enumerate(predictors)}
             predictor_index = np.array([index_of[id(models[row].predictor)] for row in rows], np.intp)
             random = np.stack([draws[row] for row in rows])
-            picker = TopPPicker(*map(torch.from_numpy, (random, temperatures[rows], top_ps[rows])))
+            picker: PathPicker = TopPPicker(*map(torch.from_numpy, (random, temperatures[rows], top_ps[rows])))
+            if on_bars is not None:
+                picker = _Counted(picker, on_bars)
             model_set = ModelSet([*predictors.values()], first.tokenizer, first.context, precision, s2_position)
             series_set = SeriesSet([*normalised[rows]], [*past[rows]], [*ahead[rows]], predictor_index)
             sampled[rows] = sample_bars(model_set, series_set, picker, paths)
@@ -154,6 +158,35 @@ class PathPicker(Protocol):
 
     def for_part(self, part: Part, device: torch.device) -> PartPicker:
         """Return the picker of a part, for logits on a device; a part that failed is asked for again."""
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """A picker that reports each bar of each path when its first token is picked."""
+
+    picker: PathPicker
+    on_bars: Callable[[int], None]
+
+    def for_part(self, part: Part, device: torch.device) -> PartPicker:
+        """Return the picker of a part, which reports its bars."""
+        rows, paths = part
+        return _CountedPart(self.picker.for_part(part, device), self.on_bars, len(rows) * len(paths))
+
+
+@dataclass(frozen=True)
+class _CountedPart:
+    picker: PartPicker
+    on_bars: Callable[[int], None]
+    paths: int
+
+    def __call__(self, logits: Tensor, step: int, level: int, /) -> Tensor:
+        if level == 0:
+            self.on_bars(self.paths)
+        return self.picker(logits, step, level)
+
+    def finish(self, bars: Tensor) -> Tensor:
+        """Return the bars, as the picker does."""
+        return self.picker.finish(bars)
 
 
 def sample_bars(models: ModelSet, series: SeriesSet, picker: PathPicker, paths: int) -> NDArray[np.float32]:

@@ -56,7 +56,9 @@ def holdout_metrics(
             with batch.ticker(ticker):
                 runs[ticker] = training_run_id(layout, ticker)
         tested = tickers_tested(context)
-        for ticker, outcome in evaluate_tickers(models, windows, runs, recipe, tickers_tested=tested):
+        for ticker, outcome in evaluate_tickers(
+            models, windows, runs, recipe, tickers_tested=tested, say=context.log.info
+        ):
             with batch.ticker(ticker):
                 result, run = unwrap(outcome), runs[ticker]
                 metadata = evaluation_metadata(

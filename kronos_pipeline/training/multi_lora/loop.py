@@ -171,7 +171,7 @@ class MultiLoraLoop:
         for number, loss in self._selection_losses(new).items():
             self._trainings[number].start(loss)
         yield from self._ended()
-        with TrainingProgress(name, self.steps, resumed_from, self._say) as progress:
+        with TrainingProgress(name, self.steps, start=resumed_from, say=self._say) as progress:
             while self._active:
                 self._step(progress)
                 trainings = [self._trainings[number] for number in self._active]
@@ -285,7 +285,7 @@ class MultiLoraLoop:
             logged.append(values)
         if logged:
             mean = {name: sum(values[name] for values in logged) / len(logged) for name in logged[0]}
-            progress.update(
+            progress.update_step(
                 max(training.state.step for training in trainings.values()),
                 loss=mean["train_loss"],
                 learning_rate=mean["learning_rate"],
