@@ -54,7 +54,7 @@ def run_command(command: type[Command], arguments: Sequence[str] | None) -> int:
         sys.stdout.reconfigure(line_buffering=True)  # show progress at once, even in a pipe
     try:
         parsed = _parse(command, argument_list)
-        with status("starting"):
+        with status():
             return parsed.run()
     except SystemExit as ended:  # --help
         return int(ended.code or 0)

@@ -24,8 +24,6 @@ Say = Callable[[str], None]
 """Takes a line for the person who runs the pipeline: `print`, or a logger's method."""
 
 _LINE_SECONDS = 10.0
-_STATUS_DELAY = 0.1
-"""Seconds after which a command shows its step; most short commands have ended by then."""
 
 
 def say_nothing(_line: str) -> None:
@@ -72,23 +70,19 @@ class _Display:
             self._show_status()
             self._stop_if_empty()
 
-    def begin(self, step: str) -> None:
-        """Name the command's first step; `appear` shows it."""
-        self._step = step
-
-    def appear(self) -> None:
-        """Show the step of a command that is still in progress."""
-        with self._lock:
-            if self._step is not None and (bars := self._start()) is not None:
-                self._status = bars.add_task(self._step, total=None, numbers="", left="")
-                self._show_status()
+    def begin(self) -> None:
+        """Begin a command; its first step is shown."""
+        self._step = ""
 
     def name_step(self, step: str) -> None:
-        """Change the step of the command, if a command is in progress."""
+        """Show the step of the command, if a command is in progress."""
         with self._lock:
-            if self._step is not None:
-                self._step = step
-                self._show_status()
+            if self._step is None or (bars := self._start()) is None:
+                return
+            self._step = step
+            if self._status is None:
+                self._status = bars.add_task(step, total=None, numbers="", left="")
+            self._show_status()
 
     def end(self) -> None:
         """Remove the step of the command that has ended."""
@@ -137,17 +131,12 @@ _display = _Display()
 
 
 @contextmanager
-def status(first_step: str) -> Iterator[None]:
-    """Show on a terminal which step of a command is in progress; print nothing elsewhere."""
-    _display.begin(first_step)
-    timer = threading.Timer(_STATUS_DELAY, _display.appear)
-    timer.daemon = True
-    if sys.stderr is not None and sys.stderr.isatty():
-        timer.start()
+def status() -> Iterator[None]:
+    """Show on a terminal which `step` of a command is in progress; print nothing elsewhere."""
+    _display.begin()
     try:
         yield
     finally:
-        timer.cancel()
         _display.end()
 
 

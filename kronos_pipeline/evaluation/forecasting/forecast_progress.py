@@ -61,6 +61,4 @@ class ForecastProgress(Progress):
         sampled = f"{self._sampled / expected * 100:.0f} % of the paths" if bars and self._sampled else ""
         ended = f"{self._ended}/{self._tickers} tickers" if self._tickers > 1 else ""
         numbers = ", ".join(part for part in (ended, sampled) if part) or "scores and plots"
-        self.update(
-            self.seconds, f"{self._ended}/{self._tickers} tickers{sampled}", left=left, total=self.seconds + left
-        )
+        self.update(self.seconds, numbers, left=left, total=self.seconds + left)
