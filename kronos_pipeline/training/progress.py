@@ -97,6 +97,7 @@ class _Display:
         """Show the step of the command unless a bar says more."""
         if self._bars is not None and self._status is not None and self._step is not None:
             self._bars.update(self._status, description=self._step, visible=not self._tasks)
+            self._bars.refresh()  # at once: an import that follows may hold the interpreter
 
     def _start(self) -> Bars | None:
         if self._bars is None and sys.stderr is not None and sys.stderr.isatty():

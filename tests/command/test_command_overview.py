@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import pytest
 
-from kronos_pipeline import __version__
+from kronos_pipeline import __version__, cli
 from kronos_pipeline.cli.app import main
 from kronos_pipeline.cli.overview import SUBCOMMANDS
 from kronos_pipeline.run_training import main as run_training
@@ -67,3 +68,15 @@ def test_the_help_shows_the_default_that_the_environment_sets(
     assert main(["train", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "[environment: KRONOS_BASE_MODEL] (default: NeoQuasar/Kronos-small)" in text
+
+
+@pytest.mark.parametrize("entry", [cli.main, run_training], ids=["kronos", "run_training"])
+def test_an_interrupt_while_packages_load_ends_without_a_traceback(
+    entry: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_module: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("importlib.import_module", interrupted)
+    assert entry(["doctor"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"

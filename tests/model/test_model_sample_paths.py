@@ -177,6 +177,13 @@ def test_the_result_is_in_each_series_own_units(series: Series) -> None:
     np.testing.assert_allclose(result.mean(axis=(1, 2, 3)), history.mean(axis=(1, 2)), rtol=0.3)
 
 
+def test_sampled_bars_are_counted_as_they_are_sampled(series: Series) -> None:
+    counts: list[int] = []
+    counted = sample_paths(tiny_model(), *series, **SETTINGS, on_bars=counts.append)
+    assert (len(counts), sum(counts)) == (HORIZON, SERIES * PATHS * HORIZON)
+    np.testing.assert_array_equal(counted, sample_paths(tiny_model(), *series, **SETTINGS))
+
+
 def test_a_series_gets_the_same_paths_alone_and_in_company(series: Series) -> None:
     model = tiny_model()
     joint = sample_paths(model, *series, **SETTINGS)
