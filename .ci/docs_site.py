@@ -35,8 +35,17 @@ _CODE_OR_LINK = re.compile(
 """A fenced block, a link or an image, or inline code."""
 _FOREIGN = re.compile(r"<(?:script|img|iframe|link)\b[^>]*?\b(?:src|href)=[\"']?((?:https?:)?//[^\"' >]+)")
 """Something that a browser would load from another host."""
-_WIDE = ".md-grid { max-width: 76rem; } .md-typeset table:not([class]) { font-size: 0.68rem; }\n"
+_WIDE = """\
+.md-grid { max-width: 76rem; }
+.md-typeset table:not([class]) { font-size: 0.68rem; }
+.md-typeset table:not([class]) :is(td, th) { padding: 0.6em 0.8em; min-width: 0; }
+.md-typeset td:first-child code { white-space: nowrap; }
+"""
 """Room for wide tables."""
+_LAST_FOUND = ("architecture.md", "changelog.md", "contributing.md")
+"""Pages that name every word; the search lists them last."""
+_RESULTS = ("kronos_pipeline.training.publish.TrainingResult", "kronos_pipeline.pipeline.evaluate.Evaluation")
+"""Classes that public functions return."""
 _HELP_COLUMNS = 100
 """Width of the help texts."""
 
@@ -58,6 +67,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Lead links to the pages of the site, and make a link to a file without a page plain text."""
+    if page.file.src_uri in _LAST_FOUND:
+        page.meta["search"] = {"boost": 0.2}
     source = _SOURCES.get(page.file.src_uri, f"docs/{page.file.src_uri}")
     markdown = re.sub(r"^```bash offline$", "```bash", markdown, flags=re.MULTILINE)  # CI's mark of a block to run
 
@@ -121,6 +132,8 @@ def api_page() -> str:
         text += f"\n::: {getattr(kronos_pipeline, name).__module__}.{name}\n    options:\n      heading_level: 2\n"
         if name == "KronosTrainingConfig":
             text += "      members: [recipe]\n\nThe arguments are the [settings](settings.md).\n"
+    for home in _RESULTS:
+        text += f"\n::: {home}\n    options:\n      heading_level: 2\n"
     return text
 
 

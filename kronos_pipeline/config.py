@@ -370,7 +370,7 @@ class KronosTrainingConfig(EnvironmentDefaults, Recipe):
 
     Examples:
         >>> from kronos_pipeline import KronosTrainingConfig
-        >>> config = KronosTrainingConfig(data_dir="trainingdata/AAPL", model_name="kronos-nano", adapter="lora")
+        >>> config = KronosTrainingConfig(data_dir="mydata", model_name="kronos-nano", adapter="lora")
         >>> config.lookback, config.horizon, config.peak_learning_rate
         (64, 30, 0.0001)
 
