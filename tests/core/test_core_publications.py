@@ -86,7 +86,7 @@ def test_a_reader_sees_the_old_or_the_new_at_any_time(tmp_path: Path) -> None:
         for number in range(1, 30):
             publish(path, str(number))
             has_read.clear()
-            has_read.wait(10)
+            has_read.wait(60)
         done.set()
         reader.result()
     assert all(first == second for first, second in contents)

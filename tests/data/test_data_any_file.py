@@ -152,7 +152,7 @@ def both_readings(problem: str, shape: Shape, frame: pd.DataFrame) -> bool:
     return False
 
 
-@settings(max_examples=300, suppress_health_check=list(HealthCheck))
+@settings(max_examples=120, suppress_health_check=list(HealthCheck))
 @given(frames(), shapes)
 def test_the_bars_are_those_that_were_written(
     tmp_path_factory: pytest.TempPathFactory, bars_and_kind: tuple[pd.DataFrame, bool], shape: Shape

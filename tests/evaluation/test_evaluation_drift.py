@@ -64,7 +64,7 @@ def test_the_bound_is_the_prediction_interval_that_scipy_gives_for_one_more_loss
 @pytest.mark.parametrize("cutoffs", [1, RECENT])
 def test_on_random_walks_that_did_not_change_drift_comes_up_no_more_often_than_it_should(cutoffs: int) -> None:
     rng = np.random.default_rng(3)
-    runs = 300
+    runs = 150
     walks = np.abs(rng.standard_normal((runs, 12 + cutoffs, 20)).cumsum(axis=2)).mean(axis=2)
     alarms = sum(drift_of(losses[:12], losses[12:]).drifted for losses in walks)
     low, high = stats.binom.interval(0.99, runs, 0.05)

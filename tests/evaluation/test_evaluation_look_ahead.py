@@ -88,7 +88,7 @@ def test_a_windows_statistics_and_tokens_know_no_later_bar(
     np.testing.assert_array_equal(tokens_after, tokens_before)
 
 
-@cases(30)
+@cases(10)
 @given(tickers(), RECIPES, st.floats(0, 1))
 def test_no_term_of_the_selection_loss_knows_a_later_bar(
     base: KronosModel, bars: Bars, recipe: Recipe, fraction: float

@@ -58,7 +58,7 @@ class Shell:
 
     def run(self, select: str, *arguments: str) -> tuple[int, str]:
         process = self.start(select, *arguments)
-        output, _ = process.communicate(timeout=200)
+        output, _ = process.communicate()
         return process.returncode, output
 
     def instance(self) -> dg.DagsterInstance:

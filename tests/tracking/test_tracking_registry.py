@@ -298,7 +298,7 @@ def test_a_registry_that_cannot_be_reached_is_an_error_and_not_a_model_without_a
     for use in uses:
         with pytest.raises(TrackingError, match=f"{address} cannot be used"):
             use()
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 60
 
 
 def test_only_the_trackers_own_store_is_used(

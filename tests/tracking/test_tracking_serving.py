@@ -41,7 +41,7 @@ from kronos_pipeline.tracking.runs import Tracker
 
 pytestmark = pytest.mark.slow
 
-START_SECONDS = 150.0
+START_SECONDS = 400.0
 BARS = simulated_bars(bars=60)
 
 
@@ -261,7 +261,7 @@ def serving(model_uri: str, store: str, folder: Path) -> Iterator[str]:
 
 def answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False
@@ -272,7 +272,7 @@ def post(url: str, body: Any) -> tuple[int, Any]:
         f"{url}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=300) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)

@@ -13,9 +13,12 @@ from killed_trainings import KillAtStep, Killed
 from small_trainings import simulated_windows, small_flags, small_recipe
 
 from kronos_pipeline import KronosTrainer, run_training
+from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.simulate import write_simulated
+from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.errors import KronosError
 from kronos_pipeline.training.callback import Callback
+from kronos_pipeline.training.publish import TrainingResult
 
 pytestmark = pytest.mark.slow
 
@@ -42,25 +45,34 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("case", list(CASES))
-@pytest.mark.parametrize("step", [5, 7])
-def test_a_training_that_died_ends_with_the_same_bytes(tiny_base: Path, tmp_path: Path, case: str, step: int) -> None:
-    recipe = small_recipe(tiny_base, save_steps=3, **CASES[case])
+@pytest.fixture(scope="module", params=list(CASES))
+def uninterrupted(
+    request: pytest.FixtureRequest, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Recipe, list[WindowSet], TrainingResult]:
+    recipe = small_recipe(tiny_base, save_steps=3, **CASES[request.param])
     windows = simulated_windows(recipe)
-    uninterrupted = KronosTrainer(recipe, tmp_path / "whole", say=lambda _: None).train_adapter(windows, "AAPL")
+    trainer = KronosTrainer(recipe, tmp_path_factory.mktemp("whole"), say=lambda _: None)
+    return recipe, windows, trainer.train_adapter(windows, "AAPL")
+
+
+@pytest.mark.parametrize("step", [5, 7])
+def test_a_training_that_died_ends_with_the_same_bytes(
+    uninterrupted: tuple[Recipe, list[WindowSet], TrainingResult], tmp_path: Path, step: int
+) -> None:
+    recipe, windows, whole = uninterrupted
     with pytest.raises(Killed):
         KronosTrainer(recipe, tmp_path / "killed", say=lambda _: None).train_adapter(
             windows, "AAPL", listener=KillAtStep(step)
         )
     messages: list[str] = []
     resumed = KronosTrainer(recipe, tmp_path / "killed", say=messages.append).train_adapter(windows, "AAPL")
-    saved = max(done for done in (3, uninterrupted.summary["steps"] // 2, 6) if done <= step)
+    saved = max(done for done in (3, whole.summary["steps"] // 2, 6) if done <= step)
     assert f"adapters/AAPL: resuming from step {saved}" in messages
     assert resumed.summary["resumed_from_step"] == saved
     for file in ("adapter_model.safetensors", "adapter.pt"):
-        assert (resumed.folder / file).read_bytes() == (uninterrupted.folder / file).read_bytes()
+        assert (resumed.folder / file).read_bytes() == (whole.folder / file).read_bytes()
     for column in ("step", "train_loss", "selection_loss", "learning_rate"):
-        assert resumed.history[column].equals(uninterrupted.history[column])
+        assert resumed.history[column].equals(whole.history[column])
     assert list((tmp_path / "killed" / "state").glob("*/*")) == []
 
 
