@@ -51,16 +51,21 @@ _NO_ASSISTANT = """localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstL
     localStorage.setItem("mlflow.assistant.panelOpen_v1", "false");"""
 
 
+# MLflow opens its pages for chatbots unless an address asks for those of training.
+_MODE = "?workflowType=machine_learning"
+
+
 class ScreenshotError(Exception):
     """A tool is missing, a run ended otherwise than it should, or a page does not show what it should."""
 
 
 class Store(NamedTuple):
-    """The addresses of both UIs, and what the pages show: a failed run and the experiment of trainings."""
+    """The addresses of both UIs, a failed run, and the champion's version with the experiment of its training."""
 
     dagster: str
     mlflow: str
     failed_run: str
+    version: str
     experiment: str
 
 
@@ -107,9 +112,13 @@ def pictures(store: Store) -> list[Picture]:
         ),
         Picture("leaderboard", f"{assets}/leaderboard", ("leaderboard", "Materialize", "All models ranked")),
         Picture("runs", f"{store.dagster}/runs", ("retrain_adapter", "promote_adapter", "Success", "Failure")),
-        Picture("mlflow-runs", f"{store.mlflow}/#/experiments/{store.experiment}/runs", ("NVDA", "META", "checkpoint")),
-        Picture("mlflow-model", model, ("kronos-NVDA", "Version 1", "champion")),
-        Picture("mlflow-version", f"{model}/versions/1", ("kronos-NVDA", "Version 1", "champion")),
+        Picture(
+            "mlflow-runs",
+            f"{store.mlflow}/#/experiments/{store.experiment}/runs{_MODE}",
+            ("NVDA", "META", "checkpoint"),
+        ),
+        Picture("mlflow-model", f"{model}{_MODE}", ("kronos-NVDA", f"Version {store.version}", "champion")),
+        Picture("mlflow-version", f"{model}/versions/{store.version}{_MODE}", (f"Version {store.version}", "champion")),
     ]
 
 
@@ -191,7 +200,7 @@ def serving(folder: Path) -> Iterator[Store]:
         ui = ["-m", "mlflow", "ui", "--backend-store-uri", f"sqlite:///{out / 'mlflow.db'}", "--host", "127.0.0.1"]
         ui += ["--port", _port(mlflow), "--workers", "1"]
         servers.enter_context(_server(ui, environment, folder / "mlflow.log", f"{mlflow}/health"))
-        yield Store(dagster, mlflow, kept.read_text(), _experiment_of_trainings(out / "mlflow.db"))
+        yield Store(dagster, mlflow, kept.read_text(), *_champion(out / "mlflow.db"))
 
 
 def _make_data(folder: Path) -> None:
@@ -260,13 +269,13 @@ def _kronos(environment: dict[str, str], *arguments: str) -> None:
         raise ScreenshotError(f"kronos {' '.join(arguments)} failed: {ended.stderr.strip()}")
 
 
-def _experiment_of_trainings(database: Path) -> str:
-    """Return the id of the experiment that holds the training of a registered version."""
+def _champion(database: Path) -> tuple[str, str]:
+    """Return the champion's version, and the experiment of its training."""
     import mlflow
 
     client = mlflow.MlflowClient(f"sqlite:///{database}")
-    version = client.get_model_version("kronos-NVDA", "1")
-    return str(client.get_run(str(version.run_id)).info.experiment_id)
+    version = client.get_model_version_by_alias(f"kronos-{_GOOD[-1]}", "champion")
+    return str(version.version), str(client.get_run(str(version.run_id)).info.experiment_id)
 
 
 @contextmanager
