@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 _SHOWN = 20
+_NUMBER = re.compile(r"\d[\d.,:/-]*")
 LINES_SHOWN = 3
 """Lines that a problem of many lines names."""
 
@@ -21,10 +22,42 @@ def count(many: int, word: str) -> str:
     return f"{many:,} {word}{'' if many == 1 else 's'}"
 
 
+def join(words: Sequence[str]) -> str:
+    """Join words for a sentence: "mean, distribution and volatility"."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
 def enumerate_some(items: Collection[object], limit: int = 5) -> str:
     """Join items with commas; beyond the limit, give the number of the others: "a, b, c and 5 more"."""
     more = f" and {len(items) - limit} more" if len(items) > limit else ""
     return ", ".join(map(str, islice(items, limit))) + more
+
+
+def cause_of(text: str) -> str:
+    """Return a message without its numbers: messages of one cause are the same."""
+    return _NUMBER.sub("#", text)
+
+
+def group_messages(messages: Iterable[tuple[str, str]], limit: int = 3) -> list[str]:
+    """Return a line per cause of messages on tickers, the most frequent first: "AAPL, AMD and 10 more: no volume".
+
+    Messages that differ in their numbers alone have one cause; the line then quotes the first message.
+
+    Args:
+        messages: tickers and sentences.
+        limit: the largest number of tickers that a line names.
+    """
+    causes: dict[str, list[tuple[str, str]]] = {}
+    for ticker, text in messages:
+        causes.setdefault(cause_of(text), []).append((ticker, text))
+    lines = []
+    for alike in sorted(causes.values(), key=len, reverse=True):
+        tickers = list(dict.fromkeys(ticker for ticker, _ in alike))
+        number = f"{len(tickers)} tickers, " if len(tickers) > limit else ""
+        same = len({text for _, text in alike}) == 1
+        quoted = alike[0][1] if same else f"{alike[0][1]} ({tickers[0]}; the others likewise)"
+        lines.append(f"{number}{enumerate_some(tickers, limit)}: {quoted}")
+    return lines
 
 
 def first_sentence(error: BaseException) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kronos_pipeline.cli.command import FAILED, Command
+from kronos_pipeline.cli.command import FAILED, Command, verbose_flag
 from kronos_pipeline.config import KronosTrainingConfig
 from kronos_pipeline.training.progress import step
 
@@ -16,14 +16,16 @@ class Backtest(Command, KronosTrainingConfig):
     --backtest-origins is given.
     """
 
+    verbose: bool = verbose_flag("print all tables, and a line per ticker; `kronos report` prints the tables later")
+
     def run(self) -> int:
         """Backtest every ticker, and print the verdicts."""
         step("loading PyTorch")
         # Imported here, so that --help does not wait for slow imports.
         from kronos_pipeline.artifacts import ArtifactLayout, check_writable, read_json
-        from kronos_pipeline.evaluation.predictions import trained_model
         from kronos_pipeline.evaluation.reports.tables import leaderboard_table, save_leaderboard
         from kronos_pipeline.evaluation.reports.worth import worth_table
+        from kronos_pipeline.pipeline.ending import ending_lines
         from kronos_pipeline.pipeline.evaluate import backtest_all, print_tables
         from kronos_pipeline.pipeline.ingest import read_tickers
         from kronos_pipeline.pipeline.promote import count_recipes
@@ -33,17 +35,19 @@ class Backtest(Command, KronosTrainingConfig):
         layout = ArtifactLayout(Path(self.output_dir))
         check_writable(layout.root)
         step("reading CSVs")
-        tickers = read_tickers(self, layout)
+        tickers = read_tickers(self, layout, self.verbose)
         step("loading the base model")
         trainer = KronosTrainer(self.recipe, layout.root)
         print(f"base model {trainer.base.source.label} on {trainer.device}, {trainer.precision}")
         step("backtesting")
-        backtest = backtest_all(self, trainer, tickers)
+        backtest = backtest_all(self, trainer, tickers, self.verbose)
         evaluation = backtest.evaluation
-        print_tables(leaderboard_table(evaluation, "Backtest"), worth_table(evaluation, "Backtest"))
+        if self.verbose:
+            print_tables(leaderboard_table(evaluation, "Backtest"), worth_table(evaluation, "Backtest"))
         step("counting the recipe in MLflow's registry")
         count_recipes(self, Tracker(None, layout.root), backtest.predictions)
         if layout.evaluation.is_file():
             save_leaderboard(layout, read_json(layout.evaluation), evaluation)
-        print(f"backtest  {layout.backtest_evaluation(trained_model(self))}")
+        plots = next(iter(backtest.plots.values()), {})
+        print("\n".join(ending_lines(self, layout, evaluation, picture=next(iter(plots.values()), None))))
         return FAILED if tickers.skipped else 0

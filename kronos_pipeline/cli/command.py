@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import cache, partial
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AliasChoices, BaseModel, Field, ValidationError
 from pydantic_settings import CliApp, CliSettingsSource, SettingsConfigDict, SettingsError
 
 from kronos_pipeline.cli import INTERRUPTED
@@ -25,6 +25,11 @@ FAILED = 2
 
 CLI = SettingsConfigDict(cli_kebab_case=True, cli_implicit_flags=True, cli_hide_none_type=True, cli_avoid_json=True)
 """Format of flags: `--data-dir`, and `--torch-compile/--no-torch-compile` for a switch."""
+
+
+def verbose_flag(description: str) -> Any:
+    """Build the flag -v or --verbose."""
+    return Field(False, description=description, validation_alias=AliasChoices("verbose", "v"))
 
 
 class Command(EnvironmentDefaults):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 from difflib import get_close_matches
-from pathlib import Path
 
 from kronos_pipeline import __version__
+from kronos_pipeline.pipeline.ending import kronos_command
 
 SUBCOMMANDS = {
     "doctor": ("doctor", "Doctor", "is a folder of CSVs fit, is it enough, which command suits it"),
@@ -68,14 +66,3 @@ def unknown_command(word: str) -> str:
     nearest = get_close_matches(word, SUBCOMMANDS, n=1)
     remedy = f"did you mean `{kronos_command()} {nearest[0]}`?" if nearest else "there are " + ", ".join(SUBCOMMANDS)
     return f"{word!r} is no command: {remedy}"
-
-
-def kronos_command() -> str:
-    """Return how this shell starts `kronos`: the bare name if it is on the PATH, else a path or Python's `-m`."""
-    if shutil.which("kronos"):
-        return "kronos"
-    script = Path(sys.executable).with_name("kronos")
-    if not script.is_file():
-        return "python -m kronos_pipeline.cli"
-    folder = Path.cwd()
-    return str(script.relative_to(folder) if script.is_relative_to(folder) else script)

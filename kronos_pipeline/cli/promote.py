@@ -65,7 +65,7 @@ class Promote(_ModelCommand):
 
     def run(self) -> int:
         """Set the champion, and print it with the gate's decisions."""
-        from kronos_pipeline.tracking.champions import join
+        from kronos_pipeline.errors import join
 
         step("loading MLflow")
         reason = self.reason or "promoted by hand, no reason given"
@@ -85,7 +85,7 @@ class Rollback(_ModelCommand):
 
     def run(self) -> int:
         """Restore the champions, and print them."""
-        from kronos_pipeline.tracking.champions import join
+        from kronos_pipeline.errors import join
 
         step("loading MLflow")
         reason = self.reason or "rolled back by hand, no reason given"

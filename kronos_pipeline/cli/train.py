@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from kronos_pipeline.cli.command import CLI, FAILED, Command, run_command
+from kronos_pipeline.cli.command import CLI, FAILED, Command, run_command, verbose_flag
 from kronos_pipeline.config import KronosTrainingConfig
 
 
@@ -21,12 +21,13 @@ class Train(Command, KronosTrainingConfig):
         description="trainings with different seeds; above 1, the spread of their losses on the holdout and the losses "
         "of their ensemble are shown",
     )
+    verbose: bool = verbose_flag("print all tables, and a line per ticker; `kronos report` prints the tables later")
 
     def run(self) -> int:
         """Run the whole pipeline."""
         from kronos_pipeline.pipeline.run import run_pipeline
 
-        return 0 if run_pipeline(self, self.seeds) else FAILED
+        return 0 if run_pipeline(self, self.seeds, self.verbose) else FAILED
 
 
 class RunTraining(Train):

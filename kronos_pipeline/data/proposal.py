@@ -50,17 +50,22 @@ class Proposal:
         """Return the settings that are not the defaults as flags of the command line."""
         if self.recipe is None:
             return ""
-        defaults = Recipe().model_dump()
-        arguments = []
-        for name, value in self.recipe.model_dump().items():
-            if value != defaults[name]:
-                flag = name.replace("_", "-")
-                if isinstance(value, bool):
-                    arguments.append(f"--{flag}" if value else f"--no-{flag}")
-                else:
-                    text = ",".join(value) if isinstance(value, list) else str(value)
-                    arguments.append(f"--{flag} {shlex.quote(text)}")
-        return " ".join(arguments)
+        return flags_of(self.recipe)
+
+
+def flags_of(recipe: Recipe) -> str:
+    """Return the settings that are not the defaults as flags of the command line."""
+    defaults = Recipe().model_dump()
+    arguments = []
+    for name, value in recipe.model_dump().items():
+        if value != defaults[name]:
+            flag = name.replace("_", "-")
+            if isinstance(value, bool):
+                arguments.append(f"--{flag}" if value else f"--no-{flag}")
+            else:
+                text = ",".join(value) if isinstance(value, list) else str(value)
+                arguments.append(f"--{flag} {shlex.quote(text)}")
+    return " ".join(arguments)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from kronos_pipeline.errors import ArtifactError, KronosError, enumerate_some
+from kronos_pipeline.errors import ArtifactError, KronosError, group_messages
 from kronos_pipeline.pipeline.ingest import Tickers
 from kronos_pipeline.training.progress import step
 
@@ -30,10 +30,12 @@ def evaluate_all(
     tracker: Tracker,
     tickers: Tickers,
     trained: Sequence[Trained],
+    verbose: bool = False,
 ) -> dict[str, Any]:
-    """Evaluate all tickers on the holdout, log the scores to the trainings' MLflow runs, and print the table.
+    """Evaluate all tickers on the holdout, log the scores to the trainings' MLflow runs, and print notes.
 
-    A ticker that cannot be evaluated is reported and does not stop the others.
+    A ticker that cannot be evaluated is reported and does not stop the others. With `verbose`, the table of all tickers
+    is printed.
 
     Returns:
         The content of `metrics/evaluation.json`.
@@ -46,8 +48,9 @@ def evaluate_all(
 
     runs: dict[str, str | None] = {ticker: model.run_id for model in trained for ticker in model.tickers}
     results, evaluation = evaluate_holdout(config, TrainedModels(trainer.layout, trainer.base), tickers, runs)
-    for note in join_notes({ticker: result.notes for ticker, result in results.items()}):
-        print(note)
+    notes = [(ticker, note.removeprefix(f"{ticker}: ")) for ticker, result in results.items() for note in result.notes]
+    for line in [": ".join(note) for note in notes] if verbose else group_messages(notes):
+        print(line)
     step("logging the scores to MLflow")
     shared = len(trained) < len(runs)  # a training over several tickers: its run gets the scores over all tickers
     for ticker, result in results.items():
@@ -56,7 +59,8 @@ def evaluate_all(
         tracker.log_evaluation(run, scores, list(result.plots.values()), evaluation_frame(result.evaluation))
     if shared:
         tracker.log_evaluation(trained[0].run_id, flat_metrics(evaluation))
-    print_tables(evaluation_table(evaluation))
+    if verbose:
+        print_tables(evaluation_table(evaluation))
     return evaluation
 
 
@@ -209,22 +213,26 @@ def evaluate_holdout(
     return results, evaluation
 
 
-def backtest_if_requested(config: KronosTrainingConfig, trainer: KronosTrainer, tickers: Tickers) -> Backtest | None:
+def backtest_if_requested(
+    config: KronosTrainingConfig, trainer: KronosTrainer, tickers: Tickers, verbose: bool = False
+) -> Backtest | None:
     """Run a backtest if the settings ask for it; None without a backtest, or if no ticker has enough bars."""
     from kronos_pipeline.evaluation.backtest.folds import BacktestError
 
     if not config.backtest_origins:
         return None
     try:
-        return backtest_all(config, trainer, tickers)
+        return backtest_all(config, trainer, tickers, verbose)
     except BacktestError as error:
         for ticker, ticker_error in error.skipped.items():
             tickers.skip(ticker, ticker_error)
         return None
 
 
-def backtest_all(config: KronosTrainingConfig, trainer: KronosTrainer, tickers: Tickers) -> Backtest:
-    """Backtest the recipe over all tickers, and print the table.
+def backtest_all(
+    config: KronosTrainingConfig, trainer: KronosTrainer, tickers: Tickers, verbose: bool = False
+) -> Backtest:
+    """Backtest the recipe over all tickers; with `verbose`, print the table.
 
     Raises:
         BacktestError: no ticker has enough bars for a cutoff, or none could be trained and forecast.
@@ -236,7 +244,8 @@ def backtest_all(config: KronosTrainingConfig, trainer: KronosTrainer, tickers: 
     backtest = run_backtest(trainer.layout, bars, config.recipe, trainer.base)
     for ticker, error in backtest.skipped.items():
         tickers.skip(ticker, error)
-    print_tables(evaluation_table(backtest.evaluation, "Backtest"))
+    if verbose:
+        print_tables(evaluation_table(backtest.evaluation, "Backtest"))
     return backtest
 
 
@@ -251,19 +260,6 @@ def log_leaderboard(
     tags = {"contamination": "; ".join(holdout["warnings"])} if holdout["warnings"] else None
     with tracker.training_run("leaderboard", config, tags) as run:
         tracker.log_evaluation(run.run_id, numbers, plots, evaluation_frame(holdout))
-
-
-def join_notes(notes: Mapping[str, Sequence[str]]) -> list[str]:
-    """Join equal notes on several tickers into one, which names the tickers.
-
-    Args:
-        notes: notes by ticker, each of which begins with "<ticker>: ".
-    """
-    tickers: dict[str, list[str]] = {}
-    for ticker, of_ticker in notes.items():
-        for note in of_ticker:
-            tickers.setdefault(note.removeprefix(f"{ticker}: "), []).append(ticker)
-    return [f"{enumerate_some(names)}: {sentence}" for sentence, names in tickers.items()]
 
 
 def print_tables(*tables: TextTable) -> None:

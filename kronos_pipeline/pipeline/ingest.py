@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kronos_pipeline.errors import DataError, KronosError
+from kronos_pipeline.errors import DataError, KronosError, cause_of, count, enumerate_some, group_messages
 
 if TYPE_CHECKING:
     from kronos_pipeline.artifacts import ArtifactLayout
     from kronos_pipeline.config import KronosTrainingConfig, Recipe
-    from kronos_pipeline.data.bars import Bars
     from kronos_pipeline.data.windows import WindowSet
 
 _WRITERS = 8
 """Number of files written at the same time."""
+FEW = 3
+"""Largest number of tickers that get a line each."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,13 @@ class Tickers:
         return [{"symbol": ticker, "reason": str(error)} for ticker, error in self.skipped.items()]
 
 
-def read_tickers(config: KronosTrainingConfig, layout: ArtifactLayout) -> Tickers:
-    """Read changed CSVs, cut windows, save bars and windows, and print a summary of each ticker.
+def read_tickers(config: KronosTrainingConfig, layout: ArtifactLayout, verbose: bool = False) -> Tickers:
+    """Read changed CSVs, cut windows, save bars and windows, and print what was read.
+
+    Args:
+        config: the settings.
+        layout: the layout of the artifacts.
+        verbose: print a line per ticker and note, however many; by default many tickers are summed up by cause.
 
     Raises:
         DataError: no ticker is fit.
@@ -68,21 +75,39 @@ def read_tickers(config: KronosTrainingConfig, layout: ArtifactLayout) -> Ticker
     require_adjusted_closes(bars.values(), config)
     if unchanged:
         print(f"{len(unchanged)} of {len(folder.files)} CSVs are as they were when they were last read")
-    tickers = Tickers({}, dict(sorted({**folder.problems, **errors}.items())))
+    tickers, messages = Tickers({}, dict(sorted({**folder.problems, **errors}.items()))), list[tuple[str, str]]()
     for ticker, report in examine_tickers(list(bars.values()), recipe).items():
         if report.windows is None:
             tickers.skipped[ticker] = DataError(report.problems, ticker)
             continue
         tickers.windows[ticker] = report.windows
-        _describe(bars[ticker], report.windows)
-        for doubt in report.doubts:
-            print(f"{ticker}: this is little data: {doubt}")
+        messages += [(ticker, note) for note in bars[ticker].notes]
+        messages += [(ticker, f"this is little data: {doubt}") for doubt in report.doubts]
+    for line in _describe(tickers.windows, verbose):
+        print(line)
+    for line in [": ".join(message) for message in messages] if verbose else group_messages(messages):
+        print(line)
     _save(layout, tickers.windows, unchanged, recipe)
     if not tickers.windows:
         raise DataError([problem for error in tickers.skipped.values() for problem in getattr(error, "problems", ())])
-    for ticker, error in tickers.skipped.items():
-        report_skipped(ticker, error)
+    report_all_skipped(tickers.skipped, verbose)
     return tickers
+
+
+def report_all_skipped(skipped: Mapping[str, KronosError], verbose: bool = False) -> None:
+    """Print on stderr the reasons that tickers drop out; a cause of more than a few tickers gets one line."""
+    causes: dict[str, list[str]] = {}
+    for ticker, error in skipped.items():
+        rules = [problem.rule for problem in error.problems] if isinstance(error, DataError) else [str(error)]
+        causes.setdefault(cause_of(rules[0]), []).append(ticker)
+    for tickers in causes.values():
+        if verbose or len(tickers) <= FEW:
+            for ticker in tickers:
+                report_skipped(ticker, skipped[ticker])
+            continue
+        first = str(skipped[tickers[0]]).splitlines()[0]
+        print(f"error: {first}; {len(tickers) - 1} more likewise (-v lists them)", file=sys.stderr)
+        print(f"{enumerate_some(tickers, FEW)}: skipped", file=sys.stderr)
 
 
 def report_skipped(ticker: str, error: KronosError) -> None:
@@ -106,13 +131,27 @@ def _save(layout: ArtifactLayout, windows: Mapping[str, WindowSet], unchanged: C
         list(writers.map(save, windows))
 
 
-def _describe(bars: Bars, windows: WindowSet) -> None:
-    counts = windows.counts()
-    stamps = bars.frame["timestamps"]
-    print(
-        f"{bars.ticker}: {len(bars):,} bars, {stamps.iloc[0]:%Y-%m-%d} to {stamps.iloc[-1]:%Y-%m-%d}; windows: "
-        + ", ".join(f"{count:,} {split}" for split, count in counts.items())
-        + "".join(f"; left out {count:,}: {reason}" for reason, count in windows.excluded.items())
-    )
-    for note in bars.notes:
-        print(f"{bars.ticker}: {note}")
+def _describe(windows: Mapping[str, WindowSet], verbose: bool) -> list[str]:
+    """Return a line per ticker, or a line for all if they are many: bars, span, and windows by split."""
+    from kronos_pipeline.data.windows import STRADDLING
+
+    if len(windows) > FEW and not verbose:
+        lengths = [len(window_set.bars) for window_set in windows.values()]
+        bars = f"{min(lengths):,} to {max(lengths):,} bars" if min(lengths) < max(lengths) else f"{lengths[0]:,} bars"
+        groups = {f"{count(len(windows), 'ticker')}: {bars} each": list(windows.values())}
+    else:
+        groups = {f"{ticker}: {len(window_set.bars):,} bars": [window_set] for ticker, window_set in windows.items()}
+    lines = []
+    for heading, members in groups.items():
+        stamps = [member.bars.frame["timestamps"] for member in members]
+        first, last = min(stamp.iloc[0] for stamp in stamps), max(stamp.iloc[-1] for stamp in stamps)
+        counts, excluded = Counter[str](), Counter[str]()
+        for member in members:
+            counts.update(member.counts())
+            excluded.update({reason: number for reason, number in member.excluded.items() if reason != STRADDLING})
+        lines.append(
+            f"{heading}, {first:%Y-%m-%d} to {last:%Y-%m-%d}; windows: "
+            + ", ".join(f"{number:,} {split}" for split, number in counts.items())
+            + "".join(f"; left out {number:,}: {reason}" for reason, number in excluded.items())
+        )
+    return lines

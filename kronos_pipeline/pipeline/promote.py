@@ -25,15 +25,14 @@ def promote_all(
     tracker: Tracker,
     tickers: Tickers,
     trained: Sequence[Trained],
-) -> None:
-    """Register each trained model, submit it to the gate, refit if the settings ask for it, and print the decisions.
+) -> list[Submission]:
+    """Register each trained model, submit it to the gate, refit if the settings ask for it, and return the decisions.
 
     A failure of one model is reported and does not stop the others.
 
     Raises:
         TrackingError: the registry cannot be used.
     """
-    from kronos_pipeline.promotion.submit import decision_lines
     from kronos_pipeline.tracking.store import TrackingError
 
     submissions: list[Submission] = []
@@ -47,8 +46,7 @@ def promote_all(
             name = model.adapter or "checkpoint"
             if name not in tickers.skipped:  # otherwise this error follows from an error already reported
                 tickers.skip(name, error)
-    for line in decision_lines(submissions):
-        print(line)
+    return submissions
 
 
 def count_recipes(config: KronosTrainingConfig, tracker: Tracker, predictions: pd.DataFrame) -> None:

@@ -12,12 +12,13 @@ from kronos_pipeline.errors import SettingsError
 from kronos_pipeline.training.progress import step
 
 
-def run_pipeline(config: KronosTrainingConfig, seeds: int = 1) -> bool:
+def run_pipeline(config: KronosTrainingConfig, seeds: int = 1, verbose: bool = False) -> bool:
     """Train, evaluate and promote, print the results, and return whether every ticker succeeded.
 
     Args:
         config: the settings.
         seeds: number of seeds to compare, see `compare_seeds`.
+        verbose: print all tables and a line per ticker; by default the result in short.
 
     Raises:
         KronosError: no model could be trained or evaluated.
@@ -36,7 +37,7 @@ def run_pipeline(config: KronosTrainingConfig, seeds: int = 1) -> bool:
 
         check_rivals(config)  # before a training of hours
     step("reading CSVs")
-    tickers = read_tickers(config, layout)
+    tickers = read_tickers(config, layout, verbose)
 
     step("loading PyTorch and the base model")
     from kronos_pipeline.training.trainer import KronosTrainer
@@ -47,31 +48,35 @@ def run_pipeline(config: KronosTrainingConfig, seeds: int = 1) -> bool:
     step("loading MLflow")
     from kronos_pipeline.evaluation.reports.tables import leaderboard_table, save_leaderboard
     from kronos_pipeline.evaluation.reports.worth import worth_table
+    from kronos_pipeline.pipeline.ending import ending_lines
     from kronos_pipeline.pipeline.evaluate import backtest_if_requested, evaluate_all, log_leaderboard, print_tables
     from kronos_pipeline.pipeline.promote import promote_all
     from kronos_pipeline.pipeline.seeds import compare_seeds
     from kronos_pipeline.pipeline.train import train_all
+    from kronos_pipeline.promotion.submit import decision_lines
     from kronos_pipeline.tracking.runs import Tracker
 
     tracker = Tracker(None, layout.root)
     with trainer.one_run():
         step("training")
-        trained = train_all(config, trainer, tracker, tickers.windows, tickers.skip)
+        trained = train_all(config, trainer, tracker, tickers.windows, tickers.skip, verbose)
         step("evaluating")
-        holdout = evaluate_all(config, trainer, tracker, tickers, trained)
+        holdout = evaluate_all(config, trainer, tracker, tickers, trained, verbose)
         compare_seeds(config, seeds, trainer, tickers, trained)
         step("backtesting")
-        backtest_result = backtest_if_requested(config, trainer, tickers)
+        backtest_result = backtest_if_requested(config, trainer, tickers, verbose)
         backtest = backtest_result.evaluation if backtest_result else None
         step("logging the leaderboard to MLflow")
         save_leaderboard(layout, holdout, backtest)
         log_leaderboard(config, tracker, holdout, backtest_result)
-        if backtest:
-            print_tables(leaderboard_table(backtest, "Backtest"), worth_table(backtest, "Backtest"))
-        else:
-            print_tables(leaderboard_table(holdout))
-        promote_all(config, trainer, tracker, tickers, trained)
-    print(f"metrics   {layout.evaluation}\nplots     {layout.plot('X').parent}\nMLflow    {tracker.uri}")
+        submissions = promote_all(config, trainer, tracker, tickers, trained)
+    evaluation = backtest or holdout
+    if verbose:
+        what = "Backtest" if backtest else "Holdout"
+        print_tables(leaderboard_table(evaluation, what), worth_table(evaluation, what))
+        print("\n".join(decision_lines(submissions)))
+        print(f"metrics   {layout.evaluation}\nplots     {layout.plot('X').parent}\nMLflow    {tracker.uri}")
+    print("\n".join(ending_lines(config, layout, evaluation, submissions)))
     return not tickers.skipped
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kronos_pipeline.errors import KronosError, count
+from kronos_pipeline.errors import KronosError, count, group_messages
 from kronos_pipeline.training.plan import TrainingJob, plan_trainings
 from kronos_pipeline.training.progress import step
 
@@ -90,6 +91,7 @@ def train_all(
     tracker: Tracker,
     windows: Mapping[str, WindowSet],
     skip: Callable[[str, KronosError], None] | None = None,
+    verbose: bool = False,
 ) -> list[Trained]:
     """Train the checkpoint or the adapters, many jointly, and print the result of each.
 
@@ -99,6 +101,7 @@ def train_all(
         tracker: receives an MLflow run for each training.
         windows: window sets by ticker.
         skip: called with the name and error of each failed training; by default the first error is raised at the end.
+        verbose: print losses, steps and speed of each training as it ends; by default a summary at the end.
 
     Returns:
         The trained models, in the order of their tickers.
@@ -113,10 +116,14 @@ def train_all(
         if isinstance(result, KronosError):
             failed[name] = result
             return
-        print(_sentence(name if result.adapter is None else f"adapter {name}", result.result))
+        if verbose:
+            print(_sentence(name if result.adapter is None else f"adapter {name}", result.result))
         trained[name] = result
 
+    start = time.perf_counter()
     run_trainings(config, trainer, tracker, windows.values(), on_end)
+    if not verbose:
+        print("\n".join(_summary(list(trained.values()), time.perf_counter() - start)))
     first_error = next(iter(failed), None) if skip is None or not trained else None
     for name, error in failed.items():
         if skip is not None and name != first_error:
@@ -124,6 +131,22 @@ def train_all(
     if first_error is not None:
         raise failed[first_error]
     return sorted(trained.values(), key=lambda model: list(windows).index(model.tickers[0]))
+
+
+def _summary(trained: Sequence[Trained], seconds: float) -> list[str]:
+    """Return lines on trainings that ended: their number, the time, and those that did not help."""
+    from kronos_pipeline.training.progress import duration
+
+    if not trained:
+        return []
+    adapters = [model.adapter for model in trained if model.adapter]
+    what = "the checkpoint" if not adapters else adapters[0] if len(adapters) == 1 else f"{len(adapters)} adapters"
+    folder = trained[0].result.folder if len(trained) == 1 else trained[0].result.folder.parent
+    stopped = sum(bool(model.result.summary["stopped_early"]) for model in trained)
+    early = f", {stopped} of them stopped early" if stopped and len(trained) > 1 else ", stopped early" * stopped
+    notes = [(model.adapter or "checkpoint", str(model.result.summary["note"])) for model in trained]
+    helped = group_messages((name, note) for name, note in notes if note)
+    return [f"trained {what} in {duration(seconds)}{early} -> {folder}", *helped]
 
 
 def _sentence(name: str, result: TrainingResult) -> str:

@@ -17,7 +17,7 @@ import pandas as pd
 
 from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, mlflow_run_of, read_json, read_manifest
 from kronos_pipeline.config import Role, settings_of
-from kronos_pipeline.errors import ArtifactError, enumerate_some
+from kronos_pipeline.errors import ArtifactError, enumerate_some, join
 from kronos_pipeline.evaluation.predictions import ADAPTER, CHECKPOINT, COLUMNS
 from kronos_pipeline.evaluation.reports.tables import flat_metrics
 from kronos_pipeline.evaluation.scoring.gate import Decision, decide
@@ -25,7 +25,6 @@ from kronos_pipeline.evaluation.scoring.report import build_evaluation, load_pre
 from kronos_pipeline.evaluation.scoring.served import ServedScore, score_served
 from kronos_pipeline.evaluation.scoring.targets import DISTRIBUTION, MEAN, TARGETS, Target, judged_rows
 from kronos_pipeline.promotion.recipes import count_recipe
-from kronos_pipeline.tracking.champions import join
 from kronos_pipeline.tracking.packaging import EvidenceTable
 from kronos_pipeline.tracking.recipes_tried import Tried
 from kronos_pipeline.tracking.registry import Registry, Version, decision_tags, registered_name

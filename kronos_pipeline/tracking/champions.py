@@ -77,11 +77,6 @@ class Champions:
 NO_HISTORY = Champions({}, dict.fromkeys(TARGETS, ())).history()
 
 
-def join(targets: Sequence[Target]) -> str:
-    """Join targets for a sentence: "mean, distribution and volatility"."""
-    return " and ".join(filter(None, [", ".join(targets[:-1]), *targets[-1:]]))
-
-
 def alias_of(target: Target) -> str:
     """Return the alias of a target's champion."""
     return f"{CHAMPION}-{target}"

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from kronos_pipeline.errors import ArtifactError
+from kronos_pipeline.errors import ArtifactError, join
 from kronos_pipeline.evaluation.predictions import check_predictions
 from kronos_pipeline.evaluation.scoring.targets import TARGETS, Target, judged_rows
-from kronos_pipeline.tracking.champions import HISTORY, NO_HISTORY, SERVED, Champions, alias_of, join, read_champions
+from kronos_pipeline.tracking.champions import HISTORY, NO_HISTORY, SERVED, Champions, alias_of, read_champions
 from kronos_pipeline.tracking.packaging import EVIDENCE, FOLDER, EvidenceTable, read_evidence
 from kronos_pipeline.tracking.recipes_tried import TRIED, Tried, add_recipe
 from kronos_pipeline.tracking.store import TrackingError

@@ -36,7 +36,7 @@ def test_a_backtest_says_what_it_costs_then_what_it_found(
     first = next(number for number, line in enumerate(lines) if "scaled error adapter" in line)
     assert cost < first
     assert "AAPL: 2 of" not in " ".join(lines)
-    assert "Few: too little evidence: 2 shared cutoffs, and a verdict needs 8" in " ".join(" ".join(lines).split())
+    assert "AAPL, MSFT: too little evidence (2 cutoffs, and a verdict needs 8)" in " ".join(" ".join(lines).split())
     evaluation = json.loads((output / "backtest/adapter.json").read_text())
     assert [entry["cutoffs"] for entry in evaluation["per_symbol"]] == [2, 2]
     assert not (output / "adapters").exists()
@@ -52,11 +52,11 @@ def test_a_training_with_a_backtest_is_judged_by_it(
 ) -> None:
     output = tmp_path / "out"
     settings = {**QUICK, "adapter_name": "pair", "backtest_origins": 2, "backtest_refit_every": 2}
-    flags = small_flags(tiny_base, **settings, data_dir=data, output_dir=output)
+    flags = [*small_flags(tiny_base, **settings, data_dir=data, output_dir=output), "-v"]
     assert run_training.main(flags) == 0
     printed = capsys.readouterr().out
     assert (
-        "kronos-pair version 1, by its backtest: not promoted; mean: too little evidence against naive (2 shared"
+        "kronos-pair version 1, by its backtest: not promoted; mean: too little evidence against naive (2 cutoffs"
         in printed
     )
     registry = Registry(Tracker(None, output))
@@ -80,7 +80,7 @@ def test_a_training_is_registered_even_where_no_ticker_has_bars_for_the_backtest
 ) -> None:
     output = tmp_path / "out"
     settings = {**QUICK, "backtest_origins": 20, "backtest_refit_every": 20}
-    assert run_training.main(small_flags(tiny_base, **settings, data_dir=data, output_dir=output)) == 2
+    assert run_training.main([*small_flags(tiny_base, **settings, data_dir=data, output_dir=output), "-v"]) == 2
     printed = capsys.readouterr()
     assert "AAPL.csv: 110 bars" in printed.err
     assert "cutoffs of a fold" in printed.err

@@ -45,7 +45,7 @@ def train(folder: Path, frame: pd.DataFrame, *more: str) -> Path:
     data.mkdir(exist_ok=True)
     frame.to_csv(data / "AAPL.csv", index=False)
     flags = [word for name, value in SETTINGS.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    assert run_training.main([*flags, "--data-dir", str(data), "--output-dir", str(output), *more]) == 0
+    assert run_training.main([*flags, "--data-dir", str(data), "--output-dir", str(output), "-v", *more]) == 0
     return output
 
 

@@ -2,7 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from kronos_pipeline.errors import ArtifactError, DataError, KronosError, ModelError, Problem, SettingsError
+from kronos_pipeline.errors import (
+    ArtifactError,
+    DataError,
+    KronosError,
+    ModelError,
+    Problem,
+    SettingsError,
+    group_messages,
+)
 
 
 @pytest.mark.parametrize(
@@ -68,3 +76,10 @@ def test_problems_of_whole_files_are_not_merged_and_the_same_problem_twice_is_on
 @pytest.mark.parametrize("kind", [SettingsError, ModelError, ArtifactError, DataError])
 def test_each_kind_is_caught_as_one_family(kind: type[Exception]) -> None:
     assert issubclass(kind, KronosError)
+
+
+def test_messages_of_one_cause_are_one_line_and_the_most_frequent_comes_first() -> None:
+    messages = [("A", "no week."), ("B", "no volume"), ("C", "no volume"), ("D", "212 days"), ("E", "99 days")]
+    assert group_messages(messages) == ["B, C: no volume", "D, E: 212 days (D; the others likewise)", "A: no week."]
+    many = [(ticker, "left out") for ticker in "ABCDE"]
+    assert group_messages(many) == ["5 tickers, A, B, C and 2 more: left out"]

@@ -11,7 +11,6 @@ from small_trainings import simulated_bars, small_recipe
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.data.windows import build_windows
 from kronos_pipeline.evaluation.forecasting.candidates import TrainedModels, load_candidates
-from kronos_pipeline.pipeline.evaluate import join_notes
 
 
 @pytest.mark.slow
@@ -30,8 +29,3 @@ def test_a_checkpoint_of_another_folder_is_no_candidate_and_a_note_says_what_to_
         "MINE: the checkpoint is left out: it was trained on AAPL, AMD, AMZN and 1 more, and not on this ticker; train "
         "it again on this data folder, or give the folder an output folder of its own (--output-dir)."
     )
-
-
-def test_equal_notes_on_several_tickers_are_one_note() -> None:
-    notes = {"A": ["A: left out.", "A: no week."], "B": ["B: left out."], "C": []}
-    assert join_notes(notes) == ["A, B: left out.", "A: no week."]

@@ -110,7 +110,7 @@ def test_every_model_is_judged_against_the_rivals_of_each_target_and_few_cutoffs
             }
             verdict = verdicts["checkpoint"]["base"]
             assert (verdict["verdict"], verdict["cutoffs"]) == ("too little evidence", 3)
-            assert "3 shared cutoffs" in verdict["reason"]
+            assert "3 cutoffs" in verdict["reason"]
 
 
 def test_a_model_that_is_nearer_at_every_cutoff_is_better_and_the_others_worse() -> None:

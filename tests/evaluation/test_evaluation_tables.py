@@ -92,7 +92,7 @@ def test_the_title_names_the_demo_model_and_the_notes_say_what_was_left_out_and_
     assert "adapter on base model kronos-nano (embedded demo model)" in text
     assert "may have been seen in pre-training" in text
     assert "20 bars of 2 symbols forecast from 6 cutoffs." in text
-    assert "Few: too little evidence: 3 shared cutoffs, and a verdict needs 8 (--backtest-origins gives more)." in text
+    assert "Few: too little evidence: 3 cutoffs, and a verdict needs 8 (--backtest-origins gives more)." in text
     assert "Left out: 5 older cutoffs (--max-cutoffs)." in text
     assert "Skipped ACME: ACME.csv:3: Close: a price must be above 0 (found '-1')" in text
     for unit in ("(price)", "(%)"):

@@ -151,7 +151,7 @@ def test_fewer_than_eight_cutoffs_are_too_little_evidence(cutoffs: int, verdict:
     assert comparison.verdict == verdict
     assert comparison.cutoffs == cutoffs
     if verdict == TOO_LITTLE:
-        assert comparison.reason == f"{cutoffs} shared cutoff{'s' * (cutoffs > 1)}, and a verdict needs 8"
+        assert comparison.reason == f"{cutoffs} cutoff{'s' * (cutoffs > 1)}, and a verdict needs 8"
         assert comparison.skill is None
 
 

@@ -100,7 +100,7 @@ def test_too_little_evidence_neither_passes_nor_fails_and_names_the_way_to_more(
     report_of(location.layout, {"naive": np.full(7, 2.0), "base": np.full(7, 2.0), "adapter": np.full(7, 1.0)})
     outcome = check_of_mean(location.layout)
     assert outcome.passed is None
-    assert "7 shared cutoffs, and a verdict needs 8. For more, materialize `backtest`" in outcome.text
+    assert "7 cutoffs, and a verdict needs 8. For more, materialize `backtest`" in outcome.text
 
 
 def test_a_check_is_corrected_for_all_tickers_and_says_what_may_have_been_seen(location: Location) -> None:

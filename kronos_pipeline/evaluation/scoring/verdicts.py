@@ -193,7 +193,7 @@ def compare(
         why = "a forecast that is not finite, or a close that does not move"
         return replace(comparison, reason=f"the loss is undefined at {undefined} of {cutoffs} cutoffs: {why}")
     if cutoffs < MIN_CUTOFFS:
-        return replace(comparison, reason=f"{count(cutoffs, 'shared cutoff')}, and a verdict needs {MIN_CUTOFFS}")
+        return replace(comparison, reason=f"{count(cutoffs, 'cutoff')}, and a verdict needs {MIN_CUTOFFS}")
     if cutoffs < MIN_CUTOFFS * (overlap + 1):
         apart = f"{cutoffs // (overlap + 1)} of {cutoffs} cutoffs"
         return replace(

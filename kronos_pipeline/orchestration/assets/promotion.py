@@ -90,7 +90,7 @@ def _measured_since_checkpoint(context: dg.AssetExecutionContext, tickers: list[
 
 
 def _decision_metadata(submission: "Submission") -> dict[str, Any]:
-    from kronos_pipeline.tracking.champions import join
+    from kronos_pipeline.errors import join
 
     metadata: dict[str, Any] = {
         SUMMARY: submission.sentence(),
