@@ -68,7 +68,7 @@ def test_a_training_with_a_backtest_is_judged_by_it(
     assert leaderboard["holdout"]["cutoffs"] == 6
     # Without it, the next training is judged by its holdout: the backtest is of the same bars, but of another recipe.
     changed = small_flags(tiny_base, **{**settings, "learning_rate": 1e-3, "backtest_origins": 0}, data_dir=data)
-    assert run_training.main([*changed, "--output-dir", str(output)]) == 0
+    assert run_training.main([*changed, "--output-dir", str(output), "-v"]) == 0
     assert (
         "kronos-pair version 2, by its holdout (the backtest is of other settings, tickers or bars): not"
         in capsys.readouterr().out
