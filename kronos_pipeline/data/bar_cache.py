@@ -48,6 +48,11 @@ def read_files_cached(
     return ordered, errors, set(cached)
 
 
+def is_current(file: CsvFile, stored: Path, settings: ReadingSettings = DEFAULTS) -> bool:
+    """Return whether the stored bars are those of a CSV as it is now, by its contents."""
+    return _load_unchanged(file, stored, settings, {}) is not None
+
+
 def _load_unchanged(file: CsvFile, path: Path, settings: ReadingSettings, hashes: dict[Path, str]) -> Bars | None:
     """Return the bars stored at `path` if this version of the code read them from these very files, else None.
 

@@ -66,7 +66,7 @@ def ending_lines(
     if evidence_is_little(evaluation):
         following.append((backtest_command(config, layout.root), "scores at 8 cutoffs or more, for a verdict"))
     else:
-        data = _flag("data_dir", config.data_dir)
+        data = flag_unless_default("data_dir", config.data_dir)
         following.append((f"{kronos_command()} forecast {best}{data}{_output_flag(layout.root)}", "the next bars"))
     next_lines = [text for command, why in following for text in (f"{why}:", f"  {command}")]
     return lines + _block("Next", next_lines, wrapped=False)
@@ -78,7 +78,8 @@ def backtest_command(config: KronosTrainingConfig, output: Path) -> str:
     from kronos_pipeline.evaluation.scoring.verdicts import MIN_CUTOFFS
 
     recipe = config.recipe.model_copy(update={"backtest_origins": MIN_CUTOFFS})
-    return f"{kronos_command()} backtest{_flag('data_dir', config.data_dir)}{_output_flag(output)} {flags_of(recipe)}"
+    folders = f"{flag_unless_default('data_dir', config.data_dir)}{_output_flag(output)}"
+    return f"{kronos_command()} backtest{folders} {flags_of(recipe)}"
 
 
 def kronos_command() -> str:
@@ -107,10 +108,10 @@ def _champion_lines(submissions: Sequence[Submission], better: Sequence[str]) ->
 
 
 def _output_flag(output: Path) -> str:
-    return _flag("output_dir", str(output))
+    return flag_unless_default("output_dir", str(output))
 
 
-def _flag(field: str, value: str) -> str:
+def flag_unless_default(field: str, value: str) -> str:
     """Return a flag with a space before it, or nothing if this shell's default is the same."""
     from kronos_pipeline.config import KronosTrainingConfig, environment_settings
 

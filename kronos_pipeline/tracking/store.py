@@ -49,8 +49,8 @@ def open_store(uri: str) -> MlflowClient:
     from mlflow import MlflowClient
 
     with readable_errors(uri):
-        if uri.startswith(_SQLITE):
-            _make_sqlite(_sqlite_path(uri))
+        if is_sqlite(uri):
+            _make_sqlite(sqlite_path(uri))
         if uri.startswith(("http://", "https://")):
             _check_server(uri)
         elif "://" in uri and not uri.startswith("file:"):
@@ -110,7 +110,7 @@ def readable_errors(uri: str) -> Iterator[None]:
         reason = first_sentence(error).replace(uri, shown)
         if "out-of-date database schema" in reason:
             advice = f"it was made by another version of MLflow; save a copy and run `mlflow db upgrade '{shown}'`"
-        elif uri.startswith(_SQLITE):
+        elif is_sqlite(uri):
             advice = f"{reason}; repair the file, or move it away for a new file"
         else:
             advice = f"{reason}; start it, mend MLFLOW_TRACKING_URI, or unset that to track in --output-dir"
@@ -122,7 +122,13 @@ def _sqlite_uri(path: Path) -> str:
     return _SQLITE + str(path).replace("%", "%25").replace("?", "%3F")
 
 
-def _sqlite_path(uri: str) -> Path:
+def is_sqlite(uri: str) -> bool:
+    """Return whether the store is an SQLite file."""
+    return uri.startswith(_SQLITE)
+
+
+def sqlite_path(uri: str) -> Path:
+    """Return the SQLite file of a store."""
     return Path(unquote(uri.removeprefix(_SQLITE).partition("?")[0])).absolute()
 
 

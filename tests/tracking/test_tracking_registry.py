@@ -20,6 +20,7 @@ from kronos_pipeline.evaluation.scoring.targets import TARGETS
 from kronos_pipeline.tracking.registry import Registry
 from kronos_pipeline.tracking.runs import Tracker
 from kronos_pipeline.tracking.store import TrackingError
+from kronos_pipeline.tracking.stored_registry import fetch_registered_models, read_registered_models
 
 pytestmark = pytest.mark.slow
 
@@ -64,6 +65,11 @@ def test_a_version_is_champion_of_what_it_was_promoted_for_and_the_best_distribu
         "volatility": 1,
     }
     assert number(registry.champion(name, "volatility")) == 1
+    for stored in (read_registered_models(registry.uri), fetch_registered_models(registry.uri)):
+        assert stored is not None
+        assert stored[name].champions.numbers == {"mean": 2, "distribution": 3, "volatility": 1}
+        assert [version.aliases for version in stored[name].versions] == list(aliases(registry, name).values())
+        assert stored[name].versions[1].decision("promoted", "mean") == "yes"
     last = registry.version(name, 3)
     assert [last.decision("promoted", target) for target in TARGETS] == ["no", "yes", "no"]
     description = MlflowClient(registry.uri).get_model_version(name, "3").description

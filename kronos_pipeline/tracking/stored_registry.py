@@ -1,0 +1,85 @@
+"""The registered models of a local MLflow store, read from its SQLite file in milliseconds.
+
+MLflow takes seconds to import and to open a store, too long for a look at what is there. The tables are those of
+MLflow's schema; a test compares the reading with `Registry`. Nothing is written.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from kronos_pipeline.tracking.champions import Champions, read_champions
+from kronos_pipeline.tracking.store import TrackingError, is_sqlite, sqlite_path
+from kronos_pipeline.tracking.version_store import Version, VersionStore
+
+
+@dataclass(frozen=True)
+class RegisteredModel:
+    """A registered model.
+
+    Attributes:
+        versions: its versions, oldest first.
+        champions: the champion of each target, by number.
+    """
+
+    versions: tuple[Version, ...]
+    champions: Champions
+
+
+def read_registered_models(uri: str) -> dict[str, RegisteredModel] | None:
+    """Read the registered models by name; empty without a store, None for a store that is no local SQLite file.
+
+    Raises:
+        TrackingError: the file is damaged, or of another schema.
+    """
+    if not is_sqlite(uri):
+        return None
+    path = sqlite_path(uri)
+    if not path.is_file():
+        return {}
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as database:
+            return _read(database)
+    except sqlite3.Error as error:
+        raise TrackingError(f"The MLflow store {path} cannot be read: {error}.") from error
+
+
+def _read(database: sqlite3.Connection) -> dict[str, RegisteredModel]:
+    aliases: dict[tuple[str, int], list[str]] = {}
+    for name, number, alias in database.execute("SELECT name, version, alias FROM registered_model_aliases"):
+        aliases.setdefault((name, int(number)), []).append(alias)
+    version_tags: dict[tuple[str, int], dict[str, str]] = {}
+    # The comparisons are long, and not needed for a look.
+    of_versions = "SELECT name, version, key, value FROM model_version_tags WHERE key NOT LIKE 'comparisons%'"
+    for name, number, key, value in database.execute(of_versions):
+        version_tags.setdefault((name, int(number)), {})[key] = value
+    model_tags: dict[str, dict[str, str]] = {}
+    for name, key, value in database.execute("SELECT name, key, value FROM registered_model_tags"):
+        model_tags.setdefault(name, {})[key] = value
+    versions: dict[str, list[Version]] = {}
+    for name, number, run_id in database.execute("SELECT name, version, run_id FROM model_versions ORDER BY version"):
+        key = name, int(number)
+        tags: Mapping[str, str] = version_tags.get(key, {})
+        versions.setdefault(name, []).append(Version(*key, str(run_id), tuple(sorted(aliases.get(key, ()))), tags))
+    return {
+        name: RegisteredModel(tuple(of_name), read_champions(of_name, model_tags.get(name, {})))
+        for name, of_name in versions.items()
+    }
+
+
+def fetch_registered_models(uri: str) -> dict[str, RegisteredModel]:
+    """Fetch the registered models of any store by MLflow; it takes seconds.
+
+    Raises:
+        TrackingError: the store cannot be used.
+    """
+    store = VersionStore(uri)
+    models = {}
+    for name in store.names():
+        versions = tuple(store.search(name))
+        models[name] = RegisteredModel(versions, read_champions(versions, store.tags(name)))
+    return models
