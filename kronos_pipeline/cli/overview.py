@@ -12,6 +12,7 @@ SUBCOMMANDS = {
     "simulate": ("simulate", "Simulate", "write simulated tickers as CSVs, to try things"),
     "train": ("train", "Train", "fine-tune on a folder of CSVs, and measure on unseen days"),
     "status": ("status", "Status", "what is there, how old it is, what failed, what comes next"),
+    "report": ("report", "Report", "all tables, verdicts with reasons, and pictures of the last run"),
     "backtest": ("backtest", "Backtest", "train and score at many past dates: enough for a verdict"),
     "check-blind": ("check_blind", "CheckBlind", "show that no training reads the days that measure it"),
     "forecast": ("forecast", "Forecast", "forecast the next bars, with intervals and a picture"),
@@ -26,7 +27,7 @@ SUBCOMMANDS = {
 _SECTIONS = (
     ("Check the data", ("doctor", "simulate"), "doctor --data-dir mydata"),
     ("Train", ("train",), "train --data-dir mydata --adapter lora"),
-    ("Look", ("status",), "status"),
+    ("Look", ("status", "report"), "status"),
     ("Judge", ("backtest", "check-blind"), "backtest --data-dir mydata --adapter lora"),
     ("Use", ("forecast", "record", "drift", "promote", "rollback"), "forecast AAPL"),
     ("Others", ("pretrain",), None),

@@ -50,7 +50,8 @@ def ending_lines(
     picture = picture or layout.plot(best)
     made = f"{evaluation['model']} of {tickers[0]['symbol']}"
     if len(tickers) > 1:
-        made = f"{evaluation['model']}{'s' * (evaluation['model'] == 'adapter')} of {count(len(tickers), 'ticker')}"
+        several = "adapters of" if evaluation["model"] == "adapter" else "a checkpoint over"
+        made = f"{several} {count(len(tickers), 'ticker')}"
     lines = ["", *_block("Made", [f"{made}, on {evaluation['base_model']}, in {layout.root}"])]
     lines += _block("Measured", [measured_line(evaluation), *evaluation["warnings"]])
     lines += _block("Result", error_lines(evaluation), wrapped=False)

@@ -144,9 +144,9 @@ def _summary(trained: Sequence[Trained], seconds: float) -> list[str]:
     folder = trained[0].result.folder if len(trained) == 1 else trained[0].result.folder.parent
     stopped = sum(bool(model.result.summary["stopped_early"]) for model in trained)
     early = f", {stopped} of them stopped early" if stopped and len(trained) > 1 else ", stopped early" * stopped
-    notes = [(model.adapter or "checkpoint", str(model.result.summary["note"])) for model in trained]
-    helped = group_messages((name, note) for name, note in notes if note)
-    return [f"trained {what} in {duration(seconds)}{early} -> {folder}", *helped]
+    notes = [(model.adapter or "checkpoint", model.result.summary["note"]) for model in trained]
+    unhelpful = group_messages((name, str(note)) for name, note in notes if note)
+    return [f"trained {what} in {duration(seconds)}{early} -> {folder}", *unhelpful]
 
 
 def _sentence(name: str, result: TrainingResult) -> str:

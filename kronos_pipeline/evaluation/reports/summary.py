@@ -125,12 +125,12 @@ def _gain(entry: Entry) -> float | None:
 
 def _error_line(entry: Entry, name: str, width: int, column: int) -> str:
     own, naive, gain = entry["mape"], entry["models"].get(NAIVE, {}).get("mape"), _gain(entry)
-    difference = UNDEFINED if gain is None else "equal" if abs(gain) < 0.005 else _difference(gain)
+    difference = UNDEFINED if gain is None else "      equal" if abs(gain) < 0.005 else _difference(gain)
     return f"{name:<{width}}  {number(own):>{column}}  {number(naive):>10}  {difference}"
 
 
 def _difference(gain: float) -> str:
-    return f"{abs(gain):.0%} {'smaller' if gain > 0 else 'larger'}".replace("%", " %")
+    return f"{100 * abs(gain):>3.0f} % {'smaller' if gain > 0 else 'larger'}"
 
 
 def _verdict(entry: Entry, model: str, target: Target) -> tuple[Verdict, str]:
