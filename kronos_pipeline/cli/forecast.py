@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Optional
 
-from kronos_pipeline.cli.command import FAILED
+from kronos_pipeline.cli.ages import age_of, is_old
+from kronos_pipeline.cli.command import FAILED, verbose_flag
 from kronos_pipeline.cli.tickers import TickersCommand, evaluated_setting
-from kronos_pipeline.errors import KronosError
+from kronos_pipeline.errors import KronosError, group_messages
 from kronos_pipeline.training.progress import step
 
-_PRINTED_BY_BAR = 3
-"""Largest number of tickers with forecasts printed bar by bar; more tickers get a line each."""
+_PRINTED_ALONE = 3
+"""Largest number of tickers with a table each; more tickers get a line each."""
 
 
 class Forecast(TickersCommand):
@@ -28,6 +30,7 @@ class Forecast(TickersCommand):
     calendars: Optional[list[str]] = evaluated_setting("calendars")
     expires_days: Optional[int] = evaluated_setting("expires_days")
     strict_champion: Optional[bool] = evaluated_setting("strict_champion")
+    verbose: bool = verbose_flag("print every bar, every ticker and the whole reason for the model")
 
     def run(self) -> int:
         """Forecast, print, plot and save the next bars of the tickers."""
@@ -39,7 +42,7 @@ class Forecast(TickersCommand):
         from kronos_pipeline.evaluation import ledger
         from kronos_pipeline.evaluation.forecasting.batching import run_jobs
         from kronos_pipeline.evaluation.forecasting.forecast_progress import ForecastProgress
-        from kronos_pipeline.pipeline.ingest import report_skipped
+        from kronos_pipeline.pipeline.ingest import report_all_skipped
         from kronos_pipeline.promotion.champion_forecast import TickerForecast, forecast_ticker_job, overview_table
         from kronos_pipeline.tracking.registry import Registry
         from kronos_pipeline.tracking.runs import Tracker
@@ -65,21 +68,26 @@ class Forecast(TickersCommand):
             raise failed[names[0]]
         forecasts = [made[name] for name in names if name in made]
         file, notes = ledger.append(layout, [forecast.ledger_rows for forecast in forecasts])
+        now = datetime.now(UTC)
+        messages = [(name, note) for name in made for note in bars[name].notes]
         for name in made:
-            for note in bars[name].notes:
-                print(f"{name}: {note}")
+            last = bars[name].frame["timestamps"].iloc[-1]
+            if is_old(last, now):
+                age = age_of(last, now)
+                messages.append((name, f"the last bar is from {last:%Y-%m-%d}, {age} ago: the forecast starts there"))
+        for line in group_messages(messages):
+            print(line)
         console = Console()
-        for one in forecasts if len(forecasts) <= _PRINTED_BY_BAR else ():
-            console.print(one.text_table().terminal())
+        for one in forecasts if len(forecasts) <= _PRINTED_ALONE else ():
+            table = one.text_table(details=True) if self.verbose else one.short_table()
+            console.print(table.terminal())
             print(f"forecast  {one.file}\npicture   {one.plot}")
-        if len(forecasts) > _PRINTED_BY_BAR:
-            console.print(overview_table(forecasts).terminal())
+        if len(forecasts) > _PRINTED_ALONE:
+            console.print(overview_table(forecasts, all_rows=self.verbose).terminal())
             print(f"forecasts {forecasts[0].file.parent}\npictures  {forecasts[0].plot.parents[1]}")
         if file:
             print(f"ledger    {file}")
         for note in notes:
             print(note)
-        for name in names:
-            if name in failed:
-                report_skipped(name, failed[name])
+        report_all_skipped({name: failed[name] for name in names if name in failed}, self.verbose)
         return FAILED if failed else 0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
+from kronos_pipeline.cli.ages import age_of
 from kronos_pipeline.cli.command import Command
 from kronos_pipeline.config import KronosTrainingConfig
 
@@ -126,13 +127,3 @@ def _cells(ticker: TickerStatus, now: datetime) -> tuple[str, str, str, str]:
         verdict = "little evidence"
     champion = "all" if len(ticker.champions) == len(TARGETS) else ", ".join(ticker.champions) or "-"
     return bar, trained, verdict, champion
-
-
-def age_of(time: str, now: datetime) -> str:
-    """Return the age of an ISO time in one unit: "3 h", "5 days", "2 years"."""
-    moment = datetime.fromisoformat(time)
-    seconds = (now - (moment if moment.tzinfo else moment.replace(tzinfo=UTC))).total_seconds()
-    for limit, unit, name in ((5400, 60, "min"), (129_600, 3600, "h"), (5_184_000, 86_400, "days")):
-        if seconds < limit:
-            return f"{max(seconds, 0) / unit:.0f} {name}"
-    return f"{seconds / 2_629_800:.0f} months" if seconds < 47_336_400 else f"{seconds / 31_557_600:.0f} years"

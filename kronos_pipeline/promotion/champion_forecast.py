@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from kronos_pipeline.evaluation.forecasting.future import (
     forecast_composed_job,
     forecast_manifest,
     forecast_text_table,
+    forecast_title,
     save_forecast,
 )
 from kronos_pipeline.evaluation.predictions import FEWEST_PATHS
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from kronos_pipeline.model.loading import KronosModel
     from kronos_pipeline.tracking.registry import Registry
 
+_ROWS = 20
+"""Largest number of rows of a short overview."""
 NOT_RECALIBRATED = "intervals as sampled, not recalibrated"
 
 
@@ -66,11 +69,27 @@ class TickerForecast:
         reason = f"By {self.label}: {self.reason}" if details else self.summary
         return forecast_text_table(self.table, [reason, *self.notes])
 
+    def short_table(self) -> TextTable:
+        """Build the table of the next and the last bar of the forecast, with a legend."""
+        legend = f"P(up): probability of a close above the last, {price(self.table['last'].iloc[0], 5)}."
+        notes = [self.summary, *self.notes, legend, "-v prints every bar, and the whole reason for the model."]
+        return replace(forecast_text_table(self.table.iloc[sorted({0, len(self.table) - 1})], notes), title=forecast_title(self.table))
 
-def overview_table(forecasts: Sequence[TickerForecast]) -> TextTable:
-    """Build a table of many forecasts: a row per ticker, with the close of the last forecast bar."""
+
+def overview_table(forecasts: Sequence[TickerForecast], *, all_rows: bool = True) -> TextTable:
+    """Build a table of many forecasts: a row per ticker, with the close of the last forecast bar.
+
+    Args:
+        forecasts: the forecasts.
+        all_rows: show every ticker; otherwise, of many, those with the highest and the lowest probability of a rise.
+    """
+    shown, others = list(forecasts), []
+    if len(forecasts) > _ROWS and not all_rows:
+        shown = sorted(forecasts, key=lambda forecast: -float(forecast.table["p_up"].iloc[-1]))
+        others = [f"{len(shown) - _ROWS} tickers are between the highest and the lowest P(up); -v shows them."]
+        shown = [*shown[: _ROWS // 2], *shown[-_ROWS // 2 :]]
     rows = []
-    for forecast in forecasts:
+    for forecast in shown:
         last, steps = forecast.table.iloc[-1], len(forecast.table)
         known = f"{last['cutoff']:%Y-%m-%d}"
         prices = (price(last[name]) for name in ("lo_80", "median", "mean", "hi_80"))
@@ -79,7 +98,10 @@ def overview_table(forecasts: Sequence[TickerForecast]) -> TextTable:
         title=f"Close (price) of the last forecast bar, {count(len(forecasts), 'ticker')}",
         headers=["Ticker", "after", "bars\nahead", "lo\n80 %", "median", "mean", "hi\n80 %", "P(up)", "by"],
         rows=rows,
-        notes=["The file's manifest, and `kronos forecast` of a single ticker, give the reason for the model."],
+        notes=[
+            *others,
+            "The file's manifest, and `kronos forecast` of a single ticker, give the reason for the model.",
+        ],
     )
 
 

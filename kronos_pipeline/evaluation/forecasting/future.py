@@ -226,7 +226,7 @@ def save_forecast(
 
     table, picture = layout.forecast(bars.ticker), layout.picture(bars.ticker, "forecast")
     write_parquet(table, forecast, dict(manifest))
-    title = f"{_title(forecast)}, by {manifest['model']}"
+    title = f"{forecast_title(forecast)}, by {manifest['model']}"
     png = fan_plot(bars.frame, forecast, title, manifest["notes"])
     write_file(picture, lambda handle: handle.write(png))
     return table, picture
@@ -243,7 +243,7 @@ def forecast_text_table(forecast: pd.DataFrame, notes: Sequence[str] = ()) -> Te
     bounds = [f"lo_{level}" for level in LEVELS[::-1]] + ["median"] + [f"hi_{level}" for level in LEVELS]
     names = {"median": "median"} | {name: f"{name[:2]}\n{name[3:]} %" for name in BOUNDS}
     return TextTable(
-        title=_title(forecast),
+        title=forecast_title(forecast),
         headers=["Bar", "mean", *(names[name] for name in bounds), "P(up)"],
         rows=[
             [
@@ -257,7 +257,8 @@ def forecast_text_table(forecast: pd.DataFrame, notes: Sequence[str] = ()) -> Te
     )
 
 
-def _title(forecast: pd.DataFrame) -> str:
+def forecast_title(forecast: pd.DataFrame) -> str:
+    """Return the title of a forecast: ticker, number of bars, and the last known bar."""
     first = forecast.iloc[0]
     last_known = first["cutoff"].strftime(_time_form(forecast))
     return f"{first['unique_id']}: close (price) of the next {count(len(forecast), 'bar')} after {last_known}"
