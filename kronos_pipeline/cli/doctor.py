@@ -32,7 +32,7 @@ class Doctor(Command, Recipe):
         from rich.console import Console
 
         from kronos_pipeline.data.doctor import column_names_table, doctor_table, examine_folder
-        from kronos_pipeline.pipeline.propose import proposal_lines
+        from kronos_pipeline.pipeline.propose import conclusion_lines, proposal_lines
 
         if self.list_columns:
             Console().print(column_names_table())
@@ -45,6 +45,9 @@ class Doctor(Command, Recipe):
         if recipe.lookback_note:
             print(recipe.lookback_note)
         print("\n".join(shown.lines()))
+        windows = [ticker.windows for ticker in shown.tickers if ticker.windows is not None]
+        if conclusions := conclusion_lines(windows, recipe):
+            print("\n".join(conclusions))
         if not self.ticker:
             bars = [ticker.bars for ticker in report.tickers if ticker.bars is not None]
             step("measuring the speed of this machine")

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Optional
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
+from kronos_pipeline.cli.ages import age_of
 from kronos_pipeline.cli.command import Command
 from kronos_pipeline.config import NAME
-from kronos_pipeline.errors import SettingsError
+from kronos_pipeline.errors import SettingsError, join
 from kronos_pipeline.training.progress import step
 
 if TYPE_CHECKING:
     from kronos_pipeline.evaluation.scoring.targets import Target
-    from kronos_pipeline.tracking.registry import Registry
+    from kronos_pipeline.tracking.registry import Registry, Version
 
 CHECKPOINT = "all"
 """The name of the checkpoint over all tickers on the command line."""
@@ -65,16 +68,50 @@ class Promote(_ModelCommand):
 
     def run(self) -> int:
         """Set the champion, and print it with the gate's decisions."""
-        from kronos_pipeline.errors import join
-
         step("loading MLflow")
         reason = self.reason or "promoted by hand, no reason given"
         champion = self._registry.promote(self._name, self.version, reason, self._targets)
         print(f"{champion} is the champion of {join(self._targets)}")
-        for target in self._targets:
-            gate = champion.decision("gate_reason", target)
-            print(f"{target}, by the gate: {gate or 'not decided'}")
+        for line in _gate_lines(champion, self._targets):
+            print(f"the gate: {line}")
+        for line in self._training_lines(champion):
+            print(line)
         return 0
+
+    def _training_lines(self, champion: Version) -> list[str]:
+        """Return when the version was registered, and whether a newer training lies in the output folder."""
+        from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, mlflow_run_of
+        from kronos_pipeline.tracking.stored_registry import read_registered_models
+
+        model = (read_registered_models(self._registry.uri) or {}).get(champion.name)
+        registered = model.registered.get(champion.number) if model else None
+        now, lines = datetime.now(UTC), []
+        if registered:
+            lines.append(f"it was trained and registered on {registered[:10]}, {age_of(registered, now)} ago")
+        folder = ArtifactLayout(Path(self.output_dir)).trained(None if self.adapter == CHECKPOINT else self.adapter)
+        run = mlflow_run_of(folder)
+        if run in (None, champion.run_id) or not (folder / MANIFEST).is_file():
+            return lines
+        trained = datetime.fromtimestamp((folder / MANIFEST).stat().st_mtime, UTC)
+        if registered and trained > datetime.fromisoformat(registered):
+            newer = [version for version in (model.versions if model else ()) if version.run_id == run]
+            what = f"version {newer[-1].number}" if newer else "not registered; `kronos train` registers what it trains"
+            lines.append(f"a newer training is in {folder}, {age_of(trained, now)} ago: {what}")
+        return lines
+
+
+def _gate_lines(champion: Version, targets: Sequence[Target]) -> list[str]:
+    """Return the gate's verdicts in short; targets with the same verdicts share a line."""
+    by_verdict: dict[str, list[Target]] = {}
+    for target in targets:
+        prefix, rivals = f"verdict.{target}.", dict[str, list[str]]()
+        for key, verdict in champion.tags.items():
+            if key.startswith(prefix):
+                rivals.setdefault(verdict, []).append(key.removeprefix(prefix))
+        whole = "every rival"
+        parts = [f"{verdict} against {whole if len(rivals) == 1 else ', '.join(of)}" for verdict, of in rivals.items()]
+        by_verdict.setdefault("; ".join(parts) or "not decided", []).append(target)
+    return [f"{join(together)}: {verdict}" for verdict, together in by_verdict.items()]
 
 
 class Rollback(_ModelCommand):
@@ -85,8 +122,6 @@ class Rollback(_ModelCommand):
 
     def run(self) -> int:
         """Restore the champions, and print them."""
-        from kronos_pipeline.errors import join
-
         step("loading MLflow")
         reason = self.reason or "rolled back by hand, no reason given"
         champions = self._registry.rollback(self._name, reason, self._targets)

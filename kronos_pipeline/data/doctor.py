@@ -143,7 +143,7 @@ class FolderReport:
         enough = sum(report.enough for report in self.tickers)
         checkpoint = "enough" if self.enough_for_checkpoint else f"fewer than the {HORIZONS_IN_ALL} it should have"
         lines = [
-            f"{fit} of {len(self.tickers)} tickers are fit for training, {enough} have enough for an adapter.",
+            f"{fit} of {len(self.tickers)} tickers are fit for training, {enough} have enough to train an adapter.",
             f"A checkpoint over all has {self.horizons} horizons of training targets end to end: {checkpoint}.",
         ]
         lines += [f"note: {note}" for note in (*self.notes, *self._interval_notes())]
@@ -205,7 +205,7 @@ def doctor_table(report: FolderReport) -> Table:
     """
     table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 0, 0, 1))
     grouped = len(report.tickers) > MANY
-    for header in ("tickers" if grouped else "ticker", *("bars", "first", "last", "every", *_COUNTS, "verdict")):
+    for header in ("tickers" if grouped else "ticker", *("bars", "first", "last", "every", *_COUNTS, "to train")):
         number = header in ("tickers", "bars", *_COUNTS)
         table.add_column(header, justify="right" if number else "left", no_wrap=header != "ticker", overflow="fold")
     groups: dict[tuple[str, str], list[TickerReport]] = {}

@@ -73,7 +73,10 @@ class TickerForecast:
         """Build the table of the next and the last bar of the forecast, with a legend."""
         legend = f"P(up): probability of a close above the last, {price(self.table['last'].iloc[0], 5)}."
         notes = [self.summary, *self.notes, legend, "-v prints every bar, and the whole reason for the model."]
-        return replace(forecast_text_table(self.table.iloc[sorted({0, len(self.table) - 1})], notes), title=forecast_title(self.table))
+        return replace(
+            forecast_text_table(self.table.iloc[sorted({0, len(self.table) - 1})], notes),
+            title=forecast_title(self.table),
+        )
 
 
 def overview_table(forecasts: Sequence[TickerForecast], *, all_rows: bool = True) -> TextTable:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from urllib.parse import quote
 
 from kronos_pipeline.tracking.champions import Champions, read_champions
@@ -24,10 +25,12 @@ class RegisteredModel:
     Attributes:
         versions: its versions, oldest first.
         champions: the champion of each target, by number.
+        registered: the time of each version's registration by number, ISO 8601; empty if it is not known.
     """
 
     versions: tuple[Version, ...]
     champions: Champions
+    registered: Mapping[int, str] = field(default_factory=dict)
 
 
 def read_registered_models(uri: str) -> dict[str, RegisteredModel] | None:
@@ -61,12 +64,16 @@ def _read(database: sqlite3.Connection) -> dict[str, RegisteredModel]:
     for name, key, value in database.execute("SELECT name, key, value FROM registered_model_tags"):
         model_tags.setdefault(name, {})[key] = value
     versions: dict[str, list[Version]] = {}
-    for name, number, run_id in database.execute("SELECT name, version, run_id FROM model_versions ORDER BY version"):
+    times: dict[str, dict[int, str]] = {}
+    rows = database.execute("SELECT name, version, run_id, creation_time FROM model_versions ORDER BY version")
+    for name, number, run_id, milliseconds in rows:
         key = name, int(number)
+        time = datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
+        times.setdefault(name, {})[int(number)] = time.isoformat(timespec="seconds")
         tags: Mapping[str, str] = version_tags.get(key, {})
         versions.setdefault(name, []).append(Version(*key, str(run_id), tuple(sorted(aliases.get(key, ()))), tags))
     return {
-        name: RegisteredModel(tuple(of_name), read_champions(of_name, model_tags.get(name, {})))
+        name: RegisteredModel(tuple(of_name), read_champions(of_name, model_tags.get(name, {})), times[name])
         for name, of_name in versions.items()
     }
 

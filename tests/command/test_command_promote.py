@@ -54,7 +54,10 @@ def test_a_person_promotes_and_rolls_back(
     output = ["--output-dir", str(tmp_path)]
     assert cli.main(["promote", adapter, *output]) == 0
     assert champion(registry, adapter) == 2
-    assert f"kronos-{adapter} version 2 is the champion" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"kronos-{adapter} version 2 is the champion" in printed
+    assert "it was trained and registered on 20" in printed
+    assert "the gate: mean, distribution and volatility: not decided" in printed
     assert cli.main(["promote", adapter, "--version", "1", "--reason", "it is calmer", *output]) == 0
     assert champion(registry, adapter) == 1
     assert registry.version(registered_name(adapter), 1).decision("reason", "mean") == "it is calmer"

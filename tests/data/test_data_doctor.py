@@ -47,7 +47,7 @@ def test_enough_counts_horizons_that_could_be_laid_end_to_end(report: FolderRepo
 def test_the_lines_hold_verdicts_problems_doubts_and_notes(report: FolderReport) -> None:
     text = "\n".join(report.lines())
 
-    assert text.startswith("4 of 6 tickers are fit for training, 3 have enough for an adapter.")
+    assert text.startswith("4 of 6 tickers are fit for training, 3 have enough to train an adapter.")
     assert "LITTLE: not enough: training targets hold 6 horizons end to end, and 20 are the least" in text
     assert "LITTLE: not enough: training covers 25" in text
     assert "SHORT.csv: 100 bars, and 145 are needed" in text

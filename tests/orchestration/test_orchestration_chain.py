@@ -127,7 +127,7 @@ def test_materialisations_show_what_people_look_for(chain: Chain) -> None:
     assert adapter["device"] == "cpu"
     assert str(chain.location.layout.adapter("^GSPC")) in adapter["summary"]
     assert metrics["summary"].startswith("Holdout: MAE of the adapter ")
-    assert "no verdict on mean, distribution, volatility: 3 shared cutoffs" in metrics["summary"]
+    assert "no verdict on mean, distribution, volatility: 3 cutoffs" in metrics["summary"]
     for shown in (bars, adapter, metrics):
         assert shown["sketch"].startswith("![sketch](data:image/svg+xml;base64,")
         assert len(shown["sketch"]) < 1000  # the UI hides longer Markdown behind a link
