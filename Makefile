@@ -37,7 +37,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(INSTALLED)  ## train a checkpoint and adapters on simulated tickers, in minutes, offline, into artifacts-demo
+	@echo "1 of 2: a checkpoint over all tickers"
 	$(DEMO) --epochs 1 --stride 8
+	@echo "2 of 2: an adapter for each ticker, beside the checkpoint"
 	$(DEMO) $(DEMO_ADAPTERS) --epochs 3 --stride 2
 
 format: $(INSTALLED)  ## fix and format the Python files

@@ -32,7 +32,7 @@ def test_a_backtest_says_what_it_costs_then_what_it_found(
     flags = small_flags(tiny_base, **QUICK, backtest_origins=2, data_dir=data, output_dir=output)
     assert cli.main(["backtest", *flags]) == 0
     lines = capsys.readouterr().out.splitlines()
-    cost = next(number for number, line in enumerate(lines) if "4 cutoffs of 2 tickers, 5 bars apart" in line)
+    cost = next(number for number, line in enumerate(lines) if "2 tickers: 2 cutoffs each, 5 bars apart" in line)
     first = next(number for number, line in enumerate(lines) if "scaled error adapter" in line)
     assert cost < first
     assert "AAPL: 2 of" not in " ".join(lines)

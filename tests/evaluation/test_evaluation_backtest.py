@@ -53,7 +53,7 @@ def test_each_cutoff_is_scored_once_for_every_model_and_what_is_written_can_be_r
     layout, bars = ArtifactLayout(tmp_path), {name: simulated_bars(name, 110) for name in ("AAPL", "MSFT")}
     lines: list[str] = []
     result = run_backtest(layout, bars, quick(tiny_base), base, say=lines.append)
-    assert "6 cutoffs of 2 tickers, 5 bars apart; 6 trainings, about" in lines[0]
+    assert "2 tickers: 3 cutoffs each, 5 bars apart; 6 trainings, about" in lines[0]
     assert "6 of 6" in lines[-1]
     table = result.predictions
     assert set(table["model"]) == FORECAST
@@ -105,7 +105,7 @@ def test_one_training_serves_as_many_cutoffs_as_is_asked_for_and_a_checkpoint_al
     lines: list[str] = []
     layout = ArtifactLayout(tmp_path)
     result = run_backtest(layout, bars, recipe, base, say=lines.append)
-    assert "8 cutoffs of 2 tickers, 5 bars apart; 2 trainings" in lines[0]
+    assert "2 tickers: 4 cutoffs each, 5 bars apart; 2 trainings" in lines[0]
     assert result.predictions.groupby(["unique_id", "model"])["cutoff"].nunique().eq(4).all()
     assert "checkpoint" in set(result.predictions["model"])
     folds = read_json(layout.backtest_report("checkpoint", "MSFT"))["manifest"]["folds"]["MSFT"]

@@ -91,7 +91,7 @@ def test_the_title_names_the_demo_model_and_the_notes_say_what_was_left_out_and_
     text = " ".join(rendered(evaluation_table(evaluation), 120))
     assert "adapter on base model kronos-nano (embedded demo model)" in text
     assert "may have been seen in pre-training" in text
-    assert "20 bars of 2 symbols forecast from 6 cutoffs." in text
+    assert "2 symbols: 10 bars from 3 cutoffs each." in text
     assert "Few: too little evidence: 3 cutoffs, and a verdict needs 8 (--backtest-origins gives more)." in text
     assert "Left out: 5 older cutoffs (--max-cutoffs)." in text
     assert "Skipped ACME: ACME.csv:3: Close: a price must be above 0 (found '-1')" in text

@@ -22,7 +22,7 @@ from kronos_pipeline.artifacts import (
 )
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import Bars
-from kronos_pipeline.errors import KronosError, count
+from kronos_pipeline.errors import KronosError, count, group_messages
 from kronos_pipeline.evaluation.backtest.fold_runs import fold_key, fold_predictions_file, prune_folds, run_folds
 from kronos_pipeline.evaluation.backtest.folds import BacktestError, Fold, plan_folds
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, trained_model
@@ -245,16 +245,20 @@ def _announce(
     for fold in folds:
         for windows in fold.windows:
             counts[windows.ticker] = counts.get(windows.ticker, 0) + windows.counts()["holdout"]
+    fewest, most = min(counts.values(), default=0), max(counts.values(), default=0)
+    spread = count(most, "cutoff") if fewest == most else f"{fewest} to {count(most, 'cutoff')}"
     reused = f" ({len(folds) - new} are kept from before)" if new < len(folds) else ""
     lines = [
-        f"backtest: {sum(counts.values())} cutoffs of {len(counts)} tickers, {recipe.horizon} bars apart; "
+        f"backtest of {count(len(counts), 'ticker')}: {spread} each, {recipe.horizon} bars apart; "
         f"{count(new, 'training')}{reused}, about {duration(seconds)} at most, and the sampling"
     ]
+    short: list[tuple[str, str]] = []
     for ticker, cutoffs in counts.items():
         if cutoffs < recipe.backtest_origins:
             few = f"; a verdict needs {MIN_CUTOFFS}" if cutoffs < MIN_CUTOFFS else ""
-            lines.append(f"{ticker}: {cutoffs} of {recipe.backtest_origins} cutoffs have enough bars before them{few}")
-    return lines + [f"{ticker}: no backtest: {error}" for ticker, error in skipped.items()]
+            short.append((ticker, f"{cutoffs} of {recipe.backtest_origins} cutoffs have enough bars before them{few}"))
+    short += [(ticker, f"no backtest: {error}") for ticker, error in skipped.items()]
+    return lines + group_messages(short)
 
 
 def _training_windows(fold: Fold) -> int:

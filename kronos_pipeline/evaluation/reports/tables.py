@@ -10,6 +10,7 @@ import pandas as pd
 from kronos_pipeline.artifacts import ArtifactLayout, write_json
 from kronos_pipeline.errors import count
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, CHECKPOINT, FEWEST_PATHS, NAIVE, without_variants
+from kronos_pipeline.evaluation.reports.summary import cutoffs_phrase
 from kronos_pipeline.evaluation.reports.text_table import UNDEFINED, TextTable, number, price
 from kronos_pipeline.evaluation.reports.worth import MARKS, combined_verdict_of, little_evidence
 from kronos_pipeline.evaluation.scoring.metrics import METRICS, UNITS
@@ -177,11 +178,8 @@ def _coverage(row: Entry) -> str:
 def _notes(evaluation: Mapping[str, Any]) -> list[str]:
     """Return the notes below the table: counts, warnings, left-out cutoffs, undefined metrics, skipped symbols."""
     total = evaluation["aggregate"]
-    counts = [
-        count(total[key], word)
-        for key, word in (("bars", "bar"), ("symbols_evaluated", "symbol"), ("cutoffs", "cutoff"))
-    ]
-    notes = [*evaluation["warnings"], "{} of {} forecast from {}.".format(*counts)]
+    measured = f"{count(total['symbols_evaluated'], 'symbol')}: {cutoffs_phrase(evaluation['per_symbol'])}."
+    notes = [*evaluation["warnings"], measured]
     notes += little_evidence(evaluation)
     notes += _partial(evaluation)
     if evaluation["samples"] is not None and evaluation["samples"] < FEWEST_PATHS:
