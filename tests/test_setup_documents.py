@@ -56,7 +56,9 @@ def test_the_table_of_contents_names_each_section_in_order() -> None:
 
 def test_the_readme_shows_a_command_and_its_result_within_thirty_lines() -> None:
     top = "\n".join((ROOT / "README.md").read_text().splitlines()[:30])
-    assert re.search(r"^    \$ make demo\n    Made +adapters of 12 tickers, .*\(embedded demo model\)", top, re.MULTILINE)
+    assert re.search(
+        r"^    \$ make demo\n    Made +adapters of 12 tickers, .*\(embedded demo model\)", top, re.MULTILINE
+    )
     assert re.search(r"^ +all tickers +[\d.]+ +[\d.]+ +\d+ % ", top, re.MULTILINE)
 
 

@@ -74,11 +74,11 @@ def ending_lines(
 
 
 def backtest_command(config: KronosTrainingConfig, output: Path) -> str:
-    """Return the command of a backtest with the settings of a training."""
+    """Return the command of a backtest with the settings of a training: one training serves all of its cutoffs."""
     from kronos_pipeline.data.proposal import flags_of
     from kronos_pipeline.evaluation.scoring.verdicts import MIN_CUTOFFS
 
-    recipe = config.recipe.model_copy(update={"backtest_origins": MIN_CUTOFFS})
+    recipe = config.recipe.model_copy(update={"backtest_origins": MIN_CUTOFFS, "backtest_refit_every": MIN_CUTOFFS})
     folders = f"{flag_unless_default('data_dir', config.data_dir)}{_output_flag(output)}"
     return f"{kronos_command()} backtest{folders} {flags_of(recipe)}"
 
