@@ -152,7 +152,7 @@ def test_a_bad_ticker_among_good_ones_is_skipped_by_name_and_the_exit_code_tells
     assert "ACME.csv:3: open" in skipped["reason"]
     captured = capsys.readouterr()
     assert f"error: {bad}:3: open" in captured.err
-    assert re.search(r"^Skipped +ACME:.*ACME.csv:3: open", captured.out, re.MULTILINE | re.DOTALL)
+    assert re.search(r"^Skipped +ACME:.*ACME\.csv:3:\s+open", captured.out, re.MULTILINE | re.DOTALL)
     assert not (tmp_path / "out/adapters/ACME").exists()
 
 
