@@ -81,7 +81,7 @@ prefix = "kronos_pipeline.cli."
 print(sorted(name.removeprefix(prefix) for name in sys.modules if name.startswith(prefix)))
 """
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    imported = str(["app", "command", "forecast", "help", "overview", "tickers"])
+    imported = str(["ages", "app", "command", "forecast", "help", "overview", "tickers"])
     assert (result.returncode, result.stdout.splitlines()[-1]) == (0, imported), result.stderr
 
 
