@@ -17,9 +17,10 @@ settings.load_profile("repeatable")
 
 pytest_plugins = ["recorded_durations"]
 
-_SETTINGS = ("KRONOS_DATA_DIR", "KRONOS_OUTPUT_DIR", "KRONOS_BASE_MODEL", "KRONOS_DEVICE", "MLFLOW_TRACKING_URI")
+_SETTINGS = tuple(f"KRONOS_{name}" for name in ("DATA_DIR", "OUTPUT_DIR", "BASE_MODEL", "DEVICE", "COLUMNS"))
+_STORES = ("MLFLOW_TRACKING_URI",)
 _DAGSTER = ("DAGSTER_HOME", "DAGSTER_MODULE_NAME")
-for _variable in _SETTINGS + _DAGSTER:
+for _variable in _SETTINGS + _STORES + _DAGSTER:
     os.environ.pop(_variable, None)  # settings of the shell that runs the tests, for instance by env.sh
 
 

@@ -106,6 +106,7 @@ print(*(getattr(kronos_pipeline, name).__name__ for name in kronos_pipeline.__al
 """
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     names = ["KronosMultiTickerDataset", "KronosPredictor", "KronosTrainer", "KronosTrainingConfig"]
+    names += ["evaluate", "forecast", "run_pipeline"]
     assert result.stdout.split() == names, result.stderr
 
 
