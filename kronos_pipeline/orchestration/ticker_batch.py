@@ -36,16 +36,17 @@ class TickerBatch:
     """The tickers of a step, with their artifacts and errors.
 
     Attributes:
-        tickers: the run's tickers, without those that failed upstream in the same run.
+        tickers: the run's tickers, or the given ones, without those that failed upstream in the same run.
         done: artifacts, by ticker.
         errors: errors, by ticker.
     """
 
-    def __init__(self, context: dg.AssetExecutionContext) -> None:
+    def __init__(self, context: dg.AssetExecutionContext, tickers: Sequence[str] | None = None) -> None:
         self._context = context
         self._metadata: dict[str, Mapping[str, Any]] = {}
         failed = failed_in_run(context, context.asset_key)
-        self.tickers = [ticker for ticker in run_tickers(context) if ticker not in failed]
+        of_step = run_tickers(context) if tickers is None else tickers
+        self.tickers = [ticker for ticker in of_step if ticker not in failed]
         self.done: dict[str, Any] = {}
         self.errors: dict[str, KronosError] = {}
 
@@ -61,6 +62,11 @@ class TickerBatch:
         """Record a ticker's artifact and the metadata that the UI shows with it."""
         self.done[ticker] = artifact
         self._metadata[ticker] = metadata
+
+    def materialisations(self, asset: dg.AssetKey) -> Iterator[dg.AssetMaterialization]:
+        """Yield a materialisation of an asset's partition for each good ticker."""
+        for ticker, metadata in self._metadata.items():
+            yield dg.AssetMaterialization(asset, partition=ticker, metadata=dict(metadata))
 
     def events(self, data_version: str | None = None) -> Iterator[Event]:
         """Yield the step's events for Dagster.
@@ -85,8 +91,7 @@ class TickerBatch:
             yield output
             return
         yield dg.Output(self.done, metadata=_NO_RECORD)
-        for ticker, metadata in self._metadata.items():
-            yield dg.AssetMaterialization(self._context.asset_key, partition=ticker, metadata=dict(metadata))
+        yield from self.materialisations(self._context.asset_key)
         for ticker, error in self.errors.items():
             self._context.log.error(failure_message(asset, {ticker: error}))
             problems = {PROBLEMS: problem_table({ticker: error})}

@@ -41,6 +41,23 @@ def holdout_metrics(
     models are the last close, its drift, the week before, models of volatility, base, checkpoint and adapter. A
     checkpoint or an adapter is left out if it does not exist or does not fit this base model and holdout.
     """
+    batch = TickerBatch(context)
+    measure(context, batch, windows, pipeline, tracking, tickers_tested(context))
+    yield from batch.events()
+
+
+def measure(
+    context: dg.AssetExecutionContext,
+    batch: TickerBatch,
+    windows: TickerArtifacts,
+    pipeline: PipelineSettings,
+    tracking: Tracking,
+    tested: int,
+) -> None:
+    """Evaluate the tickers of a batch on their holdouts, and add the metrics' paths and metadata to the batch.
+
+    `tested` is the number of tickers that the verdicts are corrected for.
+    """
     from kronos_pipeline.evaluation.forecasting.batching import unwrap
     from kronos_pipeline.evaluation.forecasting.candidates import TrainedModels
     from kronos_pipeline.evaluation.holdout import evaluate_tickers  # imports matplotlib
@@ -50,12 +67,10 @@ def holdout_metrics(
         recipe, layout = pipeline.recipe("lora"), pipeline.layout
         models = TrainedModels(layout, load_base_model(recipe))
         tracker = tracking.tracker(layout)
-        batch = TickerBatch(context)
         runs: dict[str, str | None] = {}
         for ticker in batch.tickers:
             with batch.ticker(ticker):
                 runs[ticker] = training_run_id(layout, ticker)
-        tested = tickers_tested(context)
         for ticker, outcome in evaluate_tickers(
             models, windows, runs, recipe, tickers_tested=tested, say=context.log.info
         ):
@@ -69,7 +84,6 @@ def holdout_metrics(
                     tracker.log_evaluation(run, flat_metrics(result.evaluation), plots, table)
                     metadata |= mlflow_metadata(run, tracker.link(run))
                 batch.add(ticker, layout.ticker_metrics(ticker), metadata)
-        yield from batch.events()
 
 
 def backtest(

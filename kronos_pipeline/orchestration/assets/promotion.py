@@ -9,7 +9,8 @@ import dagster as dg
 from kronos_pipeline.artifacts import MANIFEST, mlflow_run_of, read_json
 from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.errors import ArtifactError
-from kronos_pipeline.orchestration.failures import as_failure
+from kronos_pipeline.orchestration.assets.evaluation import measure
+from kronos_pipeline.orchestration.failures import as_failure, make_failure
 from kronos_pipeline.orchestration.io_manager import TickerArtifacts
 from kronos_pipeline.orchestration.metadata import SUMMARY, bullets, mlflow_metadata
 from kronos_pipeline.orchestration.partitions import tickers_tested
@@ -55,8 +56,8 @@ def checkpoint_champion(
 ) -> dg.MaterializeResult[None]:
     """The gate's decisions on the checkpoint, which becomes a version of the registered model `kronos-all`.
 
-    The rule is that of `champion`. The evidence is from the tickers with holdout metrics newer than the checkpoint; the
-    metadata names the other tickers.
+    The rule is that of `champion`. Tickers whose holdout metrics are older than the checkpoint are measured first, and
+    record their `holdout_metrics`; the metadata names the tickers that cannot be measured.
     """
     from kronos_pipeline.promotion.submit import TrainedModel, submit
     from kronos_pipeline.tracking.registry import Registry
@@ -69,8 +70,14 @@ def checkpoint_champion(
             raise ArtifactError("There is no checkpoint with an MLflow run; materialise checkpoint first.")
         tickers = sorted(set(read_json(layout.best_checkpoint / MANIFEST)["data"]) & set(windows))
         measured = _measured_since_checkpoint(context, tickers)
-        if not measured:
-            raise ArtifactError("No holdout metrics are newer than the checkpoint; materialise holdout_metrics first.")
+        if older := [ticker for ticker in tickers if ticker not in measured]:
+            batch = TickerBatch(context, older)
+            measure(context, batch, windows, pipeline, tracking, len(windows))
+            for event in batch.materialisations(dg.AssetKey("holdout_metrics")):
+                context.log_event(event)
+            measured = [ticker for ticker in tickers if ticker in measured or ticker in batch.done]
+            if not measured:
+                raise make_failure("checkpoint_champion", batch.errors)
         model = TrainedModel(None, measured, run)
         submission = submit(Registry(tracker), layout, model, recipe, tickers_tested=1)
         metadata = _decision_metadata(submission) | mlflow_metadata(run, tracker.link(run))
