@@ -31,7 +31,23 @@ ROOT = Path(__file__).resolve().parent.parent
 HELP, VALIDATE = "kronos --help", "dagster definitions validate, {:,} tickers"
 GOALS = {HELP: 0.5, VALIDATE.format(1000): 5.0}
 """Maximum of seconds."""
+TORCH = "python -c 'import torch'"
+LOADED = "run_training until the base model is loaded"
+FORECAST = "kronos forecast of one ticker"
 TRAINING = "a training by stage"
+UNTIL_LOADED = """
+import builtins, os, sys
+show = print
+
+def show_until_loaded(*words, **settings):
+    show(*words, **settings)
+    if str(words[0]).startswith("base model"):
+        os._exit(0)
+
+builtins.print = show_until_loaded
+from kronos_pipeline.run_training import main
+main(["--data-dir", sys.argv[1], "--output-dir", sys.argv[2], "--model-name", "kronos-nano", "--device", "cpu"])
+"""
 STAGES = """
 import json, sys, time
 from pathlib import Path
@@ -137,7 +153,18 @@ def _commands(folder: Path, counts: Sequence[int], *, stages: bool) -> Mapping[s
             ]
             for count in counts
         },
-        **({TRAINING: ["-c", STAGES, apple, "OUT"]} if stages else {}),
+        **(_loading(apple) if stages else {}),
+    }
+
+
+def _loading(data: str) -> Mapping[str, list[str]]:
+    """Return the commands that load PyTorch and a base model."""
+    forecast = ["-m", "kronos_pipeline.cli", "forecast", "AAPL", "--data-dir", data, "--output-dir", "OUT"]
+    return {
+        TORCH: ["-c", "import torch"],
+        LOADED: ["-c", UNTIL_LOADED, data, "OUT"],
+        FORECAST: [*forecast, "--model-name", "kronos-nano", "--device", "cpu"],
+        TRAINING: ["-c", STAGES, data, "OUT"],
     }
 
 
@@ -166,6 +193,7 @@ def _of_commands(
     runs_by_key: Mapping[tuple[str, str], Sequence[Timed]], names: Sequence[str], checkout: str, *, first: bool
 ) -> Table:
     rows = []
+    torch = [run.processor for run in runs_by_key.get((checkout, TORCH), [])[first:]]
     for name in names:
         runs = runs_by_key[checkout, name]
         warm = runs[first:]
@@ -174,11 +202,12 @@ def _of_commands(
                 name,
                 Spread.of([run.wall for run in warm]).text(seconds),
                 Spread.of([run.processor for run in warm]).text(seconds),
+                f"{Spread.of([run.processor for run in warm]).median / Spread.of(torch).median:.2f}" if torch else "",
                 seconds(runs[0].processor) if first else "",
                 seconds(GOALS[name]) if name in GOALS else "",
             ]
         )
-    columns = ("command", "wall clock", "processor", "processor, first start of all", "goal")
+    columns = ("command", "wall clock", "processor", "times import torch", "processor, first start of all", "goal")
     return Table(f"Commands from start to end{_which(checkout)}", columns, rows)
 
 

@@ -30,7 +30,7 @@ def run_pipeline(config: KronosTrainingConfig, seeds: int = 1, verbose: bool = F
     from kronos_pipeline.artifacts import ArtifactLayout, check_writable
     from kronos_pipeline.pipeline.ingest import read_tickers
 
-    layout = ArtifactLayout(Path(config.output_dir))
+    layout, processes = ArtifactLayout(Path(config.output_dir)), int(os.environ.get("WORLD_SIZE", "1"))
     check_writable(layout.root)
     if config.rivals:
         from kronos_pipeline.evaluation.rivals.optional import check_rivals
@@ -44,6 +44,13 @@ def run_pipeline(config: KronosTrainingConfig, seeds: int = 1, verbose: bool = F
 
     trainer = KronosTrainer(config.recipe, layout.root)
     print(f"base model {trainer.base.source.label} on {trainer.device}, {trainer.precision}")
+
+    if processes == 1:
+        step("estimating the time")
+        from kronos_pipeline.pipeline.estimate import estimate_run
+
+        estimate = estimate_run([*tickers.windows.values()], config.recipe, trainer.base, seeds)
+        print(f"this run takes {estimate.describe(str(trainer.device))}")
 
     step("loading MLflow")
     from kronos_pipeline.evaluation.reports.tables import leaderboard_table, save_leaderboard
