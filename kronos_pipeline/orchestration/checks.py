@@ -5,7 +5,7 @@ several tickers a check yields an evaluation for each ticker to which it applies
 """
 
 # Annotations are not postponed here: Dagster reads the annotation of `context` and refuses a string.
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from kronos_pipeline.data.normalisation import lookback_statistics
 from kronos_pipeline.data.windows import load_windows, row_statistics
 from kronos_pipeline.errors import KronosError, enumerate_some
 from kronos_pipeline.orchestration.failures import make_failure
+from kronos_pipeline.orchestration.partitions import newest_materialisations
 from kronos_pipeline.orchestration.resources import PipelineSettings
 from kronos_pipeline.orchestration.run_tickers import run_tickers
 from kronos_pipeline.orchestration.ticker_batch import COMPLETE, failed_in_run, failed_tickers
@@ -151,7 +152,7 @@ def _evaluations(
     blocking: bool = False,
 ) -> Iterator[dg.AssetCheckEvaluation]:
     """Yield an evaluation by ticker; a `dg.AssetCheckResult` of a run over a range would have no partition."""
-    targets = _newest_materialisations(context.instance, asset, list(outcomes))
+    targets = newest_materialisations(context.instance, asset, outcomes)
     for ticker, outcome in outcomes.items():
         yield dg.AssetCheckEvaluation(
             asset_key=asset,
@@ -162,22 +163,12 @@ def _evaluations(
             severity=severity,
             blocking=blocking,
             partition=ticker,
-            target_materialization_data=targets.get(ticker),
+            target_materialization_data=_target(targets[ticker]) if ticker in targets else None,
         )
 
 
-def _newest_materialisations(
-    instance: dg.DagsterInstance, asset: dg.AssetKey, tickers: Sequence[str]
-) -> dict[str, AssetCheckEvaluationTargetMaterializationData]:
-    """Return each ticker's newest materialisation, as evaluations point to it; two queries for all tickers."""
-    newest = instance.get_latest_storage_id_by_partition(asset, dg.DagsterEventType.ASSET_MATERIALIZATION, set(tickers))
-    if not newest:
-        return {}
-    wanted = dg.AssetRecordsFilter(asset_key=asset, storage_ids=list(newest.values()))
-    records = instance.fetch_materializations(wanted, limit=len(newest)).records
-    return {
-        str(record.partition_key): AssetCheckEvaluationTargetMaterializationData(
-            run_id=record.run_id, storage_id=record.storage_id, timestamp=record.timestamp
-        )
-        for record in records
-    }
+def _target(record: dg.EventLogRecord) -> AssetCheckEvaluationTargetMaterializationData:
+    """Return a materialisation in the form in which an evaluation points to it."""
+    return AssetCheckEvaluationTargetMaterializationData(
+        run_id=record.run_id, storage_id=record.storage_id, timestamp=record.timestamp
+    )

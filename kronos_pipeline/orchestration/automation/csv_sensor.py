@@ -26,7 +26,7 @@ from kronos_pipeline.data.csv_files import CsvFolder, find_csv_files
 from kronos_pipeline.errors import KronosError
 from kronos_pipeline.orchestration.automation.jobs import INGEST, RETRAIN_ADAPTER, AutomationSettings
 from kronos_pipeline.orchestration.metadata import LAST_BAR
-from kronos_pipeline.orchestration.partitions import split_into_runs
+from kronos_pipeline.orchestration.partitions import newest_materialisations, split_into_runs
 
 if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
@@ -144,7 +144,7 @@ def _tickers_to_retrain(
 
     A bad file is not reported here: its ingestion reports the problems.
     """
-    last_bars = {file.ticker: last for file in files if (last := _last_trained_bar(instance, file.ticker)) is not None}
+    last_bars = _last_trained_bars(instance, [file.ticker for file in files])
     bars_of_trained = read([file for file in files if file.ticker in last_bars])
     return [
         ticker
@@ -153,11 +153,12 @@ def _tickers_to_retrain(
     ]
 
 
-def _last_trained_bar(instance: dg.DagsterInstance, ticker: str) -> pd.Timestamp | None:
-    """Return the time of the last bar in the data of the ticker's last training, or None if it was never trained."""
-    newest = dg.AssetRecordsFilter(asset_key=dg.AssetKey("adapter"), asset_partitions=[ticker])
-    records = instance.fetch_materializations(newest, limit=1).records
-    materialization = records[0].asset_materialization if records else None
-    if materialization is None or LAST_BAR not in materialization.metadata:
-        return None
-    return pd.Timestamp(str(materialization.metadata[LAST_BAR].value))
+def _last_trained_bars(instance: dg.DagsterInstance, tickers: Sequence[str]) -> dict[str, pd.Timestamp]:
+    """Return by trained ticker the time of the last bar in the data of its last training."""
+    records = newest_materialisations(instance, dg.AssetKey("adapter"), tickers)
+    trained = {ticker: record.asset_materialization for ticker, record in records.items()}
+    return {
+        ticker: pd.Timestamp(str(event.metadata[LAST_BAR].value))
+        for ticker, event in trained.items()
+        if event is not None and LAST_BAR in event.metadata
+    }
