@@ -66,3 +66,16 @@ def test_other_files_of_a_folder_are_counted(file: Path, capsys: pytest.CaptureF
 def test_a_lookback_that_is_cut_is_told(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     doctor(file, "--columns", "close=Fixing", "--horizon", "500")
     assert "--lookback 16 is cut to 11 bars" in capsys.readouterr().out
+
+
+def test_the_doctor_says_whether_a_verdict_can_come(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--columns", "close=Fixing", "--horizon", "5", "--validation-days", "10"]
+    assert doctor(file, *few) == 0
+    printed = capsys.readouterr().out
+    assert "A verdict needs 8 cutoffs (times to forecast from); the holdout has 2 cutoffs per ticker." in printed
+    assert "No verdict can come for any ticker" in printed
+    assert "--backtest-origins 8" in printed
+    assert doctor(file, *few, "--backtest-origins", "8") == 0
+    printed = capsys.readouterr().out
+    assert "the backtest has 8 cutoffs per ticker" in printed
+    assert "No verdict can come" not in printed

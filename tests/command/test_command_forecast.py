@@ -63,6 +63,7 @@ def test_without_a_champion_the_last_close_is_repeated_and_the_reason_said(
     assert f"{ticker}: close (price) of the next 4 bars after {BARS['Date'].iloc[-1]:%Y-%m-%d}" in output
     centre = "Centre: last close (no model was shown to be better)"
     assert f"{centre}; spread: ewma (no evaluation of rivals)." in output
+    assert "years ago: the forecast starts there" in output
     assert "P(up)" in output
     assert f"picture {layout.picture(ticker, 'forecast')}" in output
     table, manifest = read_parquet(layout.forecast(ticker))
