@@ -11,12 +11,18 @@ from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.cli.app import main
 from kronos_pipeline.evaluation.scoring.report import save_evaluation, save_ticker_evaluation
 
+pytestmark = pytest.mark.slow
 
-@pytest.fixture
-def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The evaluation of two tickers, with a picture of one."""
+
+@pytest.fixture(autouse=True)
+def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    layout = ArtifactLayout(tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The evaluation of two tickers, with a picture of one."""
+    layout = ArtifactLayout(tmp_path_factory.mktemp("report") / "out")
     windows = [windows_of("AAPL"), windows_of("MSFT")]
     save_evaluation(layout, predictions_of(windows), "adapter", [], manifest_of(windows))
     save_ticker_evaluation(layout, predictions_of(windows[:1]), "adapter", manifest_of(windows[:1]))

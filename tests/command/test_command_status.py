@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,19 +24,33 @@ from kronos_pipeline.evaluation.scoring.report import save_evaluation
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    """Two tickers, read; AAPL has an adapter and a verdict of too little evidence, ACME failed."""
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output folder with a verdict of too little evidence on AAPL; ACME failed."""
+    layout, windows = ArtifactLayout(tmp_path_factory.mktemp("evaluated")), [windows_of("AAPL")]
+    save_evaluation(layout, predictions_of(windows), "adapter", SKIPPED, manifest_of(windows))
+    return layout.root
+
+
+@pytest.fixture
+def folders(evaluated: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Two tickers, read; AAPL has an adapter and an evaluation."""
     data, layout = tmp_path / "data", ArtifactLayout(tmp_path / "out")
+    shutil.copytree(evaluated, layout.root)
     write_simulated(data, tickers=["AAPL", "MSFT"], bars=40)
     bars, _ = read_files(list(find_csv_files(data).files.values()))
     for ticker, of_ticker in bars.items():
         save_bars(layout.bars(ticker), of_ticker)
     layout.adapter("AAPL").mkdir(parents=True)
     write_manifest(layout.adapter("AAPL"), {})
-    windows = [windows_of("AAPL")]
-    save_evaluation(layout, predictions_of(windows), "adapter", SKIPPED, manifest_of(windows))
     return data, layout.root
 
 
@@ -89,7 +104,6 @@ def test_an_unknown_ticker_and_an_empty_folder_are_told(capsys: pytest.CaptureFi
     assert "error: XYZ: no such ticker here; there are: AAPL" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_a_look_imports_neither_torch_nor_mlflow(folders: tuple[Path, Path]) -> None:
     data, output = folders
     script = f"""
