@@ -3,8 +3,7 @@
 centre   champion of mean          else the base model, if better than all rivals    else the last close
 shape    champion of distribution  else the base model, if better than all rivals    else the best volatility rival
 
-If the paths of the shape were chosen and judged as sampled, around their own mean path, they are served so in place of
-around the last close: recentred, they would be a forecast that no evidence is about.
+Without a centre, paths that were judged as sampled keep their own mean path, see `composition.keeps_its_centre`.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from kronos_pipeline.artifacts import ArtifactLayout, read_json
-from kronos_pipeline.evaluation.forecasting.composition import PathModel
+from kronos_pipeline.evaluation.forecasting.composition import PathModel, keeps_its_centre
 from kronos_pipeline.evaluation.forecasting.sampling import load_sampling, plain_sampling
-from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, CHECKPOINT, EWMA, SAMPLED, VOLATILITY_RIVALS
+from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, CHECKPOINT, EWMA, VOLATILITY_RIVALS
 from kronos_pipeline.evaluation.scoring.targets import DISTRIBUTION, MEAN, Target
 from kronos_pipeline.evaluation.scoring.verdicts import BETTER, combined_verdict
 from kronos_pipeline.promotion.champion import (
@@ -152,7 +151,11 @@ def select_parts(
     centre = select(MEAN, lambda: Part(None, LAST_CLOSE, "no model was shown to be better", ""))
     shape = select(DISTRIBUTION, lambda: _best_rival(layout, bars.ticker))
     source = shape.source
-    if centre.source is None and isinstance(source, PathModel) and source.sampling.variant(DISTRIBUTION) == SAMPLED:
+    if (
+        centre.source is None
+        and isinstance(source, PathModel)
+        and keeps_its_centre(source.sampling.variant(DISTRIBUTION))
+    ):
         as_sampled = "its paths as sampled were best on the selection block"
         centre = replace(shape, summary="its paths as sampled", reason=f"{centre.reason}; {as_sampled}")
     return Parts(centre, shape)

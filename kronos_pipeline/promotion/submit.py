@@ -20,9 +20,9 @@ from kronos_pipeline.config import Role, settings_of
 from kronos_pipeline.errors import ArtifactError, enumerate_some, join
 from kronos_pipeline.evaluation.predictions import ADAPTER, CHECKPOINT, COLUMNS
 from kronos_pipeline.evaluation.reports.tables import flat_metrics
-from kronos_pipeline.evaluation.scoring.gate import Decision, decide
+from kronos_pipeline.evaluation.scoring.gate import Decision, common_forecasts, decide
 from kronos_pipeline.evaluation.scoring.report import build_evaluation, load_predictions, variants_of
-from kronos_pipeline.evaluation.scoring.served import ServedScore, score_served
+from kronos_pipeline.evaluation.scoring.served import BAR, ServedScore, score_served
 from kronos_pipeline.evaluation.scoring.targets import DISTRIBUTION, MEAN, TARGETS, Target, judged_rows
 from kronos_pipeline.promotion.recipes import count_recipe
 from kronos_pipeline.tracking.packaging import EvidenceTable
@@ -79,8 +79,8 @@ class Submission:
         source: source of the evidence, see `Evidence`.
         decisions: the gate's decision on each target.
         tried: the place of the recipe among the recipes tried on the same cutoffs.
-        served: scores of the forecast that the champion serves; None if it serves none, or the evidence has no such
-            forecast.
+        served: scores of the forecast that the champions serve after the decisions; None if they serve what they served
+            before, or the evidence has too few cutoffs.
     """
 
     name: str
@@ -224,7 +224,8 @@ def submit(
             decision = _refused(decision, why)
         decisions[target] = decision
     tried = count_recipe(registry, name, read_json(folder / MANIFEST)["config"], evidence.predictions)
-    served = _score_served(evidence, trained, champions, decisions)
+    own = EvidenceTable(evidence.predictions, variants)
+    served = _score_served(registry, own, trained, champions, decisions, tickers_tested)
     for known in versions:
         if known.run_id == model.run_id and known.tags.get(_FINGERPRINT) == fingerprint:
             # The gate does not overrule a person.
@@ -250,7 +251,7 @@ def submit(
         folder,
         name,
         model.run_id,
-        evidence=EvidenceTable(evidence.predictions, variants),
+        evidence=own,
         metrics=flat_metrics(evaluation, BACKTEST if evidence.source == BACKTEST else HOLDOUT),
         tags={**tags, **decision_tags(decisions)},  # in one call: a tag of its own takes some milliseconds
     )
@@ -263,16 +264,35 @@ def _refused(decision: Decision, why: str) -> Decision:
 
 
 def _score_served(
-    evidence: Evidence, trained: str, champions: Mapping[Target, Version], decisions: Mapping[Target, Decision]
+    registry: Registry,
+    own: EvidenceTable,
+    trained: str,
+    champions: Mapping[Target, Version],
+    decisions: Mapping[Target, Decision],
+    tickers_tested: int,
 ) -> ServedScore | None:
-    """Score the forecast that the submitted model will serve, or None if it is not the champion of the distribution.
+    """Score the forecast of the model's champions after the decisions; None if they serve what they served before.
 
-    With another version as champion of the mean, the served forecast is not in the evidence.
+    A part that stays with an earlier version is taken from the evidence of that version.
     """
-    own_centre = decisions[MEAN].promote
-    if not decisions[DISTRIBUTION].promote or (MEAN in champions and not own_centre):
+    promoted = {target for target in (MEAN, DISTRIBUTION) if decisions[target].promote}
+    if not promoted:
         return None
-    return score_served(evidence.predictions, trained, variants_of(evidence.manifest), own_centre=own_centre)
+    earlier = {
+        target: registry.evidence_table(champions[target])
+        for target in (MEAN, DISTRIBUTION)
+        if target in champions and target not in promoted
+    }
+    shapes = earlier.get(DISTRIBUTION, own)
+    centre: str | pd.Series | None = None
+    if MEAN in earlier or (MEAN in promoted and DISTRIBUTION in earlier):
+        both = common_forecasts(shapes.predictions, earlier.get(MEAN, own).predictions, trained)
+        both = both[both["restated"]].set_index(BAR)
+        centre = both["mean_then"] * both["factor"]
+    elif MEAN in promoted:
+        centre = trained
+    shape = trained if DISTRIBUTION in promoted or DISTRIBUTION in earlier else None
+    return score_served(shapes.predictions, shapes.variants, shape=shape, centre=centre, tickers_tested=tickers_tested)
 
 
 def _fingerprint(predictions: pd.DataFrame) -> str:

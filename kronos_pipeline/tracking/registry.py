@@ -237,13 +237,21 @@ class Registry:
         Raises:
             TrackingError: the predictions are missing or damaged, or the version is a refit without evidence.
         """
-        with TemporaryDirectory() as temporary:
-            try:
-                evidence = read_evidence(self._store.fetch(_measured(version), EVIDENCE, Path(temporary)))
-            except ArtifactError as error:
-                raise TrackingError(f"The evidence of {version} is damaged: {error}") from error
+        evidence = self.evidence_table(version)
         predictions = evidence.predictions
         return predictions if target is None else judged_rows(predictions, target, evidence.variants)
+
+    def evidence_table(self, version: Version) -> EvidenceTable:
+        """Load the evidence of a version, with the variants that were chosen.
+
+        Raises:
+            TrackingError: see `evidence`.
+        """
+        with TemporaryDirectory() as temporary:
+            try:
+                return read_evidence(self._store.fetch(_measured(version), EVIDENCE, Path(temporary)))
+            except ArtifactError as error:
+                raise TrackingError(f"The evidence of {version} is damaged: {error}") from error
 
     def fetch(self, version: Version, into: Path) -> Path:
         """Copy a version's adapter or checkpoint below the folder `into`, and return its path.

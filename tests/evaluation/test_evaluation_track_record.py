@@ -18,10 +18,10 @@ from kronos_pipeline.evaluation.ledger import ledger_rows
 from kronos_pipeline.evaluation.predictions import BOUNDS, QUANTILES
 from kronos_pipeline.evaluation.reports.record import record_plot, record_sentence, record_table
 from kronos_pipeline.evaluation.rivals.ewma import RISKMETRICS_DECAY
+from kronos_pipeline.evaluation.scoring.metrics import quantile_score
 from kronos_pipeline.evaluation.scoring.track_record import (
     ewma_quantiles,
     ewma_variances,
-    quantile_score,
     score_ledger,
     summarise,
 )

@@ -50,6 +50,17 @@ def compose(centre: FloatArray, shape: FloatArray) -> FloatArray:
     return closes
 
 
+def keeps_its_centre(shape: Variant) -> bool:
+    """Return True if paths that were chosen in a variant keep their own mean path where there is no champion of mean.
+
+    Paths that were judged as sampled do: around the last close they would be a forecast that no evidence is about.
+
+    Args:
+        shape: the variant that was chosen for the distribution.
+    """
+    return shape == SAMPLED
+
+
 def composed_variant(shape: Variant, *, own_centre: bool) -> Variant:
     """Return the variant of a model's paths that recentring on a centre makes of its shape.
 

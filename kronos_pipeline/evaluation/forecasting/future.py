@@ -21,7 +21,7 @@ from kronos_pipeline.evaluation.forecasting.batching import (
     Sampler,
     run_job,
 )
-from kronos_pipeline.evaluation.forecasting.composition import PathModel, compose, composed_variant
+from kronos_pipeline.evaluation.forecasting.composition import PathModel, compose, composed_variant, keeps_its_centre
 from kronos_pipeline.evaluation.forecasting.distributions import describe_closes, path_statistics
 from kronos_pipeline.evaluation.forecasting.variants import rescale
 from kronos_pipeline.evaluation.predictions import BOUNDS, EWMA, LEVELS, NAIVE, RECENTRED, RESCALED, SAMPLED
@@ -84,7 +84,7 @@ def forecast_ahead_job(
         table, _ = yield from forecast_composed_job(bars, None, EWMA, recipe, label=label or NAIVE)
         return table
     part = PathModel(model, sampling, recipe)
-    centre = part if sampling.variant(DISTRIBUTION) == SAMPLED else None
+    centre = part if keeps_its_centre(sampling.variant(DISTRIBUTION)) else None
     table, _ = yield from forecast_composed_job(bars, centre, part, recipe, label=label or model.source.name)
     return table
 

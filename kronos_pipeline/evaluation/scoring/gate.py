@@ -124,30 +124,47 @@ def against_champion(
 ) -> Comparison:
     """Compare a new model with the champion of a target on the bars and cutoffs that both tables have.
 
-    Prices before a split or a dividend are often restated by one factor, so the champion's forecast is restated by the
-    factor of the close; log changes, and so variances, stay. If the closes of the two tables differ by more than one
-    factor, there is no conclusion.
+    The champion's forecast is restated by the factor of the close, see `common_forecasts`; log changes, and so
+    variances, stay. If the closes of the two tables differ by more than one factor, there is no conclusion.
     """
-    challenger_rows = predictions[predictions["model"] == trained]
-    champion_rows = champion.loc[champion["model"] == trained, [*_KEYS, "y", *_FORECASTS]]
-    both = challenger_rows.merge(champion_rows, on=_KEYS, suffixes=("", "_then"))
+    both = common_forecasts(predictions, champion, trained)
     if both.empty:
         return Comparison(trained, CHAMPION, 0, reason="the champion was not measured on any of these cutoffs")
-    factor = both["y"] / both["y_then"]
-    by_ticker = factor.groupby(both["unique_id"])
-    restated = by_ticker.transform("max") <= (1 + _ROUNDED) * by_ticker.transform("min")
-    if not restated.all():
-        tickers = ", ".join(sorted(both.loc[~restated, "unique_id"].unique()))
+    if not both["restated"].all():
+        tickers = ", ".join(sorted(both.loc[~both["restated"], "unique_id"].unique()))
         cutoffs = both["cutoff"].nunique()
         return Comparison(trained, CHAMPION, cutoffs, reason=f"the champion was measured on other closes of {tickers}")
     restated_rows = both.assign(
         model=CHAMPION,
-        mean=both["mean_then"] * factor,
-        crps=both["crps_then"] * factor,
+        mean=both["mean_then"] * both["factor"],
+        crps=both["crps_then"] * both["factor"],
         variance=both["variance_then"],
     )
     rows = pd.concat([both, restated_rows], ignore_index=True)
     return _against(rows, trained, (CHAMPION,), target, 1)[CHAMPION]
+
+
+def common_forecasts(predictions: pd.DataFrame, earlier: pd.DataFrame, model: str) -> pd.DataFrame:
+    """Return the forecasts of a model on the bars and cutoffs that two tables have.
+
+    Prices before a split or a dividend are often restated by one factor from one table to the next.
+
+    Args:
+        predictions: a table of predictions.
+        earlier: the other table.
+        model: the model's name in both.
+
+    Returns:
+        The rows of `predictions`, and of the other table `mean_then`, `crps_then`, `variance_then` and `y_then`; the
+        factor of the close, `factor`; and `restated`, True if the ticker's closes differ by that one factor alone.
+    """
+    rows = predictions[predictions["model"] == model]
+    then = earlier.loc[earlier["model"] == model, [*_KEYS, "y", *_FORECASTS]]
+    both = rows.merge(then, on=_KEYS, suffixes=("", "_then"))
+    factor = both["y"] / both["y_then"]
+    by_ticker = factor.groupby(both["unique_id"])
+    restated = by_ticker.transform("max") <= (1 + _ROUNDED) * by_ticker.transform("min")
+    return both.assign(factor=factor, restated=restated.astype(bool))
 
 
 def _expired(predictions: pd.DataFrame, champion: pd.DataFrame, trained: str) -> bool:

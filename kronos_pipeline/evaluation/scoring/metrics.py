@@ -11,6 +11,7 @@ from typing import NotRequired, TypedDict
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from utilsforecast import losses
 
 from kronos_pipeline.evaluation.predictions import (
@@ -297,4 +298,17 @@ def _scores(values: dict[str, float], reasons: dict[str, str]) -> Scores:
     scores: Scores = Scores(**{metric: None if metric in reasons else values[metric] for metric in METRICS})  # type: ignore[typeddict-item]
     if reasons:
         scores["undefined"] = reasons
+    return scores
+
+
+def quantile_score(quantiles: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return twice the mean pinball loss, in price units.
+
+    Args:
+        quantiles: `(n, 7)`, in the order of `QUANTILES`.
+        y: `(n,)`.
+    """
+    levels = np.array(list(QUANTILES.values()))
+    errors = y[:, None] - quantiles
+    scores: NDArray[np.float64] = 2 * (errors * (levels - (errors < 0))).mean(axis=1)
     return scores

@@ -38,6 +38,7 @@ from kronos_pipeline.errors import count
 from kronos_pipeline.evaluation.ledger import ENTRY, RECENT_BARS
 from kronos_pipeline.evaluation.predictions import LEVELS, QUANTILES
 from kronos_pipeline.evaluation.rivals.ewma import RISKMETRICS_DECAY, ewma_variance
+from kronos_pipeline.evaluation.scoring.metrics import quantile_score
 from kronos_pipeline.evaluation.scoring.sequential import EProcess, e_process, loss_differences
 
 Floats = NDArray[np.float64]
@@ -236,19 +237,6 @@ def verdict(better: EProcess, worse: EProcess) -> str:
     reached = {BETTER: better.confirmed, WORSE: worse.confirmed}
     times = {name: time for name, time in reached.items() if time is not None}
     return max(times, key=lambda name: times[name]) if times else OPEN
-
-
-def quantile_score(quantiles: Floats, y: Floats) -> Floats:
-    """Return twice the mean pinball loss, in price units.
-
-    Args:
-        quantiles: `(n, 7)`, in the order of `QUANTILES`.
-        y: `(n,)`.
-    """
-    levels = np.array(list(QUANTILES.values()))
-    errors = y[:, None] - quantiles
-    scores: Floats = 2 * (errors * (levels - (errors < 0))).mean(axis=1)
-    return scores
 
 
 def ewma_quantiles(closes: Floats, origins: IntArray, steps: IntArray, jumped: BoolArray) -> Floats:
