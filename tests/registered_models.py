@@ -16,7 +16,7 @@ from small_trainings import simulated_windows
 from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json, write_manifest
 from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.config import Recipe
-from kronos_pipeline.evaluation.predictions import COLUMNS
+from kronos_pipeline.evaluation.predictions import COLUMNS, QUANTILES
 from kronos_pipeline.evaluation.scoring.gate import Decision, decide
 from kronos_pipeline.evaluation.scoring.targets import TARGETS, Target
 from kronos_pipeline.model.loading import KronosModel, load_base, save_checkpoint
@@ -84,7 +84,7 @@ def evidence(
     tables = []
     for model, loss in losses.items():
         error = loss * rng.uniform(0.8, 1.2, 2 * cutoffs)
-        forecast = {"mean": 100 + error, "median": 100 + error, "crps": error}
+        forecast = {"mean": 100 + error, "crps": error, **dict.fromkeys(QUANTILES, 100 + error)}
         # The loss of a variance grows with the ratio of forecast and realised variance.
         tables.append(pd.DataFrame({**shared, "model": model, **forecast, "variance": (1 + error) * _SQUARED_RETURN}))
     return pd.concat(tables, ignore_index=True).reindex(columns=list(COLUMNS))

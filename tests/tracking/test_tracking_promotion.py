@@ -248,6 +248,8 @@ def test_the_variant_that_was_chosen_stands_for_the_model_and_for_the_champion_a
     assert "distribution" not in second.promoted, "worse than the champion's own variant"
     assert second.decisions["distribution"].comparisons["champion"].verdict == "worse"
     assert "mean" in second.promoted
+    assert second.served is not None, "the shape of the champion before it around the new centre"
+    assert second.served.mean.skill == pytest.approx(second.decisions["mean"].comparisons["naive"].skill, abs=0.01)
 
 
 def test_recipes_are_counted_by_the_settings_that_shape_the_forecast(
