@@ -105,6 +105,11 @@ class ArtifactLayout:
         """Losses of the recipe over seeds."""
         return self.root / "metrics" / "seeds.json"
 
+    @property
+    def ensemble(self) -> Path:
+        """Folder of the sampling of the ensemble over seeds."""
+        return self.root / "seeds" / "ensemble"
+
     def seed(self, seed: int) -> Path:
         """Output folder of the trainings with another seed."""
         return self.root / "seeds" / str(seed)

@@ -53,8 +53,9 @@ VOLATILITY_RIVALS = (EWMA, GARCH, GJR_GARCH, HAR)
 LIGHTGBM, CHRONOS = "lightgbm", "chronos"
 OPTIONAL_RIVALS = (LIGHTGBM, CHRONOS)
 BASELINES = (*POINT_BASELINES, *VOLATILITY_RIVALS, *OPTIONAL_RIVALS)
-BASE, CHECKPOINT, ADAPTER = "base", "checkpoint", "adapter"
-KRONOS = (BASE, CHECKPOINT, ADAPTER)
+BASE, CHECKPOINT, ADAPTER, ENSEMBLE = "base", "checkpoint", "adapter", "ensemble"
+KRONOS = (BASE, CHECKPOINT, ADAPTER, ENSEMBLE)
+"""Kronos models; the ensemble is of the trained models of several seeds, see `forecasting.ensemble`."""
 
 Variant = Literal["sampled", "recentred", "rescaled"]
 SAMPLED: Variant = "sampled"

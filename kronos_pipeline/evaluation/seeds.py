@@ -2,9 +2,10 @@
 
 A training draws its initial LoRA weights, the order of its windows and its dropout from a seed, and a sampler its
 paths. If a recipe is better than a rival by less than its own spread over seeds, the difference is a matter of the
-seed. The ensemble forecasts with the paths of all models together, so it averages over the seeds.
+seed. The ensemble forecasts with the paths of all models together, so it averages over the seeds; it is a model of the
+table of predictions with verdicts of its own, see `forecasting.ensemble`.
 
-Models are judged as they sample, without a choice of variants.
+Here all models are compared as they sample, without a choice of variants.
 """
 
 from __future__ import annotations
@@ -19,14 +20,13 @@ from kronos_pipeline.errors import count
 from kronos_pipeline.evaluation.forecasting.batching import ForecastJob, forecast_request, gather_jobs
 from kronos_pipeline.evaluation.forecasting.candidates import Candidate, find_sampling_job
 from kronos_pipeline.evaluation.forecasting.holdout_table import paths_table
+from kronos_pipeline.evaluation.predictions import ENSEMBLE
 from kronos_pipeline.evaluation.reports.text_table import UNDEFINED, TextTable, number
 from kronos_pipeline.evaluation.scoring.targets import TARGETS, Target, rivals_in, target_losses
 
 if TYPE_CHECKING:
     from kronos_pipeline.config import Recipe
     from kronos_pipeline.data.windows import WindowSet
-
-ENSEMBLE = "ensemble"
 
 
 def seed_name(seed: int) -> str:
@@ -42,7 +42,7 @@ def seeds_of(recipe: Recipe, count: int) -> list[int]:
 def forecast_seeds_job(
     windows: WindowSet, candidates: Mapping[int, Candidate], recipe: Recipe
 ) -> ForecastJob[pd.DataFrame]:
-    """Forecast a ticker's holdout with the model of each seed and with their ensemble.
+    """Forecast a ticker's holdout with the model of each seed.
 
     Args:
         windows: the ticker's windows.
@@ -50,7 +50,7 @@ def forecast_seeds_job(
         recipe: the recipe; each model is sampled with its own seed.
 
     Returns:
-        A table of predictions: the models `seed_<seed>` and `ensemble`.
+        A table of predictions: the models `seed_<seed>`.
     """
     recipes = {seed: recipe.model_copy(update={"seed": seed}) for seed in candidates}
     samplings = yield from gather_jobs(
@@ -63,7 +63,6 @@ def forecast_seeds_job(
         for seed, candidate in candidates.items()
     ]
     closes = {seed_name(seed): paths.closes for seed, paths in zip(candidates, sampled, strict=True)}
-    closes[ENSEMBLE] = np.concatenate(list(closes.values()), axis=1)
     return paths_table(windows, closes)
 
 
@@ -74,13 +73,13 @@ def compare_losses(predictions: pd.DataFrame, references: pd.DataFrame) -> dict[
 
     Args:
         predictions: the tables of `forecast_seeds_job` of some tickers.
-        references: the tables of predictions of the same tickers, with the rivals.
+        references: the tables of predictions of the same tickers, with the ensemble and the rivals.
 
     Returns:
         By target: the loss of each seed's model (`seeds`); their `mean`, standard deviation `sd`, `lowest` and
         `highest`; the loss of the `ensemble`; and the loss of each rival (`rivals`).
     """
-    seeds = [name for name in map(str, predictions["model"].unique()) if name != ENSEMBLE]
+    seeds = list(map(str, predictions["model"].unique()))
     comparison: dict[str, Any] = {}
     for target in TARGETS:
         losses = {name: _mean_loss(predictions, name, target) for name in seeds}
@@ -90,7 +89,7 @@ def compare_losses(predictions: pd.DataFrame, references: pd.DataFrame) -> dict[
             "sd": float(of_seeds.std(ddof=1)),
             "lowest": float(of_seeds.min()),
             "highest": float(of_seeds.max()),
-            ENSEMBLE: _mean_loss(predictions, ENSEMBLE, target),
+            ENSEMBLE: _mean_loss(references, ENSEMBLE, target),
         }
         rivals = {name: _mean_loss(references, name, target) for name in rivals_in(references, target)}
         comparison[target] = {

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def evaluate_all(
     config: KronosTrainingConfig,
-    trainer: KronosTrainer,
+    models: TrainedModels,
     tracker: Tracker,
     tickers: Tickers,
     trained: Sequence[Trained],
@@ -43,11 +43,10 @@ def evaluate_all(
     Raises:
         ArtifactError: no ticker could be evaluated, or the artifacts cannot be written.
     """
-    from kronos_pipeline.evaluation.forecasting.candidates import TrainedModels
     from kronos_pipeline.evaluation.reports.tables import evaluation_frame, evaluation_table, flat_metrics
 
     runs: dict[str, str | None] = {ticker: model.run_id for model in trained for ticker in model.tickers}
-    results, evaluation = evaluate_holdout(config, TrainedModels(trainer.layout, trainer.base), tickers, runs)
+    results, evaluation = evaluate_holdout(config, models, tickers, runs)
     notes = [(ticker, note.removeprefix(f"{ticker}: ")) for ticker, result in results.items() for note in result.notes]
     for line in [": ".join(note) for note in notes] if verbose else group_messages(notes):
         print(line)

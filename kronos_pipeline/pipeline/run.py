@@ -17,7 +17,7 @@ def run_pipeline(config: KronosTrainingConfig, seeds: int = 1, verbose: bool = F
 
     Args:
         config: the settings.
-        seeds: number of seeds to compare, see `compare_seeds`.
+        seeds: number of seeds to compare, see `train_seeds`.
         verbose: print all tables and a line per ticker; by default the result in short.
 
     Raises:
@@ -53,12 +53,13 @@ def run_pipeline(config: KronosTrainingConfig, seeds: int = 1, verbose: bool = F
         print(f"this run takes {estimate.describe(str(trainer.device))}")
 
     step("loading MLflow")
+    from kronos_pipeline.evaluation.forecasting.candidates import TrainedModels
     from kronos_pipeline.evaluation.reports.tables import leaderboard_table, save_leaderboard
     from kronos_pipeline.evaluation.reports.worth import worth_table
     from kronos_pipeline.pipeline.ending import ending_lines
     from kronos_pipeline.pipeline.evaluate import backtest_if_requested, evaluate_all, log_leaderboard, print_tables
     from kronos_pipeline.pipeline.promote import promote_all
-    from kronos_pipeline.pipeline.seeds import compare_seeds
+    from kronos_pipeline.pipeline.seeds import compare_seeds, train_seeds
     from kronos_pipeline.pipeline.train import train_all
     from kronos_pipeline.promotion.submit import decision_lines
     from kronos_pipeline.tracking.runs import Tracker
@@ -67,9 +68,11 @@ def run_pipeline(config: KronosTrainingConfig, seeds: int = 1, verbose: bool = F
     with trainer.one_run():
         step("training")
         trained = train_all(config, trainer, tracker, tickers.windows, tickers.skip, verbose)
+        of_seeds = train_seeds(config, seeds, trainer, trained)
+        models = TrainedModels(layout, trainer.base, of_seeds.folders)
         step("evaluating")
-        holdout = evaluate_all(config, trainer, tracker, tickers, trained, verbose)
-        compare_seeds(config, seeds, trainer, tickers, trained)
+        holdout = evaluate_all(config, models, tracker, tickers, trained, verbose)
+        compare_seeds(config, models, of_seeds, tickers, trained)
         step("backtesting")
         backtest_result = backtest_if_requested(config, trainer, tickers, verbose)
         backtest = backtest_result.evaluation if backtest_result else None

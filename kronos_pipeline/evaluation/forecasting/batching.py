@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -26,11 +26,13 @@ from numpy.typing import NDArray
 from kronos_pipeline.artifacts import text_hash
 from kronos_pipeline.data.bars import FEATURES
 from kronos_pipeline.errors import KronosError, ModelError
+from kronos_pipeline.evaluation.forecasting.ensemble import Ensemble
 from kronos_pipeline.evaluation.provenance import sampling_precision
 
 if TYPE_CHECKING:
     from kronos_pipeline.config import Recipe
     from kronos_pipeline.data.windows import WindowSet
+    from kronos_pipeline.evaluation.forecasting.ensemble import Forecaster
     from kronos_pipeline.evaluation.forecasting.forecast_progress import ForecastProgress
     from kronos_pipeline.evaluation.forecasting.sampling import Sampling
     from kronos_pipeline.model.loading import KronosModel
@@ -60,7 +62,7 @@ class ForecastRequest:
         history: the known bars of each forecast, (cutoffs, bars, 6), in the file's units.
         past: stamp features of the known bars, (cutoffs, bars, 5).
         ahead: stamp features of the bars to forecast, (cutoffs, horizon, 5).
-        model: the model that forecasts.
+        model: the model that forecasts, or an ensemble, whose models draw the recipe's number of paths each.
         sampling: temperature, top-p and the position of s2.
         recipe: paths per forecast, seed and number format.
     """
@@ -69,7 +71,7 @@ class ForecastRequest:
     history: NDArray[np.float64]
     past: NDArray[np.uint8]
     ahead: NDArray[np.uint8]
-    model: KronosModel
+    model: Forecaster
     sampling: Sampling
     recipe: Recipe
 
@@ -77,7 +79,18 @@ class ForecastRequest:
     def bars(self) -> int:
         """Number of bars to sample."""
         horizon: int = self.ahead.shape[1]
-        return len(self.history) * self.recipe.eval_samples * horizon
+        models = len(self.model.members) if isinstance(self.model, Ensemble) else 1
+        return len(self.history) * self.recipe.eval_samples * horizon * models
+
+    @property
+    def of_members(self) -> list[ForecastRequest]:
+        """A request per model of an ensemble, with the model's own seed; the request itself for a single model."""
+        if not isinstance(self.model, Ensemble):
+            return [self]
+        return [
+            replace(self, model=model, recipe=self.recipe.model_copy(update={"seed": seed}))
+            for seed, model in self.model.members.items()
+        ]
 
     @property
     def shared_settings(self) -> dict[str, Any]:
@@ -115,7 +128,7 @@ ForecastJob = Generator[Sequence[ForecastRequest], Sequence[SamplePaths], T]
 
 
 def forecast_request(
-    windows: WindowSet, origins: np.ndarray, ends: np.ndarray, model: KronosModel, recipe: Recipe, sampling: Sampling
+    windows: WindowSet, origins: np.ndarray, ends: np.ndarray, model: Forecaster, recipe: Recipe, sampling: Sampling
 ) -> ForecastRequest:
     """Build the request for forecasts from some cutoffs of a ticker.
 
@@ -247,6 +260,24 @@ def sample_requests(
         For each request its paths, or the reason that there are none: the model gives numbers that are not finite, or
         cannot forecast so many bars.
     """
+    parts = [request.of_members for request in requests]
+    answers = iter(_sample_each(list(chain.from_iterable(parts)), sampler or _sample_paths))
+    return [_pool(list(islice(answers, len(of_members)))) for of_members in parts]
+
+
+def _pool(results: Sequence[SamplePaths | KronosError]) -> SamplePaths | KronosError:
+    """Put the paths of the models of one request together; the first error, if a model has none."""
+    if errors := [result for result in results if isinstance(result, KronosError)]:
+        return errors[0]
+    paths = [result for result in results if not isinstance(result, KronosError)]
+    if len(paths) == 1:
+        return paths[0]
+    values = np.concatenate([of_model.values for of_model in paths], axis=1)
+    return SamplePaths(values, sum(of_model.mended for of_model in paths), sum(of_model.bars for of_model in paths))
+
+
+def _sample_each(requests: Sequence[ForecastRequest], sampler: Sampler) -> list[SamplePaths | KronosError]:
+    """Sample requests of single models."""
     batches: dict[tuple[Any, ...], list[int]] = {}
     for index, request in enumerate(requests):
         lengths = request.history.shape[1], request.ahead.shape[1]
@@ -254,7 +285,7 @@ def sample_requests(
     results: dict[int, SamplePaths | KronosError] = {}
     for indices in batches.values():
         batch = [requests[index] for index in indices]
-        results |= zip(indices, _sample_batch(batch, sampler or _sample_paths), strict=True)
+        results |= zip(indices, _sample_batch(batch, sampler), strict=True)
     return [results[index] for index in range(len(requests))]
 
 

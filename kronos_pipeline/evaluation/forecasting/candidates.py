@@ -17,16 +17,18 @@ from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json
 from kronos_pipeline.data.purge import holdout_start_time
 from kronos_pipeline.errors import enumerate_some
 from kronos_pipeline.evaluation.forecasting.batching import ForecastJob, gather_jobs, run_job
+from kronos_pipeline.evaluation.forecasting.ensemble import Ensemble
 from kronos_pipeline.evaluation.forecasting.holdout_table import predict_job
 from kronos_pipeline.evaluation.forecasting.sampling import Sampling, load_sampling, save_sampling
 from kronos_pipeline.evaluation.forecasting.tuning import count_fit_forecasts, fit_sampling_job
-from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, CHECKPOINT
+from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, CHECKPOINT, ENSEMBLE
 from kronos_pipeline.evaluation.provenance import evaluation_manifest
 from kronos_pipeline.evaluation.rivals.optional import NO_RIVALS, OptionalRivals
 
 if TYPE_CHECKING:
     from kronos_pipeline.config import Recipe
     from kronos_pipeline.data.windows import WindowSet
+    from kronos_pipeline.evaluation.forecasting.ensemble import Forecaster
     from kronos_pipeline.model.loading import KronosModel
 
 
@@ -41,7 +43,7 @@ class Candidate:
         sampling: its sampling; None to read it from the folder, or to fit it on the windows.
     """
 
-    model: KronosModel
+    model: Forecaster
     folder: Path
     doubt: str | None = None
     sampling: Sampling | None = None
@@ -53,12 +55,15 @@ class TrainedModels:
     Attributes:
         layout: the layout of the artifacts.
         base: the untouched base model.
-        load: loads a "checkpoint" or an "adapter" from its folder; the last two are kept.
+        seeds: by ticker, the folders of the models of several seeds that form its ensemble, by seed.
+        load: loads a "checkpoint" or an "adapter" from its folder; the last few are kept.
     """
 
-    def __init__(self, layout: ArtifactLayout, base: KronosModel) -> None:
-        self.layout, self.base = layout, base
-        self.load = lru_cache(maxsize=2)(partial(_load, base))
+    def __init__(
+        self, layout: ArtifactLayout, base: KronosModel, seeds: Mapping[str, Mapping[int, Path]] | None = None
+    ) -> None:
+        self.layout, self.base, self.seeds = layout, base, seeds or {}
+        self.load = lru_cache(maxsize=2 + max(map(len, self.seeds.values()), default=0))(partial(_load, base))
 
 
 @dataclass(frozen=True)
@@ -87,8 +92,8 @@ def load_candidates(
         adapter_name: the adapter that serves the ticker, or None for none.
 
     Returns:
-        Candidates by model, in the order base, checkpoint, adapter; and a sentence with the reason for each model that
-        exists and is left out.
+        Candidates by model, in the order base, checkpoint, adapter, ensemble; and a sentence with the reason for each
+        model that exists and is left out.
 
     Raises:
         ModelError, ArtifactError: a model of the ticker is damaged.
@@ -106,6 +111,10 @@ def load_candidates(
             notes.append(f"{windows.ticker}: the {name} is left out: {reason}.")
         else:
             candidates[name] = Candidate(models.load(name, folder), folder, _doubt(name, manifest, windows))
+            members = models.seeds.get(windows.ticker, {})
+            if folder in members.values():
+                ensemble = Ensemble({seed: models.load(name, of_seed) for seed, of_seed in members.items()})
+                candidates[ENSEMBLE] = Candidate(ensemble, layout.ensemble, candidates[name].doubt)
     return candidates, notes
 
 

@@ -23,7 +23,7 @@ from kronos_pipeline.evaluation.scoring.targets import Target
 
 if TYPE_CHECKING:
     from kronos_pipeline.data.windows import WindowSet
-    from kronos_pipeline.model.loading import KronosModel
+    from kronos_pipeline.evaluation.forecasting.ensemble import Forecaster
 
 
 Widths = Mapping[int, tuple[float, ...]]
@@ -110,7 +110,7 @@ def save_sampling(folder: Path, windows: WindowSet, sampling: Sampling, recipe: 
     write_json(_path(folder, windows.ticker), content)
 
 
-def load_sampling(folder: Path, windows: WindowSet | str, model: KronosModel, recipe: Recipe) -> Sampling | None:
+def load_sampling(folder: Path, windows: WindowSet | str, model: Forecaster, recipe: Recipe) -> Sampling | None:
     """Read the file of `save_sampling`.
 
     Args:

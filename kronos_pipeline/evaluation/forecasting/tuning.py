@@ -47,7 +47,7 @@ from kronos_pipeline.evaluation.scoring.targets import DISTRIBUTION, VOLATILITY,
 if TYPE_CHECKING:
     from kronos_pipeline.config import Recipe
     from kronos_pipeline.data.windows import WindowSet
-    from kronos_pipeline.model.loading import KronosModel
+    from kronos_pipeline.evaluation.forecasting.ensemble import Forecaster
 
 TEMPERATURES = (0.8, 1.0, 1.2)
 TOP_PS = (0.9, 1.0)
@@ -90,7 +90,7 @@ class CalibrationBlock:
         """Number of forecasts without a common bar that fit between the first cutoff and the last."""
         return min(1 + int(self.origins[-1] - self.origins[0]) // self._recipe.horizon, len(self.origins))
 
-    def request(self, model: KronosModel, sampling: Sampling) -> ForecastRequest:
+    def request(self, model: Forecaster, sampling: Sampling) -> ForecastRequest:
         """Build the request for a model's forecasts from the cutoffs."""
         ends = np.minimum(self.origins + 1 + self._recipe.horizon, self.end)
         return forecast_request(self._windows, self.origins, ends, model, self._recipe, sampling)
@@ -134,7 +134,7 @@ class CalibrationBlock:
         return targets, (targets >= self.first) & (targets < self.end)
 
 
-def fit_sampling(windows: WindowSet, model: KronosModel, recipe: Recipe, *, sampler: Sampler | None = None) -> Sampling:
+def fit_sampling(windows: WindowSet, model: Forecaster, recipe: Recipe, *, sampler: Sampler | None = None) -> Sampling:
     """Choose temperature and top-p, choose variants and fit the widths of intervals, as the recipe asks.
 
     The work is bounded: from at most 16 cutoffs each, one forecast per pair of the grid over the older half, and one
@@ -154,7 +154,7 @@ def fit_sampling(windows: WindowSet, model: KronosModel, recipe: Recipe, *, samp
     return run_job(fit_sampling_job(windows, model, recipe), sampler)
 
 
-def fit_sampling_job(windows: WindowSet, model: KronosModel, recipe: Recipe) -> ForecastJob[Sampling]:
+def fit_sampling_job(windows: WindowSet, model: Forecaster, recipe: Recipe) -> ForecastJob[Sampling]:
     """Run `fit_sampling` as a job."""
     start, end = windows.selection_start, windows.holdout_start
     middle = (start + end) // 2

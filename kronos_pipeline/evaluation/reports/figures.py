@@ -25,6 +25,7 @@ from kronos_pipeline.evaluation.predictions import (
     CHECKPOINT,
     CHRONOS,
     DRIFT,
+    ENSEMBLE,
     EWMA,
     GARCH,
     GJR_GARCH,
@@ -51,6 +52,7 @@ STYLES: dict[str, dict[str, Any]] = {
     BASE: {"color": BLUE, "linestyle": "solid", "linewidth": 1.6},
     CHECKPOINT: {"color": "#009e73", "linestyle": "solid", "linewidth": 1.9},
     ADAPTER: {"color": ORANGE, "linestyle": "solid", "linewidth": 1.9},
+    ENSEMBLE: {"color": "#8c564b", "linestyle": "solid", "linewidth": 1.9},
 }
 _SIZE, _DPI = (12.0, 7.0), 100  # 1200 x 700 pixels
 _TITLE_WIDTH, _NOTE_WIDTH = 95, 105  # letters

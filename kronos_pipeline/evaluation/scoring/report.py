@@ -258,7 +258,7 @@ def _overall_calibrations(
 
 
 def _sentences(doubts: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    return {ticker: "; ".join(of_models.values()) for ticker, of_models in doubts.items()}
+    return {ticker: "; ".join(dict.fromkeys(of_models.values())) for ticker, of_models in doubts.items()}
 
 
 def _warnings(suspicions: Mapping[str, str]) -> list[str]:
