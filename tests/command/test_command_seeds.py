@@ -29,12 +29,20 @@ def test_the_spread_over_seeds_and_the_ensemble_are_shown_and_stored(
     assert "A difference below sd may be a matter of the seed." in printed
 
     seeds = json.loads((output / "metrics/seeds.json").read_text())
+    leaderboard = json.loads((output / "metrics/leaderboard.json").read_text())
     table = pd.read_parquet(output / "metrics/seeds.parquet")
     assert seeds["seeds"] == [0, 1, 2]
-    assert set(table["model"]) == {"seed_0", "seed_1", "seed_2", "ensemble"}
+    assert set(table["model"]) == {"seed_0", "seed_1", "seed_2"}
+    evaluation = json.loads((output / "metrics/evaluation.json").read_text())
+    for entry in (evaluation["aggregate"], *evaluation["per_symbol"]):
+        assert set(entry["verdicts"]["distribution"]["ensemble"]) == set(entry["verdicts"]["distribution"][model])
+    assert "ensemble" in {row["model"] for row in leaderboard["holdout"]["models"]}
     losses = seeds["aggregate"]["mean"]["seeds"]
     assert len(set(losses.values())) == 3
-    own = target_losses(pd.read_parquet(output / "metrics/predictions.parquet"), model, "mean")
+    predictions = pd.read_parquet(output / "metrics/predictions.parquet")
+    together = target_losses(predictions, "ensemble", "mean")
+    assert seeds["aggregate"]["mean"]["ensemble"] == pytest.approx(together.groupby("unique_id").mean().mean())
+    own = target_losses(predictions, model, "mean")
     assert losses["seed_0"] == pytest.approx(own.groupby("unique_id").mean().mean())
     assert seeds["per_symbol"].keys() == {"AAPL", "MSFT"}
 

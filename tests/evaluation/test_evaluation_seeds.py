@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from holdouts import HandMadeWindows, RecordingSampler
+from holdouts import HandMadeWindows, RecordingSampler, forecast
 
 from kronos_pipeline.config import Recipe
-from kronos_pipeline.evaluation.forecasting.batching import run_job
+from kronos_pipeline.evaluation.forecasting.batching import run_job, sampling_seed
 from kronos_pipeline.evaluation.forecasting.candidates import Candidate
+from kronos_pipeline.evaluation.forecasting.ensemble import Ensemble
 from kronos_pipeline.evaluation.forecasting.sampling import plain_sampling
 from kronos_pipeline.evaluation.predictions import check_predictions
 from kronos_pipeline.evaluation.scoring.targets import target_losses
@@ -37,14 +38,30 @@ def test_the_seeds_are_the_recipes_own_and_the_next_and_stay_in_range() -> None:
     assert seeds_of(RECIPE.model_copy(update={"seed": 2**32 - 1}), 2) == [2**32 - 1, 0]
 
 
-def test_each_seed_and_the_ensemble_forecast_every_bar_and_the_ensemble_pools_the_paths() -> None:
+def test_each_seed_forecasts_every_bar() -> None:
     table = predict()
     check_predictions(table)
     means = table.pivot_table(index=["cutoff", "step"], columns="model", values="mean")
-    assert list(means) == ["ensemble", "seed_7", "seed_8", "seed_9"]
-    np.testing.assert_allclose(means["ensemble"], means[["seed_7", "seed_8", "seed_9"]].mean(axis=1))
-    widths = (table["raw_hi_80"] - table["raw_lo_80"]).groupby(table["model"]).mean()
-    assert widths["ensemble"] > widths["seed_7"]
+    assert list(means) == ["seed_7", "seed_8", "seed_9"]
+    np.testing.assert_allclose(means["seed_9"] - means["seed_7"], 1.5)
+
+
+def test_an_ensemble_is_a_model_of_the_table_whose_paths_are_those_of_its_members_with_their_seeds() -> None:
+    walk = 100 + np.cumsum(np.random.default_rng(4).normal(size=60))
+    windows: Any = HandMadeWindows(walk, holdout=10, horizon=4)
+    members: Any = {7: 0.5, 8: -1.0}
+    models = {"base": members[7], "adapter": members[8], "ensemble": Ensemble(members)}
+    sampler = RecordingSampler()
+    table = forecast(windows, models, RECIPE, sampler=sampler).predictions
+    means = table.pivot_table(index=["cutoff", "step"], columns="model", values="mean")
+    np.testing.assert_allclose(means["ensemble"], means[["base", "adapter"]].mean(axis=1))
+    assert {"ensemble_recentred", "ensemble_rescaled"} <= set(means)
+    seeds = {(model, seed) for call in sampler.calls for model, seed in zip(call["models"], call["seed"], strict=True)}
+    assert seeds == {
+        (0.5, sampling_seed(7, "AAPL")),
+        (-1.0, sampling_seed(7, "AAPL")),
+        (-1.0, sampling_seed(8, "AAPL")),
+    }
 
 
 def test_each_model_is_sampled_with_its_own_seed() -> None:
@@ -56,7 +73,8 @@ def test_each_model_is_sampled_with_its_own_seed() -> None:
 
 def test_the_comparison_is_that_of_the_tables_losses() -> None:
     table = pd.concat([predict("AAPL"), predict("MSFT!")], ignore_index=True)
-    references = table[table["model"] == "seed_9"].assign(model="naive")
+    naive, ensemble = table[table["model"] == "seed_9"], table[table["model"] == "seed_7"]
+    references = pd.concat([naive.assign(model="naive"), ensemble.assign(model="ensemble")])
     comparison = compare_losses(table, references)
     assert list(comparison) == ["mean", "distribution", "volatility"]
     for target in ("mean", "distribution"):
@@ -67,6 +85,7 @@ def test_the_comparison_is_that_of_the_tables_losses() -> None:
         assert of_target["sd"] == pytest.approx(np.std(losses, ddof=1))
         assert (of_target["lowest"], of_target["highest"]) == (min(losses), max(losses))
         assert of_target["mean"] == pytest.approx(np.mean(losses))
+    assert comparison["mean"]["ensemble"] == comparison["mean"]["seeds"]["seed_7"]
     assert comparison["mean"]["rivals"]["naive"] == pytest.approx(comparison["mean"]["seeds"]["seed_9"])
     assert comparison["mean"]["rivals"]["base"] is None  # it is not in the table
 
