@@ -3,7 +3,7 @@
 centre   champion of mean          else the base model, if better than all rivals    else the last close
 shape    champion of distribution  else the base model, if better than all rivals    else the best volatility rival
 
-Without a centre, paths that were judged as sampled keep their own mean path, see `composition.keeps_its_centre`.
+Without a centre, paths that were judged as sampled keep their own mean path, see `composed_variants`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from kronos_pipeline.artifacts import ArtifactLayout, read_json
-from kronos_pipeline.evaluation.forecasting.composition import PathModel, keeps_its_centre
+from kronos_pipeline.evaluation.composed_variants import keeps_its_centre
+from kronos_pipeline.evaluation.forecasting.composition import PathModel
 from kronos_pipeline.evaluation.forecasting.sampling import load_sampling, plain_sampling
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, CHECKPOINT, EWMA, VOLATILITY_RIVALS
 from kronos_pipeline.evaluation.scoring.targets import DISTRIBUTION, MEAN, Target

@@ -15,13 +15,14 @@ from kronos_pipeline.data.bars import FEATURES, Bars, FloatArray
 from kronos_pipeline.data.calendars import next_stamps
 from kronos_pipeline.data.windows import stamp_features
 from kronos_pipeline.errors import DataError, Problem, count
+from kronos_pipeline.evaluation.composed_variants import composed_variant, keeps_its_centre
 from kronos_pipeline.evaluation.forecasting.batching import (
     ForecastJob,
     ForecastRequest,
     Sampler,
     run_job,
 )
-from kronos_pipeline.evaluation.forecasting.composition import PathModel, compose, composed_variant, keeps_its_centre
+from kronos_pipeline.evaluation.forecasting.composition import PathModel, compose
 from kronos_pipeline.evaluation.forecasting.distributions import describe_closes, path_statistics
 from kronos_pipeline.evaluation.forecasting.variants import rescale
 from kronos_pipeline.evaluation.predictions import BOUNDS, EWMA, LEVELS, NAIVE, RECENTRED, RESCALED, SAMPLED

@@ -1,6 +1,6 @@
 """Scores of the forecast that is served, as one thing: the shape of one model around the centre of another.
 
-The gate judges centre and shape apart, each on its target; `forecasting.composition` puts them together. On the cutoffs
+The gate judges centre and shape apart, each on its target; `forecasting.future` puts them together. On the cutoffs
 of the evidence the composition follows from the table of predictions: its quantiles are those of the shape's paths,
 scaled at each bar from their own mean to the centre. So its distribution is scored by the quantiles, twice the mean
 pinball loss, as the ledger scores the forecasts that were issued.
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from kronos_pipeline.evaluation.forecasting.composition import composed_variant, keeps_its_centre
+from kronos_pipeline.evaluation.composed_variants import composed_variant, keeps_its_centre
 from kronos_pipeline.evaluation.predictions import (
     BASE,
     KRONOS,
