@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from kronos_pipeline.artifacts import text_hash
 from kronos_pipeline.data.bars import FEATURES
 from kronos_pipeline.errors import KronosError, ModelError
-from kronos_pipeline.evaluation.forecasting.ensemble import Ensemble
+from kronos_pipeline.evaluation.forecasting.ensemble import Ensemble, count_models
 from kronos_pipeline.evaluation.provenance import sampling_precision
 
 if TYPE_CHECKING:
@@ -79,8 +79,7 @@ class ForecastRequest:
     def bars(self) -> int:
         """Number of bars to sample."""
         horizon: int = self.ahead.shape[1]
-        models = len(self.model.members) if isinstance(self.model, Ensemble) else 1
-        return len(self.history) * self.recipe.eval_samples * horizon * models
+        return len(self.history) * self.recipe.eval_samples * horizon * count_models(self.model)
 
     @property
     def of_members(self) -> list[ForecastRequest]:

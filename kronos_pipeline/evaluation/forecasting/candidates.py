@@ -17,7 +17,7 @@ from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json
 from kronos_pipeline.data.purge import holdout_start_time
 from kronos_pipeline.errors import enumerate_some
 from kronos_pipeline.evaluation.forecasting.batching import ForecastJob, gather_jobs, run_job
-from kronos_pipeline.evaluation.forecasting.ensemble import Ensemble
+from kronos_pipeline.evaluation.forecasting.ensemble import Ensemble, count_models
 from kronos_pipeline.evaluation.forecasting.holdout_table import predict_job
 from kronos_pipeline.evaluation.forecasting.sampling import Sampling, load_sampling, save_sampling
 from kronos_pipeline.evaluation.forecasting.tuning import count_fit_forecasts, fit_sampling_job
@@ -140,7 +140,8 @@ def count_bars(windows: WindowSet, candidates: Iterable[Candidate], recipe: Reci
     """Return the number of bars that the evaluation of a ticker samples, at most."""
     fits = count_fit_forecasts(windows, recipe)
     forecasts = sum(
-        windows.counts()["holdout"] + (0 if _stored_sampling(candidate, windows, recipe) else fits)
+        count_models(candidate.model)
+        * (windows.counts()["holdout"] + (0 if _stored_sampling(candidate, windows, recipe) else fits))
         for candidate in candidates
     )
     return forecasts * recipe.eval_samples * recipe.horizon

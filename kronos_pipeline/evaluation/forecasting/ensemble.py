@@ -51,3 +51,8 @@ class Ensemble:
     def weights_hash(self) -> str:
         """Hash of the weights of all models."""
         return text_hash(*(f"{seed} {model.weights_hash}" for seed, model in self.members.items()))
+
+
+def count_models(model: Forecaster) -> int:
+    """Return the number of models of an ensemble, 1 for a single model."""
+    return len(model.members) if isinstance(model, Ensemble) else 1
