@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from kronos_pipeline.config import KronosTrainingConfig
-from kronos_pipeline.errors import SettingsError
+from kronos_pipeline.errors import KronosError, SettingsError
 from kronos_pipeline.training.progress import step
 
 
@@ -49,8 +49,9 @@ def run_pipeline(config: KronosTrainingConfig, seeds: int = 1, verbose: bool = F
         step("estimating the time")
         from kronos_pipeline.pipeline.estimate import estimate_run
 
-        estimate = estimate_run([*tickers.windows.values()], config.recipe, trainer.base, seeds)
-        print(f"this run takes {estimate.describe(str(trainer.device))}")
+        with contextlib.suppress(KronosError):  # the training or the evaluation reports it, by ticker
+            estimate = estimate_run([*tickers.windows.values()], config.recipe, trainer.base, seeds)
+            print(f"this run takes {estimate.describe(str(trainer.device))}")
 
     step("loading MLflow")
     from kronos_pipeline.evaluation.forecasting.candidates import TrainedModels
