@@ -91,12 +91,12 @@ def pictures(store: Store) -> list[Picture]:
         Picture(
             "adapter",
             f"{assets}/adapter?view=partitions&partition=META",
-            ("META", "Materialized", "base model", "kronos-nano (embedded demo model)"),
+            ("META", "Materialized", "summary", "selection loss", "kronos-nano (embedded demo model)"),
         ),
         Picture(
             "holdout",
             f"{assets}/holdout_metrics?view=partitions&partition=NVDA",
-            ("NVDA", "Materialized", "Metadata"),
+            ("NVDA", "Materialized", "summary", "Holdout: MAE of the adapter"),
         ),
         Picture(
             "holdout-plot",
@@ -104,13 +104,17 @@ def pictures(store: Store) -> list[Picture]:
             ("Close",),
             _open_plot,
         ),
-        Picture("checks", f"{assets}/holdout_metrics?view=checks", ("better_mean", "better_distribution", "complete")),
+        Picture(
+            "checks",
+            f"{assets}/holdout_metrics?view=checks",
+            ("better_mean", "better_distribution", "complete", "Skipped"),
+        ),
         Picture(
             "failed-run",
             f"{store.dagster}/runs/{store.failed_run}",
             ("Failure", f"{_BAD}.csv:42", "must be above 0"),
         ),
-        Picture("leaderboard", f"{assets}/leaderboard", ("leaderboard", "Materialize", "All models ranked")),
+        Picture("leaderboard", f"{assets}/leaderboard?view=events", ("summary", "Holdout:", "MASE"), _show_ranking),
         Picture("runs", f"{store.dagster}/runs", ("retrain_adapter", "promote_adapter", "Success", "Failure")),
         Picture(
             "mlflow-runs",
@@ -125,6 +129,10 @@ def pictures(store: Store) -> list[Picture]:
 def _open_plot(page: Page) -> None:
     row = page.get_by_role("row").filter(has_text="forecasts")
     row.get_by_text("[Show Markdown]").first.click()
+
+
+def _show_ranking(page: Page) -> None:
+    page.get_by_text("MASE").first.scroll_into_view_if_needed()
 
 
 def main() -> int:
