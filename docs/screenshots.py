@@ -39,6 +39,7 @@ LARGEST_BYTES = 200_000
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _SIZE = {"width": 1400, "height": 900}
 _COLOURS = 256
+_SAME_PICTURES = 5
 _SECONDS_TO_START, _SECONDS_TO_RUN, _SECONDS_TO_SHOW, _SECONDS_TO_END = 180, 900, 60, 30
 _LOCATION = {"repositoryName": "__repository__", "repositoryLocationName": "kronos_pipeline.definitions"}
 _GOOD, _BAD = ("AAPL", "META", "NVDA"), "XOM"
@@ -389,12 +390,12 @@ def _visible(page: Page, text: str) -> None:
 
 
 def _settled(page: Page) -> bytes:
-    """Return the page's picture as soon as two in a row are the same: menus and graphs move into their place."""
-    last = [b""]
+    """Return the page's picture as soon as it stays the same: states arrive, and menus and graphs move into place."""
+    last = [b""] * _SAME_PICTURES
 
     def same() -> bytes | None:
-        before, last[0] = last[0], page.screenshot()
-        return last[0] if last[0] == before else None
+        last[:] = [*last[1:], page.screenshot()]
+        return last[0] if len(set(last)) == 1 else None
 
     return _poll(same, _SECONDS_TO_SHOW, f"the drawing of {page.url}")
 
