@@ -161,7 +161,7 @@ NONSENSE: dict[str, tuple[dict[str, Any], str]] = {
     "no text of times": ({"y_timestamp": ["tomorrow"] * HORIZON}, "y_timestamp must be timestamps"),
     "a frame for times": ({"x_timestamp": PAST.to_frame()}, "x_timestamp must be timestamps"),
     "durations": ({"x_timestamp": PAST - PAST[0]}, "x_timestamp must be timestamps.*timedelta"),
-    "nothing for times": ({"x_timestamp": None}, "x_timestamp must be timestamps"),
+    "nothing for times": ({"x_timestamp": None}, "df has no times; give x_timestamp"),
     "no horizon": ({"pred_len": 0, "y_timestamp": AHEAD[:0]}, "pred_len must be 1 or more, not 0"),
     "a fractional horizon": ({"pred_len": 4.0}, "pred_len must be a whole number, not 4.0"),
     "no path": ({"sample_count": 0}, "sample_count must be 1 or more, not 0"),
