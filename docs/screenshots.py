@@ -39,7 +39,7 @@ LARGEST_BYTES = 200_000
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _SIZE = {"width": 1400, "height": 900}
 _COLOURS = 256
-_SAME_PICTURES = 5
+_SAME_PICTURES, _SECONDS_TO_SETTLE = 5, 15
 _SECONDS_TO_START, _SECONDS_TO_RUN, _SECONDS_TO_SHOW, _SECONDS_TO_END = 180, 900, 60, 30
 _LOCATION = {"repositoryName": "__repository__", "repositoryLocationName": "kronos_pipeline.definitions"}
 _GOOD, _BAD = ("AAPL", "META", "NVDA"), "XOM"
@@ -115,7 +115,12 @@ def pictures(store: Store) -> list[Picture]:
             f"{store.dagster}/runs/{store.failed_run}",
             ("Failure", f"{_BAD}.csv:42", "must be above 0"),
         ),
-        Picture("leaderboard", f"{assets}/leaderboard?view=events", ("summary", "Holdout:", "MASE"), _show_ranking),
+        Picture(
+            "leaderboard",
+            f"{assets}/leaderboard?view=events",
+            ("QLIKE", "seasonal_naive", "adapter"),
+            _scroll_to_ranking,
+        ),
         Picture("runs", f"{store.dagster}/runs", ("retrain_adapter", "promote_adapter", "Success", "Failure")),
         Picture(
             "mlflow-runs",
@@ -128,12 +133,11 @@ def pictures(store: Store) -> list[Picture]:
 
 
 def _open_plot(page: Page) -> None:
-    row = page.get_by_role("row").filter(has_text="forecasts")
-    row.get_by_text("[Show Markdown]").first.click()
+    page.get_by_role("row").filter(has_text="forecasts").get_by_text("[Show Markdown]").first.click()
 
 
-def _show_ranking(page: Page) -> None:
-    page.get_by_text("MASE").first.scroll_into_view_if_needed()
+def _scroll_to_ranking(page: Page) -> None:
+    page.get_by_text("QLIKE").first.evaluate("header => header.scrollIntoView({block: 'center'})")
 
 
 def main() -> int:
@@ -374,7 +378,7 @@ def take_pictures(chromium: str, pages: list[Picture]) -> None:
                 for text in picture.texts if picture.act is None else ():
                     _visible(page, text)
                 if picture.act:
-                    text = "its plot"
+                    text = "its plot or table"
                     picture.act(page)
                     for text in picture.texts:
                         _visible(page, text)
@@ -390,14 +394,18 @@ def _visible(page: Page, text: str) -> None:
 
 
 def _settled(page: Page) -> bytes:
-    """Return the page's picture as soon as it stays the same: states arrive, and menus and graphs move into place."""
+    """Return the page's picture when it stays the same: states arrive, and menus and graphs move into place.
+
+    A page with a clock never stays the same; its picture is the last of `_SECONDS_TO_SETTLE`.
+    """
     last = [b""] * _SAME_PICTURES
-
-    def same() -> bytes | None:
-        last[:] = [*last[1:], page.screenshot()]
-        return last[0] if len(set(last)) == 1 else None
-
-    return _poll(same, _SECONDS_TO_SHOW, f"the drawing of {page.url}")
+    end = time.monotonic() + _SECONDS_TO_SETTLE
+    while len(set(last)) > 1 or not last[0]:
+        last = [*last[1:], page.screenshot()]
+        if time.monotonic() > end:
+            break
+        page.wait_for_timeout(500)
+    return last[-1]
 
 
 def save_image(png: bytes, path: Path) -> None:
