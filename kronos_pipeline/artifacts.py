@@ -31,6 +31,8 @@ from kronos_pipeline.config import NAME
 from kronos_pipeline.errors import ArtifactError
 
 MANIFEST = "manifest.json"
+SAMPLING = "sampling"
+"""Folder of the sampling settings by ticker, in the folder of an adapter, a checkpoint or the base model."""
 PARQUET_MANIFEST = b"kronos_manifest"
 """Key of the manifest in the metadata of a Parquet file's schema."""
 _VERSIONS_KEPT = 2

@@ -64,7 +64,9 @@ class _ModelCommand(Command):
 class Promote(_ModelCommand):
     """Make a version of a registered model the champion of one target or of all, whatever the gate decided."""
 
-    version: Optional[int] = Field(None, ge=1, description="number of the version; by default the challenger")
+    version: Optional[int] = Field(
+        None, ge=1, description="number of the version; by default the challenger, the newest measured version"
+    )
 
     def run(self) -> int:
         """Set the champion, and print it with the gate's decisions."""
@@ -102,12 +104,11 @@ class Promote(_ModelCommand):
 
 def _gate_lines(champion: Version, targets: Sequence[Target]) -> list[str]:
     """Return the gate's verdicts in short; targets with the same verdicts share a line."""
+    from kronos_pipeline.tracking.version_page import rivals_by_verdict
+
     by_verdict: dict[str, list[Target]] = {}
     for target in targets:
-        prefix, rivals = f"verdict.{target}.", dict[str, list[str]]()
-        for key, verdict in champion.tags.items():
-            if key.startswith(prefix):
-                rivals.setdefault(verdict, []).append(key.removeprefix(prefix))
+        rivals = rivals_by_verdict(champion, target)
         whole = "every rival"
         parts = [f"{verdict} against {whole if len(rivals) == 1 else ', '.join(of)}" for verdict, of in rivals.items()]
         by_verdict.setdefault("; ".join(parts) or "not decided", []).append(target)
@@ -124,11 +125,23 @@ class Rollback(_ModelCommand):
         """Restore the champions, and print them."""
         step("loading MLflow")
         reason = self.reason or "rolled back by hand, no reason given"
-        champions = self._registry.rollback(self._name, reason, self._targets)
+        registry = self._registry
+        champions = registry.rollback(self._name, reason, self._targets)
         by_champion: dict[str, list[Target]] = {}
         for target, champion in champions.items():
             by_champion.setdefault(str(champion or ""), []).append(target)
         for name, targets in by_champion.items():
             restored = f"{name} is the champion of {join(targets)} again"
             print(restored if name else f"{self._name} has no champion of {join(targets)} now")
+        print(self._served(registry.champion(self._name)))
         return 0
+
+    def _served(self, serving: Version | None) -> str:
+        """Say which model serves a forecast, on the command line and over HTTP."""
+        address = f"models:/{self._name}@"
+        if serving is not None:
+            return f"served now: {serving}, by `kronos forecast` and at {address}champion"
+        return (
+            "served now: the base model or the best rival, by `kronos forecast`; nothing at "
+            f"{address}champion until `kronos promote {self.adapter}`"
+        )

@@ -94,6 +94,7 @@ def _decisions(layout: ArtifactLayout, ticker: str) -> list[str]:
     from kronos_pipeline.evaluation.scoring.targets import TARGETS
     from kronos_pipeline.tracking.store import find_store_uri
     from kronos_pipeline.tracking.stored_registry import fetch_registered_models, read_registered_models
+    from kronos_pipeline.tracking.version_page import gate_reason
     from kronos_pipeline.tracking.version_store import registered_name
 
     uri = find_store_uri(None, layout.root)
@@ -103,7 +104,7 @@ def _decisions(layout: ArtifactLayout, ticker: str) -> list[str]:
         return [f"no version of {ticker} is registered"]
     newest = model.versions[-1]
     champions = [f"champion of {target}: version {number}" for target, number in model.champions.numbers.items()]
-    decided = [(target, newest.decision("gate_reason", target)) for target in TARGETS]
+    decided = [(target, gate_reason(newest, target)) for target in TARGETS]
     facts = [newest.tags[key] for key in ("recipes_tried", "as_served", "contamination") if newest.tags.get(key)]
     return [*champions, *(f"{newest}, {target}: {reason}" for target, reason in decided if reason), *facts]
 

@@ -54,18 +54,20 @@ def run_trainings(
     on_end: Callable[[str, Trained | KronosError], None],
     tags: Callable[[str], Mapping[str, str]] | None = None,
 ) -> None:
-    """Train what the settings plan, each training in an MLflow run.
+    """Train what the settings plan, each training in an MLflow run and as a version of a registered model.
 
     Args:
         settings: the settings; each becomes a parameter of the runs.
         trainer: a trainer with these settings.
-        tracker: receives the runs.
+        tracker: receives the runs and the versions.
         windows: the windows of each ticker.
         on_end: receives the name of each training, an adapter's or "checkpoint", and its result or error as it ends.
         tags: returns the tags of the MLflow run of a training, by its name.
     """
+    from kronos_pipeline.tracking.registry import Registry, registered_name
     from kronos_pipeline.tracking.runs import TrainingRuns
 
+    registry = Registry(tracker)
     with TrainingRuns(tracker, settings) as runs:
 
         def start(job: TrainingJob) -> TrainingJob:
@@ -77,6 +79,7 @@ def run_trainings(
         def end(job: TrainingJob, outcome: TrainingResult | KronosError) -> None:
             try:
                 run, result = runs.end(job, outcome)
+                registry.register_trained(result.folder, registered_name(job.adapter), run.run_id)
             except KronosError as error:
                 on_end(job.name, error)
             else:

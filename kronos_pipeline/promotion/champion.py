@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from kronos_pipeline.errors import ModelError
 from kronos_pipeline.evaluation.forecasting.composition import PathModel
 from kronos_pipeline.evaluation.forecasting.sampling import load_sampling, plain_sampling
-from kronos_pipeline.evaluation.scoring.verdicts import BETTER
 from kronos_pipeline.promotion.champion_warnings import champion_warnings
 from kronos_pipeline.tracking.packaging import read_training_manifest
 from kronos_pipeline.tracking.registry import Registry, Version, registered_name
+from kronos_pipeline.tracking.version_page import beaten_rivals
 
 if TYPE_CHECKING:
     from kronos_pipeline.config import Recipe
@@ -118,11 +118,9 @@ def load_champion(
 
 def promotion_reason(champion: Version, target: Target) -> str:
     """Return the reason of a promotion in a few words: the rivals that it was better than, or the words of a person."""
-    prefix = f"verdict.{target}."
-    beaten = [key.removeprefix(prefix) for key, verdict in champion.tags.items() if key.startswith(prefix)]
-    beaten = [rival for rival in beaten if champion.tags[f"{prefix}{rival}"] == BETTER]
+    beaten = beaten_rivals(champion, target)
     if champion.decision("decided_by", target) == "gate" and beaten:
-        return f"better than {', '.join(sorted(beaten))}"
+        return f"better than {', '.join(beaten)}"
     return (champion.decision("reason", target) or "no reason is recorded").removesuffix(".")
 
 

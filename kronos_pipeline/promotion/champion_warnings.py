@@ -9,12 +9,11 @@ import pandas as pd
 
 from kronos_pipeline.data.bars import Bars
 from kronos_pipeline.evaluation.scoring.input_distance import input_distance
+from kronos_pipeline.tracking.version_page import DECIDED_AT
 
 if TYPE_CHECKING:
     from kronos_pipeline.config import Recipe
     from kronos_pipeline.tracking.registry import Version
-
-_DECIDED_AT = "decided_at"
 
 
 def champion_warnings(
@@ -45,7 +44,7 @@ def champion_age(champion: Version, now: datetime) -> int | None:
     """Return the whole days since the newest decision on a version; None without a readable time of decision."""
     times = []
     for tag, value in champion.tags.items():
-        if tag.partition(".")[0] == _DECIDED_AT:
+        if tag.partition(".")[0] == DECIDED_AT:
             try:
                 moment = datetime.fromisoformat(value)
             except ValueError:

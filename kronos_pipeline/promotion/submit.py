@@ -224,39 +224,92 @@ def submit(
             decision = _refused(decision, why)
         decisions[target] = decision
     tried = count_recipe(registry, name, read_json(folder / MANIFEST)["config"], evidence.predictions)
-    own = EvidenceTable(evidence.predictions, variants)
-    served = _score_served(registry, own, trained, champions, decisions, tickers_tested)
-    for known in versions:
-        if known.run_id == model.run_id and known.tags.get(_FINGERPRINT) == fingerprint:
-            # The gate does not overrule a person.
-            by_gate = {
-                target: decision
-                for target, decision in decisions.items()
-                if known.decision("decided_by", target) != "person"
-            }
-            registry.record_decision(name, known.number, by_gate)
-            return Submission(name, known.number, evidence.source, decisions, tried, served)
-    evaluation = build_evaluation(evidence.predictions, trained, [], evidence.manifest, tickers_tested)
-    tags = {
-        "evidence": evidence.source,
-        _FINGERPRINT: fingerprint,
-        "tickers": str(len(model.tickers)),
-        "recipes_tried": str(tried),
-    }
-    if served is not None:
-        tags["as_served"] = str(served)
-    if evaluation["warnings"]:
-        tags["contamination"] = "; ".join(evaluation["warnings"])
-    number = registry.register(
-        folder,
-        name,
-        model.run_id,
-        evidence=own,
-        metrics=flat_metrics(evaluation, BACKTEST if evidence.source == BACKTEST else HOLDOUT),
-        tags={**tags, **decision_tags(decisions)},  # in one call: a tag of its own takes some milliseconds
-    )
-    registry.record_decision(name, number, decisions)
+    table = EvidenceTable(evidence.predictions, variants)
+    served = _score_served(registry, table, trained, champions, decisions, tickers_tested)
+    number = _known_version(versions, model.run_id, fingerprint)
+    if number is None:
+        tags = {"recipes_tried": str(tried)} | ({"as_served": str(served)} if served else {})
+        # In one call, as a tag of its own takes some milliseconds.
+        tags |= decision_tags(decisions)
+        number = _record_evidence(registry, layout, model, evidence, tickers_tested, tags)
+        own = decisions
+    else:  # the gate does not overrule a person
+        known = registry.version(name, number)
+        own = {
+            target: decision
+            for target, decision in decisions.items()
+            if known.decision("decided_by", target) != "person"
+        }
+    registry.record_decision(name, number, own)
     return Submission(name, number, evidence.source, decisions, tried, served)
+
+
+def record_evaluation(registry: Registry, layout: ArtifactLayout, model: TrainedModel, *, tickers_tested: int) -> int:
+    """Add the evaluation of a trained model to its version, before the gate decides on the version.
+
+    A version that was decided on keeps its evidence; an evaluation that is newer waits for `submit`.
+
+    Args:
+        registry: the registry.
+        layout: the layout of the artifacts.
+        model: the model.
+        tickers_tested: number of tickers with a trained model, for which the verdict is corrected.
+
+    Returns:
+        The number of the version.
+
+    Raises:
+        ArtifactError: the model has no evaluation.
+        TrackingError: the registry cannot be used.
+    """
+    trained = CHECKPOINT if model.adapter is None else ADAPTER
+    versions = registry.versions(registered_name(model.adapter))
+    decided = [version.number for version in versions if version.run_id == model.run_id and version.decided]
+    if decided:
+        return decided[-1]
+    evidence = find_evidence(layout, trained, model.tickers, layout.trained(model.adapter))
+    return _record_evidence(registry, layout, model, evidence, tickers_tested, {})
+
+
+def _known_version(versions: Sequence[Version], run_id: str, fingerprint: str) -> int | None:
+    """Return the number of the version of a training that was decided on by the same evidence, or None."""
+    for version in versions:
+        if version.run_id == run_id and version.tags.get(_FINGERPRINT) == fingerprint and version.decided:
+            return version.number
+    return None
+
+
+def _record_evidence(
+    registry: Registry,
+    layout: ArtifactLayout,
+    model: TrainedModel,
+    evidence: Evidence,
+    tickers_tested: int,
+    tags: Mapping[str, str],
+) -> int:
+    """Add evidence to the version of a training, or to a new version if that one was decided on; return its number."""
+    trained = CHECKPOINT if model.adapter is None else ADAPTER
+    name, folder = registered_name(model.adapter), layout.trained(model.adapter)
+    evaluation = build_evaluation(evidence.predictions, trained, [], evidence.manifest, tickers_tested)
+    evidence_tags = {
+        "evidence": evidence.source,
+        _FINGERPRINT: _fingerprint(evidence.predictions),
+        "tickers": str(len(model.tickers)),
+    }
+    if evaluation["warnings"]:
+        evidence_tags["contamination"] = "; ".join(evaluation["warnings"])
+    table = EvidenceTable(evidence.predictions, variants_of(evidence.manifest))
+    metrics = flat_metrics(evaluation, BACKTEST if evidence.source == BACKTEST else HOLDOUT)
+    known = [
+        version
+        for version in registry.versions(name)
+        if version.run_id == model.run_id and not version.decided and not version.is_refit
+    ]
+    if known:
+        return registry.measure(known[-1], folder, table, metrics, {**evidence_tags, **tags})
+    return registry.register(
+        folder, name, model.run_id, evidence=table, metrics=metrics, tags={**evidence_tags, **tags}
+    )
 
 
 def _refused(decision: Decision, why: str) -> Decision:

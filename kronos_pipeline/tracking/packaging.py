@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from kronos_pipeline.artifacts import MANIFEST, package_versions, read_json, read_parquet, write_parquet
+from kronos_pipeline.artifacts import MANIFEST, SAMPLING, package_versions, read_json, read_parquet, write_parquet
 from kronos_pipeline.data.bars import FEATURES, PRICES
 from kronos_pipeline.data.simulate import simulate_ticker
 from kronos_pipeline.errors import ArtifactError
@@ -79,7 +79,24 @@ def save_pyfunc(folder: Path, target: Path, model: Model, evidence: EvidenceTabl
             mlflow_model=model,
         )
     if evidence is not None:
-        write_parquet(target / EVIDENCE, evidence.predictions, {_VARIANTS: evidence.variants})
+        _write_evidence(target, evidence)
+
+
+def save_evidence(folder: Path, target: Path, evidence: EvidenceTable) -> None:
+    """Write what an evaluation adds to an MLflow model folder: the evidence, and the sampling settings that it fitted.
+
+    Args:
+        folder: the adapter or checkpoint.
+        target: an empty folder.
+        evidence: the evidence.
+    """
+    if (fitted := folder / SAMPLING).is_dir():
+        shutil.copytree(fitted, target / FOLDER / SAMPLING)
+    _write_evidence(target, evidence)
+
+
+def _write_evidence(target: Path, evidence: EvidenceTable) -> None:
+    write_parquet(target / EVIDENCE, evidence.predictions, {_VARIANTS: evidence.variants})
 
 
 def read_evidence(path: Path) -> EvidenceTable:

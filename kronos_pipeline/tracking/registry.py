@@ -1,21 +1,20 @@
 """The model registry: a version per adapter or checkpoint, its evidence, and the promotion of champions.
 
-    kronos-AAPL   the adapter of that name        alias challenger      the newest measured version
+    kronos-AAPL   the adapter of that name        alias challenger      the newest measured version, until champion
     kronos-all    the checkpoint over all         alias champion-mean   the champion of a target, see `champions`
                                                   alias champion        the version that serves a forecast
                                                   alias refit           the newest version trained on all bars
 
-Tags of a version record the decision on each target and its reason. This module records decisions of the gate,
-`scoring.gate`, and of people; it decides nothing.
+A training registers its version without scores, its evaluation adds the evidence (`measure`), and the gate or a person
+decides. Tags of a version record the decision on each target and its reason. This module records decisions of the
+gate, `scoring.gate`, and of people; it decides nothing.
 """
 
 from __future__ import annotations
 
-import json
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -29,6 +28,7 @@ from kronos_pipeline.tracking.champions import HISTORY, NO_HISTORY, SERVED, Cham
 from kronos_pipeline.tracking.packaging import EVIDENCE, FOLDER, EvidenceTable, read_evidence
 from kronos_pipeline.tracking.recipes_tried import TRIED, Tried, add_recipe
 from kronos_pipeline.tracking.store import TrackingError
+from kronos_pipeline.tracking.version_page import DECIDED_AT, decision_tags, describe, person_tags
 from kronos_pipeline.tracking.version_store import CHALLENGER, CHAMPION, REFIT, Version, VersionStore, registered_name
 
 if TYPE_CHECKING:
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from kronos_pipeline.tracking.runs import Tracker
 
 __all__ = ["Registry", "Version", "decision_tags", "registered_name"]
-
-_DECIDED_AT = "decided_at"
 
 
 class Registry:
@@ -50,6 +48,53 @@ class Registry:
         self.uri = tracker.uri
         self._store = VersionStore(tracker.uri)
 
+    def register_trained(self, folder: Path, name: str, run_id: str) -> int:
+        """Register an adapter or checkpoint as its training ends; a training that was registered keeps its version.
+
+        Args:
+            folder: the adapter or checkpoint, with its manifest.
+            name: name of the registered model, see `registered_name`.
+            run_id: the MLflow run of the training.
+
+        Returns:
+            The version's number.
+
+        Raises:
+            ArtifactError: the folder has no manifest.
+            TrackingError: the run does not exist.
+        """
+        known = [version for version in self.versions(name) if version.run_id == run_id]
+        return known[-1].number if known else self._store.add(folder, name, run_id, None, {}, {"measured": "no"})
+
+    def measure(
+        self,
+        version: Version,
+        folder: Path,
+        evidence: EvidenceTable,
+        metrics: Mapping[str, float],
+        tags: Mapping[str, str] | None = None,
+    ) -> int:
+        """Add evidence to a version that nobody has decided on, and point the alias `challenger` to the version.
+
+        Args:
+            version: the version; earlier evidence of it is replaced.
+            folder: the adapter or checkpoint of the version.
+            evidence: the evidence of the verdict.
+            metrics: scores by MLflow metric name, without undefined scores.
+            tags: tags to set.
+
+        Returns:
+            The version's number.
+
+        Raises:
+            ArtifactError: the table of predictions is invalid.
+        """
+        check_predictions(evidence.predictions)
+        self._store.add_evidence(version, folder, evidence, metrics)
+        self._tag(version, {**(tags or {}), "measured": "yes"})
+        self._store.set_alias(version, CHALLENGER)
+        return version.number
+
     def register(
         self,
         folder: Path,
@@ -60,7 +105,7 @@ class Registry:
         metrics: Mapping[str, float],
         tags: Mapping[str, str] | None = None,
     ) -> int:
-        """Register a measured adapter or checkpoint as a version with the alias `challenger`.
+        """Register a measured adapter or checkpoint as a version of its own, with the alias `challenger`.
 
         Args:
             folder: the adapter or checkpoint, with its manifest.
@@ -106,12 +151,12 @@ class Registry:
             decisions: the decision on each target; the other targets stay as they are.
 
         Raises:
-            TrackingError: the version does not exist or is a refit.
+            TrackingError: the version does not exist or has no evidence.
         """
         version = _measured(self.version(name, number))
         tags = decision_tags(decisions)
         # The time alone makes no difference: `register` may have written the tags already, in one call.
-        written = all(version.tags.get(key) == tag for key, tag in tags.items() if not key.startswith(_DECIDED_AT))
+        written = all(version.tags.get(key) == tag for key, tag in tags.items() if not key.startswith(DECIDED_AT))
         self._tag(version, {} if written else tags)
         if promoted := [target for target, decision in decisions.items() if decision.promote]:
             self._promote(name, number, promoted)
@@ -121,7 +166,7 @@ class Registry:
 
         Args:
             name: name of the registered model.
-            number: number of the version; None for the challenger.
+            number: number of the version; None for the challenger, or else the newest measured version.
             reason: the person's reason, stored on the version.
             targets: the targets of the promotion.
 
@@ -129,17 +174,17 @@ class Registry:
             The champion.
 
         Raises:
-            TrackingError: the version does not exist, is a refit, or is already champion of the targets.
+            TrackingError: the version does not exist, has no evidence, or is already champion of the targets.
         """
-        version = self._store.get_by_alias(name, CHALLENGER) if number is None else self.version(name, number)
+        version = self._challenger(name) if number is None else self.version(name, number)
         if version is None:
-            raise TrackingError(f"{name} has no challenger to promote. {self._store.describe_available(name)}")
+            raise TrackingError(f"{name} has no measured version to promote. {self._store.describe_available(name)}")
         _measured(version)
         champions, _ = self._champions(name)
         new = [target for target in targets if champions.numbers.get(target) != version.number]
         if not new:
             raise TrackingError(f"{version} is the champion of {join(targets)} already.")
-        tags = [_decision_tags(target, "person", "yes", reason) for target in new]
+        tags = [person_tags(version, target, "yes", reason) for target in new]
         self._tag(version, dict(ChainMap(*tags)))
         self._promote(name, version.number, new)
         return self.version(name, version.number)
@@ -166,7 +211,7 @@ class Registry:
             raise TrackingError(f"{name} has no champion{of_targets} to roll back. {available}")
         for number in {champions.numbers[target] for target in found}:
             lost = [target for target in found if champions.numbers[target] == number]
-            tags = [_decision_tags(target, "person", "rolled back", reason) for target in lost]
+            tags = [person_tags(versions[number], target, "rolled back", reason) for target in lost]
             self._tag(versions[number], dict(ChainMap(*tags)))
         champions = self._write_migrated(name).roll_back(found, list(versions))
         self._write_aliases(name, champions)
@@ -261,6 +306,12 @@ class Registry:
         """
         return self._store.fetch(version, FOLDER, into)
 
+    def _challenger(self, name: str) -> Version | None:
+        """Return the version with the alias `challenger`, or else the newest measured version, or None."""
+        versions = self.versions(name)
+        named = [version for version in versions if CHALLENGER in version.aliases]
+        return next(iter(named or [version for version in reversed(versions) if version.measured]), None)
+
     def _champions(self, name: str) -> tuple[Champions, dict[int, Version]]:
         """Return the champions of a registered model, and its versions by number."""
         versions = self.versions(name)
@@ -297,51 +348,28 @@ class Registry:
         served = "" if champions.serving is None else str(champions.serving)
         if served != self._store.tags(name).get(SERVED, ""):
             self._store.set_tag(name, SERVED, served)
-        challenger = by_alias.get(CHALLENGER)
-        if challenger is not None and set(numbers.values()) == {challenger.number}:
-            self._store.remove_alias(challenger, CHALLENGER)
+        challenger = max((version.number for version in by_number.values() if version.measured), default=None)
+        if challenger is not None and set(numbers.values()) == {challenger}:
+            self._store.remove_alias(by_number[challenger], CHALLENGER)
+        elif challenger is not None and by_number[challenger] is not by_alias.get(CHALLENGER):
+            self._store.set_alias(by_number[challenger], CHALLENGER)
 
     def _tag(self, version: Version, tags: Mapping[str, str]) -> None:
         """Set tags of a decision, and the description that follows from all tags."""
-        self._store.tag_version(version, tags, _description(replace(version, tags={**version.tags, **tags})))
-
-
-def decision_tags(decisions: Mapping[Target, Decision]) -> dict[str, str]:
-    """Return the tags of a version that record the gate's decisions."""
-    tags: dict[str, str] = {}
-    for target, decision in decisions.items():
-        comparisons = {rival: comparison.as_dict() for rival, comparison in decision.comparisons.items()}
-        tags |= _decision_tags(target, "gate", "yes" if decision.promote else "no", decision.reason)
-        tags |= {
-            "gate": decision.gate,
-            f"gate_reason.{target}": decision.reason,  # a person's reason may replace `reason` later
-            f"comparisons.{target}": json.dumps(comparisons, allow_nan=False),
-            **{f"verdict.{target}.{rival}": comparison.verdict for rival, comparison in decision.comparisons.items()},
-        }
-    return tags
-
-
-def _decision_tags(target: Target, by: str, promoted: str, reason: str) -> dict[str, str]:
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    tags = {"decided_by": by, _DECIDED_AT: now, "promoted": promoted, "reason": reason}
-    return {f"{key}.{target}": value for key, value in tags.items()}
-
-
-def _description(version: Version) -> str:
-    """Return the reason for each target; targets with one reason share a line."""
-    targets: dict[str, list[Target]] = {}
-    for target in TARGETS:
-        if reason := version.decision("reason", target):
-            targets.setdefault(reason, []).append(target)
-    return "\n".join(f"{join(together)}: {reason}" for reason, together in targets.items())
+        self._store.tag_version(version, tags, describe(replace(version, tags={**version.tags, **tags})))
 
 
 def _measured(version: Version) -> Version:
     """Check that a version was measured, and return it.
 
     Raises:
-        TrackingError: the version is a refit, which was not measured.
+        TrackingError: the version is a refit, or has not been evaluated yet.
     """
+    if not version.measured and not version.is_refit:
+        raise TrackingError(
+            f"{version} was trained, but has not been evaluated; materialise holdout_metrics, or train with "
+            "`python -m kronos_pipeline.run_training`, which evaluates too."
+        )
     if not version.measured:
         refit_of = version.tags.get("refit_of", "unknown")
         raise TrackingError(

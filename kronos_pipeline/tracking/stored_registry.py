@@ -71,7 +71,8 @@ def _read(database: sqlite3.Connection) -> dict[str, RegisteredModel]:
         time = datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
         times.setdefault(name, {})[int(number)] = time.isoformat(timespec="seconds")
         tags: Mapping[str, str] = version_tags.get(key, {})
-        versions.setdefault(name, []).append(Version(*key, str(run_id), tuple(sorted(aliases.get(key, ()))), tags))
+        own_aliases = tuple(sorted(aliases.get(key, ())))
+        versions.setdefault(name, []).append(Version(*key, str(run_id), own_aliases, tags, time))
     return {
         name: RegisteredModel(tuple(of_name), read_champions(of_name, model_tags.get(name, {})), times[name])
         for name, of_name in versions.items()

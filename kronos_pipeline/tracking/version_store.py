@@ -6,12 +6,13 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from kronos_pipeline.tracking.packaging import EvidenceTable, manifest_tags, save_pyfunc
+from kronos_pipeline.tracking.packaging import EvidenceTable, manifest_tags, save_evidence, save_pyfunc
 from kronos_pipeline.tracking.store import TrackingError, open_store, readable_errors, without_password
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT_NAME = "kronos-all"
 CHAMPION, CHALLENGER, REFIT = "champion", "challenger", "refit"
+TRAINED_AT = "trained_at"
 _PREFIX = "kronos-"
 
 
@@ -44,7 +46,8 @@ class Version:
         run_id: the MLflow run of the training.
         aliases: aliases that point to the version.
         tags: `kind`, `trained_on`, `base_model`, `base_hash`, `measured`, and of the decision on each target
-            `promoted.mean`, `reason.mean`, `verdict.mean.naive` and the like.
+            `promoted.mean`, `reason.mean`, `verdict.mean` and the like, see `version_page`.
+        registered_at: time of the registration, in UTC.
     """
 
     name: str
@@ -52,14 +55,34 @@ class Version:
     run_id: str
     aliases: tuple[str, ...]
     tags: Mapping[str, str]
+    registered_at: datetime
 
     def __str__(self) -> str:
         return f"{self.name} version {self.number}"
 
     @property
     def measured(self) -> bool:
-        """False for a refit: it was trained on all bars, so there are no bars left to measure it on."""
+        """True if the version has evidence. A refit never has: it was trained on all bars, so none is left for it."""
         return self.tags.get("measured") == "yes"
+
+    @property
+    def trained_at(self) -> datetime:
+        """The time at which the training ended, in UTC; in earlier registries, that of the registration."""
+        return datetime.fromisoformat(self.tags[TRAINED_AT]) if TRAINED_AT in self.tags else self.registered_at
+
+    def trained(self) -> str:
+        """Return the time of the training in words, in the local time zone."""
+        return f"trained {self.trained_at.astimezone():%Y-%m-%d %H:%M}"
+
+    @property
+    def decided(self) -> bool:
+        """True if the gate or a person has decided on the version for some target."""
+        return any(key.startswith("decided_by") for key in self.tags)
+
+    @property
+    def is_refit(self) -> bool:
+        """True if the version was trained on all bars, as a refit of a measured version."""
+        return "refit_of" in self.tags
 
     def decision(self, key: str, target: str) -> str | None:
         """Return a tag of the decision on a target, such as "reason"; None without a decision.
@@ -98,15 +121,15 @@ class VersionStore:
         """
         known_tags = manifest_tags(folder)
         client = self._client
-        from mlflow.entities import LoggedModelOutput, Metric
+        from mlflow.entities import LoggedModelOutput
         from mlflow.models import Model
         from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
         with TemporaryDirectory() as temporary:
             packed = Path(temporary) / "packed"
             with readable_errors(self._uri):
-                experiment = client.get_run(run_id).info.experiment_id
-                logged = client.create_logged_model(experiment, known_tags["kind"], source_run_id=run_id)
+                run = client.get_run(run_id).info
+                logged = client.create_logged_model(run.experiment_id, known_tags["kind"], source_run_id=run_id)
             ids: dict[str, Any] = {"run_id": run_id, "model_id": logged.model_id}
             record = Model(artifact_path=logged.artifact_location, model_uuid=logged.model_id, **ids)
             save_pyfunc(folder, packed, record, evidence)
@@ -115,17 +138,40 @@ class VersionStore:
         with readable_errors(self._uri):
             client.finalize_logged_model(logged.model_id, "READY")
             client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+            self._log_metrics(metrics, run_id, logged.model_id)
             now = int(time.time() * 1000)
-            client.log_batch(run_id, [Metric(key, value, now, 0, **ids) for key, value in metrics.items()])
             if self._model(name) is None:
                 client.create_registered_model(name)
+            ended = datetime.fromtimestamp((run.end_time or now) / 1000, UTC).isoformat(timespec="seconds")
             # Pass the location and not models:/<id>, which MLflow would look up in its default store.
             version = client.create_model_version(
-                name, logged.artifact_location, run_id, {**known_tags, **tags}, model_id=logged.model_id
+                name,
+                logged.artifact_location,
+                run_id,
+                {**known_tags, TRAINED_AT: ended, **tags},
+                model_id=logged.model_id,
             )
             link = json.dumps([{"name": name, "version": int(version.version)}])  # read by MLflow's pages
             client.set_logged_model_tags(logged.model_id, {MLFLOW_MODEL_VERSIONS: link})
         return int(version.version)
+
+    def add_evidence(
+        self, version: Version, folder: Path, evidence: EvidenceTable, metrics: Mapping[str, float]
+    ) -> None:
+        """Add the evidence of a version and its scores, and the sampling settings that the evaluation fitted.
+
+        Args:
+            version: the version.
+            folder: the adapter or checkpoint of the version.
+            evidence: the evidence, in place of any earlier evidence.
+            metrics: scores by MLflow metric name, without undefined scores.
+        """
+        with TemporaryDirectory() as temporary:
+            save_evidence(folder, Path(temporary), evidence)
+            with readable_errors(self._uri):
+                model_id = self._logged_model(version)
+                self._client.log_model_artifacts(model_id, temporary)
+                self._log_metrics(metrics, version.run_id, model_id)
 
     def names(self) -> list[str]:
         """List the names of the project's registered models, sorted."""
@@ -216,6 +262,23 @@ class VersionStore:
             return f"The registered models are {', '.join(names)}."
         return "There is no registered model yet; train first, or name another --output-dir."
 
+    def _logged_model(self, version: Version) -> str:
+        """Return the id of the logged model of a version. MLflow's SQL store does not keep it with the version."""
+        source = self._client.get_model_version(version.name, str(version.number)).source
+        outputs = self._client.get_run(version.run_id).outputs
+        for output in outputs.model_outputs if outputs else ():
+            if self._client.get_logged_model(output.model_id).artifact_location == source:
+                return str(output.model_id)
+        raise TrackingError(f"MLflow run {version.run_id} does not have the logged model of {version}; train again.")
+
+    def _log_metrics(self, metrics: Mapping[str, float], run_id: str, model_id: str) -> None:
+        """Log scores of a model to the run of its training, and to the model."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        scores = [Metric(key, value, now, 0, run_id=run_id, model_id=model_id) for key, value in metrics.items()]
+        self._client.log_batch(run_id, scores)
+
     @cached_property
     def _client(self) -> MlflowClient:
         return open_store(self._uri)
@@ -228,7 +291,8 @@ class VersionStore:
 def _version(record: ModelVersion, aliases: Mapping[str, Any]) -> Version:
     # A search result has no aliases; the registered model has the aliases of all versions.
     own_aliases = tuple(sorted(alias for alias, number in aliases.items() if int(number) == int(record.version)))
-    return Version(record.name, int(record.version), str(record.run_id), own_aliases, dict(record.tags))
+    registered_at = datetime.fromtimestamp(record.creation_timestamp / 1000, UTC)
+    return Version(record.name, int(record.version), str(record.run_id), own_aliases, dict(record.tags), registered_at)
 
 
 def _all_pages(search: Callable[..., Any], condition: str) -> list[Any]:

@@ -65,11 +65,17 @@ def test_a_person_promotes_and_rolls_back(
     assert cli.main(["rollback", adapter, "--reason", "too calm", *output]) == 0
     assert champion(registry, adapter) == 2
     every = "mean, distribution and volatility"
-    assert capsys.readouterr().out == f"kronos-{adapter} version 2 is the champion of {every} again\n"
+    printed = capsys.readouterr().out
+    assert f"kronos-{adapter} version 2 is the champion of {every} again\n" in printed
+    assert f"served now: kronos-{adapter} version 2, by `kronos forecast` and at models:/kronos-{adapter}@" in printed
     assert registry.version(registered_name(adapter), 1).decision("reason", "mean") == "too calm"
     assert cli.main(["rollback", adapter, *output]) == 0
     assert champion(registry, adapter) is None
-    assert capsys.readouterr().out == f"kronos-{adapter} has no champion of {every} now\n"
+    printed = capsys.readouterr().out
+    assert f"kronos-{adapter} has no champion of {every} now\n" in printed
+    assert f"nothing at models:/kronos-{adapter}@champion until `kronos promote {adapter}`" in printed
+    assert cli.main(["promote", adapter, *output]) == 0, "as the last line advised"
+    assert champion(registry, adapter) == 2
 
 
 def test_a_person_promotes_and_rolls_back_for_one_target(
@@ -87,9 +93,9 @@ def test_a_person_promotes_and_rolls_back_for_one_target(
     }
     capsys.readouterr()
     assert cli.main(["rollback", adapter, "--target", "volatility", *output]) == 0
-    assert capsys.readouterr().out == f"{name} version 2 is the champion of volatility again\n"
+    assert f"{name} version 2 is the champion of volatility again\n" in capsys.readouterr().out
     assert cli.main(["rollback", adapter, *output]) == 0
-    assert capsys.readouterr().out == f"{name} has no champion of mean, distribution and volatility now\n", (
+    assert f"{name} has no champion of mean, distribution and volatility now\n" in capsys.readouterr().out, (
         "version 1 was the first of mean and distribution, version 2 of volatility"
     )
 
@@ -100,7 +106,7 @@ def test_a_person_promotes_and_rolls_back_for_one_target(
         (["promote"], "ADAPTER"),
         (["promote", "../x"], "No adapter is called '../x': a name has letters, digits and .-_^= only"),
         (["promote", "x' or '1'='1"], "No adapter is called"),
-        (["promote", "NOBODY"], "kronos-NOBODY has no challenger to promote."),
+        (["promote", "NOBODY"], "kronos-NOBODY has no measured version to promote."),
         (["promote", "NOBODY", "--version", "3"], "kronos-NOBODY has no version 3."),
         (["promote", "AAPL", "--target", "price"], "--target: Input should be 'mean', 'distribution' or 'volatility'"),
         (["promote", "NOBODY", "--version", "0"], "--version: Input should be greater than or equal to 1"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import time
 from collections.abc import Callable
@@ -17,10 +16,12 @@ from registered_models import BAD, CHAMPION, aliases, evidence, number, promotio
 
 from kronos_pipeline.evaluation.scoring.gate import Decision, decide
 from kronos_pipeline.evaluation.scoring.targets import TARGETS
+from kronos_pipeline.tracking.recipes_tried import add_recipe
 from kronos_pipeline.tracking.registry import Registry
 from kronos_pipeline.tracking.runs import Tracker
 from kronos_pipeline.tracking.store import TrackingError
 from kronos_pipeline.tracking.stored_registry import fetch_registered_models, read_registered_models
+from kronos_pipeline.tracking.version_page import beaten_rivals
 
 pytestmark = pytest.mark.slow
 
@@ -42,8 +43,8 @@ def test_the_gates_decision_makes_the_champion_and_its_words_stay_on_the_version
     for target in TARGETS:
         tags = {key: champion.tags[f"{key}.{target}"] for key in ("promoted", "decided_by", "reason")}
         assert tags == {"promoted": "yes", "decided_by": "gate", "reason": decided.reason}
-        assert champion.tags[f"verdict.{target}.naive"] == champion.tags[f"verdict.{target}.base"] == "better"
-        assert json.loads(champion.tags[f"comparisons.{target}"])["naive"]["cutoffs"] == 12
+        assert champion.tags[f"verdict.{target}"] == "better than naive, base"
+        assert beaten_rivals(champion, target) == ["base", "naive"]
     description = MlflowClient(registry.uri).get_model_version(name, "1").description
     assert description == f"mean, distribution and volatility: {decided.reason}"
 
@@ -95,7 +96,7 @@ def test_a_version_that_is_not_promoted_says_why_and_the_champion_stays(
     assert aliases(registry, name) == {1: CHAMPION, 2: ("challenger",)}
     loser = registry.version(name, 2)
     assert (loser.tags["promoted.mean"], loser.tags["reason.mean"]) == ("no", decided.reason)
-    assert loser.tags["verdict.mean.champion"] == "worse"
+    assert loser.tags["verdict.mean"] == "worse than naive, base, champion"
 
 
 def test_champions_are_rolled_back_in_the_order_in_which_they_came(
@@ -111,6 +112,16 @@ def test_champions_are_rolled_back_in_the_order_in_which_they_came(
         assert number(registry.champion(name)) == expected
     with pytest.raises(TrackingError, match=r"has no champion to roll back. Its versions are 1, 2, 3"):
         registry.rollback(name, "again")
+
+
+def test_a_champion_that_was_rolled_back_is_the_challenger_again(
+    registry: Registry, name: str, register: Callable[[], int]
+) -> None:
+    registry.record_decision(name, register(), promotions())
+    assert registry.rollback(name, "to try it") == dict.fromkeys(TARGETS)
+    assert aliases(registry, name) == {1: ("challenger",)}
+    assert number(registry.promote(name, None, "it was good after all")) == 1
+    assert aliases(registry, name) == {1: CHAMPION}
 
 
 def test_each_target_has_its_own_former_champions(registry: Registry, name: str, register: Callable[[], int]) -> None:
@@ -188,7 +199,7 @@ def test_a_person_s_champion_of_before_counts_for_every_target(
     assert set(registry.champions(name)) == set(TARGETS)
     restored = registry.rollback(name, "bad")
     assert {target: number(version) for target, version in restored.items()} == dict.fromkeys(TARGETS, 1)
-    assert aliases(registry, name) == {1: CHAMPION}
+    assert aliases(registry, name) == {1: CHAMPION, 2: ("challenger",)}
 
 
 def test_recipes_on_the_same_cutoffs_are_counted(registry: Registry, name: str) -> None:
@@ -201,9 +212,13 @@ def test_recipes_on_the_same_cutoffs_are_counted(registry: Registry, name: str) 
     assert tried("a", "2024-01-02", "2024-02-02") == "the 1st of 2 recipes tried on these cutoffs"
     assert tried("c", "2024-06-01", "2024-07-01") == "the 1st recipe tried on these cutoffs", "no other on these"
     assert registry.versions(name) == [], "a recipe that was only backtested has no version"
-    for recipe in map(str, range(600)):
-        last = tried(recipe, "2025-01-01", "2025-02-01")
-    assert last == "the 500th recipe tried on these cutoffs", "the newest are kept"
+
+
+def test_the_newest_recipes_are_kept() -> None:
+    first, last, tag = pd.Timestamp("2025-01-01"), pd.Timestamp("2025-02-01"), ""
+    for recipe in map(str, range(502)):
+        tag, tried = add_recipe(tag, recipe, first, last)
+    assert str(tried) == "the 500th recipe tried on these cutoffs"
 
 
 def test_a_rollback_passes_over_a_version_that_was_deleted(
@@ -230,7 +245,7 @@ def test_a_champion_that_was_set_in_mlflow_itself_can_be_rolled_back_too(
     ("version_number", "message"),
     [
         (9, r"has no version 9\. Its versions are 1\."),
-        (None, r"has no challenger to promote\. Its versions are 1\."),
+        (None, r"version 1 is the champion of mean, distribution and volatility already"),
         (1, r"version 1 is the champion of mean, distribution and volatility already"),
     ],
 )
@@ -249,7 +264,7 @@ def test_a_model_that_is_not_there_has_no_champion_and_the_message_names_those_t
 ) -> None:
     register()
     assert registry.champion("kronos-NONE") is None
-    with pytest.raises(TrackingError, match=f"kronos-NONE has no challenger to promote. The registered .*{name}"):
+    with pytest.raises(TrackingError, match=f"kronos-NONE has no measured version to promote. The registered .*{name}"):
         registry.promote("kronos-NONE", None, "please")
 
 

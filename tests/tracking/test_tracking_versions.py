@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from kronos_pipeline.config import NAME, Recipe
 from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.tracking.packaging import EvidenceTable
 from kronos_pipeline.tracking.registry import Registry, registered_name
+from kronos_pipeline.tracking.runs import Tracker
 from kronos_pipeline.tracking.store import TrackingError
 
 pytestmark = pytest.mark.slow
@@ -160,6 +162,33 @@ def test_a_refit_is_labelled_and_never_champion(
         with pytest.raises(TrackingError, match=f"version {second} was not itself measured.*refit of version 1: promo"):
             use()
     assert aliases(registry, name) == {1: CHAMPION, second: ("refit",)}
+
+
+def test_a_training_is_a_version_and_its_evaluation_adds_the_evidence(
+    registry: Registry, tracker: Tracker, adapter: Path, name: str, tmp_path: Path
+) -> None:
+    with tracker.training_run("registered", Recipe()) as run:
+        pass
+    assert registry.register_trained(adapter, name, run.run_id) == 1
+    assert registry.register_trained(adapter, name, run.run_id) == 1, "a training is one version"
+    version = registry.version(name, 1)
+    assert (version.measured, version.aliases) == (False, ())
+    with pytest.raises(TrackingError, match=f"{name} version 1 was trained, but has not been evaluated; materialise"):
+        registry.promote(name, 1, "it is new")
+    with pytest.raises(TrackingError, match=r"has no measured version to promote. Its versions are 1\."):
+        registry.promote(name, None, "it is new")
+
+    evaluated = shutil.copytree(adapter, tmp_path / "evaluated")
+    (evaluated / "sampling").mkdir()
+    (evaluated / "sampling/AAPL.json").write_text("{}")
+    predictions = evidence(GOOD)
+    assert registry.measure(version, evaluated, EvidenceTable(predictions), SCORES, {"evidence": "holdout"}) == 1
+    measured = registry.version(name, 1)
+    assert (measured.measured, measured.aliases, measured.tags["evidence"]) == (True, ("challenger",), "holdout")
+    pd.testing.assert_frame_equal(registry.evidence(measured), predictions)
+    assert (registry.fetch(measured, tmp_path) / "sampling/AAPL.json").read_text() == "{}"
+    assert MlflowClient(registry.uri).get_run(run.run_id).data.metrics == SCORES
+    assert number(registry.promote(name, None, "it is good")) == 1
 
 
 def test_a_refit_of_nothing_is_refused_and_leaves_nothing(

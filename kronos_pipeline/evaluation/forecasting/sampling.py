@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from kronos_pipeline.artifacts import read_json, write_json
+from kronos_pipeline.artifacts import SAMPLING, read_json, write_json
 from kronos_pipeline.code_version import code_version
 from kronos_pipeline.config import Recipe, Role, settings_of
 from kronos_pipeline.errors import ArtifactError
@@ -155,4 +155,4 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def _path(folder: Path, ticker: str) -> Path:
-    return folder / "sampling" / f"{ticker}.json"
+    return folder / SAMPLING / f"{ticker}.json"

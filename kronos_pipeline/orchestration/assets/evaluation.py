@@ -37,9 +37,10 @@ def holdout_metrics(
 ) -> Iterator[Event]:
     """Errors of each model on a ticker's holdout, which no model was trained on, and the verdicts.
 
-    Stored as `metrics/<T>.json`, `metrics/<T>.parquet` and `plots/<T>*`, and added to the training's MLflow run. The
-    models are the last close, its drift, the week before, models of volatility, base, checkpoint and adapter. A
-    checkpoint or an adapter is left out if it does not exist or does not fit this base model and holdout.
+    Stored as `metrics/<T>.json`, `metrics/<T>.parquet` and `plots/<T>*`, and added to the training's MLflow run and,
+    for an adapter, to its version in MLflow's registry. The models are the last close, its drift, the week before,
+    models of volatility, base, checkpoint and adapter. A checkpoint or an adapter is left out if it does not exist or
+    does not fit this base model and holdout.
     """
     batch = TickerBatch(context)
     measure(context, batch, windows, pipeline, tracking, tickers_tested(context))
@@ -62,11 +63,14 @@ def measure(
     from kronos_pipeline.evaluation.forecasting.candidates import TrainedModels
     from kronos_pipeline.evaluation.holdout import evaluate_tickers  # imports matplotlib
     from kronos_pipeline.evaluation.reports.tables import evaluation_frame, flat_metrics
+    from kronos_pipeline.promotion.submit import TrainedModel, record_evaluation
+    from kronos_pipeline.tracking.registry import Registry
 
     with as_failure("holdout_metrics"):
         recipe, layout = pipeline.recipe("lora"), pipeline.layout
         models = TrainedModels(layout, load_base_model(recipe))
         tracker = tracking.tracker(layout)
+        registry = Registry(tracker)
         runs: dict[str, str | None] = {}
         for ticker in batch.tickers:
             with batch.ticker(ticker):
@@ -83,6 +87,8 @@ def measure(
                     plots, table = list(result.plots.values()), evaluation_frame(result.evaluation)
                     tracker.log_evaluation(run, flat_metrics(result.evaluation), plots, table)
                     metadata |= mlflow_metadata(run, tracker.link(run))
+                if run is not None and run == mlflow_run_of(layout.adapter(ticker)):
+                    record_evaluation(registry, layout, TrainedModel(ticker, [ticker], run), tickers_tested=tested)
                 batch.add(ticker, layout.ticker_metrics(ticker), metadata)
 
 

@@ -1,0 +1,98 @@
+"""The tags and the description of a version, as MLflow's pages show them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from kronos_pipeline.errors import join
+from kronos_pipeline.evaluation.scoring.targets import TARGETS, Target
+from kronos_pipeline.evaluation.scoring.verdicts import BETTER, NO_BETTER, TOO_LITTLE, WORSE
+from kronos_pipeline.tracking.version_store import Version
+
+if TYPE_CHECKING:
+    from kronos_pipeline.evaluation.scoring.gate import Decision
+    from kronos_pipeline.evaluation.scoring.verdicts import Comparison
+
+DECIDED_AT = "decided_at"
+_GATE_REASON = "gate_reason"
+
+
+def decision_tags(decisions: Mapping[Target, Decision]) -> dict[str, str]:
+    """Return the tags of a version that record the gate's decisions."""
+    tags: dict[str, str] = {}
+    for target, decision in decisions.items():
+        tags |= _decision_tags(target, "gate", "yes" if decision.promote else "no", decision.reason)
+        tags[f"verdict.{target}"] = _verdicts(decision.comparisons)
+    return tags
+
+
+def person_tags(version: Version, target: Target, promoted: str, reason: str) -> dict[str, str]:
+    """Return the tags of a version that record a person's decision on a target, and keep the gate's reason.
+
+    Args:
+        version: the version.
+        target: the target.
+        promoted: "yes" or "rolled back".
+        reason: the person's reason.
+    """
+    tags = _decision_tags(target, "person", promoted, reason)
+    if version.decision("decided_by", target) == "gate" and (by_gate := version.decision("reason", target)):
+        tags[f"{_GATE_REASON}.{target}"] = by_gate
+    return tags
+
+
+def gate_reason(version: Version, target: Target) -> str | None:
+    """Return the reason of the gate's decision on a target, also after a person's decision; None without a decision."""
+    if version.decision("decided_by", target) == "gate":
+        return version.decision("reason", target)
+    return version.decision(_GATE_REASON, target)
+
+
+def beaten_rivals(version: Version, target: Target) -> list[str]:
+    """Return the rivals that a version was better than on a target, in the gate's decision."""
+    return sorted(rivals_by_verdict(version, target).get(BETTER, []))
+
+
+def rivals_by_verdict(version: Version, target: Target) -> dict[str, list[str]]:
+    """Return the rivals of a version on a target by verdict, from the gate's decision; empty without a decision."""
+    rivals: dict[str, list[str]] = {}
+    for group in version.tags.get(f"verdict.{target}", "").split("; "):
+        for verdict in (BETTER, NO_BETTER, WORSE, TOO_LITTLE):
+            for joint in ("than", "against"):
+                if group.startswith(start := f"{verdict} {joint} "):
+                    rivals[verdict] = group.removeprefix(start).split(", ")
+    prefix = f"verdict.{target}."  # in earlier registries, a tag for each rival
+    for key, old_verdict in version.tags.items():
+        if key.startswith(prefix):
+            rivals.setdefault(old_verdict, []).append(key.removeprefix(prefix))
+    return rivals
+
+
+def _decision_tags(target: Target, by: str, promoted: str, reason: str) -> dict[str, str]:
+    tags = {"decided_by": by, "promoted": promoted, "reason": reason}
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return {DECIDED_AT: now, **{f"{key}.{target}": value for key, value in tags.items()}}
+
+
+def _verdicts(comparisons: Mapping[str, Comparison]) -> str:
+    """Return the rivals by verdict, the best first: "better than naive, drift; too little evidence against base"."""
+    rivals: dict[str, list[str]] = {}
+    for rival, comparison in comparisons.items():
+        joint = "against" if comparison.verdict == TOO_LITTLE else "than"
+        rivals.setdefault(f"{comparison.verdict} {joint} ", []).append(rival)
+    order = [f"{verdict} " for verdict in (BETTER, NO_BETTER, WORSE, TOO_LITTLE)]
+    groups = sorted(
+        rivals, key=lambda words: next(place for place, start in enumerate(order) if words.startswith(start))
+    )
+    return "; ".join(words + ", ".join(rivals[words]) for words in groups) or "no rival to compare with"
+
+
+def describe(version: Version) -> str:
+    """Return the reason for each target; targets with one reason share a line."""
+    targets: dict[str, list[Target]] = {}
+    for target in TARGETS:
+        if reason := version.decision("reason", target):
+            targets.setdefault(reason, []).append(target)
+    return "\n".join(f"{join(together)}: {reason}" for reason, together in targets.items())
