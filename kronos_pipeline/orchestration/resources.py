@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -209,11 +210,15 @@ def training_run_id(layout: ArtifactLayout, ticker: str) -> str | None:
 
 
 def run_tags(context: dg.AssetExecutionContext, partition: str | None = None) -> Mapping[str, str]:
-    """Return the tags of an MLflow run: Dagster run, asset, partition, and the commit if the project is a git clone."""
+    """Return the tags of an MLflow run: Dagster run, asset, partition, command, and the commit of a git clone."""
+    from kronos_pipeline.tracking.run_page import COMMAND
+
+    asset, of_partition = context.asset_key.to_user_string(), ["--partition", partition] if partition else []
     tags = {
         "dagster_run": context.run.run_id,
-        "asset": context.asset_key.to_user_string(),
+        "asset": asset,
         "partition": partition,
+        COMMAND: shlex.join(["dagster", "asset", "materialize", "--select", asset, *of_partition]),
         "commit": _commit(),
     }
     return {key: value for key, value in tags.items() if value}

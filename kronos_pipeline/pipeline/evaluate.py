@@ -43,7 +43,7 @@ def evaluate_all(
     Raises:
         ArtifactError: no ticker could be evaluated, or the artifacts cannot be written.
     """
-    from kronos_pipeline.evaluation.reports.tables import evaluation_frame, evaluation_table, flat_metrics
+    from kronos_pipeline.evaluation.reports.tables import evaluation_frame, evaluation_table, run_metrics
 
     runs: dict[str, str | None] = {ticker: model.run_id for model in trained for ticker in model.tickers}
     results, evaluation = evaluate_holdout(config, models, tickers, runs)
@@ -53,11 +53,11 @@ def evaluate_all(
     step("logging the scores to MLflow")
     shared = len(trained) < len(runs)  # a training over several tickers: its run gets the scores over all tickers
     for ticker, result in results.items():
-        scores = {} if shared else flat_metrics(result.evaluation)
+        scores = {} if shared else run_metrics(result.evaluation)
         run = str(runs[ticker])
         tracker.log_evaluation(run, scores, list(result.plots.values()), evaluation_frame(result.evaluation))
     if shared:
-        tracker.log_evaluation(trained[0].run_id, flat_metrics(evaluation))
+        tracker.log_evaluation(trained[0].run_id, run_metrics(evaluation))
     if verbose:
         print_tables(evaluation_table(evaluation))
     return evaluation
@@ -252,13 +252,11 @@ def log_leaderboard(
     config: KronosTrainingConfig, tracker: Tracker, holdout: dict[str, Any], backtest: Backtest | None
 ) -> None:
     """Log the scores over all tickers, and the backtest's pictures, as an MLflow run of their own."""
-    from kronos_pipeline.evaluation.reports.tables import evaluation_frame, flat_metrics
+    from kronos_pipeline.promotion.leaderboard import make_leaderboard
 
-    numbers = flat_metrics(holdout) | (flat_metrics(backtest.evaluation, "backtest") if backtest else {})
     plots = [path for pictures in (backtest.plots if backtest else {}).values() for path in pictures.values()]
-    tags = {"contamination": "; ".join(holdout["warnings"])} if holdout["warnings"] else None
-    with tracker.training_run("leaderboard", config, tags) as run:
-        tracker.log_evaluation(run.run_id, numbers, plots, evaluation_frame(holdout))
+    board, tags = make_leaderboard(holdout, backtest.evaluation if backtest else None, plots)
+    tracker.log_leaderboard(board, config, tags)
 
 
 def print_tables(*tables: TextTable) -> None:

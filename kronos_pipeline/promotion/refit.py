@@ -11,6 +11,7 @@ from kronos_pipeline.evaluation.forecasting.candidates import Candidate, find_sa
 from kronos_pipeline.promotion.champion import NOT_MEASURED
 from kronos_pipeline.promotion.submit import Submission
 from kronos_pipeline.tracking.registry import Registry
+from kronos_pipeline.tracking.run_page import model_tags, run_name
 from kronos_pipeline.tracking.runs import Tracker
 
 if TYPE_CHECKING:
@@ -56,7 +57,9 @@ def refit(
 
     recipe = trainer.recipe
     windows = [build_windows(ticker_bars, recipe, hold_out=False) for ticker_bars in bars]
-    with tracker.training_run(f"{measured.name} on all bars", recipe, {**(tags or {}), "measured": "no"}) as run:
+    own_tags = {**model_tags("refit", windows), **(tags or {}), "measured": "no"}
+    with tracker.training_run(run_name("refit", adapter or "checkpoint"), recipe, own_tags) as run:
+        run.log_datasets(windows)
         result = trainer.refit(windows, adapter, listener=run, mlflow_run=run.run_id)
         run.finish(result.summary, result.history, result.folder)
     candidate = Candidate(load_trained(result.folder, trainer.base), result.folder)

@@ -17,9 +17,9 @@ import pandas as pd
 
 from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, mlflow_run_of, read_json, read_manifest
 from kronos_pipeline.config import Role, settings_of
-from kronos_pipeline.errors import ArtifactError, enumerate_some, join
+from kronos_pipeline.errors import ArtifactError, count, enumerate_some, join
 from kronos_pipeline.evaluation.predictions import ADAPTER, CHECKPOINT, COLUMNS
-from kronos_pipeline.evaluation.reports.tables import flat_metrics
+from kronos_pipeline.evaluation.reports.tables import run_metrics
 from kronos_pipeline.evaluation.scoring.gate import Decision, common_forecasts, decide
 from kronos_pipeline.evaluation.scoring.report import build_evaluation, load_predictions, variants_of
 from kronos_pipeline.evaluation.scoring.served import BAR, ServedScore, score_served
@@ -271,6 +271,14 @@ def record_evaluation(registry: Registry, layout: ArtifactLayout, model: Trained
     return _record_evidence(registry, layout, model, evidence, tickers_tested, {})
 
 
+def _cutoffs(predictions: pd.DataFrame) -> str:
+    """Return the number of cutoffs and bars of a table, and the span of its bars."""
+    first, last = (f"{moment:%Y-%m-%d}" for moment in (predictions["ds"].min(), predictions["ds"].max()))
+    rows = predictions.groupby("model", sort=False).get_group(predictions["model"].iloc[0])
+    cutoffs = rows[["unique_id", "cutoff"]].drop_duplicates()
+    return f"{count(len(cutoffs), 'cutoff')}, {count(len(rows), 'bar')} from {first} to {last}"
+
+
 def _known_version(versions: Sequence[Version], run_id: str, fingerprint: str) -> int | None:
     """Return the number of the version of a training that was decided on by the same evidence, or None."""
     for version in versions:
@@ -294,12 +302,12 @@ def _record_evidence(
     evidence_tags = {
         "evidence": evidence.source,
         _FINGERPRINT: _fingerprint(evidence.predictions),
-        "tickers": str(len(model.tickers)),
+        "cutoffs": _cutoffs(evidence.predictions),
     }
     if evaluation["warnings"]:
         evidence_tags["contamination"] = "; ".join(evaluation["warnings"])
     table = EvidenceTable(evidence.predictions, variants_of(evidence.manifest))
-    metrics = flat_metrics(evaluation, BACKTEST if evidence.source == BACKTEST else HOLDOUT)
+    metrics = run_metrics(evaluation, BACKTEST if evidence.source == BACKTEST else HOLDOUT)
     known = [
         version
         for version in registry.versions(name)

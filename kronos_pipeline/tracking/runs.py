@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -21,10 +21,21 @@ from typing import TYPE_CHECKING, Any, Self
 import pandas as pd
 from pydantic import BaseModel
 
-from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json
+from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json, write_json
 from kronos_pipeline.config import Recipe
-from kronos_pipeline.errors import KronosError
+from kronos_pipeline.errors import KronosError, count
+from kronos_pipeline.tracking.run_page import (
+    KIND,
+    NOTE,
+    dataset_inputs,
+    describe_run,
+    model_tags,
+    process_tags,
+    run_name,
+)
 from kronos_pipeline.tracking.store import (
+    EXPERIMENT,
+    LEADERBOARDS,
     TrackingError,
     find_store_uri,
     is_local,
@@ -39,6 +50,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
+    from kronos_pipeline.data.windows import WindowSet
     from kronos_pipeline.training.plan import TrainingJob
     from kronos_pipeline.training.publish import TrainingResult
 
@@ -47,7 +59,31 @@ _SEND_SECONDS = 5.0
 _AFTER_FAILURE_SECONDS = 60.0
 _METRICS_PER_REQUEST = 1000
 _PARAMS_PER_REQUEST = 100
+_BOARD_KEY = "leaderboard_key"
+_MODE = "?workflowType=machine_learning"
+"""Makes MLflow open a page in "Model training" and not in "GenAI", its default."""
+_TRAINING_METRICS = ("selection_loss", "untouched_loss", "best_step", "steps", "seconds")
+"""The numbers of a training that people compare; `training/summary.json` has all."""
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """The scores over all tickers, to record.
+
+    Attributes:
+        key: a hash of all that the scores depend on.
+        subject: the tickers in words, for the name of the run.
+        metrics: the result of `evaluation.reports.tables.leaderboard_metrics`.
+        table: see `Tracker.log_evaluation`.
+        plots: see `Tracker.log_evaluation`.
+    """
+
+    key: str
+    subject: str
+    metrics: Mapping[str, float]
+    table: pd.DataFrame
+    plots: Sequence[Path] = ()
 
 
 class Tracker:
@@ -64,22 +100,56 @@ class Tracker:
         self.uri = find_store_uri(tracking_uri, output_dir)
         self._artifacts = ArtifactLayout(output_dir.absolute()).mlflow_artifacts
         self._ui_address = ui_address or (without_password(self.uri) if self.uri.startswith("http") else None)
+        self._experiments: dict[str, str] = {}
 
     @contextmanager
     def training_run(self, name: str, config: BaseModel, tags: Mapping[str, str] | None = None) -> Iterator[TrackedRun]:
         """Record the training in the block as a run: FINISHED, FAILED on an error, or KILLED on an interrupt.
 
         Args:
-            name: the run's name, such as "adapter AAPL".
+            name: the run's name, see `run_page.run_name`.
             config: the settings; each field becomes a parameter.
-            tags: tags for searches: Dagster run, asset, partition, commit.
+            tags: tags for searches: kind, ticker, Dagster run, asset, partition, commit.
 
         Raises:
             TrackingError: the store cannot be used.
         """
-        client, experiment = self._client, self._experiment
+        with self._run(self._experiment(EXPERIMENT), name, config, tags) as run:
+            yield run
+
+    def log_leaderboard(
+        self, board: Leaderboard, config: BaseModel, tags: Mapping[str, str] | None = None
+    ) -> TrackedRun:
+        """Record the scores over all tickers as a run, or return the run that has the scores of the same models.
+
+        Args:
+            board: the scores.
+            config: the settings; each field becomes a parameter.
+            tags: tags for searches.
+
+        Raises:
+            TrackingError: the store cannot be used.
+        """
+        experiment, client = self._experiment(LEADERBOARDS), self._client
         with readable_errors(self.uri):
-            run_id = client.create_run(experiment, run_name=name, tags=dict(tags or {})).info.run_id
+            known = client.search_runs(
+                [experiment], f"tags.{_BOARD_KEY} = '{board.key}' and attributes.status = 'FINISHED'", max_results=1
+            )
+        if known:
+            run_id = known[0].info.run_id
+            return TrackedRun(client, self.uri, run_id, self._link(experiment, run_id))
+        own_tags = {**(tags or {}), KIND: "leaderboard", _BOARD_KEY: board.key}
+        with self._run(experiment, run_name("leaderboard", board.subject), config, own_tags) as run:
+            self.log_evaluation(run.run_id, board.metrics, board.plots, board.table)
+        return run
+
+    @contextmanager
+    def _run(
+        self, experiment: str, name: str, config: BaseModel, tags: Mapping[str, str] | None
+    ) -> Iterator[TrackedRun]:
+        client = self._client
+        with readable_errors(self.uri):
+            run_id = client.create_run(experiment, run_name=name, tags={**process_tags(), **(tags or {})}).info.run_id
         run = TrackedRun(client, self.uri, run_id, self._link(experiment, run_id))
         try:
             run.log_params(config)
@@ -98,7 +168,7 @@ class Tracker:
 
         Args:
             run_id: the training's run, finished or not.
-            metrics: the result of `evaluation.reports.tables.flat_metrics`.
+            metrics: the result of `evaluation.reports.tables.run_metrics`.
             plots: pictures, stored under `plots/` with the name of their folder.
             table: the scores per symbol and model, stored as CSV under `evaluation/`, one file per symbol.
 
@@ -114,26 +184,30 @@ class Tracker:
                 self._client.log_artifact(run_id, str(plot), folder)
             if table is not None:
                 for symbol, rows in table.groupby("symbol", sort=True):
-                    self._client.log_text(run_id, rows.to_csv(index=False), f"evaluation/{symbol}.csv")
+                    self._client.log_text(
+                        run_id, rows.to_csv(index=False, float_format="%.6g"), f"evaluation/{symbol}.csv"
+                    )
 
     def link(self, run_id: str) -> str | None:
-        """Return the address of the run's page, or None if the address of the MLflow UI is unknown."""
-        return self._link(self._experiment, run_id) if self._ui_address else None
+        """Return the address of the page of a training's run, or None if the address of the MLflow UI is unknown."""
+        return self._link(self._experiment(EXPERIMENT), run_id) if self._ui_address else None
 
     @cached_property
     def _client(self) -> MlflowClient:
         return open_store(self.uri)
 
-    @cached_property
-    def _experiment(self) -> str:
-        client = self._client
-        with readable_errors(self.uri):
-            return open_experiment(client, self._artifacts if is_local(self.uri) else None)
+    def _experiment(self, purpose: str) -> str:
+        if purpose not in self._experiments:
+            client = self._client
+            with readable_errors(self.uri):
+                artifacts = self._artifacts if is_local(self.uri) else None
+                self._experiments[purpose] = open_experiment(client, artifacts, purpose)
+        return self._experiments[purpose]
 
     def _link(self, experiment: str, run_id: str) -> str | None:
         if not self._ui_address:
             return None
-        return f"{self._ui_address.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
+        return f"{self._ui_address.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}{_MODE}"
 
 
 class TrackedRun(Callback):
@@ -179,7 +253,7 @@ class TrackedRun(Callback):
         If the manifest says that the base model may have seen the holdout, the run gets the tag `contamination`.
 
         Args:
-            summary: `TrainingResult.summary`; numbers become metrics `training/...`, texts become tags.
+            summary: `TrainingResult.summary`; losses and duration become metrics `training/...`, and texts become tags.
             history: `TrainingResult.history`.
             folder: the published adapter or checkpoint; its manifest is logged.
 
@@ -190,11 +264,12 @@ class TrackedRun(Callback):
 
         numbers = {key: value for key, value in summary.items() if isinstance(value, int | float)}
         texts = {key: str(value) for key, value in summary.items() if key not in numbers and value is not None}
-        self.on_log(0, {f"training/{key}": value for key, value in numbers.items()})
+        self.on_log(0, {f"training/{key}": numbers[key] for key in _TRAINING_METRICS if key in numbers})
         self.send()
         with readable_errors(self._uri), tempfile.TemporaryDirectory() as name:
             temporary = Path(name)
             history.to_csv(temporary / "history.csv", index=False)
+            write_json(temporary / "summary.json", dict(summary))
             (temporary / "losses.png").write_bytes(loss_plot(history, "Losses by step"))
             self._client.log_artifacts(self.run_id, name, "training")
             for key, text in texts.items():
@@ -203,6 +278,11 @@ class TrackedRun(Callback):
                 self._client.log_artifact(self.run_id, str(folder / MANIFEST))
                 if contamination := read_json(folder / MANIFEST).get("contamination"):
                     self._client.set_tag(self.run_id, "contamination", contamination)
+
+    def log_datasets(self, windows: Sequence[WindowSet]) -> None:
+        """Log the bars of a training as the datasets of the run."""
+        with readable_errors(self._uri):
+            self._client.log_inputs(self.run_id, dataset_inputs(windows))
 
     def log_params(self, config: BaseModel) -> None:
         """Log each setting, and each value derived from a recipe, as a parameter; lists are joined with commas."""
@@ -270,8 +350,12 @@ class TrainingRuns:
             TrackingError: the store cannot be used.
         """
         stack = ExitStack()
-        name = job.name if job.adapter is None else f"adapter {job.name}"
-        run = stack.enter_context(self._tracker.training_run(name, self._config, tags))
+        kind = "checkpoint" if job.adapter is None else "adapter"
+        subject = f"over {count(len(job.windows), 'ticker')}" if job.adapter is None else job.adapter
+        all_tags = {**process_tags(), **model_tags(kind, job.windows), **(tags or {})}
+        all_tags[NOTE] = describe_run(f"{kind} {subject}", all_tags)
+        run = stack.enter_context(self._tracker.training_run(run_name(kind, subject), self._config, all_tags))
+        run.log_datasets(job.windows)
         self._open[job.name] = stack, run
         return replace(job, listener=run, mlflow_run=run.run_id)
 

@@ -23,6 +23,14 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "kronos_pipeline"
+LEADERBOARDS = "kronos_pipeline leaderboards"
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Tag that makes MLflow open an experiment in "Model training" and not in "GenAI"."""
+_DESCRIPTIONS = {
+    EXPERIMENT: "One run for each training of an adapter, a checkpoint or a refit. Group the runs by the tags night, "
+    "ticker or kind.",
+    LEADERBOARDS: "One run for each leaderboard over all tickers whose models or bars have changed.",
+}
 _SQLITE = "sqlite:///"
 _PROBE_SECONDS = 5
 _LOCK_SECONDS = 120
@@ -58,31 +66,36 @@ def open_store(uri: str) -> MlflowClient:
         return MlflowClient(uri)
 
 
-def open_experiment(client: MlflowClient, artifacts: Path | None) -> str:
-    """Return the id of the project's experiment; create a missing experiment.
+def open_experiment(client: MlflowClient, artifacts: Path | None, purpose: str = EXPERIMENT) -> str:
+    """Return the id of an experiment of the project; create a missing experiment.
 
     Args:
         client: a client of the store.
         artifacts: the folder for the artifacts of its runs; None if a server stores artifacts.
+        purpose: EXPERIMENT for trainings, or LEADERBOARDS.
     """
     from mlflow.exceptions import MlflowException
 
     location = None if artifacts is None else artifacts.as_uri()
-    name = EXPERIMENT
+    name = purpose
     experiment = client.get_experiment_by_name(name)
     if experiment is not None and location is not None and experiment.artifact_location != location:
         # An experiment's artifact location is fixed, so a moved output folder gets an experiment of its own.
-        name = f"{EXPERIMENT} in {artifacts}"
+        name = f"{purpose} in {artifacts}"
         experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            return str(client.create_experiment(name, artifact_location=location))
+            tags = {**_KIND, "mlflow.note.content": _DESCRIPTIONS[purpose]}
+            return str(client.create_experiment(name, artifact_location=location, tags=tags))
         except MlflowException:
             experiment = client.get_experiment_by_name(name)  # another process was faster
             if experiment is None:
                 raise
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
+    for key, value in _KIND.items():
+        if key not in experiment.tags:  # of an earlier version of the project
+            client.set_experiment_tag(experiment.experiment_id, key, value)
     return str(experiment.experiment_id)
 
 

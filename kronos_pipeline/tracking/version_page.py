@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from kronos_pipeline.errors import join
+from kronos_pipeline.errors import enumerate_some, join
 from kronos_pipeline.evaluation.scoring.targets import TARGETS, Target
 from kronos_pipeline.evaluation.scoring.verdicts import BETTER, NO_BETTER, TOO_LITTLE, WORSE
-from kronos_pipeline.tracking.version_store import Version
+from kronos_pipeline.tracking.run_page import BARS, COMMAND
 
 if TYPE_CHECKING:
     from kronos_pipeline.evaluation.scoring.gate import Decision
     from kronos_pipeline.evaluation.scoring.verdicts import Comparison
+    from kronos_pipeline.tracking.version_store import Version
 
 DECIDED_AT = "decided_at"
 _GATE_REASON = "gate_reason"
@@ -90,9 +91,66 @@ def _verdicts(comparisons: Mapping[str, Comparison]) -> str:
 
 
 def describe(version: Version) -> str:
-    """Return the reason for each target; targets with one reason share a line."""
+    """Return the description of a version in Markdown: its state, verdicts, evidence, training and command.
+
+    MLflow's table of versions shows the first words, so the state comes first.
+    """
+    parts = [_state(version), *_decisions(version)]
+    if evidence := version.tags.get("evidence"):
+        parts.append(f"Evidence: {evidence}{_cutoffs(version)}.")
+    bars = f" on bars {version.tags[BARS]}" if BARS in version.tags else ""
+    base = version.tags.get("base_model", "its base model")
+    kind = version.tags.get("kind", "model").capitalize()
+    parts.append(f"{kind} of {_tickers(version)} on {base}, {version.trained()}{bars}.")
+    if warning := version.tags.get("contamination"):
+        parts.append(f"Warning: {warning}")
+    if command := version.tags.get(COMMAND):
+        parts.append(f"Command: `{command}`")
+    return "\n\n".join(parts)
+
+
+def describe_model(name: str, tickers: Sequence[str]) -> str:
+    """Return the description of a registered model in Markdown: its content, its aliases and their commands.
+
+    Args:
+        name: name of the registered model.
+        tickers: the tickers that its first version was trained on.
+    """
+    return (
+        f"Kronos models of {enumerate_some(tickers)}, one version for each training.\n\n"
+        "- `champion` serves forecasts; `champion-mean`, `champion-distribution` and `champion-volatility` are the "
+        "best versions for each target\n"
+        "- `challenger` is the newest measured version; `refit` is the newest version trained on all bars\n\n"
+        f"Serve the champion: `mlflow models serve -m models:/{name}@champion --env-manager local`"
+    )
+
+
+def _state(version: Version) -> str:
+    """Return the state of a version: refit, not evaluated, champion of its targets, or not promoted."""
+    if version.is_refit:
+        return f"Refit of version {version.tags['refit_of']}, on all bars"
+    if not version.measured:
+        return "Not evaluated yet"
+    promoted: list[Target] = [target for target in TARGETS if version.decision("promoted", target) == "yes"]
+    if promoted:
+        return f"Promoted to champion of {join(promoted)}"
+    if any(version.decision("promoted", target) == "rolled back" for target in TARGETS):
+        return "Rolled back"
+    return "Not promoted" if version.decided else "Evaluated, without a decision yet"
+
+
+def _decisions(version: Version) -> list[str]:
+    """Return a paragraph for each target with a decision; targets with one reason share a paragraph."""
     targets: dict[str, list[Target]] = {}
     for target in TARGETS:
         if reason := version.decision("reason", target):
             targets.setdefault(reason, []).append(target)
-    return "\n".join(f"{join(together)}: {reason}" for reason, together in targets.items())
+    return [f"{join(together).capitalize()}: {reason}" for reason, together in targets.items()]
+
+
+def _cutoffs(version: Version) -> str:
+    return f", {version.tags['cutoffs']}" if "cutoffs" in version.tags else ""
+
+
+def _tickers(version: Version) -> str:
+    return enumerate_some(version.tags.get("trained_on", "unknown tickers").split(","))

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from kronos_pipeline.tracking.packaging import EvidenceTable, manifest_tags, save_evidence, save_pyfunc
+from kronos_pipeline.tracking.run_page import BARS, COMMAND
 from kronos_pipeline.tracking.store import TrackingError, open_store, readable_errors, without_password
 
 if TYPE_CHECKING:
@@ -125,11 +126,13 @@ class VersionStore:
         from mlflow.models import Model
         from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
+        from kronos_pipeline.tracking.version_page import describe, describe_model  # which imports Version
+
         with TemporaryDirectory() as temporary:
             packed = Path(temporary) / "packed"
             with readable_errors(self._uri):
-                run = client.get_run(run_id).info
-                logged = client.create_logged_model(run.experiment_id, known_tags["kind"], source_run_id=run_id)
+                run = client.get_run(run_id)
+                logged = client.create_logged_model(run.info.experiment_id, known_tags["kind"], source_run_id=run_id)
             ids: dict[str, Any] = {"run_id": run_id, "model_id": logged.model_id}
             record = Model(artifact_path=logged.artifact_location, model_uuid=logged.model_id, **ids)
             save_pyfunc(folder, packed, record, evidence)
@@ -140,15 +143,21 @@ class VersionStore:
             client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
             self._log_metrics(metrics, run_id, logged.model_id)
             now = int(time.time() * 1000)
-            if self._model(name) is None:
-                client.create_registered_model(name)
-            ended = datetime.fromtimestamp((run.end_time or now) / 1000, UTC).isoformat(timespec="seconds")
+            ended = datetime.fromtimestamp((run.info.end_time or now) / 1000, UTC)
+            of_run = {key: run.data.tags[key] for key in (BARS, COMMAND) if key in run.data.tags}
+            all_tags = {**known_tags, TRAINED_AT: ended.isoformat(timespec="seconds"), **of_run, **tags}
+            model, about = self._model(name), describe_model(name, all_tags["trained_on"].split(","))
+            if model is None:
+                client.create_registered_model(name, description=about)
+            elif not model.description:
+                client.update_registered_model(name, about)
             # Pass the location and not models:/<id>, which MLflow would look up in its default store.
             version = client.create_model_version(
                 name,
                 logged.artifact_location,
                 run_id,
-                {**known_tags, TRAINED_AT: ended, **tags},
+                all_tags,
+                description=describe(Version(name, 0, run_id, (), all_tags, ended)),
                 model_id=logged.model_id,
             )
             link = json.dumps([{"name": name, "version": int(version.version)}])  # read by MLflow's pages

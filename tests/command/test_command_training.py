@@ -82,7 +82,7 @@ def test_a_checkpoint_over_all_tickers(
     run = mlflow.MlflowClient(one_mlflow_store).get_run(manifest["mlflow_run"])
     assert run.info.status == "FINISHED"
     assert run.data.params["lookback"] == "16"
-    assert run.data.metrics["holdout/checkpoint/mae"] == pytest.approx(evaluation["aggregate"]["mae"])
+    assert run.data.metrics["holdout/mae"] == pytest.approx(evaluation["aggregate"]["mae"])
 
 
 def test_an_adapter_per_ticker_beside_the_checkpoint(
@@ -100,7 +100,7 @@ def test_an_adapter_per_ticker_beside_the_checkpoint(
             assert (folder / file).is_file()
         run_id = json.loads((folder / "manifest.json").read_text())["mlflow_run"]
         metrics = mlflow.MlflowClient(one_mlflow_store).get_run(run_id).data.metrics
-        assert metrics["holdout/adapter/mae"] == pytest.approx(entry["mae"])
+        assert metrics["holdout/mae"] == pytest.approx(entry["mae"])
 
 
 def test_one_adapter_over_all_of_the_data_under_a_name(tiny_base: Path, data: Path, tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ from kronos_pipeline.evaluation.predictions import VOLATILITY_RIVALS
 from kronos_pipeline.evaluation.reports.tables import (
     evaluation_frame,
     evaluation_table,
-    flat_metrics,
+    leaderboard_metrics,
     leaderboard_rows,
     leaderboard_table,
+    run_metrics,
     save_leaderboard,
     verdict_sentences,
 )
@@ -144,14 +145,20 @@ def test_markdown_has_the_same_cells(evaluation: dict[str, Any]) -> None:
     assert notes[-1].startswith("Skipped ACME")
 
 
-def test_the_long_table_and_the_flat_metrics_hold_the_same_scores(evaluation: dict[str, Any]) -> None:
+def test_the_long_table_and_the_metrics_of_a_run_hold_the_same_scores(evaluation: dict[str, Any]) -> None:
     frame = evaluation_frame(evaluation)
     assert len(frame) == 2 * len(MODELS | VARIANTS)
-    flat = flat_metrics(evaluation)
-    assert {name.split("/")[1] for name in flat} == MODELS
-    assert flat["holdout/adapter/mae"] == pytest.approx(frame.loc[frame["model"] == "adapter", "mae"].mean())
-    assert "holdout/naive/coverage_80" not in flat
-    assert set(flat_metrics(evaluation, "backtest")) == {name.replace("holdout/", "backtest/") for name in flat}
+    mae = frame.loc[frame["model"] == "adapter", "mae"].mean()
+    metrics = run_metrics(evaluation)
+    assert metrics["holdout/mae"] == pytest.approx(mae)
+    models = evaluation["aggregate"]["models"]
+    assert metrics["holdout/skill_mean"] == pytest.approx(1 - models["adapter"]["mase"] / models["naive"]["mase"])
+    assert len(metrics) <= 9, "a handful to compare"
+    assert run_metrics(evaluation, "backtest", "base")["backtest/mae"] == models["base"]["mae"]
+    board = leaderboard_metrics(evaluation)
+    assert board["holdout/adapter/mae"] == metrics["holdout/mae"]
+    assert {name.split("/")[1] for name in board} == MODELS
+    assert "holdout/naive/coverage_80" not in board, "an undefined score"
 
 
 def test_verdicts_are_said_with_their_reason(evaluation: dict[str, Any]) -> None:

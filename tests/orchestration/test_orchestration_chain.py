@@ -153,7 +153,7 @@ def test_an_mlflow_run_holds_the_training_its_holdout_metrics_and_where_it_came_
     assert (run.data.tags["asset"], run.data.tags["partition"]) == ("adapter", "BRK.B")
     assert run.data.params["epochs"] == "1"
     shown = chain.location.metadata("holdout_metrics", "BRK.B")["adapter MAE (price)"]
-    assert run.data.metrics["holdout/adapter/mae"] == pytest.approx(shown, rel=1e-4)
+    assert run.data.metrics["holdout/mae"] == pytest.approx(shown, rel=1e-4)
 
 
 def test_a_checkpoint_is_trained_over_the_good_tickers_and_gets_a_column(chain: Chain) -> None:

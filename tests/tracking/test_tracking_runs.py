@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,8 @@ from mlflow.exceptions import MlflowException
 
 from kronos_pipeline.config import KronosTrainingConfig, Recipe
 from kronos_pipeline.tracking import runs as runs_module
-from kronos_pipeline.tracking.runs import TrackedRun, Tracker
-from kronos_pipeline.tracking.store import EXPERIMENT, TrackingError
+from kronos_pipeline.tracking.runs import Leaderboard, TrackedRun, Tracker
+from kronos_pipeline.tracking.store import EXPERIMENT, LEADERBOARDS, TrackingError
 
 pytestmark = pytest.mark.slow
 
@@ -129,8 +131,8 @@ def test_a_finished_training_leaves_summary_history_curve_and_manifest(
     assert record.data.metrics == {
         "training/best_step": 20.0,
         "training/selection_loss": 2.5,
-        "training/stopped_early": 0.0,
     }
+    assert json.loads(artifact(client, run.run_id, "training/summary.json", tmp_path).read_text()) == summary
     assert record.data.tags["training.device"] == "cpu"
     assert "training.resumed_from_step" not in record.data.tags
     history = pd.read_csv(artifact(client, run.run_id, "training/history.csv", tmp_path))
@@ -204,7 +206,35 @@ def test_a_link_is_given_where_the_address_of_a_ui_is_known(tracker: Tracker, cl
     with Tracker(tracker.uri, output, "http://mlflow.example:5000/").training_run("with", CONFIG) as linked:
         pass
     experiment = stored(client, linked.run_id).info.experiment_id
-    assert linked.link == f"http://mlflow.example:5000/#/experiments/{experiment}/runs/{linked.run_id}"
+    assert (
+        linked.link
+        == f"http://mlflow.example:5000/#/experiments/{experiment}/runs/{linked.run_id}?workflowType=machine_learning"
+    )
+
+
+def test_mlflow_opens_the_experiments_as_model_training(tracker: Tracker, client: MlflowClient) -> None:
+    with tracker.training_run("any", CONFIG):
+        pass
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    client.delete_experiment_tag(experiment.experiment_id, "mlflow.experimentKind")
+    with Tracker(tracker.uri, Path(tracker.uri.removeprefix("sqlite:///")).parent).training_run("any", CONFIG):
+        pass
+    experiment = client.get_experiment(experiment.experiment_id)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development", "an earlier store gets the tag"
+
+
+def test_a_leaderboard_of_unchanged_models_makes_no_new_run(tracker: Tracker, client: MlflowClient) -> None:
+    table = pd.DataFrame({"symbol": ["AAPL"], "model": ["adapter"], "mae": [0.5]})
+    board = Leaderboard("a key", "of 1 ticker", {"holdout/adapter/mae": 0.5}, table)
+    first, second = (tracker.log_leaderboard(board, CONFIG) for _ in range(2))
+    changed = tracker.log_leaderboard(replace(board, key="another key"), CONFIG)
+    assert first.run_id == second.run_id != changed.run_id
+    record = stored(client, first.run_id)
+    assert client.get_experiment(record.info.experiment_id).name == LEADERBOARDS
+    assert record.info.run_name.startswith("leaderboard of 1 ticker 20")
+    assert (record.data.metrics, record.data.tags["kind"]) == ({"holdout/adapter/mae": 0.5}, "leaderboard")
 
 
 class AwayAtFirst:

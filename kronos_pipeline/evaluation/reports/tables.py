@@ -9,7 +9,15 @@ import pandas as pd
 
 from kronos_pipeline.artifacts import ArtifactLayout, write_json
 from kronos_pipeline.errors import count
-from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, CHECKPOINT, FEWEST_PATHS, NAIVE, without_variants
+from kronos_pipeline.evaluation.predictions import (
+    ADAPTER,
+    BASE,
+    CHECKPOINT,
+    EWMA,
+    FEWEST_PATHS,
+    NAIVE,
+    without_variants,
+)
 from kronos_pipeline.evaluation.reports.summary import cutoffs_phrase
 from kronos_pipeline.evaluation.reports.text_table import UNDEFINED, TextTable, number, price
 from kronos_pipeline.evaluation.reports.worth import MARKS, combined_verdict_of, little_evidence
@@ -18,6 +26,13 @@ from kronos_pipeline.evaluation.scoring.targets import DISTRIBUTION, MEAN, TARGE
 from kronos_pipeline.evaluation.scoring.verdicts import Verdict
 
 _ORDER = (ADAPTER, CHECKPOINT, BASE, NAIVE)
+_COMPARED = ("mae", "mase", "scaled_crps", "qlike", "coverage_80", "directional_accuracy")
+_SKILLS: dict[Target, tuple[str, str]] = {
+    MEAN: ("mase", NAIVE),
+    DISTRIBUTION: ("scaled_crps", EWMA),
+    VOLATILITY: ("qlike", EWMA),
+}
+"""The mean loss of each target, and the rival of its skill."""
 _HEADERS: dict[Target, str] = {MEAN: "mean", DISTRIBUTION: "distri-\nbution", VOLATILITY: "vola-\ntility"}
 
 Entry = Mapping[str, Any]
@@ -129,18 +144,33 @@ def evaluation_frame(evaluation: Mapping[str, Any]) -> pd.DataFrame:
     ).astype(dict.fromkeys(METRICS, "float64"))
 
 
-def flat_metrics(evaluation: Mapping[str, Any], what: str = "holdout") -> dict[str, float]:
-    """Return the models' defined aggregate metrics for a tracking run, by keys such as `holdout/adapter/mae`.
+def run_metrics(evaluation: Mapping[str, Any], what: str = "holdout", model: str | None = None) -> dict[str, float]:
+    """Return the scores of a model to compare runs by, such as `holdout/mae`; undefined scores are left out.
+
+    `skill_mean` and the like are 1 - the model's loss / the loss of the target's first rival, of the mean scores over
+    symbols; above 0 is better.
+
+    Args:
+        evaluation: the result of `build_evaluation`.
+        what: "holdout" or "backtest".
+        model: the model; by default the trained model.
+    """
+    models = evaluation["aggregate"]["models"]
+    scores = models[model or evaluation["model"]]
+    found = {metric: scores[metric] for metric in _COMPARED}
+    for target, (loss, rival) in _SKILLS.items():
+        if rival in models and scores[loss] is not None and models[rival][loss]:
+            found[f"skill_{target}"] = 1 - scores[loss] / models[rival][loss]
+    return {f"{what}/{metric}": value for metric, value in found.items() if value is not None}
+
+
+def leaderboard_metrics(evaluation: Mapping[str, Any], what: str = "holdout") -> dict[str, float]:
+    """Return the scores of each model to compare leaderboards by, such as `holdout/adapter/mae`.
 
     The variants of a Kronos model have none of their own.
     """
-    return {
-        f"{what}/{model}/{metric}": scores[metric]
-        for model, scores in evaluation["aggregate"]["models"].items()
-        if model in without_variants([model])
-        for metric in METRICS
-        if scores[metric] is not None
-    }
+    shown = without_variants(evaluation["aggregate"]["models"])
+    return {key: value for model in shown for key, value in run_metrics(evaluation, f"{what}/{model}", model).items()}
 
 
 def verdict_sentences(entry: Entry, model: str) -> list[str]:

@@ -62,7 +62,7 @@ def measure(
     from kronos_pipeline.evaluation.forecasting.batching import unwrap
     from kronos_pipeline.evaluation.forecasting.candidates import TrainedModels
     from kronos_pipeline.evaluation.holdout import evaluate_tickers  # imports matplotlib
-    from kronos_pipeline.evaluation.reports.tables import evaluation_frame, flat_metrics
+    from kronos_pipeline.evaluation.reports.tables import evaluation_frame, run_metrics
     from kronos_pipeline.promotion.submit import TrainedModel, record_evaluation
     from kronos_pipeline.tracking.registry import Registry
 
@@ -84,10 +84,11 @@ def measure(
                     result.evaluation, predictions=result.predictions, plots=result.plots, notes=result.notes
                 )
                 if run is not None:
+                    own = run == mlflow_run_of(layout.adapter(ticker))  # the run of a checkpoint is of all tickers
                     plots, table = list(result.plots.values()), evaluation_frame(result.evaluation)
-                    tracker.log_evaluation(run, flat_metrics(result.evaluation), plots, table)
+                    tracker.log_evaluation(run, run_metrics(result.evaluation) if own else {}, plots, table)
                     metadata |= mlflow_metadata(run, tracker.link(run))
-                if run is not None and run == mlflow_run_of(layout.adapter(ticker)):
+                if run is not None and own:
                     record_evaluation(registry, layout, TrainedModel(ticker, [ticker], run), tickers_tested=tested)
                 batch.add(ticker, layout.ticker_metrics(ticker), metadata)
 
@@ -138,8 +139,9 @@ def leaderboard(
     """
     from kronos_pipeline.evaluation.backtest.backtest import combine_backtests
     from kronos_pipeline.evaluation.predictions import ADAPTER, CHECKPOINT, models_of
-    from kronos_pipeline.evaluation.reports.tables import evaluation_frame, flat_metrics, save_leaderboard
+    from kronos_pipeline.evaluation.reports.tables import run_metrics, save_leaderboard
     from kronos_pipeline.evaluation.scoring.report import load_predictions, save_evaluation
+    from kronos_pipeline.promotion.leaderboard import make_leaderboard
 
     with as_failure("leaderboard"):
         layout, tracker = pipeline.layout, tracking.tracker(pipeline.layout)
@@ -149,11 +151,8 @@ def leaderboard(
         holdout = save_evaluation(layout, predictions, trained, skipped, manifest)
         backtest = combine_backtests(layout, trained, evaluated)
         save_leaderboard(layout, holdout, backtest)
-        numbers = flat_metrics(holdout) | (flat_metrics(backtest, "backtest") if backtest else {})
-        marks = {"contamination": "; ".join(holdout["warnings"])} if holdout["warnings"] else {}
-        tags = {**run_tags(context), **marks}
-        with tracker.training_run("leaderboard", pipeline.recipe("lora"), tags) as run:
-            tracker.log_evaluation(run.run_id, numbers, table=evaluation_frame(holdout))
+        board, tags = make_leaderboard(holdout, backtest)
+        run = tracker.log_leaderboard(board, pipeline.recipe("lora"), {**run_tags(context), **tags})
         metadata = evaluation_metadata(holdout) | mlflow_metadata(run.run_id, run.link)
         if backtest:
             backtested = evaluation_metadata(backtest, "Backtest")
@@ -161,7 +160,7 @@ def leaderboard(
             metadata |= {f"backtest {name}": backtested[name] for name in names}
         if context.job_def.has_node_named("checkpoint") and (checkpoint_run := mlflow_run_of(layout.best_checkpoint)):
             # The checkpoint of this run is one training over all tickers, so its MLflow run gets the scores over all.
-            tracker.log_evaluation(checkpoint_run, flat_metrics(holdout))
+            tracker.log_evaluation(checkpoint_run, run_metrics(holdout, model=CHECKPOINT))
             metadata["MLflow run of the checkpoint"] = checkpoint_run
         return dg.MaterializeResult(metadata=metadata)
 
