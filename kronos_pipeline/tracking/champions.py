@@ -19,7 +19,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kronos_pipeline.evaluation.scoring.targets import TARGETS, Target
-from kronos_pipeline.tracking.version_store import CHAMPION, Version
+from kronos_pipeline.tracking.version import Version
+from kronos_pipeline.tracking.version_store import CHAMPION
 
 HISTORY, SERVED = "champion_history", "champion_served"
 _FORMER = "former_champions"

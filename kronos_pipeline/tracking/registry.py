@@ -28,8 +28,9 @@ from kronos_pipeline.tracking.champions import HISTORY, NO_HISTORY, SERVED, Cham
 from kronos_pipeline.tracking.packaging import EVIDENCE, FOLDER, EvidenceTable, read_evidence
 from kronos_pipeline.tracking.recipes_tried import TRIED, Tried, add_recipe
 from kronos_pipeline.tracking.store import TrackingError
+from kronos_pipeline.tracking.version import Version
 from kronos_pipeline.tracking.version_page import DECIDED_AT, decision_tags, describe, person_tags
-from kronos_pipeline.tracking.version_store import CHALLENGER, CHAMPION, REFIT, Version, VersionStore, registered_name
+from kronos_pipeline.tracking.version_store import CHALLENGER, CHAMPION, REFIT, VersionStore, registered_name
 
 if TYPE_CHECKING:
     from kronos_pipeline.evaluation.scoring.gate import Decision

@@ -15,7 +15,8 @@ from urllib.parse import quote
 
 from kronos_pipeline.tracking.champions import Champions, read_champions
 from kronos_pipeline.tracking.store import TrackingError, is_sqlite, sqlite_path
-from kronos_pipeline.tracking.version_store import Version, VersionStore
+from kronos_pipeline.tracking.version import Version
+from kronos_pipeline.tracking.version_store import VersionStore
 
 
 @dataclass(frozen=True)

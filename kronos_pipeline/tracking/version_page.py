@@ -14,7 +14,7 @@ from kronos_pipeline.tracking.run_page import BARS, COMMAND
 if TYPE_CHECKING:
     from kronos_pipeline.evaluation.scoring.gate import Decision
     from kronos_pipeline.evaluation.scoring.verdicts import Comparison
-    from kronos_pipeline.tracking.version_store import Version
+    from kronos_pipeline.tracking.version import Version
 
 DECIDED_AT = "decided_at"
 _GATE_REASON = "gate_reason"
