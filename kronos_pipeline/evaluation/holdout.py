@@ -21,6 +21,7 @@ from kronos_pipeline.evaluation.forecasting.candidates import (
 from kronos_pipeline.evaluation.forecasting.forecast_progress import ForecastProgress
 from kronos_pipeline.evaluation.predictions import ADAPTER, CHECKPOINT
 from kronos_pipeline.evaluation.reports.plots import save_plots
+from kronos_pipeline.evaluation.rivals.costs import costly_rivals
 from kronos_pipeline.evaluation.rivals.optional import prepare_rivals
 from kronos_pipeline.evaluation.scoring.report import save_ticker_evaluation
 from kronos_pipeline.training.progress import Say
@@ -42,6 +43,7 @@ class HoldoutResult:
         manifest: provenance of the forecasts.
         plots: plot files by kind: "holdout", "fan", "steps", "reliability".
         notes: models and baselines that were left out, and the reason.
+        seconds: wall time of each model's sampling and of each rival, by model.
     """
 
     predictions: pd.DataFrame
@@ -49,6 +51,7 @@ class HoldoutResult:
     manifest: dict[str, Any]
     plots: dict[str, Path]
     notes: list[str]
+    seconds: dict[str, float]
 
 
 def evaluate_tickers(  # noqa: PLR0913  how to evaluate and what to show, keywords
@@ -74,7 +77,7 @@ def evaluate_tickers(  # noqa: PLR0913  how to evaluate and what to show, keywor
             of an adapter that serves all tickers, else each ticker has the adapter of its name.
         trained: the model that is scored, "adapter" or "checkpoint"; by default the adapter if there is one.
         tickers_tested: number of tickers evaluated in this run, for which the verdicts are corrected.
-        say: takes lines with the progress if there is no terminal.
+        say: takes lines with the progress if there is no terminal, and a line if rivals cost more than the model.
 
     Yields:
         Each ticker with its result or with the error that ended its evaluation: a model of the ticker is damaged or
@@ -97,12 +100,30 @@ def evaluate_tickers(  # noqa: PLR0913  how to evaluate and what to show, keywor
         evaluation = save_ticker_evaluation(layout, forecasts.predictions, scored, manifest, tickers_tested)
         warnings = [f"base model {base.source.label}", *evaluation["warnings"]]
         plots = save_plots(layout, ticker_windows.bars.frame, forecasts.predictions, scored, warnings)
-        return HoldoutResult(forecasts.predictions, evaluation, manifest, plots, [*left_out, *forecasts.notes])
+        notes = [*left_out, *forecasts.notes]
+        return HoldoutResult(forecasts.predictions, evaluation, manifest, plots, notes, forecasts.seconds)
 
     whole_models = not adapter_name and any((layout.adapter(ticker) / OWN_BASE).is_dir() for ticker in mlflow_runs)
     progress = ForecastProgress("evaluation", len(mlflow_runs), say)
     jobs = {ticker: evaluate_job(ticker, run) for ticker, run in mlflow_runs.items()}
-    return run_jobs(jobs, max_jobs=1 if whole_models else MAX_JOBS, progress=progress)
+    outcomes = run_jobs(jobs, max_jobs=1 if whole_models else MAX_JOBS, progress=progress)
+    return _with_costs(outcomes, rivals.fit_seconds, trained, say)
+
+
+def _with_costs(
+    outcomes: Iterator[tuple[str, HoldoutResult | KronosError]],
+    fit_seconds: Mapping[str, float],
+    trained: str | None,
+    say: Say,
+) -> Iterator[tuple[str, HoldoutResult | KronosError]]:
+    """Pass the outcomes on, and end with a line about the rivals that cost more than the model, if there are any."""
+    seconds = [fit_seconds]
+    for ticker, outcome in outcomes:
+        if isinstance(outcome, HoldoutResult):
+            seconds.append(outcome.seconds)
+        yield ticker, outcome
+    if line := costly_rivals(seconds, trained):
+        say(line)
 
 
 def _readable(windows: Mapping[str, WindowSet], tickers: Iterable[str]) -> Iterator[WindowSet]:

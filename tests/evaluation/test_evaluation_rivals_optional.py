@@ -22,7 +22,7 @@ GBM = FIVE_DAYS.model_copy(update={"rivals": ["lightgbm"]})
 
 def forecast(windows: list[WindowSet], ticker: int, recipe: Recipe = GBM) -> tuple[dict[str, np.ndarray], list[str]]:
     rivals = prepare_rivals(recipe, windows, CPU)
-    return rivals.forecast(windows[ticker], *cutoffs(windows[ticker]), recipe)
+    return rivals.forecast(windows[ticker], *cutoffs(windows[ticker]), recipe)[:2]
 
 
 def test_without_the_flag_there_are_none_and_no_windows_are_read() -> None:

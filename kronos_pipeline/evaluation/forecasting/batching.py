@@ -13,6 +13,7 @@ separate, and each evaluation still reads from top to bottom.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -110,11 +111,13 @@ class SamplePaths:
             the bars after its end have no meaning.
         mended: number of sampled bars that were no valid candles and were repaired.
         bars: number of sampled bars.
+        seconds: wall time of the sampling; of a call for several requests the share of this request's bars.
     """
 
     values: NDArray[np.float64]
     mended: int
     bars: int
+    seconds: float = 0.0
 
     @property
     def closes(self) -> NDArray[np.float64]:
@@ -272,7 +275,12 @@ def _pool(results: Sequence[SamplePaths | KronosError]) -> SamplePaths | KronosE
     if len(paths) == 1:
         return paths[0]
     values = np.concatenate([of_model.values for of_model in paths], axis=1)
-    return SamplePaths(values, sum(of_model.mended for of_model in paths), sum(of_model.bars for of_model in paths))
+    return SamplePaths(
+        values,
+        sum(of_model.mended for of_model in paths),
+        sum(of_model.bars for of_model in paths),
+        sum(of_model.seconds for of_model in paths),
+    )
 
 
 def _sample_each(requests: Sequence[ForecastRequest], sampler: Sampler) -> list[SamplePaths | KronosError]:
@@ -298,6 +306,7 @@ def _sample_batch(requests: Sequence[ForecastRequest], sampler: Sampler) -> list
     series = [
         (request, sampling_seed(request.recipe.seed, request.ticker)) for request in requests for _ in request.history
     ]
+    began = time.perf_counter()
     try:
         values = sampler(
             [request.model for request, _ in series],
@@ -315,11 +324,15 @@ def _sample_batch(requests: Sequence[ForecastRequest], sampler: Sampler) -> list
             return [error]
         half = len(requests) // 2
         return _sample_batch(requests[:half], sampler) + _sample_batch(requests[half:], sampler)
+    per_bar = (time.perf_counter() - began) / max(sum(request.bars for request in requests), 1)
     parts = np.split(values, np.cumsum([len(request.history) for request in requests])[:-1])
-    return [_valid_paths(request.ticker, part) for request, part in zip(requests, parts, strict=True)]
+    return [
+        _valid_paths(request.ticker, part, per_bar * request.bars)
+        for request, part in zip(requests, parts, strict=True)
+    ]
 
 
-def _valid_paths(ticker: str, values: NDArray[Any]) -> SamplePaths | ModelError:
+def _valid_paths(ticker: str, values: NDArray[Any], seconds: float) -> SamplePaths | ModelError:
     finite = np.isfinite(values).all(axis=-1)
     if bad := int((~finite).sum()):
         return ModelError(
@@ -327,7 +340,7 @@ def _valid_paths(ticker: str, values: NDArray[Any]) -> SamplePaths | ModelError:
             "it again with a lower --learning-rate, or with --precision fp32."
         )
     repaired, count = repair_candles(values)
-    return SamplePaths(repaired, count, repaired[..., 0].size)
+    return SamplePaths(repaired, count, repaired[..., 0].size, seconds)
 
 
 def _sample_paths(models: Sequence[KronosModel], *series: np.ndarray, precision: str, **settings: Any) -> np.ndarray:

@@ -74,11 +74,13 @@ class ModelEvaluation:
         predictions: a row per holdout bar and model, see `evaluation.predictions`.
         manifest: provenance of the forecasts, see `evaluation_manifest`, with sampling, repaired bars and weights.
         notes: baselines without a forecast, and the reason.
+        seconds: wall time of each model's sampling and of each rival, by model; in no file, as it differs each time.
     """
 
     predictions: pd.DataFrame
     manifest: dict[str, Any]
     notes: tuple[str, ...]
+    seconds: dict[str, float]
 
 
 def load_candidates(
@@ -180,7 +182,7 @@ def evaluate_models_job(
         "weights": {ticker: {name: model.weights_hash for name, model in models.items()}},
         "rivals": rivals.provenance,
     }
-    return ModelEvaluation(forecasts.predictions, manifest, forecasts.notes)
+    return ModelEvaluation(forecasts.predictions, manifest, forecasts.notes, forecasts.seconds)
 
 
 def doubts(ticker: str, candidates: Mapping[str, Candidate]) -> dict[str, Any]:

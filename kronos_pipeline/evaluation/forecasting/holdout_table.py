@@ -56,11 +56,13 @@ class Forecasts:
         predictions: see `evaluation.predictions`.
         mended: share of the sampled bars that were no valid candles and were repaired, by model.
         notes: baselines without a forecast, and the reason.
+        seconds: wall time of each model's sampling and of each rival, fit included, by model.
     """
 
     predictions: pd.DataFrame
     mended: dict[str, float]
     notes: tuple[str, ...]
+    seconds: dict[str, float]
 
 
 def predict(
@@ -132,7 +134,8 @@ def predict_job(
     else:
         notes.append(f"{windows.ticker}: no {SEASONAL} forecast: {baselines.no_season(week, windows.lookback)}.")
     volatility = forecast_rivals(windows, origins, recipe)
-    optional, reasons = rivals.forecast(windows, origins, ends, recipe)
+    optional, reasons, seconds = rivals.forecast(windows, origins, ends, recipe)
+    seconds |= volatility.seconds
     notes += [*volatility.notes, *reasons]
     for name, closes in (volatility.closes | optional).items():
         columns_of[name] = of_paths(closes, np.ones((len(steps), len(LEVELS))))
@@ -141,8 +144,9 @@ def predict_job(
         for variant, closes in variants_of(paths.closes, known[:, -1], volatility.variance).items():
             columns_of[variant_name(name, variant)] = of_paths(closes, samplings[name].widths_at(steps, variant))
         mended[name] = paths.mended / paths.bars
+        seconds[name] = paths.seconds
     tables = [truth.assign(model=name, **columns) for name, columns in columns_of.items()]
-    return Forecasts(pd.concat(tables, ignore_index=True)[list(COLUMNS)], mended, tuple(notes))
+    return Forecasts(pd.concat(tables, ignore_index=True)[list(COLUMNS)], mended, tuple(notes), seconds)
 
 
 def paths_table(windows: WindowSet, closes: Mapping[str, np.ndarray]) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -38,15 +39,17 @@ class OptionalRivals:
         forecasters: a forecaster by model name.
         left_out: by ticker and model name, the reason that a rival does not forecast the ticker.
         provenance: by model name, the versions of its packages and the hash of its weights, for manifests.
+        fit_seconds: by model name, the wall time of its fit over all tickers.
     """
 
     forecasters: dict[str, PathForecaster]
     left_out: dict[tuple[str, str], str]
     provenance: dict[str, dict[str, str]] = field(default_factory=dict)
+    fit_seconds: dict[str, float] = field(default_factory=dict)
 
     def forecast(
         self, windows: WindowSet, origins: Origins, ends: Origins, recipe: Recipe
-    ) -> tuple[dict[str, NDArray[np.float64]], list[str]]:
+    ) -> tuple[dict[str, NDArray[np.float64]], list[str], dict[str, float]]:
         """Forecast a ticker.
 
         Args:
@@ -56,20 +59,24 @@ class OptionalRivals:
             recipe: horizon, minimum number of paths and seed.
 
         Returns:
-            Closes by model, each (cutoffs, paths, horizon), and a sentence per rival without a forecast.
+            Closes by model, each (cutoffs, paths, horizon); a sentence per rival without a forecast; and the wall time
+            of each forecast, in seconds, by model.
 
         Raises:
             ModelError: a forecast is not finite.
         """
-        closes = {}
+        closes, seconds = {}, {}
         reasons = {name: reason for (ticker, name), reason in self.left_out.items() if ticker == windows.ticker}
         for name, forecaster in self.forecasters.items():
             if name not in reasons:
+                began = time.perf_counter()
                 try:
                     closes[name] = forecaster(windows, origins, ends, recipe)
                 except DataError as error:
                     reasons[name] = error.problems[0].rule
-        return closes, [f"{windows.ticker}: no {name} forecast: {reason}." for name, reason in reasons.items()]
+                seconds[name] = time.perf_counter() - began
+        notes = [f"{windows.ticker}: no {name} forecast: {reason}." for name, reason in reasons.items()]
+        return closes, notes, seconds
 
 
 NO_RIVALS = OptionalRivals({}, {})
@@ -111,11 +118,12 @@ def prepare_rivals(recipe: Recipe, windows: Iterable[WindowSet], device: torch.d
 
     forecasters: dict[str, PathForecaster] = {}
     left_out: dict[tuple[str, str], str] = {}
+    fit_seconds: dict[str, float] = {}
     for name in recipe.rivals:
         if name != LIGHTGBM:
             forecasters[CHRONOS] = partial(_sample_chronos, _loaded_chronos(name, device))
             continue
-        known = list(windows)
+        known, began = list(windows), time.perf_counter()
         outdated = outdated_tickers(known)
         reason = "its bars end before the holdout of other tickers, whose later bars the trees have seen"
         left_out |= {(ticker, LIGHTGBM): reason for ticker in outdated}
@@ -125,7 +133,8 @@ def prepare_rivals(recipe: Recipe, windows: Iterable[WindowSet], device: torch.d
             left_out |= {(window_set.ticker, LIGHTGBM): error.problems[0].rule for window_set in known}
         else:
             forecasters[LIGHTGBM] = partial(sample_lightgbm, model)
-    return OptionalRivals(forecasters, left_out, rivals_provenance(recipe))
+        fit_seconds[LIGHTGBM] = time.perf_counter() - began
+    return OptionalRivals(forecasters, left_out, rivals_provenance(recipe), fit_seconds)
 
 
 def rivals_provenance(recipe: Recipe) -> dict[str, dict[str, str]]:
