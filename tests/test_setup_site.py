@@ -59,7 +59,7 @@ def test_the_notebook_runs_from_the_first_to_the_last_cell(tmp_path: Path, monke
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert any("image/png" in output.get("data", {}) for output in outputs)
     (table,) = (output["data"]["text/markdown"] for output in outputs if "text/markdown" in output.get("data", {}))
-    assert "80 bars of 1 symbol forecast from 8 cutoffs." in table
+    assert "1 symbol: 80 bars from 8 cutoffs." in table
 
 
 def test_the_notebook_is_small_and_names_no_machine() -> None:

@@ -34,7 +34,7 @@ def test_the_rivals_are_in_the_tables_of_the_holdout_and_of_the_backtest(
     output = tmp_path / "out"
     chronos = save_tiny_chronos(tmp_path / "chronos")
     settings = flags(tiny_base, data, output, f"lightgbm,chronos={chronos}")
-    assert run_training.main([*settings, "--backtest-origins", "2"]) == 0
+    assert run_training.main([*settings, "--backtest-origins", "2", "-v"]) == 0
     printed = capsys.readouterr().out
     for rival in ("lightgbm", "chronos"):
         assert re.search(rf"^ ?{rival} +\d", printed, re.MULTILINE)  # a row of the leaderboard

@@ -38,7 +38,7 @@ ALL_QUOTED = tuple(module for module in READING if module not in ("time_texts", 
 """Modules with messages of the reading alone; the others have names of months, and messages on artifacts."""
 SOURCES = [
     *(PACKAGE / "data" / f"{module}.py" for module in READING),
-    *(PACKAGE / name for name in ("config.py", "training/preflight.py")),
+    *(PACKAGE / name for name in ("config.py", "reading_settings.py", "training/preflight.py")),
 ]
 LEAST_WORDS = 2
 """Words of a text of the code that can be a message."""

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 CPU = pick_device("cpu")
 QUICK: dict[str, Any] = {"epochs": 1, "evaluations_per_epoch": 1, "stride": 4, "eval_samples": 3}
-FORECAST = {name for name in MODELS if not name.startswith(("checkpoint", "lightgbm", "chronos"))}
+FORECAST = {name for name in MODELS if not name.startswith(("checkpoint", "ensemble", "lightgbm", "chronos"))}
 
 
 @pytest.fixture(scope="module")

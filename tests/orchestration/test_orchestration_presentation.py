@@ -35,7 +35,9 @@ def test_the_columns_on_an_assets_page_are_those_of_its_table(location: Location
 
 def test_every_asset_links_its_source_code(location: Location) -> None:
     location.write("AAPL")
-    for node in location.definitions.resolve_asset_graph().asset_nodes:
+    made = [node for node in location.definitions.resolve_asset_graph().asset_nodes if node.is_materializable]
+    assert made
+    for node in made:
         (reference,) = node.metadata["dagster/code_references"].code_references
         line = Path(reference.file_path).read_text().splitlines()[reference.line_number - 1]
         assert line.startswith("def ")
