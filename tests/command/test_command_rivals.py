@@ -54,7 +54,7 @@ def test_a_rival_without_enough_bars_is_told_and_the_others_are_evaluated(
 ) -> None:
     settings = [*flags(tiny_base, data, tmp_path / "out", "lightgbm"), "--selection-days", "80"]
     assert run_training.main(settings) == 0
-    assert "AAPL: no lightgbm forecast: it needs 50 training bars" in capsys.readouterr().out
+    assert "AAPL, MSFT: no lightgbm forecast: it needs 50 training bars" in capsys.readouterr().out
     predictions = pd.read_parquet(tmp_path / "out/metrics/predictions.parquet")
     assert "lightgbm" not in set(predictions["model"])
 
