@@ -42,13 +42,13 @@ def make_champion(tmp_path: Path, store: str, tiny_base: Path, ticker: str, loss
     with tracker.training_run("made", Recipe()) as run:
         pass
     registry, name = Registry(tracker), registered_name(ticker)
-    predictions = evidence({"naive": loss, "adapter": loss}, symbol=ticker, first=first)
+    predictions = evidence({"naive": loss, "adapter": loss, "adapter_recentred": loss}, symbol=ticker, first=first)
     number = registry.register(folder, name, run.run_id, evidence=EvidenceTable(predictions), metrics={})
     registry.promote(name, number, "it looked good.")
     return f"{name} version {number}"
 
 
-@pytest.mark.parametrize(("loss", "result"), [(1e-3, "drifted"), (1e3, "no drift")])
+@pytest.mark.parametrize(("loss", "result"), [(1e-3, "drifted in mean"), (1e3, "no drift")])
 def test_a_champion_drifts_if_it_errs_more_on_newer_bars_than_in_its_evidence(
     tmp_path: Path,
     store: str,
@@ -81,8 +81,22 @@ def test_tickers_without_new_bars_or_champion_are_reported_and_a_bad_file_is_nam
     assert "BAD.csv:2: open" in output.err
 
 
-def test_the_champions_issued_forecasts_come_before_new_ones(
-    tmp_path: Path, store: str, tiny_base: Path, ticker: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("label", "found"),
+    [
+        ("{}", "in mean and distribution, scaled error"),
+        ("last close, spread of {}", "in distribution, scaled pinball loss"),
+        ("{}, spread of another version 1", "in mean, scaled error"),
+    ],
+)
+def test_the_champions_issued_forecasts_come_before_new_ones_and_count_for_the_part_that_it_gave(
+    tmp_path: Path,
+    store: str,
+    tiny_base: Path,
+    ticker: str,
+    capsys: pytest.CaptureFixture[str],
+    label: str,
+    found: str,
 ) -> None:
     champion = make_champion(tmp_path, store, tiny_base, ticker, 1e-3, first="2022-02-01")
     bars = read_bars(find_csv_files(tmp_path / "data").file(ticker))
@@ -98,9 +112,9 @@ def test_the_champions_issued_forecasts_come_before_new_ones(
     issue(60, "naive")
     assert drift(tmp_path, tiny_base, ticker) == 0
     assert "ledger" not in capsys.readouterr().out
-    issue(70, champion)
+    issue(70, label.format(champion))
     assert drift(tmp_path, tiny_base, ticker) == 0
     told = capsys.readouterr().out
-    assert f"{ticker}: {champion}: drifted, scaled error " in told
+    assert f"{ticker}: {champion}: drifted {found} " in told
     assert "over 3 cutoffs up to 2022-" in told
     assert "by the forecasts in the ledger" in told

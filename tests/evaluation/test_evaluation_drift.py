@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from made_predictions import predictions_of_losses
+from made_predictions import made_predictions, predictions_of_losses
 from scipy import stats
 from small_trainings import simulated_bars, small_recipe
 
-from kronos_pipeline.evaluation.scoring.drift import RECENT, Drift, find_drift, windows_since
+from kronos_pipeline.evaluation.scoring.drift import RECENT, Drift, find_drift, join_drifts, windows_since
+from kronos_pipeline.evaluation.scoring.targets import DISTRIBUTION, MEAN
 
 HORIZON = 3
 DAY = pd.Timedelta(days=1)
@@ -76,9 +77,34 @@ def test_it_is_said_whether_the_naive_forecast_errs_more_too() -> None:
     model_change = drift_of(USUAL, [3.0, 3.0], naive_before=USUAL, naive_now=[1.0, 1.0])
     assert market_change.drifted
     assert model_change.drifted
-    assert market_change.naive_ratio == pytest.approx(3 / stats.gmean(USUAL))
+    assert market_change.rival_ratio == pytest.approx(3 / stats.gmean(USUAL))
     assert "naive forecast's error is 3.05 times" in market_change.reason
     assert "naive forecast's error is 1.02 times" in model_change.reason
+
+
+def test_intervals_that_hold_too_little_are_drift_of_the_distribution_and_not_of_the_mean() -> None:
+    noise = np.random.default_rng(1).normal(size=(12 + RECENT, HORIZON))
+
+    def with_widths(errors: np.ndarray, half_width: float) -> pd.DataFrame:
+        y = 100 + errors.ravel()
+        flat = {"adapter": np.full(len(y), 100.0)}
+        return made_predictions(y, flat, horizon=HORIZON, half_widths={"adapter": half_width})
+
+    evidence = with_widths(noise[:12], 0.6)
+    usual, off = (later(with_widths(noise[12:], width), evidence) for width in (0.6, 20.0))
+    for target, since, drifted in [(MEAN, off, False), (DISTRIBUTION, off, True), (DISTRIBUTION, usual, False)]:
+        drift = find_drift(evidence, since, "adapter", HORIZON, target=target)
+        assert drift.drifted is drifted
+        assert drift.targets == ((target,) if drifted else ())
+    both = [find_drift(evidence, off, "adapter", HORIZON, target=target, targets=2) for target in (MEAN, DISTRIBUTION)]
+    joined = join_drifts(both)
+    assert (joined.targets, joined.error) == ((DISTRIBUTION,), both[1].error)
+    assert "scaled error" in joined.reason
+    assert "scaled pinball loss" in joined.reason
+    single = find_drift(evidence, off, "adapter", HORIZON, target=DISTRIBUTION)
+    assert both[1].bound is not None
+    assert single.bound is not None
+    assert both[1].bound > single.bound
 
 
 def test_a_forecast_that_is_cut_short_does_not_count() -> None:

@@ -7,12 +7,16 @@ The evidence has one loss per cutoff, and so have the newer bars, in whole horiz
 Drift means that the mean of the newer losses exceeds the one-sided prediction bound of 95 percent, by Student's t, for
 the mean of as many further losses of the same kind. Losses are skewed, so the bound is a bound of their logarithms: on
 simulated random walks chance exceeds it in 5 percent of all cases (a bound of the losses themselves in 8 to 10), and in
-up to 10 if volatility comes in spells. The naive forecast's error beside it distinguishes such a spell from a model
-that is out of date.
+up to 10 if volatility comes in spells. A rival's error beside it, of the last close or of `ewma`, distinguishes such a
+spell from a model that is out of date. If several targets are compared, they share the 5 percent.
+
+The loss of the mean is that of the verdicts; that of the distribution is twice the mean pinball loss of the seven
+quantiles, scaled, as the ledger has quantiles and no paths.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -23,8 +27,9 @@ from scipy.stats import t as student
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import Bars
 from kronos_pipeline.data.windows import WindowSet, build_windows
-from kronos_pipeline.evaluation.predictions import NAIVE
-from kronos_pipeline.evaluation.scoring.targets import MEAN, target_losses
+from kronos_pipeline.evaluation.predictions import EWMA, NAIVE, QUANTILES
+from kronos_pipeline.evaluation.scoring.metrics import quantile_score
+from kronos_pipeline.evaluation.scoring.targets import DISTRIBUTION, MEAN, Target, target_losses
 from kronos_pipeline.evaluation.scoring.verdicts import MIN_CUTOFFS
 
 RECENT = 3
@@ -44,8 +49,10 @@ class Drift:
             without figures.
         expected: the scaled error of the evidence.
         bound: the bound that the error exceeds by chance in 5 percent of cases.
-        naive_ratio: the naive forecast's error over the new cutoffs, divided by that of the evidence.
+        rival_ratio: the error of the last close, or of the distribution that of `ewma`, over the new cutoffs, divided
+            by its error in the evidence.
         newest: time of the newest complete cutoff, ISO 8601, or None.
+        targets: the targets that have drifted.
     """
 
     drifted: bool
@@ -54,8 +61,9 @@ class Drift:
     error: float | None = None
     expected: float | None = None
     bound: float | None = None
-    naive_ratio: float | None = None
+    rival_ratio: float | None = None
     newest: str | None = None
+    targets: tuple[Target, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result for JSON: every number is finite or None."""
@@ -88,7 +96,15 @@ def windows_since(bars: Bars, evidence: pd.DataFrame, recipe: Recipe, seen_until
     return build_windows(bars, recipe.model_copy(update={"validation_bars": since, "max_cutoffs": cutoffs}))
 
 
-def find_drift(evidence: pd.DataFrame, since: pd.DataFrame | None, model: str, horizon: int) -> Drift:
+def find_drift(
+    evidence: pd.DataFrame,
+    since: pd.DataFrame | None,
+    model: str,
+    horizon: int,
+    *,
+    target: Target = MEAN,
+    targets: int = 1,
+) -> Drift:
     """Compare a model's errors on the bars since its evidence with the errors of the evidence.
 
     Args:
@@ -96,6 +112,8 @@ def find_drift(evidence: pd.DataFrame, since: pd.DataFrame | None, model: str, h
         since: the model's predictions of the bars of `windows_since`; None without a whole horizon.
         model: "adapter" or "checkpoint".
         horizon: number of bars ahead of a complete cutoff.
+        target: mean or distribution.
+        targets: number of targets that are compared, for which the bound is corrected.
     """
     if since is None:
         return Drift(False, f"the bars since it was measured are not yet a whole horizon of {horizon}")
@@ -105,29 +123,53 @@ def find_drift(evidence: pd.DataFrame, since: pd.DataFrame | None, model: str, h
         return Drift(False, "no cutoff since it was measured can be forecast: holes, or a close that does not move")
     newer = complete[complete["cutoff"].isin(cutoffs)]
     drift = Drift(False, "", len(cutoffs), newest=pd.Timestamp(cutoffs[-1]).isoformat())
-    before, now = _logarithms(evidence, model), _logarithms(newer, model)
+    before, now = _logarithms(evidence, model, target), _logarithms(newer, model, target)
     if before is None or now is None:
         return replace(drift, reason="its error is 0 or undefined at a cutoff, so the errors cannot be compared")
     if len(before) < MIN_CUTOFFS:
         few = f"its evidence has {len(before)} cutoffs, and {MIN_CUTOFFS} are needed"
         return replace(drift, reason=few)
     spread = before.std(ddof=1) * np.sqrt(1 / len(before) + 1 / len(now))
-    bound = before.mean() + student.ppf(CONFIDENCE, len(before) - 1) * spread
+    bound = before.mean() + student.ppf(1 - (1 - CONFIDENCE) / targets, len(before) - 1) * spread
     error, expected, bound = (float(np.exp(value)) for value in (now.mean(), before.mean(), bound))
-    naive = _ratio(_logarithms(newer, NAIVE), _logarithms(evidence, NAIVE))
+    rival = EWMA if target == DISTRIBUTION else NAIVE
+    ratio = _ratio(_logarithms(newer, rival, target), _logarithms(evidence, rival, target))
+    loss = "pinball loss" if target == DISTRIBUTION else "error"
     reason = (
-        f"scaled error {error:.3g} over {len(now)} cutoffs up to {drift.newest}; the evidence predicts {expected:.3g}, "
-        f"and by chance at most {bound:.3g}"
-    ) + (f"; the naive forecast's error is {naive:.2f} times its error in the evidence" if naive is not None else "")
+        f"scaled {loss} {error:.3g} over {len(now)} cutoffs up to {drift.newest}; the evidence predicts "
+        f"{expected:.3g}, and by chance at most {bound:.3g}"
+    ) + (
+        f"; the {rival} forecast's {loss} is {ratio:.2f} times its {loss} in the evidence" if ratio is not None else ""
+    )
     drifted = error > bound
     return replace(
-        drift, drifted=drifted, reason=reason, error=error, expected=expected, bound=bound, naive_ratio=naive
+        drift,
+        drifted=drifted,
+        reason=reason,
+        error=error,
+        expected=expected,
+        bound=bound,
+        rival_ratio=ratio,
+        targets=(target,) if drifted else (),
     )
 
 
-def _logarithms(predictions: pd.DataFrame, model: str) -> np.ndarray | None:
+def join_drifts(drifts: Sequence[Drift]) -> Drift:
+    """Join the drifts of several targets: the figures are those of the first that has drifted, or else of the first."""
+    first = next((drift for drift in drifts if drift.drifted), drifts[0])
+    targets = tuple(target for drift in drifts for target in drift.targets)
+    return replace(first, reason="; ".join(drift.reason for drift in drifts), targets=targets)
+
+
+def _logarithms(predictions: pd.DataFrame, model: str, target: Target) -> np.ndarray | None:
     """Return the logarithm of a model's loss at each cutoff; None if a cutoff has none, or there is no cutoff."""
-    losses = target_losses(predictions, model, MEAN).to_numpy(np.float64)
+    if target == DISTRIBUTION:
+        rows = predictions[predictions["model"] == model]
+        scores = quantile_score(rows[list(QUANTILES)].to_numpy(np.float64), rows["y"].to_numpy(np.float64))
+        scaled = pd.Series(scores / rows["scale"].to_numpy(np.float64)).fillna(np.inf)  # a mean would leave NaN out
+        losses = scaled.groupby(rows["cutoff"].to_numpy()).mean().to_numpy(np.float64)
+    else:
+        losses = target_losses(predictions, model, target).to_numpy(np.float64)
     return np.log(losses) if len(losses) and np.isfinite(losses).all() and (losses > 0).all() else None
 
 

@@ -155,11 +155,12 @@ def _drift_metadata(watched: "WatchedChampion") -> dict[str, Any]:
         "scaled error": drift.error,
         "usual error": drift.expected,
         "bound": drift.bound,
-        "naive, times what it was": drift.naive_ratio,
+        "rival, times what it was": drift.rival_ratio,
     }
     return {
         SUMMARY: watched.sentence(),
         DRIFTED: drift.drifted,
+        "drifted in": " and ".join(drift.targets) or "no target",
         "champion": str(champion),
         "cutoffs": drift.cutoffs,
         KIND: champion.tags["kind"],
