@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -14,20 +18,31 @@ from volatile_tickers import garch_ticker
 
 from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.config import Recipe
-from kronos_pipeline.data.bars import Bars
+from kronos_pipeline.data.bars import Bars, make_bars
 from kronos_pipeline.data.schemas import STATISTICS
 from kronos_pipeline.data.windows import WindowSet, build_windows
+from kronos_pipeline.evaluation import ledger
+from kronos_pipeline.evaluation.composed_variants import keeps_its_centre
+from kronos_pipeline.evaluation.forecasting import future
+from kronos_pipeline.evaluation.forecasting.batching import run_job
+from kronos_pipeline.evaluation.forecasting.composition import PathModel
+from kronos_pipeline.evaluation.forecasting.future import forecast_composed_job
 from kronos_pipeline.evaluation.forecasting.holdout_table import predict
+from kronos_pipeline.evaluation.forecasting.sampling import plain_sampling
 from kronos_pipeline.evaluation.forecasting.tuning import fit_sampling
 from kronos_pipeline.evaluation.leakage_test import with_noise
 from kronos_pipeline.evaluation.predictions import (
     BASE,
     INTERVALS,
     POINT_BASELINES,
+    QUANTILES,
     VARIANTS,
     VOLATILITY_RIVALS,
     variant_name,
 )
+from kronos_pipeline.evaluation.rivals.volatility_rivals import RivalForecasts, forecast_rivals_between
+from kronos_pipeline.evaluation.scoring.targets import DISTRIBUTION
+from kronos_pipeline.evaluation.scoring.track_record import score_ledger
 from kronos_pipeline.model.loading import KronosModel, load_base
 from kronos_pipeline.model.losses import token_losses
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset
@@ -143,3 +158,43 @@ def test_no_setting_of_the_sampling_knows_a_bar_of_the_holdout(base: KronosModel
     assert set(real.variants) == {"distribution", "volatility"}
     assert any(set(factors) != {1.0} for widths in real.widths.values() for factors in widths.values())
     assert changed != real, "it knows the bars of the selection block"
+
+
+SHAPES = [*VOLATILITY_RIVALS, *VARIANTS]
+
+
+@pytest.mark.parametrize("by", SHAPES)
+def test_no_row_of_the_ledger_knows_a_bar_after_its_cutoff(
+    base: KronosModel, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    cutoff, selection_bars = FIRST_HELD_OUT + 3, EVALUATION.selection_bars
+    assert selection_bars is not None
+    noisy = with_noise(TICKER, cutoff + 1, 1)
+    issued = (TICKER.frame["timestamps"][cutoff] + pd.Timedelta(hours=22)).to_pydatetime().replace(tzinfo=UTC)
+    plain = plain_sampling(EVALUATION)
+    sampling = replace(plain, variants={DISTRIBUTION: by}) if by in VARIANTS else plain
+    part = PathModel(base, sampling, EVALUATION)
+    centre = part if by in VARIANTS and keeps_its_centre(sampling.variant(DISTRIBUTION)) else None
+    known = make_bars(TICKER.ticker, TICKER.frame.iloc[: cutoff + 1], source=TICKER.source)
+
+    def rows(bars: Bars) -> pd.DataFrame:
+        job = forecast_composed_job(known, centre, part if by in VARIANTS else by, EVALUATION, label=by)
+        table, _ = run_job(job)
+        return ledger.ledger_rows(bars, table, EVALUATION, version="1", issued=issued)
+
+    before = rows(known)
+    assert not before["replay"].any()
+
+    def from_the_noisy_file(_: Bars, recipe: Recipe, *, models: Sequence[str]) -> RivalForecasts:
+        bounds = cutoff + 1 - selection_bars, cutoff + 1
+        return forecast_rivals_between(noisy, np.array([cutoff]), recipe, bounds, models=models)
+
+    monkeypatch.setattr(future, "forecast_rivals_ahead", from_the_noisy_file)
+    of_the_file = ["bars_hash", "replay"]
+    pd.testing.assert_frame_equal(rows(noisy).drop(columns=of_the_file), before.drop(columns=of_the_file))
+
+    real, noise = (score_ledger(before, bars).bars for bars in (TICKER, noisy))
+    of_the_cutoff = [*ledger.COLUMNS, "factor", *(f"rival_{name}" for name in QUANTILES)]
+    pd.testing.assert_frame_equal(noise[of_the_cutoff], real[of_the_cutoff])
+    assert len(real) == EVALUATION.horizon
+    assert (noise["y"] != real["y"]).all()
