@@ -18,6 +18,7 @@ import dagster as dg
 
 from kronos_pipeline.cli.command import tune_garbage_collection
 from kronos_pipeline.code_version import layers_version
+from kronos_pipeline.errors import join
 from kronos_pipeline.evaluation.scoring.targets import TARGETS
 from kronos_pipeline.orchestration.assets.adapter_by_ticker import adapters_by_ticker
 from kronos_pipeline.orchestration.assets.data import raw_bars, windows
@@ -54,7 +55,8 @@ PER_TICKER = (
     "track_record",
     "drift",
 )
-CHECKPOINT_IF_ANY, BACKTEST_IF_ANY, CHAMPIONS_IF_ANY = "checkpoint_if_any", "backtest_if_any", "champions_if_any"
+OPTIONAL_CHECKPOINT, OPTIONAL_BACKTEST = "optional_checkpoint", "optional_backtest"
+OPTIONAL_CHAMPIONS = "optional_champions"
 RETRY = dg.RetryPolicy(max_retries=2, delay=10, backoff=dg.Backoff.EXPONENTIAL)
 """For transient errors: an unreachable store, a full GPU. Bad input is a failure without retries."""
 
@@ -67,10 +69,12 @@ def optional_input(
     Dagster runs what is downstream of it after the inputs if they are in the same run. It does not warn of an input
     that was never made, as it would of a direct dependency.
     """
+    inputs = join([f"`{asset}`" for asset in upstream])
     return dg.AssetSpec(
         name,
         deps=upstream,
-        description=f"{' and '.join(upstream)}, if there is any. What is downstream works without it.",
+        description=f"An optional input, which makes nothing: what follows reads {inputs} where there is one, and "
+        "works without it.",
         group_name=group,
         owners=OWNERS,
         kinds={"optional"},
@@ -101,16 +105,16 @@ def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Defi
         dg.asset(**per_ticker, group_name="data", kinds={"pandas", "parquet"}, code_version=data)(windows),
         dg.asset(**per_ticker, **training, code_version=model)(adapter),
         dg.asset(**over_all, **training, code_version=model)(checkpoint),
-        dg.asset(**per_ticker, **scoring, kinds={"pytorch"}, deps=["adapter", CHECKPOINT_IF_ANY], pool=GPU)(
+        dg.asset(**per_ticker, **scoring, kinds={"pytorch"}, deps=["adapter", OPTIONAL_CHECKPOINT], pool=GPU)(
             holdout_metrics
         ),
         dg.asset(**per_ticker, **scoring, kinds={"pytorch"}, pool=GPU)(backtest),
-        dg.asset(**over_all, **scoring, kinds={"parquet", "mlflow"}, deps=[BACKTEST_IF_ANY])(leaderboard),
-        dg.asset(**per_ticker, **serving, kinds={"mlflow"}, deps=["adapter", "holdout_metrics", BACKTEST_IF_ANY])(
+        dg.asset(**over_all, **scoring, kinds={"parquet", "mlflow"}, deps=[OPTIONAL_BACKTEST])(leaderboard),
+        dg.asset(**per_ticker, **serving, kinds={"mlflow"}, deps=["adapter", "holdout_metrics", OPTIONAL_BACKTEST])(
             champion
         ),
         dg.asset(**over_all, **serving, kinds={"mlflow"}, deps=["checkpoint", "holdout_metrics"])(checkpoint_champion),
-        dg.asset(**per_ticker, **serving, kinds={"pytorch"}, deps=[CHAMPIONS_IF_ANY])(forecast),
+        dg.asset(**per_ticker, **serving, kinds={"pytorch"}, deps=[OPTIONAL_CHAMPIONS])(forecast),
         dg.asset(
             **per_ticker,
             group_name="serving",
@@ -119,12 +123,12 @@ def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Defi
             kinds={"parquet"},
             deps=["forecast"],
         )(track_record),
-        dg.asset(**per_ticker, **serving, kinds={"pytorch"}, deps=[CHAMPIONS_IF_ANY])(drift),
+        dg.asset(**per_ticker, **serving, kinds={"pytorch"}, deps=[OPTIONAL_CHAMPIONS])(drift),
     ]
     optional = [
-        optional_input(CHECKPOINT_IF_ANY, ["checkpoint"], "evaluation"),
-        optional_input(BACKTEST_IF_ANY, ["backtest"], "evaluation", partitions),
-        optional_input(CHAMPIONS_IF_ANY, ["champion", "checkpoint_champion"], "serving", partitions),
+        optional_input(OPTIONAL_CHECKPOINT, ["checkpoint"], "evaluation"),
+        optional_input(OPTIONAL_BACKTEST, ["backtest"], "evaluation", partitions),
+        optional_input(OPTIONAL_CHAMPIONS, ["champion", "checkpoint_champion"], "serving", partitions),
     ]
     by_ticker = adapters_by_ticker(tickers, group_name="adapter_by_ticker", owners=OWNERS, kinds={"dagster"})
     checks = [

@@ -9,6 +9,7 @@ from typing import Any
 import dagster as dg
 
 from kronos_pipeline.errors import DataError, KronosError, Problem, enumerate_some
+from kronos_pipeline.orchestration.setting_names import name_settings
 
 _COLUMNS = ("ticker", "file", "line", "column", "rule", "value", "count", "lines")
 _NUMBERS = ("line", "count")
@@ -39,7 +40,7 @@ def failure_message(asset: str, errors: Mapping[str, Exception]) -> str:
     """Return a line with the failed asset and its tickers, then a line for each of the first problems."""
     tickers = [ticker for ticker in errors if ticker != NO_TICKER]
     names = enumerate_some(tickers, _NAMED)
-    lines = [line for error in errors.values() for line in str(error).splitlines()]
+    lines = [line for error in errors.values() for line in name_settings(str(error)).splitlines()]
     more = [f"... and {len(lines) - _NAMED} more problems; the table has them"] if len(lines) > _NAMED else []
     return "\n".join([f"{asset} failed" + (f" for {names}:" if names else ":"), *lines[:_NAMED], *more])
 
@@ -53,7 +54,7 @@ def problem_table(errors: Mapping[str, Exception]) -> dg.TableMetadataValue:
                 "file": problem.file,
                 "line": problem.line,
                 "column": problem.column,
-                "rule": problem.rule,
+                "rule": name_settings(problem.rule),
                 "value": problem.value,
                 "count": problem.count,
                 "lines": ", ".join(map(str, problem.lines)),

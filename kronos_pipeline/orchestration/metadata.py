@@ -16,6 +16,7 @@ from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import Bars
 from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.errors import count
+from kronos_pipeline.orchestration.setting_names import name_settings
 from kronos_pipeline.orchestration.sketch import sketch
 
 if TYPE_CHECKING:
@@ -118,11 +119,11 @@ def training_metadata(result: TrainingResult, recipe: Recipe, windows: Sequence[
     summary = {key: value for key, value in result.summary.items() if value is not None}
     settings = pd.DataFrame({"setting": key, "value": _cell(value)} for key, value in recipe.model_dump().items())
     manifest = read_json(result.folder / MANIFEST)
-    selection = result.history["selection_loss"].dropna()
+    selection, untouched = result.history["selection_loss"].dropna(), summary["untouched_loss"]
     return {
-        SUMMARY: f"selection loss {summary['untouched_loss']:.4f} to {summary['selection_loss']:.4f} nats "
-        f"in {summary['seconds']:.0f} s on {summary['device']}, {result.folder}",
-        **sketch({"selection loss": selection}),
+        SUMMARY: f"selection loss {summary['selection_loss']:.4f} nats, {_gain(summary)} "
+        f"({untouched:.4f}), in {summary['seconds']:.0f} s on {summary['device']}, {result.folder}",
+        **sketch({"selection loss": selection, "untouched model": [untouched, untouched]}),
         "losses": inline_image(loss_plot(result.history, "Losses by step"), "losses by step"),
         "base model": _base_label(manifest),
         **{_TRAINING.get(key, key.replace("_", " ")): rounded(value) for key, value in summary.items()},
@@ -131,6 +132,14 @@ def training_metadata(result: TrainingResult, recipe: Recipe, windows: Sequence[
         "tickers": len(windows),
         "settings": dg.MetadataValue.md(markdown_table(settings)),
     }
+
+
+def _gain(summary: Mapping[str, Any]) -> str:
+    """Return how the selection loss differs from that of the untouched model."""
+    from kronos_pipeline.evaluation.reports.text_table import difference
+
+    gain = difference(summary["selection_loss"], summary["untouched_loss"], 2)
+    return f"{gain if gain.endswith('smaller') else 'no better'} than that of the untouched model"
 
 
 def manifest_metadata(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,7 +163,7 @@ def evaluation_metadata(
     plots: Mapping[str, Path] | None = None,
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return the result in a line, a sketch, some scores as numbers, verdicts, tables and pictures of an evaluation.
+    """Return the result in a line, a sketch, tables, verdicts, pictures and some scores as numbers of an evaluation.
 
     Args:
         evaluation: as `build_evaluation` returns it.
@@ -163,6 +172,7 @@ def evaluation_metadata(
         plots: pictures by kind; see `HoldoutResult.plots`.
         notes: models that were left out, with the reason.
     """
+    from kronos_pipeline.evaluation.reports.summary import cutoffs_phrase
     from kronos_pipeline.evaluation.reports.tables import evaluation_table, leaderboard_table, verdict_sentences
     from kronos_pipeline.evaluation.reports.worth import headline
 
@@ -171,18 +181,15 @@ def evaluation_metadata(
     metadata: dict[str, Any] = {
         SUMMARY: f"{source}: {headline(evaluation)}",
         **(_forecast_sketch(predictions, trained) if predictions is not None else {}),
-        **_numbers(total["models"], trained),
-        "evaluated": " to ".join(span),
-        "bars": total["bars"],
-        "cutoffs": total["cutoffs"],
-        **picture_metadata(plots or {}),
-        "verdicts": dg.MetadataValue.md(bullets(_verdicts(evaluation, verdict_sentences)) or "none"),
+        "evaluated": f"{cutoffs_phrase(evaluation['per_symbol'])}, {' to '.join(span)}",
         "leaderboard": dg.MetadataValue.md(leaderboard_table(evaluation, source).markdown()),
+        "verdicts": dg.MetadataValue.md(bullets(_verdicts(evaluation, verdict_sentences)) or "none"),
         "scores": dg.MetadataValue.md(evaluation_table(evaluation, source).markdown()),
+        **picture_metadata(plots or {}),
     }
     if warnings := [*evaluation["warnings"], *notes]:
         metadata["notes"] = dg.MetadataValue.md(bullets(warnings))
-    return metadata
+    return metadata | _numbers(total["models"], trained)
 
 
 def _forecast_sketch(predictions: pd.DataFrame, model: str) -> dict[str, Any]:
@@ -264,5 +271,5 @@ def _cell(value: Any) -> str:
 
 
 def bullets(lines: Sequence[str]) -> str:
-    """Return lines as a list in Markdown."""
-    return "\n".join(f"- {line}" for line in lines)
+    """Return lines as a list in Markdown that names settings as the launchpad does."""
+    return "\n".join(f"- {name_settings(line)}" for line in lines)

@@ -13,7 +13,6 @@ cuts windows, trains adapters and scores forecasts. A resource is set once, and 
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -35,6 +34,7 @@ from kronos_pipeline.errors import ArtifactError, SettingsError
 from kronos_pipeline.orchestration.automation.killed_runs import hold_run_lock
 from kronos_pipeline.orchestration.run_summary import summarise_run
 from kronos_pipeline.orchestration.run_tickers import with_queued_runs
+from kronos_pipeline.orchestration.setting_names import name_settings
 
 if TYPE_CHECKING:
     from kronos_pipeline.model.loading import KronosModel
@@ -61,8 +61,7 @@ def _launchpad_field(name: str, field: FieldInfo) -> FieldInfo:
         for bound, words in _LIMITS.items()
         if hasattr(limit, bound)
     ]
-    text = re.sub(r"--([a-z][a-z-]*)", lambda flag: flag[1].replace("-", "_"), field.description or "")
-    text = text.replace("(comma-separated)", "(a list)")
+    text = name_settings(field.description or "").replace("(comma-separated)", "(a list)")
     section = section_of(name) if name in Recipe.model_fields else "folders"
     changed.description = f"{section[0].upper()}{section[1:]}: {text}" + (f" ({', '.join(limits)})" if limits else "")
     return changed

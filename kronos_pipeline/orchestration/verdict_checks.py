@@ -64,9 +64,9 @@ def better_on(target: Target, asset: str) -> Callable[[ArtifactLayout, str], Out
         return Outcome(passed, " ".join([f"{text[0].upper()}{text[1:]}.", *notes]), _figures(comparisons))
 
     check.__doc__ = (
+        f"Skipped: fewer than {MIN_CUTOFFS} cutoffs are too little evidence; for more, {MORE_EVIDENCE[asset]}.\n\n"
         f"Passes if the {target} of the trained model is better than that of every rival, by the Diebold-Mariano test "
-        "and a block bootstrap over the cutoffs, corrected for the number of tickers. Skipped if there are fewer than "
-        f"{MIN_CUTOFFS} cutoffs, which are too little evidence; for more, {MORE_EVIDENCE[asset]}."
+        "and a block bootstrap over the cutoffs, corrected for the number of tickers."
     )
     return check
 

@@ -8,7 +8,7 @@ import pytest
 from made_predictions import predictions_of_losses
 from rich.console import Console
 
-from kronos_pipeline.evaluation.reports.worth import best_rival, combined_verdict_of, worth_table
+from kronos_pipeline.evaluation.reports.worth import best_rival, combined_verdict_of, headline, worth_table
 from kronos_pipeline.evaluation.scoring.metrics import METRICS_OF, score, score_as_judged
 from kronos_pipeline.evaluation.scoring.report import build_evaluation
 
@@ -84,3 +84,14 @@ def test_metrics_of_a_target_are_those_of_its_variant_and_of_no_other(target: st
     assert {name: judged[name] for name in judged if name != "adapter"} == {
         name: plain[name] for name in plain if name != "adapter"
     }
+
+
+def test_the_main_result_says_in_words_whether_the_error_is_smaller_or_larger() -> None:
+    result = evaluation()
+    errors = {name: result["per_symbol"][0]["models"][name]["mae"] for name in ("adapter", "naive")}
+    percent = 100 * (1 - errors["adapter"] / errors["naive"])
+    assert f" (error {percent:.1f} % smaller)" in headline(result)
+    result["per_symbol"][0]["models"]["naive"]["mae"] = errors["adapter"]
+    assert " (error equal)" in headline(result)
+    result["per_symbol"][0]["models"]["naive"]["mae"] = errors["adapter"] / 1.051
+    assert " (error 5.1 % larger)" in headline(result)

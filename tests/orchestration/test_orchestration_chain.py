@@ -218,7 +218,7 @@ def test_the_launchpad_changes_a_setting_for_one_run_and_every_asset_of_it(locat
     config = read_json(location.layout.adapter("AAPL") / MANIFEST)["config"]
     assert (config["epochs"], config["horizon"], config["adapter"]) == (2, 5, "lora")
     assert location.metadata("windows", "AAPL")["horizon (bars)"] == 5
-    assert location.metadata("holdout_metrics", "AAPL")["bars"] == 10
+    assert location.metadata("holdout_metrics", "AAPL")["evaluated"].startswith("10 bars from 2 cutoffs, ")
 
 
 def test_windows_of_other_settings_or_bars_are_cut_anew_by_what_loads_them(location: Location) -> None:
@@ -302,5 +302,7 @@ def test_the_last_message_of_a_run_says_what_was_made_what_failed_and_what_to_do
     summary = next(text for text in reversed(messages) if text.startswith("Made "))
     assert "1 ticker failed: BRK.A." in summary
     assert re.search(r"BRK.A failed: .*BRK.A.csv:2: close", summary)
-    assert re.search(r"\^GSPC holdout_metrics: Holdout: MAE of the adapter [\d.,]+, of the last close [\d.,]+", summary)
+    assert re.search(
+        r"\^GSPC holdout_metrics: Holdout: MAE of the adapter [\d.,]+, of the last close [\d.,]+ \(error ", summary
+    )
     assert "next: kronos forecast AAPL" in summary

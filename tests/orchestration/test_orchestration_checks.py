@@ -122,6 +122,10 @@ def test_a_checks_description_says_what_the_verdict_rests_on(location: Location)
             spec = graph.get_check_spec(dg.AssetCheckKey(dg.AssetKey(asset), f"better_{target}"))
             assert target in (spec.description or "")
             assert "Diebold-Mariano" in (spec.description or "")
+            # The UI shows no reason with a skipped check, but its description.
+            assert (spec.description or "").startswith(
+                "Skipped: fewer than 8 cutoffs are too little evidence; for more, "
+            )
 
 
 @pytest.mark.parametrize("blocking", [True, False])

@@ -222,6 +222,7 @@ def test_what_an_asset_can_do_without_is_no_direct_input_and_yet_comes_first_in_
     direct = {key: graph.get(dg.AssetKey(key)).parent_keys for key in ("holdout_metrics", "leaderboard", "champion")}
     for optional in ("checkpoint", "backtest"):
         assert dg.AssetKey(optional) not in set().union(*direct.values())
+        assert f"reads `{optional}` where" in (graph.get(dg.AssetKey(f"optional_{optional}")).description or "")
     for job, first, then in (
         ("retrain_checkpoint", "checkpoint", "holdout_metrics"),
         ("promote_adapter", "backtest", "champion"),

@@ -150,6 +150,7 @@ def test_the_leaderboard_shows_and_keeps_holdout_and_backtest(champion: Champion
     assert models["backtest"].index("adapter") < models["backtest"].index("naive")
     assert board["backtest"]["cutoffs"] == 10
     metadata = champion.location.metadata("leaderboard")
+    assert list(metadata)[:3] == ["summary", "evaluated", "leaderboard"]
     assert metadata["leaderboard"].startswith("Holdout")
     assert metadata["backtest leaderboard"].startswith("Backtest")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from kronos_pipeline.errors import count, enumerate_some, join
 from kronos_pipeline.evaluation.predictions import NAIVE
-from kronos_pipeline.evaluation.reports.text_table import UNDEFINED, number
+from kronos_pipeline.evaluation.reports.text_table import UNDEFINED, difference, number
 from kronos_pipeline.evaluation.reports.worth import combined_verdict_of
 from kronos_pipeline.evaluation.scoring.targets import DISTRIBUTION, MEAN, TARGETS, VOLATILITY, Target
 from kronos_pipeline.evaluation.scoring.verdicts import BETTER, NO_BETTER, TOO_LITTLE, WORSE, Verdict
@@ -124,13 +124,10 @@ def _gain(entry: Entry) -> float | None:
 
 
 def _error_line(entry: Entry, name: str, width: int, column: int) -> str:
-    own, naive, gain = entry["mape"], entry["models"].get(NAIVE, {}).get("mape"), _gain(entry)
-    difference = UNDEFINED if gain is None else "      equal" if abs(gain) < 0.005 else _difference(gain)
-    return f"{name:<{width}}  {number(own):>{column}}  {number(naive):>10}  {difference}"
-
-
-def _difference(gain: float) -> str:
-    return f"{100 * abs(gain):>3.0f} % {'smaller' if gain > 0 else 'larger'}"
+    own, naive = entry["mape"], entry["models"].get(NAIVE, {}).get("mape")
+    percent, _, word = difference(own, naive).rpartition(" % ")
+    compared = word if word == UNDEFINED else f"{percent:>3} {'%' if percent else ' '} {word}"
+    return f"{name:<{width}}  {number(own):>{column}}  {number(naive):>10}  {compared}"
 
 
 def _verdict(entry: Entry, model: str, target: Target) -> tuple[Verdict, str]:

@@ -74,6 +74,14 @@ def price(value: float | None, digits: int = 4) -> str:
     return f"{value:,.{decimals}f}"
 
 
+def difference(error: float | None, other: float | None, decimals: int = 0) -> str:
+    """Format the relative difference of an error from another: "24 % smaller", "5 % larger" or "equal"."""
+    if error is None or not other:
+        return UNDEFINED
+    percent = round(100 * (error / other - 1), decimals)
+    return f"{abs(percent):.{decimals}f} % {'larger' if percent > 0 else 'smaller'}" if percent else "equal"
+
+
 def number(value: float | None, decimals: int = 2) -> str:
     """Format a number with a number of decimals."""
     return UNDEFINED if value is None else f"{value:,.{decimals}f}"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kronos_pipeline.evaluation.predictions import NAIVE
-from kronos_pipeline.evaluation.reports.text_table import UNDEFINED, TextTable, number, price
+from kronos_pipeline.evaluation.reports.text_table import UNDEFINED, TextTable, difference, number, price
 from kronos_pipeline.evaluation.scoring.targets import TARGETS, Target
 from kronos_pipeline.evaluation.scoring.verdicts import (
     BETTER,
@@ -101,7 +101,7 @@ def headline(evaluation: Mapping[str, Any]) -> str:
     error, naive = (entry["models"].get(name, {}).get("mae") for name in (model, NAIVE))
     parts = [f"MAE of the {model} {price(error)}"]
     if error is not None and naive:
-        parts[0] += f", of the last close {price(naive)} ({100 * (error / naive - 1):+.1f} %)"
+        parts[0] += f", of the last close {price(naive)} (error {difference(error, naive, 1)})"
     no_verdict: dict[str, list[str]] = {}
     for target in TARGETS:
         for comparison in hardest_first(entry, model, target)[:1]:

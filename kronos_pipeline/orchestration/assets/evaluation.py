@@ -13,7 +13,7 @@ from kronos_pipeline.data.bars import Bars
 from kronos_pipeline.errors import ArtifactError, KronosError
 from kronos_pipeline.orchestration.failures import as_failure
 from kronos_pipeline.orchestration.io_manager import TickerArtifacts
-from kronos_pipeline.orchestration.metadata import evaluation_metadata, mlflow_metadata
+from kronos_pipeline.orchestration.metadata import SUMMARY, evaluation_metadata, mlflow_metadata
 from kronos_pipeline.orchestration.partitions import tickers_tested
 from kronos_pipeline.orchestration.resources import (
     PipelineSettings,
@@ -156,8 +156,12 @@ def leaderboard(
         metadata = evaluation_metadata(holdout) | mlflow_metadata(run.run_id, run.link)
         if backtest:
             backtested = evaluation_metadata(backtest, "Backtest")
-            names = ("leaderboard", "scores", "verdicts", "evaluated")
-            metadata |= {f"backtest {name}": backtested[name] for name in names}
+            first = (SUMMARY, "evaluated", "leaderboard", "verdicts", "scores")
+            metadata = {
+                **{name: metadata[name] for name in first},
+                **{f"backtest {name}": backtested[name] for name in first},
+                **metadata,
+            }
         if context.job_def.has_node_named("checkpoint") and (checkpoint_run := mlflow_run_of(layout.best_checkpoint)):
             # The checkpoint of this run is one training over all tickers, so its MLflow run gets the scores over all.
             tracker.log_evaluation(checkpoint_run, run_metrics(holdout, model=CHECKPOINT))
