@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -10,7 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kronos_pipeline.errors import DataError, KronosError, cause_of, count, enumerate_some, group_messages
+from kronos_pipeline.errors import (
+    ArtifactError,
+    DataError,
+    KronosError,
+    cause_of,
+    count,
+    enumerate_some,
+    group_messages,
+)
 
 if TYPE_CHECKING:
     from kronos_pipeline.artifacts import ArtifactLayout
@@ -69,6 +78,8 @@ def read_tickers(config: KronosTrainingConfig, layout: ArtifactLayout, verbose: 
     folder = find_csv_files(Path(config.data_dir), config.reading)
     for note in folder.notes:
         print(note)
+    if note := note_on_other_data(layout, config.data_dir, folder.files):
+        print(note)
     for ticker in folder.files if config.calendars else ():
         find_calendar(ticker, config.calendars)
     bars, errors, unchanged = read_files_cached(list(folder.files.values()), layout.bars, config.reading)
@@ -92,6 +103,24 @@ def read_tickers(config: KronosTrainingConfig, layout: ArtifactLayout, verbose: 
         raise DataError([problem for error in tickers.skipped.values() for problem in getattr(error, "problems", ())])
     report_all_skipped(tickers.skipped, verbose)
     return tickers
+
+
+def note_on_other_data(layout: ArtifactLayout, data_dir: str, tickers: Collection[str]) -> str | None:
+    """Return a note if the output folder has trained models, and none of them has read a ticker of the data folder."""
+    from kronos_pipeline.artifacts import MANIFEST, read_json
+
+    trained: set[str] = set()
+    for folder in (layout.best_checkpoint, *layout.adapter("X").parent.glob("[!.]*")):
+        with contextlib.suppress(ArtifactError):  # no manifest, or a damaged one, which its readers report
+            trained |= read_json(folder / MANIFEST).get("data", {}).keys()
+        if not trained.isdisjoint(tickers):
+            return None
+    if not trained or not tickers:
+        return None
+    return (
+        f"{layout.root} has models of {enumerate_some(sorted(trained), FEW)}, and {data_dir} has none of these "
+        "tickers; give it an output folder of its own with --output-dir"
+    )
 
 
 def report_all_skipped(skipped: Mapping[str, KronosError], verbose: bool = False) -> None:

@@ -13,7 +13,9 @@ from kronos_pipeline.orchestration.failures import as_failure
 from kronos_pipeline.orchestration.io_manager import TickerArtifacts
 from kronos_pipeline.orchestration.metadata import bars_metadata, windows_metadata
 from kronos_pipeline.orchestration.resources import PipelineSettings
+from kronos_pipeline.orchestration.setting_names import name_settings
 from kronos_pipeline.orchestration.ticker_batch import Event, TickerBatch
+from kronos_pipeline.pipeline.ingest import note_on_other_data
 
 
 def raw_bars(context: dg.AssetExecutionContext, pipeline: PipelineSettings) -> Iterator[Event]:
@@ -27,6 +29,8 @@ def raw_bars(context: dg.AssetExecutionContext, pipeline: PipelineSettings) -> I
         folder = find_csv_files(pipeline.data_folder, reading)
         for note in folder.notes:
             context.log.warning(note)
+        if note_on_other := note_on_other_data(pipeline.layout, pipeline.data_dir, folder.files):
+            context.log.warning(name_settings(note_on_other))
         batch = TickerBatch(context)
         files = []
         for ticker in batch.tickers:
