@@ -366,7 +366,9 @@ def take_pictures(chromium: str, pages: list[Picture]) -> None:
     from playwright.sync_api import Error, sync_playwright
 
     with sync_playwright() as tools:
-        browser = tools.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        # Chromium's sandbox does not work for root, as in a container.
+        sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
+        browser = tools.chromium.launch(executable_path=chromium, args=["--disable-gpu", *sandbox])
         context = browser.new_context(viewport=_SIZE, color_scheme="light")  # type: ignore[arg-type]
         context.set_default_timeout(1000 * _SECONDS_TO_SHOW)
         context.add_init_script(_NO_ASSISTANT)
