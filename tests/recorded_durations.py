@@ -35,6 +35,13 @@ def load_durations() -> dict[str, float]:
     return durations
 
 
+def is_defined(function: str) -> bool:
+    """Whether the file of a test function's id has the function."""
+    file, *_, name = function.split("::")
+    path = FILE.parent.parent / file
+    return path.exists() and f"def {name}(" in path.read_text()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--store-durations", action="store_true", help=f"record the durations in tests/{FILE.name}")
 
@@ -66,7 +73,7 @@ class Recorder:
 
     def pytest_sessionfinish(self) -> None:
         known = load_durations() if FILE.exists() else {}
-        others = {name: seconds for name, seconds in known.items() if name not in self._seconds}
+        others = {name: known[name] for name in known if name not in self._seconds and is_defined(name)}
         new = {name: round(seconds, 2) for name, seconds in self._seconds.items() if seconds >= LEAST}
         FILE.write_text(json.dumps(others | new, indent=1, sort_keys=True) + "\n")
 

@@ -46,7 +46,7 @@ def test_without_a_terminal_a_short_work_gives_no_line_and_a_training_its_last()
 def test_an_evaluation_counts_tickers_and_sampled_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
     monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
-    with ForecastProgress("evaluation", 2, lines.append) as shown:
+    with ForecastProgress("backtest", 2, lines.append, unit="forecasts") as shown:
         shown.expect(100)
         shown.expect(100)
         with shown.sampling(200):
@@ -54,8 +54,8 @@ def test_an_evaluation_counts_tickers_and_sampled_paths(monkeypatch: pytest.Monk
         shown.advance(150)
         shown.end_ticker()
         shown.end_ticker()
-    assert lines[0].startswith("evaluation: 0/2 tickers, 25 % of the paths  ")
-    assert [line.partition("  ")[0] for line in lines[-2:]] == ["evaluation: 1/2 tickers", "evaluation: 2/2 tickers"]
+    assert lines[0].startswith("backtest: 0/2 forecasts, 25 % of the paths  ")
+    assert [line.partition("  ")[0] for line in lines[-2:]] == ["backtest: 1/2 forecasts", "backtest: 2/2 forecasts"]
     assert lines[-1].endswith(" 0 s left")
 
 

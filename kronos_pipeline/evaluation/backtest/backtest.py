@@ -96,8 +96,7 @@ def run_backtest(
             if isinstance(result, KronosError):
                 skipped |= dict.fromkeys((windows.ticker for windows in new[root].windows), result)
             else:
-                left = duration(progress.seconds / done * (len(new) - done))
-                say(f"backtest: {_describe_fold(result, trained)}; {done} of {len(new)}, about {left} left")
+                say(f"backtest: {_describe_fold(result, trained)}; {done} of {len(new)}")
             progress.update(done, f"{done}/{len(new)} trainings")
     complete = [
         root

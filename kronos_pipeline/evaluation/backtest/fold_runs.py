@@ -117,7 +117,8 @@ def _forecast(
         for windows in fold.windows:
             jobs[root, windows.ticker] = _forecast_job(fold, windows, results[root], models, rivals)
     forecasts: dict[Path, dict[str, FoldForecast | KronosError]] = {root: {} for root in folds}
-    for (root, ticker), result in run_jobs(jobs, progress=ForecastProgress("backtest: forecasts", len(jobs), say)):
+    progress = ForecastProgress("backtest", len(jobs), say, unit="forecasts")
+    for (root, ticker), result in run_jobs(jobs, progress=progress):
         forecasts[root][ticker] = result
         if len(forecasts[root]) == len(folds[root].windows):
             try:

@@ -16,9 +16,9 @@ _UPDATE_SECONDS = 0.1
 class ForecastProgress(Progress):
     """Progress of `run_jobs`: the time left is that of the bars to sample and of the tickers to score."""
 
-    def __init__(self, name: str, tickers: int, say: Say = print) -> None:
+    def __init__(self, name: str, tickers: int, say: Say = print, *, unit: str = "tickers") -> None:
         super().__init__(name, 1.0, say=say)
-        self._tickers, self._started, self._ended = tickers, 0, 0
+        self._unit, self._tickers, self._started, self._ended = unit, tickers, 0, 0
         self._expected = self._sampled = 0
         self._sampling_seconds = self._last_update = 0.0
         self._call_began: float | None = None
@@ -59,6 +59,6 @@ class ForecastProgress(Progress):
         per_ticker = (self.seconds - sampling) / self._ended if self._ended else _TICKER_SECONDS
         left = bars * sampling / max(self._sampled, 1) + waiting * per_ticker
         sampled = f"{self._sampled / expected * 100:.0f} % of the paths" if bars and self._sampled else ""
-        ended = f"{self._ended}/{self._tickers} tickers" if self._tickers > 1 else ""
+        ended = f"{self._ended}/{self._tickers} {self._unit}" if self._tickers > 1 else ""
         numbers = ", ".join(part for part in (ended, sampled) if part) or "scores and plots"
         self.update(self.seconds, numbers, left=left, total=self.seconds + left)
