@@ -38,12 +38,14 @@ def test_columns_alone_print_the_table_though_the_environment_names_columns(
     assert "Schlusskurs" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_column_that_no_name_tells_is_given_by_a_flag(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor(file) == 2
     assert "close" in capsys.readouterr().out
     assert doctor(file, "--columns", "close=Fixing,volume=Volume", "--columns", "open=Open") == 0
 
 
+@pytest.mark.slow
 def test_a_column_that_no_name_tells_is_given_by_the_environment(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KRONOS_COLUMNS", "close=Fixing")
 
@@ -63,11 +65,13 @@ def test_other_files_of_a_folder_are_counted(file: Path, capsys: pytest.CaptureF
     assert "note: 1 other file not read: 1 .xlsx; save a table as CSV" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_lookback_that_is_cut_is_told(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     doctor(file, "--columns", "close=Fixing", "--horizon", "500")
     assert "--lookback 16 is cut to 11 bars" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_doctor_says_whether_a_verdict_can_come(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = ["--columns", "close=Fixing", "--horizon", "5", "--validation-days", "10"]
     assert doctor(file, *few) == 0

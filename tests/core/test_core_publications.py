@@ -93,6 +93,7 @@ def test_a_reader_sees_the_old_or_the_new_at_any_time(tmp_path: Path) -> None:
     assert len(set(contents)) > 10
 
 
+@pytest.mark.slow
 def test_a_killed_publication_leaves_the_last_good_one(tmp_path: Path) -> None:
     path = tmp_path / "AAPL"
     publish(path, "old")

@@ -46,6 +46,7 @@ def is_plain(arranged: BarTimes) -> bool:
 # dates of daily bars
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["XNYS", "XLON", "XFRA", "XTKS", "XHKG", "XBOM", "XASX", "XNZE", "XTAE", "CMES", "BVMF"]
 )
@@ -217,6 +218,7 @@ def test_two_bars_a_day_after_daily_bars_are_another_size() -> None:
     assert is_plain(arrange(session(DAYS, "4h")))
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(
     st.integers(0, 10_000), st.sampled_from([0.05, 0.1, 0.3, 0.5, 0.7, 0.95]), st.sampled_from(["5min", "30min", "1h"])

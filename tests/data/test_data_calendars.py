@@ -74,6 +74,7 @@ def test_a_file_in_the_exchange_s_own_time_stays_in_it_over_a_change_of_clocks(s
     pd.testing.assert_index_equal(stamps, ahead, check_names=False)
 
 
+@pytest.mark.slow
 def test_daily_bars_of_the_far_east_in_utc_keep_their_hour() -> None:
     sessions = exchange_calendars.get_calendar("XTKS", start="2024-01-04", end="2024-05-10").sessions
     utc = sessions - pd.Timedelta(hours=9)  # midnight in Tokyo
@@ -218,6 +219,7 @@ def test_monthly_bars_of_another_day_keep_it() -> None:
     assert list(next_stamps(bars_at(times), 2, [])) == [pd.Timestamp("2024-10-15"), pd.Timestamp("2024-11-15")]
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(
     freq=st.sampled_from(["B", "D", "h", "5min", "4h", "W-TUE", "MS", "7min"]),

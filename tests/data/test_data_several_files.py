@@ -183,6 +183,7 @@ def test_a_file_of_several_tickers_is_read_once_for_its_hash(
     assert read_paths == [files[0].path]
 
 
+@pytest.mark.slow
 @FEW
 @given(st.data())
 def test_bars_come_back_from_files_of_any_part_of_them_in_any_dialect(tmp_path: Path, data: st.DataObject) -> None:

@@ -96,6 +96,7 @@ def test_a_unit_that_changes_is_told_with_its_row(times: pd.DatetimeIndex, row: 
         assert [changed for changed, _ in parsed.row_notes] == ([row] if row < len(times) else [])
 
 
+@pytest.mark.slow
 @CASES
 @given(ranges, st.sampled_from([*DATES, "excel"]), st.sampled_from(["%H:%M", "%H:%M:%S", "%H%M%S", "%H%M", "%I:%M %p"]))
 def test_a_date_and_a_time_column_are_joined(times: pd.DatetimeIndex, date: str, clock: str) -> None:

@@ -175,6 +175,7 @@ def test_numbers_are_read_exactly_as_python_reads_them(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_frame(tmp_path, frame).frame["close"], close)
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.datetimes(datetime(1700, 1, 1), datetime(2200, 1, 1)), min_size=1, max_size=5),
     st.sampled_from(["%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M:%S.%f"]),

@@ -230,6 +230,7 @@ def table_of(target: Target, levels: dict[str, float], factor: float = 1.0) -> p
     return predictions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_strict_wants_better_than_every_rival_of_the_target_and_lenient_not_worse(target: Target) -> None:
     for rival in RIVALS[target]:
@@ -253,6 +254,7 @@ def test_the_rivals_of_another_target_do_not_count() -> None:
     assert decision.obstacle == "too little evidence against ewma (no forecast of the ewma model)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_champion_of_the_target_that_is_better_stays_whatever_split_came_since(target: Target) -> None:
     rivals = dict.fromkeys(RIVALS[target], 1.0)

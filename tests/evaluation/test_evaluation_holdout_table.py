@@ -101,6 +101,7 @@ def test_a_roll_is_given_real_bars_up_to_its_cutoff_and_nothing_after() -> None:
     np.testing.assert_array_equal(call["ahead"][2], windows.stamps[[38, 39, 39, 39]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", range(30, 40))
 def test_no_forecast_changes_when_a_bar_after_its_cutoff_does(changed: int) -> None:
     close = closes(40)

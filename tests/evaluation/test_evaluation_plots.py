@@ -164,6 +164,7 @@ def test_where_the_trained_model_has_no_forecast_the_ewma_random_walk_shows_its_
     assert has_colour(pixels(paths["fan"].read_bytes()), "#d3e6f2")
 
 
+@pytest.mark.slow
 def test_the_same_forecasts_give_the_same_bytes() -> None:
     holdout = windows()
     adapter = of(table(holdout, "adapter"), "adapter")

@@ -82,6 +82,7 @@ def test_every_error_of_evaluation_json_can_be_recomputed_from_forecasts_parquet
     assert (total["symbols_evaluated"], total["bars"], total["cutoffs"]) == (3, 30, 9)
 
 
+@pytest.mark.slow
 def test_the_evaluation_follows_from_the_predictions_beside_it_alone(layout: ArtifactLayout) -> None:
     windows = [windows_of("AAPL"), windows_of("BRK-B", 1000)]
     evaluation = save_evaluation(layout, predictions_of(windows), "adapter", SKIPPED, manifest_of(windows))
@@ -92,6 +93,7 @@ def test_the_evaluation_follows_from_the_predictions_beside_it_alone(layout: Art
     assert files == {path.name: file_hash(path) for path in (layout.predictions, layout.forecasts)}
 
 
+@pytest.mark.slow
 def test_every_model_is_judged_against_the_rivals_of_each_target_and_few_cutoffs_are_said_to_be_few() -> None:
     windows = [windows_of("AAPL"), windows_of("BRK-B", 1000)]
     evaluation = build_evaluation(predictions_of(windows), "adapter", [], manifest_of(windows))
@@ -113,6 +115,7 @@ def test_every_model_is_judged_against_the_rivals_of_each_target_and_few_cutoffs
             assert "3 cutoffs" in verdict["reason"]
 
 
+@pytest.mark.slow
 def test_a_model_that_is_nearer_at_every_cutoff_is_better_and_the_others_worse() -> None:
     windows = [HandMadeWindows(100 + np.arange(90.0), holdout=40, horizon=4)]
     # The sampler adds the model, the mean path's 1 and the step: with -1 it knows the future.
@@ -141,6 +144,7 @@ def test_a_model_is_judged_by_the_variant_that_was_chosen_for_a_target_and_shown
     assert "adapter_recentred" not in entry["verdicts"]["mean"]
 
 
+@pytest.mark.slow
 def test_evaluation_json_says_what_was_evaluated_with_what(layout: ArtifactLayout) -> None:
     windows = [windows_of("AAPL", left_out=5), windows_of("MSFT", left_out=2)]
     evaluation = save_evaluation(layout, predictions_of(windows), "adapter", SKIPPED, manifest_of(windows))
@@ -161,6 +165,7 @@ def test_evaluation_json_says_what_was_evaluated_with_what(layout: ArtifactLayou
     assert read_parquet(layout.forecasts)[1] == manifest
 
 
+@pytest.mark.slow
 def test_no_symbol_is_an_error_and_leaves_the_last_evaluation(layout: ArtifactLayout) -> None:
     windows = [windows_of("AAPL")]
     forecasts = predictions_of(windows)
@@ -171,6 +176,7 @@ def test_no_symbol_is_an_error_and_leaves_the_last_evaluation(layout: ArtifactLa
     assert (layout.evaluation.read_bytes(), layout.forecasts.read_bytes()) == before
 
 
+@pytest.mark.slow
 def test_an_undefined_metric_is_null_with_its_reason_and_beats_nothing(layout: ArtifactLayout) -> None:
     windows = [windows_of("AAPL"), windows_of("MSFT")]
     forecasts = predictions_of(windows).reset_index(drop=True)
@@ -188,6 +194,7 @@ def test_an_undefined_metric_is_null_with_its_reason_and_beats_nothing(layout: A
     assert evaluation["aggregate"]["models"]["base"]["mae"] is not None
 
 
+@pytest.mark.slow
 def test_a_symbol_without_the_trained_model_has_null_metrics_and_a_reason() -> None:
     windows = [windows_of("AAPL"), windows_of("MSFT")]
     forecasts = pd.concat([predictions_of(windows[:1]), predictions_of(windows[1:], {"base": 0.5})])
@@ -217,6 +224,7 @@ def test_the_tickers_files_put_together_give_the_evaluation_of_all(layout: Artif
     )
 
 
+@pytest.mark.slow
 def test_what_was_seen_in_pre_training_is_said_of_the_tickers_concerned_and_of_no_other() -> None:
     windows = [windows_of("AAPL"), windows_of("MSFT"), windows_of("^GSPC")]
     manifest = manifest_of(windows) | {"contamination": {"AAPL": "may be known", "MSFT": "may be known"}}
@@ -240,6 +248,7 @@ def test_a_ticker_without_metrics_is_an_error(layout: ArtifactLayout) -> None:
         load_predictions([])
 
 
+@pytest.mark.slow
 def test_what_differs_between_manifests_is_named_and_two_base_models_are_both_shown() -> None:
     windows = [windows_of("AAPL"), windows_of("MSFT"), windows_of("NVDA")]
     manifests = [manifest_of([ticker]) for ticker in windows]

@@ -107,6 +107,7 @@ def test_the_share_of_repaired_bars_is_reported(evaluation: dict[str, Any]) -> N
     assert "repaired to valid candles: base 0.0%, adapter 3.0%." in " ".join(evaluation_table(evaluation).notes)
 
 
+@pytest.mark.slow
 def test_models_that_not_every_symbol_has_come_last_and_are_said_not_to_compare() -> None:
     windows = [windows_of("AAPL"), windows_of("MSFT")]
     predictions = predictions_of(windows, {"base": 0.5, "checkpoint": 0.5, "adapter": -1.0})

@@ -54,6 +54,7 @@ def losses(table: pd.DataFrame, target: Target, model: str = "adapter") -> list[
 # The loss of each target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_loss_is_the_formula_over_the_bars_of_one_forecast(target: Target, seed: int) -> None:
