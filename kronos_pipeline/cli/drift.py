@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kronos_pipeline.cli.command import FAILED
+from kronos_pipeline.cli.command import FAILED, verbose_flag
 from kronos_pipeline.cli.tickers import TickersCommand
-from kronos_pipeline.errors import KronosError
+from kronos_pipeline.errors import KronosError, group_messages
 from kronos_pipeline.training.progress import step
 
 
@@ -18,15 +18,17 @@ class Drift(TickersCommand):
     Report each champion that has drifted. Nothing is written; train and promote again if a champion has drifted.
     """
 
+    verbose: bool = verbose_flag("print a line per ticker")
+
     def run(self) -> int:
-        """Print the findings by ticker."""
+        """Print the findings: a line per champion that has drifted, and the other tickers by finding."""
         step("reading CSVs")
         # Imported here, so that --help needs no imports that take seconds.
         from kronos_pipeline.artifacts import ArtifactLayout
         from kronos_pipeline.evaluation import ledger
         from kronos_pipeline.evaluation.forecasting.batching import run_jobs
         from kronos_pipeline.evaluation.forecasting.forecast_progress import ForecastProgress
-        from kronos_pipeline.pipeline.ingest import report_skipped
+        from kronos_pipeline.pipeline.ingest import report_all_skipped
         from kronos_pipeline.promotion.drift_watch import WatchedChampion, watch_drift_job
         from kronos_pipeline.tracking.registry import Registry
         from kronos_pipeline.tracking.runs import Tracker
@@ -44,12 +46,17 @@ class Drift(TickersCommand):
         }
         progress = ForecastProgress("drift", len(jobs))
         results: dict[str, WatchedChampion | KronosError] = {**errors, **dict(run_jobs(jobs, progress=progress))}
-        failed = 0
+        failed: dict[str, KronosError] = {}
+        others: list[tuple[str, str]] = []
         for ticker in symbols:
             result = results[ticker]
             if isinstance(result, KronosError):
-                report_skipped(ticker, result)
-                failed += 1
-            else:
+                failed[ticker] = result
+            elif self.verbose or len(symbols) == 1 or (result.drift and result.drift.drifted):
                 print(f"{ticker}: {result.sentence()}" if result.champion else result.sentence())
+            else:
+                others.append((ticker, result.finding()))
+        for line in group_messages(others):
+            print(line)
+        report_all_skipped(failed, self.verbose)
         return FAILED if failed else 0

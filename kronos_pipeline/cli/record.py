@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kronos_pipeline.cli.command import FAILED
+from kronos_pipeline.cli.command import FAILED, verbose_flag
 from kronos_pipeline.cli.tickers import TickersCommand
 from kronos_pipeline.errors import KronosError
 
@@ -16,6 +16,8 @@ class Record(TickersCommand):
     every day: 20 means better (or worse) than the rival. Stored as `track_record/<T>.json` and `plots/<T>/record.png`.
     """
 
+    verbose: bool = verbose_flag("print the reason of each ticker that drops out")
+
     def run(self) -> int:
         """Print the record by ticker; of a single ticker, by model too."""
         # Imported here, so that --help needs no imports that take seconds.
@@ -24,7 +26,7 @@ class Record(TickersCommand):
         from kronos_pipeline.artifacts import ArtifactLayout, check_writable
         from kronos_pipeline.evaluation import ledger
         from kronos_pipeline.evaluation.reports.record import record_table
-        from kronos_pipeline.pipeline.ingest import report_skipped
+        from kronos_pipeline.pipeline.ingest import report_all_skipped
         from kronos_pipeline.promotion.track_record import TickerRecord, record_ticker
 
         layout = ArtifactLayout(Path(self.output_dir))
@@ -57,7 +59,5 @@ class Record(TickersCommand):
             for note in (note for record in records for note in record.total.notes):
                 print(note)
             print(f"records   {layout.track_record(tickers[0]).parent}")
-        for ticker in tickers:
-            if ticker in failed:
-                report_skipped(ticker, failed[ticker])
+        report_all_skipped(failed, self.verbose)
         return FAILED if failed else 0

@@ -54,10 +54,14 @@ class WatchedChampion:
 
     def sentence(self) -> str:
         """Return the result in one line."""
+        return f"{self.champion}: {self.finding()}" if self.drift else f"{self.ticker} has {self.finding()}"
+
+    def finding(self) -> str:
+        """Return the result without the ticker and the champion."""
         if self.drift is None:
-            return f"{self.ticker} has no champion, so no drift was measured"
+            return "no champion, so no drift was measured"
         found = f"drifted in {' and '.join(self.drift.targets)}" if self.drift.drifted else "no drift"
-        return f"{self.champion}: {found}, {self.drift.reason}"
+        return f"{found}, {self.drift.reason}"
 
 
 def watch_drift_job(

@@ -145,10 +145,6 @@ class VersionStore:
             raise TrackingError(f"{name} has no version {number}. {self.describe_available(name)}")
         return version
 
-    def get_by_alias(self, name: str, alias: str) -> Version | None:
-        """Return the version that an alias points to, or None."""
-        return next((version for version in self.search(name) if alias in version.aliases), None)
-
     def set_alias(self, version: Version, alias: str) -> None:
         """Point an alias to a version, and no longer to any other."""
         with readable_errors(self._uri):

@@ -75,10 +75,15 @@ def test_tickers_without_new_bars_or_champion_are_reported_and_a_bad_file_is_nam
     assert drift(tmp_path, tiny_base) == 2
     output = capsys.readouterr()
     assert output.out.splitlines() == [
+        f"{ticker}: no drift, the bars since it was measured are not yet a whole horizon of 2",
+        "NONE: no champion, so no drift was measured",
+    ]
+    assert "BAD.csv:2: open" in output.err
+    assert drift(tmp_path, tiny_base, "-v") == 2
+    assert capsys.readouterr().out.splitlines() == [
         f"{ticker}: {champion}: no drift, the bars since it was measured are not yet a whole horizon of 2",
         "NONE has no champion, so no drift was measured",
     ]
-    assert "BAD.csv:2: open" in output.err
 
 
 @pytest.mark.parametrize(
