@@ -7,6 +7,7 @@ with a few new bars computes only the new folds.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +23,10 @@ from kronos_pipeline.artifacts import (
 )
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import Bars
-from kronos_pipeline.errors import KronosError, count, group_messages
+from kronos_pipeline.errors import KronosError, ModelError, count, group_messages
 from kronos_pipeline.evaluation.backtest.fold_runs import fold_key, fold_predictions_file, prune_folds, run_folds
 from kronos_pipeline.evaluation.backtest.folds import BacktestError, Fold, plan_folds
+from kronos_pipeline.evaluation.cost import measure_evaluation
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, trained_model
 from kronos_pipeline.evaluation.provenance import manifest_of_ticker, merge_manifests
 from kronos_pipeline.evaluation.rivals.optional import check_rivals
@@ -225,7 +227,7 @@ def _draw(
 
 
 def _expected_seconds(new: Mapping[Path, Fold], base: KronosModel, *, lora: bool) -> float:
-    """Estimate the maximum seconds of all trainings, from a timed batch of the largest training."""
+    """Estimate the maximum seconds of all folds, from a timed batch of the largest training and its forecasts."""
     from kronos_pipeline.training.trainer import KronosTrainer  # imports torch
 
     if not new:
@@ -233,7 +235,11 @@ def _expected_seconds(new: Mapping[Path, Fold], base: KronosModel, *, lora: bool
     root = max(new, key=lambda folder: _training_windows(new[folder]))
     ratio = sum(_training_windows(fold) for fold in new.values()) / _training_windows(new[root])
     trainer = KronosTrainer(new[root].recipe, root, base=base, say=lambda _: None)
-    return ratio * trainer.expected_seconds(new[root].known, lora=lora)
+    seconds = ratio * trainer.expected_seconds(new[root].known, lora=lora)
+    with suppress(ModelError):  # the folds report it, by ticker
+        cost = measure_evaluation(new[root].windows, new[root].recipe, base)
+        seconds += sum(cost.seconds(fold.windows, fold.recipe, 2, reports=False) for fold in new.values())
+    return seconds
 
 
 def _announce(
@@ -249,7 +255,7 @@ def _announce(
     reused = f" ({len(folds) - new} are kept from before)" if new < len(folds) else ""
     lines = [
         f"backtest of {count(len(counts), 'ticker')}: {spread} each, {recipe.horizon} bars apart; "
-        f"{count(new, 'training')}{reused}, about {duration(seconds)} at most, and the sampling"
+        f"{count(new, 'training')}{reused}, about {duration(seconds)} at most"
     ]
     short: list[tuple[str, str]] = []
     for ticker, cutoffs in counts.items():
