@@ -37,7 +37,7 @@ IMAGES = ROOT / "docs" / "images"
 DEMO_PLOT = ROOT / "artifacts-demo" / "plots" / "META.png"
 LARGEST_BYTES = 200_000
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-_SIZE = {"width": 1400, "height": 900}
+_WIDTH, _HEIGHT = 1400, 900
 _COLOURS = 256
 _SAME_PICTURES, _SECONDS_TO_SETTLE = 5, 15
 _SECONDS_TO_START, _SECONDS_TO_RUN, _SECONDS_TO_SHOW, _SECONDS_TO_END = 180, 900, 60, 30
@@ -369,7 +369,7 @@ def take_pictures(chromium: str, pages: list[Picture]) -> None:
         # Chromium's sandbox does not work for root, as in a container.
         sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
         browser = tools.chromium.launch(executable_path=chromium, args=["--disable-gpu", *sandbox])
-        context = browser.new_context(viewport=_SIZE, color_scheme="light")  # type: ignore[arg-type]
+        context = browser.new_context(viewport={"width": _WIDTH, "height": _HEIGHT}, color_scheme="light")
         context.set_default_timeout(1000 * _SECONDS_TO_SHOW)
         context.add_init_script(_NO_ASSISTANT)
         for picture in pages:
