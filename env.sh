@@ -33,6 +33,8 @@ else
     esac
     export KRONOS_BASE_MODEL="${KRONOS_BASE_MODEL:-kronos-nano}"
     export KRONOS_GPUS="$_kronos_gpus"
+    # Seconds that Dagster waits for its code server, by default 60: too short to launch a run on a busy machine.
+    export DAGSTER_GRPC_TIMEOUT_SECONDS="${DAGSTER_GRPC_TIMEOUT_SECONDS:-300}"
     # Dagster takes no `env:` for these two limits, so the numbers are written into a copy. The copy gets its name when
     # it is complete, because a daemon may read it meanwhile.
     mkdir -p "$DAGSTER_HOME"

@@ -182,3 +182,12 @@ def test_no_file_makes_the_repository_root_a_dagster_home() -> None:
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     assert "kronos_pipeline/orchestration/dagster.yaml" in tracked
     assert not {"dagster.yaml", "dagster.yml", ".env"} & set(tracked)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_dagster_waits_longer_for_its_code_server_than_a_busy_machine_takes_or_as_the_user_says(
+    shell: str, checkout: Path
+) -> None:
+    timeout = "printenv DAGSTER_GRPC_TIMEOUT_SECONDS"
+    assert int(source(shell, "./env.sh", checkout, timeout, DAGSTER_GRPC_TIMEOUT_SECONDS="").stdout) > 60
+    assert source(shell, "./env.sh", checkout, timeout, DAGSTER_GRPC_TIMEOUT_SECONDS="90").stdout == "90\n"

@@ -103,22 +103,44 @@ class TickerBatch:
 def failed_in_run(
     context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext, asset: dg.AssetKey
 ) -> dict[str, str]:
-    """Return the tickers that failed in this run, at an asset or upstream of it, with the name of the failed asset."""
+    """Return the tickers that failed in this run, at an asset or upstream of it, with the name of the failed asset.
+
+    A run that is retried goes on from the run before: the steps that it skips failed there.
+    """
     graph = context.job_def.asset_layer.asset_graph
     # The graph of a job ends at virtual assets; the graph that it was made from has what is upstream of them.
     ancestors = getattr(graph, "source_asset_graph", graph).get_ancestor_asset_keys(asset, include_self=True)
-    records = context.instance.get_records_for_run(
-        context.run.run_id, of_type=dg.DagsterEventType.ASSET_OBSERVATION
-    ).records
-    observations = [record.event_log_entry.asset_observation for record in records]
-    return {
-        observation.partition: observation.asset_key.to_user_string()
-        for observation in observations
-        if observation
-        and observation.partition
-        and observation.asset_key in ancestors
-        and PROBLEMS in observation.metadata
-    }
+    failed: dict[str, str] = {}
+    for run_id, repeated in _runs_of_steps(context):
+        records = context.instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ASSET_OBSERVATION).records
+        for observation in (record.event_log_entry.asset_observation for record in records):
+            if (
+                observation
+                and observation.partition
+                and observation.asset_key in ancestors
+                and observation.asset_key.to_python_identifier() not in repeated
+                and PROBLEMS in observation.metadata
+            ):
+                failed[observation.partition] = observation.asset_key.to_user_string()
+    return failed
+
+
+def _runs_of_steps(
+    context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext,
+) -> list[tuple[str, frozenset[str]]]:
+    """Return this run and the runs that it goes on from, each with its steps that a later run repeats.
+
+    A run that is retried after its process was killed skips the steps that had ended.
+    """
+    runs: list[tuple[str, frozenset[str]]] = []
+    run, repeated = context.instance.get_run_by_id(context.run.run_id), frozenset[str]()
+    while run is not None:
+        runs.append((run.run_id, repeated))
+        if run.step_keys_to_execute is None or run.parent_run_id is None:
+            break  # it ran all steps itself
+        repeated |= frozenset(run.step_keys_to_execute)
+        run = context.instance.get_run_by_id(run.parent_run_id)
+    return runs
 
 
 def failed_tickers(instance: dg.DagsterInstance, asset: dg.AssetKey, tickers: Sequence[str]) -> dict[str, KronosError]:

@@ -2,17 +2,25 @@
 
 Dagster does not notice a process that ends by kill -9 or by lack of memory. The run stays "started" and keeps its slot
 in the pool, so that no queued training starts. So each run holds a file lock, which the operating system frees with the
-process, and the sensor looks for started runs with a free lock.
+process, and the sensor looks for started runs with a free lock:
+
+    lock held          the run goes on
+    lock free          its process was killed: the run fails, and the instance's `run_retries` starts it once more
+    no lock, twice     its process was killed before it took the lock: likewise, at the second tick that finds none
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import dagster as dg
+from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
 from filelock import FileLock, Timeout
+
+from kronos_pipeline.artifacts import parse_json
 
 GPU = "gpu"
 """The pool of assets that use a GPU; the instance's settings allow `KRONOS_GPUS` runs of it at a time."""
@@ -46,6 +54,12 @@ def was_killed(instance: dg.DagsterInstance, run_id: str) -> bool:
         return False
 
 
+def _has_no_lock(instance: dg.DagsterInstance, run_id: str) -> bool:
+    """Return whether a run on this machine has no lock file: it takes one as it starts, and drops it as it ends."""
+    of_this_machine = isinstance(instance.run_launcher, DefaultRunLauncher)
+    return of_this_machine and not _lock_path(instance, run_id).exists()
+
+
 def make_killed_runs_sensor() -> dg.SensorDefinition:
     """Return the sensor `killed_runs`, which is on by default: without it the queue stops after a killed run."""
 
@@ -58,12 +72,17 @@ def make_killed_runs_sensor() -> dg.SensorDefinition:
     def killed_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         # On a new instance the queue's first tick would know no limit of the pool, and start all runs.
         context.instance.event_log_storage.initialize_concurrency_limit_to_default(GPU)
-        ended_runs = []
+        without_lock, ended_runs = set(parse_json(context.cursor or "{}").get("without_lock", [])), []
+        found_without_lock = []
         for run in context.instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
-            if was_killed(context.instance, run.run_id):
+            lockless = _has_no_lock(context.instance, run.run_id)
+            if was_killed(context.instance, run.run_id) or (lockless and run.run_id in without_lock):
                 context.instance.report_run_failed(run, "The process of this run was killed.")
                 _lock_path(context.instance, run.run_id).unlink(missing_ok=True)
                 ended_runs.append(run.run_id)
+            elif lockless:
+                found_without_lock.append(run.run_id)
+        context.update_cursor(json.dumps({"without_lock": found_without_lock}))
         return dg.SkipReason(f"Marked as failed: {', '.join(ended_runs)}." if ended_runs else "No run was killed.")
 
     return killed_runs
