@@ -35,16 +35,17 @@ _ENVIRONMENT = {
     "model_name": "KRONOS_BASE_MODEL",
     "device": "KRONOS_DEVICE",
     "columns": "KRONOS_COLUMNS",
+    "calendars": "KRONOS_CALENDARS",
 }
 
 
 def environment_settings() -> dict[str, Any]:
-    """Return the settings of the variables KRONOS_DATA_DIR, _OUTPUT_DIR, _BASE_MODEL, _DEVICE and _COLUMNS."""
+    """Return the settings of the variables KRONOS_DATA_DIR, _OUTPUT_DIR, _BASE_MODEL, _DEVICE, _COLUMNS, _CALENDARS."""
     values: dict[str, Any] = {
         field: os.environ[variable] for field, variable in _ENVIRONMENT.items() if os.environ.get(variable)
     }
-    if "columns" in values:
-        values["columns"] = values["columns"].split(",")
+    for field in {"columns", "calendars"} & values.keys():
+        values[field] = values[field].split(",")
     return values
 
 
@@ -261,7 +262,7 @@ class Recipe(ReadingSettings):
         [],
         Role.FORECAST,
         description="exchange calendars for the times of forecast bars: XNYS for all tickers, AAPL=XNYS for one "
-        "(comma-separated); by default a ticker's own weekdays and times of day",
+        "(comma-separated); by default a ticker's own weekdays and times of day [environment: KRONOS_CALENDARS]",
     )
 
     expires_days: int = setting(

@@ -146,7 +146,7 @@ def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Defi
         assets=[*dg.with_source_code_references(list(map(with_column_schema, assets))), *optional, *by_ticker],
         asset_checks=checks,
         jobs=jobs,
-        schedules=make_schedules(tickers, automation),
+        schedules=make_schedules(tickers, automation, settings.calendars),
         sensors=[
             make_csv_sensor(settings.data_folder, tickers, jobs, automation),
             make_drift_sensor(tickers, jobs, automation),

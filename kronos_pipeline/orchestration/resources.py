@@ -85,12 +85,14 @@ class PipelineSettings(_Settings):
     if TYPE_CHECKING:
         data_dir: str
         output_dir: str
+        calendars: list[str]
 
     @classmethod
     def from_environment(cls) -> PipelineSettings:
         """Return the defaults, changed by the variables of the environment.
 
-        These are KRONOS_DATA_DIR, KRONOS_OUTPUT_DIR, KRONOS_BASE_MODEL, KRONOS_DEVICE and KRONOS_COLUMNS.
+        These are KRONOS_DATA_DIR, KRONOS_OUTPUT_DIR, KRONOS_BASE_MODEL, KRONOS_DEVICE, KRONOS_COLUMNS and
+        KRONOS_CALENDARS.
         """
         return with_defaults(cls, environment_settings())
 

@@ -1,17 +1,25 @@
-"""Jobs, and their schedules in the market's own time."""
+"""Jobs, and their schedules in the market's own time.
+
+tick, and a session has ended since the schedule's last run     a run for each chunk of the tickers with a session
+tick, and none has: a holiday                                   skipped, with the reason
+ticks missed, as the machine was off                            Dagster evaluates the last of them, once
+"""
 
 from __future__ import annotations
 
 import zoneinfo
 from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
 import dagster as dg
-from dagster._utils.schedules import is_valid_cron_schedule
+from dagster._core.storage.tags import SCHEDULE_NAME_TAG, SCHEDULED_EXECUTION_TIME_TAG
+from dagster._utils.schedules import get_latest_completed_cron_tick, is_valid_cron_schedule
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from kronos_pipeline.errors import SettingsError
+from kronos_pipeline.data.sessions import tickers_without_session
+from kronos_pipeline.errors import SettingsError, group_messages
 from kronos_pipeline.orchestration.partitions import split_into_runs
 
 if TYPE_CHECKING:
@@ -23,6 +31,7 @@ RETRAIN_CHECKPOINT = "retrain_checkpoint"
 PROMOTE_ADAPTER = "promote_adapter"
 WATCH = "watch"
 _ENVIRONMENT = "KRONOS_"
+_RUNS_PER_TICK = 1000
 _NO_TICKERS = "There are no tickers: add CSVs to the data folder, and reload the code location."
 
 
@@ -124,10 +133,18 @@ def make_jobs(partitions: dg.PartitionsDefinition) -> list[UnresolvedAssetJobDef
     ]
 
 
-def make_schedules(tickers: Sequence[str], settings: AutomationSettings) -> list[dg.ScheduleDefinition]:
+def make_schedules(
+    tickers: Sequence[str], settings: AutomationSettings, calendars: Sequence[str] = ()
+) -> list[dg.ScheduleDefinition]:
     """Return the schedules: forecasts and drift on weekdays, adapters on weekday nights, gate and checkpoint weekly.
 
     A run covers a chunk of the sorted tickers; the run of the checkpoint covers all tickers.
+
+    Args:
+        tickers: the partitions of the code location.
+        settings: times and sizes.
+        calendars: exchange calendars by ticker; a ticker whose exchange ended no session since the schedule's last run
+            is left out.
     """
     chunk = settings.tickers_per_run
     chunks = f"{chunk} tickers a run."
@@ -161,18 +178,55 @@ def make_schedules(tickers: Sequence[str], settings: AutomationSettings) -> list
             chunk,
         ),
     ]
-    return [_schedule(timetable, tickers, settings.market_time_zone) for timetable in timetables]
+    return [_schedule(timetable, tickers, settings.market_time_zone, calendars) for timetable in timetables]
 
 
-def _schedule(timetable: Timetable, tickers: Sequence[str], time_zone: str) -> dg.ScheduleDefinition:
+def _schedule(
+    timetable: Timetable, tickers: Sequence[str], time_zone: str, calendars: Sequence[str]
+) -> dg.ScheduleDefinition:
     name, job, description, cron, per_run = timetable
 
     @dg.schedule(cron, name=name, job_name=job, description=description, execution_timezone=time_zone)
     def schedule(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
         if not tickers:
             yield dg.SkipReason(_NO_TICKERS)
-        for number, tags in enumerate(split_into_runs(tickers, tickers, per_run or len(tickers))):
+            return
+        now = context.scheduled_execution_time
+        since = _last_request(context, name, now) or _tick_before(cron, now, time_zone)
+        since = since.astimezone(zoneinfo.ZoneInfo(time_zone))
+        closed = tickers_without_session(tickers, calendars, since, now)
+        reasons = group_messages(
+            (ticker, f"{calendar} has ended no session since {since:%Y-%m-%d %H:%M}")
+            for ticker, calendar in closed.items()
+        )
+        if len(closed) == len(tickers):
+            yield dg.SkipReason(". ".join(reasons))
+            return
+        for reason in reasons:
+            context.log.info(f"Left out: {reason}")
+        # A checkpoint trains on all tickers, and rests only if no exchange had a session.
+        chosen = tickers if per_run is None else [ticker for ticker in tickers if ticker not in closed]
+        for number, tags in enumerate(split_into_runs(chosen, tickers, per_run or len(tickers))):
             # With the key, Dagster launches a run once, even if the tick is evaluated twice.
-            yield dg.RunRequest(run_key=f"{context.scheduled_execution_time.isoformat()} {number}", tags=tags)
+            yield dg.RunRequest(run_key=f"{now.isoformat()} {number}", tags=tags)
 
     return schedule
+
+
+def _last_request(context: dg.ScheduleEvaluationContext, name: str, tick: datetime) -> datetime | None:
+    """Return the time of the newest tick of a schedule before a tick that requested a run, or None."""
+    if context.instance_ref is None:
+        return None
+    of_schedule = dg.RunsFilter(tags={SCHEDULE_NAME_TAG: name})
+    for limit in (1, _RUNS_PER_TICK):  # if the daemon died in this very tick, its first runs come first
+        runs = context.instance.get_runs(of_schedule, limit=limit)
+        texts = [run.tags.get(SCHEDULED_EXECUTION_TIME_TAG) for run in runs]
+        times = [datetime.fromisoformat(text) for text in texts if text]
+        if earlier := [time for time in times if time < tick]:
+            return max(earlier)
+    return None
+
+
+def _tick_before(cron: str, tick: datetime, time_zone: str) -> datetime:
+    """Return the time of the tick before a tick."""
+    return get_latest_completed_cron_tick(cron, tick - timedelta(seconds=1), time_zone)
