@@ -22,6 +22,17 @@ def count(many: int, word: str) -> str:
     return f"{many:,} {word}{'' if many == 1 else 's'}"
 
 
+def readable_size(size: int) -> str:
+    """Format a number of bytes: `512 B`, `1.5 kB`, `3.0 GB`."""
+    if size < 1000:
+        return f"{size} B"
+    scaled, units = float(size), iter(("kB", "MB", "GB", "TB", "PB"))
+    unit = ""
+    while scaled >= 999.95:
+        scaled, unit = scaled / 1000, next(units)
+    return f"{scaled:.1f} {unit}"
+
+
 def join(words: Sequence[str]) -> str:
     """Join words for a sentence: "mean, distribution and volatility"."""
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))

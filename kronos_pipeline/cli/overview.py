@@ -20,6 +20,7 @@ SUBCOMMANDS = {
     "drift": ("drift", "Drift", "does a model err more on new bars than it did when measured?"),
     "promote": ("promote", "Promote", "make a model the champion, which forecasts its ticker"),
     "rollback": ("promote", "Rollback", "restore the previous champion"),
+    "clean": ("clean", "Clean", "delete what is no longer needed; never a champion or the ledger"),
     "pretrain": ("pretrain", "Pretrain", "make a small base model from simulated bars"),
 }
 """Module, class and help line of each subcommand."""
@@ -30,6 +31,7 @@ _SECTIONS = (
     ("Look", ("status", "report"), "status"),
     ("Judge", ("backtest", "check-blind"), "backtest --data-dir mydata --adapter lora"),
     ("Use", ("forecast", "record", "drift", "promote", "rollback"), "forecast AAPL"),
+    ("Keep it running", ("clean",), "clean --dry-run"),
     ("Others", ("pretrain",), None),
 )
 

@@ -6,7 +6,7 @@ look takes about a second.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -78,9 +78,7 @@ def read_status(data_dir: Path, layout: ArtifactLayout, now: datetime) -> Folder
     """
     notes: list[str] = []
     evaluations = _evaluations(layout, notes)
-    settings: dict[str, Any] = next(
-        (found["manifest"]["config"] for found in evaluations if "config" in found["manifest"]), {}
-    )
+    settings = _settings_of(evaluations)
     reading = _reading(settings)
     files = _csv_files(data_dir, reading, notes)
     stored = {path.stem: path for path in layout.bars("X").parent.glob("*.parquet")}
@@ -101,6 +99,15 @@ def read_status(data_dir: Path, layout: ArtifactLayout, now: datetime) -> Folder
         elif status.bars and status.trained and not status.evaluated:
             status.stale.append("trained, but not evaluated")
     return FolderStatus(tuple(tickers.values()), tuple(notes), settings)
+
+
+def reading_of_last_evaluation(layout: ArtifactLayout) -> ReadingSettings:
+    """Return the settings of the reading in the last evaluation, or the defaults."""
+    return _reading(_settings_of(_evaluations(layout, [])))
+
+
+def _settings_of(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return next((found["manifest"]["config"] for found in evaluations if "config" in found["manifest"]), {})
 
 
 def _reading(settings: Mapping[str, Any]) -> ReadingSettings:

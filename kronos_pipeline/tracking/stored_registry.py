@@ -66,8 +66,10 @@ def _read(database: sqlite3.Connection) -> dict[str, RegisteredModel]:
         model_tags.setdefault(name, {})[key] = value
     versions: dict[str, list[Version]] = {}
     times: dict[str, dict[int, str]] = {}
-    rows = database.execute("SELECT name, version, run_id, creation_time FROM model_versions ORDER BY version")
-    for name, number, run_id, milliseconds in rows:
+    # MLflow keeps a row of a deleted version, so that its number is not given again.
+    not_deleted = "WHERE current_stage IS NULL OR current_stage != 'Deleted_Internal'"
+    of_versions = f"SELECT name, version, run_id, creation_time FROM model_versions {not_deleted} ORDER BY version"
+    for name, number, run_id, milliseconds in database.execute(of_versions):
         key = name, int(number)
         time = datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
         times.setdefault(name, {})[int(number)] = time.isoformat(timespec="seconds")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT_NAME = "kronos-all"
 CHAMPION, CHALLENGER, REFIT = "champion", "challenger", "refit"
-_PREFIX = "kronos-"
+PREFIX = "kronos-"
 
 
 def registered_name(adapter: str | None) -> str:
@@ -34,7 +34,7 @@ def registered_name(adapter: str | None) -> str:
     """
     if adapter is None:
         return CHECKPOINT_NAME
-    return f"{_PREFIX}{adapter}{'~adapter' if adapter.casefold() == 'all' else ''}"
+    return f"{PREFIX}{adapter}{'~adapter' if adapter.casefold() == 'all' else ''}"
 
 
 class VersionStore:
@@ -123,7 +123,7 @@ class VersionStore:
     def names(self) -> list[str]:
         """List the names of the project's registered models, sorted."""
         with readable_errors(self._uri):
-            models = _all_pages(self._client.search_registered_models, f"name LIKE '{_PREFIX}%'")
+            models = _all_pages(self._client.search_registered_models, f"name LIKE '{PREFIX}%'")
         return sorted(model.name for model in models)
 
     def search(self, name: str, condition: str = "") -> list[Version]:
@@ -163,6 +163,23 @@ class VersionStore:
                 if version.tags.get(key) != value:
                     self._client.set_model_version_tag(version.name, str(version.number), key, value)
             self._client.update_model_version(version.name, str(version.number), description)
+
+    def delete(self, version: Version) -> None:
+        """Delete a version from the registry, with the tags that MLflow would keep; its files stay."""
+        with readable_errors(self._uri):
+            self._client.delete_model_version(version.name, str(version.number))
+            client: Any = self._client  # MLflow has no types here
+            store = client._get_registry_client().store
+            if not hasattr(store, "ManagedSessionMaker"):
+                return  # a server
+            from mlflow.entities.model_registry.model_version_stages import STAGE_DELETED_INTERNAL
+            from mlflow.store.model_registry.dbmodels.models import SqlModelVersion, SqlModelVersionTag
+
+            of_name = SqlModelVersion.name == version.name, SqlModelVersion.current_stage == STAGE_DELETED_INTERNAL
+            with store.ManagedSessionMaker(read_only=False) as session:
+                deleted = session.query(SqlModelVersion.version).filter(*of_name)
+                of_deleted = SqlModelVersionTag.name == version.name, SqlModelVersionTag.version.in_(deleted)
+                session.query(SqlModelVersionTag).filter(*of_deleted).delete(synchronize_session=False)
 
     def set_tag(self, name: str, key: str, value: str) -> None:
         """Set a tag of a registered model; register a model without versions if there is none."""

@@ -164,13 +164,18 @@ def locked(states: Sequence[ResumeState], device: torch.device, say: Say) -> Ite
     locks = {}
     for state in states:
         check_writable(state.folder.parent)
-        locks[state.folder.parent / f".{state.artifact.replace('/', '-')}.lock"] = state.artifact
+        locks[lock_file(state.folder.parent, state.artifact)] = state.artifact
     with ExitStack() as stack:
         if device.type != "cpu":
             stack.callback(acquire(device_lock(device), states[0].artifact, say).release)
         for path, artifact in sorted(locks.items()):
             stack.callback(acquire(FileLock(path), artifact, say).release)
         yield
+
+
+def lock_file(states: Path, artifact: str) -> Path:
+    """Return the file whose lock a training of an artifact holds, in the folder of all states."""
+    return states / f".{artifact.replace('/', '-')}.lock"
 
 
 def training_settings(recipe: Recipe) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def to_png(figure: Figure, columns: int = 5) -> bytes:
         frameon=False,
         fontsize=11,
     )
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)  # matplotlib has no types here
     canvas.draw()
     pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
     buffer = io.BytesIO()
