@@ -12,11 +12,12 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
 from registered_models import GOOD, evidence, promotions
+from registered_models import number as number_of
 
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.evaluation.scoring.targets import TARGETS
-from kronos_pipeline.removal import Removal
+from kronos_pipeline.removal import Removal, delete_path
 from kronos_pipeline.tracking import retention
 from kronos_pipeline.tracking.champions import Champions
 from kronos_pipeline.tracking.packaging import EvidenceTable
@@ -24,6 +25,7 @@ from kronos_pipeline.tracking.registry import Registry, Version, registered_name
 from kronos_pipeline.tracking.retention import Retention, unused_tracking, unused_versions
 from kronos_pipeline.tracking.runs import Tracker
 from kronos_pipeline.tracking.stored_registry import read_registered_models
+from kronos_pipeline.tracking.version_store import VersionStore
 
 NOW = datetime.now(UTC)
 
@@ -141,7 +143,7 @@ def test_old_trainings_go_with_their_files_and_rows_and_the_champion_and_its_pre
     assert stored is not None
     assert [version.number for version in stored[name].versions] == [1, 2, 4], "`kronos status` reads the file itself"
     restored = registry.rollback(name, "worse")
-    assert {target: restored[target].number for target in TARGETS if restored[target]} == dict.fromkeys(TARGETS, 1)
+    assert {target: number_of(champion) for target, champion in restored.items()} == dict.fromkeys(TARGETS, 1)
     assert clean(tracker, 1) == [], "a version that a person decided on stays"
     assert train("AAPL") == 5, "no number is given twice"
 
@@ -166,8 +168,8 @@ def test_a_kill_in_the_middle_leaves_registry_and_files_in_agreement_and_the_nex
 
     store = MlflowClient(tracker.uri)._tracking_client.store
     with monkeypatch.context() as patch:
-        patch.setattr(retention, "delete_path", killed_at(retention.delete_path))
-        patch.setattr(retention.VersionStore, "delete", killed_at(retention.VersionStore.delete))
+        patch.setattr(retention, "delete_path", killed_at(delete_path))
+        patch.setattr(VersionStore, "delete", killed_at(VersionStore.delete))
         for method in ("_hard_delete_run", "_hard_delete_logged_model"):
             patch.setattr(type(store), method, killed_at(getattr(type(store), method)))
         with pytest.raises(KeyboardInterrupt):
