@@ -237,7 +237,10 @@ def parse_json(text: str | bytes) -> dict[str, Any]:
     Raises:
         ValueError: the text is no JSON, or JSON of another kind.
     """
-    content = json.loads(text)
+    try:
+        content = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
     if not isinstance(content, dict):
         raise ValueError("it holds no JSON object")
     return content

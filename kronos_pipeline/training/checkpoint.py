@@ -1,17 +1,20 @@
 """Resumable state of trainings, so that the same command continues a killed training.
 
     state/<key>/run.json    the artifact of the training, and the parts that shape its weights; <key> is their hash
-    state/<key>/state.pt    weights, best weights, optimiser, schedule, random numbers, position in the data
+    state/<key>/state.pt    weights, best weights, optimiser, schedule, random numbers, position in the data; see
+                            `state_file` for the state before it
     state/<key>/tokens-*    tokens of the windows, if they are too many for memory
 
 The parts are the data before the holdout, the settings that training reads, the base model, the code and the device.
 Adapters that train jointly share a `state.pt`, in a folder whose parts are their keys; each has its own `run.json`.
+
+A damaged file is renamed to `*.damaged` and named in a line: a `run.json` is then written anew, and a `state.pt` falls
+back to the state before it. The key vouches for the state, so a training with a damaged `run.json` still resumes.
 """
 
 from __future__ import annotations
 
 import json
-import pickle
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,12 +26,13 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from kronos_pipeline.artifacts import ArtifactLayout, check_writable, read_json, text_hash, write_file, write_json
+from kronos_pipeline.artifacts import ArtifactLayout, check_writable, parse_json, text_hash, write_json
 from kronos_pipeline.config import Recipe, Role, settings_of
-from kronos_pipeline.errors import ArtifactError
-from kronos_pipeline.training.devices import acquire, device_lock
+from kronos_pipeline.errors import ArtifactError, first_sentence
+from kronos_pipeline.training.devices import acquire, device_lock, process
 from kronos_pipeline.training.host_copy import state_to_host
 from kronos_pipeline.training.progress import Say
+from kronos_pipeline.training.state_file import has_state, load_state, remove_states, save_state, set_aside
 
 _RUN, _MAX_PREDICTORS = "run.json", "together "
 _SHAPES_WEIGHTS = Role.MODEL | Role.WINDOWS | Role.TRAINING | Role.ROUNDING
@@ -62,7 +66,7 @@ class ResumeState:
     @property
     def finished(self) -> bool:
         """Whether this training has ended in a run of several trainings that has not ended."""
-        return self._run_file.is_file() and bool(read_json(self._run_file).get("finished"))
+        return bool(_read(self._run_file).get("finished"))
 
     def begin(self, say: Say) -> None:
         """Write the parts of this training, and report the changes since an interrupted training of the artifact.
@@ -76,24 +80,26 @@ class ResumeState:
                 say(f"{self.artifact}: starting anew, not from the training that was interrupted: {changes}")
             write_json(self._run_file, {"artifact": self.artifact, "parts": dict(self.parts)})
 
-    def load(self) -> dict[str, Any] | None:
-        """Load the saved state, or return None if there is none.
+    def load(self, say: Say) -> dict[str, Any] | None:
+        """Load the newest whole state, or return None if there is none; set damaged states aside, each with a line."""
+        state, damaged = load_state(self.folder)
+        then = "the training starts anew" if state is None else "the training resumes from the state before it"
+        for path, reason in damaged.items():
+            _set_aside(path, reason, f"{self.artifact}: {then}", say)
+        return state
 
-        Raises:
-            ArtifactError: the state cannot be read.
+    def save(self, state: Mapping[str, Any], say: Say) -> bool:
+        """Save the state and keep the state before it; return whether that succeeded.
+
+        A training goes on without a saved state, with a line that says so: its disk may have room again later.
         """
-        if not self._state_file.is_file():
-            return None
         try:
-            state: dict[str, Any] = torch.load(self._state_file, map_location="cpu", weights_only=True)
-            return state
-        except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-            raise ArtifactError(f"{self._state_file} cannot be read; remove its folder to start anew.") from error
-
-    def save(self, state: Mapping[str, Any]) -> None:
-        """Write the state atomically: a kill during the write leaves the previous state."""
-        on_host = state_to_host(dict(state))
-        write_file(self._state_file, lambda handle: torch.save(on_host, handle))
+            save_state(self.folder, state_to_host(dict(state)))
+        except ArtifactError as error:
+            kept = "the state before it is kept" if has_state(self.folder) else "no state of it is saved yet"
+            say(f"{self.artifact}: {error} The training goes on; {kept}.")
+            return False
+        return True
 
     def finish(self, *, keep_mark: bool) -> None:
         """Remove the state of this ended training, and the states of earlier attempts at the same artifact.
@@ -102,8 +108,9 @@ class ResumeState:
             keep_mark: leave a mark that it has ended, for a run of several trainings; `clear_states` removes the mark.
         """
         if keep_mark:
-            write_json(self._run_file, {**read_json(self._run_file), "finished": True})
-            self._state_file.unlink(missing_ok=True)
+            record = {**_read(self._run_file), "artifact": self.artifact, "parts": dict(self.parts)}
+            write_json(self._run_file, {**record, "finished": True})
+            remove_states(self.folder)
             for tokens in self.folder.glob("**/tokens-*"):
                 tokens.unlink()
         for folder in self._folders():
@@ -113,10 +120,6 @@ class ResumeState:
     @property
     def _run_file(self) -> Path:
         return self.folder / _RUN
-
-    @property
-    def _state_file(self) -> Path:
-        return self.folder / "state.pt"
 
     def _folders(self) -> list[Path]:
         """List the folders of all trainings of this artifact, including this one."""
@@ -138,7 +141,7 @@ def group_state(layout: ArtifactLayout, members: Sequence[ResumeState], say: Say
     for run in _runs(layout):
         of_a_group = run.parent != group.folder and _artifact_of(run).startswith(_MAX_PREDICTORS)
         if of_a_group and artifacts & (before := set(_read(run).get("artifacts", ()))):
-            if (run.parent / "state.pt").is_file():
+            if has_state(run.parent):
                 changes = _members_changed(before, artifacts)
                 say(f"starting anew: the adapters that train together have changed: {changes}")
             shutil.rmtree(run.parent, ignore_errors=True)
@@ -159,7 +162,8 @@ def clear_states(states: Sequence[ResumeState]) -> None:
 def locked(states: Sequence[ResumeState], device: torch.device, say: Say) -> Iterator[None]:
     """Hold the locks of the GPU, if any, and of the artifacts; the system releases them if the process dies.
 
-    Every process takes the locks in this order, artifacts by name, so that two processes never block each other.
+    Every process takes the locks in this order, artifacts by name, so that two processes never block each other. Then
+    each damaged `run.json` is set aside, as a training reads the records of all.
     """
     locks = {}
     for state in states:
@@ -170,6 +174,8 @@ def locked(states: Sequence[ResumeState], device: torch.device, say: Say) -> Ite
             stack.callback(acquire(device_lock(device), states[0].artifact, say).release)
         for path, artifact in sorted(locks.items()):
             stack.callback(acquire(FileLock(path), artifact, say).release)
+        for layout in {state.layout for state in states}:
+            _set_damaged_runs_aside(layout, say)
         yield
 
 
@@ -188,29 +194,67 @@ def _runs(layout: ArtifactLayout) -> list[Path]:
 
 
 def _artifact_of(run: Path) -> str:
-    """Return the artifact of a training, or "" if another process has removed its state."""
+    """Return the artifact of a training; "" if its run.json is damaged or another process has removed its state."""
     try:
         return _artifact_read(run)
-    except ArtifactError:
-        if run.exists():
-            raise
+    except (OSError, ValueError):
         return ""
 
 
 @lru_cache(maxsize=65536)
 def _artifact_read(run: Path) -> str:
     """Return the artifact of a training; the path contains a hash of the artifact, so the result is cached."""
-    return str(read_json(run).get("artifact"))
+    return str(_parse(run)["artifact"])
 
 
 def _read(run: Path) -> dict[str, Any]:
-    """Read a run.json, or return an empty dictionary if another process has removed it."""
+    """Read a run.json; return an empty dictionary if it is damaged or another process has removed it."""
     try:
-        return read_json(run)
-    except ArtifactError:
-        if run.exists():
-            raise
+        return _parse(run)
+    except (OSError, ValueError):
         return {}
+
+
+def _parse(run: Path) -> dict[str, Any]:
+    """Read a run.json.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged.
+    """
+    try:
+        content = parse_json(run.read_bytes())
+        artifacts = content.get("artifacts", [])
+        named = isinstance(content.get("artifact"), str) and isinstance(content.get("parts"), dict)
+        if not named or not isinstance(artifacts, list) or not all(isinstance(name, str) for name in artifacts):
+            raise ValueError("it is not the record of a training")
+        _flat(content["parts"])
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    return content
+
+
+def _set_damaged_runs_aside(layout: ArtifactLayout, say: Say) -> None:
+    for run in _runs(layout):
+        try:
+            _artifact_read(run)
+        except FileNotFoundError:
+            continue  # another process has removed it
+        except (OSError, ValueError) as error:
+            _set_aside(run, first_sentence(error), "a new record is made when its training runs again", say)
+
+
+def _set_aside(path: Path, reason: str, then: str, say: Say) -> None:
+    """Rename a damaged file of a state, in the first of several processes alone, and say so."""
+    if process() > 0:
+        return
+    try:
+        kept = f"it is now {set_aside(path).name}"
+    except FileNotFoundError:
+        return  # another process has set it aside
+    except OSError as error:
+        kept = f"it cannot be renamed ({error.strerror})"
+    say(f"{path} is damaged ({reason}): {kept}; {then}.")
 
 
 def _members_changed(before: set[str], after: set[str]) -> str:

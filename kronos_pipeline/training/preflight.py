@@ -18,8 +18,8 @@ from kronos_pipeline.training.dataset import TrainingData
 from kronos_pipeline.training.loss_module import LossModule
 from kronos_pipeline.training.progress import duration
 
-_COPIES = 6
-"""Copies of the trained tensors on the disk: a state's weights, average, best and two moments, and the result."""
+_COPIES = 11
+"""Copies of the trained tensors on the disk: weights, average, best and two moments in two states, and the result."""
 _EVAL_COST = 1 / 3
 """Cost of a forward pass relative to a forward and a backward pass."""
 

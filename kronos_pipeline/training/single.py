@@ -194,7 +194,7 @@ def _train(context: TrainingContext, training: PreparedTraining) -> TrainingResu
             return finished
         if process() == 0:
             training.state.begin(context.say)
-        saved = training.state.load()
+        saved = training.state.load(context.say)
         set_seed(context.recipe.seed)
         predictor = context.trainable(lora=training.lora)
         with limit_threads(predictor):
@@ -249,7 +249,7 @@ def _optimise(
 
     def save(current: dict[str, Any]) -> None:
         if accelerator.is_main_process:
-            training.state.save(current)
+            training.state.save(current, context.say)
 
     return loop.run(artifact, save, training.listener, context.say)
 

@@ -64,6 +64,6 @@ def test_a_group_with_other_members_says_who_came_and_who_went(tmp_path: Path) -
     layout = ArtifactLayout(tmp_path)
     messages: list[str] = []
     first, second, third = (ResumeState(layout, f"adapters/{name}", {"rows": name}) for name in ("AA", "BB", "CC"))
-    group_state(layout, [first, second], messages.append).save({"members": []})
+    group_state(layout, [first, second], messages.append).save({"members": []}, messages.append)
     group_state(layout, [first, third], messages.append)
     assert messages == ["starting anew: the adapters that train together have changed: CC came, BB went"]

@@ -16,7 +16,6 @@ from kronos_pipeline import KronosTrainer, run_training
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.simulate import write_simulated
 from kronos_pipeline.data.windows import WindowSet
-from kronos_pipeline.errors import KronosError
 from kronos_pipeline.training.callback import Callback
 from kronos_pipeline.training.publish import TrainingResult
 
@@ -132,18 +131,6 @@ def test_a_run_of_several_trainings_keeps_those_that_had_ended(tiny_base: Path, 
     assert list((tmp_path / "state").glob("*/*")) == []
     run(messages.append)
     assert (tmp_path / "adapters/AAPL").resolve() != version
-
-
-def test_a_damaged_state_is_told_by_file(tiny_base: Path, tmp_path: Path) -> None:
-    recipe = small_recipe(tiny_base, save_steps=3)
-    with pytest.raises(Killed):
-        KronosTrainer(recipe, tmp_path, say=lambda _: None).train_adapter(
-            simulated_windows(recipe), "AAPL", listener=KillAtStep(4)
-        )
-    (state,) = (tmp_path / "state").glob("*/state.pt")
-    state.write_bytes(state.read_bytes()[:200])
-    with pytest.raises(KronosError, match=r"state\.pt .*remove"):
-        KronosTrainer(recipe, tmp_path, say=lambda _: None).train_adapter(simulated_windows(recipe), "AAPL")
 
 
 def test_a_command_killed_with_9_resumes_and_the_last_good_adapter_was_readable(

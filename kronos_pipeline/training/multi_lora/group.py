@@ -154,7 +154,7 @@ def _train_group(
             if not remaining:
                 return
             state = group_state(context.layout, [training.state for training in group], context.say)
-            saved = state.load()
+            saved = state.load(context.say)
             for training in _missing_in(saved, remaining.values()):
                 if published := load_result(training.target, training.state.key):
                     yield remaining.pop(training.target), published
@@ -214,7 +214,7 @@ def _optimise(
             loop.restore(saved)
             step = max(member_state["step"] for member_state, *_ in saved["states"])
             context.say(f"{name}: resuming from step {step}")
-        for number, output in loop.run(name, state.save):
+        for number, output in loop.run(name, lambda current: state.save(current, context.say)):
             yield group[number], _publish(context, group, group[number], adapted, output)
 
 
