@@ -57,8 +57,6 @@ PER_TICKER = (
 )
 OPTIONAL_CHECKPOINT, OPTIONAL_BACKTEST = "optional_checkpoint", "optional_backtest"
 OPTIONAL_CHAMPIONS = "optional_champions"
-RETRY = dg.RetryPolicy(max_retries=2, delay=10, backoff=dg.Backoff.EXPONENTIAL)
-"""For transient errors: an unreachable store, a full GPU. Bad input is a failure without retries."""
 
 
 def optional_input(
@@ -96,10 +94,9 @@ def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Defi
         "group_name": "training",
         "kinds": {"pytorch", "huggingface"},
         "pool": GPU,
-        "retry_policy": RETRY,
     }
-    scoring: dict[str, Any] = {"group_name": "evaluation", "retry_policy": RETRY, "code_version": evaluation}
-    serving: dict[str, Any] = {"group_name": "serving", "retry_policy": RETRY, "code_version": promotion, "pool": GPU}
+    scoring: dict[str, Any] = {"group_name": "evaluation", "code_version": evaluation}
+    serving: dict[str, Any] = {"group_name": "serving", "code_version": promotion, "pool": GPU}
     assets = [
         dg.asset(**per_ticker, group_name="data", kinds={"csv", "pandas"}, code_version=data)(raw_bars),
         dg.asset(**per_ticker, group_name="data", kinds={"pandas", "parquet"}, code_version=data)(windows),
@@ -118,7 +115,6 @@ def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Defi
         dg.asset(
             **per_ticker,
             group_name="serving",
-            retry_policy=RETRY,
             code_version=evaluation,
             kinds={"parquet"},
             deps=["forecast"],

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from pydantic import AliasChoices, BaseModel, Field, ValidationError
 from pydantic_settings import CliApp, CliSettingsSource, SettingsConfigDict, SettingsError
 
-from kronos_pipeline.cli import INTERRUPTED
+from kronos_pipeline.cli import OUTPUT_CLOSED
 from kronos_pipeline.cli.help import FlagHelp
 from kronos_pipeline.config import EnvironmentDefaults, Role
 from kronos_pipeline.errors import KronosError
@@ -51,7 +51,7 @@ def run_command(command: type[Command], arguments: Sequence[str] | None) -> int:
         arguments: the words after the program's name; by default those of the process.
 
     Returns:
-        The exit code: 0, 2 for an error that the user can fix, or 130 for an interrupt.
+        The exit code: 0, 2 for an error that the user can fix, or 130 if the output pipe was closed.
     """
     tune_garbage_collection()
     argument_list = list(sys.argv[1:] if arguments is None else arguments)
@@ -71,10 +71,7 @@ def run_command(command: type[Command], arguments: Sequence[str] | None) -> int:
         return _fail(str(error).splitlines())
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # also for Python's flush at exit
-        return INTERRUPTED
-    except KeyboardInterrupt:
-        print("interrupted: run the same command to resume", file=sys.stderr)
-        return INTERRUPTED
+        return OUTPUT_CLOSED
 
 
 def _parse(command: type[Command], arguments: list[str]) -> Command:

@@ -15,6 +15,7 @@ _COLUMNS = ("ticker", "file", "line", "column", "rule", "value", "count", "lines
 _NUMBERS = ("line", "count")
 _SHOWN = 200
 _NAMED = 10
+_RETRIES, _RETRY_SECONDS = 2, 20.0
 NO_TICKER = ""
 """The key of an error that belongs to no single ticker, in a mapping of errors by ticker."""
 
@@ -81,12 +82,23 @@ def _problem(record: Mapping[str, Any]) -> Problem:
 
 @contextmanager
 def as_failure(asset: str) -> Iterator[None]:
-    """Turn a `KronosError` of the block into a Dagster failure; other errors reach the asset's retry policy."""
+    """Turn a `KronosError` of the block into a Dagster failure, and retry the step after a transient error.
+
+    Transient errors are an unreachable store, a full GPU, and others that are no `KronosError`. A `dagster.RetryPolicy`
+    would retry an interrupt too: a run that a person terminates would train on.
+    """
     try:
-        yield
-    except KronosError as error:
-        # Without the cause, or the UI and the terminal would show its stack trace, which tells a user nothing.
-        raise make_failure(asset, {getattr(error, "ticker", None) or NO_TICKER: error}) from None
+        try:
+            yield
+        except KronosError as error:
+            # Without the cause, or the UI and the terminal would show its stack trace, which tells a user nothing.
+            raise make_failure(asset, {getattr(error, "ticker", None) or NO_TICKER: error}) from None
+    except (dg.RetryRequested, dg.DagsterError):
+        raise
+    except Exception as error:
+        if isinstance(error, dg.Failure) and not error.allow_retries:
+            raise
+        raise dg.RetryRequested(_RETRIES, _RETRY_SECONDS) from error
 
 
 def _problems(ticker: str, error: Exception) -> tuple[Problem, ...]:

@@ -21,6 +21,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import ModelError
 from kronos_pipeline.model.losses import token_losses
+from kronos_pipeline.signals import Signals, hold_signals
 from kronos_pipeline.training.callback import Callback
 from kronos_pipeline.training.checkpoint import random_state, restore_random_state
 from kronos_pipeline.training.dataset import TrainingData
@@ -28,7 +29,14 @@ from kronos_pipeline.training.loss_module import LossModule
 from kronos_pipeline.training.microbatch import Microbatch
 from kronos_pipeline.training.progress import Say, TrainingProgress
 from kronos_pipeline.training.replayed_calls import ReplayedCalls
-from kronos_pipeline.training.trainer_state import Tensors, TrainerState, TrainOutput, check_finite
+from kronos_pipeline.training.trainer_state import (
+    Save,
+    Tensors,
+    TrainerState,
+    TrainOutput,
+    check_finite,
+    describe_save,
+)
 
 LOG_STEPS = 10
 """Steps between two logs of the training loss; reading the loss waits for the device."""
@@ -124,14 +132,12 @@ class TrainingLoop:
                 f"The saved state of the interrupted training does not fit ({error}); remove it to start anew."
             ) from error
 
-    def run(
-        self, name: str, save: Callable[[dict[str, Any]], None], listener: Callback | None, say: Say
-    ) -> TrainOutput:
-        """Train until the epochs are done or early stopping ends the training.
+    def run(self, name: str, save: Save, listener: Callback | None, say: Say) -> TrainOutput:
+        """Train until the epochs are done, early stopping ends the training, or a signal interrupts it after a step.
 
         Args:
             name: name of the training, for the progress.
-            save: receives the state every `save_steps` steps and at the end of each epoch.
+            save: receives the state every `save_steps` steps, at the end of each epoch, and before an interrupt.
             listener: receives the events of the training.
             say: takes lines for the person who runs the pipeline.
 
@@ -144,9 +150,16 @@ class TrainingLoop:
             values = self._state.start(self._selection_loss())
             if listener is not None and self._accelerator.is_main_process:
                 listener.on_log(0, values)
-        with TrainingProgress(name, self.steps, start=resumed_from, say=say) as progress:
+        with hold_signals() as signals, TrainingProgress(name, self.steps, start=resumed_from, say=say) as progress:
+
+            def save_here(interrupted: bool) -> None:
+                self._state.seconds = before + time.monotonic() - start
+                saved = save(self.state())
+                if interrupted:
+                    signals.let_go(describe_save(name, self._state.step, self.steps, saved=saved))
+
             while self._state.step < self.steps and not self._state.stopped:
-                self._run_epoch(save, listener, progress, start - before)
+                self._run_epoch(save_here, listener, progress, signals)
         self._state.seconds = before + time.monotonic() - start
         return self._state.output(
             self._best,
@@ -158,10 +171,10 @@ class TrainingLoop:
 
     def _run_epoch(
         self,
-        save: Callable[[dict[str, Any]], None],
+        save: Callable[[bool], None],
         listener: Callback | None,
         progress: TrainingProgress,
-        start: float,
+        signals: Signals,
     ) -> None:
         state, recipe = self._state, self._recipe
         epoch, done = divmod(state.step, self._steps_per_epoch)
@@ -178,7 +191,8 @@ class TrainingLoop:
             if listener is not None:
                 listener.on_step_end(state.step)
             should_evaluate = done in self._eval_steps
-            if should_evaluate or state.step % LOG_STEPS == 0:
+            should_log = should_evaluate or state.step % LOG_STEPS == 0
+            if should_log:
                 train_loss = self._read_loss()
                 seconds = max(time.monotonic() - log_time, 1e-9)
                 values = state.log(
@@ -193,11 +207,23 @@ class TrainingLoop:
                 speed = values["windows_per_second"]
                 progress.update_step(state.step, loss=train_loss, learning_rate=learning_rate, windows_per_second=speed)
                 log_time, log_step = time.monotonic(), state.step
-            if state.step % recipe.save_steps == 0 or done == self._steps_per_epoch or state.stopped:
-                state.seconds = time.monotonic() - start
-                save(self.state())
+            interrupted = self._interrupted(signals, should_log)
+            if interrupted or state.step % recipe.save_steps == 0 or done == self._steps_per_epoch or state.stopped:
+                save(interrupted)
             if state.stopped:
                 return
+
+    def _interrupted(self, signals: Signals, should_log: bool) -> bool:
+        """Return whether a signal ends the training after this step; several processes agree on it at each log."""
+        if self._accelerator.num_processes > 1:
+            if not should_log:
+                return False
+            received = torch.tensor([signals.received or 0], device=self._accelerator.device)
+            agreed = int(self._accelerator.gather(received).max())
+            if agreed == 0:
+                return False
+            signals.received = agreed
+        return signals.received is not None
 
     def _steps_of(self, epoch: int, done: int) -> Iterator[list[torch.Tensor]]:
         """Yield this process's batches of each step of an epoch, from step `done` on: windows by number."""

@@ -247,9 +247,8 @@ def _optimise(
         loop.restore(saved)
         context.say(f"{artifact}: resuming from step {saved['state']['step']}")
 
-    def save(current: dict[str, Any]) -> None:
-        if accelerator.is_main_process:
-            training.state.save(current, context.say)
+    def save(current: dict[str, Any]) -> bool:
+        return not accelerator.is_main_process or training.state.save(current, context.say)
 
     return loop.run(artifact, save, training.listener, context.say)
 

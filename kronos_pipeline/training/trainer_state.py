@@ -7,6 +7,7 @@ is plain data and is saved for resumption.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,8 @@ NO_BETTER = "no better than the untouched model on the selection block"
 """The note of a training without a better evaluation than the evaluation before its first step."""
 
 Tensors = dict[str, torch.Tensor]
+Save = Callable[[dict[str, Any]], bool]
+"""Saves a state, and returns whether that succeeded."""
 
 
 @dataclass(frozen=True)
@@ -150,3 +153,8 @@ def check_finite(loss: float, step: int) -> float:
     if not math.isfinite(loss):
         raise ModelError(f"The loss is {loss} at step {step}; lower --learning-rate, or use --precision fp32.")
     return loss
+
+
+def describe_save(name: str, step: int, steps: int, *, saved: bool) -> str:
+    """Describe the state of an interrupted training, for the message of the interrupt."""
+    return f"the state of {name} at step {step} of {steps} {'is' if saved else 'could not be'} saved"

@@ -20,6 +20,13 @@ from kronos_pipeline.training import state_file
 from kronos_pipeline.training.checkpoint import ResumeState, locked
 from kronos_pipeline.training.publish import TrainingResult
 
+
+def put_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+    (path / "file").touch()
+
+
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "cut off": lambda run: run.write_bytes(run.read_bytes()[:20]),
     "empty": lambda run: run.write_bytes(b""),
@@ -28,7 +35,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "wrong types": lambda run: run.write_text('{"artifact": 5, "parts": [], "artifacts": 7}'),
     "binary": lambda run: run.write_bytes(bytes(range(256))),
     "nested deeply": lambda run: run.write_text("[" * 100_000),
-    "a folder": lambda run: (run.unlink(), run.mkdir(), (run / "file").touch()),
+    "a folder": put_folder,
 }
 
 

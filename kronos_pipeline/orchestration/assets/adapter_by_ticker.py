@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
+from dagster._core.execution.plan.objects import ErrorSource
 
 from kronos_pipeline.artifacts import text_hash
 from kronos_pipeline.orchestration.automation.jobs import RETRAIN_ADAPTER
@@ -84,7 +85,7 @@ def _run_job(context: dg.AssetExecutionContext, _: Mapping[str, Any]) -> Iterato
 
 
 def _retrain(context: dg.AssetExecutionContext, ticker: str) -> str:
-    """Run the partitioned job for the ticker, and return the run's id."""
+    """Run the partitioned job for the ticker, and return the run's id; an interrupt ends both runs."""
     result = context.repository_def.get_job(RETRAIN_ADAPTER).execute_in_process(
         # The job has other steps, so it takes only the resources of this run's launchpad settings.
         run_config={"resources": context.run.run_config.get("resources", {})},
@@ -93,6 +94,12 @@ def _retrain(context: dg.AssetExecutionContext, ticker: str) -> str:
         tags={_STARTED_BY: context.run.run_id},
         raise_on_error=False,
     )
+    if any(
+        event.is_step_failure and event.step_failure_data.error_source == ErrorSource.INTERRUPT
+        for event in result.all_events
+    ):
+        context.instance.report_run_canceled(result.dagster_run)
+        raise dg.DagsterExecutionInterruptedError
     if not result.success:
         raise _failure_of(result)
     return result.run_id

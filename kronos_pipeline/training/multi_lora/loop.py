@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import ModelError
+from kronos_pipeline.signals import hold_signals
 from kronos_pipeline.training.checkpoint import random_state, restore_random_state
 from kronos_pipeline.training.dataset import TrainingData, to_device
 from kronos_pipeline.training.loop import average_decay
@@ -27,10 +28,7 @@ from kronos_pipeline.training.multi_lora.forward import AdapterIndices, BatchedF
 from kronos_pipeline.training.multi_lora.member import Member, MemberTraining
 from kronos_pipeline.training.progress import Say, TrainingProgress
 from kronos_pipeline.training.replayed_calls import ReplayedCalls
-from kronos_pipeline.training.trainer_state import TrainerState, TrainOutput
-
-Save = Callable[[dict[str, Any]], None]
-
+from kronos_pipeline.training.trainer_state import Save, TrainerState, TrainOutput, describe_save
 
 _SHAPES = 16
 """Cached pass shapes: the passes of a step, and of the last step of an epoch."""
@@ -147,12 +145,14 @@ class MultiLoraLoop:
             ) from error
 
     def run(self, name: str, save: Save) -> Iterator[tuple[int, TrainOutput | ModelError]]:
-        """Train until the last member has ended, and yield the output of each member as it ends.
+        """Train until the last member has ended, and yield the output of each as it ends.
+
+        A signal that ends the process does so after a step, whose state is saved.
 
         Args:
             name: name of the training, for the progress.
-            save: receives the state every `save_steps` steps, at the end of each epoch, and before an output is
-                yielded.
+            save: receives the state every `save_steps` steps, at the end of each epoch, before an output is yielded,
+                and before an interrupt.
 
         Yields:
             A member's number, and its output or the error that ended it.
@@ -171,14 +171,18 @@ class MultiLoraLoop:
         for number, loss in self._selection_losses(new).items():
             self._trainings[number].start(loss)
         yield from self._ended()
-        with TrainingProgress(name, self.steps, start=resumed_from, say=self._say) as progress:
+        progress_of = TrainingProgress(name, self.steps, start=resumed_from, say=self._say)
+        with hold_signals() as signals, progress_of as progress:
             while self._active:
                 self._step(progress)
                 trainings = [self._trainings[number] for number in self._active]
                 step = max(training.state.step for training in trainings)
                 ended = any(training.ended for training in trainings)
-                if ended or step % self._recipe.save_steps == 0 or step % max(epochs) == 0:
-                    save(self.state())
+                interrupted = signals.received is not None
+                if interrupted or ended or step % self._recipe.save_steps == 0 or step % max(epochs) == 0:
+                    saved = save(self.state())
+                    if interrupted:
+                        signals.let_go(describe_save(name, step, self.steps, saved=saved))
                 yield from self._ended()
 
     def _ended(self) -> Iterator[tuple[int, TrainOutput | ModelError]]:
