@@ -26,6 +26,7 @@ from kronos_pipeline.orchestration.assets.evaluation import backtest, holdout_me
 from kronos_pipeline.orchestration.assets.monitoring import drift, forecast, track_record
 from kronos_pipeline.orchestration.assets.promotion import champion, checkpoint_champion
 from kronos_pipeline.orchestration.assets.training import adapter, checkpoint
+from kronos_pipeline.orchestration.automation.cleaning import make_cleaning_job, make_cleaning_schedule
 from kronos_pipeline.orchestration.automation.csv_sensor import make_csv_sensor
 from kronos_pipeline.orchestration.automation.disk_sensor import make_disk_sensor
 from kronos_pipeline.orchestration.automation.drift_sensor import make_drift_sensor
@@ -141,8 +142,8 @@ def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Defi
     return dg.Definitions(
         assets=[*dg.with_source_code_references(list(map(with_column_schema, assets))), *optional, *by_ticker],
         asset_checks=checks,
-        jobs=jobs,
-        schedules=make_schedules(tickers, automation, settings.calendars),
+        jobs=[*jobs, make_cleaning_job()],
+        schedules=[*make_schedules(tickers, automation, settings.calendars), make_cleaning_schedule(automation)],
         sensors=[
             make_csv_sensor(settings.data_folder, tickers, jobs, automation),
             make_drift_sensor(tickers, jobs, automation),

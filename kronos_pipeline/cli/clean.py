@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -11,8 +12,9 @@ from pydantic import Field
 
 from kronos_pipeline.cli.command import FAILED, Command, verbose_flag
 from kronos_pipeline.config import KronosTrainingConfig
-from kronos_pipeline.errors import ArtifactError, readable_size
+from kronos_pipeline.errors import ArtifactError, count, readable_size
 from kronos_pipeline.pipeline.clean import DAYS, KEEP, CleaningRules, carry_out, plan_cleaning, total_size
+from kronos_pipeline.pipeline.dagster_process import DagsterError, answer_of, ask_dagster
 from kronos_pipeline.removal import Removal
 from kronos_pipeline.training.progress import step
 
@@ -22,7 +24,7 @@ class Clean(Command):
 
     Deleted are replaced versions of published folders, temporary files of killed processes, states of given up
     trainings, damaged files that were set aside, stored bars without a CSV, and MLflow's runs and registered versions
-    beyond the newest of each ticker.
+    beyond the newest of each ticker; and old runs of the Dagster instance of DAGSTER_HOME.
 
     These stay: champions and former champions, versions that a person decided on or gave an alias, the ledger, current
     artifacts, and everything that a process holds. Trainings and forecasts may run meanwhile.
@@ -53,16 +55,26 @@ class Clean(Command):
         step("deleting")
         errors = [*plan.errors, *([] if self.dry_run else carry_out(plan, layout))]
         print("\n".join([*self._lines(plan.removals), *plan.notes]))
-        for error in errors:
-            print(f"error: {error}", file=sys.stderr)
+        if of_dagster := ask_dagster("old-runs", "--days", str(self.days), *([] if self.dry_run else ["--delete"])):
+            step("Dagster's old runs")
+            try:
+                runs = answer_of(of_dagster)["runs"]
+                print(f"{os.environ['DAGSTER_HOME']}: {count(runs, 'old run')} of Dagster {self._done}")
+            except DagsterError as error:
+                errors.append(f"Dagster's old runs stay: {error}.")
+        for message in errors:
+            print(f"error: {message}", file=sys.stderr)
         return FAILED if errors else 0
+
+    @property
+    def _done(self) -> str:
+        return "would be deleted" if self.dry_run else "deleted"
 
     def _lines(self, removals: Sequence[Removal]) -> list[str]:
         """Return a line for each rule with its number and bytes, and each name if wanted."""
-        what = "would be deleted" if self.dry_run else "deleted"
         if not removals:
             return [f"{self.output_dir}: nothing to delete"]
-        lines = [f"{self.output_dir}: {readable_size(total_size(removals))} {what}"]
+        lines = [f"{self.output_dir}: {readable_size(total_size(removals))} {self._done}"]
         for rule in dict.fromkeys(removal.rule for removal in removals):
             of_rule = [removal for removal in removals if removal.rule == rule]
             lines.append(f"  {rule:<20} {len(of_rule):>7,} {readable_size(total_size(of_rule)):>10}")

@@ -47,6 +47,7 @@ class AutomationSettings(BaseSettings):
     adapter_cron: str = Field("0 20 * * 1-5", description="times of the retraining of adapters: weekday nights")
     checkpoint_cron: str = Field("0 8 * * 6", description="times of the retraining of the checkpoint: once a week")
     promote_cron: str = Field("0 8 * * 0", description="times of backtest and gate of adapters: once a week")
+    clean_cron: str = Field("0 14 * * 0", description="times at which what is no longer needed is deleted: once a week")
     tickers_per_run: int = Field(50, ge=1, description="the largest number of tickers in a requested run")
     retrain_after_bars: int = Field(20, ge=1, description="new bars after which the sensor requests retraining")
 
@@ -59,7 +60,7 @@ class AutomationSettings(BaseSettings):
             raise ValueError(f"{name!r} is no time zone; use a name such as America/New_York") from error
         return name
 
-    @field_validator("watch_cron", "adapter_cron", "checkpoint_cron", "promote_cron")
+    @field_validator("watch_cron", "adapter_cron", "checkpoint_cron", "promote_cron", "clean_cron")
     @classmethod
     def _check_cron(cls, cron: str) -> str:
         if not is_valid_cron_schedule(cron):
