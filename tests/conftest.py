@@ -15,7 +15,7 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.register_profile("search", deadline=None)
 settings.load_profile("repeatable")
 
-pytest_plugins = ["recorded_durations"]
+pytest_plugins = ["quick_parts", "recorded_durations"]
 
 _SETTINGS = tuple(f"KRONOS_{name}" for name in ("DATA_DIR", "OUTPUT_DIR", "BASE_MODEL", "DEVICE", "COLUMNS"))
 _STORES = ("MLFLOW_TRACKING_URI",)

@@ -162,6 +162,7 @@ def test_reports_of_one_title_are_one_table() -> None:
     assert [goal.what for goal in report.goals] == ["1", "2", "3"]
 
 
+@pytest.mark.pictures
 @pytest.mark.slow
 def test_the_bench_command_puts_each_rival_beside_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "performance.md"

@@ -58,6 +58,7 @@ def check_numbers(output: Path) -> dict[str, Any]:
     return evaluation  # type: ignore[no-any-return]
 
 
+@pytest.mark.pictures
 def test_a_checkpoint_over_all_tickers(
     tiny_base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], one_mlflow_store: str
 ) -> None:

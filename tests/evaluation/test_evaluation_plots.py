@@ -30,6 +30,8 @@ from kronos_pipeline.evaluation.reports.plots import (
 )
 from kronos_pipeline.evaluation.scoring.calibration import calibrations
 
+pytestmark = pytest.mark.pictures
+
 RECIPE = Recipe(horizon=4, lookback=8, eval_samples=30)
 COLOURS = {"base": "#0072b2", "checkpoint": "#009e73", "adapter": "#d55e00", "naive": "#7a7a7a"}
 SEEN = "AAPL: the base model learned from bars up to May 2024, so these may have been seen in pre-training"

@@ -111,6 +111,7 @@ def test_a_training_that_does_not_end_well_says_so_and_keeps_its_losses(
     assert (record.info.status, record.data.metrics) == (status, {"train_loss": 2.0})
 
 
+@pytest.mark.pictures
 def test_a_finished_training_leaves_summary_history_curve_and_manifest(
     tracker: Tracker, client: MlflowClient, tmp_path: Path
 ) -> None:

@@ -94,6 +94,7 @@ def test_two_processes_make_one_store_together(shared_output: Path) -> None:
     assert not (shared_output / ".mlflow.db.unfinished").exists()
 
 
+@pytest.mark.synced
 def test_only_a_store_in_the_making_is_written_without_waiting_for_the_disk(tmp_path: Path) -> None:
     waits: dict[str, set[int]] = {}
 

@@ -125,8 +125,8 @@ def bar_axis(axes: Axes, stamps: pd.DatetimeIndex, first: int, last: int) -> Non
     """Make bars number `first` to `last` the horizontal axis: nights, weekends and holes take no room."""
     axes.set_xlim(first - 0.5, last + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _date(stamps, x)))
     daily = bool((stamps == stamps.normalize()).all())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _date(stamps, x, daily)))
     axes.set_xlabel("date of the bar" if daily else "time of the bar, as the file has it")
 
 
@@ -136,11 +136,10 @@ def step_axis(axes: Axes, label: str) -> None:
     axes.set_xlabel(label)
 
 
-def _date(stamps: pd.DatetimeIndex, x: float) -> str:
+def _date(stamps: pd.DatetimeIndex, x: float, daily: bool) -> str:
     """Return the date of bar number `x`, with the time of day if bars are not daily; empty beyond the data."""
     if not 0 <= round(x) < len(stamps):
         return ""
-    daily = bool((stamps == stamps.normalize()).all())
     return stamps[round(x)].strftime("%Y-%m-%d" if daily else "%Y-%m-%d\n%H:%M")
 
 

@@ -61,6 +61,9 @@ def information_coefficient(predictions: pd.DataFrame, model: str) -> Informatio
     """
     check_predictions(predictions)
     rows = predictions[predictions["model"] == model].sort_values("step")
+    none_shared = InformationCoefficient(model, reason=f"no cutoff is shared by {MIN_TICKERS} tickers")
+    if rows["unique_id"].nunique() < MIN_TICKERS:
+        return none_shared
     last = rows.groupby(["unique_id", "cutoff"]).tail(1)
     returns = pd.DataFrame(
         {
@@ -74,7 +77,7 @@ def information_coefficient(predictions: pd.DataFrame, model: str) -> Informatio
     returns = returns[returns["step"] == usual]
     groups = [group for _, group in returns.groupby("cutoff") if len(group) >= MIN_TICKERS]
     if not groups:
-        return InformationCoefficient(model, reason=f"no cutoff is shared by {MIN_TICKERS} tickers")
+        return none_shared
     if not np.isfinite(pd.concat(groups)[["predicted", "real"]].to_numpy(np.float64)).all():
         return InformationCoefficient(model, reason="a return is not finite")
     correlations = []

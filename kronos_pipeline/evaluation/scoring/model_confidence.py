@@ -121,11 +121,14 @@ def _losses(predictions: pd.DataFrame, target: Target) -> pd.DataFrame:
     losses = loss_table(predictions, target)
     present = [model for model in COMPETITORS[target] if model in losses]
     # The mean over other tickers would be another quantity.
-    table = losses[[model for model in present if np.isfinite(losses[model]).all()]].groupby(level="cutoff").mean()
+    finite = np.isfinite(losses[present].to_numpy(np.float64)).all(axis=0)
+    table = losses[[model for model, usable in zip(present, finite, strict=True) if usable]]
+    table = table.groupby(level="cutoff").mean()
+    values = {str(model): table[model].to_numpy(np.float64) for model in table}
     kept: list[str] = []
-    for model in map(str, table):
-        size = table[model].abs().max()
-        if all((table[model] - table[other]).abs().max() > _EQUAL * size for other in kept):
+    for model, own in values.items():
+        least = _EQUAL * np.abs(own).max(initial=0.0)
+        if all(np.abs(own - values[other]).max(initial=0.0) > least for other in kept):
             kept.append(model)
     order: Sequence[str] = table[kept].mean().sort_values(kind="stable").index.tolist()
     return table[list(order)]

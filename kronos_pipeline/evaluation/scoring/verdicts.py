@@ -151,10 +151,13 @@ def _compare_in(losses: pd.DataFrame, pair: tuple[str, str], overlap: int, ticke
     A cutoff's loss is the mean over the tickers that both models forecast.
     """
     model, rival = pair
-    for name in pair:
-        if name not in losses or losses[name].isna().all():
+    values = losses.reindex(columns=list(pair)).to_numpy(np.float64)
+    known = ~np.isnan(values)
+    for name, any_known in zip(pair, known.any(axis=0), strict=True):
+        if not any_known:
             return Comparison(model, rival, 0, reason=f"no forecast of the {name} model")
-    shared = losses[[model, rival]].dropna()
+    of_both = known.all(axis=1)
+    shared = pd.DataFrame(values[of_both], index=losses.index[of_both], columns=list(pair))
     means = shared.groupby(level="cutoff").mean() if shared.index.nlevels == 2 else shared
     return compare(means[model], means[rival], model=model, rival=rival, overlap=overlap, tickers_tested=tickers_tested)
 
@@ -185,9 +188,11 @@ def compare(
         overlap: number of later cutoffs within one forecast.
         tickers_tested: number of all tests, so that the bootstrap's p-value can be small enough for the correction.
     """
-    paired = pd.concat({"model": losses, "rival": rival_losses}, axis=1, join="inner").sort_index()
-    loss, rival_loss = paired["model"].to_numpy(np.float64), paired["rival"].to_numpy(np.float64)
-    cutoffs = len(paired)
+    if not (losses.index.equals(rival_losses.index) and losses.index.is_monotonic_increasing):
+        paired = pd.concat({"model": losses, "rival": rival_losses}, axis=1, join="inner").sort_index()
+        losses, rival_losses = paired["model"], paired["rival"]
+    loss, rival_loss = losses.to_numpy(np.float64), rival_losses.to_numpy(np.float64)
+    cutoffs = len(loss)
     comparison = Comparison(model, rival, cutoffs)
     if undefined := int((~np.isfinite(loss) | ~np.isfinite(rival_loss)).sum()):
         why = "a forecast that is not finite, or a close that does not move"

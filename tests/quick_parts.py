@@ -1,0 +1,55 @@
+"""A pytest plugin that leaves out two slow parts of a training which few tests are about: drawing, and waiting for disks.
+
+A training draws six pictures per ticker, half a second each, and waits for the disk at each commit and each file. Tests
+marked `pictures` draw, and tests marked `synced` wait; in all others a picture is one white pixel. A process that a test
+starts is a user's process: it does both.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import sqlite3
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+import sqlalchemy
+from matplotlib.figure import Figure
+
+PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg==")
+
+_draw, _sync = Figure.savefig, os.fsync
+_marks: set[str] = set()
+"""The marks of the test that runs."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    _marks.update(mark.name for mark in item.iter_markers())
+    try:
+        return (yield)
+    finally:
+        _marks.clear()
+
+
+def _save_pixel(figure: Figure, file: Any, **options: Any) -> None:
+    if "pictures" in _marks:
+        _draw(figure, file, **options)
+    else:
+        file.write(PIXEL)
+
+
+def _sync_if_asked(descriptor: int) -> None:
+    if "synced" in _marks:
+        _sync(descriptor)
+
+
+def _disable_sync(connection: object, _: object) -> None:
+    if isinstance(connection, sqlite3.Connection) and "synced" not in _marks:
+        connection.execute("PRAGMA synchronous = OFF")
+
+
+Figure.savefig = _save_pixel  # type: ignore[method-assign,assignment]
+os.fsync = _sync_if_asked  # type: ignore[assignment]
+sqlalchemy.event.listen(sqlalchemy.Engine, "connect", _disable_sync)
