@@ -17,7 +17,8 @@ DEMO_ADAPTERS := --adapter lora --adapter-targets month_embed,day_embed --learni
 
 # One thread each: two test processes share the cores, and torch's own threads would only get in each other's way.
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest
-IN_TWO := -n 2 --dist loadfile
+# A file's tests share fixtures, so a file goes to a process as a whole; the longest files go first.
+IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
 # The UI listens on this machine only; it has no password.
 HOST := 127.0.0.1

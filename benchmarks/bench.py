@@ -30,9 +30,7 @@ PLOT = "images/performance.png"
 def main() -> None:
     """Run the parts and print the tables of each when it ends."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--quick", action="store_true", help="tiny models and few repeats: seconds, no figures to quote"
-    )
+    parser.add_argument("--quick", action="store_true", help="tiny models and no repeats: seconds, no figures to quote")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run")
     parser.add_argument("--write", type=Path, help="Markdown file: write the tables between its markers, and the plot")
     options = parser.parse_args()
@@ -60,26 +58,26 @@ def _tell(section: str, report: Report, document: Path | None) -> None:
 
 def _decoding(machine: Machine, quick: bool, _: Path | None) -> Report:
     if quick:
-        return decoding.beside_upstream(machine, size="nano", cases=QUICK_CASES, repeats=Repeats(2, 5))
+        return decoding.beside_upstream(machine, size="nano", cases=QUICK_CASES, repeats=Repeats(1))
     return decoding.beside_upstream(machine, size="small", cases=CPU_CASES, repeats=Repeats(3, 330))
 
 
 def _tickers(machine: Machine, quick: bool, _: Path | None) -> Report:
     if quick:
-        return decoding.many_tickers(machine, size="nano", shape=SamplingShape(3, 2, 16, 3), repeats=Repeats(2))
+        return decoding.many_tickers(machine, size="nano", shape=SamplingShape(3, 2, 16, 3), repeats=Repeats(1))
     return decoding.many_tickers(machine, size="small", shape=SamplingShape(32, 8, 64, 30), repeats=Repeats(3))
 
 
 def _training(machine: Machine, quick: bool, _: Path | None) -> Report:
     if quick:
-        return training.beside_upstream(machine, FineTune("nano", batch=4, steps=3), Repeats(2, 5), goal=2)
+        return training.beside_upstream(machine, FineTune("nano", batch=4, steps=3), Repeats(1), goal=2)
     return training.beside_upstream(machine, FineTune("small", batch=16, steps=12), Repeats(3, 110), goal=2)
 
 
 def _adapters(machine: Machine, quick: bool, _: Path | None) -> Report:
     if quick:
         run = AdapterTraining("nano", 3, batch=4, steps=2)
-        return adapters.beside_peft(machine, run, Repeats(2, 5), alone=2, goal=None)
+        return adapters.beside_peft(machine, run, Repeats(1), alone=2, goal=None)
     start = adapters.start_up()
     run = AdapterTraining("nano", 16, batch=16, steps=12)
     nano = adapters.beside_peft(machine, run, Repeats(3, 40), alone=8, goal=None, start=start)

@@ -34,12 +34,13 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def empty_mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow store to copy: creating a store takes seconds."""
+    """An empty MLflow store to copy: creating a store takes seconds, so the workers of a run share one."""
     from kronos_pipeline.tracking.store import open_store
 
-    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
-    open_store(f"sqlite:///{path}")
-    return path
+    folder = tmp_path_factory.mktemp("mlflow")
+    run = folder.parent.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    open_store(f"sqlite:///{run / 'empty.db'}")  # made under a lock
+    return Path(shutil.copy(run / "empty.db", folder / "own.db"))
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
-"""A pytest plugin that leaves out two slow parts of a training which few tests are about: drawing, and waiting for disks.
+"""A pytest plugin that leaves out two slow parts of a training that few tests are about: drawing, and syncing to disk.
 
-A training draws six pictures per ticker, half a second each, and waits for the disk at each commit and each file. Tests
-marked `pictures` draw, and tests marked `synced` wait; in all others a picture is one white pixel. A process that a test
-starts is a user's process: it does both.
+A training draws six pictures per ticker, half a second each, and waits for the disk at each commit and each file.
+Tests marked `pictures` draw, and tests marked `synced` wait; in all others a picture is one white pixel. A process that
+a test starts does both, as a user's process does.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+IN_TWO = "-n 2 --dist loadfile --no-loadscope-reorder"
 TARGETS = [
     "venv",
     "demo",
@@ -119,10 +120,13 @@ def test_an_unfit_python_is_told_before_anything_is_made(checkout: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "selected"),
     [
-        ([], "-n 2 --dist loadfile"),
-        (["FILE=tests/data"], "-n 2 --dist loadfile tests/data"),
+        ([], IN_TWO),
+        (["FILE=tests/data"], f"{IN_TWO} tests/data"),
         (["FILE=tests/data/test_data_bars.py"], "tests/data/test_data_bars.py"),
-        (["FILE=tests/data", "K=bars and not 'slow'"], "-n 2 --dist loadfile tests/data -k bars and not 'slow'"),
+        (
+            ["FILE=tests/data", "K=bars and not 'slow'"],
+            f"{IN_TWO} tests/data -k bars and not 'slow'",
+        ),
     ],
     ids=str,
 )
@@ -142,7 +146,7 @@ def test_check_runs_lint_and_the_fast_tests(checkout: Path) -> None:
     assert make("check", folder=checkout).returncode == 0
     used = (checkout / "used").read_text().splitlines()
     lint = ["ruff check", "ruff format --check", "mypy ", "lint-imports "]
-    assert used == [*lint, "python -m pytest -n 2 --dist loadfile -m not slow"]
+    assert used == [*lint, f"python -m pytest {IN_TWO} -m not slow"]
 
 
 def test_format_fixes_and_formats(checkout: Path) -> None:

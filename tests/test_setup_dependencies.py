@@ -61,7 +61,8 @@ def test_requirements_name_what_the_plain_command_imports_and_nothing_else() -> 
     # The entry `run_training` imports this module by its name, to be quick to answer Ctrl-C.
     reached = graph.find_upstream_modules("kronos_pipeline.cli.train")
     external = {name for name in reached if not name.startswith("kronos_pipeline")} - set(sys.stdlib_module_names)
-    homes = {name: {canonicalize_name(home) for home in packages_distributions()[name]} for name in external}
+    distributions = packages_distributions()
+    homes = {name: {canonicalize_name(home) for home in distributions[name]} for name in external}
     assert {name for name in external if not homes[name] & named} == set(), "imported, and not named"
     assert named - set().union(*homes.values()) == set(), "named, and not imported"
 

@@ -36,7 +36,7 @@ class Part:
     """A part of the benchmark, measured in a process of its own.
 
     Attributes:
-        measure: yields reports; with its flag `quick`, of a tiny model and few repeats.
+        measure: yields reports; with its flag `quick`, of a tiny model and without repeats.
         limit: seconds after which the process is ended; about twice the expected time on an H100.
     """
 
@@ -68,14 +68,14 @@ _QUICK = _Sizes(
     model="nano",
     cases=QUICK_CASES,
     profiled=QUICK_CASES[0],
-    sampling=Repeats(2, 3),
+    sampling=Repeats(1),
     fine_tune=FineTune("nano", batch=4, steps=3),
-    fine_tunes=Repeats(2, 5),
+    fine_tunes=Repeats(1),
     adapters=AdapterTraining("nano", 3, batch=4, steps=2),
-    adapter_trainings=Repeats(2, 5),
+    adapter_trainings=Repeats(1),
     launches=(FineTune("nano", batch=4, steps=2), AdapterTraining("nano", 2, batch=2, steps=2)),
     tickers=SamplingShape(3, 2, 16, 3),
-    forecasts=Repeats(2),
+    forecasts=Repeats(1),
     profiled_batch=2,
     cost=AdapterTraining("nano", 2, batch=4, steps=2),
     cost_series=2,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 from pydantic import Field, create_model
 from pydantic_settings import CliSubCommand, SettingsConfigDict, get_subcommand
@@ -24,9 +24,7 @@ class Kronos(Command):
 
     def run(self) -> int:
         """Run the subcommand."""
-        command = get_subcommand(self, cli_exit_on_error=False)
-        assert isinstance(command, Command)
-        return command.run()
+        return cast(Command, get_subcommand(self, cli_exit_on_error=False)).run()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -232,7 +232,8 @@ def _commit() -> str | None:
         return None
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        ended = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 - a constant command
+        return ended.stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None  # an installed copy, or a machine without git
 

@@ -86,24 +86,6 @@ def test_a_checkpoint_over_all_tickers(
     assert run.data.metrics["holdout/mae"] == pytest.approx(evaluation["aggregate"]["mae"])
 
 
-def test_an_adapter_per_ticker_beside_the_checkpoint(
-    tiny_base: Path, data: Path, tmp_path: Path, one_mlflow_store: str
-) -> None:
-    output = tmp_path / "out"
-    assert train(tiny_base, data, output, epochs=1) == 0
-    assert train(tiny_base, data, output, "--adapter", "lora") == 0
-    evaluation = check_numbers(output)
-    assert evaluation["model"] == "adapter"
-    for entry in evaluation["per_symbol"]:
-        assert set(without_variants(entry["models"])) == {*BASELINES, "base", "checkpoint", "adapter"}
-        folder = output / "adapters" / entry["symbol"]
-        for file in ("adapter_config.json", "adapter_model.safetensors", "adapter.pt", "manifest.json", "history.csv"):
-            assert (folder / file).is_file()
-        run_id = json.loads((folder / "manifest.json").read_text())["mlflow_run"]
-        metrics = mlflow.MlflowClient(one_mlflow_store).get_run(run_id).data.metrics
-        assert metrics["holdout/mae"] == pytest.approx(entry["mae"])
-
-
 def test_one_adapter_over_all_of_the_data_under_a_name(tiny_base: Path, data: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     flags = ["--adapter", "lora", "--adapter-name", "tech", "--no-freeze-backbone", "--adapter-targets", "w1,w2"]
@@ -183,12 +165,24 @@ def test_a_model_that_has_seen_the_holdout_is_left_out_and_named(
     assert re.search(r"AAPL, MSFT: the checkpoint is left out: it has seen bars up to 2021", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("mode", [(), ("--adapter", "lora")])
-def test_five_real_stocks(tiny_base: Path, tmp_path: Path, mode: tuple[str, ...]) -> None:
+def test_five_real_stocks_get_a_checkpoint_and_then_an_adapter_each_beside_it(
+    tiny_base: Path, tmp_path: Path, one_mlflow_store: str
+) -> None:
     for ticker, frame in stock_frames().items():
         write_frame(tmp_path / "stocks", ticker, frame)
     settings = {"lookback": 64, "horizon": 30, "validation_days": 30, "selection_days": 60, "stride": 25, "epochs": 1}
-    assert train(tiny_base, tmp_path / "stocks", tmp_path / "out", *mode, **settings) == 0
-    evaluation = check_numbers(tmp_path / "out")
-    assert evaluation["aggregate"]["symbols_evaluated"] == 5
-    assert evaluation["aggregate"]["bars"] == 150
+    output = tmp_path / "out"
+    for mode, model in (((), "checkpoint"), (("--adapter", "lora"), "adapter")):
+        assert train(tiny_base, tmp_path / "stocks", output, *mode, **settings) == 0
+        evaluation = check_numbers(output)
+        assert evaluation["model"] == model
+        assert evaluation["aggregate"]["symbols_evaluated"] == 5
+        assert evaluation["aggregate"]["bars"] == 150
+    for entry in evaluation["per_symbol"]:
+        assert set(without_variants(entry["models"])) == {*BASELINES, "base", "checkpoint", "adapter"}
+        folder = output / "adapters" / entry["symbol"]
+        for file in ("adapter_config.json", "adapter_model.safetensors", "adapter.pt", "manifest.json", "history.csv"):
+            assert (folder / file).is_file()
+        run_id = json.loads((folder / "manifest.json").read_text())["mlflow_run"]
+        metrics = mlflow.MlflowClient(one_mlflow_store).get_run(run_id).data.metrics
+        assert metrics["holdout/mae"] == pytest.approx(entry["mae"])

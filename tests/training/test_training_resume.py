@@ -134,7 +134,7 @@ def test_a_run_of_several_trainings_keeps_those_that_had_ended(tiny_base: Path, 
 
 
 def test_a_command_killed_with_9_resumes_and_the_last_good_adapter_was_readable(
-    tiny_base: Path, tmp_path: Path, one_mlflow_store: str
+    tiny_base: Path, tmp_path: Path, one_mlflow_store: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_simulated(tmp_path / "data", tickers=["AAPL"], bars=130)
 
@@ -142,46 +142,31 @@ def test_a_command_killed_with_9_resumes_and_the_last_good_adapter_was_readable(
         folders = {"data_dir": tmp_path / "data", "output_dir": tmp_path / output}
         return [*small_flags(tiny_base, **folders, save_steps=3, seed=seed), "--adapter", "lora"]
 
-    def command(*program: str) -> subprocess.CompletedProcess[str]:
-        arguments = [sys.executable, *program, *flags("killed")]
-        environment = {**os.environ, "MLFLOW_TRACKING_URI": one_mlflow_store}
-        return subprocess.run(arguments, capture_output=True, text=True, env=environment, check=False)
-
     adapter = tmp_path / "killed/adapters/AAPL/adapter_model.safetensors"
     assert run_training.main(flags("killed", seed=5)) == 0
     last_good = adapter.read_bytes()
-    assert command("-c", KILL_AT_STEP).returncode == -9
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": one_mlflow_store}
+    killed = subprocess.run([sys.executable, "-c", KILL_AT_STEP, *flags("killed")], env=environment, check=False)
+    assert killed.returncode == -9
     assert adapter.read_bytes() == last_good
-    resumed = command("-m", "kronos_pipeline.run_training")
-    assert resumed.returncode == 0, resumed.stderr
-    assert "resuming from step 6" in resumed.stdout
+    capsys.readouterr()
+    assert run_training.main(flags("killed")) == 0
+    assert "resuming from step 6" in capsys.readouterr().out
     assert run_training.main(flags("whole")) == 0
     assert (
         adapter.read_bytes() == (tmp_path / "whole/adapters/AAPL/adapter_model.safetensors").read_bytes() != last_good
     )
 
 
-def test_two_processes_train_one_checkpoint_together(tiny_base: Path, tmp_path: Path, one_mlflow_store: str) -> None:
-    write_simulated(tmp_path / "data", tickers=["AAPL"], bars=130)
-    flags = small_flags(tiny_base, data_dir=tmp_path / "data", output_dir=tmp_path / "out", epochs=1)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": one_mlflow_store, "OMP_NUM_THREADS": "1"}
-    arguments = [*launch, "-m", "kronos_pipeline.run_training", *flags]
-    result = subprocess.run(arguments, capture_output=True, text=True, env=environment, check=False)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("trained the checkpoint in ") == 1
-    summary = json.loads((tmp_path / "out/checkpoints/best_model/manifest.json").read_text())["training"]
-    assert summary["steps"] == math.ceil(83 / (2 * 16))  # half of the steps of one process
-
-
-RESUMED_BY_TWO = """
+TRAINED_BY_TWO = """
 import sys
 from pathlib import Path
 from killed_trainings import Killed, KillAtStep
 from small_trainings import simulated_windows, small_recipe
-from kronos_pipeline import KronosTrainer
+from kronos_pipeline import KronosTrainer, run_training
 
-base, folder = map(Path, sys.argv[1:])
+base, folder = map(Path, sys.argv[1:3])
+assert run_training.main(sys.argv[3:]) == 0
 recipe = small_recipe(base, epochs=1, batch_size=4, save_steps=3)
 windows = simulated_windows(recipe)
 said = []
@@ -199,15 +184,22 @@ print(*said, sep="\\n", flush=True)
 """
 
 
-def test_each_of_several_processes_goes_on_with_dropout_of_its_own(tiny_base: Path, tmp_path: Path) -> None:
+def test_two_processes_train_one_checkpoint_together_and_each_goes_on_with_dropout_of_its_own(
+    tiny_base: Path, tmp_path: Path, one_mlflow_store: str
+) -> None:
+    write_simulated(tmp_path / "data", tickers=["AAPL"], bars=130)
+    flags = small_flags(tiny_base, data_dir=tmp_path / "data", output_dir=tmp_path / "out", epochs=1)
     program = tmp_path / "program.py"
-    program.write_text(RESUMED_BY_TWO)
+    program.write_text(TRAINED_BY_TWO)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(program)]
     paths = os.pathsep.join(path for path in sys.path if path)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    arguments = [*launch, str(tiny_base), str(tmp_path)]
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": one_mlflow_store, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    arguments = [*launch, str(tiny_base), str(tmp_path), *flags]
     result = subprocess.run(arguments, capture_output=True, text=True, env=environment, check=False)
     assert result.returncode == 0, result.stderr
+    assert result.stdout.count("trained the checkpoint in ") == 1
+    summary = json.loads((tmp_path / "out/checkpoints/best_model/manifest.json").read_text())["training"]
+    assert summary["steps"] == math.ceil(83 / (2 * 16))  # half of the steps of one process
     assert "checkpoints/best_model: resuming from step 3" in result.stdout
     resumed, uninterrupted = (
         tmp_path / name / "checkpoints/last_model/model.safetensors" for name in ("killed", "whole")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -171,9 +171,9 @@ def _plausible(returns: FloatArray, usual: FloatArray) -> np.ndarray:
 
 def _garch(history: History, origins: IntArray, draws: Draws) -> FloatArray:
     garch = fit_garch(history.fitted_returns)
-    assert garch.freedom is not None
     variance = filter_variance(garch, history.returns)[origins]
-    return simulate_garch(garch, variance, draws.student(garch.freedom))
+    freedom = cast(float, garch.freedom)  # innovations of a t
+    return simulate_garch(garch, variance, draws.student(freedom))
 
 
 def _gjr_garch(history: History, origins: IntArray, draws: Draws) -> FloatArray:

@@ -16,6 +16,7 @@ unequal length are aligned at the end; the padding before the first bar of a sho
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -153,6 +154,10 @@ class KVCache:
         """Memory of the keys and values."""
         return 0 if self._tensors is None else sum(part.nbytes for part in self._tensors)
 
+    @property
+    def _written(self) -> tuple[Tensor, Tensor]:
+        return cast(tuple[Tensor, Tensor], self._tensors)  # steps follow a context
+
     def write_context(self, keys: Tensor, values: Tensor) -> None:
         """Write the context's keys and values, (series, context, heads, width), for each group.
 
@@ -170,8 +175,7 @@ class KVCache:
 
     def write_steps(self, keys: Tensor, values: Tensor, steps: Steps) -> None:
         """Write the keys and values of some steps, (series * groups, steps * paths, heads, width)."""
-        assert self._tensors is not None
-        for cached, part in zip(self._tensors, (keys, values), strict=True):
+        for cached, part in zip(self._written, (keys, values), strict=True):
             if isinstance(steps.keys, Tensor):
                 cached.index_copy_(2, steps.keys, part.transpose(1, 2))
             else:
@@ -179,7 +183,6 @@ class KVCache:
 
     def attend(self, queries: Tensor, mask: Tensor, scale: float | None) -> Tensor:
         """Attend from some steps, (series * groups, steps * paths, heads, width), to the keys that the mask shows."""
-        assert self._tensors is not None
-        keys, values = (cached[:, :, : mask.shape[-1]] for cached in self._tensors)
+        keys, values = (cached[:, :, : mask.shape[-1]] for cached in self._written)
         mixed = F.scaled_dot_product_attention(queries.transpose(1, 2), keys, values, attn_mask=mask, scale=scale)
         return mixed.transpose(1, 2).flatten(2)

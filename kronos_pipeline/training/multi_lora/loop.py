@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -204,11 +204,13 @@ class MultiLoraLoop:
                 ),
             )
 
+    @property
+    def _gradient(self) -> Tensor:
+        return cast(Tensor, self._weights.grad)  # made with the weights, and zeroed instead of freed
+
     def _step(self, progress: TrainingProgress) -> None:
         """Take one optimiser step of each active member, then log and evaluate the members that are due."""
-        gradient = self._weights.grad
-        assert gradient is not None
-        gradient.zero_()
+        self._gradient.zero_()
         self._forward.multi_lora.predictor.train()
         batches = {number: self._trainings[number].batches() for number in self._active}
         for microstep in range(self._recipe.grad_accum_steps):
@@ -232,8 +234,7 @@ class MultiLoraLoop:
         key = tuple((number, len(part), sizes[number]) for number, part in batches.items())
         shape, batch = self._shape(key), self._train.batch(torch.cat(list(batches.values())))
         gradient, losses = self._replayed(key, partial(self._gradients, shape), list(batch.values()))
-        assert self._weights.grad is not None
-        self._weights.grad.index_add_(0, shape.rows, gradient)
+        self._gradient.index_add_(0, shape.rows, gradient)
         self._losses.index_add_(0, shape.window_rows, losses)
 
     def _gradients(self, shape: _PassShape, tokens: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -258,10 +259,8 @@ class MultiLoraLoop:
     @torch.no_grad()
     def _update(self, rates: Sequence[float]) -> None:
         """Clip each member by its own norm, step by its own rate, and average; inactive members stay unchanged."""
-        gradient = self._weights.grad
-        assert gradient is not None
-        norms = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
-        gradient.mul_((self._recipe.max_grad_norm / (norms + 1e-6)).clamp(max=1.0))
+        norms = torch.linalg.vector_norm(self._gradient, dim=1, keepdim=True)
+        self._gradient.mul_((self._recipe.max_grad_norm / (norms + 1e-6)).clamp(max=1.0))
         before = self._weights.detach().clone()
         self._optimizer.step()
         torch.lerp(before, self._weights, self._column(rates), out=self._weights.data)
