@@ -1,13 +1,12 @@
 """A pytest plugin that leaves out two slow parts of a training that few tests are about: drawing, and syncing to disk.
 
 A training draws six pictures per ticker, half a second each, and waits for the disk at each commit and each file.
-Tests marked `pictures` draw, and tests marked `synced` wait; in all others a picture is one white pixel. A process that
+Tests marked `pictures` draw, and tests marked `synced` wait; in all others a picture is one pixel. A process that
 a test starts does both, as a user's process does.
 """
 
 from __future__ import annotations
 
-import base64
 import os
 import sqlite3
 from collections.abc import Generator
@@ -15,11 +14,10 @@ from typing import Any
 
 import pytest
 import sqlalchemy
-from matplotlib.figure import Figure
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg==")
-
-_draw, _sync = Figure.savefig, os.fsync
+_draw: Any = FigureCanvasAgg.draw  # matplotlib has no types here
+_sync = os.fsync
 _marks: set[str] = set()
 """The marks of the test that runs."""
 
@@ -33,11 +31,12 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
         _marks.clear()
 
 
-def _save_pixel(figure: Figure, file: Any, **options: Any) -> None:
+def _draw_if_asked(canvas: Any) -> None:
     if "pictures" in _marks:
-        _draw(figure, file, **options)
+        _draw(canvas)
     else:
-        file.write(PIXEL)
+        canvas.figure.set_size_inches(1 / canvas.figure.dpi, 1 / canvas.figure.dpi)
+        canvas.renderer = canvas.get_renderer()
 
 
 def _sync_if_asked(descriptor: int) -> None:
@@ -50,6 +49,6 @@ def _disable_sync(connection: object, _: object) -> None:
         connection.execute("PRAGMA synchronous = OFF")
 
 
-Figure.savefig = _save_pixel  # type: ignore[method-assign,assignment]
+FigureCanvasAgg.draw = _draw_if_asked  # type: ignore[method-assign]
 os.fsync = _sync_if_asked  # type: ignore[assignment]
 sqlalchemy.event.listen(sqlalchemy.Engine, "connect", _disable_sync)

@@ -67,8 +67,10 @@ def _read(database: sqlite3.Connection) -> dict[str, RegisteredModel]:
     versions: dict[str, list[Version]] = {}
     times: dict[str, dict[int, str]] = {}
     # MLflow keeps a row of a deleted version, so that its number is not given again.
-    not_deleted = "WHERE current_stage IS NULL OR current_stage != 'Deleted_Internal'"
-    of_versions = f"SELECT name, version, run_id, creation_time FROM model_versions {not_deleted} ORDER BY version"
+    of_versions = (
+        "SELECT name, version, run_id, creation_time FROM model_versions "
+        "WHERE current_stage IS NULL OR current_stage != 'Deleted_Internal' ORDER BY version"
+    )
     for name, number, run_id, milliseconds in database.execute(of_versions):
         key = name, int(number)
         time = datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
