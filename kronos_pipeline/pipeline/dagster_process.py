@@ -23,7 +23,7 @@ def ask_dagster(*arguments: str) -> subprocess.Popen[str] | None:
         return None
     command = [sys.executable, "-m", "kronos_pipeline.orchestration.instance", *arguments]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)  # noqa: S603 - a module of the project
 
 
 def answer_of(process: subprocess.Popen[str], seconds: float | None = None) -> dict[str, Any]:
