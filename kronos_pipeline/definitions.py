@@ -12,6 +12,7 @@ raw_bars[T] -> windows[T] -+-> adapter[T] --+-> holdout_metrics[T] -+-> champion
 from __future__ import annotations
 
 import warnings
+from datetime import timedelta
 from typing import Any
 
 import dagster as dg
@@ -25,12 +26,20 @@ from kronos_pipeline.orchestration.assets.data import raw_bars, windows
 from kronos_pipeline.orchestration.assets.evaluation import backtest, holdout_metrics, leaderboard
 from kronos_pipeline.orchestration.assets.monitoring import drift, forecast, track_record
 from kronos_pipeline.orchestration.assets.promotion import champion, checkpoint_champion
+from kronos_pipeline.orchestration.assets.summary import morning_summary_asset
 from kronos_pipeline.orchestration.assets.training import adapter, checkpoint
 from kronos_pipeline.orchestration.automation.cleaning import make_cleaning_job, make_cleaning_schedule
 from kronos_pipeline.orchestration.automation.csv_sensor import make_csv_sensor
 from kronos_pipeline.orchestration.automation.disk_sensor import make_disk_sensor
 from kronos_pipeline.orchestration.automation.drift_sensor import make_drift_sensor
-from kronos_pipeline.orchestration.automation.jobs import AutomationSettings, make_jobs, make_schedules
+from kronos_pipeline.orchestration.automation.failure_sensor import make_failure_sensor
+from kronos_pipeline.orchestration.automation.jobs import (
+    AutomationSettings,
+    make_jobs,
+    make_schedules,
+    make_summary_job,
+    make_summary_schedule,
+)
 from kronos_pipeline.orchestration.automation.killed_runs import GPU, make_killed_runs_sensor
 from kronos_pipeline.orchestration.checks import (
     bars_are_sound,
@@ -58,6 +67,12 @@ PER_TICKER = (
 )
 OPTIONAL_CHECKPOINT, OPTIONAL_BACKTEST = "optional_checkpoint", "optional_backtest"
 OPTIONAL_CHAMPIONS = "optional_champions"
+
+
+BARS_FRESH = dg.FreshnessPolicy.time_window(warn_window=timedelta(days=4, hours=12), fail_window=timedelta(days=7))
+"""For what each session brings: a weekend and a holiday beside it are four days."""
+TRAININGS_FRESH = dg.FreshnessPolicy.time_window(warn_window=timedelta(days=8), fail_window=timedelta(days=15))
+"""For adapters, which are trained every week at least: a week is missed, two are."""
 
 
 def optional_input(
@@ -99,9 +114,11 @@ def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Defi
     scoring: dict[str, Any] = {"group_name": "evaluation", "code_version": evaluation}
     serving: dict[str, Any] = {"group_name": "serving", "code_version": promotion, "pool": GPU}
     assets = [
-        dg.asset(**per_ticker, group_name="data", kinds={"csv", "pandas"}, code_version=data)(raw_bars),
+        dg.asset(
+            **per_ticker, group_name="data", kinds={"csv", "pandas"}, code_version=data, freshness_policy=BARS_FRESH
+        )(raw_bars),
         dg.asset(**per_ticker, group_name="data", kinds={"pandas", "parquet"}, code_version=data)(windows),
-        dg.asset(**per_ticker, **training, code_version=model)(adapter),
+        dg.asset(**per_ticker, **training, code_version=model, freshness_policy=TRAININGS_FRESH)(adapter),
         dg.asset(**over_all, **training, code_version=model)(checkpoint),
         dg.asset(**per_ticker, **scoring, kinds={"pytorch"}, deps=["adapter", OPTIONAL_CHECKPOINT], pool=GPU)(
             holdout_metrics
@@ -112,7 +129,9 @@ def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Defi
             champion
         ),
         dg.asset(**over_all, **serving, kinds={"mlflow"}, deps=["checkpoint", "holdout_metrics"])(checkpoint_champion),
-        dg.asset(**per_ticker, **serving, kinds={"pytorch"}, deps=[OPTIONAL_CHAMPIONS])(forecast),
+        dg.asset(**per_ticker, **serving, kinds={"pytorch"}, deps=[OPTIONAL_CHAMPIONS], freshness_policy=BARS_FRESH)(
+            forecast
+        ),
         dg.asset(
             **per_ticker,
             group_name="serving",
@@ -122,6 +141,9 @@ def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Defi
         )(track_record),
         dg.asset(**per_ticker, **serving, kinds={"pytorch"}, deps=[OPTIONAL_CHAMPIONS])(drift),
     ]
+    summary = morning_summary_asset(
+        tickers, automation, group_name="serving", owners=OWNERS, kinds={"markdown"}, code_version=promotion
+    )
     optional = [
         optional_input(OPTIONAL_CHECKPOINT, ["checkpoint"], "evaluation"),
         optional_input(OPTIONAL_BACKTEST, ["backtest"], "evaluation", partitions),
@@ -140,14 +162,23 @@ def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Defi
     ]
     jobs = make_jobs(partitions)
     return dg.Definitions(
-        assets=[*dg.with_source_code_references(list(map(with_column_schema, assets))), *optional, *by_ticker],
+        assets=[
+            *dg.with_source_code_references([*map(with_column_schema, assets), summary]),
+            *optional,
+            *by_ticker,
+        ],
         asset_checks=checks,
-        jobs=[*jobs, make_cleaning_job()],
-        schedules=[*make_schedules(tickers, automation, settings.calendars), make_cleaning_schedule(automation)],
+        jobs=[*jobs, make_cleaning_job(), make_summary_job()],
+        schedules=[
+            *make_schedules(tickers, automation, settings.calendars),
+            make_cleaning_schedule(automation),
+            make_summary_schedule(automation),
+        ],
         sensors=[
             make_csv_sensor(settings.data_folder, tickers, jobs, automation),
             make_drift_sensor(tickers, jobs, automation),
             make_killed_runs_sensor(),
+            make_failure_sensor(automation),
             make_disk_sensor(tickers),
         ],
         resources={

@@ -38,7 +38,7 @@ Made = Mapping[str, Mapping[str, str]]
 
 def summarise_run(instance: dg.DagsterInstance, run_id: str) -> str | None:
     """Return the summary of a run, or None if nothing was made and no ticker failed."""
-    made, failed = _made_by(instance, run_id), _failed_in(instance, run_id)
+    made, failed = _made_by(instance, run_id), failed_in(instance, run_id)
     if not made and not failed:
         return None
     tickers = [subject for subject in made if subject != ALL]
@@ -77,7 +77,7 @@ def _made_by(instance: dg.DagsterInstance, run_id: str) -> Made:
     return dict(sorted(made.items()))
 
 
-def _failed_in(instance: dg.DagsterInstance, run_id: str) -> dict[str, str]:
+def failed_in(instance: dg.DagsterInstance, run_id: str) -> dict[str, str]:
     """Return the first problem of each ticker that failed in a run."""
     records = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ASSET_OBSERVATION).records
     failed: dict[str, str] = {}

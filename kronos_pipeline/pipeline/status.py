@@ -39,6 +39,7 @@ class TickerStatus:
         evaluated: the model, the kind of evaluation, its cutoffs, its last bar, and the verdict on each target.
         champions: the version that is champion of each target, and the day of its promotion.
         stale: what is older than what it was made from, a phrase each.
+        expired: champions that were promoted longer ago than `expires_days`, a phrase each; `stale` has them too.
         failed: the reason that the ticker failed in the last run, or None.
     """
 
@@ -50,6 +51,7 @@ class TickerStatus:
     evaluated: dict[str, Any] = field(default_factory=dict)
     champions: dict[str, dict[str, str]] = field(default_factory=dict)
     stale: list[str] = field(default_factory=list)
+    expired: list[str] = field(default_factory=list)
     failed: str | None = None
 
 
@@ -220,7 +222,8 @@ def _read_champions(
                 status.champions[target] = {"version": str(champion), "since": since}
                 age = champion_age(champion, now)
                 if expires_days and age is not None and age > expires_days:
-                    status.stale.append(f"its champion of {target} was promoted {age} days ago")
+                    status.expired.append(f"its champion of {target} was promoted {age} days ago")
+        status.stale += status.expired
 
 
 def _registered_models(layout: ArtifactLayout, notes: list[str]) -> Mapping[str, RegisteredModel]:

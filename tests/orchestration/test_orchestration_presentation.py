@@ -41,7 +41,7 @@ def test_every_asset_links_its_source_code(location: Location) -> None:
     for node in made:
         (reference,) = node.metadata["dagster/code_references"].code_references
         line = Path(reference.file_path).read_text().splitlines()[reference.line_number - 1]
-        assert line.startswith("def ")
+        assert line.lstrip().startswith("def ")
 
 
 @pytest.mark.parametrize("points", [2, 30, 5000])

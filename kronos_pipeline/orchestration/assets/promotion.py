@@ -12,7 +12,7 @@ from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.orchestration.assets.evaluation import measure
 from kronos_pipeline.orchestration.failures import as_failure, make_failure
 from kronos_pipeline.orchestration.io_manager import TickerArtifacts
-from kronos_pipeline.orchestration.metadata import SUMMARY, bullets, mlflow_metadata
+from kronos_pipeline.orchestration.metadata import OBSTACLES, SUMMARY, bullets, mlflow_metadata
 from kronos_pipeline.orchestration.partitions import tickers_tested
 from kronos_pipeline.orchestration.resources import PipelineSettings, Tracking, run_tags
 from kronos_pipeline.orchestration.ticker_batch import Event, TickerBatch
@@ -103,6 +103,7 @@ def _decision_metadata(submission: "Submission") -> dict[str, Any]:
         SUMMARY: submission.sentence(),
         "promoted": bool(submission.promoted),
         "champion of": join(submission.promoted) or "nothing",
+        OBSTACLES: submission.obstacles or "nothing",
         **{
             target: dg.MetadataValue.md(bullets(_comparisons(decision)) or "nothing")
             for target, decision in submission.decisions.items()

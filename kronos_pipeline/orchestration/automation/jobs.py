@@ -10,12 +10,12 @@ from __future__ import annotations
 import zoneinfo
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Optional
 
 import dagster as dg
 from dagster._core.storage.tags import SCHEDULE_NAME_TAG, SCHEDULED_EXECUTION_TIME_TAG
 from dagster._utils.schedules import get_latest_completed_cron_tick, is_valid_cron_schedule
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from kronos_pipeline.data.sessions import tickers_without_session
@@ -30,6 +30,9 @@ RETRAIN_ADAPTER = "retrain_adapter"
 RETRAIN_CHECKPOINT = "retrain_checkpoint"
 PROMOTE_ADAPTER = "promote_adapter"
 WATCH = "watch"
+SUM_UP = "sum_up"
+MORNING_SUMMARY = "morning_summary"
+"""The asset of the job `sum_up`."""
 _ENVIRONMENT = "KRONOS_"
 _RUNS_PER_TICK = 1000
 _NO_TICKERS = "There are no tickers: add CSVs to the data folder, and reload the code location."
@@ -48,6 +51,13 @@ class AutomationSettings(BaseSettings):
     checkpoint_cron: str = Field("0 8 * * 6", description="times of the retraining of the checkpoint: once a week")
     promote_cron: str = Field("0 8 * * 0", description="times of backtest and gate of adapters: once a week")
     clean_cron: str = Field("0 14 * * 0", description="times at which what is no longer needed is deleted: once a week")
+    summary_cron: str = Field("0 7 * * 1-6", description="times of the summary: mornings, except on Sunday")
+    notify_urls: SecretStr = Field(
+        SecretStr(""), description="addresses of apprise, for the summary and for failed runs; a secret"
+    )
+    dagster_ui: Optional[str] = Field(
+        None, description="address of Dagster's UI, for links in messages and to reload the code location"
+    )
     tickers_per_run: int = Field(50, ge=1, description="the largest number of tickers in a requested run")
     retrain_after_bars: int = Field(20, ge=1, description="new bars after which the sensor requests retraining")
 
@@ -60,7 +70,7 @@ class AutomationSettings(BaseSettings):
             raise ValueError(f"{name!r} is no time zone; use a name such as America/New_York") from error
         return name
 
-    @field_validator("watch_cron", "adapter_cron", "checkpoint_cron", "promote_cron", "clean_cron")
+    @field_validator("watch_cron", "adapter_cron", "checkpoint_cron", "promote_cron", "clean_cron", "summary_cron")
     @classmethod
     def _check_cron(cls, cron: str) -> str:
         if not is_valid_cron_schedule(cron):
@@ -132,6 +142,26 @@ def make_jobs(partitions: dg.PartitionsDefinition) -> list[UnresolvedAssetJobDef
         )
         for name, job in JOBS.items()
     ]
+
+
+def make_summary_job() -> UnresolvedAssetJobDefinition:
+    """Return the job of the asset `morning_summary`."""
+    return dg.define_asset_job(
+        SUM_UP,
+        dg.AssetSelection.assets(MORNING_SUMMARY),
+        description="Sum up what happened since the last summary, and tell people.",
+    )
+
+
+def make_summary_schedule(settings: AutomationSettings) -> dg.ScheduleDefinition:
+    """Return the schedule of the summary."""
+    return dg.ScheduleDefinition(
+        name="summary_in_the_morning",
+        job_name=SUM_UP,
+        description="Says what was trained and promoted, what failed, drifts or has expired.",
+        cron_schedule=settings.summary_cron,
+        execution_timezone=settings.market_time_zone,
+    )
 
 
 def make_schedules(
