@@ -32,7 +32,6 @@ from kronos_pipeline.orchestration.automation.cleaning import make_cleaning_job,
 from kronos_pipeline.orchestration.automation.csv_sensor import make_csv_sensor
 from kronos_pipeline.orchestration.automation.disk_sensor import make_disk_sensor
 from kronos_pipeline.orchestration.automation.drift_sensor import make_drift_sensor
-from kronos_pipeline.orchestration.automation.failure_sensor import make_failure_sensor
 from kronos_pipeline.orchestration.automation.jobs import (
     AutomationSettings,
     make_jobs,
@@ -49,6 +48,7 @@ from kronos_pipeline.orchestration.checks import (
 )
 from kronos_pipeline.orchestration.column_schemas import with_column_schema
 from kronos_pipeline.orchestration.io_manager import artifact_io_manager
+from kronos_pipeline.orchestration.messages.failure_sensor import make_failure_sensor
 from kronos_pipeline.orchestration.partitions import find_tickers, ticker_partitions
 from kronos_pipeline.orchestration.resources import Clock, PipelineSettings, Tracking
 from kronos_pipeline.orchestration.verdict_checks import REPORTS, better_on

@@ -14,10 +14,10 @@ import pytest
 from code_locations import Location
 
 from kronos_pipeline.definitions import build
-from kronos_pipeline.orchestration.automation.failure_sensor import make_failure_sensor
 from kronos_pipeline.orchestration.automation.jobs import AutomationSettings
-from kronos_pipeline.orchestration.morning_summary import Entry, markdown_of, read_events, run_link, title_of
-from kronos_pipeline.orchestration.notifications import notify
+from kronos_pipeline.orchestration.messages.failure_sensor import make_failure_sensor
+from kronos_pipeline.orchestration.messages.notifications import notify
+from kronos_pipeline.orchestration.messages.summary import Entry, markdown_of, read_events, run_link, title_of
 
 pytestmark = pytest.mark.slow
 

@@ -9,9 +9,9 @@ import dagster as dg
 
 from kronos_pipeline.errors import count
 from kronos_pipeline.orchestration.automation.jobs import MORNING_SUMMARY, AutomationSettings
+from kronos_pipeline.orchestration.messages.notifications import VARIABLE, notify
+from kronos_pipeline.orchestration.messages.summary import Entry, markdown_of, read_events, run_link, title_of
 from kronos_pipeline.orchestration.metadata import SUMMARY
-from kronos_pipeline.orchestration.morning_summary import Entry, markdown_of, read_events, run_link, title_of
-from kronos_pipeline.orchestration.notifications import VARIABLE, notify
 from kronos_pipeline.orchestration.resources import Clock, PipelineSettings
 from kronos_pipeline.pipeline.status import read_status
 

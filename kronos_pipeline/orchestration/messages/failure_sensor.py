@@ -11,8 +11,8 @@ import dagster as dg
 from kronos_pipeline.artifacts import parse_json
 from kronos_pipeline.errors import cause_of, count
 from kronos_pipeline.orchestration.automation.jobs import AutomationSettings
-from kronos_pipeline.orchestration.morning_summary import Entry, failures, markdown_of, run_link
-from kronos_pipeline.orchestration.notifications import VARIABLE, notify
+from kronos_pipeline.orchestration.messages.notifications import VARIABLE, notify
+from kronos_pipeline.orchestration.messages.summary import Entry, failures, markdown_of, run_link
 
 _QUIET = timedelta(hours=12)
 """The time in which a cause is not told again; the morning summary has every failure."""
