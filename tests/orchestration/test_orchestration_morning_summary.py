@@ -21,7 +21,7 @@ from kronos_pipeline.orchestration.messages.summary import Entry, markdown_of, r
 
 pytestmark = pytest.mark.slow
 
-SECRET = "T0PSECRET"
+HIDDEN = "T0PSECRET"
 
 
 class Service(HTTPServer):
@@ -34,7 +34,7 @@ class Service(HTTPServer):
 
     @property
     def url(self) -> str:
-        return f"json://user:{SECRET}@127.0.0.1:{self.server_port}/{SECRET}"
+        return f"json://user:{HIDDEN}@127.0.0.1:{self.server_port}/{HIDDEN}"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -115,14 +115,14 @@ def test_an_address_is_shown_nowhere(
 ) -> None:
     location.write("AAPL")
     service.away = True
-    result, metadata = sum_up(location, f"{service.url}, nonsense://{SECRET}")
-    delivery = notify(f"{service.url}, nonsense://{SECRET}", "a", "b")
+    result, metadata = sum_up(location, f"{service.url}, nonsense://{HIDDEN}")
+    delivery = notify(f"{service.url}, nonsense://{HIDDEN}", "a", "b")
     events = "".join(
         f"{entry.user_message}{entry.dagster_event}" for entry in location.instance.all_logs(result.run_id)
     )
     tags = str(location.instance.get_runs()[0].tags)
     written = "".join(capfd.readouterr())
-    assert SECRET not in f"{delivery}{events}{tags}{metadata}{caplog.text}{written}{settings(service.url)!r}"
+    assert HIDDEN not in f"{delivery}{events}{tags}{metadata}{caplog.text}{written}{settings(service.url)!r}"
     assert [problem.startswith(f"address {number} of") for number, problem in enumerate(delivery.problems, 1)] == [
         True,
         True,
