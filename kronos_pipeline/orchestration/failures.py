@@ -93,6 +93,10 @@ def as_failure(asset: str) -> Iterator[None]:
         except KronosError as error:
             # Without the cause, or the UI and the terminal would show its stack trace, which tells a user nothing.
             raise make_failure(asset, {getattr(error, "ticker", None) or NO_TICKER: error}) from None
+    except dg.DagsterExecutionInterruptedError as interrupt:
+        for note in getattr(interrupt, "__notes__", ()):
+            dg.get_dagster_logger().warning(f"Interrupted: {note}; the next run goes on from there.")
+        raise
     except (dg.RetryRequested, dg.DagsterError):
         raise
     except Exception as error:

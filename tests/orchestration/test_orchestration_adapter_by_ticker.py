@@ -108,6 +108,23 @@ def test_a_tickers_asset_works_on_an_empty_store_after_its_predecessor_was_kille
         )
 
 
+def test_ctrl_c_ends_a_tickers_asset_and_the_run_that_it_started(shell: Shell) -> None:
+    shell.location.write("AAPL")
+    interrupted = shell.start("adapter/AAPL", epochs=100_000)
+    assert interrupted.stdout is not None
+    for line in interrupted.stdout:
+        if "adapters/AAPL: step" in line:
+            break
+    interrupted.send_signal(signal.SIGINT)
+    output, _ = interrupted.communicate()
+    assert interrupted.returncode != 0
+    assert "Interrupted: the state of adapters/AAPL at step" in output
+    with shell.instance() as instance:
+        outer, started = sorted(instance.get_runs(), key=lambda run: "kronos/door" in run.tags)
+    assert (started.status, outer.status) == (dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.FAILURE)
+    assert len(list((shell.location.layout.root / "state").glob("*/state.pt"))) == 1
+
+
 def test_a_tickers_asset_fails_with_the_problems_of_its_file(shell: Shell) -> None:
     shell.location.write_bad("^GSPC")
     code, output = shell.run('key:"adapter/^GSPC"')
