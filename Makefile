@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help venv demo format check test test-gpu lint docs dev plain readme bench bench-gpu screenshots durations clean
+.PHONY: help venv demo format check test test-gpu lint docs dev plain readme bench bench-gpu screenshots durations floors audit clean
 SHELL := bash
 
 VENV := .venv
@@ -56,6 +56,20 @@ test: $(INSTALLED)  ## run all tests, or some: make test FILE=tests/data K=calen
 
 durations: $(INSTALLED)  ## run all tests and record how long they take, in tests/durations.json
 	$(PYTEST) $(IN_TWO) --store-durations
+
+# The ends of the ranges in pyproject.toml, each in an environment made for it; on Linux the lowest torch is a CUDA build.
+floors: $(INSTALLED)  ## run the fast tests with the lowest and the highest versions that pyproject.toml allows
+	@set -e; for versions in lowest-direct highest; do \
+		ends="$$(mktemp -d)"; trap 'rm -rf "$$ends"' EXIT; python="$$ends/bin/python"; \
+		echo "the fast tests with --resolution $$versions"; \
+		python3 -m venv "$$ends"; \
+		$(LINKS); $(BIN)/uv pip install --quiet --python "$$python" --resolution "$$versions" -e '.[dev]'; \
+		OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 "$$python" -m pytest $(IN_TWO) -m "not slow"; \
+		rm -rf "$$ends"; \
+	done
+
+audit: $(INSTALLED)  ## look up known vulnerabilities of the pinned packages, at PyPI
+	$(BIN)/uv tool run pip-audit --strict --no-deps --disable-pip --progress-spinner off -r constraints.txt
 
 test-gpu: $(INSTALLED)  ## run the tests that need a CUDA GPU
 	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \

@@ -285,7 +285,7 @@ def read_parquet(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
         ArtifactError: the file is missing or damaged, or has no manifest.
     """
     with _readable_parquet(path):
-        table = pq.read_table(path)
+        table = pq.read_table(path, partitioning=None)  # a folder such as lr=3 is no column
         manifest = _parquet_manifest(path, table.schema)
         return table.to_pandas(), manifest
 

@@ -23,6 +23,8 @@ TARGETS = [
     "check",
     "test",
     "durations",
+    "floors",
+    "audit",
     "test-gpu",
     "lint",
     "docs",

@@ -151,7 +151,7 @@ def bar_ends(bars: Bars, ds: pd.DatetimeIndex) -> pd.DatetimeIndex:
 def known_bars_end(layout: ArtifactLayout, ticker: str) -> list[pd.Timestamp]:
     """Return the time of the newest bar in `bars/<T>.parquet`; empty without a readable file."""
     try:
-        times = pq.read_table(layout.bars(ticker), columns=["timestamps"])["timestamps"]
+        times = pq.read_table(layout.bars(ticker), columns=["timestamps"], partitioning=None)["timestamps"]
         return [pd.Timestamp(times[-1].as_py())] if len(times) else []
     except (OSError, ValueError, KeyError, pa.ArrowException):
         return []

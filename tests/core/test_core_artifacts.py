@@ -204,8 +204,9 @@ def test_a_frame_and_its_manifest_come_back_as_they_were(tmp_path: Path) -> None
         index=[7, 9],
     )
     manifest = {"ticker": "ÄÖ", "seed": np.int64(3), "nested": {"bars": [1, 2]}}
-    write_parquet(tmp_path / "file.parquet", frame, manifest)
-    read, note = read_parquet(tmp_path / "file.parquet")
+    path = tmp_path / "lr=3" / "file.parquet"  # no column of a partition
+    write_parquet(path, frame, manifest)
+    read, note = read_parquet(path)
     pd.testing.assert_frame_equal(read, frame.reset_index(drop=True))
     assert note == {"ticker": "ÄÖ", "seed": 3, "nested": {"bars": [1, 2]}}
 
