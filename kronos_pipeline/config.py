@@ -387,6 +387,10 @@ class KronosTrainingConfig(EnvironmentDefaults, Recipe):
     output_dir: str = Field(
         "artifacts", min_length=1, description="folder for artifacts [environment: KRONOS_OUTPUT_DIR]"
     )
+    accept_history: bool = Field(
+        False,
+        description="take CSVs that contradict the bars that were read before: bars are gone, or closes have changed",
+    )
 
     @property
     def recipe(self) -> Recipe:

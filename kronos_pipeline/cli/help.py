@@ -131,7 +131,9 @@ def _divided(flags: Iterable[Action]) -> Mapping[str, list[Action]]:
 
 
 def section_of(field: str) -> str:
-    """Return the section of a setting, such as "training"; "others" for a flag that is no setting of a recipe."""
+    """Return the section of a setting, such as "training"; "others" for a flag that is no setting."""
+    if field == "accept_history":
+        return next(iter(_SECTIONS))
     if field.startswith("adapter") or field == "freeze_backbone":
         return _ADAPTERS
     return next((title for title, roles in _SECTIONS.items() if field in settings_of(roles)), "others")

@@ -46,6 +46,7 @@ class TickersCommand(Command):
     drop_bad_rows: Optional[str] = evaluated_setting("drop_bad_rows")
     from_date: Optional[list[str]] = evaluated_setting("from_date")
     keep_forming: Optional[bool] = evaluated_setting("keep_forming")
+    accept_history: bool = Field(False, description=KronosTrainingConfig.model_fields["accept_history"].description)
 
     def find_files(self, layout: ArtifactLayout) -> CsvFolder:
         """Find the CSVs of the data folder, and print what is to be known about them.
@@ -63,12 +64,12 @@ class TickersCommand(Command):
     def read_tickers(
         self, layout: ArtifactLayout, folder: CsvFolder
     ) -> tuple[dict[str, Recipe], dict[str, Bars], dict[str, DataError]]:
-        """Read the CSVs of the tickers as in their last evaluation; flags override its settings.
+        """Read changed CSVs of the tickers as in their last evaluation; flags override its settings.
 
         Returns:
             The settings and the bars of each valid ticker, and the error of each invalid ticker.
         """
-        from kronos_pipeline.data.ingest import read_files
+        from kronos_pipeline.data.bar_cache import read_files_cached
 
         recipes = {ticker: self.recipe_of(layout, ticker) for ticker in self.symbols(folder)}
         tickers_by_reading: dict[str, list[str]] = {}
@@ -77,7 +78,8 @@ class TickersCommand(Command):
         bars: dict[str, Bars] = {}
         errors: dict[str, DataError] = {}
         for tickers in tickers_by_reading.values():
-            read, failed = read_files([folder.file(ticker) for ticker in tickers], recipes[tickers[0]].reading)
+            files, reading = [folder.file(ticker) for ticker in tickers], recipes[tickers[0]].reading
+            read, failed, _ = read_files_cached(files, layout.bars, reading, accept_history=self.accept_history)
             bars |= read
             errors |= failed
         return {ticker: recipe for ticker, recipe in recipes.items() if ticker in bars}, bars, errors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,14 @@ FloatArray = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
+class CsvReading:
+    """How bars were read: the SHA-256 of each file of the CSV, in hex, and the settings."""
+
+    contents: tuple[str, ...]
+    settings: ReadingSettings
+
+
+@dataclass(frozen=True)
 class Bars:
     """One ticker's validated bars, oldest first.
 
@@ -40,6 +48,7 @@ class Bars:
         notes: oddities that are not errors, one sentence each.
         csv_key: identifies the CSV and the code that read it, see `csv_key`; None without a CSV, or if a later reading
             may give other notes.
+        reading: how the bars were read from a CSV; None without a CSV, or for bars stored by an earlier version.
     """
 
     ticker: str
@@ -49,6 +58,7 @@ class Bars:
     time_zone: str | None = None
     notes: tuple[str, ...] = ()
     csv_key: str | None = None
+    reading: CsvReading | None = None
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -121,6 +131,8 @@ def save_bars(path: Path, bars: Bars) -> None:
         "time_zone": bars.time_zone,
         "notes": list(bars.notes),
         "csv_key": bars.csv_key,
+        "reading": bars.reading
+        and {"contents": list(bars.reading.contents), "settings": bars.reading.settings.model_dump()},
         "code_version": code_version(),
     }
     write_parquet(path, bars.frame, manifest)
@@ -147,4 +159,12 @@ def load_bars(path: Path) -> Bars:
         raise ArtifactError(f"{path} holds no bars ({error}); materialise them again.") from error
     if damaged:
         raise ArtifactError(f"{path} is damaged: its bars are not those that were written; materialise them again.")
-    return bars
+    return replace(bars, reading=_stored_reading(manifest.get("reading")))
+
+
+def _stored_reading(stored: Any) -> CsvReading | None:
+    """Return how stored bars were read; None if another version of the code stored them."""
+    try:
+        return CsvReading(tuple(stored["contents"]), ReadingSettings.model_validate(stored["settings"]))
+    except (KeyError, TypeError, ValueError):
+        return None

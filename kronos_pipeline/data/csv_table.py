@@ -15,6 +15,7 @@ from kronos_pipeline.config import ReadingSettings
 from kronos_pipeline.data.bars import FEATURES, PRICES, FloatArray
 from kronos_pipeline.data.columns import ChosenColumns, choose_columns, header_meanings, meaning_notes, name_position
 from kronos_pipeline.data.csv_columns import Cells, Columns, split_dialect, split_plain, trim
+from kronos_pipeline.data.csv_content import read_content
 from kronos_pipeline.data.csv_file import CsvFile
 from kronos_pipeline.data.dialect import find_dialect
 from kronos_pipeline.data.number_format import NumberFormat, find_number_format, is_empty
@@ -71,7 +72,7 @@ def read_csv_table(file: CsvFile, settings: ReadingSettings = DEFAULTS) -> CsvTa
     columns = plain or split_dialect(file, find_dialect(file, content, wanted), wanted)
     meanings = header_meanings(columns.names, wanted)
     chosen = choose_columns(columns.names, meanings, columns.cells.__getitem__, file.ticker)
-    notes = [*columns.notes, *chosen.notes, *_check_columns(file, columns, chosen, wanted)]
+    notes = [*columns.notes, *_cut_off_notes(content), *chosen.notes, *_check_columns(file, columns, chosen, wanted)]
     names = {key: columns.names[position] for key, position in chosen.positions.items()}
     cells = {key: columns.cells[position] for key, position in chosen.positions.items()}
     # An unnamed first column still needs a name in messages, and columns of one name need two.
@@ -110,16 +111,12 @@ def read_csv_table(file: CsvFile, settings: ReadingSettings = DEFAULTS) -> CsvTa
     )
 
 
-def read_content(file: CsvFile) -> bytes:
-    """Read the bytes of a file.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    try:
-        return file.path.read_bytes()
-    except OSError as error:
-        raise DataError(Problem(file.name, f"the file cannot be read ({error.strerror})"), file.ticker) from error
+def _cut_off_notes(content: bytes) -> list[str]:
+    """Return a note on a last line that does not end: its last cell may be cut off."""
+    if content.rstrip(b"\0\x1a").endswith((b"\n", b"\r")):
+        return []
+    line = max(content.count(b"\n"), content.count(b"\r")) + 1
+    return [f"the last line, {line:,}, has no line end, as of a file that is cut off"]
 
 
 def _check_columns(file: CsvFile, columns: Columns, chosen: ChosenColumns, wanted: Mapping[str, str]) -> list[str]:

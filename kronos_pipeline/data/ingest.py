@@ -21,11 +21,12 @@ from kronos_pipeline.config import ReadingSettings
 from kronos_pipeline.data.bad_rows import find_conflicts, leave_out_bad
 from kronos_pipeline.data.bar_schedule import BoolArray, IntArray
 from kronos_pipeline.data.bar_times import arrange_bars
-from kronos_pipeline.data.bars import FEATURES, PRICES, Bars, column_matrix, csv_key, make_bars
+from kronos_pipeline.data.bars import FEATURES, PRICES, Bars, CsvReading, column_matrix, csv_key, make_bars
 from kronos_pipeline.data.csv_file import CsvFile
 from kronos_pipeline.data.csv_files import find_csv_files
 from kronos_pipeline.data.csv_symbols import split_symbols
 from kronos_pipeline.data.csv_table import DEFAULTS, CsvTable, read_csv_table
+from kronos_pipeline.data.history import NOTHING_KNOWN, KnownBars, check_history
 from kronos_pipeline.data.numbers import NumberColumn, parse_numbers
 from kronos_pipeline.data.quality_flags import find_flags
 from kronos_pipeline.data.rows import (
@@ -103,9 +104,17 @@ def require_adjusted_closes(bars: Collection[Bars], settings: ReadingSettings) -
 
 
 def read_files(
-    files: Sequence[CsvFile], settings: ReadingSettings = DEFAULTS, *, now: pd.Timestamp | None = None
+    files: Sequence[CsvFile],
+    settings: ReadingSettings = DEFAULTS,
+    *,
+    known: KnownBars = NOTHING_KNOWN,
+    now: pd.Timestamp | None = None,
 ) -> tuple[dict[str, Bars], dict[str, DataError]]:
-    """Read and validate tickers' CSVs; return the bars of valid tickers and the errors of invalid tickers."""
+    """Read and validate tickers' CSVs, and compare them with the bars that were read before.
+
+    Returns:
+        The bars of each valid ticker, and the error of each invalid ticker.
+    """
     now = pd.Timestamp.now("UTC") if now is None else now
     bars: dict[str, Bars] = {}
     errors: dict[str, DataError] = {}
@@ -120,7 +129,7 @@ def read_files(
         validated = _validate([rows for _, rows in prepared])
         for (file, _), rows in zip(prepared, validated, strict=True):
             try:
-                bars[file.ticker] = _finish(file, rows, settings, now)
+                bars[file.ticker] = _finish(file, rows, settings, now, known)
             except DataError as error:
                 errors[file.ticker] = error
     return bars, errors
@@ -282,11 +291,13 @@ def _unreadable_numbers(numbers: Mapping[str, NumberColumn], gaps: BoolArray, *,
     return faults
 
 
-def _finish(file: CsvFile, rows: Rows, settings: ReadingSettings, now: pd.Timestamp) -> Bars:
+def _finish(
+    file: CsvFile, rows: Rows, settings: ReadingSettings, now: pd.Timestamp, known: KnownBars = NOTHING_KNOWN
+) -> Bars:
     """Make bars of validated rows.
 
     Raises:
-        DataError: too many rows are bad, or the times are not the times of bars.
+        DataError: too many rows are bad, the times are not the times of bars, or the bars contradict those read before.
     """
     rows = leave_out_bad(rows, settings)
     if conflicts := find_conflicts(rows):
@@ -296,14 +307,17 @@ def _finish(file: CsvFile, rows: Rows, settings: ReadingSettings, now: pd.Timest
         faults = [Fault(int(rows.ids[bar]), TIME, rule) for bar, rule in arranged.problems]
         raise DataError(rows.problems(faults), file.ticker)
     notes = [note if bar is None else f"{note} ({rows.place(int(rows.ids[bar]))})" for bar, note in arranged.notes]
+    contents = tuple(table.content_hash for table in rows.tables if table.content_hash)
+    reading = CsvReading(contents, settings) if len(contents) == len(rows.tables) else None
+    if reading is not None:
+        notes += check_history(known, rows, arranged.times, arranged.zone, reading)
     bars_kept = slice(None) if arranged.forming is None else np.arange(len(rows)) != arranged.forming
     times, columns = arranged.times[bars_kept], {name: rows.columns[name][bars_kept] for name in FEATURES}
     flags = find_flags(times, column_matrix(columns, FEATURES))
     bars = make_bars(file.ticker, {"timestamps": times, **columns}, source=file.name, time_zone=arranged.zone)
     # A decision that depends on the time of reading may not hold later, so read such a file again next time.
-    contents = [table.content_hash for table in rows.tables if table.content_hash and not arranged.temporary]
-    key = csv_key(file, contents, settings) if len(contents) == len(rows.tables) else None
-    return replace(bars, notes=(*file.notes, *rows.notes, *notes, *flags), csv_key=key)
+    key = None if reading is None or arranged.temporary else csv_key(file, contents, settings)
+    return replace(bars, notes=(*file.notes, *rows.notes, *notes, *flags), csv_key=key, reading=reading)
 
 
 def _validate(tickers: Sequence[Rows]) -> list[Rows]:

@@ -62,7 +62,7 @@ def _launchpad_field(name: str, field: FieldInfo) -> FieldInfo:
         if hasattr(limit, bound)
     ]
     text = name_settings(field.description or "").replace("(comma-separated)", "(a list)")
-    section = section_of(name) if name in Recipe.model_fields else "folders"
+    section = "folders" if name in ("data_dir", "output_dir") else section_of(name)
     changed.description = f"{section[0].upper()}{section[1:]}: {text}" + (f" ({', '.join(limits)})" if limits else "")
     return changed
 
@@ -86,6 +86,7 @@ class PipelineSettings(_Settings):
         data_dir: str
         output_dir: str
         calendars: list[str]
+        accept_history: bool
 
     @classmethod
     def from_environment(cls) -> PipelineSettings:

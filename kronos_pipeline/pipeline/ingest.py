@@ -82,7 +82,9 @@ def read_tickers(config: KronosTrainingConfig, layout: ArtifactLayout, verbose: 
         print(note)
     for ticker in folder.files if config.calendars else ():
         find_calendar(ticker, config.calendars)
-    bars, errors, unchanged = read_files_cached(list(folder.files.values()), layout.bars, config.reading)
+    bars, errors, unchanged = read_files_cached(
+        list(folder.files.values()), layout.bars, config.reading, accept_history=config.accept_history
+    )
     require_adjusted_closes(bars.values(), config)
     if unchanged:
         print(f"{len(unchanged)} of {len(folder.files)} CSVs are as they were when they were last read")

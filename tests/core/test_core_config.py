@@ -136,11 +136,11 @@ def test_the_environment_gives_only_what_is_set_there(monkeypatch: pytest.Monkey
     assert KronosTrainingConfig(**settings).model_name == "kronos-nano"
 
 
-def test_the_recipe_is_the_settings_without_the_folders() -> None:
+def test_the_recipe_is_the_settings_without_the_folders_and_what_holds_for_one_reading() -> None:
     config = KronosTrainingConfig(data_dir="here", output_dir="there", horizon=7, adapter="lora", adapter_name="all")
     recipe = config.recipe
     assert type(recipe) is Recipe
-    assert recipe.model_dump() == config.model_dump(exclude={"data_dir", "output_dir"})
+    assert recipe.model_dump() == config.model_dump(exclude={"data_dir", "output_dir", "accept_history"})
     assert (recipe.horizon, recipe.adapter_name) == (7, "all")
 
 

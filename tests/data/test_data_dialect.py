@@ -167,7 +167,7 @@ def test_the_encoding_is_found_and_told(tmp_path: Path, encoding: str) -> None:
     ],
 )
 def test_the_header_lines_of_yfinance_are_no_bars(tmp_path: Path, header: list[str], rows: int) -> None:
-    table = table_of(tmp_path, "\n".join([*header, "2024-01-02,101,103,99,100,7", "2024-01-03,102,103,99,100,7"]))
+    table = table_of(tmp_path, "\n".join([*header, "2024-01-02,101,103,99,100,7", "2024-01-03,102,103,99,100,7", ""]))
 
     assert values(table) == {
         **{"open": [100, 100], "high": [103, 103], "low": [99, 99], "close": [101, 102], "volume": [7, 7]}
@@ -179,7 +179,7 @@ def test_the_header_lines_of_yfinance_are_no_bars(tmp_path: Path, header: list[s
 
 def test_another_ticker_in_the_header_is_told_and_several_are_refused(tmp_path: Path) -> None:
     header = ["Price,Close,High,Low,Open", "Ticker,ZZB,ZZB,ZZB,ZZB", "Date,,,,"]
-    table = table_of(tmp_path, "\n".join([*header, "2024-01-02,101,103,99,100"]))
+    table = table_of(tmp_path, "\n".join([*header, "2024-01-02,101,103,99,100", ""]))
     assert table.notes == ("line 2 names the ticker ZZB, and the file is that of ACME",)
 
     wide = ["Price,Close,Close,High,High,Low,Low,Open,Open", "Ticker,A,B,A,B,A,B,A,B", "Date,,,,,,,,"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from market_files import NOW, SHARED, daily_frame, one_note, read_frame, write_f
 
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.config import ReadingSettings
+from kronos_pipeline.data import csv_content
 from kronos_pipeline.data.bar_cache import read_files_cached
 from kronos_pipeline.data.bars import PRICES, Bars, save_bars
 from kronos_pipeline.data.csv_file import CsvFile
@@ -123,13 +125,13 @@ def market(tmp_path: Path) -> tuple[dict[str, pd.DataFrame], list[CsvFile]]:
 def record_reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Record the paths of the CSVs that are read."""
     paths: list[Path] = []
-    plainly = Path.read_bytes
+    plainly = csv_content.open_regular
 
-    def recording(path: Path) -> bytes:
+    def recording(path: Path) -> AbstractContextManager[BinaryIO]:
         paths.append(path)
         return plainly(path)
 
-    monkeypatch.setattr(Path, "read_bytes", recording)
+    monkeypatch.setattr(csv_content, "open_regular", recording)
     return paths
 
 

@@ -36,7 +36,9 @@ def raw_bars(context: dg.AssetExecutionContext, pipeline: PipelineSettings) -> I
         for ticker in batch.tickers:
             with batch.ticker(ticker):
                 files.append(folder.file(ticker))
-        good, bad, unchanged = read_files_cached(files, pipeline.layout.bars, reading)
+        good, bad, unchanged = read_files_cached(
+            files, pipeline.layout.bars, reading, accept_history=pipeline.accept_history
+        )
         if unchanged:
             context.log.info(f"{len(unchanged)} of {len(files)} CSVs are as they were when they were last read.")
         for ticker, bars in good.items():
