@@ -153,8 +153,8 @@ def test_a_window_that_moves_on_and_further_bars_are_notes(layout: ArtifactLayou
 def test_revised_volumes_and_a_revised_newest_bar_are_notes(layout: ArtifactLayout) -> None:
     frame = BARS.copy()
     frame.loc[:50, "Volume"] += 1
-    frame.loc[30, "High"] *= 1.01
-    frame.loc[399, COLUMNS] *= 1.1
+    frame.loc[[30], ["High"]] *= 1.01
+    frame.loc[[399], COLUMNS] *= 1.1
     newest, volume, high = notes_after(layout, pd.concat([frame, daily_frame(1, start="2023-07-17")]))
     assert "the newest bar read before, 2023-07-14, is revised: its close was 86.3743 and is" in newest
     assert volume == "volume revised in 51 bars, first on 2022-01-03"
@@ -177,7 +177,7 @@ def test_other_data_with_the_same_symbol_are_told_from_a_changed_file(tmp_path: 
 
 @pytest.mark.parametrize(
     ("settings", "flag"),
-    [({"columns": ["volume=Open"]}, "--columns"), ({"keep_forming": True}, "--keep-forming")],
+    [({"columns": ["close=Close"]}, "--columns"), ({"keep_forming": True}, "--keep-forming")],
 )
 def test_a_reading_with_other_settings_is_not_compared_and_says_so(
     layout: ArtifactLayout, settings: dict[str, Any], flag: str
