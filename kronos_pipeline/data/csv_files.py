@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -16,23 +15,15 @@ from kronos_pipeline.config import NAME, ReadingSettings
 from kronos_pipeline.data.csv_file import CsvFile, printable
 from kronos_pipeline.data.csv_symbols import symbols_of
 from kronos_pipeline.data.csv_table import DEFAULTS
+from kronos_pipeline.data.data_folder import FolderFiles, find_files, first_lines
 from kronos_pipeline.data.file_names import FileName, is_period, read_file_name
 from kronos_pipeline.errors import DataError, Problem, count, enumerate_some
 
 _SUFFIXES = (".csv.txt", ".csv.csv", ".csv", ".tsv", ".txt")
-_HIDDEN = ("__MACOSX", "__pycache__")
-"""Folders that are not searched, like those whose names begin with a dot."""
-_NO_TABLES = (".md",)
-"""Suffixes of files that are not counted as files that might hold bars."""
 _NO_TEXT = re.compile(
     r"\.(xls[xm]?|ods|numbers|parquet|feather|arrow|h(df)?5|pkl|jsonl?|xml|zip|gz|bz2|xz|zst|7z|rar|tar|db)"
 )
 _ALLOWED = "letters, digits and .-_^= only, without a leading dot, 64 at most"
-_PEEKED = 4096
-"""Bytes that are read to find out whether a file is a table of bars, or has a column of symbols."""
-_PEEKED_LINES = 10
-_TIME = re.compile(r"\d{4}([-/.]?)\d\d\1\d\d.{0,20}|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}.{0,20}|\d{9,19}(\.0*)?")
-_NUMBER = re.compile(r"[-+]?\d[\d.,']{0,30}[KMB]?")
 
 _YEAR = re.compile(r"(?:19|20)\d\d")
 _LETTERS = re.compile(r"[\W_]+")
@@ -84,8 +75,8 @@ def find_csv_files(data_dir: Path, settings: ReadingSettings = DEFAULTS) -> CsvF
     """Find the CSVs of every ticker in a folder, at any depth, or in one file.
 
     A file's symbol is its name, upper-case, or the only symbol in its name. Files of a month, a day or another period
-    of one symbol are one ticker. A file with a column of several symbols has a ticker for each. Linked folders are
-    followed. Two files for one symbol are a problem of that symbol only.
+    of one symbol are one ticker. A file with a column of several symbols has a ticker for each. Two files for one
+    symbol are a problem of that symbol only, and so is a link that leads out of the folder.
 
     Args:
         data_dir: a folder, or one file.
@@ -97,20 +88,25 @@ def find_csv_files(data_dir: Path, settings: ReadingSettings = DEFAULTS) -> CsvF
     shown = printable(data_dir)
     if not data_dir.exists():
         raise DataError(Problem(shown, "no such folder; say where the CSVs are with --data-dir"))
-    paths, others, hidden = ([data_dir], [], []) if data_dir.is_file() else _walk(data_dir)
+    found = FolderFiles([data_dir]) if data_dir.is_file() else find_files(data_dir)
     if data_dir.is_file() and _NO_TEXT.fullmatch(data_dir.suffix.lower()):
         raise DataError(Problem(shown, f"a {data_dir.suffix.lower()} file is not read; save the table as CSV"))
-    notes = [_others_note(others)] if others else []
-    if hidden:
-        notes.append(f"hidden folders are not searched: {enumerate_some([printable(path) for path in hidden])}")
-    if not paths:
-        unread = f" ({notes[0]})" if notes else ""
+    notes = [_others_note(found.others)] if found.others else []
+    for kind, folders in (("hidden folders", found.hidden), ("folders outside, behind links,", found.outside)):
+        if folders:
+            notes.append(f"{kind} are not searched: {enumerate_some([printable(path) for path in folders])}")
+    if not found.csvs and not found.refused:
+        unread = f" ({'; '.join(notes)})" if notes else ""
         rule = f"no CSV in this folder or below it; put one <TICKER>.csv there per ticker{unread}"
         raise DataError(Problem(shown, rule))
     named: list[_Named] = []
     files: list[CsvFile] = []
     problems: dict[str, DataError] = {}
-    for entry in _read_names(paths):
+    for path, rule in found.refused.items():
+        ticker = _stem(path).upper()
+        key = ticker if NAME.fullmatch(ticker) else printable(path.relative_to(data_dir))
+        problems[key] = DataError(Problem(printable(path), rule), key)
+    for entry in _read_names(found.csvs):
         if entry.name.symbol is not None:
             named.append(entry)
             continue
@@ -145,7 +141,7 @@ def _read_names(paths: Sequence[Path]) -> list[_Named]:
     years = _group([entry for entry in named if _YEAR.fullmatch(entry.name.stem)], lambda entry: entry.path.parent)
     for same in years.values():
         # A stock may have the number 2023, but not one that is the year of its bars beside another such.
-        if len(same) > 1 and all(entry.name.stem in "".join(_first_lines(entry.path)[:3]) for entry in same):
+        if len(same) > 1 and all(entry.name.stem in "".join(first_lines(entry.path)[:3]) for entry in same):
             parts = {entry.path for entry in same}
             named = [
                 replace(entry, name=FileName(entry.name.stem, (), None, entry.name.stem))
@@ -350,57 +346,6 @@ def _others_note(others: Sequence[Path]) -> str:
     return f"{count(len(others), 'other file')} not read: {kinds_text}; save a table as CSV"
 
 
-def _walk(data_dir: Path) -> tuple[list[Path], list[Path], list[Path]]:
-    """Return the CSVs below a folder, the other files that may hold bars, and the hidden folders."""
-    paths: list[Path] = []
-    others: list[Path] = []
-    hidden: list[Path] = []
-    visited = set()
-    for folder, below, names in os.walk(data_dir, followlinks=True, onerror=_refuse):
-        # A link to a parent folder would loop for ever.
-        if (real := os.path.realpath(folder)) in visited:
-            below.clear()
-            continue
-        visited.add(real)
-        csv_paths = sorted(below)
-        below[:] = [name for name in csv_paths if not name.startswith(".") and name not in _HIDDEN]
-        hidden += [Path(folder, name).relative_to(data_dir) for name in csv_paths if name not in below]
-        for name in names:
-            if name.startswith("._"):
-                continue  # what macOS knows about a file, in a file of its own
-            path, lower = Path(folder, name), name.lower()
-            if lower.endswith((".csv", ".tsv", ".csv.txt")) or (lower.endswith(".txt") and _is_table(path)):
-                paths.append(path)
-            elif not lower.startswith(".") and not lower.endswith(_NO_TABLES):
-                others.append(path)
-    return sorted(path for path in paths if path.is_file()), others, hidden
-
-
-def _is_table(path: Path) -> bool:
-    """Return whether the first lines of a file hold a bar: a time and four numbers."""
-    return any(_is_bar(line) for line in _first_lines(path))
-
-
-def _is_bar(line: str) -> bool:
-    cells = [cell.strip('" ') for cell in re.split(r"[,;\t| ]+", line)]
-    times = sum(1 for cell in cells if _TIME.fullmatch(cell))
-    numbers = sum(1 for cell in cells if _NUMBER.fullmatch(cell))
-    return times > 0 and numbers >= 4
-
-
-def _first_lines(path: Path) -> list[str]:
-    try:
-        with path.open("rb") as file:
-            content = file.read(_PEEKED)
-    except OSError:
-        return []
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        text = content.decode("utf-16", errors="replace")
-    else:
-        text = content.decode("utf-8", errors="replace")
-    return text.splitlines()[:_PEEKED_LINES]
-
-
 def _digits(period: str) -> str:
     return re.sub(r"\D", "", period)
 
@@ -410,8 +355,3 @@ def _group(items: Iterable[_Item], key: Callable[[_Item], _Key]) -> dict[_Key, l
     for item in items:
         groups.setdefault(key(item), []).append(item)
     return groups
-
-
-def _refuse(error: OSError) -> None:
-    folder = printable(Path(error.filename or "."))
-    raise DataError(Problem(folder, f"this folder cannot be read ({error.strerror})")) from error

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from kronos_pipeline.config import ReadingSettings
 from kronos_pipeline.data.columns import header_meanings
 from kronos_pipeline.data.csv_columns import HEAD, first_names, has_bars, trim
+from kronos_pipeline.data.csv_content import open_regular
 from kronos_pipeline.data.csv_file import CsvFile
 from kronos_pipeline.data.csv_table import DEFAULTS, CsvTable, read_csv_table
 from kronos_pipeline.data.dialect import find_dialect, read_sheet
@@ -56,7 +57,7 @@ def symbols_of(file: CsvFile, settings: ReadingSettings = DEFAULTS) -> list[str]
     wanted = settings.column_names
     separator, encoding = ",", "UTF-8"
     try:
-        with file.path.open("rb") as stream:
+        with open_regular(file.path) as stream:
             head = stream.read(_EDGE)
             names = first_names(head)
             first: list[list[str]] | None = None

@@ -53,8 +53,12 @@ _WIDEST = 1000
 """Cells of the widest header."""
 _FOOTERS = 20
 """Lines at the end among which lines of text are looked for."""
-_QUOTED_LINE = re.compile(r'"[^"\n]*(?:""[^"\n]*)*[,;\t|](?:""|[^"\n])*"[ \t]*\r?(?:\n|$)')
-"""A line that is a single quoted cell with separators in it."""
+_QUOTED_LINE = re.compile(r'"((?:""|[^"\n])*)"[ \t]*\r?(?:\n|$)')
+"""A line that is a single quoted cell."""
+_MOST_CELLS = 10_000
+"""Cells of the widest row that is read."""
+_MOST_CHARACTERS = 1 << 28
+"""Characters of the longest text that is split here: the cells take some ten times as many bytes."""
 _FORMULA = re.compile(r'="(.*)"')
 """A text as spreadsheets keep it from being read as a number."""
 _NUMBER = re.compile(r"^\W*\d[\d.,'\s]*[%€$£¥₩₹KMBT万亿億萬]?$", re.IGNORECASE)
@@ -113,14 +117,16 @@ def find_dialect(file: CsvFile, content: bytes, wanted: Mapping[str, str]) -> Di
     _check_text(file, content)
     if (end := content.rstrip()).endswith(b"\x1a"):
         content = end[:-1]  # the end of a file of DOS
-    dialects = [
+    dialects = (
         dialect
         for encoding, text in _decoded(file, content)
         for dialect in _dialects(encoding, _without_outer_quotes(text.replace("\ufeff", "")), wanted)
-    ]
-    if not dialects:
+    )
+    # One at a time: each encoding has a text as large as the file.
+    best = max(dialects, key=lambda dialect: (dialect.names, dialect.width), default=None)
+    if best is None:
         raise _error(file, "the file is empty; write a header and one bar a line into it")
-    return max(dialects, key=lambda dialect: (dialect.names, dialect.width))
+    return best
 
 
 def read_sheet(file: CsvFile, dialect: Dialect, wanted: Mapping[str, str], *, beginning: bool = False) -> Sheet:
@@ -230,12 +236,18 @@ def _dialects(encoding: str, text: str, wanted: Mapping[str, str]) -> Iterator[D
 
 def _without_outer_quotes(text: str) -> str:
     """Return the text of a file that has each line as a whole in quotes without these quotes; else the text."""
-    if not _QUOTED_LINE.match(text):
+    if not _is_quoted(text):
         return text
     lines = text.splitlines()
-    if not all(_QUOTED_LINE.match(line) for line in lines if line.strip()):
+    if not all(_is_quoted(line) for line in lines if line.strip()):
         return text
     return "\n".join(line.strip()[1:-1].replace('""', '"') for line in lines)
+
+
+def _is_quoted(text: str) -> bool:
+    """Return whether the first line of a text is a single quoted cell with separators in it."""
+    line = _QUOTED_LINE.match(text)
+    return line is not None and any(separator in line[1] for separator in SEPARATORS if separator != " ")
 
 
 def _known_names(cells: Sequence[str], wanted: Mapping[str, str]) -> int:
@@ -253,12 +265,17 @@ def _split(text: str, separator: str) -> Iterator[Row]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=spaced)
     formulas = '="' in text
     for cells in reader:
+        if len(cells) > _MOST_CELLS:
+            raise csv.Error(f"a row of more than {_MOST_CELLS:,} cells")
         row = [match[1] if (match := _FORMULA.fullmatch(cell)) else cell for cell in cells] if formulas else cells
         if row and not (reader.line_num == 1 and len(row) <= 2 and row[0].lower().startswith("sep=")):
             yield reader.line_num, row
 
 
 def _rows(file: CsvFile, dialect: Dialect, limit: int | None) -> list[Row]:
+    if limit is None and len(dialect.text) > _MOST_CHARACTERS:
+        rule = f"a file with quotes, or lines that are no bars, can have {_MOST_CHARACTERS:,} characters at most"
+        raise _error(file, f"{rule}; split it by period, such as SYMBOL-2023.csv and SYMBOL-2024.csv")
     rows: list[Row] = []
     try:
         rows.extend(islice(_split(dialect.text, dialect.separator), limit))

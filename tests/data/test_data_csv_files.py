@@ -43,12 +43,16 @@ def test_a_tickers_own_folder_works_like_a_folder_of_tickers(tmp_path: Path) -> 
     assert list(find_csv_files(tmp_path / "AAPL").files) == ["AAPL"]
 
 
-def test_linked_folders_are_followed_and_a_link_back_up_does_not_loop(tmp_path: Path) -> None:
-    touch(tmp_path, "elsewhere/IBM.csv", "data/AAPL.csv")
-    (tmp_path / "data" / "more").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "data" / "up").symlink_to(tmp_path / "data")
+def test_links_within_the_folder_are_followed_and_a_link_back_up_does_not_loop(tmp_path: Path) -> None:
+    touch(tmp_path, "real/.store/IBM.csv", "real/.more/MSFT.csv", "real/AAPL.csv")
+    (tmp_path / "data").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "IBM.csv").symlink_to(".store/IBM.csv")
+    (tmp_path / "real" / "more").symlink_to(tmp_path / "data" / ".more")
+    (tmp_path / "real" / "up").symlink_to(tmp_path / "data")
 
-    assert list(find_csv_files(tmp_path / "data").files) == ["AAPL", "IBM"]
+    folder = find_csv_files(tmp_path / "data")
+
+    assert (list(folder.files), folder.problems) == (["AAPL", "IBM", "MSFT"], {})
 
 
 def test_two_files_for_one_symbol_are_its_problem_and_the_others_go_on(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ PAGE = (ROOT / "docs" / "data.md").read_text()
 PACKAGE = ROOT / "kronos_pipeline"
 READING = (
     *("csv_files", "csv_table", "csv_columns", "columns", "dialect", "headerless", "numbers", "ingest", "rows"),
-    *("bad_rows", "schemas", "csv_content", "bar_cache", "history"),
+    *("bad_rows", "schemas", "data_folder", "csv_content", "bar_cache", "history"),
     *(
         "timestamps",
         "time_numbers",
