@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 import time
 from collections.abc import Iterator
@@ -25,8 +24,6 @@ READINGS = 3
 """Number of readings of a file that changes meanwhile."""
 PAUSE = 0.3
 """Seconds between two readings of a file that changes."""
-
-_LONG_LINE = re.compile(rb"[^\r\n]{%d}" % (LONGEST_LINE + 1))
 
 
 @contextmanager
@@ -83,9 +80,14 @@ def _check_lines(file: CsvFile, content: bytes) -> None:
     if lines > MOST_LINES:
         rule = f"the file has {lines:,} lines, and {MOST_LINES:,} is the limit"
         raise _error(file, f"{rule}; split it by period, such as SYMBOL-2023.csv and SYMBOL-2024.csv")
-    if len(content) > LONGEST_LINE and (found := _LONG_LINE.search(content)):
-        line = len(content[: found.start()].splitlines()) + 1
-        raise _error(file, f"the line has more than {LONGEST_LINE:,} bytes; write one bar into each line", line)
+    start = 0
+    while len(content) - start > LONGEST_LINE:
+        window = start, start + LONGEST_LINE + 1
+        end = max(content.rfind(b"\n", *window), content.rfind(b"\r", *window))
+        if end < 0:
+            line = len(content[:start].splitlines()) + 1
+            raise _error(file, f"the line has more than {LONGEST_LINE:,} bytes; write one bar into each line", line)
+        start = end + 1
 
 
 def _error(file: CsvFile, rule: str, line: int | None = None) -> DataError:
