@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pandas as pd
 
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.data.simulate import write_simulated
@@ -49,6 +50,15 @@ class Location:
 
     def write(self, *tickers: str, bars: int = BARS) -> None:
         write_simulated(self.data, tickers=tickers, bars=bars)
+
+    def add_bars(self, ticker: str, bars: int) -> None:
+        """Add bars to a CSV on the weekdays after its last bar: its last bars once more."""
+        path = self.data / ticker / f"{ticker}.csv"
+        frame = pd.read_csv(path)
+        [time, *_] = frame.columns
+        days = pd.bdate_range(frame[time].iloc[-1], periods=bars + 1)[1:]
+        further = frame.tail(bars).assign(**{time: days.strftime("%Y-%m-%d")})
+        pd.concat([frame, further]).to_csv(path, index=False)
 
     def write_bad(self, ticker: str) -> Path:
         path = self.data / ticker / f"{ticker}.csv"

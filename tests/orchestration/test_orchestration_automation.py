@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 import dagster as dg
 import pandas as pd
 import pytest
-from code_locations import Location
+from code_locations import BARS, Location
 
 from kronos_pipeline.data.bars import load_bars, make_bars, save_bars
 from kronos_pipeline.errors import SettingsError
@@ -210,12 +210,12 @@ def test_the_sensor_counts_in_the_stored_bars_where_a_file_has_not_changed_since
 def test_a_run_says_which_of_its_csvs_have_not_changed(location: Location) -> None:
     location.write("AAPL", "MSFT", "NVDA")
     assert location.run("ingest", "AAPL", "NVDA").success
-    location.write("MSFT", bars=160)
+    location.add_bars("MSFT", 20)
     assert location.run("ingest", "AAPL", "NVDA").success
     unchanged = {ticker: location.metadata("raw_bars", ticker)["CSV unchanged"] for ticker in ("AAPL", "MSFT", "NVDA")}
     assert unchanged == {"AAPL": True, "MSFT": False, "NVDA": True}
     assert location.metadata("windows", "MSFT")["dagster/row_count"] > 0
-    assert len(load_bars(location.layout.bars("MSFT"))) == 160
+    assert len(load_bars(location.layout.bars("MSFT"))) == BARS + 20
 
 
 def test_a_ticker_without_an_adapter_is_ingested_and_not_trained(location: Location) -> None:

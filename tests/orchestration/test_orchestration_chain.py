@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import dagster as dg
 import pandas as pd
 import pytest
-from code_locations import BARS, TINY, Location, checks, failed_steps
+from code_locations import TINY, Location, checks, failed_steps
 
 from kronos_pipeline.artifacts import MANIFEST, read_json, read_manifest
 from kronos_pipeline.data.bars import load_bars
@@ -227,7 +227,7 @@ def test_windows_of_other_settings_or_bars_are_cut_anew_by_what_loads_them(locat
     result = location.select(["adapter"], "AAPL")
     assert result.success, failed_steps(result)
     assert read_manifest(location.layout.windows("AAPL"))["lookback"] == TINY["lookback"]
-    location.write("AAPL", bars=BARS + 10)
+    location.add_bars("AAPL", 10)
     assert location.select(["raw_bars"], "AAPL").success
     result = location.select(["adapter"], "AAPL")
     assert result.success, failed_steps(result)
@@ -244,6 +244,23 @@ def test_a_ticker_alone_that_is_bad_fails_its_step_and_keeps_the_last_good_artif
     assert set(failed_steps(result)) == {"raw_bars"}
     assert not [event for event in result.all_events if event.event_type == dg.DagsterEventType.STEP_UP_FOR_RETRY]
     assert location.layout.bars("AAPL").read_bytes() == good
+
+
+def test_a_cut_off_csv_fails_its_ticker_until_the_launchpad_accepts_it(location: Location) -> None:
+    location.write("AAPL", "MSFT")
+    assert location.run("ingest", "AAPL", "MSFT").success
+    path = location.data / "AAPL" / "AAPL.csv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:121]))
+
+    result = location.run("ingest", "AAPL", "MSFT")
+    failure = str(result.failure_data_for_node("raw_bars"))
+    assert "30 bars (2021-06-21 to 2021-07-30) that were read before are gone" in failure
+    assert "take it as it is with `accept_history: true`" in failure
+    assert len(load_bars(location.layout.bars("AAPL"))) == 150
+
+    assert location.run("ingest", "AAPL", settings={"accept_history": True}).success
+    assert len(load_bars(location.layout.bars("AAPL"))) == 120
+    assert location.run("ingest", "AAPL").success
 
 
 def test_a_bad_file_stays_failed_until_it_is_mended_whatever_was_made_before(location: Location) -> None:
