@@ -253,7 +253,7 @@ def test_a_cut_off_csv_fails_its_ticker_until_the_launchpad_accepts_it(location:
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:121]))
 
     result = location.run("ingest", "AAPL", "MSFT")
-    failure = str(result.failure_data_for_node("raw_bars"))
+    failure = str(failed_steps(result))
     assert "30 bars (2021-06-21 to 2021-07-30) that were read before are gone" in failure
     assert "take it as it is with `accept_history: true`" in failure
     assert len(load_bars(location.layout.bars("AAPL"))) == 150
