@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help venv demo format check test test-gpu lint docs dev plain readme bench bench-gpu screenshots durations floors audit clean
+.PHONY: help venv demo format check test fuzz test-gpu lint docs dev plain readme bench bench-gpu screenshots durations floors audit clean
 SHELL := bash
 
 VENV := .venv
@@ -70,6 +70,12 @@ floors: $(INSTALLED)  ## run the fast tests with the lowest and the highest vers
 
 audit: $(INSTALLED)  ## look up known vulnerabilities of the pinned packages, at PyPI
 	$(BIN)/uv tool run pip-audit --strict --no-deps --disable-pip --progress-spinner off -r constraints.txt
+
+EXAMPLES := 10000
+
+# Files that take half a minute in the suite; what is found is printed as an example to repeat.
+fuzz: $(INSTALLED)  ## look for input that breaks the parsers, with EXAMPLES=10000 for each test
+	FUZZ_EXAMPLES=$(EXAMPLES) $(PYTEST) $(IN_TWO) --hypothesis-profile=fuzz $(wildcard tests/*/test_*_fuzz.py)
 
 test-gpu: $(INSTALLED)  ## run the tests that need a CUDA GPU
 	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-# The same examples every time, on machines of any speed; --hypothesis-profile=search looks for new examples.
+# The same examples every time, on machines of any speed; --hypothesis-profile=search looks for new examples, and fuzz,
+# the profile of `make fuzz`, for many.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.register_profile("search", deadline=None)
+settings.register_profile("fuzz", deadline=None, max_examples=int(os.environ.get("FUZZ_EXAMPLES", "10000")))
 settings.load_profile("repeatable")
 
 pytest_plugins = ["quick_parts", "recorded_durations"]

@@ -7,6 +7,7 @@ import contextlib
 import csv
 import io
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -412,8 +413,12 @@ def is_date(text: str) -> bool:
         return True
     if len(text) > 60:
         return False
+    if not re.search(r"\d", text):
+        return False
     try:
-        return bool(re.search(r"\d", text)) and not pd.isna(pd.to_datetime(text.strip(), errors="coerce"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an unknown time zone is no reason to warn, as nothing is read here
+            return not pd.isna(pd.to_datetime(text.strip(), errors="coerce"))
     except (ValueError, OverflowError):
         return False
 
