@@ -14,7 +14,7 @@ from kronos_pipeline.data.csv_files import find_csv_files
 from kronos_pipeline.data.ingest import read_bars, read_folder
 from kronos_pipeline.errors import DataError
 
-SECRET = "root:$6$salt$secret:19000:0:99999:7:::"
+FIRST_LINE = "a line that only its owner may read"
 BAR = "2024-01-02,1,2,0.5,1.5,10"
 
 
@@ -30,7 +30,7 @@ def refusal_of(folder: Path, content: bytes) -> str:
 @pytest.mark.parametrize("name", ["ACME.csv", "ACME.csv.txt", "ACME.txt", "below/ACME.csv"])
 def test_a_link_out_of_the_data_folder_is_refused_and_shows_nothing_of_its_target(tmp_path: Path, name: str) -> None:
     secret = tmp_path / "shadow"
-    secret.write_text(f"{SECRET}\n{BAR}\n")
+    secret.write_text(f"{FIRST_LINE}\n{BAR}\n")
     write_frame(tmp_path / "data", "GOOD", daily_frame(30))
     path = tmp_path / "data" / name
     path.parent.mkdir(exist_ok=True)
@@ -39,7 +39,7 @@ def test_a_link_out_of_the_data_folder_is_refused_and_shows_nothing_of_its_targe
     bars, errors = read_folder(tmp_path / "data", now=NOW)
 
     assert list(bars) == ["GOOD"]
-    assert "secret" not in str(errors)
+    assert "only its owner" not in str(errors)
     if name != "ACME.txt":
         assert str(errors["ACME"]).endswith(
             "a link that leads out of the data folder is not followed; put a copy of the file here"
