@@ -114,7 +114,8 @@ def note_on_other_data(layout: ArtifactLayout, data_dir: str, tickers: Collectio
     trained: set[str] = set()
     for folder in (layout.best_checkpoint, *layout.adapter("X").parent.glob("[!.]*")):
         with contextlib.suppress(ArtifactError):  # no manifest, or a damaged one, which its readers report
-            trained |= read_json(folder / MANIFEST).get("data", {}).keys()
+            data = read_json(folder / MANIFEST).get("data")
+            trained |= data.keys() if isinstance(data, dict) else set()
         if not trained.isdisjoint(tickers):
             return None
     if not trained or not tickers:

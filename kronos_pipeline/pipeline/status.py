@@ -90,7 +90,7 @@ def read_status(data_dir: Path, layout: ArtifactLayout, now: datetime) -> Folder
         if name in stored:
             _read_bars(status, stored[name], notes)
             _check_csv(status, files.get(name), stored[name], reading)
-    _read_trainings(layout, tickers)
+    _read_trainings(layout, tickers, notes)
     for evaluation in evaluations:
         _read_evaluation(tickers, evaluation)
     _read_champions(layout, tickers, int(settings.get("expires_days", 30)), now, notes)
@@ -156,7 +156,7 @@ def _check_csv(status: TickerStatus, file: CsvFile | None, stored: Path, reading
         status.stale.append("its CSV has changed since it was read")
 
 
-def _read_trainings(layout: ArtifactLayout, tickers: Mapping[str, TickerStatus]) -> None:
+def _read_trainings(layout: ArtifactLayout, tickers: Mapping[str, TickerStatus], notes: list[str]) -> None:
     """Note the time of each ticker's adapter, and of the checkpoint that was trained on it."""
     for name, status in tickers.items():
         manifest = layout.adapter(name) / MANIFEST
@@ -164,9 +164,13 @@ def _read_trainings(layout: ArtifactLayout, tickers: Mapping[str, TickerStatus])
             status.trained[ADAPTER] = _time_of(manifest)
     manifest = layout.best_checkpoint / MANIFEST
     if manifest.is_file():
-        for name in read_json(manifest).get("data", {}):
-            if name in tickers:
-                tickers[name].trained[CHECKPOINT] = _time_of(manifest)
+        try:
+            trained = read_json(manifest).get("data")
+        except ArtifactError as error:
+            notes.append(str(error))
+            return
+        for name in tickers.keys() & (trained if isinstance(trained, dict) else {}):
+            tickers[name].trained[CHECKPOINT] = _time_of(manifest)
 
 
 def _time_of(path: Path) -> str:

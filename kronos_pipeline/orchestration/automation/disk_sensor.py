@@ -55,7 +55,7 @@ class Artifact(NamedTuple):
         written = datetime.fromtimestamp(self.path.lstat().st_mtime, UTC).isoformat(timespec="seconds")
         try:
             metadata = {"made": f"without Dagster; written at {written}", **self.metadata()}
-        except (KronosError, LookupError, TypeError, ValueError):
+        except (KronosError, AttributeError, LookupError, TypeError, ValueError):
             return  # damaged, or of an earlier version; whatever loads it reports it
         yield dg.AssetMaterialization(self.asset, partition=self.ticker, metadata=metadata)
         if self.asset == "adapter":
