@@ -31,4 +31,4 @@ def test_a_damaged_manifest_of_another_ticker_stops_neither_a_run_nor_the_status
     layout.bars("AAPL").parent.mkdir()
     layout.bars("AAPL").touch()
     (status,) = read_status(tmp_path / "none", layout, datetime.now(UTC)).tickers
-    assert (status.name, status.trained) == ("AAPL", {})
+    assert (status.ticker, status.trained) == ("AAPL", {})
