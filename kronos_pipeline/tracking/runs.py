@@ -150,6 +150,8 @@ class Tracker:
         client = self._client
         with readable_errors(self.uri):
             run_id = client.create_run(experiment, run_name=name, tags={**process_tags(), **(tags or {})}).info.run_id
+            if not run_id:
+                raise ValueError("it made a run without an id")
         run = TrackedRun(client, self.uri, run_id, self._link(experiment, run_id))
         try:
             run.log_params(config)

@@ -12,15 +12,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote
 
 from filelock import FileLock, Timeout
 
 from kronos_pipeline.artifacts import ArtifactLayout, check_writable
-from kronos_pipeline.errors import KronosError, first_sentence
+from kronos_pipeline.tracking.store_errors import TrackingError, is_sqlite, readable_errors, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+__all__ = [
+    "EXPERIMENT",
+    "LEADERBOARDS",
+    "TrackingError",
+    "find_store_uri",
+    "is_local",
+    "is_sqlite",
+    "open_experiment",
+    "open_store",
+    "readable_errors",
+    "sqlite_path",
+    "without_password",
+]
 
 EXPERIMENT = "kronos_pipeline"
 LEADERBOARDS = "kronos_pipeline leaderboards"
@@ -34,10 +48,6 @@ _DESCRIPTIONS = {
 _SQLITE = "sqlite:///"
 _PROBE_SECONDS = 5
 _LOCK_SECONDS = 120
-
-
-class TrackingError(KronosError):
-    """Unreachable, damaged or read-only MLflow store."""
 
 
 def find_store_uri(tracking_uri: str | None, output_dir: Path) -> str:
@@ -104,40 +114,9 @@ def is_local(uri: str) -> bool:
     return not uri.startswith(("http://", "https://", "databricks"))
 
 
-def without_password(uri: str) -> str:
-    """Return the URI without the password, for display."""
-    parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
-
-
-@contextmanager
-def readable_errors(uri: str) -> Iterator[None]:
-    """Convert errors of MLflow, the database and the system to a TrackingError with the store and the remedy."""
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
-        shown = without_password(uri)
-        reason = first_sentence(error).replace(uri, shown)
-        if "out-of-date database schema" in reason:
-            advice = f"it was made by another version of MLflow; save a copy and run `mlflow db upgrade '{shown}'`"
-        elif is_sqlite(uri):
-            advice = f"{reason}; repair the file, or move it away for a new file"
-        else:
-            advice = f"{reason}; start it, mend MLFLOW_TRACKING_URI, or unset that to track in --output-dir"
-        raise TrackingError(f"The MLflow store {shown} cannot be used: {advice}.") from error
-
-
 def _sqlite_uri(path: Path) -> str:
     # SQLAlchemy decodes %XX and parses options after a ?. Leave other characters, as MLflow decodes nothing.
     return _SQLITE + str(path).replace("%", "%25").replace("?", "%3F")
-
-
-def is_sqlite(uri: str) -> bool:
-    """Return whether the store is an SQLite file."""
-    return uri.startswith(_SQLITE)
 
 
 def sqlite_path(uri: str) -> Path:
@@ -218,11 +197,13 @@ def _silence_mlflow() -> None:
     for variable, value in {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-        "MLFLOW_LOGGING_LEVEL": "ERROR",
+        # Every error reaches a caller as an exception; MLflow would print the database's errors with a traceback too.
+        "MLFLOW_LOGGING_LEVEL": "CRITICAL",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     }.items():
         os.environ.setdefault(variable, value)
     logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    for library in ("alembic", "sqlalchemy"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)

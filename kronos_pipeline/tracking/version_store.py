@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from kronos_pipeline.tracking.packaging import EvidenceTable, manifest_tags, save_evidence, save_pyfunc
 from kronos_pipeline.tracking.run_page import BARS, COMMAND
 from kronos_pipeline.tracking.store import TrackingError, open_store, readable_errors, without_password
+from kronos_pipeline.tracking.store_errors import root_cause
 from kronos_pipeline.tracking.version import TRAINED_AT, Version
 from kronos_pipeline.tracking.version_page import describe, describe_model
 
@@ -201,17 +202,16 @@ class VersionStore:
             TrackingError: the file or folder is missing.
         """
         from mlflow.artifacts import download_artifacts
-        from mlflow.exceptions import MlflowException
 
         with readable_errors(self._uri):
             location = self._client.get_model_version_download_uri(version.name, str(version.number))
         try:
             uri = f"{location.rstrip('/')}/{part}"
             return Path(download_artifacts(artifact_uri=uri, dst_path=str(into), tracking_uri=self._uri))
-        except (MlflowException, OSError) as error:
+        except Exception as error:  # of MLflow, or of the client of an object store, in any family
+            place = without_password(location)
             raise TrackingError(
-                f"The files of {version} cannot be fetched from {without_password(location)} ({error}); bring them "
-                "back, or train again."
+                f"The files of {version} cannot be fetched from {place}: {_fetch_advice(error)}."
             ) from error
 
     def describe_available(self, name: str) -> str:
@@ -253,6 +253,17 @@ def _version(record: ModelVersion, aliases: Mapping[str, Any]) -> Version:
     own_aliases = tuple(sorted(alias for alias, number in aliases.items() if int(number) == int(record.version)))
     registered_at = datetime.fromtimestamp(record.creation_timestamp / 1000, UTC)
     return Version(record.name, int(record.version), str(record.run_id), own_aliases, dict(record.tags), registered_at)
+
+
+def _fetch_advice(error: Exception) -> str:
+    """Return why files could not be fetched, and what to do."""
+    root = root_cause(error)
+    if isinstance(root, ModuleNotFoundError):
+        return f"that needs a package that is not installed here ({root}); install the package, or train again"
+    reason = str(root).strip().splitlines()[-1] if str(root).strip() else type(root).__name__
+    if "registered artifact repository" in reason:
+        return "MLflow here knows no such kind of address; install MLflow's plugin for it, or train again"
+    return f"{reason.rstrip('.')}; bring them back, or train again"
 
 
 def _all_pages(search: Callable[..., Any], condition: str) -> list[Any]:

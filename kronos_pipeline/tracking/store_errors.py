@@ -1,0 +1,126 @@
+"""Errors of the MLflow store in a sentence: what failed, and what to do about it.
+
+MLflow, SQLAlchemy, the clients of object stores and the system raise exceptions of many families, and a server that is
+no MLflow server makes MLflow's parsing fail in any way. All of them end here.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit, urlunsplit
+
+from kronos_pipeline.errors import KronosError, first_sentence
+
+_SQLITE = "sqlite:///"
+_ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE")
+"""MLflow's codes of a request that a working store refuses."""
+_STATUS = re.compile(r"(?:error code|failed with code|too many|status code)\D{0,3}(\d{3})", re.IGNORECASE)
+_PARSING = (ValueError, TypeError, KeyError, AttributeError)
+_SQLITE_REMEDIES = {
+    "disk is full": "its disk is full; free space there, and run the command again",
+    "no space left": "its disk is full; free space there, and run the command again",
+    "quota exceeded": "the disk quota of this user is used up; free space there, and run the command again",
+    "readonly database": "it cannot be written to; give this user the right to write the file and its folder",
+    "permission denied": "it cannot be opened; give this user the right to read and write the file and its folder",
+    "read-only file system": "its disk is read-only; mount the disk for writing, or choose another --output-dir",
+    "unable to open": "it cannot be opened; check that it is a file, and that this user may write to its folder",
+    "database is locked": "another process keeps it locked; run the command again when that process has ended",
+    "disk i/o error": "its disk reports an error; check the free space and the health of the disk (dmesg, smartctl)",
+}
+"""Words of an error of SQLite or the system, in lower case, and what they mean for the database."""
+_DAMAGE = ("malformed", "not a database", "file is encrypted", "is damaged")
+
+
+class TrackingError(KronosError):
+    """Unreachable, damaged or read-only MLflow store, or a request that it refuses."""
+
+
+class RefusedError(TrackingError):
+    """A request that a working store refuses, such as for a run that does not exist: a repetition does not help."""
+
+
+@contextmanager
+def readable_errors(uri: str) -> Iterator[None]:
+    """Convert every error of MLflow, the database, the network and the system to a TrackingError with the remedy."""
+    try:
+        yield
+    except KronosError:
+        raise
+    except Exception as error:
+        raise explain(uri, error) from error
+
+
+def explain(uri: str, error: Exception) -> TrackingError:
+    """Return the error for people of a store that failed."""
+    shown = without_password(uri)
+    reason = first_sentence(error).replace(uri, shown)
+    if "out-of-date database schema" in reason or "Can't locate revision" in reason:
+        advice = f"it was made by another version of MLflow; save a copy and run `mlflow db upgrade '{shown}'`"
+        return TrackingError(f"The MLflow store {shown} cannot be used: {advice}.")
+    if getattr(error, "error_code", None) in _ABSENT:
+        return RefusedError(f"The MLflow store {shown} refuses the request: {reason}.")
+    describe = _of_sqlite if is_sqlite(uri) else _of_server
+    return TrackingError(f"The MLflow store {shown} cannot be used: {describe(reason, error)}.")
+
+
+def without_password(uri: str) -> str:
+    """Return the URI without the password, for display."""
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
+
+
+def is_sqlite(uri: str) -> bool:
+    """Return whether the store is an SQLite file."""
+    return uri.startswith(_SQLITE)
+
+
+def _of_sqlite(reason: str, error: Exception) -> str:
+    root = root_cause(error)
+    words = f"{reason} {getattr(root, 'strerror', None) or ''}".lower()
+    if isinstance(root, OSError) and root.errno == errno.ENOSPC:
+        words = "no space left"
+    for text, meaning in _SQLITE_REMEDIES.items():
+        if text in words:
+            return f"{meaning} ({reason})"
+    if any(text in words for text in _DAMAGE):
+        return f"{reason}; repair the file, or move it away for a new file"
+    return _named(reason, root)
+
+
+def _of_server(reason: str, error: Exception) -> str:
+    from mlflow.exceptions import RestException
+
+    root = root_cause(error)
+    found = _STATUS.search(f"{reason} {error}")
+    status = int(found[1]) if found else 0
+    code = error.error_code if isinstance(error, RestException) else ""
+    if status in (401, 403) or code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+        return (
+            f"it refuses this user ({reason}); set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+            "MLFLOW_TRACKING_TOKEN, to those of a user with the right to write"
+        )
+    if status >= 500 or code in ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE"):
+        return f"the server fails ({reason}); its log says why"
+    if status or "valid JSON" in reason or isinstance(root, _PARSING):
+        what = f"HTTP {status}" if status else reason
+        return f"it does not answer as an MLflow server does ({what}); correct MLFLOW_TRACKING_URI"
+    return f"{_named(reason, root)}; start it, mend MLFLOW_TRACKING_URI, or unset that to track in --output-dir"
+
+
+def _named(reason: str, root: BaseException) -> str:
+    """Return a reason with the kind of its error, unless the reason is a sentence of MLflow, the database or the OS."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    plain = isinstance(root, MlflowException | SQLAlchemyError | ImportError | OSError) or "sqlite3" in str(type(root))
+    return reason if plain else f"{type(root).__name__}: {reason}"
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """Return the error that a chain of errors began with."""
+    while cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
+        error = cause
+    return error
