@@ -83,6 +83,7 @@ class Promote(_ModelCommand):
     def _training_lines(self, champion: Version) -> list[str]:
         """Return when the version was registered, and whether a newer training lies in the output folder."""
         from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, mlflow_run_of
+        from kronos_pipeline.tracking.packaging import WEIGHTS_HASH, trained_weights_hash
         from kronos_pipeline.tracking.stored_registry import read_registered_models
 
         model = (read_registered_models(self._registry.uri) or {}).get(champion.name)
@@ -96,7 +97,12 @@ class Promote(_ModelCommand):
             return lines
         trained = datetime.fromtimestamp((folder / MANIFEST).stat().st_mtime, UTC)
         if registered and trained > datetime.fromisoformat(registered):
-            newer = [version for version in (model.versions if model else ()) if version.run_id == run]
+            weights = trained_weights_hash(folder)
+            newer = [
+                version
+                for version in (model.versions if model else ())
+                if version.run_id == run or version.tags.get(WEIGHTS_HASH) == weights
+            ]
             what = f"version {newer[-1].number}" if newer else "not registered; `kronos train` registers what it trains"
             lines.append(f"a newer training is in {folder}, {age_of(trained, now)} ago: {what}")
         return lines

@@ -14,7 +14,8 @@ from kronos_pipeline.training.progress import step
 if TYPE_CHECKING:
     from kronos_pipeline.config import KronosTrainingConfig, Recipe
     from kronos_pipeline.data.windows import WindowSet
-    from kronos_pipeline.tracking.runs import TrackedRun, Tracker
+    from kronos_pipeline.tracking.runs import Tracker
+    from kronos_pipeline.tracking.tracked_run import TrackedRun
     from kronos_pipeline.training.publish import TrainingResult
     from kronos_pipeline.training.trainer import KronosTrainer
 
@@ -65,7 +66,7 @@ def run_trainings(
         tags: returns the tags of the MLflow run of a training, by its name.
     """
     from kronos_pipeline.tracking.registry import Registry, registered_name
-    from kronos_pipeline.tracking.runs import TrainingRuns
+    from kronos_pipeline.tracking.training_runs import TrainingRuns
 
     registry = Registry(tracker)
     with TrainingRuns(tracker, settings) as runs:

@@ -11,11 +11,14 @@ from kronos_pipeline.evaluation.forecasting.candidates import Candidate, find_sa
 from kronos_pipeline.promotion.champion import NOT_MEASURED
 from kronos_pipeline.promotion.submit import Submission
 from kronos_pipeline.tracking.registry import Registry
-from kronos_pipeline.tracking.run_page import model_tags, run_name
 from kronos_pipeline.tracking.runs import Tracker
+from kronos_pipeline.tracking.training_runs import TrainingRuns
+from kronos_pipeline.training.plan import TrainingJob
 
 if TYPE_CHECKING:
     from kronos_pipeline.data.bars import Bars
+    from kronos_pipeline.tracking.tracked_run import TrackedRun
+    from kronos_pipeline.training.publish import TrainingResult
     from kronos_pipeline.training.trainer import KronosTrainer
 
 
@@ -57,11 +60,14 @@ def refit(
 
     recipe = trainer.recipe
     windows = [build_windows(ticker_bars, recipe, hold_out=False) for ticker_bars in bars]
-    own_tags = {**model_tags("refit", windows), **(tags or {}), "measured": "no"}
-    with tracker.training_run(run_name("refit", adapter or "checkpoint"), recipe, own_tags) as run:
-        run.log_datasets(windows)
-        result = trainer.refit(windows, adapter, listener=run, mlflow_run=run.run_id)
-        run.finish(result.summary, result.history, result.folder)
+    ended: list[tuple[TrackedRun, TrainingResult]] = []
+    with TrainingRuns(tracker, recipe) as runs:
+        trainer.train(
+            [TrainingJob(adapter, windows, refit=True)],
+            on_start=lambda job: runs.start(job, {**(tags or {}), "measured": "no"}),
+            on_end=lambda job, result: ended.append(runs.end(job, result)),
+        )
+    [(run, result)] = ended
     candidate = Candidate(load_trained(result.folder, trainer.base), result.folder)
     for ticker_windows in windows:
         find_sampling(candidate, ticker_windows, recipe)

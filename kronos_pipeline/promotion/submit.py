@@ -25,7 +25,7 @@ from kronos_pipeline.evaluation.scoring.report import build_evaluation, load_pre
 from kronos_pipeline.evaluation.scoring.served import BAR, ServedScore, score_served
 from kronos_pipeline.evaluation.scoring.targets import DISTRIBUTION, MEAN, TARGETS, Target, judged_rows
 from kronos_pipeline.promotion.recipes import count_recipe
-from kronos_pipeline.tracking.packaging import EvidenceTable
+from kronos_pipeline.tracking.packaging import EvidenceTable, trained_weights_hash
 from kronos_pipeline.tracking.recipes_tried import Tried
 from kronos_pipeline.tracking.registry import Registry, Version, decision_tags, registered_name
 
@@ -140,7 +140,7 @@ def find_evidence(layout: ArtifactLayout, trained: str, tickers: Sequence[str], 
         ArtifactError: a ticker has no evaluation, or one of other weights; or a stored file is damaged.
     """
     training = read_json(folder / MANIFEST)
-    weights = _weights_hash(folder, training)
+    weights = trained_weights_hash(folder)
     holdouts = [layout.ticker_forecasts(ticker) for ticker in tickers]
     predictions, manifest = load_predictions(holdouts)
     for ticker in tickers:
@@ -184,8 +184,8 @@ def submit(
 ) -> Submission:
     """Let the gate decide on a trained model for each target, and record the model as a version with the decisions.
 
-    The gate decides before any write: an error leaves no new champion. A training that was submitted before with the
-    same evidence keeps its version.
+    The gate decides before any write: an error leaves no new champion. Weights that were submitted before with the same
+    evidence keep their version.
 
     Args:
         registry: the registry.
@@ -226,7 +226,7 @@ def submit(
     tried = count_recipe(registry, name, read_json(folder / MANIFEST)["config"], evidence.predictions)
     table = EvidenceTable(evidence.predictions, variants)
     served = _score_served(registry, table, trained, champions, decisions, tickers_tested)
-    number = _known_version(versions, model.run_id, fingerprint)
+    number = _known_version(registry.of_training(name, folder, model.run_id), fingerprint)
     if number is None:
         tags = {"recipes_tried": str(tried)} | ({"as_served": str(served)} if served else {})
         # In one call, as a tag of its own takes some milliseconds.
@@ -263,8 +263,8 @@ def record_evaluation(registry: Registry, layout: ArtifactLayout, model: Trained
         TrackingError: the registry cannot be used.
     """
     trained = CHECKPOINT if model.adapter is None else ADAPTER
-    versions = registry.versions(registered_name(model.adapter))
-    decided = [version.number for version in versions if version.run_id == model.run_id and version.decided]
+    versions = registry.of_training(registered_name(model.adapter), layout.trained(model.adapter), model.run_id)
+    decided = [version.number for version in versions if version.decided]
     if decided:
         return decided[-1]
     evidence = find_evidence(layout, trained, model.tickers, layout.trained(model.adapter))
@@ -279,10 +279,10 @@ def _cutoffs(predictions: pd.DataFrame) -> str:
     return f"{count(len(cutoffs), 'cutoff')}, {count(len(rows), 'bar')} from {first} to {last}"
 
 
-def _known_version(versions: Sequence[Version], run_id: str, fingerprint: str) -> int | None:
+def _known_version(versions: Sequence[Version], fingerprint: str) -> int | None:
     """Return the number of the version of a training that was decided on by the same evidence, or None."""
     for version in versions:
-        if version.run_id == run_id and version.tags.get(_FINGERPRINT) == fingerprint and version.decided:
+        if version.tags.get(_FINGERPRINT) == fingerprint and version.decided:
             return version.number
     return None
 
@@ -308,11 +308,7 @@ def _record_evidence(
         evidence_tags["contamination"] = "; ".join(evaluation["warnings"])
     table = EvidenceTable(evidence.predictions, variants_of(evidence.manifest))
     metrics = run_metrics(evaluation, BACKTEST if evidence.source == BACKTEST else HOLDOUT)
-    known = [
-        version
-        for version in registry.versions(name)
-        if version.run_id == model.run_id and not version.decided and not version.is_refit
-    ]
+    known = [version for version in registry.of_training(name, folder, model.run_id) if not version.decided]
     if known:
         return registry.measure(known[-1], folder, table, metrics, {**evidence_tags, **tags})
     return registry.register(
@@ -360,14 +356,6 @@ def _fingerprint(predictions: pd.DataFrame) -> str:
     """Return a hash of the predictions and the real closes."""
     rows = pd.util.hash_pandas_object(predictions[list(COLUMNS)], index=False)
     return hashlib.sha256(rows.to_numpy("<u8").tobytes()).hexdigest()
-
-
-def _weights_hash(folder: Path, training: Mapping[str, Any]) -> str:
-    from kronos_pipeline.model.loading import checkpoint_hash  # imports torch
-    from kronos_pipeline.model.lora import adapter_hash, is_adapter
-
-    base_hash = training["base_model"]["weights_hash"]
-    return adapter_hash(folder, base_hash) if is_adapter(folder) else checkpoint_hash(folder, base_hash)
 
 
 def _measures(

@@ -31,6 +31,8 @@ from kronos_pipeline.evaluation.scoring.targets import ChosenVariants
 if TYPE_CHECKING:
     from mlflow.models import Model, ModelSignature
 
+WEIGHTS_HASH = "weights_hash"
+"""Tag of a version with the hash of its weights, by which it is known."""
 MODEL = "model"
 FOLDER = f"artifacts/{MODEL}"
 EVIDENCE = "evidence.parquet"
@@ -126,10 +128,24 @@ def manifest_tags(folder: Path) -> dict[str, str]:
         "base_model": base["label"],
         "base_revision": base["revision"],
         "base_hash": base["weights_hash"],
+        WEIGHTS_HASH: trained_weights_hash(folder),
         "contamination": manifest.get("contamination"),
         "code_version": manifest["code_version"],
     }
     return {key: str(value) for key, value in tags.items() if value}
+
+
+def trained_weights_hash(folder: Path) -> str:
+    """Return the hash of the trained weights in a folder, and of the base model that they are for.
+
+    Raises:
+        ArtifactError: the folder has no manifest of this project.
+    """
+    from kronos_pipeline.model.loading import checkpoint_hash  # imports torch
+    from kronos_pipeline.model.lora import adapter_hash, is_adapter
+
+    base_hash = read_training_manifest(folder)["base_model"]["weights_hash"]
+    return adapter_hash(folder, base_hash) if is_adapter(folder) else checkpoint_hash(folder, base_hash)
 
 
 def read_training_manifest(folder: Path) -> dict[str, Any]:

@@ -25,7 +25,14 @@ from kronos_pipeline.errors import ArtifactError, join
 from kronos_pipeline.evaluation.predictions import check_predictions
 from kronos_pipeline.evaluation.scoring.targets import TARGETS, Target, judged_rows
 from kronos_pipeline.tracking.champions import HISTORY, NO_HISTORY, SERVED, Champions, alias_of, read_champions
-from kronos_pipeline.tracking.packaging import EVIDENCE, FOLDER, EvidenceTable, read_evidence
+from kronos_pipeline.tracking.packaging import (
+    EVIDENCE,
+    FOLDER,
+    WEIGHTS_HASH,
+    EvidenceTable,
+    read_evidence,
+    trained_weights_hash,
+)
 from kronos_pipeline.tracking.recipes_tried import TRIED, Tried, add_recipe
 from kronos_pipeline.tracking.store import TrackingError
 from kronos_pipeline.tracking.version import Version
@@ -50,7 +57,7 @@ class Registry:
         self._store = VersionStore(tracker.uri)
 
     def register_trained(self, folder: Path, name: str, run_id: str) -> int:
-        """Register an adapter or checkpoint as its training ends; a training that was registered keeps its version.
+        """Register an adapter or checkpoint as its training ends; weights that are registered keep their version.
 
         Args:
             folder: the adapter or checkpoint, with its manifest.
@@ -64,7 +71,7 @@ class Registry:
             ArtifactError: the folder has no manifest.
             TrackingError: the run does not exist.
         """
-        known = [version for version in self.versions(name) if version.run_id == run_id]
+        known = self.of_training(name, folder, run_id)
         return known[-1].number if known else self._store.add(folder, name, run_id, None, {}, {"measured": "no"})
 
     def measure(
@@ -133,9 +140,14 @@ class Registry:
     ) -> int:
         """Register a model of the same recipe, trained on all bars, as a version with the alias `refit`.
 
-        Arguments and errors are those of `register`; `refit_of` is the measured version of the same recipe.
+        Arguments and errors are those of `register`; `refit_of` is the measured version of the same recipe. A refit
+        that was registered before an interruption keeps its version.
         """
-        measured = self.version(name, refit_of)
+        measured, weights = self.version(name, refit_of), trained_weights_hash(folder)
+        known = self.refit_of(measured)
+        if known is not None and known.tags.get(WEIGHTS_HASH) == weights and self._store.has_files(known):
+            self._store.set_alias(known, REFIT)
+            return known.number
         refit_tags = {**(tags or {}), "measured": "no", "refit_of": str(measured.number)}
         number = self._store.add(folder, name, run_id, None, {}, refit_tags)
         self._store.set_alias(self.version(name, number), REFIT)
@@ -242,6 +254,28 @@ class Registry:
     def versions(self, name: str) -> list[Version]:
         """List the versions of a registered model, oldest first; empty if the model does not exist."""
         return self._store.search(name)
+
+    def of_training(self, name: str, folder: Path, run_id: str) -> list[Version]:
+        """List the versions of a training, oldest first, without refits.
+
+        A version is known by its weights, as a training that is repeated or resumed may have another MLflow run; a
+        version whose files are gone does not count.
+
+        Args:
+            name: name of the registered model.
+            folder: the adapter or checkpoint.
+            run_id: the MLflow run of the training.
+        """
+        weights = trained_weights_hash(folder)
+        return [
+            version
+            for version in self.versions(name)
+            if not version.is_refit
+            and (
+                version.run_id == run_id
+                or (version.tags.get(WEIGHTS_HASH) == weights and self._store.has_files(version))
+            )
+        ]
 
     def version(self, name: str, number: int) -> Version:
         """Return a version.

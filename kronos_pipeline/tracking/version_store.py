@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from kronos_pipeline.tracking.packaging import EvidenceTable, manifest_tags, save_evidence, save_pyfunc
+from kronos_pipeline.tracking.packaging import FOLDER, EvidenceTable, manifest_tags, save_evidence, save_pyfunc
 from kronos_pipeline.tracking.run_page import BARS, COMMAND
 from kronos_pipeline.tracking.store import TrackingError, open_store, readable_errors, without_password
 from kronos_pipeline.tracking.store_errors import root_cause
@@ -213,6 +213,17 @@ class VersionStore:
             raise TrackingError(
                 f"The files of {version} cannot be fetched from {place}: {_fetch_advice(error)}."
             ) from error
+
+    def has_files(self, version: Version) -> bool:
+        """Return whether the files of a version are where the registry says."""
+        from mlflow.artifacts import list_artifacts
+
+        with readable_errors(self._uri):
+            location = self._client.get_model_version_download_uri(version.name, str(version.number))
+        try:
+            return bool(list_artifacts(artifact_uri=f"{location.rstrip('/')}/{FOLDER}", tracking_uri=self._uri))
+        except Exception:  # of the client of any object store
+            return False
 
     def describe_available(self, name: str) -> str:
         """Return a sentence for error messages that names the available versions or models."""

@@ -32,6 +32,7 @@ class TrainingJob:
         listener: receives the events of the training.
         mlflow_run: id of the MLflow run that records this training, for the manifest.
         refit: whether the windows have no holdout, so that no evaluation can measure the model.
+        state: folder of its resumable state, known when it starts; the tracking keeps the id of its run there.
     """
 
     adapter: str | None
@@ -40,6 +41,7 @@ class TrainingJob:
     listener: Callback | None = None
     mlflow_run: str | None = None
     refit: bool = False
+    state: Path | None = None
 
     @property
     def name(self) -> str:

@@ -16,7 +16,8 @@ from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import DataError, ModelError, Problem
 from kronos_pipeline.tracking import run_page
 from kronos_pipeline.tracking.run_page import process_tags, run_name
-from kronos_pipeline.tracking.runs import Tracker, TrainingRuns
+from kronos_pipeline.tracking.runs import Tracker
+from kronos_pipeline.tracking.training_runs import TrainingRuns
 from kronos_pipeline.training.plan import TrainingJob
 from kronos_pipeline.training.publish import TrainingResult
 from kronos_pipeline.training.trainer_state import HISTORY

@@ -91,7 +91,7 @@ def train_jobs(
         for training in group:
             number, job = job_by_target[training.target]
             try:
-                job = job if on_start is None else on_start(job)
+                job = job if on_start is None else on_start(replace(job, state=training.state.folder))
             except KronosError as error:
                 end(number, job, error)
                 continue
