@@ -177,6 +177,11 @@ class ArtifactLayout:
         return self.root / "mlflow.db"
 
     @property
+    def mlflow_waiting(self) -> Path:
+        """Folder of the runs that wait for an MLflow store that is away."""
+        return self.root / "mlflow_waiting"
+
+    @property
     def mlflow_artifacts(self) -> Path:
         """Folder of MLflow's artifacts."""
         return self.root / "mlruns"

@@ -59,13 +59,15 @@ def run_pipeline(config: KronosTrainingConfig, seeds: int = 1, verbose: bool = F
     from kronos_pipeline.evaluation.reports.worth import worth_table
     from kronos_pipeline.pipeline.ending import ending_lines
     from kronos_pipeline.pipeline.evaluate import backtest_if_requested, evaluate_all, log_leaderboard, print_tables
-    from kronos_pipeline.pipeline.promote import promote_all
+    from kronos_pipeline.pipeline.promote import deliver_waiting, promote_all
     from kronos_pipeline.pipeline.seeds import compare_seeds, train_seeds
     from kronos_pipeline.pipeline.train import train_all
     from kronos_pipeline.promotion.submit import decision_lines
     from kronos_pipeline.tracking.runs import Tracker
 
     tracker = Tracker(None, layout.root)
+    for line in deliver_waiting(tracker, layout):  # of an earlier command whose MLflow server was away
+        print(line)
     with trainer.one_run():
         step("training")
         trained = train_all(config, trainer, tracker, tickers.windows, tickers.skip, verbose)
@@ -87,6 +89,8 @@ def run_pipeline(config: KronosTrainingConfig, seeds: int = 1, verbose: bool = F
         print_tables(leaderboard_table(evaluation, what), worth_table(evaluation, what))
         print("\n".join(decision_lines(submissions)))
         print(f"metrics   {layout.evaluation}\nplots     {layout.plot('X').parent}\nMLflow    {tracker.uri}")
+    for line in deliver_waiting(tracker, layout):
+        print(line)
     print("\n".join(ending_lines(config, layout, evaluation, submissions)))
     return not tickers.skipped
 

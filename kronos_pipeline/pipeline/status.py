@@ -231,11 +231,14 @@ def _read_champions(
 
 
 def _registered_models(layout: ArtifactLayout, notes: list[str]) -> Mapping[str, RegisteredModel]:
+    from kronos_pipeline.tracking.outbox import Outbox
     from kronos_pipeline.tracking.store import find_store_uri
     from kronos_pipeline.tracking.stored_registry import fetch_registered_models, read_registered_models
 
+    uri = find_store_uri(None, layout.root)
+    if waiting := Outbox(layout.mlflow_waiting, uri).sentence():
+        notes.append(waiting)
     try:
-        uri = find_store_uri(None, layout.root)
         models = read_registered_models(uri)
         return fetch_registered_models(uri) if models is None else models
     except KronosError as error:

@@ -65,10 +65,9 @@ def run_trainings(
         on_end: receives the name of each training, an adapter's or "checkpoint", and its result or error as it ends.
         tags: returns the tags of the MLflow run of a training, by its name.
     """
-    from kronos_pipeline.tracking.registry import Registry, registered_name
     from kronos_pipeline.tracking.training_runs import TrainingRuns
+    from kronos_pipeline.tracking.version_store import registered_name
 
-    registry = Registry(tracker)
     with TrainingRuns(tracker, settings) as runs:
 
         def start(job: TrainingJob) -> TrainingJob:
@@ -80,7 +79,7 @@ def run_trainings(
         def end(job: TrainingJob, outcome: TrainingResult | KronosError) -> None:
             try:
                 run, result = runs.end(job, outcome)
-                registry.register_trained(result.folder, registered_name(job.adapter), run.run_id)
+                tracker.register_trained(result.folder, registered_name(job.adapter), run.run_id)
             except KronosError as error:
                 on_end(job.name, error)
             else:

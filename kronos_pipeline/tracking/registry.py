@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -53,26 +54,16 @@ class Registry:
     """
 
     def __init__(self, tracker: Tracker) -> None:
-        self.uri = tracker.uri
-        self._store = VersionStore(tracker.uri)
+        self.uri, self._tracker = tracker.uri, tracker
+
+    @cached_property
+    def _store(self) -> VersionStore:
+        self._tracker.deliver()  # a run that waits may have the version that is asked for
+        return VersionStore(self.uri)
 
     def register_trained(self, folder: Path, name: str, run_id: str) -> int:
-        """Register an adapter or checkpoint as its training ends; weights that are registered keep their version.
-
-        Args:
-            folder: the adapter or checkpoint, with its manifest.
-            name: name of the registered model, see `registered_name`.
-            run_id: the MLflow run of the training.
-
-        Returns:
-            The version's number.
-
-        Raises:
-            ArtifactError: the folder has no manifest.
-            TrackingError: the run does not exist.
-        """
-        known = self.of_training(name, folder, run_id)
-        return known[-1].number if known else self._store.add(folder, name, run_id, None, {}, {"measured": "no"})
+        """Register an adapter or checkpoint as its training ends; see `VersionStore.add_trained`."""
+        return self._store.add_trained(folder, name, run_id)
 
     def measure(
         self,
@@ -131,6 +122,7 @@ class Registry:
             TrackingError: the run does not exist.
         """
         check_predictions(evidence.predictions)
+        run_id = self._tracker.resolve(run_id)
         number = self._store.add(folder, name, run_id, evidence, metrics, {**(tags or {}), "measured": "yes"})
         self._store.set_alias(self.version(name, number), CHALLENGER)
         return number
@@ -149,6 +141,7 @@ class Registry:
             self._store.set_alias(known, REFIT)
             return known.number
         refit_tags = {**(tags or {}), "measured": "no", "refit_of": str(measured.number)}
+        run_id = self._tracker.resolve(run_id)
         number = self._store.add(folder, name, run_id, None, {}, refit_tags)
         self._store.set_alias(self.version(name, number), REFIT)
         return number
@@ -256,26 +249,8 @@ class Registry:
         return self._store.search(name)
 
     def of_training(self, name: str, folder: Path, run_id: str) -> list[Version]:
-        """List the versions of a training, oldest first, without refits.
-
-        A version is known by its weights, as a training that is repeated or resumed may have another MLflow run; a
-        version whose files are gone does not count.
-
-        Args:
-            name: name of the registered model.
-            folder: the adapter or checkpoint.
-            run_id: the MLflow run of the training.
-        """
-        weights = trained_weights_hash(folder)
-        return [
-            version
-            for version in self.versions(name)
-            if not version.is_refit
-            and (
-                version.run_id == run_id
-                or (version.tags.get(WEIGHTS_HASH) == weights and self._store.has_files(version))
-            )
-        ]
+        """List the versions of a training, oldest first, without refits; see `VersionStore.of_training`."""
+        return self._store.of_training(name, folder, run_id)
 
     def version(self, name: str, number: int) -> Version:
         """Return a version.

@@ -1,8 +1,8 @@
 """The MLflow run of a training, kept with the training's state, so that a resumed training goes on with its run.
 
-    state/<key>/mlflow_run.json   {"training_id": ..., "run_id": ..., "store": ...}
+    state/<key>/mlflow_run.json   {"tracking_id": ..., "run_id": ..., "store": ...}
 
-The record is written before the run is made, and the run has the training's id as a tag: a kill between the two loses
+The record is written before the run is made, and the run has the tracking id as a tag: a kill between the two loses
 neither. A run also names its process in a tag, so that the run of a process that was killed is told from a live one.
 """
 
@@ -17,8 +17,8 @@ from pathlib import Path
 from kronos_pipeline.artifacts import read_json, write_json
 from kronos_pipeline.errors import ArtifactError
 
-TRAINING_ID, PROCESS, FORMER_RUN = "training_id", "process", "former_run"
-"""Tags of a run: the training's id, the process that writes it, and the run before it that is gone."""
+TRACKING_ID, PROCESS, FORMER_RUN = "tracking_id", "process", "former_run"
+"""Tags of a run: the tracking id, the process that writes it, and the run before it that is gone."""
 _FILE = "mlflow_run.json"
 
 
@@ -27,13 +27,13 @@ class RunRecord:
     """The run of a training.
 
     Attributes:
-        training_id: the id of the training, a tag of its run.
+        tracking_id: the id that this project gives the run, a tag of it.
         run_id: MLflow's id of the run; None before the run is made.
         store: the store of the run, without a password.
         process: the process that trains, or that was killed as it trained.
     """
 
-    training_id: str
+    tracking_id: str
     run_id: str | None
     store: str
     process: str

@@ -6,22 +6,28 @@ a process.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pandas as pd
 from pydantic import BaseModel
 
 from kronos_pipeline.artifacts import ArtifactLayout
+from kronos_pipeline.errors import count
+from kronos_pipeline.tracking.delivery import deliver, find_run
+from kronos_pipeline.tracking.outbox import WAITING, Outbox
 from kronos_pipeline.tracking.run_page import KIND, process_tags, run_name
+from kronos_pipeline.tracking.run_parts import RunParts, send_parts
 from kronos_pipeline.tracking.run_record import (
     FORMER_RUN,
     PROCESS,
-    TRAINING_ID,
+    TRACKING_ID,
     RunRecord,
     is_other,
     new_record,
@@ -36,16 +42,19 @@ from kronos_pipeline.tracking.store import (
     is_local,
     open_experiment,
     open_store,
-    readable_errors,
     without_password,
 )
+from kronos_pipeline.tracking.store_errors import RefusedError, TrackingError, readable_errors
 from kronos_pipeline.tracking.tracked_run import TrackedRun, end_killed_runs
+from kronos_pipeline.tracking.version_store import VersionStore
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
 _BOARD_KEY = "leaderboard_key"
+_BOARD = "leaderboard-"
+"""Prefix of the tracking id of a leaderboard's run."""
 _MODE = "?workflowType=machine_learning"
 """Makes MLflow open a page in "Model training" and not in "GenAI", its default."""
 
@@ -70,7 +79,12 @@ class Leaderboard:
 
 
 class Tracker:
-    """Write trainings to an MLflow store, which is opened, and created if needed, at the first use."""
+    """Write trainings to an MLflow store, which is opened, and created if needed, at the first use.
+
+    Attributes:
+        uri: the store.
+        outbox: the runs that wait while the store is away.
+    """
 
     def __init__(self, tracking_uri: str | None, output_dir: Path, ui_address: str | None = None) -> None:
         """Name the store.
@@ -81,7 +95,10 @@ class Tracker:
             ui_address: address of an MLflow UI, for links; by default the tracking server, if the URI is of a server.
         """
         self.uri = find_store_uri(tracking_uri, output_dir)
-        self._artifacts = ArtifactLayout(output_dir.absolute()).mlflow_artifacts
+        layout = ArtifactLayout(output_dir.absolute())
+        self._artifacts, self.outbox = layout.mlflow_artifacts, Outbox(layout.mlflow_waiting, self.uri)
+        self._opened: MlflowClient | None = None
+        self._notes: list[str] = []
         self._ui_address = ui_address or (without_password(self.uri) if self.uri.startswith("http") else None)
         self._experiments: dict[str, str] = {}
 
@@ -104,7 +121,7 @@ class Tracker:
         record = read_record(state) if state else None
         if record is not None and is_other(record.process):
             state = record = None  # that process trains now, and this one waits for it
-        run = (record and self._find_run(record, state)) or self._start_run(record, state, name, tags)
+        run = (record and self._find_run(record, state, name, tags)) or self._start_run(record, state, name, tags)
         with self._recorded(run, config):
             yield run
 
@@ -121,34 +138,83 @@ class Tracker:
         Raises:
             TrackingError: the store cannot be used.
         """
-        experiment, client = self._experiment(LEADERBOARDS), self._client
-        with readable_errors(self.uri):
-            known = client.search_runs(
-                [experiment], f"tags.{_BOARD_KEY} = '{board.key}' and attributes.status = 'FINISHED'", max_results=1
-            )
-        if known:
-            run_id = known[0].info.run_id
-            return TrackedRun(client, self.uri, run_id, self._link(experiment, run_id))
-        own_tags = {**process_tags(), **(tags or {}), KIND: "leaderboard", _BOARD_KEY: board.key}
-        run = self._create_run(experiment, run_name("leaderboard", board.subject), own_tags)
+        tracking_id = f"{_BOARD}{board.key[:32]}"
+        try:
+            experiment, client = self._experiment(LEADERBOARDS), self._client
+            with readable_errors(self.uri):
+                known = client.search_runs(
+                    [experiment], f"tags.{_BOARD_KEY} = '{board.key}' and attributes.status = 'FINISHED'", max_results=1
+                )
+            if known:
+                run_id = known[0].info.run_id
+                return TrackedRun(client, self.uri, run_id, self._link(experiment, run_id))
+        except RefusedError:
+            raise
+        except TrackingError as error:
+            self._note_failure(error)
+        own_tags = {**(tags or {}), KIND: "leaderboard", _BOARD_KEY: board.key, TRACKING_ID: tracking_id}
+        run = self._create_run(LEADERBOARDS, run_name("leaderboard", board.subject), own_tags)
         with self._recorded(run, config):
             self.log_evaluation(run.run_id, board.metrics, board.plots, board.table)
         return run
 
-    def _find_run(self, record: RunRecord, state: Path | None) -> TrackedRun | None:
+    def register_trained(self, folder: Path, name: str, run_id: str) -> None:
+        """Register an adapter or checkpoint as its training ends, or with its run if that waits for the store.
+
+        Args:
+            folder: the adapter or checkpoint, with its manifest.
+            name: name of the registered model, see `registered_name`.
+            run_id: the MLflow run of the training.
+
+        Raises:
+            ArtifactError: the folder has no manifest.
+        """
+        try:
+            _ = self._client  # delivers what waits for a store that is back
+            if not self.outbox.holds(run_id):
+                VersionStore(self.uri).add_trained(folder, name, self.resolve(run_id))
+                return
+        except RefusedError:
+            raise
+        except TrackingError as error:
+            self._note_failure(error)
+        self.outbox.add_model(run_id, folder, name)
+
+    def deliver(self) -> list[str]:
+        """Deliver the runs that wait for the store, if it works, and return a line on what was delivered or refused."""
+        if self.outbox.runs():
+            try:
+                if self._opened is None or self.outbox.is_away:
+                    _ = self._client  # delivers
+                else:
+                    self._deliver(self._opened)
+            except TrackingError as error:
+                self.outbox.note_failure(error)
+        notes, self._notes = self._notes, []
+        return notes
+
+    def _find_run(
+        self, record: RunRecord, state: Path | None, name: str, tags: Mapping[str, str] | None
+    ) -> TrackedRun | None:
         """Return the run of a training that is resumed, open again; None if the run is gone."""
-        experiment, client = self._experiment(EXPERIMENT), self._client
         if record.store != without_password(self.uri):
             return None
-        with readable_errors(self.uri):
-            runs = client.search_runs([experiment], f"tags.{TRAINING_ID} = '{record.training_id}'", max_results=1)
-        if not runs:
-            return None
+        waiting_id = record.run_id or f"{WAITING}{record.tracking_id}"
+        try:
+            experiment, client = self._experiment(EXPERIMENT), self._client
+            with readable_errors(self.uri):
+                found = find_run(client, experiment, record.tracking_id)
+            if found is None:
+                return None
+            link = self._link(experiment, found.info.run_id)
+            run = TrackedRun(client, self.uri, found.info.run_id, link, found, self.outbox)
+            run.reopen()
+        except RefusedError:
+            raise
+        except TrackingError as error:
+            run = self._wait(error, waiting_id, name, {**(tags or {}), TRACKING_ID: record.tracking_id})
         if state is not None:
-            write_record(state, replace(record, run_id=runs[0].info.run_id, process=process_name()))
-        info = runs[0].info
-        run = TrackedRun(client, self.uri, info.run_id, self._link(experiment, info.run_id), runs[0])
-        run.reopen()
+            write_record(state, replace(record, run_id=run.run_id, process=process_name()))
         return run
 
     def _start_run(
@@ -159,19 +225,44 @@ class Tracker:
         record = new_record(without_password(self.uri))
         if state is not None:
             write_record(state, record)  # before the run is made, so that a kill between the two leaves no second run
-        own_tags = {**process_tags(), **(tags or {}), **former_run, TRAINING_ID: record.training_id}
-        run = self._create_run(self._experiment(EXPERIMENT), name, own_tags)
+        own_tags = {**(tags or {}), **former_run, TRACKING_ID: record.tracking_id}
+        run = self._create_run(EXPERIMENT, name, own_tags)
         if state is not None:
             write_record(state, replace(record, run_id=run.run_id))
         return run
 
-    def _create_run(self, experiment: str, name: str, tags: Mapping[str, str]) -> TrackedRun:
-        with readable_errors(self.uri):
-            all_tags = {**tags, PROCESS: process_name()}
-            run_id = self._client.create_run(experiment, run_name=name, tags=all_tags).info.run_id
-            if not run_id:
-                raise ValueError("it made a run without an id")
-        return TrackedRun(self._client, self.uri, run_id, self._link(experiment, run_id))
+    def _create_run(self, purpose: str, name: str, tags: Mapping[str, str]) -> TrackedRun:
+        all_tags = {**process_tags(), **tags, PROCESS: process_name()}
+        try:
+            experiment = self._experiment(purpose)
+            with readable_errors(self.uri):
+                run_id = self._client.create_run(experiment, run_name=name, tags=all_tags).info.run_id
+                if not run_id:
+                    raise ValueError("it made a run without an id")
+        except RefusedError:
+            raise
+        except TrackingError as error:
+            return self._wait(error, f"{WAITING}{tags[TRACKING_ID]}", name, tags, purpose)
+        return TrackedRun(self._client, self.uri, run_id, self._link(experiment, run_id), outbox=self.outbox)
+
+    def _wait(
+        self, error: TrackingError, waiting_id: str, name: str, tags: Mapping[str, str], purpose: str = EXPERIMENT
+    ) -> TrackedRun:
+        """Return a run that is kept on the disk until the store is back.
+
+        Raises:
+            TrackingError: the store has not been reached before, so that its address may be wrong.
+        """
+        self._note_failure(error)
+        start = {"name": name, "purpose": purpose, "start_time": int(time.time() * 1000)}
+        self.outbox.start(waiting_id, {**start, "tags": {**process_tags(), **tags, PROCESS: process_name()}})
+        return TrackedRun(None, self.uri, waiting_id, None, outbox=self.outbox)
+
+    def _note_failure(self, error: TrackingError) -> None:
+        """Note that the store is away; raise the error if the store was never reached from this output folder."""
+        if self._opened is None and not self.outbox.knows_store:
+            raise error
+        self.outbox.note_failure(error)
 
     @contextmanager
     def _recorded(self, run: TrackedRun, config: BaseModel) -> Iterator[None]:
@@ -179,7 +270,6 @@ class Tracker:
         try:
             run.log_params(config)
             yield
-            run.send()
         except BaseException as error:
             run.terminate("FAILED" if isinstance(error, Exception) else "KILLED")
             raise
@@ -199,28 +289,84 @@ class Tracker:
         Raises:
             TrackingError: the store cannot be used, or the run does not exist.
         """
-        with readable_errors(self.uri):
-            known = self._client.get_run(run_id).data.metrics
-        run = TrackedRun(self._client, self.uri, run_id, None)
-        run.on_log(0, {key: value for key, value in metrics.items() if known.get(key) != value})
-        run.send()
-        with readable_errors(self.uri):
-            for plot in plots:
-                folder = "plots" if plot.parent.name == "plots" else f"plots/{plot.parent.name}"
-                self._client.log_artifact(run_id, str(plot), folder)
+        now = int(time.time() * 1000)
+        scores = [(key, float(value), now, 0) for key, value in metrics.items() if not math.isnan(value)]
+        with TemporaryDirectory() as temporary:
+            files = [(plot, "plots" if plot.parent.name == "plots" else f"plots/{plot.parent.name}") for plot in plots]
             if table is not None:
                 for symbol, rows in table.groupby("symbol", sort=True):
-                    self._client.log_text(
-                        run_id, rows.to_csv(index=False, float_format="%.6g"), f"evaluation/{symbol}.csv"
-                    )
+                    files.append((Path(temporary) / f"{symbol}.csv", "evaluation"))
+                    rows.to_csv(files[-1][0], index=False, float_format="%.6g")
+            self._write(run_id, RunParts(metrics=scores, files=files))
+
+    def _write(self, run_id: str, parts: RunParts) -> None:
+        """Add parts to a run, without scores that it has; keep them on the disk if the store is away."""
+        try:
+            client = self._client  # delivers what waits for a store that is back
+            if not self.outbox.holds(run_id):
+                run_id = self.resolve(run_id)
+                with readable_errors(self.uri):
+                    known = client.get_run(run_id).data.metrics
+                    new = [metric for metric in parts.metrics if known.get(metric[0]) != metric[1]]
+                    send_parts(client, run_id, replace(parts, metrics=new))
+                return
+        except RefusedError:
+            raise
+        except TrackingError as error:
+            self._note_failure(error)
+        self.outbox.add(run_id, parts)
+
+    def resolve(self, run_id: str) -> str:
+        """Return MLflow's id of a run, which may have waited on the disk under an id of its own.
+
+        Raises:
+            TrackingError: the store cannot be used, or the run is not there.
+        """
+        if not run_id.startswith(WAITING):
+            return run_id
+        tracking_id = run_id.removeprefix(WAITING)
+        experiment, client = (
+            self._experiment(LEADERBOARDS if tracking_id.startswith(_BOARD) else EXPERIMENT),
+            self._client,
+        )
+        with readable_errors(self.uri):
+            run = find_run(client, experiment, tracking_id)
+        if run is None:
+            raise RefusedError(f"The MLflow store {without_password(self.uri)} has no run {run_id}.")
+        return str(run.info.run_id)
 
     def link(self, run_id: str) -> str | None:
-        """Return the address of the page of a training's run, or None if the address of the MLflow UI is unknown."""
-        return self._link(self._experiment(EXPERIMENT), run_id) if self._ui_address else None
+        """Return the address of a run's page; None if the MLflow UI's address is unknown, or the run waits."""
+        if not self._ui_address or self.outbox.holds(run_id):
+            return None
+        try:
+            return self._link(self._experiment(EXPERIMENT), self.resolve(run_id))
+        except TrackingError:
+            return None
 
-    @cached_property
+    @property
     def _client(self) -> MlflowClient:
-        return open_store(self.uri)
+        """The store's client; the first use, and the first after a failure, deliver the runs that wait.
+
+        Raises:
+            TrackingError: the store cannot be used, or has failed within the last minute.
+        """
+        if self.outbox.failure is not None:
+            raise self.outbox.failure
+        if self._opened is None or self.outbox.is_away:
+            self._opened = open_store(self.uri)
+            self.outbox.note_success()
+            self._deliver(self._opened)
+        return self._opened
+
+    def _deliver(self, client: MlflowClient) -> None:
+        if not self.outbox.runs():
+            return
+        delivered, refused = deliver(self.outbox, client, self.uri, self._experiment)
+        if delivered:
+            where = without_password(self.uri)
+            self._notes.append(f"{count(delivered, 'run')} that waited delivered to the MLflow store {where}")
+        self._notes += refused
 
     def _experiment(self, purpose: str) -> str:
         if purpose not in self._experiments:

@@ -11,7 +11,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from kronos_pipeline.tracking.packaging import FOLDER, EvidenceTable, manifest_tags, save_evidence, save_pyfunc
+from kronos_pipeline.tracking.packaging import (
+    FOLDER,
+    WEIGHTS_HASH,
+    EvidenceTable,
+    manifest_tags,
+    save_evidence,
+    save_pyfunc,
+    trained_weights_hash,
+)
 from kronos_pipeline.tracking.run_page import BARS, COMMAND
 from kronos_pipeline.tracking.store import TrackingError, open_store, readable_errors, without_password
 from kronos_pipeline.tracking.store_errors import root_cause
@@ -102,6 +110,39 @@ class VersionStore:
             link = json.dumps([{"name": name, "version": int(version.version)}])  # read by MLflow's pages
             client.set_logged_model_tags(logged.model_id, {MLFLOW_MODEL_VERSIONS: link})
         return int(version.version)
+
+    def add_trained(self, folder: Path, name: str, run_id: str) -> int:
+        """Register an adapter or checkpoint without scores; weights that are registered keep their version.
+
+        Args:
+            folder: the adapter or checkpoint, with its manifest.
+            name: name of the registered model.
+            run_id: the MLflow run of the training.
+
+        Returns:
+            The version's number.
+        """
+        known = self.of_training(name, folder, run_id)
+        return known[-1].number if known else self.add(folder, name, run_id, None, {}, {"measured": "no"})
+
+    def of_training(self, name: str, folder: Path, run_id: str) -> list[Version]:
+        """List the versions of a training, oldest first, without refits.
+
+        A version is known by its weights, as a training that is repeated or resumed may have another MLflow run; a
+        version whose files are gone does not count.
+
+        Args:
+            name: name of the registered model.
+            folder: the adapter or checkpoint.
+            run_id: the MLflow run of the training.
+        """
+        weights = trained_weights_hash(folder)
+        return [
+            version
+            for version in self.search(name)
+            if not version.is_refit
+            and (version.run_id == run_id or (version.tags.get(WEIGHTS_HASH) == weights and self.has_files(version)))
+        ]
 
     def add_evidence(
         self, version: Version, folder: Path, evidence: EvidenceTable, metrics: Mapping[str, float]

@@ -20,7 +20,7 @@ from kronos_pipeline.tracking.registry import Registry
 from kronos_pipeline.tracking.run_record import (
     FORMER_RUN,
     PROCESS,
-    TRAINING_ID,
+    TRACKING_ID,
     is_dead,
     process_name,
     read_record,
@@ -99,7 +99,8 @@ def start_and_abandon(store: str, output: Path, state: Path, process: str) -> st
     job = abandoned[-1].start(TrainingJob("AAPL", [], state=state))
     record = read_record(state)
     assert record is not None
-    assert record.run_id == job.mlflow_run is not None
+    assert record.run_id is not None
+    assert record.run_id == job.mlflow_run
     write_record(state, replace(record, process=process))
     MlflowClient(store).set_tag(record.run_id, PROCESS, process)
     return record.run_id
@@ -199,7 +200,7 @@ def test_a_damaged_record_starts_a_new_run(clean_mlflow_store: str, output: Path
     (state / "mlflow_run.json").write_text('{"run_id": 5')
     train(clean_mlflow_store, output, state)
     [run] = runs_of(clean_mlflow_store)
-    assert TRAINING_ID in run.data.tags
+    assert TRACKING_ID in run.data.tags
 
 
 def test_weights_that_are_registered_keep_their_version_also_for_another_run(

@@ -65,6 +65,7 @@ def measure(
     from kronos_pipeline.evaluation.reports.tables import evaluation_frame, run_metrics
     from kronos_pipeline.promotion.submit import TrainedModel, record_evaluation
     from kronos_pipeline.tracking.registry import Registry
+    from kronos_pipeline.tracking.store import TrackingError
 
     with as_failure("holdout_metrics"):
         recipe, layout = pipeline.recipe("lora"), pipeline.layout
@@ -89,7 +90,10 @@ def measure(
                     tracker.log_evaluation(run, run_metrics(result.evaluation) if own else {}, plots, table)
                     metadata |= mlflow_metadata(run, tracker.link(run))
                 if run is not None and own:
-                    record_evaluation(registry, layout, TrainedModel(ticker, [ticker], run), tickers_tested=tested)
+                    try:
+                        record_evaluation(registry, layout, TrainedModel(ticker, [ticker], run), tickers_tested=tested)
+                    except TrackingError as error:  # the evaluation is as good; `champion` submits it
+                        context.log.warning(f"{error} The version of {ticker} gets its evidence when the gate decides.")
                 batch.add(ticker, layout.ticker_metrics(ticker), metadata)
 
 
@@ -106,6 +110,7 @@ def backtest(
     from kronos_pipeline.evaluation.predictions import ADAPTER
     from kronos_pipeline.promotion.recipes import count_recipe
     from kronos_pipeline.tracking.registry import Registry, registered_name
+    from kronos_pipeline.tracking.store import TrackingError
 
     with as_failure("backtest"):
         recipe, layout = pipeline.recipe("lora"), pipeline.layout
@@ -123,9 +128,13 @@ def backtest(
                     plots = unwrap(outcomes[ticker])
                     evaluation = read_json(layout.backtest_report(ADAPTER, ticker))
                     predictions, _ = read_parquet(layout.backtest(ADAPTER, ticker))
-                    tried = count_recipe(registry, registered_name(ticker), settings, predictions)
+                    try:
+                        tried = str(count_recipe(registry, registered_name(ticker), settings, predictions))
+                    except TrackingError as error:  # the backtest is as good
+                        tried = f"not counted: {error}"
+                        context.log.warning(f"The recipe of {ticker} was {tried}")
                     metadata = evaluation_metadata(evaluation, "Backtest", predictions=predictions, plots=plots)
-                    batch.add(ticker, layout.backtest(ADAPTER, ticker), metadata | {"recipe": str(tried)})
+                    batch.add(ticker, layout.backtest(ADAPTER, ticker), metadata | {"recipe": tried})
         yield from batch.events()
 
 
