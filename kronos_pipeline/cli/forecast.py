@@ -43,6 +43,7 @@ class Forecast(TickersCommand):
         from kronos_pipeline.evaluation.forecasting.batching import run_jobs
         from kronos_pipeline.evaluation.forecasting.forecast_progress import ForecastProgress
         from kronos_pipeline.pipeline.ingest import report_all_skipped
+        from kronos_pipeline.pipeline.promote import deliver_waiting
         from kronos_pipeline.promotion.champion_forecast import TickerForecast, forecast_ticker_job, overview_table
         from kronos_pipeline.tracking.registry import Registry
         from kronos_pipeline.tracking.runs import Tracker
@@ -53,7 +54,10 @@ class Forecast(TickersCommand):
         recipes, bars, errors = self.read_tickers(layout, folder)
         check_writable(layout.root)
         step("loading PyTorch and the models")
-        registry, made = Registry(Tracker(None, layout.root)), dict[str, TickerForecast]()
+        tracker = Tracker(None, layout.root)
+        for line in deliver_waiting(tracker, layout):
+            print(line)
+        registry, made = Registry(tracker), dict[str, TickerForecast]()
         jobs = {
             name: forecast_ticker_job(registry, layout, bars, name, self.base_of(recipe), recipe)
             for name, recipe in recipes.items()

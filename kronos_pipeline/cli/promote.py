@@ -55,10 +55,15 @@ class _ModelCommand(Command):
 
     @property
     def _registry(self) -> Registry:
+        from kronos_pipeline.artifacts import ArtifactLayout
+        from kronos_pipeline.pipeline.promote import deliver_waiting
         from kronos_pipeline.tracking.registry import Registry
         from kronos_pipeline.tracking.runs import Tracker
 
-        return Registry(Tracker(None, Path(self.output_dir)))
+        tracker = Tracker(None, Path(self.output_dir))
+        for line in deliver_waiting(tracker, ArtifactLayout(Path(self.output_dir))):
+            print(line)
+        return Registry(tracker)
 
 
 class Promote(_ModelCommand):

@@ -154,7 +154,7 @@ class Outbox:
         write_json(self.folder / _GATE / f"{name}.json", dict(submission))
 
     def submissions(self) -> dict[str, dict[str, Any]]:
-        """Return the models that wait for the gate, by name; a damaged file is removed, as the next training submits."""
+        """Return the models that wait for the gate, by name; a damaged file is removed: a training submits anew."""
         found = {}
         for path in sorted((self.folder / _GATE).glob("*.json")):
             try:
