@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from ended_trainings import RECIPE, RESULT, ROWS
 from mlflow import MlflowClient, server
 from mlflow.entities import Run
-from test_tracking_resumption import RECIPE, RESULT, ROWS
 from werkzeug.serving import BaseWSGIServer, make_server
 
 from kronos_pipeline.errors import KronosError

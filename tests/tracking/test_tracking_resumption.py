@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 import pytest
+from ended_trainings import RECIPE, RESULT, ROWS
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from kronos_pipeline.config import Recipe
 from kronos_pipeline.tracking.registry import Registry
 from kronos_pipeline.tracking.run_record import (
     FORMER_RUN,
@@ -29,15 +28,11 @@ from kronos_pipeline.tracking.run_record import (
 from kronos_pipeline.tracking.runs import Tracker
 from kronos_pipeline.tracking.training_runs import TrainingRuns
 from kronos_pipeline.training.plan import TrainingJob
-from kronos_pipeline.training.publish import TrainingResult
 from kronos_pipeline.training.trainer_state import HISTORY
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPE = Recipe(model_name="kronos-nano")
-ROWS = [[step, 1, 3.0 - step / 10, 3.5, 0.1, 50.0] for step in (1, 2, 3, 4)]
-RESULT = TrainingResult(Path("none"), pd.DataFrame(ROWS, columns=list(HISTORY)), {"steps": 4})
 KILLED = """
 import os, signal, sys
 from pathlib import Path
