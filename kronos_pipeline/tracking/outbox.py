@@ -74,8 +74,11 @@ class Outbox:
         self._failure = time.monotonic(), error
 
     def note_success(self) -> None:
-        """Note that the store works, and that this folder knows it."""
+        """Note that the store can be reached again."""
         self._failure = None
+
+    def remember_store(self) -> None:
+        """Note that this folder has used the store, so that its address is right."""
         if not is_sqlite(self._uri) and self._read_known() != self._store:
             write_file(self.folder / _KNOWN, lambda handle: handle.write(self._store.encode()))
 

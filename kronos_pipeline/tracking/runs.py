@@ -237,8 +237,6 @@ class Tracker:
             experiment = self._experiment(purpose)
             with readable_errors(self.uri):
                 run_id = self._client.create_run(experiment, run_name=name, tags=all_tags).info.run_id
-                if not run_id:
-                    raise ValueError("it made a run without an id")
         except RefusedError:
             raise
         except TrackingError as error:
@@ -260,7 +258,7 @@ class Tracker:
 
     def _note_failure(self, error: TrackingError) -> None:
         """Note that the store is away; raise the error if the store was never reached from this output folder."""
-        if self._opened is None and not self.outbox.knows_store:
+        if not self._experiments and not self.outbox.knows_store:
             raise error
         self.outbox.note_failure(error)
 
@@ -373,8 +371,12 @@ class Tracker:
             client = self._client
             with readable_errors(self.uri):
                 artifacts = self._artifacts if is_local(self.uri) else None
-                self._experiments[purpose] = open_experiment(client, artifacts, purpose)
-                end_killed_runs(client, self._experiments[purpose])
+                experiment = open_experiment(client, artifacts, purpose)
+                if not experiment:
+                    raise ValueError("it made an experiment without an id")
+                end_killed_runs(client, experiment)
+            self._experiments[purpose] = experiment
+            self.outbox.remember_store()  # it has answered as an MLflow server does
         return self._experiments[purpose]
 
     def _link(self, experiment: str, run_id: str) -> str | None:

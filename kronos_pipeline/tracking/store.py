@@ -10,14 +10,21 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 from filelock import FileLock, Timeout
 
 from kronos_pipeline.artifacts import ArtifactLayout, check_writable
-from kronos_pipeline.tracking.store_errors import TrackingError, is_sqlite, readable_errors, without_password
+from kronos_pipeline.tracking.backups import back_up_daily, find_damage
+from kronos_pipeline.tracking.store_errors import (
+    TrackingError,
+    is_sqlite,
+    readable_errors,
+    sqlite_path,
+    without_password,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -48,6 +55,7 @@ _DESCRIPTIONS = {
 _SQLITE = "sqlite:///"
 _PROBE_SECONDS = 5
 _LOCK_SECONDS = 120
+_log = logging.getLogger(__name__)
 
 
 def find_store_uri(tracking_uri: str | None, output_dir: Path) -> str:
@@ -69,6 +77,7 @@ def open_store(uri: str) -> MlflowClient:
     with readable_errors(uri):
         if is_sqlite(uri):
             _make_sqlite(sqlite_path(uri))
+            _check_sqlite(sqlite_path(uri))
         if uri.startswith(("http://", "https://")):
             _check_server(uri)
         elif "://" in uri and not uri.startswith("file:"):
@@ -119,9 +128,18 @@ def _sqlite_uri(path: Path) -> str:
     return _SQLITE + str(path).replace("%", "%25").replace("?", "%3F")
 
 
-def sqlite_path(uri: str) -> Path:
-    """Return the SQLite file of a store."""
-    return Path(unquote(uri.removeprefix(_SQLITE).partition("?")[0])).absolute()
+def _check_sqlite(path: Path) -> None:
+    """Check the database, and back it up once a day; a backup that fails is no reason to stop.
+
+    Raises:
+        sqlite3.Error: the database is damaged or cannot be read.
+    """
+    if damage := find_damage(path):
+        raise sqlite3.DatabaseError(f"it is damaged: {damage}")
+    try:
+        back_up_daily(path, datetime.now())
+    except (sqlite3.OperationalError, OSError) as error:
+        _log.warning("%s could not be backed up (%s).", path, error)
 
 
 def _make_sqlite(path: Path) -> None:

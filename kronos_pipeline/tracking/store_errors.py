@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import errno
 import re
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.parse import urlsplit, urlunsplit
+from datetime import datetime
+from pathlib import Path
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from kronos_pipeline.errors import KronosError, first_sentence
+from kronos_pipeline.tracking.backups import back_up, restore_advice
 
 _SQLITE = "sqlite:///"
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE")
@@ -31,7 +35,7 @@ _SQLITE_REMEDIES = {
     "disk i/o error": "its disk reports an error; check the free space and the health of the disk (dmesg, smartctl)",
 }
 """Words of an error of SQLite or the system, in lower case, and what they mean for the database."""
-_DAMAGE = ("malformed", "not a database", "file is encrypted", "is damaged")
+_DAMAGE = ("malformed", "not a database", "file is encrypted", "it is damaged")
 
 
 class TrackingError(KronosError):
@@ -58,12 +62,22 @@ def explain(uri: str, error: Exception) -> TrackingError:
     shown = without_password(uri)
     reason = first_sentence(error).replace(uri, shown)
     if "out-of-date database schema" in reason or "Can't locate revision" in reason:
-        advice = f"it was made by another version of MLflow; save a copy and run `mlflow db upgrade '{shown}'`"
+        advice = f"it was made by another version of MLflow; {_saved(uri)} `mlflow db upgrade '{shown}'`"
         return TrackingError(f"The MLflow store {shown} cannot be used: {advice}.")
     if getattr(error, "error_code", None) in _ABSENT:
         return RefusedError(f"The MLflow store {shown} refuses the request: {reason}.")
-    describe = _of_sqlite if is_sqlite(uri) else _of_server
-    return TrackingError(f"The MLflow store {shown} cannot be used: {describe(reason, error)}.")
+    why = _of_sqlite(uri, reason, error) if is_sqlite(uri) else _of_server(reason, error)
+    return TrackingError(f"The MLflow store {shown} cannot be used: {why}.")
+
+
+def _saved(uri: str) -> str:
+    """Back up a database before its upgrade, and return the words for it."""
+    if is_sqlite(uri):
+        try:
+            return f"its backup is {back_up(sqlite_path(uri), datetime.now())}; upgrade it with"
+        except (sqlite3.Error, OSError) as error:
+            return f"it could not be backed up ({error}): save a copy, and run"
+    return "save a copy and run"
 
 
 def without_password(uri: str) -> str:
@@ -77,7 +91,12 @@ def is_sqlite(uri: str) -> bool:
     return uri.startswith(_SQLITE)
 
 
-def _of_sqlite(reason: str, error: Exception) -> str:
+def sqlite_path(uri: str) -> Path:
+    """Return the SQLite file of a store."""
+    return Path(unquote(uri.removeprefix(_SQLITE).partition("?")[0])).absolute()
+
+
+def _of_sqlite(uri: str, reason: str, error: Exception) -> str:
     root = root_cause(error)
     words = f"{reason} {getattr(root, 'strerror', None) or ''}".lower()
     if isinstance(root, OSError) and root.errno == errno.ENOSPC:
@@ -86,7 +105,7 @@ def _of_sqlite(reason: str, error: Exception) -> str:
         if text in words:
             return f"{meaning} ({reason})"
     if any(text in words for text in _DAMAGE):
-        return f"{reason}; repair the file, or move it away for a new file"
+        return f"{reason}; {restore_advice(sqlite_path(uri))}"
     return _named(reason, root)
 
 

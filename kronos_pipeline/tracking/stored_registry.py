@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from urllib.parse import quote
 
+from kronos_pipeline.tracking.backups import find_damage, restore_advice
 from kronos_pipeline.tracking.champions import Champions, read_champions
 from kronos_pipeline.tracking.store import TrackingError, is_sqlite, sqlite_path
 from kronos_pipeline.tracking.version import Version
@@ -46,6 +47,8 @@ def read_registered_models(uri: str) -> dict[str, RegisteredModel] | None:
     if not path.is_file():
         return {}
     try:
+        if damage := find_damage(path):
+            raise TrackingError(f"The MLflow store {path} is damaged: {damage}; {restore_advice(path)}.")
         with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as database:
             return _read(database)
     except sqlite3.Error as error:

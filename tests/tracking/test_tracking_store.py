@@ -145,7 +145,7 @@ def test_a_deleted_experiment_is_restored(output: Path) -> None:
 def test_a_damaged_store_is_named_at_once_and_left_alone(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(content)
     start = time.monotonic()
-    with pytest.raises(TrackingError, match=r"mlflow\.db cannot be used: .*; repair the file, or move it away"):
+    with pytest.raises(TrackingError, match=r"mlflow\.db cannot be used: .*; there is no backup of it; move it away"):
         train(Tracker(None, tmp_path), "never")
     assert time.monotonic() - start < 60
     assert (tmp_path / "mlflow.db").read_bytes() == content
@@ -156,7 +156,7 @@ def test_a_store_of_another_mlflow_version_says_how_to_upgrade(output: Path) -> 
         database.execute("UPDATE alembic_version SET version_num = '0123456789ab'")
     database.close()
     with pytest.raises(
-        TrackingError, match=r"made by another version of MLflow; save a copy and run `mlflow db upgrade"
+        TrackingError, match=r"made by another version of MLflow; its backup is .*; upgrade it with `mlflow db upgrade"
     ):
         train(Tracker(None, output), "never")
 
