@@ -141,7 +141,7 @@ def test_a_full_disk_is_told_without_a_traceback_of_the_database(
         (OSError(28, "No space left on device"), "disk is full; free space"),
         (OSError(122, "Disk quota exceeded"), "quota of this user"),
         (PermissionError(13, "Permission denied"), "give this user the right"),
-        (OSError(30, "Read-only file system"), "mounted read-only"),
+        (OSError(30, "Read-only file system"), "its disk is read-only"),
         (sqlite3.OperationalError("attempt to write a readonly database"), "give this user the right"),
         (sqlite3.OperationalError("database is locked"), "another process keeps it locked"),
         (sqlite3.OperationalError("disk I/O error"), "health of the disk"),
