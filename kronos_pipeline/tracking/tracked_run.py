@@ -164,7 +164,8 @@ class TrackedRun(Callback):
 
     def send(self) -> None:
         """Send the buffered metrics in as few requests as the store allows; unsent metrics stay in the buffer."""
-        assert self._client is not None
+        if self._client is None:
+            return  # the run waits, and its end takes the metrics along
         with readable_errors(self._uri):
             send_parts(self._client, self.run_id, RunParts(metrics=self._pending))
         self._pending = []
@@ -201,10 +202,10 @@ class TrackedRun(Callback):
                 if self._outbox is None:
                     raise
                 self._outbox.note_failure(error)
-        assert self._outbox is not None
-        self._client = None  # what follows waits too
-        self._outbox.add(self.run_id, parts)
-        self._pending = []
+        if self._outbox is not None:
+            self._client = None  # what follows waits too
+            self._outbox.add(self.run_id, parts)
+            self._pending = []
 
 
 def _now() -> int:
