@@ -38,6 +38,13 @@ def join(words: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
+def printable_text(text: str) -> str:
+    """Return a text in one line without marks that a terminal obeys, as names and cells of a file may have them."""
+    if text.isprintable():
+        return text
+    return "".join(mark if mark.isprintable() else " " if mark.isspace() else "\ufffd" for mark in text)
+
+
 def enumerate_some(items: Collection[object], limit: int = 5) -> str:
     """Join items with commas; beyond the limit, give the number of the others: "a, b, c and 5 more"."""
     more = f" and {len(items) - limit} more" if len(items) > limit else ""
@@ -123,7 +130,7 @@ class Problem:
         first = "lines" if len(self.lines) == self.count else f"{self.count:,} lines, first in"
         lines = f" in {first} {', '.join(map(str, self.lines))}" if self.lines else ""
         value = f" (found {self.value!r})" if self.value is not None else ""
-        return f"{place}:{column} {rule}{lines}{value}{semicolon}{remedy}"
+        return printable_text(f"{place}:{column} {rule}{lines}{value}{semicolon}{remedy}")
 
 
 def tell_once(problems: Iterable[Problem]) -> tuple[Problem, ...]:

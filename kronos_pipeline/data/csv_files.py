@@ -17,7 +17,7 @@ from kronos_pipeline.data.csv_symbols import symbols_of
 from kronos_pipeline.data.csv_table import DEFAULTS
 from kronos_pipeline.data.data_folder import FolderFiles, find_files, first_lines
 from kronos_pipeline.data.file_names import FileName, is_period, read_file_name
-from kronos_pipeline.errors import DataError, Problem, count, enumerate_some
+from kronos_pipeline.errors import DataError, Problem, count, enumerate_some, printable_text
 
 _SUFFIXES = (".csv.txt", ".csv.csv", ".csv", ".tsv", ".txt")
 _NO_TEXT = re.compile(
@@ -260,7 +260,7 @@ def _tickers(file: CsvFile, symbols: Mapping[Path, Sequence[str]], problems: dic
             key = f"{file.ticker}: no symbol"
             problems[key] = DataError(Problem(file.name, "no symbol in some lines; write one into each line"), key)
         elif not NAME.fullmatch(ticker):
-            key = f"{file.ticker}: {ticker}"
+            key = printable_text(f"{file.ticker}: {ticker}")
             rule = f"the symbol {same[0]!r} of some lines makes no ticker: use {_ALLOWED}"
             problems[key] = DataError(Problem(file.name, rule), key)
         elif len(same) > 1:

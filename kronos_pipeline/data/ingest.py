@@ -41,7 +41,7 @@ from kronos_pipeline.data.rows import (
 )
 from kronos_pipeline.data.schemas import ORDER_RULES, RULES, VALIDATION_BATCH, BarFrame
 from kronos_pipeline.data.timestamps import ParsedTimes, parse_time_columns
-from kronos_pipeline.errors import DataError, Problem, SettingsError, enumerate_some
+from kronos_pipeline.errors import DataError, Problem, SettingsError, enumerate_some, printable_text
 
 _MOST_NAMES, _LONGEST_NAME = 30, 100
 """Columns in a note, and characters of a name."""
@@ -317,7 +317,8 @@ def _finish(
     bars = make_bars(file.ticker, {"timestamps": times, **columns}, source=file.name, time_zone=arranged.zone)
     # A decision that depends on the time of reading may not hold later, so read such a file again next time.
     key = None if reading is None or arranged.temporary else csv_key(file, contents, settings)
-    return replace(bars, notes=(*file.notes, *rows.notes, *notes, *flags), csv_key=key, reading=reading)
+    all_notes = tuple(map(printable_text, (*file.notes, *rows.notes, *notes, *flags)))
+    return replace(bars, notes=all_notes, csv_key=key, reading=reading)
 
 
 def _validate(tickers: Sequence[Rows]) -> list[Rows]:

@@ -87,6 +87,20 @@ def test_a_sparse_file_of_a_terabyte_is_refused_by_its_size(tmp_path: Path) -> N
     assert "the file has 1,099,511,627,776 bytes, and 1,073,741,824 is the limit; split it by period" in str(errors)
 
 
+def test_marks_that_a_terminal_obeys_are_not_printed(tmp_path: Path) -> None:
+    mark = "\x1b[2J"
+    content = f"Date{mark},Open,High,Low,Close,Volume\n{BAR}\n{mark},1,2,0.5,1.5,10\n"
+    assert refusal_of(tmp_path, content.encode()).isprintable()
+    lines = [f"{HEADER},{mark}", *(f"2024-01-0{day},1,2,0.5,1.5,10,{mark}" for day in range(2, 6)), ""]
+    (tmp_path / "ACME.csv").write_text("\n".join(lines))
+    [note] = read_bars(CsvFile("ACME", tmp_path / "ACME.csv"), now=NOW).notes
+    assert note == "columns that are ignored: \ufffd[2J"
+    lines = ["Symbol,Date,Open,High,Low,Close", f"A,{BAR}"[:-3], f"\u202e{mark},{BAR}"[:-3], ""]
+    (tmp_path / "ACME.csv").write_text("\n".join(lines))
+    _, errors = read_folder(tmp_path, now=NOW)
+    assert all(text.isprintable() for ticker, error in errors.items() for text in (ticker, str(error)))
+
+
 @pytest.mark.parametrize("head", [HEADER, ""])
 def test_a_line_of_commas_is_refused_before_it_is_split(tmp_path: Path, head: str) -> None:
     content = head.encode() + b"," * (csv_content.LONGEST_LINE + 1) + f"\n{BAR}\n".encode()
