@@ -25,6 +25,7 @@ TARGETS = [
     "durations",
     "floors",
     "audit",
+    "fuzz",
     "test-gpu",
     "lint",
     "docs",
