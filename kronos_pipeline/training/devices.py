@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 from filelock import FileLock, Timeout
 
 from kronos_pipeline.config import Recipe
-from kronos_pipeline.errors import SettingsError
+from kronos_pipeline.errors import ArtifactError, SettingsError
 from kronos_pipeline.model.devices import has_native_bf16, pick_device
 from kronos_pipeline.model.modules import is_small
 from kronos_pipeline.training.progress import Say
@@ -102,12 +102,20 @@ def device_lock(device: torch.device) -> FileLock:
 
 
 def acquire(lock: FileLock, subject: str, say: Say) -> FileLock:
-    """Acquire a lock, and report the wait if another training holds it."""
+    """Acquire a lock, and report the wait if another training holds it.
+
+    Raises:
+        ArtifactError: the file of the lock cannot be opened.
+    """
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        say(f"{subject}: waiting for another training that holds {Path(lock.lock_file).name}")
-        lock.acquire()
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            say(f"{subject}: waiting for another training that holds {Path(lock.lock_file).name}")
+            lock.acquire()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ArtifactError(f"{subject}: its lock {lock.lock_file} cannot be opened ({reason}); remove it.") from error
     return lock
 
 

@@ -16,6 +16,7 @@ from small_trainings import simulated_windows, small_recipe
 
 from kronos_pipeline import KronosTrainer
 from kronos_pipeline.artifacts import ArtifactLayout
+from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.training import state_file
 from kronos_pipeline.training.checkpoint import ResumeState, locked
 from kronos_pipeline.training.publish import TrainingResult
@@ -80,6 +81,12 @@ def test_a_record_that_cannot_be_renamed_is_named_and_left(tmp_path: Path, monke
         f"{run} is damaged (it holds no JSON object): it cannot be renamed (Permission denied); "
         "a new record is made when its training runs again."
     ]
+
+
+def test_a_folder_in_the_place_of_a_lock_is_an_error_with_a_remedy(tmp_path: Path) -> None:
+    (tmp_path / "state/.adapters-AAPL.lock").mkdir(parents=True)
+    with pytest.raises(ArtifactError, match=r"adapters/AAPL: its lock .* cannot be opened .*remove it"):
+        begin(ArtifactLayout(tmp_path), "AAPL", [])
 
 
 def test_no_flipped_bit_of_a_state_goes_unnoticed(tmp_path: Path) -> None:
