@@ -147,7 +147,7 @@ def test_no_word_is_cut_off(draw: Callable[..., Figure], kind: str, price: float
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("bars", "holdout", "freq"), [(13, 1, "B"), (3000, 1900, "5min"), (30, 20, "h")])
+@pytest.mark.parametrize(("bars", "holdout", "freq"), [(13, 1, "B"), (1000, 620, "5min"), (30, 20, "h")])
 def test_few_bars_and_many_are_drawn(tmp_path: Path, bars: int, holdout: int, freq: str) -> None:
     ticker_windows = windows(bars, holdout, freq=freq)
     paths = save_plots(

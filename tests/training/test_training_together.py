@@ -176,32 +176,37 @@ def test_where_memory_lacks_fewer_go_at_a_time_and_the_numbers_stay(
         assert_close(weights_of(result), weights_of(expected[name]))
 
 
+@pytest.fixture(scope="module")
+def complete(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainingResult]:
+    """Train a group without an interruption, with dropout."""
+    return together(small_recipe(tiny_base, save_steps=3), tmp_path_factory.mktemp("whole"))
+
+
 @pytest.mark.parametrize("one_run", [True, False])
 @pytest.mark.parametrize(("died", "saved"), [(7, 6), (11, 10), (13, 12)])  # at 10 NVDA has ended, at 12 AAPL too
 def test_a_group_that_died_ends_with_the_same_bytes(
-    tiny_base: Path, tmp_path: Path, died: int, saved: int, one_run: bool
+    tiny_base: Path, complete: dict[str, TrainingResult], tmp_path: Path, died: int, saved: int, one_run: bool
 ) -> None:
     recipe = small_recipe(tiny_base, save_steps=3)  # with dropout
 
-    def train(output: str, say: Any = lambda _: None, listener: Callback | None = None) -> list[Any]:
+    def train(say: Any = lambda _: None, listener: Callback | None = None) -> list[Any]:
         jobs = [TrainingJob(name, [windows], listener=listener) for name, windows in windows_of(recipe).items()]
-        trainer = trainer_of(recipe, tmp_path / output, say)
+        trainer = trainer_of(recipe, tmp_path, say)
         with trainer.one_run() if one_run else nullcontext():
             return trainer.train_adapters(jobs)
 
-    complete = train("whole")
     with pytest.raises(Killed):
-        train("killed", listener=KillAtStep(died))
+        train(listener=KillAtStep(died))
     messages: list[str] = []
-    resumed = train("killed", messages.append)
+    resumed = train(messages.append)
     assert any(line.endswith(f"resuming from step {saved}") for line in messages)
-    for result, uninterrupted in zip(resumed, complete, strict=True):
+    for result, uninterrupted in zip(resumed, complete.values(), strict=True):
         assert (result.folder / "adapter.pt").read_bytes() == (uninterrupted.folder / "adapter.pt").read_bytes()
         for column in ("step", "train_loss", "selection_loss", "learning_rate"):
             assert result.history[column].to_numpy() == pytest.approx(
                 uninterrupted.history[column].to_numpy(), 1e-12, nan_ok=True
             )
-    assert list((tmp_path / "killed" / "state").glob("*/*")) == []
+    assert list((tmp_path / "state").glob("*/*")) == []
 
 
 def test_another_group_with_one_of_them_drops_the_state_of_the_first(tiny_base: Path, tmp_path: Path) -> None:
