@@ -16,7 +16,8 @@ DEMO := $(BIN)/python $(TRAIN) --data-dir trainingdata --output-dir artifacts-de
 DEMO_ADAPTERS := --adapter lora --adapter-targets month_embed,day_embed --learning-rate 1e-2 --average-decay 0.95
 
 # One thread each: two test processes share the cores, and torch's own threads would only get in each other's way.
-PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest
+# Bytecode is kept: without it each process that a test starts compiles the package for a second.
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 # A file's tests share fixtures, so a file goes to a process as a whole; the longest files go first.
 IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
 

@@ -39,9 +39,13 @@ def layers_version(*layers: str, package: Path = _PACKAGE) -> str:
     """
     folders = [package / layer for layer in layers] or [package]
     sources = [source for folder in folders for source in sorted(folder.rglob("*.py"))]
+    return text_hash(*map(_file_hash, sources))[:12]
+
+
+@cache
+def _file_hash(source: Path) -> str:
     # Code compiled with optimize=2 has no docstrings; compiled code has no comments or other bare strings.
-    compiled = (compile(source.read_bytes(), "", "exec", dont_inherit=True, optimize=2) for source in sources)
-    return text_hash(*map(_code_hash, compiled))[:12]
+    return _code_hash(compile(source.read_bytes(), "", "exec", dont_inherit=True, optimize=2))
 
 
 def _code_hash(code: Any) -> str:
