@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ class TrainingContext:
         precision: number format of matrix products, "fp32", "bf16" or "fp16".
         say: takes lines for the person who runs the pipeline.
         run_states: states of the trainings of a run of several, as they start; None outside such a run.
+        requested: time at which the trainings were asked for, in seconds since 1970.
     """
 
     recipe: Recipe
@@ -92,6 +94,7 @@ class TrainingContext:
     precision: str
     say: Say
     run_states: list[ResumeState] | None = None
+    requested: float = field(default_factory=time.time)
 
     def prepare(self, job: TrainingJob) -> PreparedTraining:
         """Check the windows of a training and name its state.
@@ -120,13 +123,22 @@ class TrainingContext:
         return PreparedTraining(job.adapter is not None, target, state, windows, job.listener, job.mlflow_run)
 
     def finished_result(self, training: PreparedTraining) -> TrainingResult | None:
-        """Return the published result if this training finished before its run was interrupted, else None."""
-        if self.run_states is None:
+        """Return the published result of this very training, or None if it has to run.
+
+        It is kept if it finished before its run was interrupted, or if another process ended it after this training was
+        asked for: two requests at once train once.
+        """
+        if self.run_states is not None:
+            self.run_states.append(training.state)
+        if self.run_states is not None and training.state.finished:
+            why = "finished before the interruption"
+        elif training.target.exists() and training.target.lstat().st_mtime > self.requested:
+            why = "another run trained it since it was asked for"
+        else:
             return None
-        self.run_states.append(training.state)
-        result = load_result(training.target, training.state.key) if training.state.finished else None
+        result = load_result(training.target, training.state.key)
         if result is not None:
-            self.say(f"{training.state.artifact}: finished before the interruption, kept")
+            self.say(f"{training.state.artifact}: {why}, kept")
         return result
 
     def clear_state(self, training: PreparedTraining) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -95,6 +96,7 @@ class KronosTrainer:
         self.say = say
         self._base = base
         self._run_states: list[ResumeState] | None = None
+        self._requested: float | None = None
 
     @property
     def base(self) -> KronosModel:
@@ -109,15 +111,20 @@ class KronosTrainer:
         return pick_precision(self.recipe.precision, self.device, self.base.predictor)
 
     @contextmanager
-    def one_run(self) -> Iterator[None]:
-        """Treat the trainings inside the block as one run, which keeps its finished trainings if it is resumed."""
-        self._run_states = []
+    def one_run(self, requested: float | None = None) -> Iterator[None]:
+        """Treat the trainings inside the block as one run, which keeps its finished trainings if it is resumed.
+
+        Args:
+            requested: time at which the run was asked for, in seconds since 1970, by default now. A training that
+                another run ended since then is kept.
+        """
+        self._run_states, self._requested = [], requested
         try:
             yield
             if process() == 0:
                 clear_states(self._run_states)
         finally:
-            self._run_states = None
+            self._run_states = self._requested = None
 
     def train_adapter(
         self,
@@ -238,6 +245,7 @@ class KronosTrainer:
 
     @property
     def _context(self) -> TrainingContext:
+        requested = time.time() if self._requested is None else self._requested
         return TrainingContext(
-            self.recipe, self.base, self.layout, self.device, self.precision, self.say, self._run_states
+            self.recipe, self.base, self.layout, self.device, self.precision, self.say, self._run_states, requested
         )

@@ -120,3 +120,22 @@ def test_a_retried_run_leaves_out_the_tickers_that_failed_in_the_steps_that_it_s
     assert execute_run(InMemoryJob(job), run, instance).success
     records = instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION).records
     assert [record.partition_key for record in records] == ["AAPL"]
+
+
+def test_two_requests_at_once_train_a_ticker_once_and_a_later_request_trains_it_again(location: Location) -> None:
+    """The second run waits in the queue, or for the artifact's lock, while the first trains."""
+    location.write("AAPL")
+    job = location.definitions.resolve_job_def("retrain_adapter")
+    second = location.instance.create_run_for_job(job, tags={"dagster/partition": "AAPL"})
+    adapter = location.layout.adapter("AAPL")
+
+    assert location.run("retrain_adapter", "AAPL").success
+    by_the_first = adapter.resolve()
+    assert execute_run(InMemoryJob(job), second, location.instance).success
+    assert adapter.resolve() == by_the_first
+    said = [entry.user_message for entry in location.instance.all_logs(second.run_id)]
+    assert "adapters/AAPL: another run trained it since it was asked for, kept" in said
+    assert location.metadata("adapter", "AAPL")["selection loss (nats)"] > 0
+
+    assert location.run("retrain_adapter", "AAPL").success
+    assert adapter.resolve() != by_the_first

@@ -44,7 +44,7 @@ def adapter(
             with batch.ticker(ticker):
                 batch.add(ticker, *_folder_and_metadata(context, unwrap(ended), recipe))
 
-        with trainer.one_run():
+        with trainer.one_run(_requested(context)):
             for first in range(0, len(batch.tickers), _TICKERS_IN_MEMORY):
                 loaded = []
                 for ticker in batch.tickers[first : first + _TICKERS_IN_MEMORY]:
@@ -71,9 +71,18 @@ def checkpoint(
         trainer = KronosTrainer(recipe, pipeline.layout.root, say=context.log.info)
         loaded, left_out = _load_windows(context, windows)
         ended: list[Trained | KronosError] = []
-        run_trainings(recipe, trainer, tracker, loaded, lambda _, end: ended.append(end), lambda _: run_tags(context))
+        with trainer.one_run(_requested(context)):
+            run_trainings(
+                recipe, trainer, tracker, loaded, lambda _, end: ended.append(end), lambda _: run_tags(context)
+            )
         _, metadata = _folder_and_metadata(context, unwrap(ended[0]), recipe)
         return dg.MaterializeResult(metadata={**metadata, "left out": left_out})
+
+
+def _requested(context: dg.AssetExecutionContext) -> float | None:
+    """Return the time at which the run was asked for: a run that waited meanwhile does not train the same again."""
+    record = context.instance.get_run_record_by_id(context.run.run_id)
+    return record.create_timestamp.timestamp() if record else None
 
 
 def _folder_and_metadata(
