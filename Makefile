@@ -104,7 +104,7 @@ dev: $(INSTALLED)  ## start the Dagster UI on http://127.0.0.1:3000, or with POR
 		|| { echo "error: port $(PORT) is taken; choose another: make dev PORT=$$(($(PORT) + 1))" >&2; exit 2; }
 	@source ./env.sh && echo "Dagster's UI: http://$(HOST):$(PORT) (data: $${KRONOS_DATA_DIR:-trainingdata}, \
 	artifacts: $${KRONOS_OUTPUT_DIR:-artifacts}, instance: $$DAGSTER_HOME). Ctrl-C ends it." \
-		&& dg dev --host "$(HOST)" --port "$(PORT)" --log-level warning
+		&& KRONOS_DAGSTER_UI="$${KRONOS_DAGSTER_UI:-http://$(HOST):$(PORT)}" dg dev --host "$(HOST)" --port "$(PORT)"
 
 plain: $(INSTALLED)  ## train with external/kronos/requirements.txt alone, in an environment made for it
 	@set -e; plain="$$(mktemp -d)"; trap 'rm -rf "$$plain"' EXIT; python="$$plain/venv/bin/python"; \

@@ -47,7 +47,9 @@ else
         mv -f "$DAGSTER_HOME/.dagster.yaml.$$" "$DAGSTER_HOME/dagster.yaml"
     fi
     # `dev` hands a workspace file to its servers, and they refuse one beside an exported module's name.
-    dagster() { if [ "${1:-}" = dev ]; then env -u DAGSTER_MODULE_NAME dagster "$@"; else command dagster "$@"; fi; }
-    dg() { if [ "${1:-}" = dev ]; then env -u DAGSTER_MODULE_NAME dg "$@"; else command dg "$@"; fi; }
+    # At its own level, info, `dev` prints each tick of each sensor; a --log-level of the user's own comes later and holds.
+    _kronos_dev() { _kronos_program="$1"; shift 2; env -u DAGSTER_MODULE_NAME "$_kronos_program" dev --log-level warning "$@"; }
+    dagster() { if [ "${1:-}" = dev ]; then _kronos_dev dagster "$@"; else command dagster "$@"; fi; }
+    dg() { if [ "${1:-}" = dev ]; then _kronos_dev dg "$@"; else command dg "$@"; fi; }
     unset _kronos_root _kronos_gpus _kronos_data _kronos_name _kronos_yaml
 fi

@@ -40,6 +40,7 @@ from kronos_pipeline.orchestration.automation.jobs import (
     make_summary_schedule,
 )
 from kronos_pipeline.orchestration.automation.killed_runs import GPU, make_killed_runs_sensor
+from kronos_pipeline.orchestration.automation.new_symbols import make_new_symbols_sensor
 from kronos_pipeline.orchestration.checks import (
     bars_are_sound,
     complete_check,
@@ -177,6 +178,7 @@ def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Defi
         sensors=[
             make_csv_sensor(settings.data_folder, tickers, jobs, automation),
             make_drift_sensor(tickers, jobs, automation),
+            make_new_symbols_sensor(settings.data_folder, tickers, jobs, automation),
             make_killed_runs_sensor(),
             make_failure_sensor(automation),
             make_disk_sensor(tickers),

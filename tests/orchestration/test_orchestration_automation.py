@@ -19,6 +19,7 @@ from kronos_pipeline.data.bars import load_bars, make_bars, save_bars
 from kronos_pipeline.errors import SettingsError
 from kronos_pipeline.orchestration.automation.csv_sensor import make_csv_sensor
 from kronos_pipeline.orchestration.automation.jobs import AutomationSettings, make_jobs, make_schedules
+from kronos_pipeline.orchestration.automation.new_symbols import make_new_symbols_sensor
 from kronos_pipeline.orchestration.partitions import RANGE_END, RANGE_START, split_into_runs, ticker_partitions
 
 pytestmark = pytest.mark.slow
@@ -254,3 +255,43 @@ def test_a_folder_that_is_away_is_skipped_and_what_was_seen_is_kept(location: Lo
     (location.root / "elsewhere").rename(location.data)
     folder.cursor = cursor
     assert folder.tick() == []
+
+
+def new_symbols(location: Location, tickers: list[str], cursor: str | None = None, ui: str | None = None) -> Any:
+    """Evaluate a tick of the sensor of new symbols, in a code location that was loaded with some tickers."""
+    automation = AutomationSettings.model_validate({"dagster_ui": ui})
+    sensor = make_new_symbols_sensor(location.data, tickers, make_jobs(ticker_partitions(tickers)), automation)
+    with dg.build_sensor_context(
+        instance=location.instance,
+        cursor=cursor,
+        definitions=location.definitions,
+        resources={"pipeline": location.settings},
+    ) as context:
+        return sensor.evaluate_tick(context)
+
+
+def test_a_new_symbol_is_ingested_as_soon_as_the_reloaded_code_location_knows_it(location: Location) -> None:
+    location.write("AAPL", "NEW")
+    assert "is a partition" in (new_symbols(location, ["AAPL", "NEW"]).skip_message or "")
+    before = new_symbols(location, ["AAPL"], json.dumps({"asked": ["NEW"]}))
+    assert "NEW: no partition even after a reload" in (before.skip_message or ""), "it is not reloaded for ever"
+    after = new_symbols(location, ["AAPL", "NEW"], json.dumps({"asked": ["NEW"]}))
+    assert ranges(list(after.run_requests)) == [("ingest", "NEW", "NEW")]
+    assert "is a partition" in (new_symbols(location, ["AAPL", "NEW"], after.cursor).skip_message or "")
+
+
+@pytest.mark.parametrize(
+    ("ui", "message"),
+    [
+        (None, "set KRONOS_DAGSTER_UI to the address of Dagster's UI"),
+        ("localhost", "KRONOS_DAGSTER_UI is 'localhost', which is no address such as"),
+        ("http://127.0.0.1:9", "The UI at http://127.0.0.1:9 did not reload it"),
+    ],
+)
+def test_without_a_ui_that_can_reload_a_line_says_what_to_do(location: Location, ui: str | None, message: str) -> None:
+    location.write("AAPL", "NEW")
+    result = new_symbols(location, ["AAPL"], ui=ui)
+    assert "New in the data folder: NEW" in (result.skip_message or "")
+    assert message in (result.skip_message or "")
+    assert "reload the code location (Deployment, Code locations, Reload)" in (result.skip_message or "")
+    assert not result.cursor, "the next tick tries again"

@@ -8,6 +8,7 @@ import dagster as dg
 import pytest
 from code_locations import TINY, Location, failed_steps
 
+from kronos_pipeline.orchestration.automation import disk_sensor
 from kronos_pipeline.orchestration.automation.disk_sensor import make_disk_sensor
 from kronos_pipeline.run_training import main
 
@@ -23,19 +24,26 @@ class Sensor:
     cursor: str | None = None
 
     def tick(self) -> list[str]:
-        """Report the events of a tick, and return their assets and partitions."""
+        """Return the assets and partitions that a tick reports."""
+        before = self.reported()
         with dg.build_sensor_context(
             instance=self.location.instance,
             cursor=self.cursor,
             definitions=self.location.definitions,
             resources={"pipeline": self.location.settings},
         ) as context:
-            result = make_disk_sensor(self.tickers).evaluate_tick(context)
-        self.cursor = result.cursor
-        for event in result.asset_events:
-            assert isinstance(event, dg.AssetMaterialization)
-            self.location.instance.report_runless_asset_event(event)
-        return sorted(f"{event.asset_key.to_user_string()}[{event.partition or ''}]" for event in result.asset_events)
+            self.cursor = make_disk_sensor(self.tickers).evaluate_tick(context).cursor
+        after = self.reported()
+        return sorted(after[number] for number in after.keys() - before.keys())
+
+    def reported(self) -> dict[int, str]:
+        """Return all materialisations by their number in the event log."""
+        instance = self.location.instance
+        return {
+            record.storage_id: f"{key.to_user_string()}[{record.partition_key or ''}]"
+            for key in instance.all_asset_keys()
+            for record in instance.fetch_materializations(key, limit=100).records
+        }
 
 
 def train(location: Location, *flags: str) -> None:
@@ -86,3 +94,19 @@ def test_a_damaged_artifact_is_left_to_whatever_loads_it(location: Location) -> 
     location.layout.bars("AAPL").parent.mkdir(parents=True)
     location.layout.bars("AAPL").write_bytes(b"damaged")
     assert Sensor(location, ["AAPL"]).tick() == []
+
+
+def test_a_tick_ends_in_time_and_the_next_ticks_report_the_rest(
+    location: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tickers = ["AAPL", "MSFT", "NVDA"]
+    location.write(*tickers)
+    assert location.run("ingest", "AAPL", "NVDA").success
+    location.instance.wipe_assets([dg.AssetKey("raw_bars"), dg.AssetKey("windows")])
+    monkeypatch.setattr(disk_sensor, "SECONDS_PER_TICK", 0.0)
+    sensor = Sensor(location, tickers)
+    reported = [sensor.tick() for _ in range(7)]
+    assert [len(events) for events in reported] == [1, 1, 1, 1, 1, 1, 0]
+    assert {event for events in reported for event in events} == {
+        f"{asset}[{ticker}]" for asset in ("raw_bars", "windows") for ticker in tickers
+    }

@@ -21,7 +21,7 @@ import dagster as dg
 from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, parse_json, read_json
 from kronos_pipeline.data.bars import load_bars
 from kronos_pipeline.data.windows import load_windows
-from kronos_pipeline.errors import KronosError
+from kronos_pipeline.errors import KronosError, count
 from kronos_pipeline.evaluation.predictions import ADAPTER
 from kronos_pipeline.orchestration.metadata import (
     LAST_BAR,
@@ -31,10 +31,9 @@ from kronos_pipeline.orchestration.metadata import (
     windows_metadata,
 )
 
-_SECONDS_PER_TICK = 2.0
-"""The time after which a tick leaves artifacts to the next tick; one ticker's take about 0.1 s."""
-_EVENTS_PER_TICK = 200
-"""The daemon writes events one by one."""
+SECONDS_PER_TICK = 5.0
+"""The time after which a tick leaves artifacts to the next tick. Reading one takes about 0.1 s, and so does writing its
+event on a busy machine: a tick never lasts as long as the daemon waits for it."""
 _UNFINISHED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 
 FileTimes = dict[str, int]
@@ -72,7 +71,7 @@ def make_disk_sensor(tickers: Sequence[str]) -> dg.SensorDefinition:
         required_resource_keys={"pipeline"},
         description="Reports artifacts that were made without Dagster, by the command line, as materialisations.",
     )
-    def artifacts_on_disk(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+    def artifacts_on_disk(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         known: FileTimes = parse_json(context.cursor or "{}")
         found = {
             str(artifact.path): artifact for artifact in _artifacts(context.resources.pipeline.layout, set(tickers))
@@ -84,19 +83,21 @@ def make_disk_sensor(tickers: Sequence[str]) -> dg.SensorDefinition:
         )
         newer = _newer_than_events(context.instance, [found[name] for name in changed])
         examined: FileTimes = {name: at for name, at in known.items() if name in found}
-        events: list[dg.AssetMaterialization] = []
-        deadline = time.monotonic() + _SECONDS_PER_TICK
+        reported, deadline = 0, time.monotonic() + SECONDS_PER_TICK
         for name in changed:
-            if time.monotonic() > deadline or len(events) >= _EVENTS_PER_TICK:
-                break
             if found[name] in newer:
-                events.extend(found[name].events)
+                if reported and time.monotonic() > deadline:
+                    break
+                # Written here and not by the daemon, so that the time of the writing counts.
+                for event in found[name].events:
+                    context.instance.report_runless_asset_event(event)
+                    reported += 1
             examined[name] = times[name]
-        cursor = json.dumps(examined)
-        if events:
-            return dg.SensorResult(asset_events=events, cursor=cursor)
-        context.update_cursor(cursor)
-        return dg.SkipReason("Every artifact on the disk is known.")
+        context.update_cursor(json.dumps(examined))
+        if not reported:
+            return dg.SkipReason("Every artifact on the disk is known.")
+        waiting = sum(name not in examined or examined[name] != times[name] for name in changed)
+        return dg.SkipReason(f"Reported {count(reported, 'artifact')}; {waiting} more wait for the next tick.")
 
     return artifacts_on_disk
 
