@@ -35,6 +35,8 @@ else
     export KRONOS_GPUS="$_kronos_gpus"
     # Seconds that Dagster waits for its code server, by default 60: too short to launch a run on a busy machine.
     export DAGSTER_GRPC_TIMEOUT_SECONDS="${DAGSTER_GRPC_TIMEOUT_SECONDS:-300}"
+    # Ctrl-C waits for a call no longer than before.
+    export DAGSTER_GRPC_SHUTDOWN_GRACE_PERIOD="${DAGSTER_GRPC_SHUTDOWN_GRACE_PERIOD:-60}"
     # Dagster takes no `env:` for these two limits, so the numbers are written into a copy. The copy gets its name when
     # it is complete, because a daemon may read it meanwhile.
     mkdir -p "$DAGSTER_HOME"
@@ -48,7 +50,7 @@ else
     fi
     # `dev` hands a workspace file to its servers, and they refuse one beside an exported module's name.
     # At its own level, info, `dev` prints each tick of each sensor; a --log-level of the user's own comes later and holds.
-    _kronos_dev() { _kronos_program="$1"; shift 2; env -u DAGSTER_MODULE_NAME "$_kronos_program" dev --log-level warning "$@"; }
+    _kronos_dev() { env -u DAGSTER_MODULE_NAME "$1" dev --log-level warning "${@:3}"; }
     dagster() { if [ "${1:-}" = dev ]; then _kronos_dev dagster "$@"; else command dagster "$@"; fi; }
     dg() { if [ "${1:-}" = dev ]; then _kronos_dev dg "$@"; else command dg "$@"; fi; }
     unset _kronos_root _kronos_gpus _kronos_data _kronos_name _kronos_yaml

@@ -154,14 +154,14 @@ def test_the_ui_gets_its_target_from_the_workspace_and_all_else_from_the_module(
 ) -> None:
     """With the module's name exported, the servers of `dev` refuse their workspace file, and `dev` hangs."""
     fake = checkout / ".venv" / "bin" / command
-    fake.write_text('#!/bin/sh\necho "$1 $2: ${DAGSTER_MODULE_NAME:-none}"\n')
+    fake.write_text('#!/bin/sh\necho "$*: ${DAGSTER_MODULE_NAME:-none}"\n')
     fake.chmod(0o755)
     result = source(shell, "./env.sh", checkout, f"{command} dev -v; {command} asset list; {command}")
     assert result.stderr == ""
     assert result.stdout.splitlines() == [
-        "dev -v: none",
+        "dev --log-level warning -v: none",
         "asset list: kronos_pipeline.definitions",
-        " : kronos_pipeline.definitions",
+        ": kronos_pipeline.definitions",
     ]
 
 

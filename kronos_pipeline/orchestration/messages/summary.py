@@ -159,7 +159,7 @@ def _trainings(instance: dg.DagsterInstance, tickers: Sequence[str], since: date
     # Without their payload: the pictures of hundreds of trainings take seconds to read.
     records = instance.get_asset_event_summary_records(kind, adapter, storage_ids=newest) if newest else []
     records = [*records, *instance.get_asset_event_summary_records(kind, checkpoint, limit=1)]
-    for record in records:
+    for record in sorted(records, key=lambda record: record.partition or ""):
         if record.timestamp >= since.timestamp():
             yield Entry(record.partition or "checkpoint", runs.origin(record.run_id), record.run_id or None)
 
@@ -237,6 +237,6 @@ def _reason(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
 
 
 def _first_line(text: str) -> str:
-    lines = text.strip().splitlines()
-    # "adapter failed for AAPL:" is followed by the reason.
-    return " ".join(lines[:2]) if lines and lines[0].endswith(":") else lines[0] if lines else "no reason is known"
+    """Return the first line that has a reason: "adapter failed for AAPL:" is followed by it."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return next((line for line in lines if not line.endswith(":")), lines[0] if lines else "no reason is known")
