@@ -170,6 +170,8 @@ class KronosTrainer:
         """Train the jobs of a plan and publish each, adapters jointly; a failure does not affect the other jobs.
 
         Each adapter ends with the weights of a training by itself, up to rounding and the random numbers of dropout.
+        Nothing is logged to MLflow, so that this works where MLflow is not installed; `kronos train` and the Dagster
+        assets log each training, by `on_start` and `on_end`.
 
         Args:
             jobs: see `plan_trainings`; no two may publish the same folder. By default the CSVs of the config are read,
