@@ -30,6 +30,8 @@ _TICKS = (
     ),
 )
 """Counts of 100 ns since the year 1 (.NET) or 1601 (Windows) that are dates from 1964 or 1978 on, and the origin."""
+_LARGEST = 9e18
+"""Numbers from here on are no integers of 64 bits."""
 _SERIAL_ORIGIN = np.datetime64("1899-12-30", "D")
 
 
@@ -38,7 +40,11 @@ def parse_numbers(name: str, texts: pa.StringArray) -> TimeColumn:
     is_number = np.asarray(pc.match_substring_regex(texts, NUMBER))
     numbers = pc.replace_substring_regex(pc.if_else(pa.array(is_number), texts, "0"), r"\.0*$", "")
     floats = pc.cast(numbers, pa.float64()).to_numpy()
+    is_number = is_number & (np.abs(floats) < _LARGEST)
+    floats = np.where(is_number, floats, 0.0)
     values = floats[is_number]
+    if not len(values):
+        return TimeColumn(name, np.full(len(floats), NAT), problems=dict.fromkeys(range(len(floats)), NO_TIME))
     padded = pc.any(pc.match_substring_regex(numbers, r"^0\d")).as_py()
     if not padded and ((values >= _SERIALS[0]) & (values < _SERIALS[1])).all():
         if rule := _doubt_of_serials(name, values):

@@ -13,6 +13,7 @@ from csv_shapes import (
     dates,
     hourly,
     lines,
+    milliseconds,
     ohlcv,
     problem_of,
     read_one,
@@ -149,3 +150,12 @@ def test_day_numbers_beside_times_of_day_in_digits_are_the_dates(tmp_path: Path,
     write(tmp_path / "ZZA.csv", lines({"Time": dates(frame, form), "Date": days, **ohlcv(frame)}))
 
     assert_same_bars(read_one(tmp_path).frame, frame)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("rows", [1, 50])
+def test_counts_beyond_64_bits_are_refused_without_a_warning_of_a_library(tmp_path: Path, rows: int) -> None:
+    frame = daily(50)
+    cells = ["1e999"] * rows + [str(time) for time in milliseconds(frame["timestamps"])][rows:]
+    write(tmp_path / "ZZA.csv", lines({"Date": cells, **ohlcv(frame, title=True)}))
+    assert "found '1e999'" in problem_of(tmp_path)
