@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ def test_the_manifest_says_what_made_it(tiny_base: Path, tmp_path: Path) -> None
     assert (manifest["seed"], manifest["mlflow_run"], manifest["artifact"]) == (7, "abc", "adapters/AAPL")
     stamps = windows[0].bars.frame["timestamps"]
     assert pd.Timestamp(manifest["seen_until"]["AAPL"]) == stamps.iloc[windows[0].holdout_start - 1]
-    assert manifest["packages"]["torch"] == torch.__version__
+    assert manifest["packages"]["torch"] == version("torch")
     weights = result.folder / "adapter_model.safetensors"
     assert manifest["files"]["adapter_model.safetensors"] == file_hash(weights)
     assert manifest["training"] == result.summary
@@ -177,8 +178,8 @@ def test_no_bar_of_the_holdout_changes_a_byte(tiny_base: Path, tmp_path: Path) -
     for column in ("open", "high", "low", "close", "volume", "amount"):
         frame.loc[holdout, column] = noise
     real, noisy = (
-        adapter_bytes(trainer_of(recipe, tmp_path / name).train_adapter([build_windows(version, recipe)], "AAPL"))
-        for name, version in (("real", bars), ("noise", make_bars("AAPL", frame, source="noise")))
+        adapter_bytes(trainer_of(recipe, tmp_path / name).train_adapter([build_windows(bars_of, recipe)], "AAPL"))
+        for name, bars_of in (("real", bars), ("noise", make_bars("AAPL", frame, source="noise")))
     )
     assert real == noisy
 
