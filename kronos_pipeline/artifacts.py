@@ -9,26 +9,35 @@ link replaces the old link by renaming:
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import json
 import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kronos_pipeline.checksums import (
+    changed_file,
+    file_hash,
+    json_bytes,
+    json_text,
+    open_parquet,
+    parquet_bytes,
+    parse_json,
+    read_json_bytes,
+    remedy,
+)
 from kronos_pipeline.config import NAME
 from kronos_pipeline.errors import ArtifactError
+from kronos_pipeline.manifests import find_wrong_entry
 
 MANIFEST = "manifest.json"
 SAMPLING = "sampling"
@@ -230,69 +239,57 @@ def write_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         _sync(path.parent)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write `content` as JSON, atomically; NaN and infinity raise ValueError, as standard JSON has neither."""
-    text = _json(content, indent=2) + "\n"
-    write_file(path, lambda handle: handle.write(text.encode()))
+def write_json(path: Path, content: Any, *, checksum: bool = True) -> None:
+    """Write `content` as JSON, atomically; NaN and infinity raise ValueError, as standard JSON has neither.
 
-
-def parse_json(text: str | bytes) -> dict[str, Any]:
-    """Parse a JSON object.
-
-    Raises:
-        ValueError: the text is no JSON, or JSON of another kind.
+    An object gets a checksum as its last entry, unless `checksum` is false, for files that other programs read.
     """
-    try:
-        content = json.loads(text)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-    if not isinstance(content, dict):
-        raise ValueError("it holds no JSON object")
-    return content
+    written = json_bytes(content, checksum=checksum)
+    write_file(path, lambda handle: handle.write(written))
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON artifact, which holds an object.
+    """Read a JSON artifact, which holds an object, and verify its checksum; check the types of a manifest's entries.
 
     Raises:
-        ArtifactError: the file is missing or damaged.
+        ArtifactError: the file is missing or damaged, or is not as it was written.
     """
     try:
-        return parse_json(path.read_bytes())
+        content = read_json_bytes(path)
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} cannot be read ({error}); make it again.") from error
+        raise ArtifactError(f"{path} cannot be read ({error}); {remedy(path)}.") from error
+    if path.name == MANIFEST and (wrong := find_wrong_entry(content)):
+        raise ArtifactError(f"{path}: {wrong}; {remedy(path)}.")
+    return content
 
 
 def write_parquet(path: Path, frame: pd.DataFrame, manifest: dict[str, Any]) -> None:
-    """Write a frame without its index, with the manifest in the schema's metadata, atomically."""
+    """Write a frame without its index, with the manifest in the schema's metadata and a checksum, atomically."""
     table = pa.Table.from_pandas(frame, preserve_index=False)
-    note = _json(manifest).encode()
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), PARQUET_MANIFEST: note})
-    # Prices rarely repeat, so a dictionary encoding makes the file larger and doubles the time of writing.
-    repeating = [field.name for field in table.schema if not pa.types.is_floating(field.type)]
-    write_file(path, lambda handle: pq.write_table(table, handle, use_dictionary=repeating))
+    note = json_text(manifest).encode()
+    content = parquet_bytes(table.replace_schema_metadata({**(table.schema.metadata or {}), PARQUET_MANIFEST: note}))
+    write_file(path, lambda handle: handle.write(content))
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """Read the manifest of a file that `write_parquet` wrote, without its frame.
 
     Raises:
-        ArtifactError: the file is missing or damaged, or has no manifest.
+        ArtifactError: the file is missing or damaged, is not as it was written, or has no manifest.
     """
-    with _readable_parquet(path):
-        return _parquet_manifest(path, pq.read_schema(path))
+    with readable_parquet(path) as file:
+        return _parquet_manifest(path, file.schema_arrow)
 
 
 def read_parquet(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Read a frame that `write_parquet` wrote, and its manifest.
 
     Raises:
-        ArtifactError: the file is missing or damaged, or has no manifest.
+        ArtifactError: the file is missing or damaged, is not as it was written, or has no manifest.
     """
-    with _readable_parquet(path):
-        table = pq.read_table(path, partitioning=None)  # a folder such as lr=3 is no column
-        manifest = _parquet_manifest(path, table.schema)
-        return table.to_pandas(), manifest
+    with readable_parquet(path) as file:
+        manifest = _parquet_manifest(path, file.schema_arrow)
+        return file.read().to_pandas(), manifest
 
 
 def _parquet_manifest(path: Path, schema: pa.Schema) -> dict[str, Any]:
@@ -303,11 +300,17 @@ def _parquet_manifest(path: Path, schema: pa.Schema) -> dict[str, Any]:
 
 
 @contextmanager
-def _readable_parquet(path: Path) -> Iterator[None]:
+def readable_parquet(path: Path) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet artifact, verify its checksum, and turn errors of the reading into errors for users.
+
+    Raises:
+        ArtifactError: the file is missing or damaged, is not as it was written, or its table is too large.
+    """
     try:
-        yield
+        with open_parquet(path) as file:
+            yield file
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise ArtifactError(f"{path} cannot be read ({error}); make it again.") from error
+        raise ArtifactError(f"{path} cannot be read ({error}); {remedy(path)}.") from error
 
 
 @contextmanager
@@ -369,42 +372,35 @@ def mlflow_run_of(folder: Path) -> str | None:
     return run
 
 
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file, in hex."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+def check_file(path: Path) -> None:
+    """Compare a file of a published folder, or of a folder in one, with its hash in the manifest, if it has one.
+
+    Raises:
+        ArtifactError: it is not as it was written, or the manifest is damaged.
+    """
+    for folder in list(path.parents)[:2]:
+        if (folder / MANIFEST).is_file():
+            recorded = read_json(folder / MANIFEST).get("files", {}).get(path.relative_to(folder).as_posix())
+            if recorded is not None and recorded != (actual := file_hash(path)):
+                raise changed_file(path, actual, str(recorded))
 
 
-def bytes_hash(content: bytes) -> str:
-    """Return the SHA-256 of bytes, in hex."""
-    return hashlib.sha256(content).hexdigest()
+def check_folder(folder: Path) -> None:
+    """Compare every file of a published folder with its hash in the manifest.
 
-
-def text_hash(*parts: str) -> str:
-    """Return the SHA-256 of texts in order, in hex."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "little") + part.encode())
-    return digest.hexdigest()
+    Raises:
+        ArtifactError: a file is missing or is not as it was written, or the manifest is damaged.
+    """
+    for name in read_json(folder / MANIFEST).get("files", {}):
+        if not (folder / name).is_file():
+            raise ArtifactError(f"{folder / name} is missing; {remedy(folder / name)}.")
+        check_file(folder / name)
 
 
 def package_versions() -> dict[str, str]:
     """Return the versions of the packages that shape a result."""
     names = ("torch", "numpy", "pandas", "peft", "accelerate", "sktime", "safetensors")
     return {name: importlib.metadata.version(name) for name in names}
-
-
-def _json(content: Any, indent: int | None = None) -> str:
-    return json.dumps(content, indent=indent, allow_nan=False, default=_json_value)
-
-
-def _json_value(value: Any) -> Any:
-    """Convert a NumPy scalar, a path or a date to a JSON type; other types are an error of the caller."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Path | date):
-        return str(value)
-    raise TypeError(f"{value!r} has no place in a JSON artifact")
 
 
 def _sibling(path: Path) -> Path:

@@ -12,7 +12,7 @@ from types import CodeType
 from typing import Any
 
 from kronos_pipeline import __version__
-from kronos_pipeline.artifacts import text_hash
+from kronos_pipeline.checksums import text_hash
 
 BARS = ("data",)
 """Layers that shape bars."""

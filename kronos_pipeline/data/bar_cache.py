@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from kronos_pipeline.artifacts import bytes_hash
+from kronos_pipeline.checksums import bytes_hash
 from kronos_pipeline.config import ReadingSettings
 from kronos_pipeline.data.bars import Bars, csv_key, load_bars
 from kronos_pipeline.data.csv_content import read_content

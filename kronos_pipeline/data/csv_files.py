@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
-from kronos_pipeline.artifacts import file_hash
+from kronos_pipeline.checksums import file_hash
 from kronos_pipeline.config import NAME, ReadingSettings
 from kronos_pipeline.data.csv_file import CsvFile, printable
 from kronos_pipeline.data.csv_symbols import symbols_of

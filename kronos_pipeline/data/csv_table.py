@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kronos_pipeline.artifacts import bytes_hash
+from kronos_pipeline.checksums import bytes_hash
 from kronos_pipeline.config import ReadingSettings
 from kronos_pipeline.data.bars import FEATURES, PRICES, FloatArray
 from kronos_pipeline.data.columns import ChosenColumns, choose_columns, header_meanings, meaning_notes, name_position

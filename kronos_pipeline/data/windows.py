@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kronos_pipeline.artifacts import read_parquet, text_hash, write_parquet
+from kronos_pipeline.artifacts import read_parquet, write_parquet
+from kronos_pipeline.checksums import text_hash
 from kronos_pipeline.code_version import code_version
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bar_schedule import IntArray, find_bar_schedule

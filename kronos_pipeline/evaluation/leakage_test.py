@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, file_hash
+from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout
+from kronos_pipeline.checksums import file_hash
 from kronos_pipeline.config import KronosTrainingConfig
 from kronos_pipeline.data.bars import FEATURES, Bars, make_bars
 from kronos_pipeline.data.windows import WindowSet, build_windows

@@ -40,17 +40,16 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from kronos_pipeline.artifacts import (
     PARQUET_MANIFEST,
     ArtifactLayout,
     check_writable,
-    parse_json,
-    text_hash,
+    readable_parquet,
     write_parquet,
 )
+from kronos_pipeline.checksums import open_parquet, parse_json, text_hash
 from kronos_pipeline.code_version import code_version
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bar_schedule import usual_interval
@@ -151,9 +150,10 @@ def bar_ends(bars: Bars, ds: pd.DatetimeIndex) -> pd.DatetimeIndex:
 def known_bars_end(layout: ArtifactLayout, ticker: str) -> list[pd.Timestamp]:
     """Return the time of the newest bar in `bars/<T>.parquet`; empty without a readable file."""
     try:
-        times = pq.read_table(layout.bars(ticker), columns=["timestamps"], partitioning=None)["timestamps"]
+        with readable_parquet(layout.bars(ticker)) as file:
+            times = file.read(columns=["timestamps"])["timestamps"]
         return [pd.Timestamp(times[-1].as_py())] if len(times) else []
-    except (OSError, ValueError, KeyError, pa.ArrowException):
+    except (ArtifactError, KeyError):
         return []
 
 
@@ -275,7 +275,7 @@ def _read_file(path: Path) -> pa.Table:
     try:
         if (size := path.stat().st_size) > _LARGEST_FILE:
             raise ArtifactError(f"{path} is too large for a file of the ledger ({size:,} bytes), so {remedy}")
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             schema = file.schema_arrow
             if not schema.equals(SCHEMA):
                 odd = sorted({*schema.names} ^ {*SCHEMA.names}) or ["types or order"]

@@ -14,8 +14,9 @@ import torch
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
-from kronos_pipeline.artifacts import MANIFEST, read_json, text_hash
+from kronos_pipeline.artifacts import MANIFEST, read_json
 from kronos_pipeline.base_models import NANO, BaseModelSource, WeightsSource, find_base_model
+from kronos_pipeline.checksums import text_hash
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import ArtifactError, ModelError, first_sentence
 from kronos_pipeline.model.devices import pick_device

@@ -15,20 +15,24 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError
 from torch import Tensor, nn
 
-from kronos_pipeline.artifacts import MANIFEST, file_hash, text_hash, write_file, write_json
-from kronos_pipeline.errors import ModelError, SettingsError
+from kronos_pipeline.artifacts import MANIFEST, write_file, write_json
+from kronos_pipeline.checksums import text_hash
+from kronos_pipeline.errors import ModelError, SettingsError, enumerate_some
 from kronos_pipeline.model.devices import exact_products
 from kronos_pipeline.model.loading import KronosModel, check_base, load_checkpoint
 from kronos_pipeline.model.losses import teacher_forced_logits
 from kronos_pipeline.model.modules import copy_sharing_weights, eval_mode, unwrap_peft
 from kronos_pipeline.model.weights import (
     check_tensors,
+    checked_hash,
     load_predictor,
+    read_settings,
     read_tensors,
     save_predictor,
     weights_hash,
@@ -36,9 +40,11 @@ from kronos_pipeline.model.weights import (
 )
 
 if TYPE_CHECKING:
-    from peft import PeftModel  # takes a second to import, and checkpoints do not need it
+    from peft import LoraConfig, PeftModel  # takes a second to import, and checkpoints do not need it
 
 CONFIG, WEIGHTS, TORCH_FILE, BASE = "adapter_config.json", "adapter_model.safetensors", "adapter.pt", "base"
+_OWN_SETTINGS = {"target_modules", "base_model_name_or_path", "revision", "inference_mode", "peft_version"}
+"""Settings of `_settings` that are checked already, or of no effect."""
 
 
 def add_lora(predictor: nn.Module, r: int, alpha: float, dropout: float, targets: Sequence[str]) -> PeftModel:
@@ -91,7 +97,7 @@ def save_adapter(folder: Path, peft_model: PeftModel, base: KronosModel, *, with
     tensors = {name: value.detach().cpu().contiguous() for name, value in sorted(_adapter_tensors(peft_model).items())}
     write_tensors(folder / WEIGHTS, tensors)
     write_file(folder / TORCH_FILE, lambda handle: torch.save(tensors, handle))
-    write_json(folder / CONFIG, _settings(peft_model, base))
+    write_json(folder / CONFIG, _settings(peft_model, base), checksum=False)
     if with_base:
         save_predictor(folder / BASE, copy.deepcopy(peft_model).unload())
     _check_same(folder, peft_model, _assemble(folder, base))
@@ -132,30 +138,68 @@ def load_trained(folder: Path, base: KronosModel) -> KronosModel:
 def adapter_hash(folder: Path, base_hash: str) -> str:
     """Return the `weights_hash` of an adapter, without loading it, for a base model of the given hash."""
     trained_base = [weights_hash(folder / BASE)] if (folder / BASE).is_dir() else []
-    return text_hash(base_hash, file_hash(folder / WEIGHTS), *trained_base)
+    return text_hash(base_hash, checked_hash(folder / WEIGHTS), *trained_base)
 
 
 def _assemble(folder: Path, base: KronosModel) -> PeftModel:
     """Build the adapter in a folder on the trained base in the folder, or else on the tensors of `base`'s predictor."""
-    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+    from peft import get_peft_model, set_peft_model_state_dict
 
     trained_base = folder / BASE
     predictor = (
         load_predictor(trained_base, base.device) if trained_base.is_dir() else copy_sharing_weights(base.predictor)
     )
     tensors = read_tensors(folder / WEIGHTS)
+    config = _read_lora_config(folder / CONFIG, tensors)
     try:
-        config = PeftConfig.from_pretrained(str(folder))
-        name, config.base_model_name_or_path = config.base_model_name_or_path, None
         with torch.random.fork_rng(devices=[]):  # PEFT draws random matrices before they are replaced
             peft_model: PeftModel = get_peft_model(predictor, config)
-        config.base_model_name_or_path = name
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise ModelError(f"{folder / CONFIG} does not fit {base.source.name} or is damaged: {error}") from error
     check_tensors(folder / WEIGHTS, tensors, _adapter_tensors(peft_model))
     set_peft_model_state_dict(peft_model, tensors)
     peft_model.eval()
     return peft_model
+
+
+def _read_lora_config(path: Path, tensors: Mapping[str, Tensor]) -> LoraConfig:
+    """Read the settings that `add_lora` sets, and refuse any other and any that costs more than the tensors.
+
+    PEFT takes a text as a regular expression, imports modules by name and copies layers, as its settings ask.
+
+    Raises:
+        ModelError: a setting is missing, of another kind or not used by this project.
+    """
+    from peft import LoraConfig
+
+    content = read_settings(path)
+    try:
+        own = _LoraSettings.model_validate(content)
+    except ValidationError as error:
+        wrong = [f"{'.'.join(map(str, entry['loc']))}: {entry['msg']}" for entry in error.errors()]
+        raise ModelError(f"{path} is of no adapter of this project ({wrong[0]}); train it again.") from error
+    if own.r > (largest := max((size for value in tensors.values() for size in value.shape), default=0)):
+        raise ModelError(f"{path}: r is {own.r:,}, and no tensor of the adapter has more than {largest:,} rows.")
+    config = LoraConfig(**own.model_dump(exclude={"peft_type"}), inference_mode=True)
+    defaults: dict[str, Any] = vars(config)
+    foreign = [name for name, value in content.items() if value and value != defaults.get(name)]
+    if foreign := [name for name in foreign if name not in _OWN_SETTINGS]:
+        raise ModelError(
+            f"{path} sets {enumerate_some(foreign)}, which no adapter of this project does; train it again."
+        )
+    return config
+
+
+class _LoraSettings(BaseModel):
+    """The settings of PEFT that `add_lora` sets."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    peft_type: Literal["LORA"]
+    r: PositiveInt
+    lora_alpha: FiniteFloat
+    lora_dropout: float = Field(ge=0, lt=1)
+    target_modules: list[Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")]] = Field(min_length=1, max_length=1000)
 
 
 def _adapter_tensors(peft_model: PeftModel) -> Mapping[str, Tensor]:

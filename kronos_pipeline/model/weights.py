@@ -13,13 +13,20 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from kronos_pipeline.artifacts import MANIFEST, file_hash, read_json, text_hash, write_file, write_json
+from kronos_pipeline.artifacts import check_file, write_file, write_json
+from kronos_pipeline.checksums import LARGEST_SETTINGS, file_hash, read_json_bytes, text_hash
 from kronos_pipeline.errors import ArtifactError, ModelError, enumerate_some
 from kronos_pipeline.model.devices import FREE_MEMORY, explain_out_of_memory
 from kronos_pipeline.model.modules import move
 from kronos_pipeline.model.upstream import Kronos, KronosTokenizer
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_SIZES = (
+    *("d_in", "d_model", "ff_dim", "n_heads", "n_layers", "n_enc_layers", "n_dec_layers"),
+    *("s1_bits", "s2_bits", "group_size"),
+)
+_LARGEST_SIZE = {"s1_bits": 32, "s2_bits": 32, "group_size": 16}
+"""Bits; published models have 10, 10 and 4. A group has a table of 2 to their power rows, which is in no file."""
 
 
 def save_predictor(folder: Path, predictor: Any) -> None:
@@ -57,8 +64,23 @@ def weights_hash(*folders: Path) -> str:
     """Return a SHA-256 of the settings and weights in some folders, in order, however config.json is laid out."""
     parts: list[str] = []
     for folder in folders:
-        parts += [json.dumps(_read_config(folder), sort_keys=True), file_hash(folder / WEIGHTS)]
+        parts += [json.dumps(_read_config(folder), sort_keys=True), checked_hash(folder / WEIGHTS)]
     return text_hash(*parts)
+
+
+def checked_hash(path: Path) -> str:
+    """Return the SHA-256 of a file of weights, after a comparison with the folder's manifest.
+
+    Raises:
+        ModelError: the file is missing, or is not as it was written.
+    """
+    try:
+        check_file(path)
+        return file_hash(path)
+    except ArtifactError as error:
+        raise ModelError(str(error)) from error
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read ({error.strerror}); fetch or make it again.") from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -68,11 +90,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ModelError: it is missing, damaged, differs from its folder's manifest, or holds NaN or infinity.
     """
     try:
-        _check_against_manifest(path)
+        check_file(path)
         tensors = safetensors.torch.load_file(path, device="cpu")
     except FileNotFoundError as error:
         raise ModelError(f"{path} is missing: a model folder holds {CONFIG} and {WEIGHTS}.") from error
-    except (SafetensorError, OSError, ArtifactError) as error:
+    except ArtifactError as error:
+        raise ModelError(str(error)) from error
+    except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(f"{path} is damaged or unreadable ({error}); fetch or make it again.") from error
     broken = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if broken:
@@ -110,7 +134,7 @@ def check_tensors(path: Path, actual: Mapping[str, Tensor], expected: Mapping[st
 
 
 def _save(folder: Path, module: nn.Module, config: Mapping[str, Any]) -> None:
-    write_json(folder / CONFIG, dict(config))
+    write_json(folder / CONFIG, dict(config), checksum=False)
     write_tensors(folder / WEIGHTS, module.state_dict())
 
 
@@ -122,6 +146,7 @@ def _load(folder: Path, architecture: Any, role: str) -> Any:
         hint = f"; it has {enumerate_some(others)}, which no {role} has" if others else ""
         raise ModelError(f"{folder / CONFIG} describes no Kronos {role}: it lacks {enumerate_some(missing)}{hint}.")
     tensors = read_tensors(folder / WEIGHTS)
+    _check_size(folder, config, tensors)
     # The module draws random weights before they are replaced; the caller's generator must not change.
     with torch.random.fork_rng(devices=[]):
         try:
@@ -131,6 +156,30 @@ def _load(folder: Path, architecture: Any, role: str) -> Any:
     check_tensors(folder / WEIGHTS, tensors, module.state_dict())
     module.load_state_dict(tensors)
     return module.eval()
+
+
+def _check_size(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Refuse settings of a far larger model than that of the tensors, before memory is taken for the model.
+
+    Raises:
+        ModelError: a size is no whole number, or the sizes are too large.
+    """
+    sizes: dict[str, int] = dict.fromkeys(_SIZES, 0)
+    for name in sizes.keys() & config.keys():
+        if type(config[name]) is not int or not 0 < config[name] <= _LARGEST_SIZE.get(name, 2**31):
+            raise ModelError(f"{folder / CONFIG}: {name} is no possible size (found {config[name]!r:.40}).")
+        sizes[name] = config[name]
+    width, bits = sizes["d_model"], (sizes["s1_bits"], sizes["s2_bits"])
+    blocks = sizes["n_layers"] + sizes["n_enc_layers"] + sizes["n_dec_layers"]
+    block = 4 * width**2 + 3 * width * sizes["ff_dim"]
+    tokens = sum(bits) if "group_size" in config else 2 * sum(2**number for number in bits)
+    # A tokenizer has a block less in each of its two stacks, and a predictor has other parts of about a block.
+    expected = (blocks - 2) * block + width * (tokens + sizes["d_in"])
+    if expected > 2 * (held := sum(tensor.numel() for tensor in tensors.values())):
+        raise ModelError(
+            f"{folder / CONFIG} describes a model of {expected:,} parameters or more, and {WEIGHTS} beside it holds "
+            f"{held:,}; fetch or make both again."
+        )
 
 
 def _put(module: nn.Module, folder: Path, device: torch.device) -> nn.Module:
@@ -146,16 +195,19 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise ModelError(f"{path} is missing: a model folder holds {CONFIG} and {WEIGHTS}.")
+    return read_settings(path)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read the settings of a model or an adapter, and compare the file with its hash in the folder's manifest.
+
+    Raises:
+        ModelError: the file is damaged or too large, or is not as it was written.
+    """
     try:
-        return read_json(path)
+        check_file(path)
+        return read_json_bytes(path, LARGEST_SETTINGS)
     except ArtifactError as error:
         raise ModelError(str(error)) from error
-
-
-def _check_against_manifest(path: Path) -> None:
-    """Check a file against the hash in its folder's manifest, if the manifest has one."""
-    for folder in list(path.parents)[:2]:
-        manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
-        recorded = manifest.get("files", {}).get(path.relative_to(folder).as_posix())
-        if recorded is not None and recorded != file_hash(path):
-            raise ArtifactError(f"its hash is not the one in {folder / MANIFEST}")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read ({error}); fetch or make it again.") from error

@@ -12,9 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.parquet as pq
-
-from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json
+from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json, readable_parquet
 from kronos_pipeline.errors import ArtifactError, KronosError
 from kronos_pipeline.evaluation.predictions import ADAPTER, CHECKPOINT
 from kronos_pipeline.evaluation.reports.worth import combined_verdict_of
@@ -133,11 +131,15 @@ def _csv_files(data_dir: Path, reading: ReadingSettings, notes: list[str]) -> Ma
 def _read_bars(status: TickerStatus, path: Path, notes: list[str]) -> None:
     """Read number and last time of stored bars from the statistics in the file's footer."""
     try:
-        footer = pq.read_metadata(path)
+        with readable_parquet(path) as file:
+            footer = file.metadata
         column = footer.schema.names.index("timestamps")
         last = [footer.row_group(group).column(column).statistics for group in range(footer.num_row_groups)]
-    except (OSError, ValueError) as error:
-        notes.append(f"{path} cannot be read ({error}); train again.")
+    except ArtifactError as error:
+        notes.append(str(error))
+        return
+    except ValueError:
+        notes.append(f"{path} holds no bars; train again.")
         return
     status.bars = footer.num_rows
     if last and all(statistics is not None for statistics in last):
@@ -165,11 +167,11 @@ def _read_trainings(layout: ArtifactLayout, tickers: Mapping[str, TickerStatus],
     manifest = layout.best_checkpoint / MANIFEST
     if manifest.is_file():
         try:
-            trained = read_json(manifest).get("data")
+            trained = read_json(manifest).get("data", {})
         except ArtifactError as error:
             notes.append(str(error))
             return
-        for name in tickers.keys() & (trained if isinstance(trained, dict) else {}):
+        for name in tickers.keys() & trained.keys():
             tickers[name].trained[CHECKPOINT] = _time_of(manifest)
 
 

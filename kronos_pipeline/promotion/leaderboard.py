@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kronos_pipeline.artifacts import text_hash
+from kronos_pipeline.checksums import text_hash
 from kronos_pipeline.errors import count
 from kronos_pipeline.evaluation.reports.tables import evaluation_frame, leaderboard_metrics
 from kronos_pipeline.tracking.runs import Leaderboard

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from kronos_pipeline.artifacts import text_hash
+from kronos_pipeline.checksums import text_hash
 from kronos_pipeline.config import Recipe, Role, settings_of
 from kronos_pipeline.tracking.recipes_tried import Tried
 from kronos_pipeline.tracking.registry import Registry

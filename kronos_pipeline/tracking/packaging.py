@@ -21,7 +21,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from kronos_pipeline.artifacts import MANIFEST, SAMPLING, package_versions, read_json, read_parquet, write_parquet
+from kronos_pipeline.artifacts import (
+    MANIFEST,
+    SAMPLING,
+    check_folder,
+    package_versions,
+    read_json,
+    read_parquet,
+    write_parquet,
+)
 from kronos_pipeline.data.bars import FEATURES, PRICES
 from kronos_pipeline.data.simulate import simulate_ticker
 from kronos_pipeline.errors import ArtifactError
@@ -61,11 +69,12 @@ def save_pyfunc(folder: Path, target: Path, model: Model, evidence: EvidenceTabl
         evidence: the evidence of its verdict; None for a refit.
 
     Raises:
-        ArtifactError: the folder has no manifest of this project.
+        ArtifactError: the folder has no manifest of this project, or a file of it was edited or damaged.
     """
     from mlflow import pyfunc
 
     manifest = read_training_manifest(folder)
+    check_folder(folder)
     with TemporaryDirectory() as temporary:
         copied = Path(temporary) / MODEL
         # Leave out adapter.pt: it is for scripts, contains a pickle and has the same tensors as PEFT's file.

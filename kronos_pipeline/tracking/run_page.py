@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kronos_pipeline.artifacts import text_hash
+from kronos_pipeline.checksums import text_hash
 from kronos_pipeline.data.bars import FEATURES
 
 if TYPE_CHECKING:

@@ -26,7 +26,8 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from kronos_pipeline.artifacts import ArtifactLayout, check_writable, parse_json, text_hash, write_json
+from kronos_pipeline.artifacts import ArtifactLayout, check_writable, write_json
+from kronos_pipeline.checksums import parse_json, text_hash
 from kronos_pipeline.config import Recipe, Role, settings_of
 from kronos_pipeline.errors import ArtifactError, first_sentence
 from kronos_pipeline.training.devices import acquire, device_lock, process

@@ -12,6 +12,7 @@ import torch
 
 from kronos_pipeline.artifacts import (
     MANIFEST,
+    check_folder,
     package_versions,
     publish_folder,
     read_json,
@@ -20,6 +21,7 @@ from kronos_pipeline.artifacts import (
 from kronos_pipeline.code_version import code_version
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.windows import WindowSet
+from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.model.loading import KronosModel, base_identity, save_checkpoint
 from kronos_pipeline.model.lora import save_adapter
 from kronos_pipeline.training.checkpoint import ResumeState
@@ -48,16 +50,16 @@ class TrainingResult:
 
 
 def load_result(folder: Path, key: str) -> TrainingResult | None:
-    """Load the result in a folder, or return None unless the training with that key published it.
-
-    Raises:
-        ArtifactError: its manifest is damaged.
-    """
+    """Load the result in a folder, or return None unless the training with that key published it, undamaged."""
     if not (folder / MANIFEST).is_file() or not (folder / HISTORY_FILE).is_file():
         return None
-    manifest = read_json(folder / MANIFEST)
-    if manifest.get("key") != key:
-        return None
+    try:
+        manifest = read_json(folder / MANIFEST)
+        if manifest.get("key") != key:
+            return None
+        check_folder(folder)
+    except ArtifactError:
+        return None  # damaged since; the training makes it again
     return TrainingResult(folder, pd.read_csv(folder / HISTORY_FILE), manifest["training"])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -13,13 +12,8 @@ from pathlib import Path
 import pytest
 from published_folders import BrokenOffError, names_below, publish, read_published
 
-from kronos_pipeline.artifacts import (
-    file_hash,
-    package_versions,
-    publish_folder,
-    text_hash,
-    write_manifest,
-)
+from kronos_pipeline.artifacts import package_versions, publish_folder, read_json, write_manifest
+from kronos_pipeline.checksums import file_hash, text_hash
 from kronos_pipeline.errors import ArtifactError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -171,7 +165,7 @@ def test_a_manifest_holds_the_hash_of_every_other_file(tmp_path: Path) -> None:
     (tmp_path / "base" / "weights").write_bytes(b"")
     write_manifest(tmp_path, {"seed": 1})
     write_manifest(tmp_path, {"seed": 2})
-    assert json.loads((tmp_path / "manifest.json").read_text()) == {
+    assert read_json(tmp_path / "manifest.json") == {
         "seed": 2,
         "files": {
             "base/weights": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",

@@ -11,7 +11,8 @@ from holdouts import HandMadeWindows
 from made_evaluations import SKIPPED, manifest_of, predictions_of, windows_of
 from made_predictions import made_predictions
 
-from kronos_pipeline.artifacts import ArtifactLayout, file_hash, read_json, read_parquet
+from kronos_pipeline.artifacts import ArtifactLayout, read_json, read_parquet
+from kronos_pipeline.checksums import file_hash
 from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.evaluation.predictions import EWMA, VOLATILITY_RIVALS
 from kronos_pipeline.evaluation.provenance import manifest_of_ticker, merge_manifests

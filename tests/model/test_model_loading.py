@@ -142,7 +142,7 @@ def test_a_flipped_bit_is_found_where_a_manifest_has_the_hash(folder: Path, mani
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ModelError, match=r"model.safetensors is damaged.*manifest\.json"):
+    with pytest.raises(ModelError, match=r"model.safetensors was edited or damaged"):
         load(folder)
 
 
@@ -156,8 +156,12 @@ def test_settings_of_another_kind_of_model_are_told_apart(folder: Path) -> None:
     ("change", "message"),
     [
         (lambda config: config.pop("d_model"), "lacks d_model"),
-        (lambda config: config.update(d_model="wide"), "cannot be built"),
-        (lambda config: config.update(s1_bits=-1), "cannot be built"),
+        (lambda config: config.update(d_model="wide"), "d_model is no possible size"),
+        (lambda config: config.update(n_layers=10**6), "describes a model of .* parameters or more"),
+        (lambda config: config.update(d_model=10**9), "describes a model of .* parameters or more"),
+        (lambda config: config.update(s1_bits=10**9), "s1_bits is no possible size"),
+        (lambda config: config.update(ffn_dropout_p=2.0), "cannot be built"),
+        (lambda config: config.update(s1_bits=-1), "s1_bits is no possible size"),
         (lambda config: config.update(n_heads=4), "of another shape: .*inv_freq"),
         (lambda config: config.update(n_layers=3), "missing: transformer.2"),
     ],

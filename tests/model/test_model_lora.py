@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from tiny_models import save_tiny_base
 
-from kronos_pipeline.artifacts import write_manifest
+from kronos_pipeline.artifacts import read_json, write_manifest
 from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.errors import ModelError, SettingsError
 from kronos_pipeline.model.loading import KronosModel, base_identity, load_base
@@ -220,7 +220,7 @@ def test_damaged_tensors_are_told(base: KronosModel, tmp_path: Path, file: str, 
         (tmp_path / "manifest.json").write_text(json.dumps({"base_model": base_identity(base)}))
     path = tmp_path / file
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(ModelError, match=rf"{file} is damaged"):
+    with pytest.raises(ModelError, match=rf"{file} (is|was edited or) damaged"):
         load_adapter(tmp_path, base)
 
 
@@ -229,6 +229,8 @@ def change_settings(folder: Path, change: Callable[[dict[str, Any]], Any]) -> No
     settings = json.loads(path.read_text())
     change(settings)
     path.write_text(json.dumps(settings))
+    manifest = read_json(folder / "manifest.json")
+    write_manifest(folder, {"base_model": manifest["base_model"]})  # as if the adapter had been trained so
 
 
 @pytest.mark.parametrize(
@@ -238,8 +240,13 @@ def change_settings(folder: Path, change: Callable[[dict[str, Any]], Any]) -> No
         (lambda settings: settings["target_modules"].remove("w1"), "unexpected"),
         (lambda settings: settings["target_modules"].append("fusion_proj"), "2 missing"),
         (lambda settings: settings.update(target_modules=["nothing"]), "adapter_config.json does not fit"),
-        (lambda settings: settings.update(peft_type="PROPHET"), "adapter_config.json does not fit"),
-        (lambda settings: settings.pop("peft_type"), "adapter_config.json does not fit"),
+        (lambda settings: settings.update(target_modules="(.*)*q_proj"), "is of no adapter of this project.*list"),
+        (lambda settings: settings.update(target_modules=["(q|q)*_proj"]), "is of no adapter of this project"),
+        (lambda settings: settings.update(rank_pattern={"(q|q)*$": 9}), "sets rank_pattern, which no adapter"),
+        (lambda settings: settings.update(layer_replication=[[0, 10**6]]), "sets layer_replication, which no adapter"),
+        (lambda settings: settings.update(r=10**9), "r is 1,000,000,000, and no tensor"),
+        (lambda settings: settings.update(peft_type="PROPHET"), "is of no adapter of this project"),
+        (lambda settings: settings.pop("peft_type"), "is of no adapter of this project"),
     ],
 )
 def test_settings_that_do_not_fit_the_tensors_are_refused(

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from kronos_pipeline.artifacts import file_hash, read_json
+from kronos_pipeline.artifacts import read_json
 from kronos_pipeline.base_models import NANO_FOLDER, find_base_model
+from kronos_pipeline.checksums import file_hash
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import make_bars
 from kronos_pipeline.data.simulate import SHIPPED_TICKERS, Dynamics, simulate_ticker

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from small_trainings import simulated_bars, simulated_windows, small_recipe
 
 from kronos_pipeline import KronosTrainer
-from kronos_pipeline.artifacts import ArtifactLayout, file_hash
+from kronos_pipeline.artifacts import ArtifactLayout
+from kronos_pipeline.checksums import file_hash
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import make_bars
 from kronos_pipeline.data.windows import WindowSet, build_windows

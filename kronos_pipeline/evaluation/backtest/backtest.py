@@ -14,13 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from kronos_pipeline.artifacts import (
-    ArtifactLayout,
-    file_hash,
-    read_parquet,
-    write_file,
-    write_json,
-)
+from kronos_pipeline.artifacts import ArtifactLayout, read_parquet, write_file, write_json
+from kronos_pipeline.checksums import file_hash
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import Bars
 from kronos_pipeline.errors import KronosError, ModelError, count, group_messages

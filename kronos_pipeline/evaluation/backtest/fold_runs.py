@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from kronos_pipeline.artifacts import ArtifactLayout, package_versions, text_hash, write_parquet
+from kronos_pipeline.artifacts import ArtifactLayout, package_versions, write_parquet
+from kronos_pipeline.checksums import text_hash
 from kronos_pipeline.code_version import PREDICTIONS, layers_version
 from kronos_pipeline.config import Role, settings_of
 from kronos_pipeline.errors import KronosError

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kronos_pipeline.artifacts import text_hash
+from kronos_pipeline.checksums import text_hash
 from kronos_pipeline.data.bars import FEATURES
 from kronos_pipeline.errors import KronosError, ModelError
 from kronos_pipeline.evaluation.forecasting.ensemble import Ensemble, count_models

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from kronos_pipeline.artifacts import text_hash
+from kronos_pipeline.checksums import text_hash
 
 if TYPE_CHECKING:
     import torch

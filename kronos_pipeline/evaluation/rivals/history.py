@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kronos_pipeline.artifacts import text_hash
+from kronos_pipeline.checksums import text_hash
 from kronos_pipeline.data.bar_schedule import IntArray, StampArray
 from kronos_pipeline.data.bars import FEATURES, Bars, FloatArray, column_matrix
 from kronos_pipeline.data.jumps import find_jumps

@@ -12,13 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from kronos_pipeline.artifacts import (
-    ArtifactLayout,
-    file_hash,
-    read_parquet,
-    write_json,
-    write_parquet,
-)
+from kronos_pipeline.artifacts import ArtifactLayout, read_parquet, write_json, write_parquet
+from kronos_pipeline.checksums import file_hash
 from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.evaluation.predictions import EWMA, KRONOS, check_predictions, models_of, point_table
 from kronos_pipeline.evaluation.provenance import merge_manifests

@@ -13,7 +13,7 @@ from typing import Any
 import dagster as dg
 from dagster._core.execution.plan.objects import ErrorSource
 
-from kronos_pipeline.artifacts import text_hash
+from kronos_pipeline.checksums import text_hash
 from kronos_pipeline.orchestration.automation.jobs import RETRAIN_ADAPTER
 
 _ADAPTER = dg.AssetKey("adapter")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from kronos_pipeline.artifacts import text_hash
+from kronos_pipeline.checksums import text_hash
 from kronos_pipeline.data.bar_cache import read_files_cached
 from kronos_pipeline.data.csv_files import find_csv_files
 from kronos_pipeline.data.windows import build_all_windows

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 import pandas as pd
 
-from kronos_pipeline.artifacts import file_hash, parse_json, text_hash
+from kronos_pipeline.checksums import file_hash, parse_json, text_hash
 from kronos_pipeline.data.bar_cache import read_files_cached
 from kronos_pipeline.data.bars import Bars
 from kronos_pipeline.data.csv_file import CsvFile

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 import dagster as dg
 
-from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, parse_json, read_json
+from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json
+from kronos_pipeline.checksums import parse_json
 from kronos_pipeline.data.bars import load_bars
 from kronos_pipeline.data.windows import load_windows
 from kronos_pipeline.errors import KronosError, count

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from kronos_pipeline.artifacts import parse_json
+from kronos_pipeline.checksums import parse_json
 from kronos_pipeline.evaluation.predictions import CHECKPOINT
 from kronos_pipeline.orchestration.automation.jobs import PROMOTE_ADAPTER, RETRAIN_CHECKPOINT, AutomationSettings
 from kronos_pipeline.orchestration.metadata import DRIFTED, FINDING, KIND

@@ -20,7 +20,7 @@ import dagster as dg
 from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
 from filelock import FileLock, Timeout
 
-from kronos_pipeline.artifacts import parse_json
+from kronos_pipeline.checksums import parse_json
 
 GPU = "gpu"
 """The pool of assets that use a GPU; the instance's settings allow `KRONOS_GPUS` runs of it at a time."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import dagster as dg
 
-from kronos_pipeline.artifacts import parse_json
+from kronos_pipeline.checksums import parse_json
 from kronos_pipeline.errors import cause_of, count
 from kronos_pipeline.orchestration.automation.jobs import AutomationSettings
 from kronos_pipeline.orchestration.messages.notifications import VARIABLE, notify
