@@ -11,12 +11,12 @@ from pydantic_settings import CliPositionalArg
 
 from kronos_pipeline.cli.command import Command
 from kronos_pipeline.config import KronosTrainingConfig, Recipe
+from kronos_pipeline.errors import ArtifactError, KronosError
 
 if TYPE_CHECKING:
     from kronos_pipeline.artifacts import ArtifactLayout
     from kronos_pipeline.data.bars import Bars
     from kronos_pipeline.data.csv_files import CsvFolder
-    from kronos_pipeline.errors import DataError
     from kronos_pipeline.model.loading import KronosModel
 
 
@@ -63,20 +63,26 @@ class TickersCommand(Command):
 
     def read_tickers(
         self, layout: ArtifactLayout, folder: CsvFolder
-    ) -> tuple[dict[str, Recipe], dict[str, Bars], dict[str, DataError]]:
+    ) -> tuple[dict[str, Recipe], dict[str, Bars], dict[str, KronosError]]:
         """Read changed CSVs of the tickers as in their last evaluation; flags override its settings.
 
         Returns:
-            The settings and the bars of each valid ticker, and the error of each invalid ticker.
+            The settings and the bars of each valid ticker, and the error of each ticker that is invalid, or whose last
+            evaluation is damaged.
         """
         from kronos_pipeline.data.bar_cache import read_files_cached
 
-        recipes = {ticker: self.recipe_of(layout, ticker) for ticker in self.symbols(folder)}
+        recipes: dict[str, Recipe] = {}
+        errors: dict[str, KronosError] = {}
+        for ticker in self.symbols(folder):
+            try:
+                recipes[ticker] = self.recipe_of(layout, ticker)
+            except ArtifactError as error:
+                errors[ticker] = error
         tickers_by_reading: dict[str, list[str]] = {}
         for ticker, recipe in recipes.items():
             tickers_by_reading.setdefault(recipe.reading.model_dump_json(), []).append(ticker)
         bars: dict[str, Bars] = {}
-        errors: dict[str, DataError] = {}
         for tickers in tickers_by_reading.values():
             files, reading = [folder.file(ticker) for ticker in tickers], recipes[tickers[0]].reading
             read, failed, _ = read_files_cached(files, layout.bars, reading, accept_history=self.accept_history)

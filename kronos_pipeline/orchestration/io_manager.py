@@ -65,7 +65,7 @@ class ArtifactIOManager(dg.IOManager):
             "raw_bars": self._load_bars,
             "windows": self._load_windows,
             "adapter": lambda ticker: _require(layout.adapter(ticker), "adapter", ticker),
-            "holdout_metrics": lambda ticker: _require(layout.ticker_forecasts(ticker), "holdout_metrics", ticker),
+            "holdout_metrics": self._load_metrics,
         }
 
     def handle_output(self, context: dg.OutputContext, obj: Mapping[str, Any]) -> None:
@@ -101,6 +101,11 @@ class ArtifactIOManager(dg.IOManager):
         windows = build_windows(bars, self._settings.recipe("lora"))
         self._save_windows(ticker, windows)
         return windows
+
+    def _load_metrics(self, ticker: str) -> Path:
+        path = _require(self._layout.ticker_forecasts(ticker), "holdout_metrics", ticker)
+        read_manifest(path)  # raises for a damaged file
+        return path
 
     def _check_stored(self, ticker: str, path: Path) -> None:
         # Training and evaluation publish their artifacts themselves; the manager only checks that they exist.

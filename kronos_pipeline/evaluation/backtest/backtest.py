@@ -14,12 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from kronos_pipeline.artifacts import ArtifactLayout, read_parquet, write_file, write_json
+from kronos_pipeline.artifacts import ArtifactLayout, read_manifest, read_parquet, write_file, write_json
 from kronos_pipeline.checksums import file_hash
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import Bars
-from kronos_pipeline.errors import KronosError, ModelError, count, group_messages
-from kronos_pipeline.evaluation.backtest.fold_runs import fold_key, fold_predictions_file, prune_folds, run_folds
+from kronos_pipeline.errors import ArtifactError, KronosError, ModelError, count, group_messages
+from kronos_pipeline.evaluation.backtest.fold_runs import (
+    fold_key,
+    fold_predictions_file,
+    is_stored,
+    prune_folds,
+    run_folds,
+)
 from kronos_pipeline.evaluation.backtest.folds import BacktestError, Fold, plan_folds
 from kronos_pipeline.evaluation.cost import measure_evaluation
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, trained_model
@@ -85,7 +91,7 @@ def run_backtest(
     groups = [{ticker: bars[ticker] for ticker in tickers} for tickers in group_tickers(recipe, bars)]
     folds, skipped = plan_folds(groups, recipe, _anchors(layout, trained, list(bars)))
     fold_folders = {layout.backtest_fold(fold_key(fold, base)): fold for fold in folds}
-    new = {root: fold for root, fold in fold_folders.items() if not fold_predictions_file(root).is_file()}
+    new = {root: fold for root, fold in fold_folders.items() if not is_stored(root)}
     seconds = _expected_seconds(new, base, lora=trained == ADAPTER)
     say("\n".join(_announce(folds, len(new), seconds, skipped, recipe)))
     with Progress("backtest", len(new), say=without_lines(say)) as progress:
@@ -126,15 +132,20 @@ def combine_backtests(layout: ArtifactLayout, trained: str, tickers: Sequence[st
         The evaluation, as `build_evaluation` makes it, or None if no ticker has a backtest.
 
     Raises:
-        ArtifactError: a stored backtest is damaged.
+        ArtifactError: all stored backtests are damaged; a single damaged one is skipped with its reason.
     """
     files = {ticker: layout.backtest(trained, ticker) for ticker in tickers}
-    stored = [path for path in files.values() if path.is_file()]
-    if not stored:
+    if not any(path.is_file() for path in files.values()):
         return None
-    missing = [ticker for ticker, path in files.items() if not path.is_file()]
-    predictions, manifest = load_predictions(stored)
-    skipped = [{"symbol": ticker, "reason": "it has no backtest"} for ticker in missing]
+    reasons = {ticker: "it has no backtest" for ticker, path in files.items() if not path.is_file()}
+    for ticker, path in files.items():
+        if ticker not in reasons:
+            try:
+                read_manifest(path)
+            except ArtifactError as error:
+                reasons[ticker] = str(error)
+    predictions, manifest = load_predictions([path for ticker, path in files.items() if ticker not in reasons])
+    skipped = [{"symbol": ticker, "reason": reason} for ticker, reason in reasons.items()]
     evaluation = build_evaluation(predictions, trained, skipped, manifest)
     write_json(layout.backtest_evaluation(trained), evaluation)
     return evaluation
@@ -142,10 +153,10 @@ def combine_backtests(layout: ArtifactLayout, trained: str, tickers: Sequence[st
 
 def _anchors(layout: ArtifactLayout, trained: str, tickers: Sequence[str]) -> dict[str, pd.Timestamp]:
     """Return the newest cutoff of each ticker's last backtest; of a ticker without a backtest, the newest of all."""
-    newest = {
-        path.stem: read_parquet(path)[0]["cutoff"].max()
-        for path in layout.backtest(trained, "X").parent.glob("*.parquet")
-    }
+    newest: dict[str, pd.Timestamp] = {}
+    for path in layout.backtest(trained, "X").parent.glob("*.parquet"):
+        with suppress(ArtifactError):  # damaged; this backtest replaces it if it is of its tickers
+            newest[path.stem] = read_parquet(path)[0]["cutoff"].max()
     if not newest:
         return {}
     return {ticker: newest.get(ticker, max(newest.values())) for ticker in tickers}

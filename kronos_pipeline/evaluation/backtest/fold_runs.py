@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from kronos_pipeline.artifacts import ArtifactLayout, package_versions, write_parquet
+from kronos_pipeline.artifacts import ArtifactLayout, package_versions, read_manifest, write_parquet
 from kronos_pipeline.checksums import text_hash
 from kronos_pipeline.code_version import PREDICTIONS, layers_version
 from kronos_pipeline.config import Role, settings_of
-from kronos_pipeline.errors import KronosError
+from kronos_pipeline.errors import ArtifactError, KronosError
 from kronos_pipeline.evaluation.backtest.folds import Fold
 from kronos_pipeline.evaluation.forecasting.batching import ForecastJob, run_jobs, unwrap
 from kronos_pipeline.evaluation.forecasting.candidates import Candidate, TrainedModels, evaluate_models_job
@@ -61,6 +61,14 @@ def fold_key(fold: Fold, base: KronosModel) -> str:
 def fold_predictions_file(root: Path) -> Path:
     """Return the file of a fold's predictions and their manifest."""
     return root / "predictions.parquet"
+
+
+def is_stored(root: Path) -> bool:
+    """Return whether a folder has the predictions of its fold, undamaged."""
+    try:
+        return bool(read_manifest(fold_predictions_file(root)))
+    except ArtifactError:
+        return False
 
 
 def run_folds(

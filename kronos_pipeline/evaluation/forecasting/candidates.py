@@ -15,7 +15,7 @@ import pandas as pd
 
 from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json
 from kronos_pipeline.data.purge import holdout_start_time
-from kronos_pipeline.errors import enumerate_some
+from kronos_pipeline.errors import ArtifactError, enumerate_some
 from kronos_pipeline.evaluation.forecasting.batching import ForecastJob, gather_jobs, run_job
 from kronos_pipeline.evaluation.forecasting.ensemble import Ensemble, count_models
 from kronos_pipeline.evaluation.forecasting.holdout_table import predict_job
@@ -135,7 +135,10 @@ def find_sampling_job(candidate: Candidate, windows: WindowSet, recipe: Recipe) 
 
 
 def _stored_sampling(candidate: Candidate, windows: WindowSet, recipe: Recipe) -> Sampling | None:
-    return candidate.sampling or load_sampling(candidate.folder, windows, candidate.model, recipe)
+    try:
+        return candidate.sampling or load_sampling(candidate.folder, windows, candidate.model, recipe)
+    except ArtifactError:
+        return None  # damaged; a new fit gives the same and replaces it
 
 
 def count_bars(windows: WindowSet, candidates: Iterable[Candidate], recipe: Recipe) -> int:
@@ -167,7 +170,7 @@ def evaluate_models_job(
 
     Raises:
         ModelError: a model's forecast is not finite.
-        ArtifactError: a stored sampling is damaged, or a new one cannot be written.
+        ArtifactError: a new sampling cannot be written.
     """
     ticker = windows.ticker
     samplings = yield from gather_jobs(
