@@ -167,7 +167,12 @@ def find_base_model(model_name: str, tokenizer_name: str | None = None) -> BaseM
 
 
 def _folder(name: str) -> Path:
-    return Path(os.path.expanduser(name))  # noqa: PTH111 - leaves the ~ of an unknown user, where Path raises
+    folder = Path(os.path.expanduser(name))  # noqa: PTH111 - leaves the ~ of an unknown user, where Path raises
+    try:
+        folder.is_dir()
+    except OSError as error:
+        raise ModelError(f"{name!r:.60} is no model, and no folder that can be read ({error.strerror}).") from error
+    return folder
 
 
 def _tokenizer(name: str) -> WeightsSource:
@@ -199,7 +204,7 @@ def _local_context(folder: Path) -> int:
         return DEFAULT_CONTEXT
     try:
         return int(_read_object(manifest)["context"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ModelError(f"{manifest}: no readable entry 'context' (bars); repair the file or remove it.") from error
 
 
@@ -228,6 +233,6 @@ def _read_object(path: Path) -> dict[str, Any]:
     """Read a JSON object; return an empty object for an invalid file, as the loader reports the error."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -412,7 +412,10 @@ class KronosTrainingConfig(EnvironmentDefaults, Recipe):
     @field_validator("data_dir", "output_dir", "model_name", mode="before")
     @classmethod
     def _read_path(cls, value: Any) -> Any:
-        return os.fspath(value) if isinstance(value, os.PathLike) else value
+        path = os.fspath(value) if isinstance(value, os.PathLike) else value
+        if isinstance(path, str) and not path.isprintable():
+            raise ValueError("a name holds a line break or another character that cannot be printed")
+        return path
 
     @model_validator(mode="after")
     def _check_adapter_settings(self) -> Self:
