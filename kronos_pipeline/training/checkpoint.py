@@ -27,7 +27,7 @@ import torch
 from filelock import FileLock
 
 from kronos_pipeline.artifacts import ArtifactLayout, check_writable, write_json
-from kronos_pipeline.checksums import parse_json, text_hash
+from kronos_pipeline.checksums import read_json_bytes, text_hash
 from kronos_pipeline.config import Recipe, Role, settings_of
 from kronos_pipeline.errors import ArtifactError, first_sentence
 from kronos_pipeline.training.devices import acquire, device_lock, process
@@ -224,7 +224,7 @@ def _parse(run: Path) -> dict[str, Any]:
         ValueError: it is damaged.
     """
     try:
-        content = parse_json(run.read_bytes())
+        content = read_json_bytes(run)
         artifacts = content.get("artifacts", [])
         named = isinstance(content.get("artifact"), str) and isinstance(content.get("parts"), dict)
         if not named or not isinstance(artifacts, list) or not all(isinstance(name, str) for name in artifacts):
@@ -232,6 +232,8 @@ def _parse(run: Path) -> dict[str, Any]:
         _flat(content["parts"])
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+    except ArtifactError as error:
+        raise ValueError("it was edited or damaged") from error
     return content
 
 
