@@ -170,11 +170,11 @@ def _check_size(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, T
             raise ModelError(f"{folder / CONFIG}: {name} is no possible size (found {config[name]!r:.40}).")
         sizes[name] = config[name]
     width, bits = sizes["d_model"], (sizes["s1_bits"], sizes["s2_bits"])
-    blocks = sizes["n_layers"] + sizes["n_enc_layers"] + sizes["n_dec_layers"]
-    block = 4 * width**2 + 3 * width * sizes["ff_dim"]
-    tokens = sum(bits) if "group_size" in config else 2 * sum(2**number for number in bits)
-    # A tokenizer has a block less in each of its two stacks, and a predictor has other parts of about a block.
-    expected = (blocks - 2) * block + width * (tokens + sizes["d_in"])
+    if sizes["n_layers"]:  # a predictor, with an attention after its blocks and two tables of tokens
+        blocks, tokens, others = sizes["n_layers"], 2 * sum(2**number for number in bits), 4 * width**2
+    else:  # a tokenizer, with a block less in each of its two stacks
+        blocks, tokens, others = sizes["n_enc_layers"] + sizes["n_dec_layers"] - 2, sum(bits), width * sizes["d_in"]
+    expected = blocks * (4 * width**2 + 3 * width * sizes["ff_dim"]) + width * tokens + others
     if expected > 2 * (held := sum(tensor.numel() for tensor in tensors.values())):
         raise ModelError(
             f"{folder / CONFIG} describes a model of {expected:,} parameters or more, and {WEIGHTS} beside it holds "

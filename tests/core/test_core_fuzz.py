@@ -174,6 +174,8 @@ def test_any_adapter_settings_are_plain_names_and_numbers_or_refused(tmp_path: P
 
 
 @given(changed(PREDICTOR, st.one_of(VALUES, st.integers(1, 10**6), st.integers(1, 10**18))))
+@example({**PREDICTOR, "d_model": 10**5})
+@example({**PREDICTOR, "ff_dim": 10**9})
 @SHARED
 def test_any_model_settings_fit_their_tensors_or_are_refused(tiny_weights: Path, content: dict[str, Any]) -> None:
     (tiny_weights / "config.json").write_text(json.dumps(content))
