@@ -22,8 +22,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from packaging.requirements import Requirement
 
-from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, file_hash, read_json
+from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json
 from kronos_pipeline.base_models import WeightsSource, find_base_model
+from kronos_pipeline.checksums import file_hash
 from kronos_pipeline.errors import KronosError, count, enumerate_some, first_sentence, readable_size
 from kronos_pipeline.pipeline.dagster_process import answer_of, ask_dagster
 from kronos_pipeline.removal import size_of
