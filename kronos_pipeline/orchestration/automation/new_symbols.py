@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import dagster as dg
 
-from kronos_pipeline.artifacts import parse_json
+from kronos_pipeline.checksums import parse_json
 from kronos_pipeline.data.csv_files import find_csv_files
 from kronos_pipeline.errors import KronosError, enumerate_some, first_sentence
 from kronos_pipeline.orchestration.automation.jobs import INGEST, AutomationSettings
