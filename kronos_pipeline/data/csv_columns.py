@@ -79,14 +79,16 @@ def split_dialect(file: CsvFile, dialect: Dialect, wanted: Mapping[str, str]) ->
     names = sheet.header
     known = sum(1 for meaning in header_meanings(names, wanted) if meaning)
     if known < _FEWEST_NAMES and not any(is_bar_row(row) for _, row in sheet.rows):
-        text = dialect.text.strip().splitlines()[0][:_LONGEST_TEXT]
+        if not (lines := dialect.text.strip().splitlines()):
+            raise _error(file, "the file is empty; write a header and one bar a line into it")
+        text = lines[0][:_LONGEST_TEXT]
         raise _error(file, f"no table of bars: the file begins with {text!r}; replace it")
     if names and names[-1] and sheet.rows and '"' not in dialect.text:
         skipped = sheet.rows[0][0] - 1
         cells = _arrow_cells(dialect.text.encode(), dialect.separator, skipped, len(names))
         if cells and not any(_has_text(cells[position]) for position in _prices(names, wanted)):
-            lines = range(skipped + 1, skipped + 1 + len(cells[0]))
-            return Columns(names, sheet.header_line, cells, lines, dialect.separator, sheet.notes)
+            numbers = range(skipped + 1, skipped + 1 + len(cells[0]))
+            return Columns(names, sheet.header_line, cells, numbers, dialect.separator, sheet.notes)
     return _split_sheet(file, read_sheet(file, dialect, wanted), dialect.separator, wanted)
 
 

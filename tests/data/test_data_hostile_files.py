@@ -109,6 +109,10 @@ def test_a_line_of_commas_is_refused_before_it_is_split(tmp_path: Path, head: st
     assert "ACME.csv:3: the line has more than 262,144 bytes" in refusal_of(tmp_path, content)
 
 
+def test_a_file_of_blank_lines_is_empty(tmp_path: Path) -> None:
+    assert "the file is empty" in refusal_of(tmp_path, b" \n" * 13)
+
+
 def test_a_row_of_many_cells_is_refused(tmp_path: Path) -> None:
     content = HEADER + "," * 20_000 + f"\n{BAR}\n"
     assert "a row of more than 10,000 cells" in refusal_of(tmp_path, content.encode())

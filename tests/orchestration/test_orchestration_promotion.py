@@ -40,6 +40,7 @@ LEARNS = {
     "backtest_refit_every": 10,
     "recalibrate": False,
     "refit_all": True,
+    "accept_history": True,  # a simulated ticker of another length has other bars
 }
 
 
