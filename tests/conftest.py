@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from postgres_server import PostgresServer
 
 # The same examples every time, on machines of any speed; --hypothesis-profile=search looks for new examples, and fuzz,
 # the profile of `make fuzz`, for many.
@@ -20,7 +24,7 @@ settings.load_profile("repeatable")
 pytest_plugins = ["quick_parts", "recorded_durations"]
 
 _SETTINGS = tuple(f"KRONOS_{name}" for name in ("DATA_DIR", "OUTPUT_DIR", "BASE_MODEL", "DEVICE", "COLUMNS"))
-_STORES = ("MLFLOW_TRACKING_URI",)
+_STORES = ("MLFLOW_TRACKING_URI", "KRONOS_LEASE_DATABASE")
 _DAGSTER = ("DAGSTER_HOME", "DAGSTER_MODULE_NAME")
 for _variable in _SETTINGS + _STORES + _DAGSTER:
     os.environ.pop(_variable, None)  # settings of the shell that runs the tests, for instance by env.sh
@@ -68,6 +72,39 @@ def one_mlflow_store(made_mlflow_store: str, monkeypatch: pytest.MonkeyPatch) ->
 def clean_mlflow_store(empty_mlflow_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Set MLFLOW_TRACKING_URI to a new, empty store during the test, and return it."""
     uri = f"sqlite:///{shutil.copy(empty_mlflow_store, tmp_path / 'mlflow.db')}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    return uri
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server; the test is skipped on a machine without PostgreSQL's programs."""
+    from postgres_server import PostgresServer, postgres_programs
+
+    programs = postgres_programs()
+    if programs is None:
+        pytest.skip("PostgreSQL's programs are missing: install Debian's package postgresql, or put initdb on the PATH")
+    server = PostgresServer(programs)
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def empty_mlflow_database(postgres: PostgresServer) -> str:
+    """The name of a database with an empty MLflow store, to copy: creating a store takes seconds."""
+    import sqlalchemy
+
+    from kronos_pipeline.tracking.store import open_store
+
+    name = postgres.new_database()
+    open_store(postgres.url(name))
+    return name
+
+
+@pytest.fixture
+def mlflow_database(postgres: PostgresServer, empty_mlflow_database: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Set MLFLOW_TRACKING_URI to a new, empty store on PostgreSQL during the test, and return it."""
+    uri = postgres.url(postgres.new_database(empty_mlflow_database))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     return uri
 
