@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import threading
 import time
@@ -26,7 +27,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
 from kronos_pipeline.errors import KronosError, first_sentence
 
@@ -227,8 +227,9 @@ class Leases:
 
     def _lost(self, name: str) -> LeaseError:
         owner = self.owner(name) or "another process, which has ended"
+        subject = name.rpartition("/")[2].strip(".").removesuffix(".lock")
         return LeaseError(
-            f"The lease of {name.rpartition('/')[2].strip('.').removesuffix('.lock')} was taken over by {owner}, because "
+            f"The lease of {subject} was taken over by {owner}, because "
             f"this process did not renew it for {self.lifetime:.0f} s; it writes nothing more. Run the command again."
         )
 
@@ -310,9 +311,10 @@ def with_driver(url: str) -> str:
 
 def without_password(url: str) -> str:
     """Return an address without user and password, for display."""
-    parts = urlsplit(url)
-    query = "&".join(part for part in parts.query.split("&") if not part.lower().startswith(("password=", "user=")))
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=query))
+    scheme, mark, rest = url.partition("://")
+    place, slash, path = rest.partition("/")
+    shown = scheme + mark + place.rpartition("@")[2] + slash + path
+    return re.sub(r"(?<=[?&])(?:user|password)=[^&]*&?", "", shown).rstrip("?&")
 
 
 def _unusable(url: str, error: Exception) -> LeaseError:

@@ -12,6 +12,7 @@ holds it knows that a lease of the same machine is left over from a killed proce
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import time
@@ -88,8 +89,11 @@ def folder_lock(root: Path, path: str) -> FileLock:
         ArtifactError: the folder cannot be written to.
         LeaseError: the settings of leases are invalid.
     """
-    name = f"{_folder_id(root.absolute())}/{path}" if lease_database() else path
-    return named_lock(root / path, name)
+    if lease_database() is None:
+        return named_lock(root / path, path)
+    with contextlib.suppress(OSError):
+        (root / path).touch()  # the files of a folder show which locks there are, see `training.old_states`
+    return named_lock(root / path, f"{_folder_id(root.absolute())}/{path}")
 
 
 def lease_database() -> str | None:
@@ -137,14 +141,24 @@ def check_held(lock: FileLock) -> None:
         lock.leases.check()
 
 
+def was_taken(lock: FileLock) -> bool:
+    """Return whether a process holds a lock, or held it and has ended without a release of it.
+
+    Raises:
+        LeaseError: the database of leases cannot be used.
+    """
+    if isinstance(lock, LeaseLock):
+        return lock.leases.owner(lock.lease) is not None
+    return Path(lock.lock_file).exists()
+
+
 def is_left_over(lock: FileLock) -> bool:
     """Return whether a process that held a lock has ended without a release of it.
 
     Raises:
         LeaseError: the database of leases cannot be used.
     """
-    known = lock.leases.owner(lock.lease) if isinstance(lock, LeaseLock) else Path(lock.lock_file).exists()
-    if not known:
+    if not was_taken(lock):
         return False
     try:
         with lock.acquire(timeout=0):

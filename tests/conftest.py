@@ -92,8 +92,6 @@ def postgres() -> Iterator[PostgresServer]:
 @pytest.fixture(scope="session")
 def empty_mlflow_database(postgres: PostgresServer) -> str:
     """The name of a database with an empty MLflow store, to copy: creating a store takes seconds."""
-    import sqlalchemy
-
     from kronos_pipeline.tracking.store import open_store
 
     name = postgres.new_database()

@@ -40,7 +40,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from kronos_pipeline.artifacts import (
     PARQUET_MANIFEST,
@@ -56,6 +56,7 @@ from kronos_pipeline.data.bar_schedule import usual_interval
 from kronos_pipeline.data.bars import FEATURES, Bars, array_hash
 from kronos_pipeline.errors import ArtifactError, count, enumerate_some
 from kronos_pipeline.evaluation.predictions import BOUNDS
+from kronos_pipeline.locks import exclusive, folder_lock
 
 RECENT_BARS = 20
 _PRICES = ("last", "recent", "mean", "median", *BOUNDS)
@@ -76,7 +77,7 @@ ENTRY = ["unique_id", "issued", "cutoff", "model", "version"]
 
 _MONTH = re.compile(r"month=\d{4}-\d{2}")
 _FILE = re.compile(r"\d{8}T\d{12}-[0-9a-f]{8}\.parquet")
-_LOCK = ".lock"
+_LOCK = "ledger/.lock"
 _LOCK_SECONDS = 60
 _LARGEST_FILE = 256 * 2**20
 """Bytes. An issue of a thousand tickers and a hundred bars takes 20 MB."""
@@ -177,11 +178,11 @@ def append(layout: ArtifactLayout, rows: Sequence[pd.DataFrame]) -> tuple[Path |
         return None, []
     check_writable(layout.ledger)
     try:
-        with FileLock(layout.ledger / _LOCK, timeout=_LOCK_SECONDS):
+        with exclusive(folder_lock(layout.root, _LOCK), _LOCK_SECONDS):
             return _append_locked(layout, pd.concat(rows, ignore_index=True))
     except Timeout as error:
         raise ArtifactError(
-            f"{layout.ledger / _LOCK} is held by another process for {_LOCK_SECONDS} s; wait for it or end it."
+            f"{layout.root / _LOCK} is held by another process for {_LOCK_SECONDS} s; wait for it or end it."
         ) from error
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import dagster as dg
 
 from kronos_pipeline.errors import DataError, KronosError, Problem, enumerate_some
+from kronos_pipeline.leases import LeaseError
 from kronos_pipeline.orchestration.setting_names import name_settings
 
 _COLUMNS = ("ticker", "file", "line", "column", "rule", "value", "count", "lines")
@@ -112,4 +113,4 @@ def _problems(ticker: str, error: Exception) -> tuple[Problem, ...]:
 def _is_transient(error: Exception) -> bool:
     from kronos_pipeline.tracking.store import TrackingError
 
-    return isinstance(error, TrackingError)
+    return isinstance(error, TrackingError | LeaseError)

@@ -26,10 +26,11 @@ from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from kronos_pipeline.artifacts import ArtifactLayout, mlflow_run_of
 from kronos_pipeline.errors import ArtifactError, KronosError
+from kronos_pipeline.locks import folder_lock
 from kronos_pipeline.pipeline.status import reading_of_last_evaluation
 from kronos_pipeline.removal import TEMPORARY, Removal, entries, path_removal, unchanged_since
 
@@ -115,7 +116,7 @@ def carry_out(plan: CleaningPlan, layout: ArtifactLayout) -> list[str]:
     """
     errors = []
     try:
-        with FileLock(layout.root / ".clean.lock", timeout=0):
+        with folder_lock(layout.root, ".clean.lock").acquire(timeout=0):
             for removal in plan.removals:
                 try:
                     removal.delete()

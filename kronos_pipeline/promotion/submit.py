@@ -198,6 +198,13 @@ def submit(
         ArtifactError: the model has no evaluation.
         TrackingError: the registry cannot be used.
     """
+    with registry.exclusive(registered_name(model.adapter)):
+        return _submit(registry, layout, model, recipe, tickers_tested)
+
+
+def _submit(
+    registry: Registry, layout: ArtifactLayout, model: TrainedModel, recipe: Recipe, tickers_tested: int
+) -> Submission:
     trained = CHECKPOINT if model.adapter is None else ADAPTER
     folder = layout.trained(model.adapter)
     evidence = find_evidence(layout, trained, model.tickers, folder)
@@ -262,6 +269,11 @@ def record_evaluation(registry: Registry, layout: ArtifactLayout, model: Trained
         ArtifactError: the model has no evaluation.
         TrackingError: the registry cannot be used.
     """
+    with registry.exclusive(registered_name(model.adapter)):
+        return _record_evaluation(registry, layout, model, tickers_tested)
+
+
+def _record_evaluation(registry: Registry, layout: ArtifactLayout, model: TrainedModel, tickers_tested: int) -> int:
     trained = CHECKPOINT if model.adapter is None else ADAPTER
     versions = registry.of_training(registered_name(model.adapter), layout.trained(model.adapter), model.run_id)
     decided = [version.number for version in versions if version.decided]

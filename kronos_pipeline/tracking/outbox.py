@@ -28,8 +28,9 @@ from filelock import FileLock
 
 from kronos_pipeline.artifacts import read_json, write_file, write_json
 from kronos_pipeline.errors import ArtifactError, count
+from kronos_pipeline.leases import without_password
 from kronos_pipeline.tracking.run_parts import RunParts
-from kronos_pipeline.tracking.store_errors import TrackingError, is_sqlite, without_password
+from kronos_pipeline.tracking.store_errors import TrackingError, is_sqlite
 
 WAITING = "waiting-"
 """Prefix of the id of a run that MLflow has not made yet; the training's id follows."""

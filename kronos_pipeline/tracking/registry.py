@@ -13,12 +13,13 @@ gate, `scoring.gate`, and of people; it decides nothing.
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 import pandas as pd
 
@@ -35,7 +36,7 @@ from kronos_pipeline.tracking.packaging import (
     trained_weights_hash,
 )
 from kronos_pipeline.tracking.recipes_tried import TRIED, Tried, add_recipe
-from kronos_pipeline.tracking.store import TrackingError
+from kronos_pipeline.tracking.store import TrackingError, change_model
 from kronos_pipeline.tracking.version import Version
 from kronos_pipeline.tracking.version_page import DECIDED_AT, decision_tags, describe, person_tags
 from kronos_pipeline.tracking.version_store import CHALLENGER, CHAMPION, REFIT, VersionStore, registered_name
@@ -44,7 +45,25 @@ if TYPE_CHECKING:
     from kronos_pipeline.evaluation.scoring.gate import Decision
     from kronos_pipeline.tracking.runs import Tracker
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
 __all__ = ["Registry", "Version", "decision_tags", "registered_name"]
+
+
+def _exclusively(
+    method: Callable[Concatenate[Registry, str, Arguments], Result],
+) -> Callable[Concatenate[Registry, str, Arguments], Result]:
+    """Let no other process change the registered model during a method, whose first argument is the model's name."""
+
+    @wraps(method)
+    def exclusive_method(
+        self: Registry, name: str, /, *arguments: Arguments.args, **settings: Arguments.kwargs
+    ) -> Result:
+        with self.exclusive(name):
+            return method(self, name, *arguments, **settings)
+
+    return exclusive_method
 
 
 class Registry:
@@ -60,6 +79,16 @@ class Registry:
     def _store(self) -> VersionStore:
         self._tracker.deliver()  # a run that waits may have the version that is asked for
         return VersionStore(self.uri)
+
+    @contextmanager
+    def exclusive(self, name: str) -> Iterator[None]:
+        """Let no other process change a registered model during the block, which reads it and then writes it.
+
+        Raises:
+            TrackingError: another process holds the lock for minutes.
+        """
+        with change_model(self.uri, name):
+            yield
 
     def register_trained(self, folder: Path, name: str, run_id: str) -> int:
         """Register an adapter or checkpoint as its training ends; see `VersionStore.add_trained`."""
@@ -146,6 +175,7 @@ class Registry:
         self._store.set_alias(self.version(name, number), REFIT)
         return number
 
+    @_exclusively
     def record_decision(self, name: str, number: int, decisions: Mapping[Target, Decision]) -> None:
         """Record the gate's decisions on a version, and make the version champion of the targets of its promotion.
 
@@ -167,6 +197,7 @@ class Registry:
         if promoted := [target for target, decision in decisions.items() if decision.promote]:
             self._promote(name, number, promoted)
 
+    @_exclusively
     def promote(self, name: str, number: int | None, reason: str, targets: Sequence[Target] = TARGETS) -> Version:
         """Make a version champion by a person's decision.
 
@@ -195,6 +226,7 @@ class Registry:
         self._promote(name, version.number, new)
         return self.version(name, version.number)
 
+    @_exclusively
     def rollback(self, name: str, reason: str, targets: Sequence[Target] = TARGETS) -> dict[Target, Version | None]:
         """Restore the previous champions by a person's decision.
 
@@ -225,6 +257,7 @@ class Registry:
         restored = self.champions(name)
         return {target: restored.get(target) for target in found}
 
+    @_exclusively
     def record_recipe(self, name: str, recipe: str, first: pd.Timestamp, last: pd.Timestamp) -> Tried:
         """Record that a recipe was tried on a span of cutoffs, and count the recipes tried on the same cutoffs.
 

@@ -20,6 +20,7 @@ from pydantic import BaseModel
 
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.errors import count
+from kronos_pipeline.leases import without_password
 from kronos_pipeline.tracking.delivery import deliver, find_run
 from kronos_pipeline.tracking.outbox import WAITING, Outbox
 from kronos_pipeline.tracking.run_page import KIND, process_tags, run_name
@@ -42,7 +43,6 @@ from kronos_pipeline.tracking.store import (
     is_local,
     open_experiment,
     open_store,
-    without_password,
 )
 from kronos_pipeline.tracking.store_errors import RefusedError, TrackingError, readable_errors
 from kronos_pipeline.tracking.tracked_run import TrackedRun, end_killed_runs

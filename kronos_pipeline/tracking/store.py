@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -16,14 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from kronos_pipeline.artifacts import ArtifactLayout, check_writable
+from kronos_pipeline.artifacts import ArtifactLayout, check_writable, text_hash
+from kronos_pipeline.leases import with_driver
+from kronos_pipeline.locks import exclusive, held_by, named_lock
 from kronos_pipeline.tracking.backups import back_up_daily, find_damage
 from kronos_pipeline.tracking.store_errors import (
     TrackingError,
     is_sqlite,
     readable_errors,
     sqlite_path,
-    without_password,
 )
 
 if TYPE_CHECKING:
@@ -40,7 +42,6 @@ __all__ = [
     "open_store",
     "readable_errors",
     "sqlite_path",
-    "without_password",
 ]
 
 EXPERIMENT = "kronos_pipeline"
@@ -55,13 +56,14 @@ _DESCRIPTIONS = {
 _SQLITE = "sqlite:///"
 _PROBE_SECONDS = 5
 _LOCK_SECONDS = 120
+_CHANGE_SECONDS = 300
 _log = logging.getLogger(__name__)
 
 
 def find_store_uri(tracking_uri: str | None, output_dir: Path) -> str:
     """Return the store's URI: the argument, else MLFLOW_TRACKING_URI, else `mlflow.db` in the output folder."""
     database = ArtifactLayout(output_dir.absolute()).mlflow_database
-    return tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or _sqlite_uri(database)
+    return with_driver(tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or _sqlite_uri(database))
 
 
 def open_store(uri: str) -> MlflowClient:
@@ -80,8 +82,10 @@ def open_store(uri: str) -> MlflowClient:
             _check_sqlite(sqlite_path(uri))
         if uri.startswith(("http://", "https://")):
             _check_server(uri)
-        elif "://" in uri and not uri.startswith("file:"):
-            _check_database(uri)
+        elif "://" in uri and not uri.startswith("file:") and not _has_tables(uri):
+            # Two processes that create MLflow's tables together disturb each other.
+            with registry_lock(uri, "tables"):
+                return MlflowClient(uri)
         return MlflowClient(uri)
 
 
@@ -116,6 +120,36 @@ def open_experiment(client: MlflowClient, artifacts: Path | None, purpose: str =
         if key not in experiment.tags:  # of an earlier version of the project
             client.set_experiment_tag(experiment.experiment_id, key, value)
     return str(experiment.experiment_id)
+
+
+def registry_lock(uri: str, name: str) -> FileLock:
+    """Return the lock for changes of one registered model, or of the store's tables.
+
+    A store on PostgreSQL, or with KRONOS_LEASE_DATABASE, has locks across machines.
+    """
+    if is_sqlite(uri):
+        path = sqlite_path(uri).with_name(f".{sqlite_path(uri).name}.registry.lock")  # one file for all models
+        path.parent.mkdir(parents=True, exist_ok=True)
+    else:
+        path = Path(tempfile.gettempdir()) / f"kronos-pipeline-{os.getuid()}-{text_hash(uri, name)[:16]}.lock"
+    return named_lock(path, f"registry/{name}")
+
+
+@contextmanager
+def change_model(uri: str, name: str) -> Iterator[None]:
+    """Let no other process change a registered model during the block, which reads it and then writes it.
+
+    Raises:
+        TrackingError: another process holds the lock for minutes.
+    """
+    lock = registry_lock(uri, name)
+    try:
+        with exclusive(lock, _CHANGE_SECONDS):
+            yield
+    except Timeout as error:
+        raise TrackingError(
+            f"{name} is being changed by {held_by(lock)} for {_CHANGE_SECONDS} s; wait for it, or end it."
+        ) from error
 
 
 def is_local(uri: str) -> bool:
@@ -199,13 +233,17 @@ def _check_server(uri: str) -> None:
     request(credentials_of(uri), "/health", "GET", max_retries=0, timeout=_PROBE_SECONDS, raise_on_status=False)
 
 
-def _check_database(uri: str) -> None:
-    """Connect to a database once, as MLflow would retry for minutes, even with a damaged file."""
+def _has_tables(uri: str) -> bool:
+    """Connect to a database once, as MLflow would retry for minutes, even with a damaged file.
+
+    Returns:
+        Whether the database has MLflow's tables.
+    """
     import sqlalchemy
 
     engine = sqlalchemy.create_engine(uri)
     try:
-        sqlalchemy.inspect(engine).get_table_names()
+        return "alembic_version" in sqlalchemy.inspect(engine).get_table_names()
     finally:
         engine.dispose()
 

@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote
 
 from kronos_pipeline.errors import KronosError, first_sentence
+from kronos_pipeline.leases import without_password
 from kronos_pipeline.tracking.backups import back_up, restore_advice
 
 _SQLITE = "sqlite:///"
@@ -80,12 +81,6 @@ def _saved(uri: str) -> str:
     return "save a copy and run"
 
 
-def without_password(uri: str) -> str:
-    """Return the URI without the password, for display."""
-    parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
-
-
 def is_sqlite(uri: str) -> bool:
     """Return whether the store is an SQLite file."""
     return uri.startswith(_SQLITE)
@@ -115,6 +110,8 @@ def _of_server(reason: str, error: Exception) -> str:
     root = root_cause(error)
     found = _STATUS.search(f"{reason} {error}")
     status = int(found[1]) if found else 0
+    if isinstance(root, ImportError):
+        return f"a package is missing ({reason}); install the extra postgres, or that of its driver"
     code = error.error_code if isinstance(error, RestException) else ""
     if status in (401, 403) or code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
         return (

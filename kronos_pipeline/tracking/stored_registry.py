@@ -1,4 +1,4 @@
-"""The registered models of a local MLflow store, read from its SQLite file in milliseconds.
+"""The registered models of an MLflow store, read from its SQLite file or its PostgreSQL database in milliseconds.
 
 MLflow takes seconds to import and to open a store, too long for a look at what is there. The tables are those of
 MLflow's schema; a test compares the reading with `Registry`. Nothing is written.
@@ -7,12 +7,15 @@ MLflow's schema; a test compares the reading with `Registry`. Nothing is written
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import quote
 
+from kronos_pipeline.errors import first_sentence
+from kronos_pipeline.leases import is_postgres, without_password
 from kronos_pipeline.tracking.backups import find_damage, restore_advice
 from kronos_pipeline.tracking.champions import Champions, read_champions
 from kronos_pipeline.tracking.store import TrackingError, is_sqlite, sqlite_path
@@ -36,11 +39,13 @@ class RegisteredModel:
 
 
 def read_registered_models(uri: str) -> dict[str, RegisteredModel] | None:
-    """Read the registered models by name; empty without a store, None for a store that is no local SQLite file.
+    """Read the registered models by name; empty without a store, None for a store behind a server or of other kinds.
 
     Raises:
-        TrackingError: the file is damaged, or of another schema.
+        TrackingError: the file or the database cannot be read, or is of another schema.
     """
+    if is_postgres(uri):
+        return _read_postgres(uri)
     if not is_sqlite(uri):
         return None
     path = sqlite_path(uri)
@@ -50,22 +55,37 @@ def read_registered_models(uri: str) -> dict[str, RegisteredModel] | None:
         if damage := find_damage(path):
             raise TrackingError(f"The MLflow store {path} is damaged: {damage}; {restore_advice(path)}.")
         with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as database:
-            return _read(database)
+            return _read(database.execute)
     except sqlite3.Error as error:
         raise TrackingError(f"The MLflow store {path} cannot be read: {error}.") from error
 
 
-def _read(database: sqlite3.Connection) -> dict[str, RegisteredModel]:
+def _read_postgres(uri: str) -> dict[str, RegisteredModel]:
+    import sqlalchemy
+
+    try:
+        engine = sqlalchemy.create_engine(uri)
+        # One snapshot of all tables: the alias of a champion belongs to its version.
+        with engine.connect().execution_options(isolation_level="REPEATABLE READ") as database:
+            if "registered_models" not in sqlalchemy.inspect(database).get_table_names():
+                return {}
+            return _read(lambda query: [tuple(row) for row in database.execute(sqlalchemy.text(query))])
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+        reason = "the extra postgres is missing" if isinstance(error, ImportError) else first_sentence(error)
+        raise TrackingError(f"The MLflow store {without_password(uri)} cannot be read: {reason}.") from error
+
+
+def _read(execute: Callable[[str], Iterable[Any]]) -> dict[str, RegisteredModel]:
     aliases: dict[tuple[str, int], list[str]] = {}
-    for name, number, alias in database.execute("SELECT name, version, alias FROM registered_model_aliases"):
+    for name, number, alias in execute("SELECT name, version, alias FROM registered_model_aliases"):
         aliases.setdefault((name, int(number)), []).append(alias)
     version_tags: dict[tuple[str, int], dict[str, str]] = {}
     # The comparisons are long, and not needed for a look.
     of_versions = "SELECT name, version, key, value FROM model_version_tags WHERE key NOT LIKE 'comparisons%'"
-    for name, number, key, value in database.execute(of_versions):
+    for name, number, key, value in execute(of_versions):
         version_tags.setdefault((name, int(number)), {})[key] = value
     model_tags: dict[str, dict[str, str]] = {}
-    for name, key, value in database.execute("SELECT name, key, value FROM registered_model_tags"):
+    for name, key, value in execute("SELECT name, key, value FROM registered_model_tags"):
         model_tags.setdefault(name, {})[key] = value
     versions: dict[str, list[Version]] = {}
     times: dict[str, dict[int, str]] = {}
@@ -74,7 +94,7 @@ def _read(database: sqlite3.Connection) -> dict[str, RegisteredModel]:
         "SELECT name, version, run_id, creation_time FROM model_versions "
         "WHERE current_stage IS NULL OR current_stage != 'Deleted_Internal' ORDER BY version"
     )
-    for name, number, run_id, milliseconds in database.execute(of_versions):
+    for name, number, run_id, milliseconds in execute(of_versions):
         key = name, int(number)
         time = datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
         times.setdefault(name, {})[int(number)] = time.isoformat(timespec="seconds")

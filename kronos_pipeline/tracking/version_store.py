@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from kronos_pipeline.leases import without_password
 from kronos_pipeline.tracking.packaging import (
     FOLDER,
     WEIGHTS_HASH,
@@ -21,7 +22,7 @@ from kronos_pipeline.tracking.packaging import (
     trained_weights_hash,
 )
 from kronos_pipeline.tracking.run_page import BARS, COMMAND
-from kronos_pipeline.tracking.store import TrackingError, open_store, readable_errors, without_password
+from kronos_pipeline.tracking.store import TrackingError, change_model, open_store, readable_errors
 from kronos_pipeline.tracking.store_errors import root_cause
 from kronos_pipeline.tracking.version import TRAINED_AT, Version
 from kronos_pipeline.tracking.version_page import describe, describe_model
@@ -122,8 +123,9 @@ class VersionStore:
         Returns:
             The version's number.
         """
-        known = self.of_training(name, folder, run_id)
-        return known[-1].number if known else self.add(folder, name, run_id, None, {}, {"measured": "no"})
+        with change_model(self._uri, name):
+            known = self.of_training(name, folder, run_id)
+            return known[-1].number if known else self.add(folder, name, run_id, None, {}, {"measured": "no"})
 
     def of_training(self, name: str, folder: Path, run_id: str) -> list[Version]:
         """List the versions of a training, oldest first, without refits.

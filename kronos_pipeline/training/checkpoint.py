@@ -30,6 +30,7 @@ from kronos_pipeline.artifacts import ArtifactLayout, check_writable, write_json
 from kronos_pipeline.checksums import read_json_bytes, text_hash
 from kronos_pipeline.config import Recipe, Role, settings_of
 from kronos_pipeline.errors import ArtifactError, first_sentence
+from kronos_pipeline.locks import check_held, folder_lock
 from kronos_pipeline.training.devices import acquire, device_lock, process
 from kronos_pipeline.training.host_copy import state_to_host
 from kronos_pipeline.training.progress import Say
@@ -65,6 +66,11 @@ class ResumeState:
         return self.layout.state(self.key)
 
     @property
+    def lock(self) -> FileLock:
+        """The lock of the artifact."""
+        return folder_lock(self.layout.root, f"state/{lock_file(self.folder.parent, self.artifact).name}")
+
+    @property
     def finished(self) -> bool:
         """Whether this training has ended in a run of several trainings that has not ended."""
         return bool(_read(self._run_file).get("finished"))
@@ -93,7 +99,11 @@ class ResumeState:
         """Save the state and keep the state before it; return whether that succeeded.
 
         A training goes on without a saved state, with a line that says so: its disk may have room again later.
+
+        Raises:
+            LeaseError: another process has taken over the lock of the training.
         """
+        check_held(self.lock)
         try:
             save_state(self.folder, state_to_host(dict(state)))
         except ArtifactError as error:
@@ -166,15 +176,13 @@ def locked(states: Sequence[ResumeState], device: torch.device, say: Say) -> Ite
     Every process takes the locks in this order, artifacts by name, so that two processes never block each other. Then
     each damaged `run.json` is set aside, as a training reads the records of all.
     """
-    locks = {}
-    for state in states:
-        check_writable(state.folder.parent)
-        locks[lock_file(state.folder.parent, state.artifact)] = state.artifact
+    for folder in {state.folder.parent for state in states}:
+        check_writable(folder)
     with ExitStack() as stack:
         if device.type != "cpu":
             stack.callback(acquire(device_lock(device), states[0].artifact, say).release)
-        for path, artifact in sorted(locks.items()):
-            stack.callback(acquire(FileLock(path), artifact, say).release)
+        for state in sorted(states, key=lambda state: (str(state.layout.root), state.artifact)):
+            stack.callback(acquire(state.lock, state.artifact, say).release)
         for layout in {state.layout for state in states}:
             _set_damaged_runs_aside(layout, say)
         yield

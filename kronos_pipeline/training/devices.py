@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import ArtifactError, SettingsError
+from kronos_pipeline.locks import held_by, lease_database, named_lock
 from kronos_pipeline.model.devices import has_native_bf16, pick_device
 from kronos_pipeline.model.modules import is_small
 from kronos_pipeline.training.progress import Say
@@ -89,16 +91,25 @@ def _reserve_free_gpu(gpus: int, say: Say) -> tuple[torch.device, list[FileLock]
 
 
 def device_lock(device: torch.device) -> FileLock:
-    """Return the lock of a device, for one training of this machine at a time; the system releases it on a crash.
+    """Return the lock of a device, for one training at a time.
 
     A process may take it again while it holds it. The name is the name of the physical GPU, whatever number
-    CUDA_VISIBLE_DEVICES gives it in this process.
+    CUDA_VISIBLE_DEVICES gives it in this process, or the GPU's UUID in a lease: containers may share a GPU.
     """
     index = device.index or 0
     visible = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
     physical = visible[index] if device.type == "cuda" and index < len(visible) else str(index)
     name = f"kronos-pipeline-{os.getuid()}-{device.type}-{re.sub(r'[^A-Za-z0-9-]', '-', physical)}.lock"
-    return FileLock(Path(tempfile.gettempdir()) / name, is_singleton=True)
+    return named_lock(Path(tempfile.gettempdir()) / name, f"devices/{_device_id(device, physical)}")
+
+
+def _device_id(device: torch.device, physical: str) -> str:
+    """Return the UUID of a GPU, for leases; the name of the machine and of the device without a UUID."""
+    if lease_database() and device.type == "cuda" and torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(device)
+        if uuid := getattr(properties, "uuid", None):  # younger than the oldest torch allowed
+            return str(uuid)
+    return f"{socket.gethostname()}-{device.type}-{physical}"
 
 
 def acquire(lock: FileLock, subject: str, say: Say) -> FileLock:
@@ -111,7 +122,7 @@ def acquire(lock: FileLock, subject: str, say: Say) -> FileLock:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            say(f"{subject}: waiting for another training that holds {Path(lock.lock_file).name}")
+            say(f"{subject}: waiting for another training, {held_by(lock)}")
             lock.acquire()
     except OSError as error:
         reason = error.strerror or str(error)

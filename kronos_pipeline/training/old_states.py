@@ -7,10 +7,11 @@ from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from kronos_pipeline.artifacts import ArtifactLayout, read_json
 from kronos_pipeline.errors import ArtifactError
+from kronos_pipeline.locks import folder_lock
 from kronos_pipeline.removal import Removal, delete_path, entries, size_of, unchanged_since
 from kronos_pipeline.training.checkpoint import lock_file
 
@@ -53,7 +54,7 @@ def _held(locks: Sequence[Path]) -> Iterator[bool]:
     with ExitStack() as stack:
         try:
             for path in locks:
-                stack.enter_context(FileLock(path, timeout=0))
+                stack.enter_context(folder_lock(path.parent.parent, f"state/{path.name}").acquire(timeout=0))
         except Timeout:
             yield False
             return

@@ -19,6 +19,7 @@ from kronos_pipeline.code_version import WEIGHTS, layers_version
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.purge import outdated_tickers, purge_overlapping_targets
 from kronos_pipeline.data.windows import WindowSet
+from kronos_pipeline.locks import fence
 from kronos_pipeline.model.devices import explain_out_of_memory
 from kronos_pipeline.model.loading import KronosModel
 from kronos_pipeline.model.lora import add_lora
@@ -37,6 +38,7 @@ from kronos_pipeline.training.publish import (
     load_result,
     publish_adapter,
     publish_checkpoint,
+    published_version,
     training_manifest,
     training_summary,
 )
@@ -201,8 +203,9 @@ def estimate_seconds(context: TrainingContext, windows: Sequence[WindowSet], *, 
 
 def _train(context: TrainingContext, training: PreparedTraining) -> TrainingResult:
     accelerator = new_accelerator(context.recipe, context.device, context.precision)
+    before = published_version(training.target)
     with locked([training.state], context.device, context.say) if process() == 0 else nullcontext():
-        if finished := context.finished_result(training):
+        if finished := context.finished_result(training, before):
             return finished
         if process() == 0:
             training.state.begin(context.say)
@@ -214,8 +217,9 @@ def _train(context: TrainingContext, training: PreparedTraining) -> TrainingResu
         summary = training_summary(output, predictor, training.windows, context.device, context.precision)
         result = TrainingResult(training.target, output.history, summary)
         if accelerator.is_main_process:
-            _publish(context, training, result, predictor, output)
-            context.clear_state(training)
+            with fence(training.state.lock):
+                _publish(context, training, result, predictor, output)
+                context.clear_state(training)
         accelerator.wait_for_everyone()
     return result
 

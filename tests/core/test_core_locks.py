@@ -124,9 +124,9 @@ def test_a_process_that_was_paused_beyond_its_lease_writes_nothing(
     assert not second.take("paused"), "it woke up before another process asked"
     expire(postgres, database)
     assert second.take("paused")
-    with pytest.raises(LeaseError, match=r"lease of paused was taken over by .*, process \d+, because .* for 60 s"):
-        with first.fence("paused"):
-            pytest.fail("it has lost the lease")
+    loss = pytest.raises(LeaseError, match=r"lease of paused was taken over by .*, process \d+, because .* for 60 s")
+    with loss, first.fence("paused"):
+        pytest.fail("it has lost the lease")
     first.renew()
     with pytest.raises(LeaseError, match="taken over"):
         first.check()
@@ -165,7 +165,7 @@ def test_a_database_that_cannot_be_used_is_named_without_its_password(
 ) -> None:
     wrong = database.rpartition(":")[0].rpartition(":")[0] + ":hidden@127.0.0.1:1/kronos"
     monkeypatch.setenv("KRONOS_LEASE_DATABASE", wrong)
-    with pytest.raises(LeaseError, match="database of locks .*127.0.0.1:1/kronos cannot be used: .*refused") as caught:
+    with pytest.raises(LeaseError, match=r"database of locks .*127.0.0.1:1/kronos cannot be used: .*refused") as caught:
         named_lock(tmp_path / "x.lock", "x").acquire()
     assert "hidden" not in str(caught.value)
     monkeypatch.setenv("KRONOS_LEASE_SECONDS", "soon")

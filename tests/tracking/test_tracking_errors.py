@@ -13,9 +13,10 @@ import pytest
 import sqlalchemy
 
 from kronos_pipeline.config import Recipe
+from kronos_pipeline.leases import without_password
 from kronos_pipeline.tracking.registry import Registry
 from kronos_pipeline.tracking.runs import Tracker
-from kronos_pipeline.tracking.store import TrackingError, without_password
+from kronos_pipeline.tracking.store import TrackingError
 from kronos_pipeline.tracking.store_errors import RefusedError, readable_errors
 from kronos_pipeline.tracking.version_store import VersionStore
 

@@ -16,6 +16,7 @@ import sqlalchemy
 from mlflow import MlflowClient
 
 from kronos_pipeline.config import Recipe
+from kronos_pipeline.leases import without_password
 from kronos_pipeline.tracking.runs import Tracker
 from kronos_pipeline.tracking.store import (
     EXPERIMENT,
@@ -23,7 +24,6 @@ from kronos_pipeline.tracking.store import (
     find_store_uri,
     is_local,
     open_store,
-    without_password,
 )
 
 pytestmark = pytest.mark.slow

@@ -1,12 +1,14 @@
 """The sensor that finds runs of killed processes and marks them as failed.
 
 Dagster does not notice a process that ends by kill -9 or by lack of memory. The run stays "started" and keeps its slot
-in the pool, so that no queued training starts. So each run holds a file lock, which the operating system frees with the
-process, and the sensor looks for started runs with a free lock:
+in the pool, so that no queued training starts. So each run holds a lock, which is free when its process has ended, and
+the sensor looks for started runs with a free lock:
 
     lock held          the run goes on
     lock free          its process was killed: the run fails, and the instance's `run_retries` starts it once more
     no lock, twice     its process was killed before it took the lock: likewise, at the second tick that finds none
+
+With a registry on PostgreSQL the lock is a lease, see `locks`, and the sensor finds killed runs of other machines too.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
 from filelock import FileLock, Timeout
 
 from kronos_pipeline.checksums import parse_json
+from kronos_pipeline.locks import is_left_over, named_lock, was_taken
 
 GPU = "gpu"
 """The pool of assets that use a GPU; the instance's settings allow `KRONOS_GPUS` runs of it at a time."""
@@ -29,7 +32,7 @@ GPU = "gpu"
 @contextmanager
 def hold_run_lock(instance: dg.DagsterInstance, run_id: str) -> Iterator[None]:
     """Hold the run's lock during the block, unless another process of the run holds it already."""
-    lock = FileLock(_lock_path(instance, run_id))
+    lock = _run_lock(instance, run_id)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -43,21 +46,14 @@ def hold_run_lock(instance: dg.DagsterInstance, run_id: str) -> Iterator[None]:
 
 
 def was_killed(instance: dg.DagsterInstance, run_id: str) -> bool:
-    """Return whether the run has a lock file that no process holds, so its process ended before the run did."""
-    path = _lock_path(instance, run_id)
-    if not path.exists():
-        return False
-    try:
-        with FileLock(path).acquire(timeout=0):
-            return True
-    except Timeout:
-        return False
+    """Return whether the run has a lock that no process holds, so its process ended before the run did."""
+    return is_left_over(_run_lock(instance, run_id))
 
 
 def _has_no_lock(instance: dg.DagsterInstance, run_id: str) -> bool:
     """Return whether a run on this machine has no lock file: it takes one as it starts, and drops it as it ends."""
     of_this_machine = isinstance(instance.run_launcher, DefaultRunLauncher)
-    return of_this_machine and not _lock_path(instance, run_id).exists()
+    return of_this_machine and not was_taken(_run_lock(instance, run_id))
 
 
 def make_killed_runs_sensor() -> dg.SensorDefinition:
@@ -78,7 +74,7 @@ def make_killed_runs_sensor() -> dg.SensorDefinition:
             lockless = _has_no_lock(context.instance, run.run_id)
             if was_killed(context.instance, run.run_id) or (lockless and run.run_id in without_lock):
                 context.instance.report_run_failed(run, "The process of this run was killed.")
-                _lock_path(context.instance, run.run_id).unlink(missing_ok=True)
+                Path(_run_lock(context.instance, run.run_id).lock_file).unlink(missing_ok=True)
                 ended_runs.append(run.run_id)
             elif lockless:
                 found_without_lock.append(run.run_id)
@@ -88,7 +84,7 @@ def make_killed_runs_sensor() -> dg.SensorDefinition:
     return killed_runs
 
 
-def _lock_path(instance: dg.DagsterInstance, run_id: str) -> Path:
+def _run_lock(instance: dg.DagsterInstance, run_id: str) -> FileLock:
     folder = Path(instance.storage_directory()).parent / "run_locks"
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{run_id}.lock"
+    return named_lock(folder / f"{run_id}.lock", f"runs/{run_id}")

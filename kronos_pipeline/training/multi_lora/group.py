@@ -20,6 +20,7 @@ from accelerate.utils import set_seed
 
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import KronosError, SettingsError, enumerate_some
+from kronos_pipeline.locks import fence
 from kronos_pipeline.model.devices import explain_out_of_memory, free_memory, is_out_of_memory, shortage
 from kronos_pipeline.model.modules import limit_threads, unwrap_peft
 from kronos_pipeline.model.multi_lora import MultiLora
@@ -34,6 +35,7 @@ from kronos_pipeline.training.publish import (
     TrainingResult,
     load_result,
     publish_adapter,
+    published_version,
     training_manifest,
     training_summary,
 )
@@ -142,6 +144,7 @@ def _train_group(
     if not remaining:
         return
     device = context.device
+    before = {training.target: published_version(training.target) for training in group}
     with (
         current_device(device),
         repeatable(context.recipe.deterministic),
@@ -149,7 +152,7 @@ def _train_group(
     ):
         try:
             for training in group:
-                if finished := context.finished_result(training):
+                if finished := context.finished_result(training, before[training.target]):
                     yield remaining.pop(training.target), finished
             if not remaining:
                 return
@@ -240,8 +243,9 @@ def _publish(
         together=sorted({other.target.name for other in group} - {training.target.name}),
     )
     try:
-        publish_adapter(result, adapted.eval(), output.best, context.base, manifest, with_base=False)
-        context.clear_state(training)
+        with fence(training.state.lock):
+            publish_adapter(result, adapted.eval(), output.best, context.base, manifest, with_base=False)
+            context.clear_state(training)
     except KronosError as error:
         return error
     return result
