@@ -158,7 +158,7 @@ def is_left_over(lock: FileLock) -> bool:
     Raises:
         LeaseError: the database of leases cannot be used.
     """
-    if not was_taken(lock):
+    if lock.is_locked or not was_taken(lock):
         return False
     try:
         with lock.acquire(timeout=0):

@@ -1,0 +1,157 @@
+"""MLflow's store on PostgreSQL: registration, promotion and the reading of both, several machines, a server that goes away.
+
+A machine is here a folder of file locks of its own: what two machines do not share are the locks of their files.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from postgres_server import PostgresServer
+from registered_models import GOOD, aliases, evidence, promotions
+from small_trainings import small_flags
+
+from kronos_pipeline import locks
+from kronos_pipeline.artifacts import ArtifactLayout, read_json
+from kronos_pipeline.config import Recipe
+from kronos_pipeline.data.simulate import write_simulated
+from kronos_pipeline.tracking.packaging import EvidenceTable
+from kronos_pipeline.tracking.registry import Registry, registered_name
+from kronos_pipeline.tracking.runs import Tracker
+from kronos_pipeline.tracking.store import TrackingError
+from kronos_pipeline.tracking.stored_registry import fetch_registered_models, read_registered_models
+
+pytestmark = pytest.mark.slow
+
+NAME = registered_name("AAPL")
+
+
+@pytest.fixture
+def tracker(mlflow_database: str, tmp_path: Path) -> Tracker:
+    return Tracker(None, tmp_path / "out")
+
+
+@pytest.fixture
+def register(registry: Registry, tracker: Tracker, adapter: Path) -> Callable[[], int]:
+    with tracker.training_run("made", Recipe()) as run:
+        pass
+    table = EvidenceTable(evidence(GOOD))
+    return lambda: registry.register(adapter, NAME, run.run_id, evidence=table, metrics={"holdout/adapter/mae": 0.5})
+
+
+def test_models_are_registered_promoted_rolled_back_and_read_without_mlflow(
+    registry: Registry, register: Callable[[], int], tmp_path: Path, mlflow_database: str
+) -> None:
+    assert read_registered_models(mlflow_database) == {}
+    registry.record_decision(NAME, register(), promotions())
+    registry.promote(NAME, register(), "better", ["mean"])
+    assert aliases(registry, NAME)[2] == ("champion-mean",)
+    first, last = pd.Timestamp("2024-01-01"), pd.Timestamp("2024-02-01")
+    assert [registry.record_recipe(NAME, recipe, first, last).count for recipe in ("a", "b", "a")] == [1, 2, 2]
+
+    stored, fetched = read_registered_models(mlflow_database), fetch_registered_models(mlflow_database)
+    assert stored is not None
+    assert stored[NAME].champions == fetched[NAME].champions
+    assert stored[NAME].champions.numbers == {"mean": 2, "distribution": 1, "volatility": 1}
+    assert [version.aliases for version in stored[NAME].versions] == [
+        version.aliases for version in fetched[NAME].versions
+    ]
+    registry.rollback(NAME, "worse", ["mean"])
+    again = read_registered_models(mlflow_database)
+    assert again is not None
+    assert again[NAME].champions.numbers["mean"] == 1
+    assert registry.evidence(registry.version(NAME, 1)).shape == evidence(GOOD).shape
+    assert (registry.fetch(registry.version(NAME, 1), tmp_path) / "adapter.pt").is_file()
+
+
+def test_two_machines_that_register_and_promote_at_once_lose_nothing(
+    registry: Registry,
+    register: Callable[[], int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def own_folder() -> Path:
+        folder = tmp_path / threading.current_thread().name
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    monkeypatch.setattr(locks, "_local_folder", own_folder)
+    together = threading.Barrier(2)
+
+    def work(_: int) -> list[int]:
+        together.wait()
+        numbers = [register() for _ in range(2)]
+        for number in numbers:
+            registry.promote(NAME, number, "to try it")
+        return numbers
+
+    with ThreadPoolExecutor(2) as pool:
+        made = [number for numbers in pool.map(work, range(2)) for number in numbers]
+    assert sorted(made) == [1, 2, 3, 4]
+    champions = fetch_registered_models(registry.uri)[NAME].champions
+    for target, number in champions.numbers.items():
+        assert sorted([*champions.former[target], number]) == [1, 2, 3, 4], "each was champion once"
+
+
+def test_a_restart_of_the_server_is_survived_and_its_absence_is_a_sentence_without_the_password(
+    postgres: PostgresServer, tracker: Tracker, registry: Registry, register: Callable[[], int], tmp_path: Path
+) -> None:
+    with tracker.training_run("restarted", Recipe()) as run:
+        run.on_log(1, {"loss": 1.0})
+        postgres.restart()
+        run.on_log(2, {"loss": 0.5})
+    number = register()
+    postgres.restart()
+    registry.promote(NAME, number, "to try it")
+
+    postgres.stop()
+    try:
+        with pytest.raises(TrackingError, match="cannot be read: .*Connection refused") as caught:
+            read_registered_models(registry.uri)
+        assert postgres.password not in str(caught.value)
+        with pytest.raises(TrackingError, match="MLflow store .* cannot be used: .*Connection refused") as caught:
+            Registry(Tracker(f"{registry.uri}?application_name=other", tmp_path)).names()
+        assert postgres.password not in str(caught.value)
+    finally:
+        postgres.start()
+    assert registry.champion(NAME) is not None
+
+
+def test_two_machines_that_are_asked_for_one_ticker_at_once_train_it_once_in_an_empty_database(
+    postgres: PostgresServer, tmp_path: Path, tiny_base: Path
+) -> None:
+    write_simulated(tmp_path / "data", tickers=("AAPL",), bars=130)
+    uri = postgres.url(postgres.new_database()).replace("postgresql+psycopg2", "postgresql")
+    flags = ["--data-dir", str(tmp_path / "data"), "--output-dir", str(tmp_path / "out"), *small_flags(tiny_base)]
+    processes = []
+    for machine in ("one", "two"):
+        (tmp_path / machine).mkdir()
+        environment = {**os.environ, "TMPDIR": str(tmp_path / machine), "MLFLOW_TRACKING_URI": uri}
+        command = [sys.executable, "-m", "kronos_pipeline.run_training", *flags, "--adapter", "lora"]
+        processes.append(
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        )
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    kept = ["adapters/AAPL: trained by another process meanwhile, kept" in output for output in outputs]
+    assert sorted(kept) == [False, True], outputs
+    assert not any(postgres.password in output for output in outputs)
+
+    layout = ArtifactLayout(tmp_path / "out")
+    assert len(list((layout.root / "adapters" / ".versions").iterdir())) == 1
+    models = read_registered_models(postgres.url(f"kronos_{postgres._databases}"))
+    assert models is not None
+    assert [version.number for version in models[NAME].versions] == list(range(1, 1 + len(models[NAME].versions)))
+    assert read_json(layout.adapter("AAPL") / "manifest.json")["mlflow_run"] in {
+        version.run_id for version in models[NAME].versions
+    }
+    everything = [path.read_bytes() for path in layout.root.rglob("*") if path.is_file()]
+    assert not any(postgres.password.encode() in content for content in everything)
