@@ -207,8 +207,8 @@ class Leases:
                     return
             try:
                 self.renew()
-            except LeaseError as error:
-                _log.warning("%s The leases of this process are not renewed.", error)
+            except Exception as error:  # the thread goes on: it renews them as soon as it can
+                _log.warning("The leases of this process were not renewed: %s", error)
 
     def renew(self) -> None:
         """Renew the leases of this process, and note which were taken over; a thread does so all the time.

@@ -63,11 +63,6 @@ def load_result(folder: Path, key: str) -> TrainingResult | None:
     return TrainingResult(folder, pd.read_csv(folder / HISTORY_FILE), manifest["training"])
 
 
-def published_version(folder: Path) -> str | None:
-    """Return the name of the version that a folder is published as, or None before the first."""
-    return folder.readlink().name if folder.is_symlink() else None
-
-
 def publish_adapter(
     result: TrainingResult,
     predictor: Any,

@@ -38,7 +38,6 @@ from kronos_pipeline.training.publish import (
     load_result,
     publish_adapter,
     publish_checkpoint,
-    published_version,
     training_manifest,
     training_summary,
 )
@@ -203,9 +202,8 @@ def estimate_seconds(context: TrainingContext, windows: Sequence[WindowSet], *, 
 
 def _train(context: TrainingContext, training: PreparedTraining) -> TrainingResult:
     accelerator = new_accelerator(context.recipe, context.device, context.precision)
-    before = published_version(training.target)
     with locked([training.state], context.device, context.say) if process() == 0 else nullcontext():
-        if finished := context.finished_result(training, before):
+        if finished := context.finished_result(training):
             return finished
         if process() == 0:
             training.state.begin(context.say)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,9 +50,12 @@ def holder(output: Path) -> subprocess.Popen[str]:
 
 
 @pytest.fixture
-def hosts(database: str) -> tuple[Leases, Leases]:
+def hosts(database: str) -> Iterator[tuple[Leases, Leases]]:
     """The leases of two processes whose file locks do not meet."""
-    return Leases(database, "host 1"), Leases(database, "host 2")
+    both = Leases(database, "host 1"), Leases(database, "host 2")
+    yield both
+    for leases in both:
+        leases._tokens.clear()  # its thread ends
 
 
 def expire(postgres: PostgresServer, database: str) -> None:

@@ -35,7 +35,6 @@ from kronos_pipeline.training.publish import (
     TrainingResult,
     load_result,
     publish_adapter,
-    published_version,
     training_manifest,
     training_summary,
 )
@@ -144,7 +143,6 @@ def _train_group(
     if not remaining:
         return
     device = context.device
-    before = {training.target: published_version(training.target) for training in group}
     with (
         current_device(device),
         repeatable(context.recipe.deterministic),
@@ -152,7 +150,7 @@ def _train_group(
     ):
         try:
             for training in group:
-                if finished := context.finished_result(training, before[training.target]):
+                if finished := context.finished_result(training):
                     yield remaining.pop(training.target), finished
             if not remaining:
                 return
