@@ -70,7 +70,7 @@ def test_every_service_has_a_user_a_health_check_and_a_command_that_exists() -> 
         assert service["user"] in ("10001:10001", "postgres"), name
         assert service["cap_drop"] == ["ALL"], name
         assert service["healthcheck"]["test"], name
-        assert set(service["depends_on"] if "depends_on" in service else ()) <= set(compose["services"])
+        assert set(service.get("depends_on", ())) <= set(compose["services"])
         for volume in service.get("volumes", ()):
             source = volume.split(":")[0]
             exists = (DEPLOY / source).is_file() if source.startswith("./") else source in compose["volumes"]

@@ -118,9 +118,10 @@ class Registry:
             ArtifactError: the table of predictions is invalid.
         """
         check_predictions(evidence.predictions)
-        self._store.add_evidence(version, folder, evidence, metrics)
-        self._tag(version, {**(tags or {}), "measured": "yes"})
-        self._store.set_alias(version, CHALLENGER)
+        with self.exclusive(version.name):
+            self._store.add_evidence(version, folder, evidence, metrics)
+            self._tag(version, {**(tags or {}), "measured": "yes"})
+            self._store.set_alias(version, CHALLENGER)
         return version.number
 
     def register(
@@ -152,8 +153,9 @@ class Registry:
         """
         check_predictions(evidence.predictions)
         run_id = self._tracker.resolve(run_id)
-        number = self._store.add(folder, name, run_id, evidence, metrics, {**(tags or {}), "measured": "yes"})
-        self._store.set_alias(self.version(name, number), CHALLENGER)
+        with self.exclusive(name):
+            number = self._store.add(folder, name, run_id, evidence, metrics, {**(tags or {}), "measured": "yes"})
+            self._store.set_alias(self.version(name, number), CHALLENGER)
         return number
 
     def register_refit(
@@ -171,8 +173,9 @@ class Registry:
             return known.number
         refit_tags = {**(tags or {}), "measured": "no", "refit_of": str(measured.number)}
         run_id = self._tracker.resolve(run_id)
-        number = self._store.add(folder, name, run_id, None, {}, refit_tags)
-        self._store.set_alias(self.version(name, number), REFIT)
+        with self.exclusive(name):
+            number = self._store.add(folder, name, run_id, None, {}, refit_tags)
+            self._store.set_alias(self.version(name, number), REFIT)
         return number
 
     @_exclusively

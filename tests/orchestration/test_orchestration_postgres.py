@@ -16,6 +16,7 @@ from kronos_pipeline.leases import Leases
 from kronos_pipeline.orchestration.automation.killed_runs import hold_run_lock, was_killed
 from kronos_pipeline.pipeline.status import read_status
 from kronos_pipeline.tracking.stored_registry import read_registered_models
+from kronos_pipeline.training import preflight
 
 pytestmark = pytest.mark.slow
 
@@ -23,9 +24,7 @@ SETTINGS = Path(__file__).parents[2] / "deploy" / "dagster.yaml"
 
 
 @pytest.fixture
-def instance(
-    postgres: PostgresServer, mlflow_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[dg.DagsterInstance]:
+def instance(postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
     """An instance with the settings of deploy/dagster.yaml, whose address has the port in it."""
     home = tmp_path / "home"
     home.mkdir()
@@ -42,13 +41,24 @@ def instance(
 
 
 def test_a_ticker_goes_from_csv_to_forecast_and_the_server_may_restart_on_the_way(
-    instance: dg.DagsterInstance, postgres: PostgresServer, tmp_path: Path, tiny_base: Path, mlflow_database: str
+    instance: dg.DagsterInstance,
+    postgres: PostgresServer,
+    tmp_path: Path,
+    tiny_base: Path,
+    mlflow_database: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     location = Location(tmp_path, tiny_base, instance)
     location.write("AAPL")
+    check_disk = preflight.check_disk
+
+    def restart(folder: Path, needed: int) -> None:  # in the middle of a training, with its run and leases open
+        postgres.restart()
+        check_disk(folder, needed)
+
+    monkeypatch.setattr(preflight, "check_disk", restart)
     trained = location.run("retrain_adapter", "AAPL")
     assert trained.success, failed_steps(trained)
-    postgres.restart()
     for assets in (["champion"], ["forecast"], ["track_record"]):
         result = location.select(assets, "AAPL")
         assert result.success, failed_steps(result)

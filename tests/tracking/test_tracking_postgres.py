@@ -1,4 +1,4 @@
-"""MLflow's store on PostgreSQL: registration, promotion and the reading of both, several machines, a server that goes away.
+"""MLflow's store on PostgreSQL: registration, promotion, the reading of both, several machines, a server that ends.
 
 A machine is here a folder of file locks of its own: what two machines do not share are the locks of their files.
 """
@@ -38,7 +38,7 @@ NAME = registered_name("AAPL")
 
 @pytest.fixture
 def tracker(mlflow_database: str, tmp_path: Path) -> Tracker:
-    return Tracker(None, tmp_path / "out")
+    return Tracker(mlflow_database, tmp_path / "out")
 
 
 @pytest.fixture
@@ -116,10 +116,10 @@ def test_a_restart_of_the_server_is_survived_and_its_absence_is_a_sentence_witho
 
     postgres.stop()
     try:
-        with pytest.raises(TrackingError, match="cannot be read: .*Connection refused") as caught:
+        with pytest.raises(TrackingError, match=r"cannot be read: .*Connection refused") as caught:
             read_registered_models(registry.uri)
         assert postgres.password not in str(caught.value)
-        with pytest.raises(TrackingError, match="MLflow store .* cannot be used: .*Connection refused") as caught:
+        with pytest.raises(TrackingError, match=r"MLflow store .* cannot be used: .*Connection refused") as caught:
             Registry(Tracker(f"{registry.uri}?application_name=other", tmp_path)).names()
         assert postgres.password not in str(caught.value)
     finally:
