@@ -56,17 +56,25 @@ _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS kronos_leases (name text PRIMARY KEY, holder text NOT NULL, place text NOT NULL, "
     "owner text NOT NULL, token bigint NOT NULL, expires timestamptz NOT NULL)",
 )
-_EXPIRY = "clock_timestamp() + make_interval(secs => :lifetime)"
-_TAKE = (
-    "INSERT INTO kronos_leases AS lease (name, holder, place, owner, token, expires) "
-    f"VALUES (:name, :holder, :place, :owner, nextval('kronos_lease_tokens'), {_EXPIRY}) "
-    "ON CONFLICT (name) DO UPDATE SET holder = :holder, place = :place, owner = :owner, "
-    f"token = nextval('kronos_lease_tokens'), expires = {_EXPIRY} "
-    "WHERE lease.expires < clock_timestamp() OR lease.place = :place RETURNING token"
-)
-_RENEW = f"UPDATE kronos_leases SET expires = {_EXPIRY} WHERE holder = :holder AND name <> ALL(:fenced)"
+_TAKE = """
+    INSERT INTO kronos_leases AS lease (name, holder, place, owner, token, expires)
+    VALUES (:name, :holder, :place, :owner, nextval('kronos_lease_tokens'),
+            clock_timestamp() + make_interval(secs => :lifetime))
+    ON CONFLICT (name) DO UPDATE
+    SET holder = excluded.holder, place = excluded.place, owner = excluded.owner, token = excluded.token,
+        expires = excluded.expires
+    WHERE lease.expires < clock_timestamp() OR lease.place = excluded.place
+    RETURNING token
+"""
+_RENEW = """
+    UPDATE kronos_leases SET expires = clock_timestamp() + make_interval(secs => :lifetime)
+    WHERE holder = :holder AND name <> ALL(:fenced)
+"""
 _HELD = "SELECT name, token FROM kronos_leases WHERE holder = :holder"
-_EXTEND = f"UPDATE kronos_leases SET expires = {_EXPIRY} WHERE name = :name AND token = :token"
+_EXTEND = """
+    UPDATE kronos_leases SET expires = clock_timestamp() + make_interval(secs => :lifetime)
+    WHERE name = :name AND token = :token
+"""
 _FREE = "DELETE FROM kronos_leases WHERE name = :name AND token = :token"
 _log = logging.getLogger(__name__)
 
