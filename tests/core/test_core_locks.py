@@ -91,6 +91,7 @@ def test_the_lock_of_a_killed_process_is_free_at_once_with_and_without_a_databas
     assert not is_left_over(lock)
 
 
+@pytest.mark.slow
 def test_a_lease_holds_on_a_machine_that_does_not_see_the_file_lock(hosts: tuple[Leases, Leases]) -> None:
     first, second = hosts
     assert first.take("adapters/AAPL")
@@ -117,6 +118,7 @@ def test_a_lease_is_renewed_while_its_process_lives(
     first.free("renewed")
 
 
+@pytest.mark.slow
 def test_a_process_that_was_paused_beyond_its_lease_writes_nothing(
     postgres: PostgresServer, database: str, hosts: tuple[Leases, Leases]
 ) -> None:
@@ -138,6 +140,7 @@ def test_a_process_that_was_paused_beyond_its_lease_writes_nothing(
     assert not first.take("paused"), "the late release of a lost lease frees nothing"
 
 
+@pytest.mark.slow
 def test_nobody_takes_a_lease_over_during_a_fenced_write(
     postgres: PostgresServer, database: str, hosts: tuple[Leases, Leases]
 ) -> None:
@@ -164,6 +167,7 @@ def test_leases_outlast_a_restart_of_the_server(postgres: PostgresServer, hosts:
     assert second.take("restarted")
 
 
+@pytest.mark.slow
 def test_a_database_that_cannot_be_used_is_named_without_its_password(
     database: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -178,6 +182,7 @@ def test_a_database_that_cannot_be_used_is_named_without_its_password(
         named_lock(tmp_path / "x.lock", "x")
 
 
+@pytest.mark.slow
 def test_the_id_of_an_output_folder_that_cannot_be_written_is_an_error(
     database: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
