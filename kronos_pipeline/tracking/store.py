@@ -10,7 +10,7 @@ import os
 import sqlite3
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,16 +140,18 @@ def change_model(uri: str, name: str) -> Iterator[None]:
     """Let no other process change a registered model during the block, which reads it and then writes it.
 
     Raises:
-        TrackingError: another process holds the lock for minutes.
+        TrackingError: another process holds the lock for minutes, or the folder of the lock cannot be written to.
     """
-    lock = registry_lock(uri, name)
-    try:
-        with exclusive(lock, _CHANGE_SECONDS):
-            yield
-    except Timeout as error:
-        raise TrackingError(
-            f"{name} is being changed by {held_by(lock)} for {_CHANGE_SECONDS} s; wait for it, or end it."
-        ) from error
+    with ExitStack() as held:
+        with readable_errors(uri):
+            lock = registry_lock(uri, name)
+            try:
+                held.enter_context(exclusive(lock, _CHANGE_SECONDS))
+            except Timeout as error:
+                raise TrackingError(
+                    f"{name} is being changed by {held_by(lock)} for {_CHANGE_SECONDS} s; wait for it, or end it."
+                ) from error
+        yield
 
 
 def is_local(uri: str) -> bool:
