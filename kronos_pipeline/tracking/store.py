@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from kronos_pipeline.artifacts import ArtifactLayout, check_writable, text_hash
-from kronos_pipeline.leases import with_driver
+from kronos_pipeline.leases import LeaseError, with_driver
 from kronos_pipeline.locks import exclusive, held_by, named_lock
 from kronos_pipeline.tracking.backups import back_up_daily, find_damage
 from kronos_pipeline.tracking.store_errors import (
@@ -140,7 +140,7 @@ def change_model(uri: str, name: str) -> Iterator[None]:
     """Let no other process change a registered model during the block, which reads it and then writes it.
 
     Raises:
-        TrackingError: another process holds the lock for minutes, or the folder of the lock cannot be written to.
+        TrackingError: another process holds the lock for minutes, or the lock cannot be used.
     """
     with ExitStack() as held:
         with readable_errors(uri):
@@ -151,6 +151,8 @@ def change_model(uri: str, name: str) -> Iterator[None]:
                 raise TrackingError(
                     f"{name} is being changed by {held_by(lock)} for {_CHANGE_SECONDS} s; wait for it, or end it."
                 ) from error
+            except LeaseError as error:  # the same database: who waits for it to come back waits for this, too
+                raise TrackingError(str(error)) from error
         yield
 
 

@@ -15,8 +15,9 @@ from urllib.parse import quote, unquote, urlsplit
 from urllib.request import urlopen
 
 from kronos_pipeline.errors import count, enumerate_some, first_sentence, readable_size
+from kronos_pipeline.leases import without_password
 from kronos_pipeline.tracking.packaging import FOLDER
-from kronos_pipeline.tracking.store import is_sqlite, sqlite_path, without_password
+from kronos_pipeline.tracking.store import is_sqlite, sqlite_path
 from kronos_pipeline.tracking.stored_registry import read_registered_models
 
 Result = tuple[str, str, str]
