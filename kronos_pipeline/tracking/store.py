@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from kronos_pipeline.artifacts import ArtifactLayout, check_writable, text_hash
+from kronos_pipeline.artifacts import ArtifactLayout, check_writable
+from kronos_pipeline.checksums import text_hash
 from kronos_pipeline.leases import LeaseError, with_driver
 from kronos_pipeline.locks import exclusive, held_by, named_lock
 from kronos_pipeline.tracking.backups import back_up_daily, find_damage
