@@ -78,6 +78,10 @@ EXAMPLES := 10000
 fuzz: $(INSTALLED)  ## look for input that breaks the parsers, with EXAMPLES=10000 for each test
 	FUZZ_EXAMPLES=$(EXAMPLES) $(PYTEST) $(IN_TWO) --hypothesis-profile=fuzz $(wildcard tests/*/test_*_fuzz.py)
 
+PER_SITE := 1
+faults: $(INSTALLED)  ## let calls to the file system fail in turn; PER_SITE=100000 for each of them
+	$(BIN)/python tests/every_fault.py --per-site $(PER_SITE)
+
 test-gpu: $(INSTALLED)  ## run the tests that need a CUDA GPU
 	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
 		|| { echo "error: torch finds no CUDA device here; run this on a machine with a GPU and a CUDA build of torch." >&2; exit 2; }

@@ -1,7 +1,8 @@
 """The registered models of an MLflow store, read from its SQLite file or its PostgreSQL database in milliseconds.
 
 MLflow takes seconds to import and to open a store, too long for a look at what is there. The tables are those of
-MLflow's schema; a test compares the reading with `Registry`. Nothing is written.
+MLflow's schema; a test compares the reading with `Registry`. Nothing is written, but the unfinished transaction of a
+killed process is undone.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def read_registered_models(uri: str) -> dict[str, RegisteredModel] | None:
     try:
         if damage := find_damage(path):
             raise TrackingError(f"The MLflow store {path} is damaged: {damage}; {restore_advice(path)}.")
-        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as database:
+        with closing(connect(path)) as database:
             return _read(database.execute)
     except sqlite3.Error as error:
         raise TrackingError(f"The MLflow store {path} cannot be read: {error}.") from error

@@ -1,0 +1,229 @@
+"""Commands to interrupt, each on an output folder that holds older results, and what must hold afterwards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from faulty_commands import Fault, FaultyCommands, Outcome
+from market_files import daily_frame, write_frame
+from small_trainings import small_flags
+from tiny_models import save_tiny_base
+
+from kronos_pipeline.tracking.stored_registry import read_registered_models
+
+COMMANDS = ("train", "promote", "backtest", "forecast")
+"""The commands to interrupt, in this order."""
+_NEEDED = ("train", "promote")
+"""The commands that the later commands build on."""
+TICKER = "ACME"
+_UNCHECKED = ("mlflow.db", "mlruns", "state")
+"""Beginnings of the names that are not compared file by file: the store is compared by what it says, and a state ends
+with its training."""
+
+_OF_ONE_RUN = {"mlflow_run", "mlflow_runs", "seconds", "windows_per_second", "resumed_from_step", "checksums"}
+"""Keys and columns that differ between two trainings of the same bytes."""
+_RESULTS = {
+    "train": (f"adapters/{TICKER}/adapter_model.safetensors", "metrics/evaluation.json", "metrics/predictions.parquet"),
+    "promote": (),
+    "backtest": ("backtest/adapter.json", f"backtest/adapter/{TICKER}.parquet"),
+    "forecast": (f"forecasts/{TICKER}.parquet",),
+}
+"""The files of each command that two runs without a fault must agree on."""
+
+Files = Mapping[str, str]
+"""Digests of files by relative path; links are followed."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an output folder says: its files, registered versions, and the states of MLflow's runs."""
+
+    files: Files
+    versions: Mapping[str, tuple[tuple[int, tuple[str, ...]], ...]]
+    """Number and aliases of each version, by model."""
+    runs: Mapping[str, int]
+    """Number of runs by status."""
+
+
+@dataclass
+class Scenario:
+    """A command, with the results before it and after it when nothing fails."""
+
+    name: str
+    arguments: list[str]
+    template: Path
+    before: Result
+    after: Result
+    calls: list[str]
+    """Name and path of each call that changes a file, in order."""
+    stable: frozenset[str] = field(default_factory=frozenset)
+    """The files that are the same to the byte in each run without a fault."""
+
+
+class Scenarios:
+    """Makes scenarios in a folder, and plays them with faults."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.data, self.output = folder, folder / "data", folder / "out"
+        self._flags = small_flags(save_tiny_base(folder / "base"), epochs=1, evaluations_per_epoch=1)
+        self.commands = FaultyCommands(self.output, folder)
+
+    def make(self, names: Sequence[str]) -> list[Scenario]:
+        """Prepare these scenarios: an older training is champion, then newer bars came."""
+        folders = ["--data-dir", str(self.data), "--output-dir", str(self.output)]
+        train = ["train", *self._flags, *folders, "--adapter", "lora", "--adapter-name", TICKER]
+        arguments = {
+            "train": train,
+            "promote": ["promote", TICKER, "--output-dir", str(self.output)],
+            "backtest": ["backtest", *train[1:], "--backtest-origins", "2", "--backtest-refit-every", "2"],
+            "forecast": ["forecast", TICKER, *folders, "--device", "cpu", "--eval-samples", "3"],
+        }
+        write_frame(self.data, TICKER, daily_frame(120))
+        for command in (train, arguments["promote"]):
+            self._succeed(command)
+        write_frame(self.data, TICKER, daily_frame(130))
+        scenarios = []
+        for name in COMMANDS:
+            command = arguments[name]
+            template = self.folder / f"before-{name}"
+            shutil.copytree(self.output, template, symlinks=True)
+            if name in names:
+                scenarios.append(self._measure(name, command, template))
+            elif name in _NEEDED:
+                self._succeed(command)
+        return scenarios
+
+    def play(self, scenario: Scenario, fault: Fault, nth: int) -> list[str]:
+        """Let the nth call meet the fault, run the command once more, and return the promises that do not hold."""
+        self._restore(scenario.template)
+        outcome = self.commands.run(scenario.arguments, fault, nth)
+        broken = [*_broken_by(outcome, fault), *_mixed(read_result(self.output).files, scenario)]
+        if outcome.exit_code == 0:
+            broken += self._differences(scenario, "though the command ended with 0")
+        again = self.commands.run(scenario.arguments)
+        if again.exit_code != 0:
+            return [*broken, f"the same command then ends with {again.exit_code}: {_last(again)}"]
+        return [*broken, *self._differences(scenario, "after the same command")]
+
+    def close(self) -> None:
+        """End the process of the commands."""
+        self.commands.close()
+
+    def _differences(self, scenario: Scenario, when: str) -> list[str]:
+        result = read_result(self.output)
+        expected = scenario.after
+        wrong = sorted(name for name in scenario.stable if result.files.get(name) != expected.files[name])
+        found = [f"{name} is another file {when}" for name in wrong]
+        if result.versions != expected.versions:
+            found.append(f"the registry holds {dict(result.versions)}, not {dict(expected.versions)}, {when}")
+        if running := result.runs.get("RUNNING", 0):
+            found.append(f"{running} MLflow runs are still running {when}")
+        return found
+
+    def _measure(self, name: str, command: list[str], template: Path) -> Scenario:
+        before = read_result(template)
+        calls = self.commands.list_calls(command)
+        after = read_result(self.output)
+        self._restore(template)
+        self._succeed(command)
+        again = read_result(self.output)
+        stable = frozenset(path for path, digest in after.files.items() if again.files.get(path) == digest)
+        if missing := set(_RESULTS[name]) - stable:
+            raise RuntimeError(f"two runs of {name} without a fault differ in {sorted(missing)}")
+        return Scenario(name, command, template, before, after, calls, stable)
+
+    def _restore(self, template: Path) -> None:
+        shutil.rmtree(self.output, ignore_errors=True)
+        shutil.copytree(template, self.output, symlinks=True)
+
+    def _succeed(self, command: Sequence[str]) -> None:
+        outcome = self.commands.run(command)
+        if outcome.exit_code != 0:
+            raise RuntimeError(f"{command} fails without a fault: {outcome.printed}")
+
+
+def read_result(output: Path) -> Result:
+    """Read what an output folder says."""
+    files = {str(path.relative_to(output)): _content_hash(path) for path in _published(output)}
+    database = output / "mlflow.db"
+    models = read_registered_models(f"sqlite:///{database}") or {}
+    versions = {
+        name: tuple((version.number, version.aliases) for version in model.versions) for name, model in models.items()
+    }
+    with closing(sqlite3.connect(database)) as connection:
+        runs = dict(connection.execute("SELECT status, COUNT(*) FROM runs GROUP BY status").fetchall())
+    return Result(files, versions, runs)
+
+
+def _content_hash(path: Path) -> str:
+    """Hash what a file says, without the times and the run that each training has of its own."""
+    if path.suffix == ".parquet":
+        content: str = pd.read_parquet(path).to_csv()
+    elif path.suffix == ".csv":
+        content = pd.read_csv(path).drop(columns=list(_OF_ONE_RUN), errors="ignore").to_csv()
+    elif path.suffix == ".json":
+        content = json.dumps(_lasting(json.loads(path.read_text())), sort_keys=True)
+    else:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _lasting(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _lasting(part) for key, part in value.items() if key not in _OF_ONE_RUN}
+    return [_lasting(part) for part in value] if isinstance(value, list) else value
+
+
+def _published(output: Path) -> list[Path]:
+    """List the files that a reader opens: none that is hidden, and versions by their links."""
+    found = []
+    for folder, folders, names in os.walk(output, followlinks=True):
+        inner = Path(folder) != output
+        folders[:] = [name for name in folders if not name.startswith(".") and (inner or name not in _UNCHECKED)]
+        found += [
+            Path(folder, name)
+            for name in names
+            if not name.startswith(".") and (inner or not name.startswith(_UNCHECKED))
+        ]
+    return found
+
+
+def _broken_by(outcome: Outcome, fault: Fault) -> list[str]:
+    """Check exit code and message of a command that met a fault."""
+    if fault is Fault.KILL:
+        return [] if outcome.exit_code == -9 else [f"the command ends with {outcome.exit_code} after a kill"]
+    if "Traceback" in outcome.printed:
+        return [f"a traceback: {_last(outcome)}"]
+    if outcome.exit_code not in (0, 2):
+        return [f"exit code {outcome.exit_code}: {_last(outcome)}"]
+    errors = [line for line in outcome.printed.splitlines() if line.startswith("error: ")]
+    if outcome.exit_code == 2 and len(errors) != 1:
+        return [f"{len(errors)} lines of errors: {' / '.join(errors)}"]
+    return []
+
+
+def _mixed(files: Files, scenario: Scenario) -> list[str]:
+    """List the files that are neither those before the command nor those after it."""
+    before, after = scenario.before.files, scenario.after.files
+    return [
+        f"{name} is neither the file before nor the file after"
+        for name in sorted(scenario.stable)
+        if (
+            name in files or (name in before and "/sampling/" not in name)
+        )  # a new adapter has none until it is measured
+        and files.get(name) not in (before.get(name), after[name])
+    ]
+
+
+def _last(outcome: Outcome) -> str:
+    return outcome.printed.strip().splitlines()[-1] if outcome.printed.strip() else "nothing"
