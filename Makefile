@@ -82,6 +82,10 @@ PER_SITE := 1
 faults: $(INSTALLED)  ## let calls to the file system fail in turn; PER_SITE=100000 for each of them
 	$(BIN)/python tests/every_fault.py --per-site $(PER_SITE)
 
+HISTORIES := 20
+nights: $(INSTALLED)  ## play HISTORIES random histories of an unattended machine, with kills and damaged files
+	HISTORIES=$(HISTORIES) $(BIN)/python -m pytest tests/command/test_command_unattended.py --hypothesis-profile search
+
 test-gpu: $(INSTALLED)  ## run the tests that need a CUDA GPU
 	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
 		|| { echo "error: torch finds no CUDA device here; run this on a machine with a GPU and a CUDA build of torch." >&2; exit 2; }

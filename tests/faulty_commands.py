@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-_STATE = struct.Struct("<qqqqq256s")
+_STATE = struct.Struct("<qqqqqq256s")
 
 
 class Fault(enum.IntEnum):
@@ -52,6 +52,8 @@ class FaultyCommands:
         library = scratch / "nth_call.so"
         build = [compiler() or "cc", "-shared", "-fPIC", "-O2", "-o", str(library), str(FOLDER / "nth_call.c"), "-ldl"]
         subprocess.run(build, check=True)
+        self.clock_offset = 0
+        """Seconds between the clock of the commands and the true time."""
         state = scratch / "state"
         state.write_bytes(bytes(_STATE.size))
         with state.open("r+b") as opened:
@@ -84,12 +86,12 @@ class FaultyCommands:
         return self._run(arguments, fault, nth, listing=False)
 
     def _run(self, arguments: Sequence[str], fault: Fault, nth: int, *, listing: bool) -> Outcome:
-        self._state[:] = _STATE.pack(0, nth, fault, 0, listing, b"")
+        self._state[:] = _STATE.pack(0, nth, fault, 0, listing, self.clock_offset, b"")
         assert self._server.stdin is not None
         self._server.stdin.write(json.dumps({"arguments": list(arguments), "output": str(self._printed)}) + "\n")
         self._server.stdin.flush()
         exit_code = int(self._read_line())
-        calls, _, _, failed, _, where = _STATE.unpack(self._state[:])
+        calls, _, _, failed, _, _, where = _STATE.unpack(self._state[:])
         printed = self._printed.read_text(errors="replace")
         return Outcome(exit_code, printed, calls, failed, where.rstrip(b"\0").decode(errors="replace"))
 

@@ -1,4 +1,4 @@
-/* Let the N-th call that changes a file below a folder fail, or kill the process there.
+/* Let the N-th call that changes a file below a folder fail, or kill the process there; set the clock.
  *
  * Loaded by LD_PRELOAD. KRONOS_FAULTS_ROOT names the folder; KRONOS_FAULTS_STATE names a file of `struct state`, which
  * the test writes and all processes of a command share, so that calls are counted over all of them.
@@ -18,6 +18,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 enum fault { NONE = 0, FULL_DISK = 1, IO_ERROR = 2, KILL = 3 };
@@ -28,6 +29,7 @@ struct state {
     int64_t fault;    /* enum fault */
     int64_t failed;   /* calls that failed */
     int64_t listing;  /* 1 to append each call to the file KRONOS_FAULTS_STATE.calls */
+    int64_t clock;    /* seconds between this process' clock and the true time */
     char where[256];  /* name and path of the first call that failed */
 };
 
@@ -197,6 +199,14 @@ OPEN_CALL(open, (const char *path, int flags, ...), (const char *, int, ...), AT
 OPEN_CALL(open64, (const char *path, int flags, ...), (const char *, int, ...), AT_FDCWD, (path, flags, mode))
 OPEN_CALL(openat, (int folder, const char *path, int flags, ...), (int, const char *, int, ...), folder, (folder, path, flags, mode))
 OPEN_CALL(openat64, (int folder, const char *path, int flags, ...), (int, const char *, int, ...), folder, (folder, path, flags, mode))
+
+int clock_gettime(clockid_t clock, struct timespec *time) {
+    static int (*real)(clockid_t, struct timespec *);
+    if (real == NULL) real = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
+    int result = real(clock, time);
+    if (result == 0 && state != NULL && clock == CLOCK_REALTIME) time->tv_sec += state->clock;
+    return result;
+}
 
 /* C's and C++'s own streams write by calls inside the C library, which cannot be counted; their opening can. */
 FILE *fopen(const char *path, const char *mode) {
