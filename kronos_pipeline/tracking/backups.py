@@ -28,6 +28,18 @@ take 0.3 s, and their backup 0.5 s."""
 _CHECKED = "checked"
 
 
+def connect(database: Path, seconds: float = 5) -> sqlite3.Connection:
+    """Connect to a database that exists, and wait that long for its lock.
+
+    It is opened for writing, if that is allowed, for the sake of reading: SQLite has to undo the unfinished transaction
+    of a killed process first, and refuses to read where it cannot.
+
+    Raises:
+        sqlite3.OperationalError: it cannot be opened.
+    """
+    return sqlite3.connect(f"file:{quote(str(database))}?mode=rw", uri=True, timeout=seconds)
+
+
 def find_damage(database: Path, *, always: bool = False) -> str | None:
     """Return the first damage that SQLite's quick check finds, or None; a large database is checked once a day.
 
@@ -42,7 +54,7 @@ def find_damage(database: Path, *, always: bool = False) -> str | None:
     if not always and database.stat().st_size > _ALWAYS_CHECKED and not _is_older(stamp, _DAY):
         return None
     try:
-        with closing(sqlite3.connect(f"file:{quote(str(database))}?mode=ro", uri=True)) as connection:
+        with closing(connect(database)) as connection:
             found = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
     except sqlite3.OperationalError:
         raise

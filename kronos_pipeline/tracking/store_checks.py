@@ -11,11 +11,12 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 from urllib.error import HTTPError
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 from urllib.request import urlopen
 
 from kronos_pipeline.errors import count, enumerate_some, first_sentence, readable_size
 from kronos_pipeline.leases import without_password
+from kronos_pipeline.tracking.backups import connect
 from kronos_pipeline.tracking.packaging import FOLDER
 from kronos_pipeline.tracking.store import is_sqlite, sqlite_path
 from kronos_pipeline.tracking.stored_registry import read_registered_models
@@ -55,7 +56,7 @@ def check_champions(uri: str) -> Result:
     if not models:
         return "ok", "no registered model yet", ""
     champions = {(name, number) for name, model in models.items() for number in model.champions.numbers.values()}
-    with closing(_connect(sqlite_path(uri))) as database:
+    with closing(connect(sqlite_path(uri), _SECONDS)) as database:
         rows = database.execute("SELECT name, version, source FROM model_versions").fetchall()
     lost = []
     for name, number, source in rows:
@@ -78,13 +79,9 @@ def _check_server(uri: str, shown: str) -> Result:
     return "ok", f"{shown} answers", ""
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=_SECONDS)
-
-
 def _sqlite_version(path: Path) -> tuple[str, str]:
     size = path.stat().st_size
-    with closing(_connect(path)) as database:
+    with closing(connect(path, _SECONDS)) as database:
         if size <= _LARGEST_CHECKED and (found := database.execute("PRAGMA quick_check").fetchone()[0]) != "ok":
             raise sqlite3.DatabaseError(f"damaged: {found}")
         return str(database.execute("SELECT version_num FROM alembic_version").fetchone()[0]), readable_size(size)

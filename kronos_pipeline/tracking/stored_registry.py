@@ -13,11 +13,10 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import quote
 
 from kronos_pipeline.errors import first_sentence
 from kronos_pipeline.leases import is_postgres, without_password
-from kronos_pipeline.tracking.backups import find_damage, restore_advice
+from kronos_pipeline.tracking.backups import connect, find_damage, restore_advice
 from kronos_pipeline.tracking.champions import Champions, read_champions
 from kronos_pipeline.tracking.store import TrackingError, is_sqlite, sqlite_path
 from kronos_pipeline.tracking.version import Version
@@ -57,6 +56,7 @@ def read_registered_models(uri: str) -> dict[str, RegisteredModel] | None:
             raise TrackingError(f"The MLflow store {path} is damaged: {damage}; {restore_advice(path)}.")
         with closing(connect(path)) as database:
             return _read(database.execute)
+            return _read(database)
     except sqlite3.Error as error:
         raise TrackingError(f"The MLflow store {path} cannot be read: {error}.") from error
 
