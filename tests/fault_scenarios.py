@@ -30,8 +30,8 @@ _UNCHECKED = ("mlflow.db", "mlruns", "state")
 """Beginnings of the names that are not compared file by file: the store is compared by what it says, and a state ends
 with its training."""
 
-_OF_ONE_RUN = {"mlflow_run", "mlflow_runs", "seconds", "windows_per_second", "resumed_from_step", "checksums"}
-"""Keys and columns that differ between two trainings of the same bytes."""
+_OF_ONE_RUN = {"mlflow_run", "mlflow_runs", "seconds", "windows_per_second", "resumed_from_step", "checksum", "files"}
+"""Keys and columns that differ between two trainings of the same bytes; hashes of files that contain them."""
 _RESULTS = {
     "train": (f"adapters/{TICKER}/adapter_model.safetensors", "metrics/evaluation.json", "metrics/predictions.parquet"),
     "promote": (),
