@@ -207,7 +207,7 @@ def _broken_by(outcome: Outcome, fault: Fault) -> list[str]:
     if outcome.exit_code not in (0, 2):
         return [f"exit code {outcome.exit_code}: {_last(outcome)}"]
     errors = [line for line in outcome.printed.splitlines() if line.startswith("error: ")]
-    if outcome.exit_code == 2 and len(errors) != 1:
+    if outcome.exit_code == 2 and not 1 <= len(errors) <= 2:  # of the ticker, and that no ticker is left
         return [f"{len(errors)} lines of errors: {' / '.join(errors)}"]
     return []
 
