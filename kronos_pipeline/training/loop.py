@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -40,6 +40,13 @@ from kronos_pipeline.training.trainer_state import (
 
 LOG_STEPS = 10
 """Steps between two logs of the training loss; reading the loss waits for the device."""
+
+
+class BatchPart(NamedTuple):
+    """A process's part of a batch: its windows by number, and the weight of their mean loss."""
+
+    windows: torch.Tensor
+    weight: float
 
 
 class TrainingLoop:
@@ -225,14 +232,15 @@ class TrainingLoop:
             signals.received = agreed
         return signals.received is not None
 
-    def _steps_of(self, epoch: int, done: int) -> Iterator[list[torch.Tensor]]:
-        """Yield this process's batches of each step of an epoch, from step `done` on: windows by number."""
-        accelerator, size = self._accelerator, self._recipe.batch_size
+    def _steps_of(self, epoch: int, done: int) -> Iterator[list[BatchPart]]:
+        """Yield this process's batches of each step of an epoch, from step `done` on."""
+        size, process = self._recipe.batch_size, (self._accelerator.process_index, self._accelerator.num_processes)
         order = epoch_order(self._recipe.seed, epoch, len(self._train))[done * self._windows_per_step :]
         for step in torch.split(order, self._windows_per_step):
-            yield batches_of(step, size, accelerator.process_index, accelerator.num_processes)
+            weights = (batch_weight(len(batch), *process) for batch in torch.split(step, size * process[1]))
+            yield list(map(BatchPart, batches_of(step, size, *process), weights))
 
-    def _step(self, batches: Sequence[torch.Tensor]) -> None:
+    def _step(self, batches: Sequence[BatchPart]) -> None:
         """Take one optimiser step; it never waits for the device."""
         if self._accelerator.num_processes > 1:
             # A process that runs out of memory cannot repeat its pass: the others wait for its gradients.
@@ -245,9 +253,13 @@ class TrainingLoop:
         self._accelerator.clip_grad_norm_(list(self._trained.values()), self._recipe.max_grad_norm)
         self._optimizer.step()
 
-    def _backward(self, batches: Sequence[torch.Tensor], size: int) -> list[torch.Tensor]:
+    def _backward(self, batches: Sequence[BatchPart], size: int) -> list[torch.Tensor]:
         """Set the gradients to the sum over some batches, at most `size` windows at once; return the losses."""
-        parts = [(part, len(part) / len(windows)) for windows in batches for part in torch.split(windows, size)]
+        parts = [
+            (part, weight * len(part) / len(windows))
+            for windows, weight in batches
+            for part in torch.split(windows, size)
+        ]
         shares = tuple(share for _, share in parts)
         tokens = [tensor for part, _ in parts for tensor in self._train.batch(part).values()]
         key = tuple(len(part) for part, _ in parts), shares
@@ -262,7 +274,7 @@ class TrainingLoop:
         """Compute the losses of parts of batches, and the sum of their gradients for each trained tensor.
 
         Args:
-            shares: weight of each part's loss, the part's share of its batch.
+            shares: weight of each part's loss: the part's share of its batch, times the batch's weight.
             tokens: s1, s2 and stamps of each part, part after part.
         """
         accelerator, losses = self._accelerator, []
@@ -271,15 +283,18 @@ class TrainingLoop:
         for number, (share, *part) in enumerate(parts, start=1):
             with accelerator.no_sync(self._module) if number < len(parts) else nullcontext():
                 loss = self._module(*part)
-                if share < 1:
+                if share != 1:
                     loss = loss * share
                 accelerator.backward(loss)
             losses.append(loss.detach())
         return losses, [tensor.grad for tensor in self._trained.values()]
 
     def _read_loss(self) -> float:
-        """Return the mean training loss since the last log; this waits for the device."""
-        loss = check_finite(self._unlogged_loss.item() / self._unlogged_batches, self._state.step)
+        """Return the mean training loss of all processes since the last log; this waits for the device."""
+        total = self._unlogged_loss
+        if self._accelerator.num_processes > 1:
+            total = self._accelerator.reduce(total, "mean")
+        loss = check_finite(total.item() / self._unlogged_batches, self._state.step)
         self._unlogged_loss, self._unlogged_batches = torch.zeros_like(self._unlogged_loss), 0
         return loss
 
@@ -354,6 +369,21 @@ def batches_of(step: torch.Tensor, batch_size: int, process: int = 0, processes:
         processes: number of processes.
     """
     return [windows[process % len(windows) :: processes] for windows in torch.split(step, batch_size * processes)]
+
+
+def batch_weight(windows: int, process: int, processes: int) -> float:
+    """Return the weight of the mean loss of a process's part of a batch; the mean over processes is the batch's mean.
+
+    It is 1 if the windows divide evenly, as they do in all but the last batch of an epoch.
+
+    Args:
+        windows: windows of the batch, of all processes.
+        process: rank of the process, from 0.
+        processes: number of processes.
+    """
+    first = process % windows
+    own, sharers = len(range(first, windows, processes)), len(range(first, processes, windows))
+    return own * processes / (windows * sharers)
 
 
 def eval_steps(recipe: Recipe, steps_per_epoch: int) -> frozenset[int]:

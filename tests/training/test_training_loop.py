@@ -17,7 +17,7 @@ from kronos_pipeline.config import Recipe
 from kronos_pipeline.model.losses import token_loss
 from kronos_pipeline.training.dataset import KronosMultiTickerDataset, TrainingData
 from kronos_pipeline.training.devices import new_accelerator
-from kronos_pipeline.training.loop import TrainingLoop, batches_of, epoch_order, eval_steps
+from kronos_pipeline.training.loop import TrainingLoop, batch_weight, batches_of, epoch_order, eval_steps
 from kronos_pipeline.training.microbatch import Microbatch
 
 CPU = torch.device("cpu")
@@ -68,9 +68,9 @@ def test_a_step_is_pytorchs_own_on_the_same_windows(tiny_base: Path) -> None:
         [{"params": parameters, "weight_decay": rate} for parameters, rate in rates], lr=recipe.peak_learning_rate
     )
     adamw.param_groups[0]["lr"] = adamw.param_groups[1]["lr"] = optimisation._schedule.get_last_lr()[0]
-    (windows, *_), *_ = optimisation._steps_of(0, 0)
-    optimisation._step([windows])
-    batch = optimisation._train.batch(windows)
+    (part, *_), *_ = optimisation._steps_of(0, 0)
+    optimisation._step([part])
+    batch = optimisation._train.batch(part.windows)
     token_loss(reference, **batch, first_target=recipe.lookback).backward()
     torch.nn.utils.clip_grad_norm_(reference.parameters(), 0.1)
     adamw.step()
@@ -89,6 +89,11 @@ def test_processes_share_a_step(windows: int, batch_size: int, accumulated: int,
         assert len({len(batches) for batches in shares}) == 1
         assert all(1 <= len(batch) <= batch_size for batches in shares for batch in batches)
         assert set(torch.cat([batch for batches in shares for batch in batches]).tolist()) == set(step.tolist())
+        for number, batch in enumerate(step.split(batch_size * count)):
+            losses = [shares[process][number].double().mean() for process in range(count)]
+            weights = [batch_weight(len(batch), process, count) for process in range(count)]
+            mean = sum(weight * loss for weight, loss in zip(weights, losses, strict=True)) / count
+            assert mean == pytest.approx(batch.double().mean()), "the gradients of processes are averaged"
 
 
 def test_one_process_takes_the_windows_in_their_order() -> None:

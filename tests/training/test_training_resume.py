@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 from killed_trainings import KillAtStep, Killed
+from safetensors.torch import load_file
 from small_trainings import simulated_windows, small_flags, small_recipe
+from tiny_models import save_tiny_base
 
 from kronos_pipeline import KronosTrainer, run_training
 from kronos_pipeline.config import Recipe
@@ -180,14 +182,30 @@ except Killed:
     pass
 train("killed", said.append)
 print(*said, sep="\\n", flush=True)
+plain = small_recipe(folder / "no-dropout", epochs=1, batch_size=4)
+KronosTrainer(plain, folder / "two", say=lambda _: None).train_checkpoint(windows)
 sys.exit(run_training.main(sys.argv[3:]))
 """
+
+
+def assert_two_trained_as_one(folder: Path) -> None:
+    """Compare the weights of a training by two processes with those of the same training by one."""
+    recipe = small_recipe(folder / "no-dropout", epochs=1, batch_size=8)
+    KronosTrainer(recipe, folder / "one", say=lambda _: None).train_checkpoint(simulated_windows(recipe))
+    before, one, two = (
+        load_file(folder / path / "model.safetensors")
+        for path in ("no-dropout/predictor", "one/checkpoints/last_model", "two/checkpoints/last_model")
+    )
+    moved = max(float((one[name] - before[name]).abs().max()) for name in one)
+    apart = max(float((one[name] - two[name]).abs().max()) for name in one)
+    assert apart < 0.01 * moved
 
 
 def test_two_processes_train_one_checkpoint_together_and_each_goes_on_with_dropout_of_its_own(
     tiny_base: Path, tmp_path: Path, one_mlflow_store: str
 ) -> None:
     write_simulated(tmp_path / "data", tickers=["AAPL"], bars=130)
+    save_tiny_base(tmp_path / "no-dropout", dropout=False)
     flags = small_flags(tiny_base, data_dir=tmp_path / "data", output_dir=tmp_path / "out", epochs=1)
     program = tmp_path / "program.py"
     program.write_text(TRAINED_BY_TWO)
@@ -205,3 +223,4 @@ def test_two_processes_train_one_checkpoint_together_and_each_goes_on_with_dropo
         tmp_path / name / "checkpoints/last_model/model.safetensors" for name in ("killed", "whole")
     )
     assert resumed.read_bytes() == uninterrupted.read_bytes()
+    assert_two_trained_as_one(tmp_path)
