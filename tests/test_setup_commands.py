@@ -26,6 +26,8 @@ TARGETS = [
     "floors",
     "audit",
     "fuzz",
+    "faults",
+    "nights",
     "test-gpu",
     "lint",
     "docs",

@@ -38,8 +38,11 @@ from kronos_pipeline.tracking.packaging import read_evidence
 pytestmark = pytest.mark.slow
 
 FLIPS = 12
-NOT_READ_BACK = ("*.png", "*.lock", "adapter.pt", "mlflow.db*", "state/*", "MLmodel", "*.yaml", "requirements.txt")
-"""Pictures, locks, PEFT's tensors for scripts, MLflow's own files, and the state of a training, which has own tests."""
+NOT_READ_BACK = (
+    *("*.png", "*.lock", "adapter.pt", "state/*"),
+    *("mlflow.db*", "mlflow_backups/*", "MLmodel", "*.yaml", "requirements.txt"),
+)
+"""Pictures, locks, PEFT's tensors for scripts, and the state of a training, which has own tests; MLflow's own files."""
 
 
 @pytest.fixture(scope="module")

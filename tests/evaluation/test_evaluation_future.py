@@ -207,6 +207,7 @@ def test_one_bar_or_closes_that_never_moved_give_no_forecast_but_a_reason() -> N
 
 
 @pytest.mark.slow
+@pytest.mark.pictures
 def test_a_saved_forecast_is_a_table_with_what_made_it_and_a_picture(tmp_path: Path) -> None:
     bars, layout = simulated_bars("EURUSD=X"), ArtifactLayout(tmp_path)
     forecast = ahead(bars, label="kronos-EURUSD=X version 3")

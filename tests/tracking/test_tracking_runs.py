@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
+from kronos_pipeline.artifacts import read_json
 from kronos_pipeline.config import KronosTrainingConfig, Recipe
 from kronos_pipeline.tracking import tracked_run
 from kronos_pipeline.tracking.runs import Leaderboard, Tracker
@@ -133,7 +133,7 @@ def test_a_finished_training_leaves_summary_history_curve_and_manifest(
     results = {key: value for key, value in record.data.metrics.items() if key.startswith("training/")}
     assert results == {"training/best_step": 20.0, "training/selection_loss": 2.5}
     assert record.data.metrics["train_loss"] == 2.25, "the losses of the history are there, also if none was sent"
-    assert json.loads(artifact(client, run.run_id, "training/summary.json", tmp_path).read_text()) == summary
+    assert read_json(artifact(client, run.run_id, "training/summary.json", tmp_path)) == summary
     assert record.data.tags["training.device"] == "cpu"
     assert "training.resumed_from_step" not in record.data.tags
     history = pd.read_csv(artifact(client, run.run_id, "training/history.csv", tmp_path))
