@@ -53,6 +53,7 @@ def upstream_bar(size: str) -> int:
     return counted(run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["nano", "mini", "small"])
 def test_the_formulas_count_what_upstream_computes(size: str) -> None:
     """With one bar the formula and torch's count agree, up to a key in the decoder that causal attention leaves out."""

@@ -37,6 +37,7 @@ def lines() -> list[tuple[str, str]]:
     return found
 
 
+@pytest.mark.slow
 def test_each_command_that_starts_a_server_keeps_it_to_this_machine() -> None:
     outside = [(place, line) for place, line in lines() if not place.startswith(IN_CONTAINERS)]
     commands = [(place, line) for place, line in outside if SERVER.search(line)]

@@ -101,12 +101,13 @@ def needed_bytes(predictor: torch.nn.Module) -> int:
 
 
 def check_disk(folder: Path, needed: int) -> None:
-    """Check that the disk has room for a training.
+    """Check that the disk has room for a training; another process of the training may not have made the folder yet.
 
     Raises:
         ArtifactError: it has not.
     """
-    free = shutil.disk_usage(folder).free
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
     if free < needed:
         raise ArtifactError(
             f"{folder} has {free / 2**20:,.0f} MB free, and this training needs {needed / 2**20:,.0f} MB; "

@@ -60,6 +60,7 @@ def test_few_closes_by_hand() -> None:
     assert float(columns["pit"][0]) == 3.5 / 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("paths", [19, 39, 99])
 def test_intervals_of_exchangeable_paths_cover_their_level_whatever_the_number_of_paths(paths: int) -> None:
     closes, y = sample_closes(20_000, paths)

@@ -196,6 +196,7 @@ def test_each_forecast_starts_at_the_real_close_of_its_cutoff(draw: Callable[...
     }
 
 
+@pytest.mark.slow
 def test_a_fan_holds_the_intervals_of_the_newest_cutoffs(draw: Callable[..., Figure]) -> None:
     holdout = windows(400, 300)
     adapter = of(table(holdout, "adapter"), "adapter")

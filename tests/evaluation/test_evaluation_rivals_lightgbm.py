@@ -70,6 +70,7 @@ def test_its_width_follows_the_volatility_of_the_last_bars(walks: list[WindowSet
     assert log_moves(sample(fitted, wild), wild)[first].std() > 2 * calm_width
 
 
+@pytest.mark.slow
 def test_equal_input_gives_equal_paths(walks: list[WindowSet], fitted: LightgbmModel) -> None:
     second_model = fit_lightgbm(walks, FIVE_DAYS)
     np.testing.assert_array_equal(sample(second_model, walks[1]), sample(fitted, walks[1]))

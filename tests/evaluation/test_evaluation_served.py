@@ -76,6 +76,7 @@ def recentred_on(centre: np.ndarray, closes: np.ndarray) -> np.ndarray:
     return np.stack([compose(mean, paths) for mean, paths in zip(centre, closes, strict=True)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "centre", "used"),
     [

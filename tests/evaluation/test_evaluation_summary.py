@@ -45,6 +45,7 @@ def test_each_ticker_has_its_error_beside_that_of_the_last_close(evaluation: dic
     assert total.startswith("all tickers")
 
 
+@pytest.mark.slow
 def test_tickers_with_the_same_verdicts_share_a_line(many: dict[str, Any]) -> None:
     line, legend = verdict_lines(many)
     assert line == "300 tickers, T000, T001, T002 and 297 more: too little evidence (3 cutoffs, and a verdict needs 8)"

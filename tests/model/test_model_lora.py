@@ -233,6 +233,7 @@ def change_settings(folder: Path, change: Callable[[dict[str, Any]], Any]) -> No
     write_manifest(folder, {"base_model": manifest["base_model"]})  # as if the adapter had been trained so
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

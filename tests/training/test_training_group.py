@@ -44,6 +44,7 @@ def test_a_timing_that_runs_out_of_memory_is_tried_with_half_the_adapters(monkey
     assert len(messages) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [1, 2])
 def test_where_the_memory_lacks_for_one_each_adapter_is_named(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
