@@ -198,7 +198,7 @@ def assert_two_trained_as_one(folder: Path) -> None:
     )
     moved = max(float((one[name] - before[name]).abs().max()) for name in one)
     apart = max(float((one[name] - two[name]).abs().max()) for name in one)
-    assert apart < 0.01 * moved
+    assert apart < 5e-4 * moved  # 5e-5, and 1.4e-3 if the last batch is not weighed
 
 
 def test_two_processes_train_one_checkpoint_together_and_each_goes_on_with_dropout_of_its_own(
