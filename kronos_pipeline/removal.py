@@ -66,6 +66,12 @@ def entries(folder: Path, pattern: str, root: Path) -> list[Path]:
     return sorted(folder.glob(pattern)) if is_within(folder / "entry", root) else []
 
 
+def free_bytes(folder: Path) -> int:
+    """Return the free bytes on the disk of a folder, which may not exist yet."""
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
+    return shutil.disk_usage(existing).free
+
+
 def size_of(path: Path) -> int:
     """Return the bytes of the files below a path, of links those of the link; 0 for a path that is gone."""
     try:

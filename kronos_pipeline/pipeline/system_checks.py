@@ -27,7 +27,7 @@ from kronos_pipeline.base_models import WeightsSource, find_base_model
 from kronos_pipeline.checksums import file_hash
 from kronos_pipeline.errors import KronosError, count, enumerate_some, first_sentence, readable_size
 from kronos_pipeline.pipeline.dagster_process import answer_of, ask_dagster
-from kronos_pipeline.removal import size_of
+from kronos_pipeline.removal import free_bytes, size_of
 from kronos_pipeline.tracking.store import find_store_uri
 from kronos_pipeline.tracking.store_checks import check_champions, check_store
 
@@ -228,8 +228,7 @@ def _output_folder(layout: ArtifactLayout) -> Finding:
 
 def _disk(layout: ArtifactLayout) -> Finding:
     """Compare the free space with what a night needs, by the newest trainings."""
-    existing = next(folder for folder in (layout.root, *layout.root.absolute().parents) if folder.is_dir())
-    free = shutil.disk_usage(existing).free
+    free = free_bytes(layout.root)
     tickers = len(list((layout.root / "bars").glob("[!.]*.parquet")))
     one, source = _training_size(layout)
     need = max(tickers, 1) * one

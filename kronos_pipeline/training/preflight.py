@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bar_schedule import mixed_intervals
 from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.errors import ArtifactError, DataError, Problem, SettingsError
+from kronos_pipeline.removal import free_bytes
 from kronos_pipeline.training.dataset import TrainingData
 from kronos_pipeline.training.loss_module import LossModule
 from kronos_pipeline.training.progress import duration
@@ -106,8 +106,7 @@ def check_disk(folder: Path, needed: int) -> None:
     Raises:
         ArtifactError: it has not.
     """
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
+    free = free_bytes(folder)
     if free < needed:
         raise ArtifactError(
             f"{folder} has {free / 2**20:,.0f} MB free, and this training needs {needed / 2**20:,.0f} MB; "
