@@ -21,7 +21,8 @@ from typing import Any
 import pandas as pd
 
 from kronos_pipeline import run_training
-from kronos_pipeline.artifacts import ArtifactLayout, package_versions, read_json, write_file
+from kronos_pipeline.artifacts import ArtifactLayout, package_versions, read_json
+from kronos_pipeline.atomic_writes import write_file
 from kronos_pipeline.evaluation.reports.tables import evaluation_table, leaderboard_table
 from kronos_pipeline.evaluation.reports.worth import worth_table
 

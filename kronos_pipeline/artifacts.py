@@ -1,29 +1,19 @@
-"""Layout of the output folder, atomic writes, and manifests that record the origin of each artifact.
-
-Files are written to a temporary sibling, flushed to the disk and renamed, so a reader never sees a partial file. A
-folder cannot replace another by renaming, so a published folder is a symbolic link to a version beside it, and a new
-link replaces the old link by renaming:
-
-    adapters/AAPL -> .versions/AAPL-20260102T030405-1f2e3d4c/
-"""
+"""Layout of the output folder, its JSON and Parquet files, and manifests that record the origin of each artifact."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import os
-import shutil
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kronos_pipeline.atomic_writes import write_file
 from kronos_pipeline.checksums import (
     changed_file,
     file_hash,
@@ -44,7 +34,6 @@ SAMPLING = "sampling"
 """Folder of the sampling settings by ticker, in the folder of an adapter, a checkpoint or the base model."""
 PARQUET_MANIFEST = b"kronos_manifest"
 """Key of the manifest in the metadata of a Parquet file's schema."""
-_VERSIONS_KEPT = 2
 
 
 @dataclass(frozen=True)
@@ -202,43 +191,6 @@ def _checked_name(name: str) -> str:
     return name
 
 
-def check_writable(folder: Path) -> None:
-    """Create `folder` and check that it is writable, before long work.
-
-    Raises:
-        ArtifactError: the folder cannot be created or written to.
-    """
-    with _readable_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = _sibling(folder / "probe")
-        probe.touch()
-        probe.unlink()
-
-
-def write_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Write a file atomically: readers see the complete old file or the complete new file.
-
-    Args:
-        path: the file; missing parent folders are created.
-        write: receives the temporary file, open for writing bytes.
-
-    Raises:
-        ArtifactError: the file cannot be written; an earlier file stays unchanged.
-    """
-    with _readable_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _sibling(path)
-        try:
-            with temporary.open("wb") as handle:
-                write(handle)
-                handle.flush()
-                os.fsync(handle.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        _sync(path.parent)
-
-
 def write_json(path: Path, content: Any, *, checksum: bool = True) -> None:
     """Write `content` as JSON, atomically; NaN and infinity raise ValueError, as standard JSON has neither.
 
@@ -313,47 +265,6 @@ def readable_parquet(path: Path) -> Iterator[pq.ParquetFile]:
         raise ArtifactError(f"{path} cannot be read ({error}); {remedy(path)}.") from error
 
 
-@contextmanager
-def publish_folder(path: Path) -> Iterator[Path]:
-    """Publish a folder atomically: readers see the complete folder or the previous version.
-
-    Yields an empty folder to fill. After the block, `path` becomes a link to it; if the block raises, the folder is
-    removed and `path` stays unchanged. The previous version is kept for readers that have it open.
-
-    Raises:
-        ArtifactError: the folder cannot be written, or `path` is a folder that this project did not create.
-    """
-    with _readable_errors(path):
-        if path.exists() and not path.is_symlink():
-            raise ArtifactError(f"{path} is in the way: it is no artifact of this project; move it and run again.")
-        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-        version = path.parent / ".versions" / f"{path.name}-{stamp}-{uuid.uuid4().hex[:8]}"
-        version.mkdir(parents=True)
-        try:
-            yield version
-            for entry in (*version.rglob("*"), version, version.parent):
-                _sync(entry)
-            link = _sibling(path)
-            link.symlink_to(Path(".versions") / version.name, target_is_directory=True)
-            link.replace(path)
-            _sync(path.parent)
-        except BaseException:
-            shutil.rmtree(version, ignore_errors=True)
-            raise
-        _drop_old_versions(path)
-
-
-def _drop_old_versions(path: Path) -> None:
-    # A stamp and eight hex digits follow the name, so AAPL does not match AAPL-B's versions.
-    stamped = "[0-9]" * 8 + "T" + "[0-9]" * 12 + "-" + "[0-9a-f]" * 8
-    escaped = path.name.replace("[", "[[]")
-    versions = sorted((path.parent / ".versions").glob(f"{escaped}-{stamped}"), key=lambda version: version.name)
-    current = path.readlink().name
-    for version in versions[:-_VERSIONS_KEPT]:
-        if version.name != current:  # an older version is current if a process that began later ended sooner
-            shutil.rmtree(version, ignore_errors=True)
-
-
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write `manifest.json` into a folder, with the hash of every other file, including nested files."""
     files = {
@@ -400,25 +311,3 @@ def package_versions() -> dict[str, str]:
     """Return the versions of the packages that shape a result."""
     names = ("torch", "numpy", "pandas", "peft", "accelerate", "sktime", "safetensors")
     return {name: importlib.metadata.version(name) for name in names}
-
-
-def _sibling(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or a folder's entries to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _readable_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ArtifactError(f"{path} cannot be written ({reason}); choose another --output-dir or mend it.") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kronos_pipeline.artifacts import publish_folder
+from kronos_pipeline.atomic_writes import publish_folder
 
 
 class BrokenOffError(Exception):

@@ -22,7 +22,8 @@ class Backtest(Command, KronosTrainingConfig):
         """Backtest every ticker, and print the verdicts."""
         step("loading PyTorch")
         # Imported here, so that --help does not wait for slow imports.
-        from kronos_pipeline.artifacts import ArtifactLayout, check_writable, read_json
+        from kronos_pipeline.artifacts import ArtifactLayout, read_json
+        from kronos_pipeline.atomic_writes import check_writable
         from kronos_pipeline.evaluation.reports.tables import leaderboard_table, save_leaderboard
         from kronos_pipeline.evaluation.reports.worth import worth_table
         from kronos_pipeline.pipeline.ending import ending_lines

@@ -35,7 +35,7 @@ class CheckBlind(Command, KronosTrainingConfig):
     def run(self) -> int:
         """Train twice, and print the comparison; return 2 if a file differs."""
         # Imported here, so that --help does not wait for slow imports.
-        from kronos_pipeline.artifacts import check_writable
+        from kronos_pipeline.atomic_writes import check_writable
         from kronos_pipeline.evaluation.leakage_test import check_leakage
 
         windows, skipped = _cut(self)

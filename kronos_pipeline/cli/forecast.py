@@ -38,7 +38,8 @@ class Forecast(TickersCommand):
         step("reading CSVs")
         from rich.console import Console
 
-        from kronos_pipeline.artifacts import ArtifactLayout, check_writable
+        from kronos_pipeline.artifacts import ArtifactLayout
+        from kronos_pipeline.atomic_writes import check_writable
         from kronos_pipeline.evaluation import ledger
         from kronos_pipeline.evaluation.forecasting.batching import run_jobs
         from kronos_pipeline.evaluation.forecasting.forecast_progress import ForecastProgress

@@ -23,7 +23,8 @@ class Record(TickersCommand):
         # Imported here, so that --help needs no imports that take seconds.
         from rich.console import Console
 
-        from kronos_pipeline.artifacts import ArtifactLayout, check_writable
+        from kronos_pipeline.artifacts import ArtifactLayout
+        from kronos_pipeline.atomic_writes import check_writable
         from kronos_pipeline.evaluation import ledger
         from kronos_pipeline.evaluation.reports.record import record_table
         from kronos_pipeline.pipeline.ingest import report_all_skipped

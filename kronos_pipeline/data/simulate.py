@@ -20,7 +20,7 @@ from typing import Self
 import numpy as np
 import pandas as pd
 
-from kronos_pipeline.artifacts import write_file
+from kronos_pipeline.atomic_writes import write_file
 from kronos_pipeline.data.bars import FEATURES
 from kronos_pipeline.errors import SettingsError
 

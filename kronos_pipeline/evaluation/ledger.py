@@ -42,13 +42,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from filelock import Timeout
 
-from kronos_pipeline.artifacts import (
-    PARQUET_MANIFEST,
-    ArtifactLayout,
-    check_writable,
-    readable_parquet,
-    write_parquet,
-)
+from kronos_pipeline.artifacts import PARQUET_MANIFEST, ArtifactLayout, readable_parquet, write_parquet
+from kronos_pipeline.atomic_writes import check_writable
 from kronos_pipeline.checksums import open_parquet, parse_json, text_hash
 from kronos_pipeline.code_version import code_version
 from kronos_pipeline.config import Recipe

@@ -21,7 +21,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError
 from torch import Tensor, nn
 
-from kronos_pipeline.artifacts import MANIFEST, write_file, write_json
+from kronos_pipeline.artifacts import MANIFEST, write_json
+from kronos_pipeline.atomic_writes import write_file
 from kronos_pipeline.checksums import text_hash
 from kronos_pipeline.errors import ModelError, SettingsError, enumerate_some
 from kronos_pipeline.model.devices import exact_products

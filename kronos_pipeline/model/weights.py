@@ -13,7 +13,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from kronos_pipeline.artifacts import check_file, write_file, write_json
+from kronos_pipeline.artifacts import check_file, write_json
+from kronos_pipeline.atomic_writes import write_file
 from kronos_pipeline.checksums import LARGEST_SETTINGS, file_hash, read_json_bytes, text_hash
 from kronos_pipeline.errors import ArtifactError, ModelError, enumerate_some
 from kronos_pipeline.model.devices import FREE_MEMORY, explain_out_of_memory

@@ -129,7 +129,8 @@ def evaluate(config: KronosTrainingConfig) -> Evaluation:
         ArtifactError: there is no trained model, or a file cannot be written.
         ModelError: the base model is unknown, damaged or cannot be fetched.
     """
-    from kronos_pipeline.artifacts import ArtifactLayout, check_writable
+    from kronos_pipeline.artifacts import ArtifactLayout
+    from kronos_pipeline.atomic_writes import check_writable
     from kronos_pipeline.data.folder import read_windows
     from kronos_pipeline.evaluation.forecasting.candidates import TrainedModels
     from kronos_pipeline.evaluation.predictions import trained_model

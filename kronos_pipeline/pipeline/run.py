@@ -27,7 +27,8 @@ def run_pipeline(config: KronosTrainingConfig, seeds: int = 1, verbose: bool = F
     if int(os.environ.get("RANK", "0")) > 0:
         return _run_worker(config)
     # Imported here, as below, so that --help does not wait for slow imports.
-    from kronos_pipeline.artifacts import ArtifactLayout, check_writable
+    from kronos_pipeline.artifacts import ArtifactLayout
+    from kronos_pipeline.atomic_writes import check_writable
     from kronos_pipeline.pipeline.ingest import read_tickers
 
     layout, processes = ArtifactLayout(Path(config.output_dir)), int(os.environ.get("WORLD_SIZE", "1"))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from kronos_pipeline.artifacts import ArtifactLayout, write_file, write_json
+from kronos_pipeline.artifacts import ArtifactLayout, write_json
+from kronos_pipeline.atomic_writes import write_file
 from kronos_pipeline.code_version import code_version
 from kronos_pipeline.data.bars import Bars
 from kronos_pipeline.evaluation.ledger import Ledger

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from kronos_pipeline.artifacts import ArtifactLayout, check_writable
+from kronos_pipeline.artifacts import ArtifactLayout
+from kronos_pipeline.atomic_writes import check_writable
 from kronos_pipeline.checksums import text_hash
 from kronos_pipeline.leases import LeaseError, with_driver
 from kronos_pipeline.locks import exclusive, held_by, named_lock

@@ -26,7 +26,8 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from kronos_pipeline.artifacts import ArtifactLayout, check_writable, write_json
+from kronos_pipeline.artifacts import ArtifactLayout, write_json
+from kronos_pipeline.atomic_writes import check_writable
 from kronos_pipeline.checksums import read_json_bytes, text_hash
 from kronos_pipeline.config import Recipe, Role, settings_of
 from kronos_pipeline.errors import ArtifactError, first_sentence

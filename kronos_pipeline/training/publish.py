@@ -10,14 +10,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from kronos_pipeline.artifacts import (
-    MANIFEST,
-    check_folder,
-    package_versions,
-    publish_folder,
-    read_json,
-    write_manifest,
-)
+from kronos_pipeline.artifacts import MANIFEST, check_folder, package_versions, read_json, write_manifest
+from kronos_pipeline.atomic_writes import publish_folder
 from kronos_pipeline.code_version import code_version
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.windows import WindowSet

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import torch
 
-from kronos_pipeline.artifacts import write_file
+from kronos_pipeline.atomic_writes import write_file
 from kronos_pipeline.errors import ArtifactError, first_sentence
 
 _STATE, _PREVIOUS = "state.pt", "state.previous.pt"

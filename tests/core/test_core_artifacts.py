@@ -15,15 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from published_folders import BrokenOffError, names_below, publish
 
-from kronos_pipeline.artifacts import (
-    ArtifactLayout,
-    check_writable,
-    read_json,
-    read_parquet,
-    write_file,
-    write_json,
-    write_parquet,
-)
+from kronos_pipeline.artifacts import ArtifactLayout, read_json, read_parquet, write_json, write_parquet
+from kronos_pipeline.atomic_writes import check_writable, write_file
 from kronos_pipeline.errors import ArtifactError
 
 NAMED = [

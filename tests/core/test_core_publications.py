@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from published_folders import BrokenOffError, names_below, publish, read_published
 
-from kronos_pipeline.artifacts import package_versions, publish_folder, read_json, write_manifest
+from kronos_pipeline.artifacts import package_versions, read_json, write_manifest
+from kronos_pipeline.atomic_writes import publish_folder
 from kronos_pipeline.checksums import file_hash, text_hash
 from kronos_pipeline.errors import ArtifactError
 
@@ -94,7 +95,7 @@ def test_a_killed_publication_leaves_the_last_good_one(tmp_path: Path) -> None:
     script = """
 import os, signal, sys
 from pathlib import Path
-from kronos_pipeline.artifacts import publish_folder
+from kronos_pipeline.atomic_writes import publish_folder
 with publish_folder(Path(sys.argv[1])) as folder:
     (folder / "weights").write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from kronos_pipeline.artifacts import ArtifactLayout, read_manifest, read_parquet, write_file, write_json
+from kronos_pipeline.artifacts import ArtifactLayout, read_manifest, read_parquet, write_json
+from kronos_pipeline.atomic_writes import write_file
 from kronos_pipeline.checksums import file_hash
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import Bars

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from kronos_pipeline.artifacts import ArtifactLayout, package_versions, write_file, write_parquet
+from kronos_pipeline.artifacts import ArtifactLayout, package_versions, write_parquet
+from kronos_pipeline.atomic_writes import write_file
 from kronos_pipeline.code_version import code_version
 from kronos_pipeline.data.bars import FEATURES, Bars, FloatArray
 from kronos_pipeline.data.calendars import next_stamps

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kronos_pipeline.artifacts import ArtifactLayout, write_file
+from kronos_pipeline.artifacts import ArtifactLayout
+from kronos_pipeline.atomic_writes import write_file
 from kronos_pipeline.errors import count
 from kronos_pipeline.evaluation.predictions import EWMA, VOLATILITY_RIVALS, models_of, without_variants
 from kronos_pipeline.evaluation.reports.calibration_plots import calibration_plot, reliability_plot

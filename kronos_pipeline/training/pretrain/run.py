@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kronos_pipeline.artifacts import check_writable, package_versions, write_manifest
+from kronos_pipeline.artifacts import package_versions, write_manifest
+from kronos_pipeline.atomic_writes import check_writable
 from kronos_pipeline.code_version import code_version
 from kronos_pipeline.data.bars import FEATURES
 from kronos_pipeline.errors import SettingsError
