@@ -25,9 +25,9 @@ from kronos_pipeline.checksums import (
     read_json_bytes,
     remedy,
 )
-from kronos_pipeline.config import NAME
 from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.manifests import find_wrong_entry
+from kronos_pipeline.names import NAME, NAME_RULE
 
 MANIFEST = "manifest.json"
 SAMPLING = "sampling"
@@ -187,7 +187,7 @@ class ArtifactLayout:
 
 def _checked_name(name: str) -> str:
     if not NAME.fullmatch(name):
-        raise ArtifactError(f"{name!r} cannot name a file: letters, digits and .-_^= only, without a leading dot.")
+        raise ArtifactError(f"{name!r} cannot name a file: {NAME_RULE}.")
     return name
 
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
-import re
 from difflib import get_close_matches
 from functools import cache
 from typing import Any, Literal, Optional, Self
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.errors import SettingsError
+from kronos_pipeline.names import Name, PlainTexts
 from kronos_pipeline.reading_settings import COLUMN_MEANINGS, ReadingSettings
 from kronos_pipeline.roles import Role, setting
 
 __all__ = [
     "COLUMN_MEANINGS",
-    "NAME",
     "KronosTrainingConfig",
     "ReadingSettings",
     "Recipe",
@@ -25,9 +24,6 @@ __all__ = [
     "environment_settings",
     "settings_of",
 ]
-
-NAME = re.compile(r"[A-Za-z0-9^=_-][A-Za-z0-9.^=_-]{0,63}")
-"""Valid symbols and adapter names: they become file names, so no slash and no leading dot."""
 
 _ENVIRONMENT = {
     "data_dir": "KRONOS_DATA_DIR",
@@ -54,7 +50,7 @@ def environment_variable(field: str) -> str:
     return _ENVIRONMENT[field]
 
 
-class EnvironmentDefaults(BaseModel):
+class EnvironmentDefaults(PlainTexts):
     """Settings by the rule: arguments override variables of the environment, which override defaults."""
 
     @model_validator(mode="before")
@@ -203,7 +199,7 @@ class Recipe(ReadingSettings):
     adapter: Literal["none", "lora"] = setting(
         "none", Role.TRAINING, description="none: one checkpoint over all tickers; lora: adapters"
     )
-    adapter_name: Optional[str] = setting(
+    adapter_name: Optional[Name] = setting(
         None, Role.NAME, description="train one adapter of this name on all tickers, instead of one adapter per ticker"
     )
     adapter_r: int = setting(8, Role.TRAINING, ge=1, description="rank of the LoRA matrices")
@@ -292,13 +288,6 @@ class Recipe(ReadingSettings):
         Role.DECISION,
         description="train again on all bars after the verdict, for forecasts; this training is not measured",
     )
-
-    @field_validator("adapter_name")
-    @classmethod
-    def _check_adapter_name(cls, name: str | None) -> str | None:
-        if name is not None and not NAME.fullmatch(name):
-            raise ValueError("use letters, digits and .-_^= only, without a slash or a leading dot, 64 at most")
-        return name
 
     @field_validator("rivals")
     @classmethod
@@ -412,10 +401,7 @@ class KronosTrainingConfig(EnvironmentDefaults, Recipe):
     @field_validator("data_dir", "output_dir", "model_name", mode="before")
     @classmethod
     def _read_path(cls, value: Any) -> Any:
-        path = os.fspath(value) if isinstance(value, os.PathLike) else value
-        if isinstance(path, str) and not path.isprintable():
-            raise ValueError("a name holds a line break or another character that cannot be printed")
-        return path
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
 
     @model_validator(mode="after")
     def _check_adapter_settings(self) -> Self:

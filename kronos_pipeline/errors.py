@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from unicodedata import category
 
 _SHOWN = 20
 _NUMBER = re.compile(r"\d[\d.,:/-]*")
@@ -38,11 +39,23 @@ def join(words: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
+def is_plain_text(text: str) -> bool:
+    """Return whether a text is one line without marks that a terminal obeys."""
+    return text.isprintable() or all(mark.isprintable() or category(mark) == "Zs" for mark in text)
+
+
 def printable_text(text: str) -> str:
-    """Return a text in one line without marks that a terminal obeys, as names and cells of a file may have them."""
+    """Return a text in one line, with marks that a terminal obeys escaped, as names and cells of a file have them."""
     if text.isprintable():
         return text
-    return "".join(mark if mark.isprintable() else " " if mark.isspace() else "\ufffd" for mark in text)
+    return escaped_text("".join(" " if mark.isspace() else mark for mark in text))
+
+
+def escaped_text(text: str) -> str:
+    """Return a text with every mark that cannot be printed, line breaks too, as an escape in hex."""
+    if text.isprintable():
+        return text
+    return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text)
 
 
 def enumerate_some(items: Collection[object], limit: int = 5) -> str:
@@ -74,7 +87,7 @@ def group_messages(messages: Iterable[tuple[str, str]], limit: int = 3) -> list[
         number = f"{len(tickers)} tickers, " if len(tickers) > limit else ""
         same = len({text for _, text in alike}) == 1
         quoted = alike[0][1] if same else f"{alike[0][1]} ({tickers[0]}; the others likewise)"
-        lines.append(f"{number}{enumerate_some(tickers, limit)}: {quoted}")
+        lines.append(printable_text(f"{number}{enumerate_some(tickers, limit)}: {quoted}"))
     return lines
 
 

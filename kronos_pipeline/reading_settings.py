@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from datetime import date, datetime
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, field_validator
+from pydantic import AliasChoices, ConfigDict, field_validator
 
+from kronos_pipeline.names import NAME, PlainTexts
 from kronos_pipeline.roles import Role, setting
 
 COLUMN_MEANINGS = ("time", "date", "open", "high", "low", "close", "adj_close", "volume", "amount", "symbol")
 """The meanings that `--columns` gives to columns of a CSV."""
 
 
-class ReadingSettings(BaseModel):
+class ReadingSettings(PlainTexts):
     """Settings that shape the bars read from a CSV."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -55,8 +56,11 @@ class ReadingSettings(BaseModel):
     @classmethod
     def _check_from_date(cls, dates: list[str]) -> list[str]:
         for text in dates:
+            symbol, equals, day = text.rpartition("=")
             try:
-                datetime.strptime(text.rpartition("=")[2].strip(), "%Y-%m-%d")
+                if equals and not NAME.fullmatch(symbol.strip()):
+                    raise ValueError
+                datetime.strptime(day.strip(), "%Y-%m-%d")
             except ValueError:
                 raise ValueError(f"{text!r} is no date; write 2001-01-01, or AAPL=2001-01-01") from None
         return dates

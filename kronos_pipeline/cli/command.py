@@ -9,15 +9,15 @@ import os
 import sys
 from collections.abc import Sequence
 from functools import cache, partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from pydantic import AliasChoices, BaseModel, Field, ValidationError
-from pydantic_settings import CliApp, CliSettingsSource, SettingsConfigDict, SettingsError
+from pydantic_settings import CliApp, CliPositionalArg, CliSettingsSource, SettingsConfigDict, SettingsError
 
 from kronos_pipeline.cli import OUTPUT_CLOSED
 from kronos_pipeline.cli.help import FlagHelp
 from kronos_pipeline.config import EnvironmentDefaults, Role
-from kronos_pipeline.errors import KronosError
+from kronos_pipeline.errors import KronosError, printable_text
 from kronos_pipeline.training.progress import status
 
 FAILED = 2
@@ -25,6 +25,9 @@ FAILED = 2
 
 CLI = SettingsConfigDict(cli_kebab_case=True, cli_implicit_flags=True, cli_hide_none_type=True, cli_avoid_json=True)
 """Format of flags: `--data-dir`, and `--torch-compile/--no-torch-compile` for a switch."""
+
+_POSITIONAL = get_args(CliPositionalArg[str])[1]
+"""The mark of a positional argument, in the metadata of its field."""
 
 
 def verbose_flag(description: str) -> Any:
@@ -56,7 +59,8 @@ def run_command(command: type[Command], arguments: Sequence[str] | None) -> int:
     tune_garbage_collection()
     argument_list = list(sys.argv[1:] if arguments is None else arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # show progress at once, even in a pipe
+        # Show progress at once, even in a pipe; a terminal without Unicode gets escapes.
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
         parsed = _parse(command, argument_list)
         with status():
@@ -66,12 +70,14 @@ def run_command(command: type[Command], arguments: Sequence[str] | None) -> int:
     except SettingsError as error:
         return _fail([f"{str(error).removeprefix('error parsing CLI: ')} (--help lists the flags)"])
     except ValidationError as error:
-        return _fail([_sentence(details) for details in error.errors()])
+        return _fail([_sentence(command, details) for details in error.errors()])
     except KronosError as error:
-        return _fail(str(error).splitlines())
+        return _fail(str(error).split("\n"))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # also for Python's flush at exit
         return OUTPUT_CLOSED
+    except OSError as error:
+        return _fail([_system_sentence(error)])
 
 
 def _parse(command: type[Command], arguments: list[str]) -> Command:
@@ -93,14 +99,32 @@ def tune_garbage_collection() -> None:
     atexit.register(gc.freeze)
 
 
-def _sentence(error: Any) -> str:
+def _sentence(command: type[Command], error: Any) -> str:
     """Format a validation error of pydantic with the flag's name."""
-    flags = [f"--{part.replace('_', '-')}" for part in error["loc"] if isinstance(part, str)][-1:]
+    flags = _flag_names(command, [part for part in error["loc"] if isinstance(part, str)])[-1:]
     value = f" (found {error['input']!r})" if not isinstance(error["input"], dict | BaseModel) else ""
     return f"{' '.join(flags)}{': ' if flags else ''}{error['msg'].removeprefix('Value error, ')}{value}"
 
 
+def _flag_names(command: type[BaseModel], location: Sequence[str]) -> list[str]:
+    """Return the names of subcommands and flags at a location; a positional argument has its plain name."""
+    names = []
+    for part in location:
+        field = command.model_fields.get(part)
+        positional = field is not None and _POSITIONAL in field.metadata
+        names.append(part if positional else f"--{part.replace('_', '-')}")
+        if field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, Command):
+            command = field.annotation
+    return names
+
+
+def _system_sentence(error: OSError) -> str:
+    """Format an error of the operating system, such as a folder that the user may not read, with its file."""
+    reason = error.strerror or str(error) or type(error).__name__
+    return reason if error.filename is None else f"{os.fsdecode(error.filename)}: {reason}"
+
+
 def _fail(lines: Sequence[str]) -> int:
     for line in lines:
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {printable_text(line)}", file=sys.stderr)
     return FAILED

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from kronos_pipeline.cli.command import FAILED, Command
 from kronos_pipeline.config import KronosTrainingConfig, Recipe, Role
+from kronos_pipeline.names import Name
 from kronos_pipeline.training.progress import step
 
 
@@ -26,7 +27,7 @@ class Doctor(Command, Recipe):
 
     relevant: ClassVar[Role | None] = Role.BARS | Role.MODEL | Role.WINDOWS | Role.HOLDOUT
 
-    ticker: list[str] = Field([], description="tickers to show in full (comma-separated); by default all, if few")
+    ticker: list[Name] = Field([], description="tickers to show in full (comma-separated); by default all, if few")
     data_dir: str = Field("trainingdata", description=KronosTrainingConfig.model_fields["data_dir"].description)
     output_dir: str = Field("artifacts", description=KronosTrainingConfig.model_fields["output_dir"].description)
     system: bool = Field(False, description="check the machine and the output folder, and not the CSVs")

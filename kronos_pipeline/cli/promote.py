@@ -12,8 +12,8 @@ from pydantic_settings import CliPositionalArg
 
 from kronos_pipeline.cli.ages import age_of
 from kronos_pipeline.cli.command import Command
-from kronos_pipeline.config import NAME
-from kronos_pipeline.errors import SettingsError, join
+from kronos_pipeline.errors import SettingsError, join, printable_text
+from kronos_pipeline.names import NAME, NAME_RULE
 from kronos_pipeline.training.progress import step
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class _ModelCommand(Command):
         from kronos_pipeline.tracking.version_store import registered_name
 
         if not NAME.fullmatch(self.adapter.removesuffix("~adapter")):
-            raise SettingsError(f"No adapter is called {self.adapter!r}: a name has letters, digits and .-_^= only.")
+            raise SettingsError(f"No adapter is called {self.adapter!r}: use {NAME_RULE}.")
         return registered_name(None if self.adapter == CHECKPOINT else self.adapter)
 
     @property
@@ -62,7 +62,7 @@ class _ModelCommand(Command):
 
         tracker = Tracker(None, Path(self.output_dir))
         for line in deliver_waiting(tracker, ArtifactLayout(Path(self.output_dir))):
-            print(line)
+            print(printable_text(line))
         return Registry(tracker)
 
 
@@ -80,9 +80,9 @@ class Promote(_ModelCommand):
         champion = self._registry.promote(self._name, self.version, reason, self._targets)
         print(f"{champion} is the champion of {join(self._targets)}")
         for line in _gate_lines(champion, self._targets):
-            print(f"the gate: {line}")
+            print(printable_text(f"the gate: {line}"))
         for line in self._training_lines(champion):
-            print(line)
+            print(printable_text(line))
         return 0
 
     def _training_lines(self, champion: Version) -> list[str]:

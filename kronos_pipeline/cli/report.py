@@ -11,6 +11,8 @@ from pydantic_settings import CliPositionalArg
 
 from kronos_pipeline.cli.command import Command
 from kronos_pipeline.config import KronosTrainingConfig
+from kronos_pipeline.errors import printable_text
+from kronos_pipeline.names import Name
 
 if TYPE_CHECKING:
     from kronos_pipeline.artifacts import ArtifactLayout
@@ -22,7 +24,7 @@ class Report(Command):
     Of a ticker, print the scores of every model, each comparison, and the decisions on its newest registered version.
     """
 
-    tickers: CliPositionalArg[list[str]] = Field([], description="symbols to show in full; by default all, in tables")
+    tickers: CliPositionalArg[list[Name]] = Field([], description="symbols to show in full; by default all, in tables")
     output_dir: str = Field("artifacts", description=KronosTrainingConfig.model_fields["output_dir"].description)
 
     def run(self) -> int:
@@ -116,4 +118,4 @@ def _pictures(layout: ArtifactLayout, ticker: str) -> Sequence[str]:
 
 def _print_lines(heading: str, lines: Sequence[str]) -> None:
     if lines:
-        print("\n".join(["", heading, *(f"  {line}" for line in lines)]))
+        print("\n".join(["", *map(printable_text, (heading, *(f"  {line}" for line in lines)))]))

@@ -8,13 +8,14 @@ from typing import Optional
 from pydantic import Field
 
 from kronos_pipeline.cli.command import Command
+from kronos_pipeline.names import Name
 
 
 class Simulate(Command):
     """Write simulated tickers as CSVs, `<data-dir>/<TICKER>/<TICKER>.csv`; the same flags write the same bytes."""
 
     data_dir: str = Field("simulated", description="folder for the CSVs [environment: KRONOS_DATA_DIR]")
-    tickers: Optional[list[str]] = Field(
+    tickers: Optional[list[Name]] = Field(
         None, min_length=1, description="symbols (comma-separated); by default the symbols of trainingdata/"
     )
     bars: int = Field(1000, ge=2, description="bars per ticker")

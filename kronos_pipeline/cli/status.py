@@ -14,6 +14,7 @@ from pydantic_settings import CliPositionalArg
 from kronos_pipeline.cli.ages import age_of
 from kronos_pipeline.cli.command import Command
 from kronos_pipeline.config import KronosTrainingConfig
+from kronos_pipeline.names import Name
 
 if TYPE_CHECKING:
     from kronos_pipeline.pipeline.status import FolderStatus, TickerStatus
@@ -28,7 +29,7 @@ class Status(Command):
     Nothing is written or trained.
     """
 
-    tickers: CliPositionalArg[list[str]] = Field([], description="symbols; by default all")
+    tickers: CliPositionalArg[list[Name]] = Field([], description="symbols; by default all")
     data_dir: str = Field("trainingdata", description=KronosTrainingConfig.model_fields["data_dir"].description)
     output_dir: str = Field("artifacts", description=KronosTrainingConfig.model_fields["output_dir"].description)
     json_output: bool = Field(False, alias="json", description="print JSON, for scripts")
@@ -36,7 +37,7 @@ class Status(Command):
     def run(self) -> int:
         """Print the state of the tickers."""
         from kronos_pipeline.artifacts import ArtifactLayout
-        from kronos_pipeline.errors import DataError, Problem, enumerate_some
+        from kronos_pipeline.errors import DataError, Problem, enumerate_some, printable_text
         from kronos_pipeline.pipeline.status import read_status
 
         now = datetime.now(UTC)
@@ -50,7 +51,7 @@ class Status(Command):
         if self.json_output:
             print(json.dumps({"tickers": [vars(ticker) for ticker in shown], "notes": status.notes}, indent=2))
             return 0
-        print("\n".join([*self._lines(shown, now), *status.notes, *self._next(status, shown)]))
+        print("\n".join(map(printable_text, [*self._lines(shown, now), *status.notes, *self._next(status, shown)])))
         return 0
 
     def _lines(self, tickers: Sequence[TickerStatus], now: datetime) -> list[str]:

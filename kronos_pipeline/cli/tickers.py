@@ -12,6 +12,7 @@ from pydantic_settings import CliPositionalArg
 from kronos_pipeline.cli.command import Command
 from kronos_pipeline.config import KronosTrainingConfig, Recipe
 from kronos_pipeline.errors import ArtifactError, KronosError
+from kronos_pipeline.names import Name
 
 if TYPE_CHECKING:
     from kronos_pipeline.artifacts import ArtifactLayout
@@ -32,14 +33,14 @@ def evaluated_setting(name: str) -> Any:
 class TickersCommand(Command):
     """Flags that select tickers, their artifacts and their base models."""
 
-    tickers: CliPositionalArg[list[str]] = Field(
+    tickers: CliPositionalArg[list[Name]] = Field(
         [], description="symbols, the names of their CSVs; by default all symbols of the folder"
     )
     data_dir: str = Field("trainingdata", description=KronosTrainingConfig.model_fields["data_dir"].description)
     output_dir: str = Field("artifacts", description=KronosTrainingConfig.model_fields["output_dir"].description)
     model_name: Optional[str] = evaluated_setting("model_name")
     tokenizer_name: Optional[str] = evaluated_setting("tokenizer_name")
-    adapter_name: Optional[str] = Field(None, description="an adapter over several tickers that may forecast them")
+    adapter_name: Optional[Name] = Field(None, description="an adapter over several tickers that may forecast them")
     device: str = Field("auto", description=KronosTrainingConfig.model_fields["device"].description)
     columns: Optional[list[str]] = evaluated_setting("columns")
     adjusted: Optional[bool] = evaluated_setting("adjusted")

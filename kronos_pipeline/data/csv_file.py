@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
-"""Marks that end lines, or that tell a terminal what to do."""
+from kronos_pipeline.errors import escaped_text
 
 
 @dataclass(frozen=True)
@@ -46,4 +44,4 @@ class CsvFile:
 
 def printable(path: Path) -> str:
     """Return a path as printable text in one line, for any bytes in its name."""
-    return _UNPRINTABLE.sub("\ufffd", os.fsencode(path).decode("utf-8", errors="replace"))
+    return escaped_text(os.fsencode(path).decode("utf-8", errors="backslashreplace"))

@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import TypeVar
 
 from kronos_pipeline.checksums import file_hash
-from kronos_pipeline.config import NAME, ReadingSettings
+from kronos_pipeline.config import ReadingSettings
 from kronos_pipeline.data.csv_file import CsvFile, printable
 from kronos_pipeline.data.csv_symbols import symbols_of
 from kronos_pipeline.data.csv_table import DEFAULTS
 from kronos_pipeline.data.data_folder import FolderFiles, find_files, first_lines
 from kronos_pipeline.data.file_names import FileName, is_period, read_file_name
 from kronos_pipeline.errors import DataError, Problem, count, enumerate_some, printable_text
+from kronos_pipeline.names import NAME, NAME_RULE
 
 _SUFFIXES = (".csv.txt", ".csv.csv", ".csv", ".tsv", ".txt")
 _NO_TEXT = re.compile(
     r"\.(xls[xm]?|ods|numbers|parquet|feather|arrow|h(df)?5|pkl|jsonl?|xml|zip|gz|bz2|xz|zst|7z|rar|tar|db)"
 )
-_ALLOWED = "letters, digits and .-_^= only, without a leading dot, 64 at most"
 
 _YEAR = re.compile(r"(?:19|20)\d\d")
 _LETTERS = re.compile(r"[\W_]+")
@@ -261,7 +261,7 @@ def _tickers(file: CsvFile, symbols: Mapping[Path, Sequence[str]], problems: dic
             problems[key] = DataError(Problem(file.name, "no symbol in some lines; write one into each line"), key)
         elif not NAME.fullmatch(ticker):
             key = printable_text(f"{file.ticker}: {ticker}")
-            rule = f"the symbol {same[0]!r} of some lines makes no ticker: use {_ALLOWED}"
+            rule = f"the symbol {same[0]!r} of some lines makes no ticker: use {NAME_RULE}"
             problems[key] = DataError(Problem(file.name, rule), key)
         elif len(same) > 1:
             rule = f"{enumerate_some([repr(cell) for cell in same])} are one ticker, {ticker}; write them alike"
@@ -321,8 +321,8 @@ def _unclear(name: FileName) -> str:
     if len(name.candidates) > 1:
         detail = f" but may hold several ({enumerate_some([printable(Path(word)) for word in name.candidates])})"
     if name.period and not name.candidates:
-        return f"the file's name is a period and no symbol: name it SYMBOL-{name.period}, {_ALLOWED}"
-    return f"the file's name makes no symbol{detail}: rename it to the symbol alone, {_ALLOWED}"
+        return f"the file's name is a period and no symbol: name it SYMBOL-{name.period}, {NAME_RULE}"
+    return f"the file's name makes no symbol{detail}: rename it to the symbol alone, {NAME_RULE}"
 
 
 def _interval_notes(named: Sequence[_Named], files: dict[str, CsvFile]) -> list[str]:

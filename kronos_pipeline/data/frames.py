@@ -8,7 +8,6 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from kronos_pipeline.config import NAME
 from kronos_pipeline.data.bars import PRICES, Bars
 from kronos_pipeline.data.column_names import TIME_MEANINGS
 from kronos_pipeline.data.columns import ChosenColumns, choose_columns, header_meanings, meaning_notes
@@ -16,6 +15,7 @@ from kronos_pipeline.data.csv_file import CsvFile
 from kronos_pipeline.data.csv_table import CsvTable
 from kronos_pipeline.data.ingest import read_table
 from kronos_pipeline.errors import DataError, Problem, count, enumerate_some
+from kronos_pipeline.names import NAME, NAME_RULE
 
 FEWEST_BARS = 2
 """Bars that a forecast needs."""
@@ -110,7 +110,7 @@ def _symbol(cells: Sequence[str], column: str, ticker: str, name: str) -> str:
     if not symbols:
         return ticker
     if not NAME.fullmatch(symbols[0]):
-        raise _bad(name, f"{column} {symbols[0]!r} is no symbol: letters, digits and .-_^= only")
+        raise _bad(name, f"{column} {symbols[0]!r} is no symbol: {NAME_RULE}")
     return symbols[0].upper()
 
 

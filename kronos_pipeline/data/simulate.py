@@ -23,6 +23,7 @@ import pandas as pd
 from kronos_pipeline.atomic_writes import write_file
 from kronos_pipeline.data.bars import FEATURES
 from kronos_pipeline.errors import SettingsError
+from kronos_pipeline.names import NAME, NAME_RULE
 
 FloatArray = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
@@ -202,11 +203,13 @@ def write_simulated(
     later days of some tickers.
 
     Raises:
-        SettingsError: fewer than two bars, or no ticker.
+        SettingsError: fewer than two bars, no ticker, or an invalid symbol.
         ArtifactError: the folder cannot be written.
     """
     if bars < 2 or not tickers:
         raise SettingsError("A simulation needs at least one ticker and two bars.")
+    if wrong := next((ticker for ticker in tickers if not NAME.fullmatch(ticker)), None):
+        raise SettingsError(f"{wrong!r} is no symbol: use {NAME_RULE}.")
     paths = []
     last = pd.date_range(FIRST_DAY, periods=bars, freq="B")[-1]
     for ticker in tickers:

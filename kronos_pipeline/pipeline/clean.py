@@ -31,6 +31,7 @@ from filelock import Timeout
 from kronos_pipeline.artifacts import ArtifactLayout, mlflow_run_of
 from kronos_pipeline.errors import ArtifactError, KronosError
 from kronos_pipeline.locks import folder_lock
+from kronos_pipeline.names import NAME
 from kronos_pipeline.pipeline.status import reading_of_last_evaluation
 from kronos_pipeline.removal import TEMPORARY, Removal, entries, path_removal, unchanged_since
 
@@ -175,7 +176,8 @@ def _vanished_bars(layout: ArtifactLayout, data_dir: Path, before: datetime) -> 
     from kronos_pipeline.data.csv_files import find_csv_files
     from kronos_pipeline.evaluation import ledger
 
-    stored = {path.stem: path for path in entries(layout.root / "bars", "[!.]*.parquet", layout.root)}
+    files = entries(layout.root / "bars", "[!.]*.parquet", layout.root)
+    stored = {path.stem: path for path in files if NAME.fullmatch(path.stem)}
     if not stored:
         return [], []
     try:

@@ -17,6 +17,7 @@ from kronos_pipeline.errors import ArtifactError, KronosError
 from kronos_pipeline.evaluation.predictions import ADAPTER, CHECKPOINT
 from kronos_pipeline.evaluation.reports.worth import combined_verdict_of
 from kronos_pipeline.evaluation.scoring.targets import TARGETS
+from kronos_pipeline.names import NAME
 
 if TYPE_CHECKING:
     from kronos_pipeline.config import ReadingSettings
@@ -81,7 +82,7 @@ def read_status(data_dir: Path, layout: ArtifactLayout, now: datetime) -> Folder
     settings = _settings_of(evaluations)
     reading = _reading(settings)
     files = _csv_files(data_dir, reading, notes)
-    stored = {path.stem: path for path in layout.bars("X").parent.glob("*.parquet")}
+    stored = {path.stem: path for path in layout.bars("X").parent.glob("*.parquet") if NAME.fullmatch(path.stem)}
     tickers = {name: TickerStatus(name) for name in sorted({*files, *stored})}
     for name, status in tickers.items():
         status.csv = str(files[name].paths[0]) if name in files else None

@@ -10,13 +10,14 @@ from pydantic import ValidationError
 
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.base_models import find_base_model
-from kronos_pipeline.config import NAME, Recipe, environment_settings
+from kronos_pipeline.config import Recipe, environment_settings
 from kronos_pipeline.data.bars import Bars
 from kronos_pipeline.data.frames import read_frame
 from kronos_pipeline.errors import DataError, ModelError, Problem
 from kronos_pipeline.evaluation import ledger
 from kronos_pipeline.evaluation.forecasting.future import forecast_ahead
 from kronos_pipeline.evaluation.forecasting.sampling import load_sampling, plain_sampling
+from kronos_pipeline.names import NAME, NAME_RULE
 from kronos_pipeline.tracking.packaging import FORECAST, read_training_manifest
 
 LEDGER = "KRONOS_LEDGER"
@@ -105,7 +106,7 @@ class ServedForecaster:
             raise _bad(f"unique_id names {len(symbols)} tickers; send the bars of one ticker per request")
         if symbols:
             if not NAME.fullmatch(str(symbols[0])):
-                raise _bad(f"unique_id {symbols[0]!r} is no symbol: letters, digits and .-_^= only")
+                raise _bad(f"unique_id {symbols[0]!r} is no symbol: {NAME_RULE}")
             return str(symbols[0])
         if len(self._tickers) > 1:
             raise _bad(f"name the ticker of the bars in unique_id; the model was trained on {', '.join(self._tickers)}")

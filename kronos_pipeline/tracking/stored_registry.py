@@ -56,7 +56,6 @@ def read_registered_models(uri: str) -> dict[str, RegisteredModel] | None:
             raise TrackingError(f"The MLflow store {path} is damaged: {damage}; {restore_advice(path)}.")
         with closing(connect(path)) as database:
             return _read(database.execute)
-            return _read(database)
     except sqlite3.Error as error:
         raise TrackingError(f"The MLflow store {path} cannot be read: {error}.") from error
 

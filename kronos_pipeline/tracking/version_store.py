@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from kronos_pipeline.leases import without_password
+from kronos_pipeline.names import NAME
 from kronos_pipeline.tracking.packaging import (
     FOLDER,
     WEIGHTS_HASH,
@@ -45,6 +46,10 @@ def registered_name(adapter: str | None) -> str:
     if adapter is None:
         return CHECKPOINT_NAME
     return f"{PREFIX}{adapter}{'~adapter' if adapter.casefold() == 'all' else ''}"
+
+
+def _is_registered_name(name: str) -> bool:
+    return NAME.fullmatch(name.removeprefix(PREFIX).removesuffix("~adapter")) is not None
 
 
 class VersionStore:
@@ -165,10 +170,10 @@ class VersionStore:
                 self._log_metrics(metrics, version.run_id, model_id)
 
     def names(self) -> list[str]:
-        """List the names of the project's registered models, sorted."""
+        """List the names of the project's registered models, sorted, without models that others named alike."""
         with readable_errors(self._uri):
             models = _all_pages(self._client.search_registered_models, f"name LIKE '{PREFIX}%'")
-        return sorted(model.name for model in models)
+        return sorted(model.name for model in models if _is_registered_name(model.name))
 
     def search(self, name: str, condition: str = "") -> list[Version]:
         """List a model's versions that match an MLflow filter, oldest first; empty if the model does not exist."""

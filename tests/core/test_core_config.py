@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from kronos_pipeline.config import NAME, KronosTrainingConfig, Recipe, Role, environment_settings, settings_of
+from kronos_pipeline.config import KronosTrainingConfig, Recipe, Role, environment_settings, settings_of
 from kronos_pipeline.errors import ModelError, SettingsError
+from kronos_pipeline.names import NAME
 from kronos_pipeline.training.checkpoint import training_settings
 
 FIELDS = KronosTrainingConfig.model_fields
@@ -106,11 +107,11 @@ def test_symbols_and_adapter_names_as_people_have_them_are_taken(name: str) -> N
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "..", ".hidden", "a/b", "../../x", "a\\b", "a b", "AAPL\n", "ünicode", "a" * 65]
+    "name", ["", ".", "..", ".hidden", "a/b", "../../x", "a\\b", "a b", "AAPL\n", "ünicode", "a" * 65, "-AAPL"]
 )
 def test_names_that_could_leave_their_folder_are_refused(name: str) -> None:
     assert not NAME.fullmatch(name)
-    with pytest.raises(ValidationError, match="without a slash or a leading dot"):
+    with pytest.raises(ValidationError, match="without a leading dot or dash"):
         KronosTrainingConfig(adapter="lora", adapter_name=name)
 
 

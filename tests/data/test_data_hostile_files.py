@@ -94,7 +94,7 @@ def test_marks_that_a_terminal_obeys_are_not_printed(tmp_path: Path) -> None:
     lines = [f"{HEADER},{mark}", *(f"2024-01-0{day},1,2,0.5,1.5,10,{mark}" for day in range(2, 6)), ""]
     (tmp_path / "ACME.csv").write_text("\n".join(lines))
     [note] = read_bars(CsvFile("ACME", tmp_path / "ACME.csv"), now=NOW).notes
-    assert note == "columns that are ignored: \ufffd[2J"
+    assert note == "columns that are ignored: \\x1b[2J"
     lines = ["Symbol,Date,Open,High,Low,Close", f"A,{BAR}"[:-3], f"\u202e{mark},{BAR}"[:-3], ""]
     (tmp_path / "ACME.csv").write_text("\n".join(lines))
     _, errors = read_folder(tmp_path, now=NOW)

@@ -17,8 +17,9 @@ from registered_models import CHAMPION, GOOD, aliases, base_of, evidence, made_c
 from safetensors.numpy import load_file
 
 from kronos_pipeline.artifacts import MANIFEST
-from kronos_pipeline.config import NAME, Recipe
+from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import ArtifactError
+from kronos_pipeline.names import NAME
 from kronos_pipeline.tracking.packaging import EvidenceTable
 from kronos_pipeline.tracking.registry import Registry, registered_name
 from kronos_pipeline.tracking.runs import Tracker

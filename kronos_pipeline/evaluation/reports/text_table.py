@@ -10,6 +10,8 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from kronos_pipeline.errors import printable_text
+
 UNDEFINED = "–"
 
 
@@ -35,9 +37,9 @@ class TextTable:
     def terminal(self) -> Table:
         """Return the table for a terminal, 80 columns wide if its cells fit."""
         table = Table(
-            title=escape(self.title),
+            title=_plain(self.title),
             title_style="bold",
-            caption=escape("\n".join(self.notes)),
+            caption="\n".join(map(_plain, self.notes)),
             caption_style="not dim not italic",
             caption_justify="left",
             box=SIMPLE_HEAD,
@@ -48,10 +50,10 @@ class TextTable:
         for number, header in enumerate(self.headers):
             table.add_column(header, justify="left" if number == 0 else "right", overflow="fold", vertical="bottom")
         for row in self.rows:
-            table.add_row(*map(escape, row))
+            table.add_row(*map(_plain, row))
         if self.total:
             table.add_section()
-            table.add_row(*map(escape, self.total), style="bold")
+            table.add_row(*map(_plain, self.total), style="bold")
         return table
 
     def markdown(self) -> str:
@@ -64,6 +66,11 @@ class TextTable:
         ]
         table = "\n".join(f"| {' | '.join(cells)} |".replace("\n", " ") for cells in lines)
         return "\n\n".join([self.title, table, *self.notes])
+
+
+def _plain(text: str) -> str:
+    """Return text for a terminal, in which marks of rich and of the terminal mean nothing."""
+    return escape(printable_text(text))
 
 
 def price(value: float | None, digits: int = 4) -> str:
