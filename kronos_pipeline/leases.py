@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import socket
 import threading
 import time
@@ -28,6 +27,7 @@ from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from kronos_pipeline.addresses import without_password, without_secrets
 from kronos_pipeline.errors import KronosError, first_sentence
 
 if TYPE_CHECKING:
@@ -317,19 +317,12 @@ def with_driver(url: str) -> str:
     return url
 
 
-def without_password(url: str) -> str:
-    """Return an address without user and password, for display."""
-    scheme, mark, rest = url.partition("://")
-    place, slash, path = rest.partition("/")
-    shown = scheme + mark + place.rpartition("@")[2] + slash + path
-    return re.sub(r"(?<=[?&])(?:user|password)=[^&]*&?", "", shown).rstrip("?&")
-
-
 def _unusable(url: str, error: Exception) -> LeaseError:
     if isinstance(error, ImportError):
         reason, remedy = "its driver is missing", "install the extra postgres"
     else:
-        reason, remedy = first_sentence(error), "start it, or mend KRONOS_LEASE_DATABASE or MLFLOW_TRACKING_URI"
+        reason = without_secrets(first_sentence(error), url)
+        remedy = "start it, or mend KRONOS_LEASE_DATABASE or MLFLOW_TRACKING_URI"
     return LeaseError(f"The database of locks {without_password(url)} cannot be used: {reason}; {remedy}.")
 
 

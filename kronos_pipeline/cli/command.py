@@ -17,7 +17,7 @@ from pydantic_settings import CliApp, CliPositionalArg, CliSettingsSource, Setti
 from kronos_pipeline.cli import OUTPUT_CLOSED
 from kronos_pipeline.cli.help import FlagHelp
 from kronos_pipeline.config import EnvironmentDefaults, Role
-from kronos_pipeline.errors import KronosError, printable_text
+from kronos_pipeline.errors import KronosError, is_plain_text, printable_text
 from kronos_pipeline.training.progress import status
 
 FAILED = 2
@@ -61,6 +61,8 @@ def run_command(command: type[Command], arguments: Sequence[str] | None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Show progress at once, even in a pipe; a terminal without Unicode gets escapes.
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+    if unclear := [word for word in argument_list if not is_plain_text(word)]:
+        return _fail([f"{unclear[0]!r} holds a line break or another character that cannot be printed; leave that out"])
     try:
         parsed = _parse(command, argument_list)
         with status():
@@ -113,8 +115,8 @@ def _flag_names(command: type[BaseModel], location: Sequence[str]) -> list[str]:
         field = command.model_fields.get(part)
         positional = field is not None and _POSITIONAL in field.metadata
         names.append(part if positional else f"--{part.replace('_', '-')}")
-        if field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, Command):
-            command = field.annotation
+        types = get_args(field.annotation) if field is not None else ()
+        command = next((kind for kind in types if isinstance(kind, type) and issubclass(kind, Command)), command)
     return names
 
 

@@ -27,6 +27,7 @@ import dagster as dg
 from pydantic import Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
+from kronos_pipeline.addresses import without_password
 from kronos_pipeline.artifacts import ArtifactLayout, mlflow_run_of
 from kronos_pipeline.cli.help import section_of
 from kronos_pipeline.config import KronosTrainingConfig, ReadingSettings, Recipe, environment_settings
@@ -129,12 +130,21 @@ class PipelineSettings(_Settings):
     @property
     def data_folder(self) -> Path:
         """The folder with the CSVs, or the only CSV."""
-        return Path(self.data_dir)
+        return Path(self._folder("data_dir"))
 
     @property
     def layout(self) -> ArtifactLayout:
         """The layout of the output folder."""
-        return ArtifactLayout(Path(self.output_dir))
+        return ArtifactLayout(Path(self._folder("output_dir")))
+
+    def _folder(self, name: str) -> str:
+        """Return the setting of a folder.
+
+        Raises:
+            SettingsError: it is no plain text.
+        """
+        folder: str = getattr(_validated(KronosTrainingConfig, {name: getattr(self, name)}), name)
+        return folder
 
 
 class Tracking(dg.ConfigurableResource[Any]):
@@ -150,7 +160,8 @@ class Tracking(dg.ConfigurableResource[Any]):
     @classmethod
     def from_environment(cls) -> Tracking:
         """Return the defaults, with the address of an MLflow UI from KRONOS_MLFLOW_UI."""
-        return with_defaults(cls, {"ui_address": os.environ.get("KRONOS_MLFLOW_UI") or None})
+        address = os.environ.get("KRONOS_MLFLOW_UI")
+        return with_defaults(cls, {"ui_address": without_password(address) if address else None})
 
     def tracker(self, layout: ArtifactLayout) -> Any:
         """Return a `kronos_pipeline.tracking.runs.Tracker` for the artifacts of `layout`."""

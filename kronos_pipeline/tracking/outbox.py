@@ -26,10 +26,10 @@ from typing import Any
 
 from filelock import FileLock
 
+from kronos_pipeline.addresses import without_password
 from kronos_pipeline.artifacts import read_json, write_json
 from kronos_pipeline.atomic_writes import write_file
 from kronos_pipeline.errors import ArtifactError, count
-from kronos_pipeline.leases import without_password
 from kronos_pipeline.tracking.run_parts import RunParts
 from kronos_pipeline.tracking.store_errors import TrackingError, is_sqlite
 

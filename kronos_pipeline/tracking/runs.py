@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from pydantic import BaseModel
 
+from kronos_pipeline.addresses import without_password
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.errors import count
-from kronos_pipeline.leases import without_password
 from kronos_pipeline.tracking.delivery import deliver, find_run
 from kronos_pipeline.tracking.outbox import WAITING, Outbox
 from kronos_pipeline.tracking.run_page import KIND, process_tags, run_name

@@ -14,8 +14,8 @@ from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit
 from urllib.request import urlopen
 
+from kronos_pipeline.addresses import without_password, without_secrets
 from kronos_pipeline.errors import count, enumerate_some, first_sentence, readable_size
-from kronos_pipeline.leases import without_password
 from kronos_pipeline.tracking.backups import connect
 from kronos_pipeline.tracking.packaging import FOLDER
 from kronos_pipeline.tracking.store import is_sqlite, sqlite_path
@@ -40,7 +40,7 @@ def check_store(uri: str) -> Result:
         remedy = (
             "restore a backup, or move the file away" if is_sqlite(uri) else "start it, or mend MLFLOW_TRACKING_URI"
         )
-        return "error", f"{shown}: {first_sentence(error)}", remedy
+        return "error", f"{shown}: {without_secrets(first_sentence(error), uri)}", remedy
     head = _schema_head()
     if head is not None and version != head:
         upgrade = f"make a backup, then mlflow db upgrade '{shown}'"

@@ -15,8 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from urllib.parse import unquote
 
+from kronos_pipeline.addresses import without_password, without_secrets
 from kronos_pipeline.errors import KronosError, first_sentence
-from kronos_pipeline.leases import without_password
 from kronos_pipeline.tracking.backups import back_up, restore_advice
 
 _SQLITE = "sqlite:///"
@@ -61,7 +61,7 @@ def readable_errors(uri: str) -> Iterator[None]:
 def explain(uri: str, error: Exception) -> TrackingError:
     """Return the error for people of a store that failed."""
     shown = without_password(uri)
-    reason = first_sentence(error).replace(uri, shown)
+    reason = without_secrets(first_sentence(error), uri)
     if "out-of-date database schema" in reason or "Can't locate revision" in reason:
         advice = f"it was made by another version of MLflow; {_saved(uri)} `mlflow db upgrade '{shown}'`"
         return TrackingError(f"The MLflow store {shown} cannot be used: {advice}.")

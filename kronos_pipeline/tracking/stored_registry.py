@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from kronos_pipeline.addresses import without_password, without_secrets
 from kronos_pipeline.errors import first_sentence
-from kronos_pipeline.leases import is_postgres, without_password
+from kronos_pipeline.leases import is_postgres
 from kronos_pipeline.tracking.backups import connect, find_damage, restore_advice
 from kronos_pipeline.tracking.champions import Champions, read_champions
 from kronos_pipeline.tracking.store import TrackingError, is_sqlite, sqlite_path
@@ -71,7 +72,11 @@ def _read_postgres(uri: str) -> dict[str, RegisteredModel]:
                 return {}
             return _read(lambda query: [tuple(row) for row in database.execute(sqlalchemy.text(query))])
     except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
-        reason = "the extra postgres is missing" if isinstance(error, ImportError) else first_sentence(error)
+        reason = (
+            "the extra postgres is missing"
+            if isinstance(error, ImportError)
+            else without_secrets(first_sentence(error), uri)
+        )
         raise TrackingError(f"The MLflow store {without_password(uri)} cannot be read: {reason}.") from error
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from kronos_pipeline.leases import without_password
+from kronos_pipeline.addresses import without_password, without_secrets
 from kronos_pipeline.names import NAME
 from kronos_pipeline.tracking.packaging import (
     FOLDER,
@@ -259,7 +259,8 @@ class VersionStore:
         except Exception as error:  # of MLflow, or of the client of an object store, in any family
             place = without_password(location)
             raise TrackingError(
-                f"The files of {version} cannot be fetched from {place}: {_fetch_advice(error)}."
+                f"The files of {version} cannot be fetched from {place}: "
+                f"{without_secrets(_fetch_advice(error), location)}."
             ) from error
 
     def has_files(self, version: Version) -> bool:
@@ -317,7 +318,7 @@ def _version(record: ModelVersion, aliases: Mapping[str, Any]) -> Version:
 def _fetch_advice(error: Exception) -> str:
     """Return why files could not be fetched, and what to do."""
     root = root_cause(error)
-    if isinstance(root, ModuleNotFoundError):
+    if isinstance(root, ImportError):
         return f"that needs a package that is not installed here ({root}); install the package, or train again"
     reason = str(root).strip().splitlines()[-1] if str(root).strip() else type(root).__name__
     if "registered artifact repository" in reason:

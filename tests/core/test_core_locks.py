@@ -13,8 +13,9 @@ import pytest
 from filelock import Timeout
 from postgres_server import PostgresServer
 
+from kronos_pipeline.addresses import without_password
 from kronos_pipeline.errors import ArtifactError
-from kronos_pipeline.leases import LeaseError, Leases, with_driver, without_password
+from kronos_pipeline.leases import LeaseError, Leases, with_driver
 from kronos_pipeline.locks import check_held, exclusive, fence, folder_lock, held_by, is_left_over, named_lock
 
 LOCK = "state/.adapters-AAPL.lock"

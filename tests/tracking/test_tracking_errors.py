@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 
+from kronos_pipeline.addresses import without_password
 from kronos_pipeline.config import Recipe
-from kronos_pipeline.leases import without_password
 from kronos_pipeline.tracking.registry import Registry
 from kronos_pipeline.tracking.runs import Tracker
 from kronos_pipeline.tracking.store import TrackingError
@@ -87,7 +87,6 @@ def test_an_answer_of_a_server_that_is_no_use_is_told_with_its_remedy(
 @pytest.mark.parametrize(
     ("location", "reason"),
     [
-        ("s3://bucket/model", "needs a package that is not installed here"),
         ("gs://bucket/model", "needs a package that is not installed here"),
         ("sftp://127.0.0.1:1/model", "needs a package that is not installed here"),
         ("wasbs://box@account.blob.core.windows.net/model", "needs a package that is not installed here"),

@@ -15,8 +15,8 @@ import pytest
 import sqlalchemy
 from mlflow import MlflowClient
 
+from kronos_pipeline.addresses import without_password
 from kronos_pipeline.config import Recipe
-from kronos_pipeline.leases import without_password
 from kronos_pipeline.tracking.runs import Tracker
 from kronos_pipeline.tracking.store import (
     EXPERIMENT,
