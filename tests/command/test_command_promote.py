@@ -104,7 +104,7 @@ def test_a_person_promotes_and_rolls_back_for_one_target(
     ("flags", "message"),
     [
         (["promote"], "ADAPTER"),
-        (["promote", "../x"], "No adapter is called '../x': a name has letters, digits and .-_^= only"),
+        (["promote", "../x"], "No adapter is called '../x': use letters, digits and .-_^= only"),
         (["promote", "x' or '1'='1"], "No adapter is called"),
         (["promote", "NOBODY"], "kronos-NOBODY has no measured version to promote."),
         (["promote", "NOBODY", "--version", "3"], "kronos-NOBODY has no version 3."),
