@@ -11,6 +11,8 @@ Signals that are ignored when the process starts stay ignored, as `nohup` ignore
 from __future__ import annotations
 
 import _thread
+import contextlib
+import ctypes
 import signal
 import sys
 import threading
@@ -21,6 +23,8 @@ from typing import Any
 
 _ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _AGAIN_SECONDS = 0.05
+_PR_SET_PDEATHSIG = 1
+"""The operation of Linux's prctl that `end_with_parent` calls."""
 
 _Handler = Callable[[int, FrameType | None], None]
 
@@ -83,6 +87,13 @@ class Signals:
             if note is not None:
                 error.add_note(note)
             raise
+
+
+def end_with_parent() -> None:
+    """Let the system send SIGTERM to this process when its parent ends, also by kill -9; Linux only."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @contextmanager

@@ -83,7 +83,9 @@ class Location:
             **selection, run_config=launchpad(settings or {}), instance=self.instance, raise_on_error=False
         )
 
-    def select(self, assets: Sequence[str], *tickers: str) -> dg.ExecuteInProcessResult:
+    def select(
+        self, assets: Sequence[str], *tickers: str, settings: dict[str, Any] | None = None
+    ) -> dg.ExecuteInProcessResult:
         """Run some assets and their checks."""
         job = self.definitions.get_implicit_global_asset_job_def()
         chosen = job.get_subset(
@@ -91,7 +93,9 @@ class Location:
             asset_check_selection=None,
         )
         selection = {"partition_key": tickers[0]} if len(tickers) == 1 else {"tags": ticker_range(tickers)}
-        return chosen.execute_in_process(**selection, instance=self.instance, raise_on_error=False)
+        return chosen.execute_in_process(
+            **selection, run_config=launchpad(settings or {}), instance=self.instance, raise_on_error=False
+        )
 
     def materialised(self, asset: str) -> set[str]:
         """Return the tickers with a materialisation."""

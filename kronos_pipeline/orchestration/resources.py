@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 Resource = TypeVar("Resource", bound="dg.ConfigurableResource[Any]")
 Settings = TypeVar("Settings", bound=ReadingSettings)
 
+PROCESSES = "KRONOS_NPROC_PER_NODE"
 _SET_BY_THE_ASSET = ("adapter", "adapter_name")
 """Settings that the launchpad lacks: `adapter[AAPL]` trains an adapter named AAPL, and `checkpoint` a checkpoint."""
 
@@ -83,6 +84,13 @@ class PipelineSettings(_Settings):
     with the part of the run that the setting shapes.
     """
 
+    nproc_per_node: str = Field(
+        "1",
+        description="Training: processes of the training of a checkpoint, each with a GPU of its own and "
+        "`batch_size` windows of each step: a number, or gpu for all CUDA devices; adapters train in one process "
+        f"[environment: {PROCESSES}]",
+    )
+
     if TYPE_CHECKING:
         data_dir: str
         output_dir: str
@@ -93,10 +101,11 @@ class PipelineSettings(_Settings):
     def from_environment(cls) -> PipelineSettings:
         """Return the defaults, changed by the variables of the environment.
 
-        These are KRONOS_DATA_DIR, KRONOS_OUTPUT_DIR, KRONOS_BASE_MODEL, KRONOS_DEVICE, KRONOS_COLUMNS and
-        KRONOS_CALENDARS.
+        These are KRONOS_DATA_DIR, KRONOS_OUTPUT_DIR, KRONOS_BASE_MODEL, KRONOS_DEVICE, KRONOS_COLUMNS,
+        KRONOS_CALENDARS and KRONOS_NPROC_PER_NODE.
         """
-        return with_defaults(cls, environment_settings())
+        processes = {"nproc_per_node": os.environ[PROCESSES]} if os.environ.get(PROCESSES) else {}
+        return with_defaults(cls, environment_settings() | processes)
 
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[PipelineSettings]:  # type: ignore[override]

@@ -9,12 +9,14 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 from filelock import FileLock, Timeout
 
 from kronos_pipeline.config import Recipe
@@ -26,6 +28,9 @@ from kronos_pipeline.training.progress import Say
 
 _DEVICE_VARIABLE = "ACCELERATE_TORCH_DEVICE"
 _POLL_SECONDS = 1.0
+_PEER_TIMEOUT = timedelta(days=7)
+"""How long the processes of a training wait for each other: the first may wait for a lock that another training holds.
+A process that dies is not waited for, as torchrun ends the others."""
 
 
 def process() -> int:
@@ -145,6 +150,7 @@ def new_accelerator(recipe: Recipe, device: torch.device, precision: str) -> Acc
             mixed_precision="no" if precision == "fp32" else precision,
             gradient_accumulation_steps=recipe.grad_accum_steps,
             cpu=device.type == "cpu",
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=_PEER_TIMEOUT)],
         )
     finally:
         os.environ.pop(_DEVICE_VARIABLE, None)

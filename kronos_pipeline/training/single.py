@@ -8,17 +8,18 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 
 from kronos_pipeline.artifacts import ArtifactLayout, package_versions
 from kronos_pipeline.code_version import WEIGHTS, layers_version
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.purge import outdated_tickers, purge_overlapping_targets
 from kronos_pipeline.data.windows import WindowSet
+from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.locks import fence
 from kronos_pipeline.model.devices import explain_out_of_memory
 from kronos_pipeline.model.loading import KronosModel
@@ -203,8 +204,16 @@ def estimate_seconds(context: TrainingContext, windows: Sequence[WindowSet], *, 
 def _train(context: TrainingContext, training: PreparedTraining) -> TrainingResult:
     accelerator = new_accelerator(context.recipe, context.device, context.precision)
     with locked([training.state], context.device, context.say) if process() == 0 else nullcontext():
-        if finished := context.finished_result(training):
-            return finished
+        finished = context.finished_result(training) if process() == 0 else None
+        # The other processes start from what the first sees while it holds the lock.
+        key, ended = broadcast_object_list([training.state.key, finished])
+        if key != training.state.key:
+            raise ArtifactError(
+                f"{training.state.artifact}: the processes of the training have read different data or settings, as "
+                "a file changed meanwhile; start it again."
+            )
+        if ended is not None:
+            return cast(TrainingResult, ended)
         if process() == 0:
             training.state.begin(context.say)
         saved = training.state.load(context.say)

@@ -182,3 +182,15 @@ def test_ctrl_c_while_packages_load_shows_no_traceback(run: Run) -> None:
     result = subprocess.run(arguments, capture_output=True, text=True, env=os.environ, check=False)
     assert result.returncode == 130
     assert result.stderr == "interrupted: what had ended is kept; the same command goes on from there\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such call")
+def test_a_process_ends_with_its_parent_that_is_killed() -> None:
+    child = "from kronos_pipeline.signals import end_with_parent; end_with_parent(); print(flush=True); input()"
+    parent = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    command = [sys.executable, "-c", parent, child]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as started:
+        assert started.stdout is not None
+        assert started.stdout.read(1) == b"\n"
+        started.kill()
+        assert started.stdout.read() == b""  # the child, which waits for its input, holds the other end until it ends

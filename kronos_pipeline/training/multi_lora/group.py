@@ -94,6 +94,8 @@ def train_jobs(
             try:
                 job = job if on_start is None else on_start(replace(job, state=training.state.folder))
             except KronosError as error:
+                if processes() > 1:
+                    raise  # the other processes would train without this one
                 end(number, job, error)
                 continue
             job_by_target[training.target] = number, job
