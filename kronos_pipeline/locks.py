@@ -25,10 +25,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from kronos_pipeline.errors import ArtifactError
+from kronos_pipeline.errors import ArtifactError, SettingsError
 from kronos_pipeline.leases import Leases, is_postgres, leases_of
 
 LEASE_DATABASE = "KRONOS_LEASE_DATABASE"
+TRAININGS_PER_GPU = "KRONOS_TRAININGS_PER_GPU"
+_MOST_TRAININGS_PER_GPU = 64
 _POLL_SECONDS = 1.0
 _FOLDER_ID = ".folder_id"
 
@@ -94,6 +96,19 @@ def folder_lock(root: Path, path: str) -> FileLock:
     with contextlib.suppress(OSError):
         (root / path).touch()  # the files of a folder show which locks there are, see `training.old_states`
     return named_lock(root / path, f"{_folder_id(root.absolute())}/{path}")
+
+
+def trainings_per_gpu() -> int:
+    """Return how many trainings a GPU takes at a time: the number of its locks, by default 1.
+
+    Raises:
+        SettingsError: the variable is no such number.
+    """
+    text = os.environ.get(TRAININGS_PER_GPU) or "1"
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= _MOST_TRAININGS_PER_GPU:
+        limits = f"a whole number from 1 to {_MOST_TRAININGS_PER_GPU} is needed"
+        raise SettingsError(f"{TRAININGS_PER_GPU} is {text!r}, and {limits}.")
+    return int(text)
 
 
 def lease_database() -> str | None:

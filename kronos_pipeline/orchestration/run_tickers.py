@@ -7,6 +7,9 @@ first that starts takes over the others while they wait in the queue, so that al
     run 2: META   queued ----> started, without a process ---------> success, or failure if META failed in run 1
     run 3: XOM    queued ----> started, without a process ---------> success
 
+On Ray and Kubernetes no run takes over another: the launcher watches a process for each run, and the runs share out the
+tickers among the machines.
+
 The tag `kronos/tickers` lists the tickers of each run in the UI.
 """
 
@@ -81,7 +84,7 @@ def _end(instance: dg.DagsterInstance, run: dg.DagsterRun, others: dict[str, Pla
 
 
 def _queued_beside(instance: dg.DagsterInstance, run: dg.DagsterRun) -> list[dg.DagsterRun]:
-    if _BACKFILL not in run.tags:
+    if _BACKFILL not in run.tags or instance.run_launcher.supports_check_run_worker_health:
         return []
     queued = dg.RunsFilter(tags={_BACKFILL: run.tags[_BACKFILL]}, statuses=[dg.DagsterRunStatus.QUEUED])
     return [other for other in instance.get_runs(queued) if _work(other) == _work(run)]

@@ -32,7 +32,7 @@ from kronos_pipeline.checksums import read_json_bytes, text_hash
 from kronos_pipeline.config import Recipe, Role, settings_of
 from kronos_pipeline.errors import ArtifactError, first_sentence
 from kronos_pipeline.locks import check_held, folder_lock
-from kronos_pipeline.training.devices import acquire, device_lock, process
+from kronos_pipeline.training.devices import acquire, acquire_device, process
 from kronos_pipeline.training.host_copy import state_to_host
 from kronos_pipeline.training.progress import Say
 from kronos_pipeline.training.state_file import has_state, load_state, remove_states, save_state, set_aside
@@ -181,7 +181,7 @@ def locked(states: Sequence[ResumeState], device: torch.device, say: Say) -> Ite
         check_writable(folder)
     with ExitStack() as stack:
         if device.type != "cpu":
-            stack.callback(acquire(device_lock(device), states[0].artifact, say).release)
+            stack.callback(acquire_device(device, states[0].artifact, say).release)
         for state in sorted(states, key=lambda state: (str(state.layout.root), state.artifact)):
             stack.callback(acquire(state.lock, state.artifact, say).release)
         for layout in {state.layout for state in states}:

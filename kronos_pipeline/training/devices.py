@@ -7,7 +7,7 @@ import re
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import ArtifactError, SettingsError
-from kronos_pipeline.locks import held_by, lease_database, named_lock
+from kronos_pipeline.locks import held_by, lease_database, named_lock, trainings_per_gpu
 from kronos_pipeline.model.devices import has_native_bf16, pick_device
 from kronos_pipeline.model.modules import is_small
 from kronos_pipeline.training.progress import Say
@@ -48,7 +48,8 @@ def reserve_device(name: str, say: Say) -> tuple[torch.device, list[FileLock]]:
 
     On a machine with several GPUs, `auto` takes the first GPU that no other training holds, and waits if all are held.
     Each of several processes under torchrun takes the GPU of its local rank; the first process of a machine holds the
-    locks of all, in order, so that two such trainings never block each other.
+    locks of all, in order, so that two such trainings never block each other. A GPU takes `KRONOS_TRAININGS_PER_GPU`
+    trainings at a time.
 
     Args:
         name: the setting `device`.
@@ -72,7 +73,7 @@ def reserve_device(name: str, say: Say) -> tuple[torch.device, list[FileLock]]:
                 f"device{'s' if gpus != 1 else ''}, and each needs its own; use --nproc_per_node {gpus}."
             )
         machine = [torch.device("cuda", index) for index in range(count)] if rank == 0 else []
-        return torch.device("cuda", rank), [acquire(device_lock(gpu), f"{gpu}", say) for gpu in machine]
+        return torch.device("cuda", rank), [acquire_device(gpu, f"{gpu}", say) for gpu in machine]
     if name != "auto" or gpus == 1:
         return device, []
     return _reserve_free_gpu(gpus, say)
@@ -80,32 +81,66 @@ def reserve_device(name: str, say: Say) -> tuple[torch.device, list[FileLock]]:
 
 def _reserve_free_gpu(gpus: int, say: Say) -> tuple[torch.device, list[FileLock]]:
     devices = [torch.device("cuda", index) for index in range(gpus)]
+    locks = [device_locks(device) for device in devices]
     waiting = False
     while True:
-        for device in devices:
-            try:
-                lock = device_lock(device)
-                lock.acquire(timeout=0)
-                return device, [lock]
-            except Timeout:
-                continue
+        for number in range(trainings_per_gpu()):  # a GPU takes its second training when each has its first
+            for device, of_device in zip(devices, locks, strict=True):
+                if lock := _first_free(of_device[number : number + 1]):
+                    return device, [lock]
         if not waiting:
             say(f"other trainings hold all {gpus} GPUs; waiting for the first that is free")
             waiting = True
         time.sleep(_POLL_SECONDS)
 
 
-def device_lock(device: torch.device) -> FileLock:
-    """Return the lock of a device, for one training at a time.
+def device_locks(device: torch.device) -> list[FileLock]:
+    """Return the locks of a device, of which each training holds one: as many as it takes trainings at a time.
 
-    A process may take it again while it holds it. The name is the name of the physical GPU, whatever number
+    A process may take a lock again while it holds it. The name is the name of the physical GPU, whatever number
     CUDA_VISIBLE_DEVICES gives it in this process, or the GPU's UUID in a lease: containers may share a GPU.
+
+    Raises:
+        SettingsError: the number of trainings is invalid.
     """
     index = device.index or 0
     visible = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
     physical = visible[index] if device.type == "cuda" and index < len(visible) else str(index)
-    name = f"kronos-pipeline-{os.getuid()}-{device.type}-{re.sub(r'[^A-Za-z0-9-]', '-', physical)}.lock"
-    return named_lock(Path(tempfile.gettempdir()) / name, f"devices/{_device_id(device, physical)}")
+    name = f"kronos-pipeline-{os.getuid()}-{device.type}-{re.sub(r'[^A-Za-z0-9-]', '-', physical)}"
+    shared, folder = f"devices/{_device_id(device, physical)}", Path(tempfile.gettempdir())
+    numbers = ["", *(f"-training-{number}" for number in range(2, trainings_per_gpu() + 1))]
+    return [named_lock(folder / f"{name}{number}.lock", f"{shared}{number}") for number in numbers]
+
+
+def acquire_device(device: torch.device, subject: str, say: Say) -> FileLock:
+    """Acquire a lock of a device, one that this process holds already or the first that is free; report the wait.
+
+    Raises:
+        ArtifactError: the file of the lock cannot be opened.
+        SettingsError: the number of trainings is invalid.
+    """
+    locks = device_locks(device)
+    if len(locks) == 1:
+        return acquire(locks[0], subject, say)
+    locks.sort(key=lambda lock: not lock.is_locked)
+    waiting = False
+    while not (lock := _first_free(locks)):
+        if not waiting:
+            say(f"{subject}: waiting for the first of {len(locks)} trainings on {device}")
+            waiting = True
+        time.sleep(_POLL_SECONDS)
+    return lock
+
+
+def _first_free(locks: Sequence[FileLock]) -> FileLock | None:
+    """Acquire the first lock that no other process holds."""
+    for lock in locks:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue
+        return lock
+    return None
 
 
 def _device_id(device: torch.device, physical: str) -> str:

@@ -15,7 +15,7 @@ from kronos_pipeline import KronosTrainer, run_training
 from kronos_pipeline.data.simulate import write_simulated
 from kronos_pipeline.errors import SettingsError
 from kronos_pipeline.model.devices import has_native_bf16, pick_device
-from kronos_pipeline.training.devices import device_lock, pick_precision
+from kronos_pipeline.training.devices import acquire_device, device_locks, pick_precision
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -25,9 +25,18 @@ FIRST = torch.device("cuda:0")
 
 def held_elsewhere(device: torch.device) -> FileLock:
     """Hold the lock of a device, as another process does."""
-    lock = FileLock(device_lock(device).lock_file)
+    lock = FileLock(device_locks(device)[0].lock_file)
     lock.acquire(timeout=0)
     return lock
+
+
+class StillFullError(Exception):
+    """Error that ends a wait."""
+
+
+def stop_waiting(line: str) -> None:
+    assert line == "adapters/AAPL: waiting for the first of 2 trainings on cuda:0"
+    raise StillFullError
 
 
 @pytest.mark.parametrize("name", ["auto", "cuda", "cuda:0"])
@@ -74,11 +83,29 @@ def test_auto_waits_for_the_first_gpu_that_is_free(tiny_base: Path, tmp_path: Pa
         other.release()
 
 
+def test_a_gpu_takes_as_many_trainings_at_once_as_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KRONOS_TRAININGS_PER_GPU", "2")
+    first, second = (FileLock(lock.lock_file) for lock in device_locks(FIRST))
+    with first.acquire(timeout=0):
+        taken = acquire_device(FIRST, "adapters/AAPL", pytest.fail)
+        with pytest.raises(Timeout):
+            second.acquire(timeout=0)
+        again = acquire_device(FIRST, "adapters/AAPL", pytest.fail)
+        assert again is taken
+        again.release()
+        taken.release()
+        with second.acquire(timeout=0), pytest.raises(StillFullError):
+            acquire_device(FIRST, "adapters/AAPL", stop_waiting)
+    monkeypatch.setenv("KRONOS_TRAININGS_PER_GPU", "0")
+    with pytest.raises(SettingsError, match="KRONOS_TRAININGS_PER_GPU is '0', and a whole number from 1 to 64"):
+        device_locks(FIRST)
+
+
 def test_a_lock_is_that_of_the_physical_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    named = device_lock(torch.device("cuda:3")).lock_file
+    named = device_locks(torch.device("cuda:3"))[0].lock_file
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-1f/2")
-    assert device_lock(FIRST).lock_file == named
-    assert Path(device_lock(torch.device("cuda:1")).lock_file).name.endswith("-GPU-1f-2.lock")
+    assert device_locks(FIRST)[0].lock_file == named
+    assert Path(device_locks(torch.device("cuda:1"))[0].lock_file).name.endswith("-GPU-1f-2.lock")
 
 
 def test_more_processes_than_gpus_are_told(tiny_base: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:

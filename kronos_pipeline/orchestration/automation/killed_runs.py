@@ -9,6 +9,7 @@ the sensor looks for started runs with a free lock:
     no lock, twice     its process was killed before it took the lock: likewise, at the second tick that finds none
 
 With a registry on PostgreSQL the lock is a lease, see `locks`, and the sensor finds killed runs of other machines too.
+Where the launcher knows its processes, on Ray and Kubernetes, Dagster's run monitoring does this, and resumes the run.
 """
 
 from __future__ import annotations
@@ -50,6 +51,21 @@ def was_killed(instance: dg.DagsterInstance, run_id: str) -> bool:
     return is_left_over(_run_lock(instance, run_id))
 
 
+def has_process(instance: dg.DagsterInstance, run_id: str) -> bool:
+    """Return whether a process holds the run's lock."""
+    lock = _run_lock(instance, run_id)
+    return was_taken(lock) and not is_left_over(lock)
+
+
+def is_watched(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Return whether the launcher knows the run's process, so that Dagster's run monitoring notices its end.
+
+    The launcher does not know a run of `dagster asset materialize`, which is a process of the command.
+    """
+    watched = instance.run_monitoring_enabled and instance.run_launcher.supports_check_run_worker_health
+    return watched and run.remote_job_origin is not None
+
+
 def _has_no_lock(instance: dg.DagsterInstance, run_id: str) -> bool:
     """Return whether a run on this machine has no lock file: it takes one as it starts, and drops it as it ends."""
     of_this_machine = isinstance(instance.run_launcher, DefaultRunLauncher)
@@ -71,6 +87,8 @@ def make_killed_runs_sensor() -> dg.SensorDefinition:
         without_lock, ended_runs = set(parse_json(context.cursor or "{}").get("without_lock", [])), []
         found_without_lock = []
         for run in context.instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
+            if is_watched(context.instance, run):
+                continue
             lockless = _has_no_lock(context.instance, run.run_id)
             if was_killed(context.instance, run.run_id) or (lockless and run.run_id in without_lock):
                 context.instance.report_run_failed(run, "The process of this run was killed.")
