@@ -2,7 +2,7 @@
 
 _kronos_root="$(CDPATH= cd -- "$(dirname "${BASH_SOURCE[0]:-$0}")" && pwd)"
 
-# Trainings that Dagster runs at once: the user's own number, or one per GPU.
+# GPUs that Dagster trains on, with KRONOS_TRAININGS_PER_GPU trainings each: the user's own number, or those found.
 _kronos_gpus="${KRONOS_GPUS:-$({ nvidia-smi -L 2>/dev/null || true; } | grep -c '^GPU ' || true)}"
 [ "$_kronos_gpus" != 0 ] || [ -n "${KRONOS_GPUS:-}" ] || _kronos_gpus=1
 
@@ -12,6 +12,10 @@ if [ ! -f "$_kronos_root/.venv/bin/activate" ]; then
     false
 elif ! printf '%s\n' "$_kronos_gpus" | grep -Eqx '[1-9][0-9]{0,2}'; then
     echo "error: KRONOS_GPUS is '$_kronos_gpus', and a whole number from 1 to 999 is needed; unset it or change it." >&2
+    unset _kronos_root _kronos_gpus
+    false
+elif ! printf '%s\n' "${KRONOS_TRAININGS_PER_GPU:-1}" | grep -Eqx '[1-9]|[1-5][0-9]|6[0-4]'; then
+    echo "error: KRONOS_TRAININGS_PER_GPU is '$KRONOS_TRAININGS_PER_GPU', and a whole number from 1 to 64 is needed; unset it or change it." >&2
     unset _kronos_root _kronos_gpus
     false
 else
@@ -43,8 +47,9 @@ else
     _kronos_yaml="$_kronos_root/kronos_pipeline/orchestration/dagster.yaml"
     # In a DAGSTER_HOME of the user's own, a dagster.yaml stays as it is.
     if [ ! -e "$DAGSTER_HOME/dagster.yaml" ] || [ -n "${_kronos_name:-}" ]; then
-        sed -e "s/^\( *default_limit:\) .*/\1 $KRONOS_GPUS/" \
-            -e "s/^\( *max_concurrent_runs:\) .*/\1 $((KRONOS_GPUS + 3))/" \
+        _kronos_trainings="$((KRONOS_GPUS * ${KRONOS_TRAININGS_PER_GPU:-1}))"
+        sed -e "s/^\( *default_limit:\) .*/\1 $_kronos_trainings/" \
+            -e "s/^\( *max_concurrent_runs:\) .*/\1 $((_kronos_trainings + 3))/" \
             "$_kronos_yaml" >"$DAGSTER_HOME/.dagster.yaml.$$"
         mv -f "$DAGSTER_HOME/.dagster.yaml.$$" "$DAGSTER_HOME/dagster.yaml"
     fi
@@ -53,5 +58,5 @@ else
     _kronos_dev() { env -u DAGSTER_MODULE_NAME "$1" dev --log-level warning "${@:3}"; }
     dagster() { if [ "${1:-}" = dev ]; then _kronos_dev dagster "$@"; else command dagster "$@"; fi; }
     dg() { if [ "${1:-}" = dev ]; then _kronos_dev dg "$@"; else command dg "$@"; fi; }
-    unset _kronos_root _kronos_gpus _kronos_data _kronos_name _kronos_yaml
+    unset _kronos_root _kronos_gpus _kronos_data _kronos_name _kronos_yaml _kronos_trainings
 fi

@@ -104,17 +104,19 @@ def test_several_machines_have_the_settings_of_one_and_a_storage() -> None:
 def test_the_entrypoint_reads_the_password_of_a_file_and_writes_the_limits(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("word\n")
     environment = {"PATH": "/usr/bin:/bin", "DAGSTER_HOME": str(tmp_path / "home"), "KRONOS_GPUS": "2"}
+    environment["KRONOS_TRAININGS_PER_GPU"] = "3"
     command = [str(DEPLOY / "entrypoint.sh"), "sh", "-c", "echo $PGPASSWORD"]
     secret = {"PGPASSWORD_FILE": str(tmp_path / "secret")}
     result = subprocess.run(command, env={**environment, **secret}, capture_output=True, text=True, check=True)
     assert (result.stdout, result.stderr) == ("word\n", "")
     concurrency = yaml.safe_load((tmp_path / "home" / "dagster.yaml").read_text())["concurrency"]
-    assert concurrency["pools"]["default_limit"] == 2
-    assert concurrency["runs"]["max_concurrent_runs"] == 5
+    assert concurrency["pools"]["default_limit"] == 6
+    assert concurrency["runs"]["max_concurrent_runs"] == 9
     assert [path.name for path in (tmp_path / "home").iterdir()] == ["dagster.yaml"]
-    wrong = subprocess.run(command, env={**environment, "KRONOS_GPUS": "two"}, capture_output=True, text=True)
-    assert (wrong.returncode, wrong.stdout) == (2, "")
-    assert "KRONOS_GPUS is 'two'" in wrong.stderr
+    for variable in ("KRONOS_GPUS", "KRONOS_TRAININGS_PER_GPU"):
+        wrong = subprocess.run(command, env={**environment, variable: "two"}, capture_output=True, text=True)
+        assert (wrong.returncode, wrong.stdout) == (2, "")
+        assert f"{variable} is 'two'" in wrong.stderr
 
 
 def test_a_run_in_a_cluster_takes_a_gpu_a_claim_and_no_rights() -> None:

@@ -115,20 +115,21 @@ def test_each_data_folder_has_its_own_instance_and_a_users_own_stays(
 @pytest.mark.slow
 @pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize(
-    ("listed", "variables", "trainings"),
+    ("listed", "variables", "gpus", "trainings"),
     [
-        ("exit 9", {}, 1),
-        ("printf 'GPU 0: A (UUID: a)\\nGPU 1: A (UUID: b)\\n'", {}, 2),
-        ("printf 'GPU 0: A (UUID: a)\\n  MIG 1g.10gb Device 0: (UUID: b)\\n'", {"KRONOS_GPUS": ""}, 1),
-        ("echo 'GPU 0: A (UUID: a)'", {"KRONOS_GPUS": "12"}, 12),
+        ("exit 9", {}, 1, 1),
+        ("printf 'GPU 0: A (UUID: a)\\nGPU 1: A (UUID: b)\\n'", {}, 2, 2),
+        ("printf 'GPU 0: A (UUID: a)\\n  MIG 1g.10gb Device 0: (UUID: b)\\n'", {"KRONOS_GPUS": ""}, 1, 1),
+        ("echo 'GPU 0: A (UUID: a)'", {"KRONOS_GPUS": "12"}, 12, 12),
+        ("exit 9", {"KRONOS_GPUS": "2", "KRONOS_TRAININGS_PER_GPU": "3"}, 2, 6),
     ],
 )
 def test_as_many_trainings_run_at_once_as_there_are_gpus_or_as_the_user_says(
-    shell: str, listed: str, variables: dict[str, str], trainings: int, checkout: Path, tmp_path: Path
+    shell: str, listed: str, variables: dict[str, str], gpus: int, trainings: int, checkout: Path, tmp_path: Path
 ) -> None:
     fake_nvidia_smi(tmp_path, listed)
     result = source(shell, "./env.sh", checkout, **variables)
-    assert (result.returncode, result.stderr, result.stdout.splitlines()[-1]) == (0, "", str(trainings))
+    assert (result.returncode, result.stderr, result.stdout.splitlines()[-1]) == (0, "", str(gpus))
     with dg.DagsterInstance.from_config(str(checkout / ".dagster_home" / "trainingdata")) as instance:
         assert instance.global_op_concurrency_default_limit == trainings
         instance.event_log_storage.initialize_concurrency_limit_to_default("gpu")
@@ -145,6 +146,9 @@ def test_a_number_of_gpus_that_dagster_cannot_take_is_refused(shell: str, gpus: 
     assert (result.returncode, result.stdout) == (1, "")
     assert f"error: KRONOS_GPUS is '{gpus}', and a whole number from 1 to 999 is needed" in result.stderr
     assert not (checkout / ".dagster_home").exists()
+    result = source(shell, "./env.sh", checkout, KRONOS_TRAININGS_PER_GPU=gpus)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert f"error: KRONOS_TRAININGS_PER_GPU is '{gpus}', and a whole number from 1 to 64 is needed" in result.stderr
 
 
 @pytest.mark.parametrize("shell", SHELLS)

@@ -13,7 +13,7 @@ from code_locations import Location, failed_steps
 from postgres_server import USER, PostgresServer
 
 from kronos_pipeline.leases import Leases
-from kronos_pipeline.orchestration.automation.killed_runs import hold_run_lock, was_killed
+from kronos_pipeline.orchestration.automation.killed_runs import GPU, hold_run_lock, make_killed_runs_sensor, was_killed
 from kronos_pipeline.pipeline.status import read_status
 from kronos_pipeline.tracking.stored_registry import read_registered_models
 from kronos_pipeline.training import preflight
@@ -74,6 +74,25 @@ def test_a_ticker_goes_from_csv_to_forecast_and_the_server_may_restart_on_the_wa
     assert not (location.layout.root / "mlflow.db").exists()
     texts = [entry.user_message for entry in instance.all_logs(trained.run_id)]
     assert not any(postgres.password in str(text) for text in texts)
+
+
+def test_the_sensor_of_killed_runs_works_at_each_tick_and_follows_the_settings_and_a_person(
+    instance: dg.DagsterInstance, mlflow_database: str, tmp_path: Path
+) -> None:
+    del mlflow_database  # the leases are in it
+    storage, sensor = instance.event_log_storage, make_killed_runs_sensor()
+
+    def tick(of: dg.DagsterInstance) -> tuple[str | None, int]:
+        said = sensor.evaluate_tick(dg.build_sensor_context(instance=of)).skip_message
+        return said, of.event_log_storage.get_concurrency_info(GPU).slot_count
+
+    assert [tick(instance), tick(instance)] == [("No run was killed.", 1)] * 2
+    settings = tmp_path / "home" / "dagster.yaml"
+    settings.write_text(settings.read_text().replace("default_limit: 1", "default_limit: 3"))
+    with dg.DagsterInstance.from_config(str(tmp_path / "home")) as changed:
+        assert [tick(changed), tick(changed)] == [("No run was killed.", 3)] * 2
+    storage.set_concurrency_slots(GPU, 2)
+    assert tick(instance) == ("No run was killed.", 2), "a person set it in the UI"
 
 
 def test_a_run_that_was_killed_on_another_machine_is_found(

@@ -98,7 +98,7 @@ class Cluster:
 
     def process(self, run_id: str) -> int:
         """Return the process that trains."""
-        (process,) = self.ray.processes(str(Path(sys.executable).name), "execute_run", run_id)
+        (process,) = self.ray.processes("dagster\0api\0execute_run", run_id)
         return process
 
     def steps(self, run_id: str, kind: dg.DagsterEventType) -> int:

@@ -16,18 +16,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import dagster as dg
 from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
 from filelock import FileLock, Timeout
+from sqlalchemy.exc import IntegrityError
 
 from kronos_pipeline.checksums import parse_json
 from kronos_pipeline.locks import is_left_over, named_lock, was_taken
 
 GPU = "gpu"
-"""The pool of assets that use a GPU; the instance's settings allow `KRONOS_GPUS` runs of it at a time."""
+"""The pool of assets that use a GPU; the instance's settings limit its runs, see `KRONOS_GPUS`."""
 
 
 @contextmanager
@@ -66,6 +67,22 @@ def is_watched(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     return watched and run.remote_job_origin is not None
 
 
+def set_pool_limit(instance: dg.DagsterInstance) -> None:
+    """Give the pool the limit of the instance's settings, unless a person has set another limit in the UI.
+
+    On a new instance the queue's first tick would otherwise know no limit, and start all runs. Dagster's own change of
+    a limit fails on PostgreSQL, where the failed insert of the existing row ends the transaction.
+    """
+    storage = instance.event_log_storage
+    limit = {pool.name: pool for pool in storage.get_pool_limits()}.get(GPU)
+    if limit and (not limit.from_default or limit.limit == instance.global_op_concurrency_default_limit):
+        return
+    if limit:
+        storage.delete_concurrency_limit(GPU)
+    with suppress(IntegrityError):  # the queue made it meanwhile
+        storage.initialize_concurrency_limit_to_default(GPU)
+
+
 def _has_no_lock(instance: dg.DagsterInstance, run_id: str) -> bool:
     """Return whether a run on this machine has no lock file: it takes one as it starts, and drops it as it ends."""
     of_this_machine = isinstance(instance.run_launcher, DefaultRunLauncher)
@@ -82,8 +99,7 @@ def make_killed_runs_sensor() -> dg.SensorDefinition:
         description="Marks runs of killed processes as failed, so that the next training can start.",
     )
     def killed_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-        # On a new instance the queue's first tick would know no limit of the pool, and start all runs.
-        context.instance.event_log_storage.initialize_concurrency_limit_to_default(GPU)
+        set_pool_limit(context.instance)
         without_lock, ended_runs = set(parse_json(context.cursor or "{}").get("without_lock", [])), []
         found_without_lock = []
         for run in context.instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
