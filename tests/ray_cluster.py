@@ -21,7 +21,7 @@ _OBJECT_STORE_BYTES = 80_000_000
 
 
 class RayCluster:
-    """A head and a second node, of one CPU each; its dashboard takes jobs from holders of the token.
+    """A head and a second node, of a CPU and an imaginary GPU each; holders of the token submit jobs.
 
     Processes of the cluster are known by their session or a variable of their environment, so that orphans end too.
 
@@ -82,7 +82,7 @@ class RayCluster:
         (own / "tmp").mkdir(parents=True)
         (agent,) = free_ports(1)
         command = [str(Path(sys.executable).parent / "ray"), "start", *flags, f"--node-ip-address={address}"]
-        command += ["--num-cpus=1", "--num-gpus=0", f"--object-store-memory={_OBJECT_STORE_BYTES}", "--block"]
+        command += ["--num-cpus=1", "--num-gpus=1", f"--object-store-memory={_OBJECT_STORE_BYTES}", "--block"]
         command += [f"--temp-dir={own / 'ray'}", "--include-log-monitor=false", "--disable-usage-stats"]
         command += ["--min-worker-port=0", "--max-worker-port=0", f"--dashboard-agent-listen-port={agent}"]
         variables = {**self._variables, "TMPDIR": str(own / "tmp")}

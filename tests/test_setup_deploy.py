@@ -49,7 +49,9 @@ def test_the_image_runs_without_rights_and_its_packages_are_pinned() -> None:
     instructions = dockerfile()
     assert [rest for word, *rest in instructions if word == "USER"][-1] == ["kronos"]
     installs = [" ".join(rest) for word, *rest in instructions if word == "RUN" and "pip install" in " ".join(rest)]
-    assert any("-r pyproject.toml --extra postgres -c constraints.txt" in command for command in installs)
+    assert any(
+        "-r pyproject.toml --extra postgres ${RAY:+--extra ray} -c constraints.txt" in command for command in installs
+    )
     stages = [rest for word, *rest in instructions if word == "FROM"]
     assert [stage[0] for stage in stages] == ["${BASE}", "${BASE}"], "a virtual environment belongs to its base"
 
@@ -84,7 +86,7 @@ def test_every_service_has_a_user_a_health_check_and_a_command_that_exists() -> 
     assert "--uid 10001" in user
 
 
-@pytest.mark.parametrize("name", [path.name for path in DEPLOY.glob("*.yaml")] + ["k8s/values.yaml"])
+@pytest.mark.parametrize("name", [path.relative_to(DEPLOY).as_posix() for path in DEPLOY.rglob("*.yaml")])
 def test_no_file_holds_a_password(name: str) -> None:
     text = (DEPLOY / name).read_text()
     assert not re.search(r"://[^\s/@]*:[^\s/@]*@", text)
@@ -99,6 +101,40 @@ def test_several_machines_have_the_settings_of_one_and_a_storage() -> None:
     assert several == one
     assert storage.pop("scheme") == "postgresql+psycopg2"
     assert all(list(value) == ["env"] for value in storage.values())
+
+
+def test_a_ray_cluster_has_these_settings_too_and_a_launcher_whose_shares_fill_the_pool() -> None:
+    several, ray = load("dagster.yaml"), load("ray/dagster.yaml")
+    launcher = ray.pop("run_launcher")
+    assert ray["run_monitoring"].pop("max_resume_run_attempts") == 3
+    pools, runs = ray["concurrency"]["pools"], ray["concurrency"]["runs"]
+    share = launcher["config"]["ray"]["num_gpus"]
+    assert pools.pop("default_limit") * share == 2, "two GPUs, as the file says"
+    assert runs.pop("max_concurrent_runs") == 11
+    assert several["concurrency"]["pools"].pop("default_limit") + 3 == several["concurrency"]["runs"].pop(
+        "max_concurrent_runs"
+    )
+    assert ray == several
+    stop_seconds = launcher["config"]["ray"]["runtime_env"]["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]
+    assert int(stop_seconds) < ray["run_monitoring"]["cancel_timeout_seconds"]
+
+
+def test_the_pods_of_a_ray_cluster_have_a_token_no_rights_and_gpus_for_workers_alone() -> None:
+    cluster = load("ray/raycluster.yaml")["spec"]
+    head, (worker,) = cluster["headGroupSpec"], cluster["workerGroupSpecs"]
+    assert (head["serviceType"], head["rayStartParams"]["num-cpus"]) == ("ClusterIP", "0")
+    (values,) = load("k8s/values.yaml")["dagster-user-deployments"]["deployments"]
+    for group in (head, worker):
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        assert pod["securityContext"]["runAsUser"] == 10001
+        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        assert (pod["volumes"], container["volumeMounts"]) == (values["volumes"], values["volumeMounts"])
+        assert [entry for entry in container["env"] if not entry["name"].startswith("RAY_")] == values["env"]
+        variables = {entry["name"]: entry for entry in container["env"]}
+        assert variables["RAY_AUTH_MODE"]["value"] == "token"
+        assert "secretKeyRef" in variables["RAY_AUTH_TOKEN"]["valueFrom"]
+        assert ("nvidia.com/gpu" in container["resources"]["limits"]) == (group is worker)
 
 
 def test_the_entrypoint_reads_the_password_of_a_file_and_writes_the_limits(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 TICKERS = ("AAPL", "AMD", "AMZN", "GOOG", "META", "MSFT", "NFLX", "XOM")
-LONG = {**TINY, "epochs": 40, "stride": 1, "patience": 1000, "save_steps": 1}
+LONG = {**TINY, "epochs": 15, "stride": 1, "patience": 1000, "save_steps": 1}
 STARTED, ENDED = dg.DagsterEventType.STEP_START, dg.DagsterEventType.STEP_SUCCESS
 Found = TypeVar("Found")
 STATUS = dg.DagsterRunStatus
@@ -112,7 +112,7 @@ class Cluster:
             for run in map(self.run, runs):
                 never_started = run.status == STATUS.STARTING and self.job(run.run_id).status == "FAILED"
                 assert not never_started, self.job(run.run_id).message[-1000:]
-            time.sleep(0.2)
+            time.sleep(0.5)
         return found
 
     def said(self, runs: Sequence[str]) -> str:
@@ -125,14 +125,12 @@ class Cluster:
 def cluster(
     postgres: PostgresServer, tmp_path: Path, tiny_base: Path, mlflow_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Cluster]:
-    """Start a cluster, with the settings of deploy/ray for two nodes of one CPU each."""
+    """Start a cluster, with the settings of deploy/ray, for two nodes of one CPU each."""
     home, location = tmp_path / "home", Location(tmp_path, tiny_base)
     location.write(*TICKERS)
     home.mkdir()
     settings = yaml.safe_load((ROOT / "deploy" / "ray" / "dagster.yaml").read_text())
     settings["run_launcher"]["config"]["ray"].update(num_cpus=1)
-    settings["run_launcher"]["config"]["ray"].pop("num_gpus")
-    settings["concurrency"]["pools"]["default_limit"] = 2
     settings["storage"]["postgres"]["postgres_db"]["port"] = postgres.port
     (home / "dagster.yaml").write_text(yaml.safe_dump(settings))
     variables = {
@@ -168,6 +166,9 @@ def test_a_killed_worker_of_a_cluster_is_resumed_and_no_ticker_is_trained_twice(
 
     victim = cluster.wait_until(training, runs)[0]
     process = cluster.process(victim)
+    variables = Path(f"/proc/{process}/environ").read_text().split("\0")
+    assert {"CUDA_VISIBLE_DEVICES=0", "KRONOS_TRAININGS_PER_GPU=4"} <= set(variables)
+    assert cluster.run(victim).tags["dagster-ray/config"] == '{"num_gpus": 0.25}'
     os.kill(process, signal.SIGKILL)
     cluster.wait_until(lambda: cluster.job(victim).status == "FAILED", runs)
 
@@ -195,8 +196,10 @@ def test_a_killed_worker_of_a_cluster_is_resumed_and_no_ticker_is_trained_twice(
         resumed = {cluster.location.metadata("adapter", ticker)["resumed from step"] for ticker in tickers}
         assert (resumed == {0}) == (run != victim)
 
-    counts = postgres.execute("SELECT substr(name, 1, 12), count(*) FROM runs GROUP BY 1", database)
-    print(counts)
+    trained = postgres.execute(
+        "SELECT split_part(name, ' ', 2), status FROM runs WHERE name LIKE 'adapter %'", database
+    )
+    assert sorted(trained) == [(ticker, "FINISHED") for ticker in TICKERS]
     models = read_registered_models(mlflow_database)
     assert models is not None
     assert {name: len(model.versions) for name, model in models.items()} == {f"kronos-{name}": 1 for name in TICKERS}
