@@ -56,8 +56,10 @@ class TickersCommand(Command):
             DataError: the folder does not exist, cannot be read, or has no CSV.
         """
         from kronos_pipeline.data.csv_files import find_csv_files
+        from kronos_pipeline.data.vanished import find_vanished
 
-        folder = find_csv_files(Path(self.data_dir), self._recipe(layout.evaluation).reading)
+        found = find_csv_files(Path(self.data_dir), self._recipe(layout.evaluation).reading)
+        folder = find_vanished(found, layout.bars("X").parent, accept_history=self.accept_history)
         for note in folder.notes:
             print(note)
         return folder
@@ -74,8 +76,9 @@ class TickersCommand(Command):
         from kronos_pipeline.data.bar_cache import read_files_cached
 
         recipes: dict[str, Recipe] = {}
-        errors: dict[str, KronosError] = {}
-        for ticker in self.symbols(folder):
+        symbols = self.symbols(folder)
+        errors: dict[str, KronosError] = {name: folder.vanished[name] for name in symbols if name in folder.vanished}
+        for ticker in (symbol for symbol in symbols if symbol not in errors):
             try:
                 recipes[ticker] = self.recipe_of(layout, ticker)
             except ArtifactError as error:
@@ -92,8 +95,8 @@ class TickersCommand(Command):
         return {ticker: recipe for ticker, recipe in recipes.items() if ticker in bars}, bars, errors
 
     def symbols(self, folder: CsvFolder) -> list[str]:
-        """Return the given symbols in upper case without repetition, or all symbols of a folder."""
-        return list(dict.fromkeys(map(str.upper, self.tickers))) or sorted(folder.files)
+        """Return the given symbols in upper case without repetition, or all symbols of a folder, vanished ones too."""
+        return list(dict.fromkeys(map(str.upper, self.tickers))) or sorted({*folder.files, *folder.vanished})
 
     def recipe_of(self, layout: ArtifactLayout, ticker: str) -> Recipe:
         """Return the settings of the ticker's last evaluation, if there is one, overridden by the flags."""

@@ -41,12 +41,14 @@ class CsvFolder:
         files: the CSV of each ticker, by symbol, sorted.
         problems: files that belong to no ticker, by symbol, or by file name if the name is not a symbol.
         notes: facts about the folder, a sentence each: files that are not read, tickers that share a symbol.
+        vanished: tickers that a file held when it was read before, and holds no longer; see `find_vanished`.
     """
 
     root: Path
     files: dict[str, CsvFile]
     problems: dict[str, DataError] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    vanished: dict[str, DataError] = field(default_factory=dict)
 
     def file(self, ticker: str) -> CsvFile:
         """Return the CSV of a ticker.
@@ -56,8 +58,9 @@ class CsvFolder:
         """
         if ticker in self.files:
             return self.files[ticker]
-        if ticker in self.problems:
-            raise self.problems[ticker]
+        for problems in (self.problems, self.vanished):
+            if ticker in problems:
+                raise problems[ticker]
         known = ", ".join(list(self.files)[:10]) + (", ..." if len(self.files) > 10 else "")
         rule = f"no CSV for the ticker {ticker!r} here; there are: {known or 'none'}"
         raise DataError(Problem(printable(self.root), rule), ticker)

@@ -71,11 +71,13 @@ def read_tickers(config: KronosTrainingConfig, layout: ArtifactLayout, verbose: 
     from kronos_pipeline.data.csv_files import find_csv_files
     from kronos_pipeline.data.doctor import examine_tickers
     from kronos_pipeline.data.ingest import require_adjusted_closes
+    from kronos_pipeline.data.vanished import find_vanished
 
     recipe = config.recipe
     if note := recipe.lookback_note:  # also raises for invalid settings before files are read
         print(note)
-    folder = find_csv_files(Path(config.data_dir), config.reading)
+    found = find_csv_files(Path(config.data_dir), config.reading)
+    folder = find_vanished(found, layout.bars("X").parent, accept_history=config.accept_history)
     for note in folder.notes:
         print(note)
     if note := note_on_other_data(layout, config.data_dir, folder.files):
@@ -88,7 +90,10 @@ def read_tickers(config: KronosTrainingConfig, layout: ArtifactLayout, verbose: 
     require_adjusted_closes(bars.values(), config)
     if unchanged:
         print(f"{len(unchanged)} of {len(folder.files)} CSVs are as they were when they were last read")
-    tickers, messages = Tickers({}, dict(sorted({**folder.problems, **errors}.items()))), list[tuple[str, str]]()
+    tickers, messages = (
+        Tickers({}, dict(sorted({**folder.problems, **folder.vanished, **errors}.items()))),
+        list[tuple[str, str]](),
+    )
     for ticker, report in examine_tickers(list(bars.values()), recipe).items():
         if report.windows is None:
             tickers.skipped[ticker] = DataError(report.problems, ticker)

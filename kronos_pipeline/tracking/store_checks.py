@@ -55,15 +55,16 @@ def check_champions(uri: str) -> Result:
         return "ok", "the registry is on a server; `kronos forecast` checks a champion as it loads it", ""
     if not models:
         return "ok", "no registered model yet", ""
-    champions = {(name, number) for name, model in models.items() for number in model.champions.numbers.values()}
-    with closing(connect(sqlite_path(uri), _SECONDS)) as database:
-        rows = database.execute("SELECT name, version, source FROM model_versions").fetchall()
-    lost = []
-    for name, number, source in rows:
-        parts = urlsplit(str(source))
-        local = parts.scheme in ("", "file")
-        if (name, int(number)) in champions and local and not (Path(unquote(parts.path)) / FOLDER).is_dir():
-            lost.append(f"{name} version {number}")
+    champions = {
+        f"{name} version {number}": urlsplit(model.sources[number])
+        for name, model in models.items()
+        for number in model.champions.numbers.values()
+    }
+    lost = [
+        champion
+        for champion, source in champions.items()
+        if source.scheme in ("", "file") and not (Path(unquote(source.path)) / FOLDER).is_dir()
+    ]
     if lost:
         remedy = "restore a backup of mlruns, or kronos rollback"
         return "error", f"the files of {count(len(lost), 'champion')} are gone: {enumerate_some(lost)}", remedy

@@ -32,11 +32,13 @@ class RegisteredModel:
         versions: its versions, oldest first.
         champions: the champion of each target, by number.
         registered: the time of each version's registration by number, ISO 8601; empty if it is not known.
+        sources: the place of each version's files by number; empty if it is not known.
     """
 
     versions: tuple[Version, ...]
     champions: Champions
     registered: Mapping[int, str] = field(default_factory=dict)
+    sources: Mapping[int, str] = field(default_factory=dict)
 
 
 def read_registered_models(uri: str) -> dict[str, RegisteredModel] | None:
@@ -94,20 +96,24 @@ def _read(execute: Callable[[str], Iterable[Any]]) -> dict[str, RegisteredModel]
         model_tags.setdefault(name, {})[key] = value
     versions: dict[str, list[Version]] = {}
     times: dict[str, dict[int, str]] = {}
+    sources: dict[str, dict[int, str]] = {}
     # MLflow keeps a row of a deleted version, so that its number is not given again.
     of_versions = (
-        "SELECT name, version, run_id, creation_time FROM model_versions "
+        "SELECT name, version, run_id, creation_time, source FROM model_versions "
         "WHERE current_stage IS NULL OR current_stage != 'Deleted_Internal' ORDER BY version"
     )
-    for name, number, run_id, milliseconds in execute(of_versions):
+    for name, number, run_id, milliseconds, source in execute(of_versions):
         key = name, int(number)
         time = datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
         times.setdefault(name, {})[int(number)] = time.isoformat(timespec="seconds")
+        sources.setdefault(name, {})[int(number)] = str(source)
         tags: Mapping[str, str] = version_tags.get(key, {})
         own_aliases = tuple(sorted(aliases.get(key, ())))
         versions.setdefault(name, []).append(Version(*key, str(run_id), own_aliases, tags, time))
     return {
-        name: RegisteredModel(tuple(of_name), read_champions(of_name, model_tags.get(name, {})), times[name])
+        name: RegisteredModel(
+            tuple(of_name), read_champions(of_name, model_tags.get(name, {})), times[name], sources[name]
+        )
         for name, of_name in versions.items()
     }
 

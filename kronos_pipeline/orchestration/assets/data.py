@@ -8,6 +8,7 @@ import dagster as dg
 from kronos_pipeline.checksums import text_hash
 from kronos_pipeline.data.bar_cache import read_files_cached
 from kronos_pipeline.data.csv_files import find_csv_files
+from kronos_pipeline.data.vanished import find_vanished
 from kronos_pipeline.data.windows import build_all_windows
 from kronos_pipeline.orchestration.failures import as_failure
 from kronos_pipeline.orchestration.io_manager import TickerArtifacts
@@ -26,7 +27,8 @@ def raw_bars(context: dg.AssetExecutionContext, pipeline: PipelineSettings) -> I
     """
     with as_failure("raw_bars"):
         reading = pipeline.reading
-        folder = find_csv_files(pipeline.data_folder, reading)
+        found, stored = find_csv_files(pipeline.data_folder, reading), pipeline.layout.bars("X").parent
+        folder = find_vanished(found, stored, accept_history=pipeline.accept_history)
         for note in folder.notes:
             context.log.warning(note)
         if note_on_other := note_on_other_data(pipeline.layout, pipeline.data_dir, folder.files):

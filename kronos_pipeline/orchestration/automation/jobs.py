@@ -18,6 +18,7 @@ from dagster._utils.schedules import get_latest_completed_cron_tick, is_valid_cr
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from kronos_pipeline.addresses import without_password
 from kronos_pipeline.data.sessions import tickers_without_session
 from kronos_pipeline.errors import SettingsError, group_messages
 from kronos_pipeline.orchestration.partitions import split_into_runs
@@ -69,6 +70,11 @@ class AutomationSettings(BaseSettings):
         except (ValueError, OSError, zoneinfo.ZoneInfoNotFoundError) as error:
             raise ValueError(f"{name!r} is no time zone; use a name such as America/New_York") from error
         return name
+
+    @field_validator("dagster_ui")
+    @classmethod
+    def _strip_password(cls, address: str | None) -> str | None:
+        return address and without_password(address)  # links in messages and in the UI hold the address
 
     @field_validator("watch_cron", "adapter_cron", "checkpoint_cron", "promote_cron", "clean_cron", "summary_cron")
     @classmethod

@@ -15,7 +15,6 @@ from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.scheduler.instigation import InstigatorTick, TickStatus
 from dagster._core.storage.tags import SCHEDULE_NAME_TAG, SENSOR_NAME_TAG, WILL_RETRY_TAG
 
-from kronos_pipeline.addresses import without_password
 from kronos_pipeline.errors import cause_of, count, enumerate_some, group_messages
 from kronos_pipeline.orchestration.metadata import DRIFTED, OBSTACLES, SUMMARY
 from kronos_pipeline.orchestration.partitions import newest_materialisations
@@ -115,7 +114,7 @@ def run_link(address: str | None) -> Callable[[str], str]:
     """Return a function that names a run in Markdown, with a link if the address of Dagster's UI is known."""
     if address is None:
         return lambda run_id: f"run {run_id[:8]}"
-    return lambda run_id: f"[run {run_id[:8]}]({without_password(address).rstrip('/')}/runs/{run_id})"
+    return lambda run_id: f"[run {run_id[:8]}]({address.rstrip('/')}/runs/{run_id})"
 
 
 def _lines(entries: Sequence[Entry], link: Callable[[str], str]) -> list[str]:
