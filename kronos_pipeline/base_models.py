@@ -121,6 +121,8 @@ _SHAPES = {
 _PUBLISHED = Pretraining("has learned from market bars up to May 2024", datetime(2024, 6, 1))
 """Trained on bars up to February 2024, validated on March to May 2024: their author, upstream issue 204."""
 _SIMULATED = Pretraining("has learned from simulated bars alone", None)
+_LARGEST_MANIFEST = 2**26
+"""Bytes. The manifest of a checkpoint over 5,000 tickers has 1 MB."""
 PINNED = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
 """A Hub repository at a commit: owner/name@<40 hex digits>."""
 
@@ -232,6 +234,8 @@ def _local_pretraining(folder: Path) -> Pretraining | None:
 def _read_object(path: Path) -> dict[str, Any]:
     """Read a JSON object; return an empty object for an invalid file, as the loader reports the error."""
     try:
+        if path.stat().st_size > _LARGEST_MANIFEST:
+            return {}
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}

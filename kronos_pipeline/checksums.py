@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from kronos_pipeline.errors import ArtifactError
@@ -112,6 +113,7 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     verify(path, content)
     file = pq.ParquetFile(pa.BufferReader(content))
     _check_table_size(file.metadata, len(content))
+    _check_texts(file.metadata, content)
     return file
 
 
@@ -218,6 +220,29 @@ def _check_table_size(metadata: pq.FileMetaData, file_bytes: int) -> None:
         )
     if foreign := {chunk.compression for chunk in chunks} - _CODECS:
         raise ValueError(f"compressed by {', '.join(sorted(foreign))}, which this project does not write")
+
+
+def _check_texts(metadata: pq.FileMetaData, content: bytes) -> None:
+    """Refuse texts that would take far more memory than their file: a long text that many rows share is stored once."""
+    largest = max(_FREE_TABLE, _TABLE_RATIO * len(content))
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+    texts = [chunk for chunk in chunks if chunk.physical_type == "BYTE_ARRAY"]
+    # No text is longer than its chunk; only where that bound is too coarse, the texts are read, each of them once.
+    if sum(chunk.num_values * chunk.total_uncompressed_size for chunk in texts) <= largest:
+        return
+    names = sorted({chunk.path_in_schema for chunk in texts})
+    file = pq.ParquetFile(pa.BufferReader(content), read_dictionary=names)
+    expanded = 0
+    for name in names:
+        for part in file.read(columns=[name]).column(0).chunks:
+            if pa.types.is_dictionary(part.type):
+                lengths = pc.binary_length(part.dictionary)
+                expanded += pc.sum(pc.take(lengths, part.indices.drop_null())).as_py() or 0
+            else:
+                expanded += part.nbytes
+    if expanded > largest:
+        raise ValueError(f"texts of {expanded:,} bytes, too many for a file of {len(content):,} bytes")
 
 
 def _json_value(value: Any) -> Any:

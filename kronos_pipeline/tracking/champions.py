@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from kronos_pipeline.evaluation.scoring.targets import TARGETS, Target
@@ -102,8 +103,11 @@ def read_champions(versions: Sequence[Version], tags: Mapping[str, str]) -> Cham
 
 def _former(versions: Sequence[Version], tags: Mapping[str, str]) -> dict[Target, tuple[int, ...]]:
     if HISTORY in tags:
-        stored = json.loads(tags[HISTORY])
-        return {target: tuple(stored.get(target, ())) for target in TARGETS}
+        # A tag that a person has edited in MLflow restores nothing, and keeps no command from its work.
+        with suppress(ValueError, AttributeError, TypeError):
+            stored = json.loads(tags[HISTORY])
+            return {target: tuple(map(int, stored.get(target, ()))) for target in TARGETS}
+        return dict.fromkeys(TARGETS, ())
     existing = {version.number: version for version in versions}
     numbers = [int(number) for number in tags.get(_FORMER, "").split(",") if number]
     return {

@@ -15,7 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 from published_folders import BrokenOffError, names_below, publish
 
-from kronos_pipeline.artifacts import ArtifactLayout, read_json, read_parquet, write_json, write_parquet
+from kronos_pipeline.artifacts import (
+    PARQUET_MANIFEST,
+    ArtifactLayout,
+    read_json,
+    read_parquet,
+    write_json,
+    write_parquet,
+)
 from kronos_pipeline.atomic_writes import check_writable, write_file
 from kronos_pipeline.errors import ArtifactError
 
@@ -221,3 +228,19 @@ def test_a_parquet_file_of_somebody_elses_is_told_from_a_damaged_one(tmp_path: P
     pq.write_table(pa.table({"a": [1]}), tmp_path / "file.parquet")
     with pytest.raises(ArtifactError, match=r"file\.parquet has no manifest"):
         read_parquet(tmp_path / "file.parquet")
+
+
+def test_a_text_that_many_rows_of_a_parquet_file_share_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    shared = pa.DictionaryArray.from_arrays(pa.array([0] * 10_000, pa.int32()), pa.array(["a" * 2**20]))
+    path = tmp_path / "file.parquet"
+    pq.write_table(pa.table({"text": shared}).replace_schema_metadata({PARQUET_MANIFEST: b"{}"}), path)
+    assert path.stat().st_size < 2**20
+    with pytest.raises(ArtifactError, match="texts of 10,485,760,000 bytes, too many for a file of"):
+        read_parquet(path)
+
+
+def test_names_that_repeat_in_many_rows_are_read(tmp_path: Path) -> None:
+    names = ["AAPL", "MSFT"] * 100_000
+    write_parquet(tmp_path / "file.parquet", pd.DataFrame({"unique_id": names, "y": 1.0}), {})
+    frame, _ = read_parquet(tmp_path / "file.parquet")
+    assert frame["unique_id"].tolist() == names
