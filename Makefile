@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help venv demo format check test fuzz test-gpu lint docs dev plain readme bench bench-gpu screenshots durations floors audit clean
+.PHONY: help venv demo format check test fuzz test-gpu lint docs dev plain readme bench bench-gpu screenshots durations floors audit soak clean
 SHELL := bash
 
 VENV := .venv
@@ -85,6 +85,13 @@ faults: $(INSTALLED)  ## let calls to the file system fail in turn; PER_SITE=100
 HISTORIES := 20
 nights: $(INSTALLED)  ## play HISTORIES random histories of an unattended machine, with kills and damaged files
 	HISTORIES=$(HISTORIES) $(BIN)/python -m pytest tests/command/test_command_unattended.py --hypothesis-profile search
+
+TICKERS := 40
+NIGHTS := 10
+SEED := 0
+# Two machines, of one process at a time each; the suite has tests of the parts.
+soak: $(INSTALLED)  ## play NIGHTS nights of TICKERS tickers through Dagster, with faults, and compare with none
+	$(BIN)/python tests/soak.py --tickers $(TICKERS) --nights $(NIGHTS) --seed $(SEED)
 
 test-gpu: $(INSTALLED)  ## run the tests that need a CUDA GPU
 	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \

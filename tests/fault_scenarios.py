@@ -154,7 +154,7 @@ class Scenarios:
 
 def read_result(output: Path) -> Result:
     """Read what an output folder says."""
-    files = {str(path.relative_to(output)): _content_hash(path) for path in _published(output)}
+    files = {str(path.relative_to(output)): content_hash(path) for path in _published(output)}
     database = output / "mlflow.db"
     models = read_registered_models(f"sqlite:///{database}") or {}
     versions = {
@@ -165,7 +165,7 @@ def read_result(output: Path) -> Result:
     return Result(files, versions, runs)
 
 
-def _content_hash(path: Path) -> str:
+def content_hash(path: Path) -> str:
     """Hash what a file says, without the times and the run that each training has of its own."""
     if path.suffix == ".parquet":
         content: str = pd.read_parquet(path).to_csv()

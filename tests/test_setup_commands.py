@@ -28,6 +28,7 @@ TARGETS = [
     "fuzz",
     "faults",
     "nights",
+    "soak",
     "test-gpu",
     "lint",
     "docs",

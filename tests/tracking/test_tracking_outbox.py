@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +11,7 @@ import pytest
 from ended_trainings import RECIPE, RESULT, ROWS
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow_servers import MlflowServer, server_environment
 
 from kronos_pipeline.errors import KronosError
 from kronos_pipeline.tracking.outbox import WAITING
@@ -26,69 +23,11 @@ from kronos_pipeline.training.plan import TrainingJob
 
 pytestmark = pytest.mark.slow
 
-SERVER = """
-import sys, threading
-from mlflow import server
-from werkzeug.serving import WSGIRequestHandler, make_server
-
-WSGIRequestHandler.protocol_version = "HTTP/1.0"  # no connection is kept that outlives an end of the server
-serving = None
-for line in sys.stdin:
-    if line == "start\\n" and serving is None:
-        serving = make_server("127.0.0.1", int(sys.argv[1]), server.app, threaded=True)
-        threading.Thread(target=serving.serve_forever, daemon=True).start()
-    elif line == "end\\n" and serving is not None:
-        serving.shutdown()
-        serving.server_close()
-        serving = None
-    print("done", flush=True)
-"""
-"""MLflow's own server; it is no part of the tests' process, as it changes where that process keeps its artifacts."""
-
-
-class MlflowServer:
-    """A process with MLflow's server, which listens on a port of this machine or not."""
-
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{port}"
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", SERVER, str(port)],
-            env={**os.environ, **environment},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.start()
-
-    def start(self) -> None:
-        self._tell("start")
-
-    def end(self) -> None:
-        self._tell("end")
-
-    def close(self) -> None:
-        self._process.communicate()
-
-    def _tell(self, command: str) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(f"{command}\n")
-        self._process.stdin.flush()
-        assert self._process.stdout.readline() == "done\n"
-
 
 @pytest.fixture(scope="module")
 def mlflow_server(empty_mlflow_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     folder = tmp_path_factory.mktemp("server")
-    environment = {
-        "_MLFLOW_SERVER_FILE_STORE": f"sqlite:///{shutil.copy(empty_mlflow_store, folder / 'mlflow.db')}",
-        "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
-        "_MLFLOW_SERVER_ARTIFACT_DESTINATION": str(folder / "artifacts"),
-        "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
-    }
+    environment = server_environment(Path(shutil.copy(empty_mlflow_store, folder / "mlflow.db")), folder / "artifacts")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         started = MlflowServer(environment)
