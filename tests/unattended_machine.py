@@ -56,7 +56,7 @@ _UNFINISHED = [
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
-_POLL = 0.5
+_POLL = 1.0
 _STEP = 31
 """Seconds by which the clock jumps while no run has a process; the daemon's threads beat every 30 s."""
 _THREADS = ("SCHEDULER", "SENSOR", "QUEUED_RUN_COORDINATOR", "MONITORING", "EVENT_LOG_CONSUMER")
