@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 import time
 import uuid
@@ -25,6 +26,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from kronos_pipeline.atomic_writes import write_file
 from kronos_pipeline.errors import ArtifactError, SettingsError
 from kronos_pipeline.leases import Leases, is_postgres, leases_of
 
@@ -192,6 +194,18 @@ def _local_folder() -> Path:
     except OSError as error:
         raise ArtifactError(f"{folder} cannot be made ({error.strerror}); set TMPDIR to another folder.") from error
     return folder
+
+
+def set_folder_id(folder: Path, identity: str) -> None:
+    """Give an output folder the id of the artifact store that it shares with other folders, so that locks hold for all.
+
+    Raises:
+        ArtifactError: the folder cannot be written to.
+    """
+    if not re.fullmatch(r"[0-9a-f]{32}", identity):
+        raise ValueError("no id of a folder")
+    write_file(folder / _FOLDER_ID, lambda handle: handle.write(identity.encode()))
+    _folder_id.cache_clear()
 
 
 @lru_cache

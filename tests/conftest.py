@@ -24,7 +24,7 @@ settings.load_profile("repeatable")
 pytest_plugins = ["quick_parts", "recorded_durations"]
 
 _SETTINGS = tuple(f"KRONOS_{name}" for name in ("DATA_DIR", "OUTPUT_DIR", "BASE_MODEL", "DEVICE", "COLUMNS"))
-_STORES = ("MLFLOW_TRACKING_URI", "KRONOS_LEASE_DATABASE")
+_STORES = ("MLFLOW_TRACKING_URI", "KRONOS_LEASE_DATABASE", "KRONOS_ARTIFACT_STORE")
 _DAGSTER = ("DAGSTER_HOME", "DAGSTER_MODULE_NAME")
 for _variable in _SETTINGS + _STORES + _DAGSTER:
     os.environ.pop(_variable, None)  # settings of the shell that runs the tests, for instance by env.sh

@@ -49,9 +49,8 @@ def test_the_image_runs_without_rights_and_its_packages_are_pinned() -> None:
     instructions = dockerfile()
     assert [rest for word, *rest in instructions if word == "USER"][-1] == ["kronos"]
     installs = [" ".join(rest) for word, *rest in instructions if word == "RUN" and "pip install" in " ".join(rest)]
-    assert any(
-        "-r pyproject.toml --extra postgres ${RAY:+--extra ray} -c constraints.txt" in command for command in installs
-    )
+    packages = "-r pyproject.toml --extra postgres --extra s3 ${RAY:+--extra ray} -c constraints.txt"
+    assert any(packages in command for command in installs)
     stages = [rest for word, *rest in instructions if word == "FROM"]
     assert [stage[0] for stage in stages] == ["${BASE}", "${BASE}"], "a virtual environment belongs to its base"
 

@@ -22,9 +22,9 @@ class Kronos(Command):
 
     model_config = SettingsConfigDict(cli_prog_name="kronos", extra="forbid", **CLI)
 
-    def run(self) -> int:
+    def run_shared(self) -> int:
         """Run the subcommand."""
-        return cast(Command, get_subcommand(self, cli_exit_on_error=False)).run()
+        return cast(Command, get_subcommand(self, cli_exit_on_error=False)).run_shared()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from kronos_pipeline.cli.command import FAILED, Command, verbose_flag
+from kronos_pipeline.cli.tickers import folder_groups
 from kronos_pipeline.config import KronosTrainingConfig
 from kronos_pipeline.training.progress import step
 
@@ -17,6 +19,11 @@ class Backtest(Command, KronosTrainingConfig):
     """
 
     verbose: bool = verbose_flag("print all tables, and a line per ticker; `kronos report` prints the tables later")
+    shares: ClassVar[bool] = True
+
+    def groups(self) -> list[str]:
+        """Return the symbols of the data folder, and the name of the adapter."""
+        return folder_groups(Path(self.data_dir), self.reading, self.adapter_name)
 
     def run(self) -> int:
         """Backtest every ticker, and print the verdicts."""

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 from pydantic import AliasChoices, BaseModel, Field, ValidationError
@@ -41,9 +42,33 @@ class Command(EnvironmentDefaults):
     relevant: ClassVar[Role | None] = None
     """The roles of the settings that matter to the command; None for all."""
 
+    shares: ClassVar[bool] = False
+    """Whether the command works on artifacts that machines may share, see `artifact_store`."""
+    makes_anew: ClassVar[bool] = False
+    """Whether the command makes artifacts that are damaged in the store anew."""
+
     def run(self) -> int:
         """Execute the command, and return the exit code."""
         raise NotImplementedError
+
+    def groups(self) -> list[str] | None:
+        """Return the tickers and adapters that a command which shares artifacts needs; None for all."""
+        return None
+
+    def run_shared(self) -> int:
+        """Execute the command between the fetching of newer artifacts from the store, if one is set, and the delivery.
+
+        Return the exit code of the command, or 2 if artifacts could not be fetched or delivered.
+        """
+        if not self.shares or not os.environ.get("KRONOS_ARTIFACT_STORE"):
+            return self.run()
+        from kronos_pipeline.artifact_store.sharing import shared_artifacts
+
+        fields: Any = self
+        root = Path(fields.output_dir)
+        with shared_artifacts(root, self.groups(), refuse=not self.makes_anew) as sharing:
+            code = self.run()
+        return code or (FAILED if sharing.errors else 0)
 
 
 def run_command(command: type[Command], arguments: Sequence[str] | None) -> int:
@@ -66,7 +91,7 @@ def run_command(command: type[Command], arguments: Sequence[str] | None) -> int:
     try:
         parsed = _parse(command, argument_list)
         with status():
-            return parsed.run()
+            return parsed.run_shared()
     except SystemExit as ended:  # --help
         return int(ended.code or 0)
     except SettingsError as error:

@@ -21,6 +21,7 @@ SUBCOMMANDS = {
     "promote": ("promote", "Promote", "make a model the champion, which forecasts its ticker"),
     "rollback": ("promote", "Rollback", "restore the previous champion"),
     "clean": ("clean", "Clean", "delete what is no longer needed; never a champion or the ledger"),
+    "sync": ("sync", "Sync", "exchange artifacts with the store that machines share"),
     "pretrain": ("pretrain", "Pretrain", "make a small base model from simulated bars"),
 }
 """Module, class and help line of each subcommand."""
@@ -31,7 +32,7 @@ _SECTIONS = (
     ("Look", ("status", "report"), "status"),
     ("Judge", ("backtest", "check-blind"), "backtest --data-dir mydata --adapter lora"),
     ("Use", ("forecast", "record", "drift", "promote", "rollback"), "forecast AAPL"),
-    ("Keep it running", ("clean",), "clean --dry-run"),
+    ("Keep it running", ("clean", "sync"), "clean --dry-run"),
     ("Others", ("pretrain",), None),
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Optional
+from typing import TYPE_CHECKING, ClassVar, Literal, Optional
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
@@ -25,6 +25,8 @@ CHECKPOINT = "all"
 
 
 class _ModelCommand(Command):
+    shares: ClassVar[bool] = True
+
     adapter: CliPositionalArg[str] = Field(
         description="a ticker or the name of an adapter; all, in lower case, means the checkpoint over all tickers"
     )
@@ -38,6 +40,11 @@ class _ModelCommand(Command):
         description="folder of artifacts, for its MLflow store; MLFLOW_TRACKING_URI names another store "
         "[environment: KRONOS_OUTPUT_DIR]",
     )
+
+    def groups(self) -> list[str]:
+        """Return the ticker or the name of the adapter; nothing for the checkpoint, which is always fetched."""
+        name = self.adapter.removesuffix("~adapter")
+        return [name] if name != CHECKPOINT and NAME.fullmatch(name) else []
 
     @property
     def _name(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
@@ -24,8 +24,13 @@ class Report(Command):
     Of a ticker, print the scores of every model, each comparison, and the decisions on its newest registered version.
     """
 
+    shares: ClassVar[bool] = True
     tickers: CliPositionalArg[list[Name]] = Field([], description="symbols to show in full; by default all, in tables")
     output_dir: str = Field("artifacts", description=KronosTrainingConfig.model_fields["output_dir"].description)
+
+    def groups(self) -> list[str] | None:
+        """Return the given symbols; all by default."""
+        return [ticker.upper() for ticker in self.tickers] or None
 
     def run(self) -> int:
         """Print the report."""

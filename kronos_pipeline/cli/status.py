@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
@@ -26,13 +26,18 @@ _SHOWN = 15
 class Status(Command):
     """Show what is there: last bars, trainings, verdicts, champions; what is stale, what failed, and what comes next.
 
-    Nothing is written or trained.
+    Nothing is trained.
     """
 
+    shares: ClassVar[bool] = True
     tickers: CliPositionalArg[list[Name]] = Field([], description="symbols; by default all")
     data_dir: str = Field("trainingdata", description=KronosTrainingConfig.model_fields["data_dir"].description)
     output_dir: str = Field("artifacts", description=KronosTrainingConfig.model_fields["output_dir"].description)
     json_output: bool = Field(False, alias="json", description="print JSON, for scripts")
+
+    def groups(self) -> list[str] | None:
+        """Return the given symbols; all by default."""
+        return [ticker.upper() for ticker in self.tickers] or None
 
     def run(self) -> int:
         """Print the state of the tickers."""

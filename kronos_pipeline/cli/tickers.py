@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, ClassVar, Optional
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
 from kronos_pipeline.cli.command import Command
-from kronos_pipeline.config import KronosTrainingConfig, Recipe
+from kronos_pipeline.config import KronosTrainingConfig, ReadingSettings, Recipe
 from kronos_pipeline.errors import ArtifactError, KronosError
 from kronos_pipeline.names import Name
 
@@ -30,8 +30,21 @@ def evaluated_setting(name: str) -> Any:
     return Field(None, description=description, validation_alias=setting.validation_alias)
 
 
+def folder_groups(data_dir: Path, reading: ReadingSettings, adapter: str | None) -> list[str]:
+    """Return the symbols of a data folder, and the name of an adapter over several tickers."""
+    from kronos_pipeline.data.csv_files import find_csv_files
+
+    try:
+        symbols = sorted(find_csv_files(data_dir, reading).files)
+    except KronosError:
+        return []  # the command itself reports it
+    return [*symbols, *([adapter] if adapter else [])]
+
+
 class TickersCommand(Command):
     """Flags that select tickers, their artifacts and their base models."""
+
+    shares: ClassVar[bool] = True
 
     tickers: CliPositionalArg[list[Name]] = Field(
         [], description="symbols, the names of their CSVs; by default all symbols of the folder"
@@ -48,6 +61,13 @@ class TickersCommand(Command):
     from_date: Optional[list[str]] = evaluated_setting("from_date")
     keep_forming: Optional[bool] = evaluated_setting("keep_forming")
     accept_history: bool = Field(False, description=KronosTrainingConfig.model_fields["accept_history"].description)
+
+    def groups(self) -> list[str]:
+        """Return the given symbols or those of the data folder, and the name of the adapter."""
+        if self.tickers:
+            return [ticker.upper() for ticker in self.tickers] + ([self.adapter_name] if self.adapter_name else [])
+        flags = self.model_dump(include=set(ReadingSettings.model_fields), exclude_none=True)
+        return folder_groups(Path(self.data_dir), ReadingSettings.model_validate(flags), self.adapter_name)
 
     def find_files(self, layout: ArtifactLayout) -> CsvFolder:
         """Find the CSVs of the data folder, and print what is to be known about them.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from kronos_pipeline.cli.command import CLI, FAILED, Command, run_command, verbose_flag
+from kronos_pipeline.cli.tickers import folder_groups
 from kronos_pipeline.config import KronosTrainingConfig
 
 
@@ -22,6 +25,12 @@ class Train(Command, KronosTrainingConfig):
         "of their ensemble are shown",
     )
     verbose: bool = verbose_flag("print all tables, and a line per ticker; `kronos report` prints the tables later")
+    shares: ClassVar[bool] = True
+    makes_anew: ClassVar[bool] = True
+
+    def groups(self) -> list[str]:
+        """Return the symbols of the data folder, and the name of the adapter."""
+        return folder_groups(Path(self.data_dir), self.reading, self.adapter_name)
 
     def run(self) -> int:
         """Run the whole pipeline."""

@@ -42,6 +42,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from filelock import Timeout
 
+from kronos_pipeline.artifact_store.sharing import shared_ledger
 from kronos_pipeline.artifacts import PARQUET_MANIFEST, ArtifactLayout, readable_parquet, write_parquet
 from kronos_pipeline.atomic_writes import check_writable
 from kronos_pipeline.checksums import open_parquet, parse_json, text_hash
@@ -173,7 +174,7 @@ def append(layout: ArtifactLayout, rows: Sequence[pd.DataFrame]) -> tuple[Path |
         return None, []
     check_writable(layout.ledger)
     try:
-        with exclusive(folder_lock(layout.root, _LOCK), _LOCK_SECONDS):
+        with exclusive(folder_lock(layout.root, _LOCK), _LOCK_SECONDS), shared_ledger(layout.root):
             return _append_locked(layout, pd.concat(rows, ignore_index=True))
     except Timeout as error:
         raise ArtifactError(

@@ -8,6 +8,7 @@ from typing import Any
 
 import dagster as dg
 
+from kronos_pipeline.artifact_store.objects import StoreAwayError
 from kronos_pipeline.errors import DataError, KronosError, Problem, enumerate_some
 from kronos_pipeline.leases import LeaseError
 from kronos_pipeline.orchestration.setting_names import name_settings
@@ -113,4 +114,4 @@ def _problems(ticker: str, error: Exception) -> tuple[Problem, ...]:
 def _is_transient(error: Exception) -> bool:
     from kronos_pipeline.tracking.store import TrackingError
 
-    return isinstance(error, TrackingError | LeaseError)
+    return isinstance(error, TrackingError | LeaseError | StoreAwayError)

@@ -20,6 +20,7 @@ from kronos_pipeline.data.windows import WindowSet, build_windows, load_windows,
 from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.orchestration.failures import as_failure
 from kronos_pipeline.orchestration.resources import PipelineSettings
+from kronos_pipeline.orchestration.sharing import deliver_artifacts
 
 WINDOW_SETTINGS = ("model_name", *sorted(settings_of(Role.WINDOWS | Role.HOLDOUT)))
 """Settings that shape windows; the model's name stands for its context."""
@@ -69,11 +70,12 @@ class ArtifactIOManager(dg.IOManager):
         }
 
     def handle_output(self, context: dg.OutputContext, obj: Mapping[str, Any]) -> None:
-        """Store each ticker's artifact atomically, replacing the artifact before."""
+        """Store each ticker's artifact atomically, replacing the artifact before, and give it to other machines."""
         asset = context.asset_key.to_user_string()
         with as_failure(asset):
             for ticker, artifact in obj.items():
                 self._save[asset](ticker, artifact)
+            deliver_artifacts(asset, self._layout, list(obj))
 
     def load_input(self, context: dg.InputContext) -> TickerArtifacts:
         """Return the artifacts of the partitions that the step depends on, by ticker."""

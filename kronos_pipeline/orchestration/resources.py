@@ -36,6 +36,7 @@ from kronos_pipeline.orchestration.automation.killed_runs import hold_run_lock
 from kronos_pipeline.orchestration.run_summary import summarise_run
 from kronos_pipeline.orchestration.run_tickers import with_queued_runs
 from kronos_pipeline.orchestration.setting_names import name_settings
+from kronos_pipeline.orchestration.sharing import share_run
 
 if TYPE_CHECKING:
     from kronos_pipeline.model.loading import KronosModel
@@ -109,11 +110,15 @@ class PipelineSettings(_Settings):
 
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[PipelineSettings]:  # type: ignore[override]
-        """Hold the run's lock, and take over queued runs, until the run's steps end; then log the run's summary."""
+        """Hold the run's lock, take over queued runs and share artifacts until its steps end; then log its summary."""
         if context.run is None or context.instance is None:
             yield self
             return
-        with hold_run_lock(context.instance, context.run.run_id), with_queued_runs(context.instance, context.run):
+        with (
+            hold_run_lock(context.instance, context.run.run_id),
+            with_queued_runs(context.instance, context.run),
+            share_run(self.layout, context.instance, context.run),
+        ):
             yield self
             if context.log and (summary := summarise_run(context.instance, context.run.run_id)):
                 context.log.info(summary)

@@ -38,6 +38,18 @@ def run_tickers(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContex
     return sorted(listed.split(_SEPARATOR) if listed else context.partition_keys)
 
 
+def planned_tickers(instance: dg.DagsterInstance, run: dg.DagsterRun) -> list[str] | None:
+    """Return the tickers of a run, before its steps: none of a clean-up, None for all, such as of the leaderboard."""
+    listed = (instance.get_run_by_id(run.run_id) or run).tags.get(TICKERS)
+    if listed:
+        return listed.split(_SEPARATOR)
+    planned_type = dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED
+    records = instance.get_records_for_run(run.run_id, of_type=planned_type).records
+    keys = [record.event_log_entry.get_dagster_event().asset_key for record in records]
+    by_ticker = [key.path[1] for key in keys if key and len(key.path) == 2]  # adapter/AAPL
+    return by_ticker if len(by_ticker) == len(keys) else None
+
+
 @contextmanager
 def with_queued_runs(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Iterator[None]:
     """Take over the queued runs of the run's backfill, and end them after the block; tag the run with all tickers.

@@ -20,6 +20,7 @@ from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_AS
 from kronos_pipeline.errors import ArtifactError, DataError, KronosError
 from kronos_pipeline.orchestration.failures import failure_message, make_failure, problem_table, read_problem_table
 from kronos_pipeline.orchestration.run_tickers import run_tickers
+from kronos_pipeline.orchestration.sharing import refused_tickers
 
 COMPLETE = "complete"
 """The name of the check that fails a run if tickers of its step failed."""
@@ -46,9 +47,12 @@ class TickerBatch:
         self._metadata: dict[str, Mapping[str, Any]] = {}
         failed = failed_in_run(context, context.asset_key)
         of_step = run_tickers(context) if tickers is None else tickers
-        self.tickers = [ticker for ticker in of_step if ticker not in failed]
+        refused = refused_tickers(context.run.run_id, context.asset_key.to_user_string())
+        self.tickers = [ticker for ticker in of_step if ticker not in failed and ticker not in refused]
         self.done: dict[str, Any] = {}
-        self.errors: dict[str, KronosError] = {}
+        self.errors: dict[str, KronosError] = {
+            ticker: refused[ticker] for ticker in of_step if ticker in refused and ticker not in failed
+        }
 
     @contextmanager
     def ticker(self, ticker: str) -> Iterator[None]:

@@ -8,6 +8,8 @@ The rules, and nothing else is deleted:
 - states of trainings: unchanged for `days`, and locked by no process; unfinished folds of backtests likewise
 - damaged files: set aside by the project, after `days`
 - bars without a CSV: bars and windows of tickers whose CSV has been gone for `days`, unless the ledger has the ticker
+- versions in the artifact store: beside the current version and the newest two, after two days, see
+  `artifact_store.cleaning`
 - registered versions, logged models and MLflow runs: beyond the newest `keep` of each ticker and kind, see
   `tracking.retention`
 
@@ -21,13 +23,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 
 from filelock import Timeout
 
+from kronos_pipeline.artifact_store.cleaning import forget, unused_versions
+from kronos_pipeline.artifact_store.exchange import SharedFolder
+from kronos_pipeline.artifact_store.sharing import shared_folder
 from kronos_pipeline.artifacts import ArtifactLayout, mlflow_run_of
 from kronos_pipeline.errors import ArtifactError, KronosError
 from kronos_pipeline.locks import folder_lock
@@ -40,7 +45,7 @@ KEEP, DAYS = 5, 30
 _READERS = timedelta(days=2)
 """Time after which no reader has a replaced version open, and no process writes to a temporary file."""
 _PUBLISHED, _TEMPORARY, _STATES = "published versions", "temporary files", "states of trainings"
-_DAMAGED, _BARS = "damaged files", "bars without a CSV"
+_DAMAGED, _BARS, _STORED = "damaged files", "bars without a CSV", "versions in the store"
 _LEFT_OUT = ("mlruns", "ledger")
 """Folders of the output folder that no rule for files concerns."""
 
@@ -97,6 +102,12 @@ def plan_cleaning(
     bars, why = _vanished_bars(layout, data_dir, given_up)
     removals += bars
     notes += why
+    try:
+        if folder := shared_folder(layout.root):
+            removals = [_also_in_store(removal, folder) if removal.rule == _BARS else removal for removal in removals]
+            removals += unused_versions(folder, _STORED, now)
+    except KronosError as error:
+        errors.append(str(error))
     try:
         from kronos_pipeline.tracking.retention import Retention, unused_tracking
 
@@ -200,6 +211,17 @@ def _vanished_bars(layout: ArtifactLayout, data_dir: Path, before: datetime) -> 
         for path in paths
         if path.exists() and unchanged_since(path, before)
     ], []
+
+
+def _also_in_store(removal: Removal, folder: SharedFolder) -> Removal:
+    """Return a removal that takes the artifact out of the store too, or another machine would bring it back."""
+
+    def delete() -> None:
+        removal.delete()
+        if not (folder.root / removal.name).exists():
+            forget(folder, removal.name)
+
+    return replace(removal, delete=delete)
 
 
 def _runs_on_disk(layout: ArtifactLayout) -> Iterator[str]:

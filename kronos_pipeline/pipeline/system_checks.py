@@ -22,6 +22,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from packaging.requirements import Requirement
 
+from kronos_pipeline.artifact_store.sharing import shared_folder
 from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json
 from kronos_pipeline.base_models import WeightsSource, find_base_model
 from kronos_pipeline.checksums import file_hash
@@ -74,6 +75,7 @@ def check_system(data_dir: Path, layout: ArtifactLayout, model: str, now: dateti
         "gpu": _gpu,
         "base model": lambda: _base_model(model),
         "output folder": lambda: _output_folder(layout),
+        "artifact store": lambda: _artifact_store(layout),
         "MLflow store": lambda: Finding("", *check_store(find_store_uri(None, layout.root))),
         "champions": lambda: Finding("", *check_champions(find_store_uri(None, layout.root))),
         "disk": lambda: _disk(layout),
@@ -224,6 +226,20 @@ def _output_folder(layout: ArtifactLayout) -> Finding:
         text = f"{count(len(damaged), 'damaged file')} set aside, such as {damaged[0]}"
         return Finding("", WARNING, text, "check the disk (smartctl, dmesg); `kronos clean` deletes them after a month")
     return Finding("", OK, f"{layout.root} can be written to")
+
+
+def _artifact_store(layout: ArtifactLayout) -> Finding:
+    """Ask the store of `KRONOS_ARTIFACT_STORE`, write to it, and count what waits for it."""
+    folder = shared_folder(layout.root)
+    if folder is None:
+        return Finding("", OK, "none: this machine keeps its artifacts to itself")
+    seconds = folder.probe()
+    waiting = folder.records.waiting() if layout.root.is_dir() else []
+    text = f"{folder.store.url} answers, is writable and obeys conditional writes, in {seconds:.1f} s"
+    if waiting:
+        text += f"; {count(len(waiting), 'artifact')} to deliver: {enumerate_some(waiting, 3)}"
+        return Finding("", WARNING, text, "kronos sync delivers them, and so does the next command on their tickers")
+    return Finding("", OK, text)
 
 
 def _disk(layout: ArtifactLayout) -> Finding:

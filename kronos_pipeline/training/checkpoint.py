@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
+from kronos_pipeline.artifact_store.sharing import shared_training
 from kronos_pipeline.artifacts import ArtifactLayout, write_json
 from kronos_pipeline.atomic_writes import check_writable
 from kronos_pipeline.checksums import read_json_bytes, text_hash
@@ -174,6 +175,8 @@ def clear_states(states: Sequence[ResumeState]) -> None:
 def locked(states: Sequence[ResumeState], device: torch.device, say: Say) -> Iterator[None]:
     """Hold the locks of the GPU, if any, and of the artifacts; the system releases them if the process dies.
 
+    Models of machines that share a store are fetched below the locks, and delivered before their release.
+
     Every process takes the locks in this order, artifacts by name, so that two processes never block each other. Then
     each damaged `run.json` is set aside, as a training reads the records of all.
     """
@@ -186,6 +189,10 @@ def locked(states: Sequence[ResumeState], device: torch.device, say: Say) -> Ite
             stack.callback(acquire(state.lock, state.artifact, say).release)
         for layout in {state.layout for state in states}:
             _set_damaged_runs_aside(layout, say)
+        for root in {state.layout.root for state in states}:
+            models = [state.artifact for state in states if state.layout.root == root]
+            names = [name.removeprefix("adapters/") for name in models if name.startswith("adapters/")]
+            stack.enter_context(shared_training(root, names))
         yield
 
 

@@ -53,7 +53,7 @@ def test_a_sound_machine_has_no_error_and_a_line_for_each_part(
 ) -> None:
     assert doctor(layout) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 12
+    assert len(lines) == 13
     assert {line.split()[0] for line in lines} <= {"ok", "warning"}
 
 

@@ -16,6 +16,7 @@ from kronos_pipeline.orchestration.failures import as_failure, make_failure
 from kronos_pipeline.orchestration.io_manager import TickerArtifacts
 from kronos_pipeline.orchestration.metadata import mlflow_metadata, training_metadata
 from kronos_pipeline.orchestration.resources import PipelineSettings, Tracking, run_tags
+from kronos_pipeline.orchestration.sharing import deliver_artifacts
 from kronos_pipeline.orchestration.ticker_batch import Event, TickerBatch, failed_in_run
 from kronos_pipeline.orchestration.torchrun import count_processes, run_by_torchrun
 from kronos_pipeline.orchestration.training_process import Job
@@ -76,6 +77,7 @@ def checkpoint(
             metadata = _train_here(context, loaded, pipeline, tracking)
         else:
             metadata = _train_by_torchrun(context, loaded, pipeline, tracking, processes)
+        deliver_artifacts("checkpoint", pipeline.layout, [])
         return dg.MaterializeResult(metadata={**metadata, "left out": left_out})
 
 
