@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,7 +32,7 @@ from postgres_server import USER, PostgresServer
 from ray_cluster import RayCluster
 
 from kronos_pipeline.orchestration.automation.jobs import RETRAIN_ADAPTER, AutomationSettings, make_schedules
-from kronos_pipeline.tracking.stored_registry import read_registered_models
+from kronos_pipeline.orchestration.automation.killed_runs import make_killed_runs_sensor
 
 pytest.importorskip("dagster_ray", reason="the extra `ray` is missing")
 pytestmark = pytest.mark.slow
@@ -40,6 +40,8 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 TICKERS = ("AAPL", "AMD", "AMZN", "GOOG", "META", "MSFT", "NFLX", "XOM")
 LONG = {**TINY, "epochs": 15, "stride": 1, "patience": 1000, "save_steps": 1}
+ASSETS = frozenset(map(dg.AssetKey, ("raw_bars", "windows", "adapter")))
+"""What the runs make: their evaluation would take most of the time of this test."""
 STARTED, ENDED = dg.DagsterEventType.STEP_START, dg.DagsterEventType.STEP_SUCCESS
 Found = TypeVar("Found")
 STATUS = dg.DagsterRunStatus
@@ -58,18 +60,20 @@ class Cluster:
         (schedule,) = (schedule for schedule in schedules if schedule.job_name == RETRAIN_ADAPTER)
         context = dg.build_schedule_context(scheduled_execution_time=NIGHT)
         requests = schedule.evaluate_tick(context).run_requests or []
-        return [self._enqueue(dict(request.tags)) for request in requests]
+        return [self.enqueue_run(request.tags) for request in requests]
 
-    def _enqueue(self, tags: dict[str, str]) -> str:
+    def enqueue_run(self, tags: Mapping[str, str], program: str = "dagster") -> str:
+        """Put a run into the queue, whose job calls a program."""
         pointer = ModuleCodePointer("kronos_pipeline.definitions", "defs", str(ROOT))
-        repository = RepositoryPythonOrigin(sys.executable, pointer, entry_point=["dagster"])
+        repository = RepositoryPythonOrigin(sys.executable, pointer, entry_point=[program])
         module = LoadableTargetOrigin(module_name="kronos_pipeline.definitions")
         remote = RemoteRepositoryOrigin(ManagedGrpcPythonEnvCodeLocationOrigin(module), "__repository__")
         job = self.location.definitions.resolve_job_def(RETRAIN_ADAPTER)
         run = self.instance.create_run_for_job(
-            job,
+            job.get_subset(asset_selection=ASSETS),
+            asset_selection=ASSETS,
             run_config=launchpad(LONG),
-            tags=tags,
+            tags=dict(tags),
             remote_job_origin=remote.get_job_origin(RETRAIN_ADAPTER),
             job_code_origin=JobPythonOrigin(RETRAIN_ADAPTER, repository),
         )
@@ -189,7 +193,7 @@ def test_a_killed_worker_of_a_cluster_is_resumed_and_no_ticker_is_trained_twice(
     assert {cluster.run(run).status for run in runs} == {STATUS.SUCCESS}, cluster.said(runs)
     assert cluster.instance.count_resume_run_attempts(victim) == 1
     assert len({cluster.job(run).driver_node_id for run in runs}) == 2
-    assert cluster.location.materialised("holdout_metrics") == set(TICKERS)
+    assert cluster.location.materialised("adapter") == set(TICKERS)
     of_run = {run: cluster.run(run).tags["kronos/tickers"].split(", ") for run in runs}
     assert sorted(itertools.chain(*of_run.values())) == sorted(TICKERS)
     for run, tickers in of_run.items():
@@ -200,7 +204,13 @@ def test_a_killed_worker_of_a_cluster_is_resumed_and_no_ticker_is_trained_twice(
         "SELECT split_part(name, ' ', 2), status FROM runs WHERE name LIKE 'adapter %'", database
     )
     assert sorted(trained) == [(ticker, "FINISHED") for ticker in TICKERS]
-    models = read_registered_models(mlflow_database)
-    assert models is not None
-    assert {name: len(model.versions) for name, model in models.items()} == {f"kronos-{name}": 1 for name in TICKERS}
+    assert len(list(layout.root.glob("adapters/.versions/*"))) == len(TICKERS)
     assert not list(layout.root.glob("state/*/state.pt"))
+
+    broken = cluster.enqueue_run({"dagster/partition": "AAPL"}, "no-such-program")
+    cluster.launch()
+    cluster.wait_until(lambda: cluster.job(broken).status == "FAILED", runs)
+    make_killed_runs_sensor().evaluate_tick(dg.build_sensor_context(instance=cluster.instance))
+    assert cluster.run(broken).status == STATUS.FAILURE
+    assert "ended before the run began" in cluster.said([broken])
+    assert "no-such-program: not found" in cluster.said([broken])

@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import dagster as dg
+from dagster._core.launcher import WorkerStatus
 from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
 from filelock import FileLock, Timeout
 from sqlalchemy.exc import IntegrityError
@@ -27,6 +28,8 @@ from sqlalchemy.exc import IntegrityError
 from kronos_pipeline.checksums import parse_json
 from kronos_pipeline.locks import is_left_over, named_lock, was_taken
 
+_REASON_CHARACTERS = 1000
+"""The end of a worker's output that is shown; the end has the cause."""
 GPU = "gpu"
 """The pool of assets that use a GPU; the instance's settings limit its runs, see `KRONOS_GPUS`."""
 
@@ -112,10 +115,29 @@ def make_killed_runs_sensor() -> dg.SensorDefinition:
                 ended_runs.append(run.run_id)
             elif lockless:
                 found_without_lock.append(run.run_id)
+        ended_runs += _fail_lost_launches(context.instance)
         context.update_cursor(json.dumps({"without_lock": found_without_lock}))
         return dg.SkipReason(f"Marked as failed: {', '.join(ended_runs)}." if ended_runs else "No run was killed.")
 
     return killed_runs
+
+
+def _fail_lost_launches(instance: dg.DagsterInstance) -> list[str]:
+    """Mark launched runs as failed whose worker ended before the run began, and return their ids.
+
+    Dagster's monitoring would wait for the end of `start_timeout_seconds`.
+    """
+    failed: list[str] = []
+    if not instance.run_launcher.supports_check_run_worker_health:
+        return failed
+    for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING])):
+        health = instance.run_launcher.check_run_worker_health(run)
+        now = instance.get_run_by_id(run.run_id)
+        if health.status == WorkerStatus.FAILED and now and now.status == dg.DagsterRunStatus.STARTING:
+            reason = (health.msg or "")[-_REASON_CHARACTERS:]
+            instance.report_run_failed(now, f"The worker of this run ended before the run began: … {reason}")
+            failed.append(run.run_id)
+    return failed
 
 
 def _run_lock(instance: dg.DagsterInstance, run_id: str) -> FileLock:
