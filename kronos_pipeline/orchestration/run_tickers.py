@@ -7,8 +7,12 @@ first that starts takes over the others while they wait in the queue, so that al
     run 2: META   queued ----> started, without a process ---------> success, or failure if META failed in run 1
     run 3: XOM    queued ----> started, without a process ---------> success
 
+<<<<<<< HEAD
 On Ray and Kubernetes no run takes over another: the launcher watches a process for each run, and the runs share out the
 tickers among the machines.
+=======
+If run 1 is terminated, the others are canceled with it.
+>>>>>>> e1f2d24 (Cancel taken-over runs, and ask for lost retries once more)
 
 The tag `kronos/tickers` lists the tickers of each run in the UI.
 """
@@ -19,12 +23,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import dagster as dg
+from dagster._core.events import JobFailureData, RunFailureReason
 
-from kronos_pipeline.orchestration.automation.killed_runs import hold_run_lock
+from kronos_pipeline.orchestration.automation.killed_runs import TAKEN_OVER_BY, hold_run_lock, is_canceled
 
 TICKERS = "kronos/tickers"
-_TAKEN_OVER_BY = "kronos/taken_over_by"
 _BACKFILL = "dagster/backfill"
+_NOT_RETRIED = JobFailureData(error=None, failure_reason=RunFailureReason.STEP_FAILURE)
+"""Keeps the instance from starting a run once more: its assets failed in a step of another run."""
 _SEPARATOR = ", "
 
 Planned = set[tuple[dg.AssetKey, str]]
@@ -66,7 +72,7 @@ def with_queued_runs(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Iterat
         for queued in _queued_beside(instance, run):
             if planned := _planned(instance, queued.run_id):
                 locks.enter_context(hold_run_lock(instance, queued.run_id))
-                instance.add_run_tags(queued.run_id, {_TAKEN_OVER_BY: run.run_id, TICKERS: _names(planned)})
+                instance.add_run_tags(queued.run_id, {TAKEN_OVER_BY: run.run_id, TICKERS: _names(planned)})
                 _report(instance, queued, dg.DagsterEventType.RUN_START, f"Its tickers are in run {run.run_id}.")
                 others[queued.run_id] = planned
         instance.add_run_tags(run.run_id, {TICKERS: _names(own.union(*others.values()))})
@@ -83,6 +89,7 @@ def _end(instance: dg.DagsterInstance, run: dg.DagsterRun, others: dict[str, Pla
     records = instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION).records
     events = [record.event_log_entry.get_dagster_event() for record in records]
     made = {(event.asset_key, event.partition) for event in events}
+    canceled = is_canceled(instance, run.run_id)
     for run_id, planned in others.items():
         other = instance.get_run_by_id(run_id)
         if other is None or other.status != dg.DagsterRunStatus.STARTED:
@@ -90,7 +97,10 @@ def _end(instance: dg.DagsterInstance, run: dg.DagsterRun, others: dict[str, Pla
         if missing := planned - made:
             assets = sorted({asset.to_user_string() for asset, _ in missing})
             text = f"{_names(missing)}: run {run.run_id}, which took over this run, did not make {', '.join(assets)}."
-            instance.report_run_failed(other, text)
+            if canceled:
+                instance.report_run_canceled(other, text)
+            else:
+                instance.report_run_failed(other, text, _NOT_RETRIED)
         else:
             _report(instance, other, dg.DagsterEventType.RUN_SUCCESS, f"Run {run.run_id} made its assets.")
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+from pathlib import Path
+
 import dagster as dg
 import pytest
 from code_locations import Location, checks, failed_steps, ticker_range
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 
+from kronos_pipeline.orchestration.assets import data
+from kronos_pipeline.orchestration.automation.killed_runs import make_killed_runs_sensor
 from kronos_pipeline.orchestration.run_tickers import TICKERS
 
 pytestmark = pytest.mark.slow
@@ -52,6 +57,35 @@ def test_chosen_tickers_are_one_run_and_each_queued_run_ends_by_its_own(location
     assert status(location, good) == (STATUS.SUCCESS, "META, NVDA")
     assert status(location, bad) == (STATUS.FAILURE, "TSLA")
     assert status(location, other) == (STATUS.QUEUED, "")
+    failed = location.instance.get_run_by_id(bad)
+    assert failed is not None
+    assert failed.tags["dagster/failure_reason"] == "STEP_FAILURE"  # bad input is not tried again
+
+
+def test_the_runs_that_a_terminated_run_has_taken_over_are_canceled_and_not_retried(
+    location: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    location.write("AAPL", "GOOG", "META", "XOM")
+    instance, other, killed = location.instance, queue(location, "b1", "META"), queue(location, "b1", "XOM")
+
+    def terminate(*_: object, **__: object) -> None:
+        (run,) = instance.get_runs(dg.RunsFilter(tags={TICKERS: "GOOG, META, XOM"}))
+        instance.report_run_canceling(run)
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "read_files_cached", terminate)
+        result = location.definitions.resolve_job_def("ingest").execute_in_process(
+            tags={"dagster/backfill": "b1", **ticker_range(["GOOG"])}, instance=instance, raise_on_error=False
+        )
+    assert status(location, result.run_id)[0] == status(location, other)[0] == STATUS.CANCELED
+    # As if the process had been killed before it ended this run.
+    run = instance.get_run_by_id(killed)
+    assert run is not None
+    instance.report_dagster_event(dg.DagsterEvent("PIPELINE_START", run.job_name), run.run_id)
+    (Path(instance.storage_directory()).parent / "run_locks" / f"{killed}.lock").touch()
+    make_killed_runs_sensor().evaluate_tick(dg.build_sensor_context(instance=instance))
+    assert status(location, killed)[0] == STATUS.CANCELED
 
 
 def test_a_run_of_one_ticker_is_found_by_its_tag(location: Location) -> None:

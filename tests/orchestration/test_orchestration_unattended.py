@@ -16,6 +16,7 @@ from dagster._core.remote_origin import GrpcServerCodeLocationOrigin, RemoteRepo
 from dagster._core.test_utils import create_test_daemon_workspace_context
 from dagster._core.workspace.load_target import GrpcServerTarget
 from dagster._daemon.auto_run_reexecution.auto_run_reexecution import should_retry
+from dagster._daemon.auto_run_reexecution.event_log_consumer import EventLogConsumerDaemon
 from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
 
 from kronos_pipeline.orchestration.automation.killed_runs import make_killed_runs_sensor
@@ -84,6 +85,38 @@ def test_a_dropped_or_killed_run_starts_once_more_and_a_failed_step_does_not(
     bad = job.execute_in_process(instance=instance, partition_key="AAPL", raise_on_error=False)
     assert run_of(instance, bad.run_id).status == dg.DagsterRunStatus.FAILURE
     assert not should_retry(run_of(instance, bad.run_id), instance)
+
+
+def test_a_retry_that_failed_as_the_code_server_was_away_is_asked_for_once_more(
+    instance: dg.DagsterInstance, location: Location
+) -> None:
+    location.write("AAPL")
+    server = GrpcServerTarget(host="127.0.0.1", port=closed_port(), socket=None, location_name="kronos")
+    origin = RemoteRepositoryOrigin(
+        GrpcServerCodeLocationOrigin(host=server.host, port=server.port, location_name="kronos"), "__repository__"
+    )
+    run = instance.create_run_for_job(
+        location.definitions.resolve_job_def("ingest"),
+        status=dg.DagsterRunStatus.STARTED,
+        remote_job_origin=origin.get_job_origin("ingest"),
+    )
+    daemon = EventLogConsumerDaemon()
+    sensor, messages = make_killed_runs_sensor(), []
+    with create_test_daemon_workspace_context(server, instance) as workspace:
+        list(daemon.run_iteration(workspace))  # it begins with the events after this
+        instance.report_run_failed(run)
+        list(daemon.run_iteration(workspace))
+        assert not should_retry(run_of(instance, run.run_id), instance), "Dagster keeps retries now"
+        for _ in range(2):
+            messages.append(sensor.evaluate_tick(dg.build_sensor_context(instance=instance)).skip_message)
+        assert should_retry(run_of(instance, run.run_id), instance)
+        list(daemon.run_iteration(workspace))
+    tried = [entry for entry in instance.all_logs(run.run_id) if "Failed to retry run" in str(entry.dagster_event)]
+    assert len(tried) == 2
+    assert messages == [
+        f"No run was killed. Asked for the retry of {run.run_id} once more.",
+        "No run was killed.",
+    ]
 
 
 def test_a_run_that_died_before_it_took_its_lock_is_marked_as_failed_at_the_second_tick(

@@ -8,6 +8,9 @@ the sensor looks for started runs with a free lock:
     lock free          its process was killed: the run fails, and the instance's `run_retries` starts it once more
     no lock, twice     its process was killed before it took the lock: likewise, at the second tick that finds none
 
+A run that another run took over, and that was terminated, is marked as canceled. The sensor also asks once more for the
+retry of a failed run if the code server was away when the daemon tried it: Dagster gives the retry up then.
+
 With a registry on PostgreSQL the lock is a lease, see `locks`, and the sensor finds killed runs of other machines too.
 Where the launcher knows its processes, on Ray and Kubernetes, Dagster's run monitoring does this, and resumes the run.
 """
@@ -17,11 +20,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
+from dagster._core.events import RunFailureReason
+from dagster._core.execution.retries import auto_reexecution_should_retry_run
 from dagster._core.launcher import WorkerStatus
 from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
+from dagster._core.storage.tags import RUN_FAILURE_REASON_TAG, WILL_RETRY_TAG
 from filelock import FileLock, Timeout
 from sqlalchemy.exc import IntegrityError
 
@@ -32,6 +39,12 @@ _REASON_CHARACTERS = 1000
 """The end of a worker's output that is shown; the end has the cause."""
 GPU = "gpu"
 """The pool of assets that use a GPU; the instance's settings limit its runs, see `KRONOS_GPUS`."""
+TAKEN_OVER_BY = "kronos/taken_over_by"
+"""The tag of a run that names the run which took over its tickers."""
+_RETRY_ASKED = "kronos/retry_asked"
+"""The tag of a failed run whose lost retry was asked for again."""
+_RETRY_WITHIN = timedelta(days=1)
+_CANCELED = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
 
 
 @contextmanager
@@ -86,6 +99,12 @@ def set_pool_limit(instance: dg.DagsterInstance) -> None:
         storage.initialize_concurrency_limit_to_default(GPU)
 
 
+def is_canceled(instance: dg.DagsterInstance, run_id: str) -> bool:
+    """Return whether a person has terminated a run."""
+    run = instance.get_run_by_id(run_id)
+    return run is not None and run.status in _CANCELED
+
+
 def _has_no_lock(instance: dg.DagsterInstance, run_id: str) -> bool:
     """Return whether a run on this machine has no lock file: it takes one as it starts, and drops it as it ends."""
     of_this_machine = isinstance(instance.run_launcher, DefaultRunLauncher)
@@ -110,14 +129,17 @@ def make_killed_runs_sensor() -> dg.SensorDefinition:
                 continue
             lockless = _has_no_lock(context.instance, run.run_id)
             if was_killed(context.instance, run.run_id) or (lockless and run.run_id in without_lock):
-                context.instance.report_run_failed(run, "The process of this run was killed.")
+                _end(context.instance, run)
                 Path(_run_lock(context.instance, run.run_id).lock_file).unlink(missing_ok=True)
                 ended_runs.append(run.run_id)
             elif lockless:
                 found_without_lock.append(run.run_id)
         ended_runs += _fail_lost_launches(context.instance)
         context.update_cursor(json.dumps({"without_lock": found_without_lock}))
-        return dg.SkipReason(f"Marked as failed: {', '.join(ended_runs)}." if ended_runs else "No run was killed.")
+        asked = _ask_for_lost_retries(context.instance)
+        lines = [f"Marked as failed: {', '.join(ended_runs)}."] if ended_runs else ["No run was killed."]
+        lines += [f"Asked for the retry of {', '.join(asked)} once more."] if asked else []
+        return dg.SkipReason(" ".join(lines))
 
     return killed_runs
 
@@ -138,6 +160,39 @@ def _fail_lost_launches(instance: dg.DagsterInstance) -> list[str]:
             instance.report_run_failed(now, f"The worker of this run ended before the run began: … {reason}")
             failed.append(run.run_id)
     return failed
+
+
+def _end(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+    """Mark a run whose process was killed as failed, or as canceled with the run that took it over."""
+    text = "The process of this run was killed."
+    if TAKEN_OVER_BY in run.tags and is_canceled(instance, run.tags[TAKEN_OVER_BY]):
+        instance.report_run_canceled(run, text)
+    else:
+        instance.report_run_failed(run, text)
+
+
+def _ask_for_lost_retries(instance: dg.DagsterInstance) -> list[str]:
+    """Report the failure of runs again whose retry the daemon gave up, as an error kept it from their code location.
+
+    The daemon marks such a run as one that is not retried, like one whose retries are used up.
+    """
+    if not instance.run_retries_enabled:
+        return []
+    since = datetime.now(UTC) - _RETRY_WITHIN
+    given_up = dg.RunsFilter(
+        statuses=[dg.DagsterRunStatus.FAILURE], tags={WILL_RETRY_TAG: "false"}, updated_after=since
+    )
+    asked = []
+    for run in instance.get_runs(given_up):
+        reason = run.tags.get(RUN_FAILURE_REASON_TAG)
+        if _RETRY_ASKED in run.tags or not auto_reexecution_should_retry_run(
+            instance, run, RunFailureReason(reason) if reason else None
+        ):
+            continue
+        instance.add_run_tags(run.run_id, {_RETRY_ASKED: "true"})
+        instance.report_run_failed(run, "The retry of this run was given up, and is asked for once more.")
+        asked.append(run.run_id)
+    return asked
 
 
 def _run_lock(instance: dg.DagsterInstance, run_id: str) -> FileLock:
