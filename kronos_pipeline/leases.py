@@ -25,7 +25,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from kronos_pipeline.addresses import without_password, without_secrets
 from kronos_pipeline.errors import KronosError, first_sentence
@@ -71,6 +71,10 @@ _RENEW = """
     WHERE holder = :holder AND name <> ALL(:fenced)
 """
 _HELD = "SELECT name, token FROM kronos_leases WHERE holder = :holder"
+_ALL_HELD = """
+    SELECT name, owner, extract(epoch FROM expires - clock_timestamp()) FROM kronos_leases
+    WHERE expires >= clock_timestamp() ORDER BY name
+"""
 _EXTEND = """
     UPDATE kronos_leases SET expires = clock_timestamp() + make_interval(secs => :lifetime)
     WHERE name = :name AND token = :token
@@ -81,6 +85,14 @@ _log = logging.getLogger(__name__)
 
 class LeaseError(KronosError):
     """Lease that was lost to another process, or database of leases that cannot be used."""
+
+
+class HeldLease(NamedTuple):
+    """A lease that has not expired: its name, who holds it, and the seconds until it expires without a renewal."""
+
+    name: str
+    owner: str
+    seconds: int
 
 
 class Leases:
@@ -117,7 +129,7 @@ class Leases:
         Raises:
             LeaseError: the database cannot be used.
         """
-        owner = f"{socket.gethostname()}, process {os.getpid()}"
+        owner = owner_name(socket.gethostname(), os.getpid())
         rows = self._execute(_TAKE, {"name": name, "place": self._place, "owner": owner})
         if not rows:
             return False
@@ -147,6 +159,15 @@ class Leases:
         """
         rows = self._execute("SELECT owner FROM kronos_leases WHERE name = :name", {"name": name})
         return str(rows[0][0]) if rows else None
+
+    def held(self) -> list[HeldLease]:
+        """Return the leases of all processes that have not expired, by name.
+
+        Raises:
+            LeaseError: the database cannot be used.
+        """
+        rows = self._execute(_ALL_HELD, {})
+        return [HeldLease(str(name), str(owner), int(seconds)) for name, owner, seconds in rows]
 
     @contextmanager
     def fence(self, name: str) -> Iterator[None]:
@@ -299,6 +320,11 @@ def leases_of(url: str, place: str, process: int) -> Leases:
     """Return the leases of a process in a database; `process` is the id of this process, so that a fork has its own."""
     del process
     return Leases(url, place)
+
+
+def owner_name(host: str, process: int) -> str:
+    """Return how a lease names its holder."""
+    return f"{host}, process {process}"
 
 
 def is_postgres(url: str) -> bool:

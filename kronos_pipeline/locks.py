@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 
 from kronos_pipeline.atomic_writes import write_file
 from kronos_pipeline.errors import ArtifactError, SettingsError
-from kronos_pipeline.leases import Leases, is_postgres, leases_of
+from kronos_pipeline.leases import HeldLease, Leases, is_postgres, leases_of
 
 LEASE_DATABASE = "KRONOS_LEASE_DATABASE"
 TRAININGS_PER_GPU = "KRONOS_TRAININGS_PER_GPU"
@@ -119,6 +119,16 @@ def lease_database() -> str | None:
         return own
     tracking = os.environ.get("MLFLOW_TRACKING_URI", "")
     return tracking if is_postgres(tracking) else None
+
+
+def held_leases() -> list[HeldLease] | None:
+    """Return the leases that are held on all machines; None on a single machine.
+
+    Raises:
+        LeaseError: the database of leases cannot be used, or the settings of leases are invalid.
+    """
+    url = lease_database()
+    return None if url is None else leases_of(url, _folder_id(_local_folder()), os.getpid()).held()
 
 
 def held_by(lock: FileLock) -> str:

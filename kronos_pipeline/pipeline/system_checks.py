@@ -27,6 +27,8 @@ from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json
 from kronos_pipeline.base_models import WeightsSource, find_base_model
 from kronos_pipeline.checksums import file_hash
 from kronos_pipeline.errors import KronosError, count, enumerate_some, first_sentence, readable_size
+from kronos_pipeline.leases import HeldLease, LeaseError
+from kronos_pipeline.locks import held_leases
 from kronos_pipeline.pipeline.dagster_process import answer_of, ask_dagster
 from kronos_pipeline.removal import free_bytes, size_of
 from kronos_pipeline.tracking.store import find_store_uri
@@ -39,6 +41,7 @@ _SAMPLE = 50
 _FIRST_TRAINING = 600_000
 """Bytes that a training of a ticker adds, where none has been measured."""
 _NIGHTS = 7
+_LEASES_SHOWN = 5
 _WAIT_SECONDS = 10.0
 
 
@@ -303,6 +306,12 @@ def _stale(data_dir: Path, layout: ArtifactLayout, now: datetime) -> Finding:
 
 def _locks(layout: ArtifactLayout) -> Finding:
     """Report the locks that are held; the system frees the locks of a dead process, and not those of a stopped one."""
+    try:
+        leases = held_leases()
+    except LeaseError as error:
+        return Finding("", ERROR, str(error), "without it, no training and no promotion starts")
+    if leases is not None:
+        return Finding("", OK, _describe_leases(leases))
     names = ("*.lock", ".*.lock", "state/.*.lock", "ledger/.lock")
     held = [path for name in names for path in sorted(layout.root.glob(name)) if _is_held(path)]
     if not held:
@@ -312,6 +321,16 @@ def _locks(layout: ArtifactLayout) -> Finding:
     if stopped := [holder for holder in holders.values() if holder and "stopped" in holder]:
         return Finding("", WARNING, told, f"continue (kill -CONT) or end {stopped[0].split(',')[0]}")
     return Finding("", OK, f"{len(held)} held: {told}")
+
+
+def _describe_leases(leases: Sequence[HeldLease]) -> str:
+    """Return the leases that are held on all machines, with their holders."""
+    if not leases:
+        return "no lease is held: no training is in progress on any machine"
+    told = [f"{lease.name} by {lease.owner}, for {lease.seconds} s without a renewal" for lease in leases]
+    return f"{count(len(leases), 'lease')} held: {'; '.join(told[:_LEASES_SHOWN])}" + (
+        f" and {len(told) - _LEASES_SHOWN} more" if len(told) > _LEASES_SHOWN else ""
+    )
 
 
 def _is_held(path: Path) -> bool:

@@ -11,11 +11,13 @@ from __future__ import annotations
 import os
 import socket
 import uuid
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from kronos_pipeline.artifacts import read_json, write_json
 from kronos_pipeline.errors import ArtifactError
+from kronos_pipeline.leases import owner_name
 
 TRACKING_ID, PROCESS, FORMER_RUN = "tracking_id", "process", "former_run"
 """Tags of a run: the tracking id, the process that writes it, and the run before it that is gone."""
@@ -70,6 +72,17 @@ def is_dead(process: str) -> bool:
     """Return whether a process of this host has ended; False for a process of another host, which cannot be seen."""
     host, number, start = [*process.split(":"), "", ""][:3]
     return host == _host() and number.isdecimal() and _start_of(int(number)) != start
+
+
+def holds_no_lease(process: str, owners: Collection[str]) -> bool:
+    """Return whether a process of another host has ended, as it holds none of the leases that are held.
+
+    Args:
+        process: the name of the process, see `process_name`.
+        owners: the holders of all leases.
+    """
+    host, number, *_ = [*process.split(":"), ""]
+    return number.isdecimal() and host != _host() and owner_name(host, int(number)) not in owners
 
 
 def is_other(process: str) -> bool:

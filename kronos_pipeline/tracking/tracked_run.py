@@ -17,10 +17,11 @@ from pydantic import BaseModel
 from kronos_pipeline.artifacts import MANIFEST, read_json, write_json
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import KronosError
+from kronos_pipeline.locks import held_leases
 from kronos_pipeline.tracking.outbox import Outbox
 from kronos_pipeline.tracking.run_page import dataset_inputs
 from kronos_pipeline.tracking.run_parts import LOSSES, RunParts, logged_steps, plain_datasets, send_parts
-from kronos_pipeline.tracking.run_record import PROCESS, is_dead, process_name
+from kronos_pipeline.tracking.run_record import PROCESS, holds_no_lease, is_dead, process_name
 from kronos_pipeline.tracking.store_errors import RefusedError, TrackingError, readable_errors
 from kronos_pipeline.training.callback import Callback
 
@@ -214,7 +215,15 @@ def _now() -> int:
 
 
 def end_killed_runs(client: MlflowClient, experiment: str) -> None:
-    """Mark the runs of killed processes of this host as KILLED; a training that is resumed opens its run again."""
-    for run in client.search_runs([experiment], "attributes.status = 'RUNNING'"):
-        if is_dead(run.data.tags.get(PROCESS, "")):
+    """Mark the runs of killed processes as KILLED; a training that is resumed opens its run again.
+
+    With leases, the processes of other hosts are judged too: a process that trains holds a lease. A run that has just
+    begun, or is about to end, may hold none; its own end sets its status.
+    """
+    running = client.search_runs([experiment], "attributes.status = 'RUNNING'")
+    leases = held_leases() if running else None
+    owners = None if leases is None else {lease.owner for lease in leases}
+    for run in running:
+        process = run.data.tags.get(PROCESS, "")
+        if is_dead(process) or (owners is not None and holds_no_lease(process, owners)):
             client.set_terminated(run.info.run_id, "KILLED")

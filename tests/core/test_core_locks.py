@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,9 +16,20 @@ from filelock import Timeout
 from postgres_server import PostgresServer
 
 from kronos_pipeline.addresses import without_password
+from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.leases import LeaseError, Leases, with_driver
-from kronos_pipeline.locks import check_held, exclusive, fence, folder_lock, held_by, is_left_over, named_lock
+from kronos_pipeline.locks import (
+    check_held,
+    exclusive,
+    fence,
+    folder_lock,
+    held_by,
+    held_leases,
+    is_left_over,
+    named_lock,
+)
+from kronos_pipeline.pipeline.system_checks import _locks
 
 LOCK = "state/.adapters-AAPL.lock"
 HOLD = """
@@ -100,6 +113,22 @@ def test_a_lease_holds_on_a_machine_that_does_not_see_the_file_lock(hosts: tuple
     assert second.take("adapters/MSFT"), "another lock is free"
     first.free("adapters/AAPL")
     assert second.take("adapters/AAPL")
+
+
+@pytest.mark.slow
+def test_the_leases_of_all_machines_are_listed_until_they_expire_for_the_doctor_too(
+    postgres: PostgresServer, database: str, hosts: tuple[Leases, Leases], monkeypatch: pytest.MonkeyPatch, output: Path
+) -> None:
+    assert held_leases() is None
+    monkeypatch.setenv("KRONOS_LEASE_DATABASE", database)
+    assert hosts[0].take("adapters/listed")
+    owner = f"{socket.gethostname()}, process {os.getpid()}"
+    (lease,) = [lease for lease in held_leases() or [] if lease.name == "adapters/listed"]
+    assert lease.owner == owner
+    assert 0 < lease.seconds <= 60
+    assert f"adapters/listed by {owner}, for {lease.seconds // 10}" in _locks(ArtifactLayout(output)).text
+    expire(postgres, database)
+    assert _locks(ArtifactLayout(output)).text.startswith("no lease is held")
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from mlflow import MlflowClient
 from postgres_server import PostgresServer
 from registered_models import GOOD, aliases, evidence, promotions
 from small_trainings import small_flags
@@ -25,9 +27,11 @@ from kronos_pipeline import locks
 from kronos_pipeline.artifacts import ArtifactLayout, read_json
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.simulate import write_simulated
+from kronos_pipeline.leases import Leases
 from kronos_pipeline.locks import folder_lock
 from kronos_pipeline.tracking.packaging import EvidenceTable
 from kronos_pipeline.tracking.registry import Registry, registered_name
+from kronos_pipeline.tracking.run_record import PROCESS
 from kronos_pipeline.tracking.runs import Tracker
 from kronos_pipeline.tracking.store import TrackingError
 from kronos_pipeline.tracking.stored_registry import fetch_registered_models, read_registered_models
@@ -164,3 +168,23 @@ def test_two_machines_that_are_asked_for_one_ticker_at_once_train_it_once_in_an_
     }
     everything = [path.read_bytes() for path in layout.root.rglob("*") if path.is_file()]
     assert not any(postgres.password.encode() in content for content in everything)
+
+
+def test_a_run_of_another_host_is_ended_as_killed_if_its_process_holds_no_lease(
+    tracker: Tracker, mlflow_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KRONOS_LEASE_DATABASE", mlflow_database)
+    with tracker.training_run("first", Recipe()) as first:
+        pass
+    client = MlflowClient(mlflow_database)
+    experiment = client.get_run(first.run_id).info.experiment_id
+    alive, dead = (
+        client.create_run(experiment, tags={PROCESS: process}).info.run_id for process in ("host7:412:1", "host8:412:1")
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "gethostname", lambda: "host7")
+        patch.setattr(os, "getpid", lambda: 412)
+        assert Leases(mlflow_database, "host 7").take("adapters/AAPL")
+    with Tracker(mlflow_database, tmp_path / "out").training_run("second", Recipe()):
+        pass
+    assert [client.get_run(run).info.status for run in (alive, dead)] == ["RUNNING", "KILLED"]
