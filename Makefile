@@ -60,14 +60,15 @@ durations: $(INSTALLED)  ## run all tests and record how long they take, in test
 
 # The ends of the ranges in pyproject.toml, each in an environment made for it; on Linux the lowest torch is a CUDA build.
 floors: $(INSTALLED)  ## run the fast tests with the lowest and the highest versions that pyproject.toml allows
-	@set -e; for versions in lowest-direct highest; do \
+	@failed=; for versions in lowest-direct highest; do \
 		ends="$$(mktemp -d)"; trap 'rm -rf "$$ends"' EXIT; python="$$ends/bin/python"; \
 		echo "the fast tests with --resolution $$versions"; \
-		python3 -m venv "$$ends"; \
-		$(LINKS); $(BIN)/uv pip install --quiet --python "$$python" --resolution "$$versions" -e '.[dev]'; \
-		OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 "$$python" -m pytest $(IN_TWO) -m "not slow"; \
+		python3 -m venv "$$ends" && { $(LINKS); } \
+		&& $(BIN)/uv pip install --quiet --python "$$python" --resolution "$$versions" -e '.[dev]' \
+		&& OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 "$$python" -m pytest $(IN_TWO) -m "not slow" \
+		|| failed="$$failed $$versions"; \
 		rm -rf "$$ends"; \
-	done
+	done; [ -z "$$failed" ] || { echo "error: the fast tests failed with --resolution$$failed" >&2; exit 1; }
 
 audit: $(INSTALLED)  ## look up known vulnerabilities of the pinned packages, at PyPI
 	$(BIN)/uv tool run pip-audit --strict --no-deps --disable-pip --progress-spinner off -r constraints.txt
