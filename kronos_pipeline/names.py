@@ -41,5 +41,7 @@ class PlainTexts(BaseModel):
     def _check_texts(cls, value: Any) -> Any:
         for text in value if isinstance(value, list) else (value,):
             if isinstance(text, str) and not is_plain_text(text):
-                raise ValueError("a line break or another character that cannot be printed is in it; leave that out")
+                raise ValueError(
+                    f"{text!r} holds a line break or another character that cannot be printed; leave that out"
+                )
         return value

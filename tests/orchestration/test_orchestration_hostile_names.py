@@ -1,0 +1,83 @@
+"""Names and texts from the launchpad: a text that steers a terminal, and a partition that does not exist, end a run."""
+
+from __future__ import annotations
+
+import typing
+from typing import Any
+
+import dagster as dg
+import pytest
+from code_locations import Location, failed_steps
+
+from kronos_pipeline.config import Recipe
+from kronos_pipeline.errors import SettingsError
+from kronos_pipeline.orchestration.resources import PipelineSettings
+from kronos_pipeline.orchestration.torchrun import count_processes
+
+pytestmark = pytest.mark.slow
+
+MARKS = ["a\0b", "a\nb", "\x1b[31mred", "\u202eLPAA", "A\u2028B"]
+TEXTS: dict[str, str] = {
+    "adapter_targets": "{}",
+    "calendars": "{}=XNYS",
+    "columns": "close={}",
+    "data_dir": "{}",
+    "device": "{}",
+    "drop_bad_rows": "{}",
+    "from_date": "{}=2001-01-01",
+    "model_name": "{}",
+    "output_dir": "{}",
+    "rivals": "chronos={}",
+    "tokenizer_name": "{}",
+}
+"""Settings of a run that are texts, each with the place of a free text in it."""
+
+
+def takes_text(annotation: object) -> bool:
+    if typing.get_origin(annotation) is typing.Literal:
+        return False
+    return annotation is str or any(map(takes_text, typing.get_args(annotation)))
+
+
+def test_each_setting_of_a_run_that_is_a_text_is_tried() -> None:
+    texts = {name for name, field in PipelineSettings.model_fields.items() if takes_text(field.annotation)}
+    assert texts == {*TEXTS, "nproc_per_node"}
+
+
+@pytest.mark.parametrize("mark", MARKS)
+def test_a_number_of_processes_that_is_none_is_refused(mark: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        count_processes(mark, Recipe())
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("name", sorted(TEXTS))
+@pytest.mark.parametrize("mark", MARKS)
+def test_a_text_that_steers_a_terminal_is_refused(name: str, mark: str) -> None:
+    text: Any = TEXTS[name].format(mark)
+    field = PipelineSettings.model_fields[name]
+    settings = PipelineSettings(**{name: [text] if "list" in str(field.annotation) else text})
+    with pytest.raises(SettingsError) as caught:
+        _ = settings.recipe("lora"), settings.data_folder, settings.layout
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["data_dir", "output_dir"])
+def test_a_folder_with_such_a_name_fails_the_run_once_and_makes_nothing(name: str, location: Location) -> None:
+    location.write("AAPL")
+    before = sorted(location.root.rglob("*"))
+    result = location.select(["raw_bars"], "AAPL", settings={name: "x\0\x1b[31my"})
+    assert not result.success
+    assert "STEP_UP_FOR_RETRY" not in {event.event_type_value for event in result.all_events}
+    assert all(r"x\x00\x1b[31my" in message for message in failed_steps(result).values())
+    assert sorted(location.root.rglob("*")) == before
+
+
+@pytest.mark.parametrize("key", ["../x", "/etc/passwd", "\x1b[31mred", "aapl", "AAPL...MSFT"])
+def test_a_partition_that_does_not_exist_is_refused_before_a_step_runs(key: str, location: Location) -> None:
+    location.write("AAPL")
+    before = sorted(location.root.rglob("*"))
+    with pytest.raises((dg.DagsterError, dg.DagsterUnknownPartitionError)):
+        location.run("ingest", key)
+    assert location.materialised("raw_bars") == set()
+    assert sorted(location.root.rglob("*")) == before
