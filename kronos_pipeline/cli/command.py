@@ -87,7 +87,7 @@ def run_command(command: type[Command], arguments: Sequence[str] | None) -> int:
         # Show progress at once, even in a pipe; a terminal without Unicode gets escapes.
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     if unclear := [word for word in argument_list if not is_plain_text(word)]:
-        return _fail([f"{unclear[0]!r} holds a line break or another character that cannot be printed; leave that out"])
+        return _fail([f"{unclear[0]!r} holds a line break or a character that cannot be printed; leave that out"])
     try:
         parsed = _parse(command, argument_list)
         with status():
