@@ -80,8 +80,12 @@ fuzz: $(INSTALLED)  ## look for input that breaks the parsers, with EXAMPLES=100
 	FUZZ_EXAMPLES=$(EXAMPLES) $(PYTEST) $(IN_TWO) --hypothesis-profile=fuzz $(wildcard tests/*/test_*_fuzz.py)
 
 PER_SITE := 1
+FROM := 1
+SEED := 0
+
+# A line per fault; FROM=400 goes on with a run that was stopped, SEED=1 takes other calls of each site.
 faults: $(INSTALLED)  ## let calls to the file system fail in turn; PER_SITE=100000 for each of them
-	$(BIN)/python tests/every_fault.py --per-site $(PER_SITE)
+	$(BIN)/python tests/every_fault.py --per-site $(PER_SITE) --from $(FROM) --seed $(SEED)
 
 HISTORIES := 20
 nights: $(INSTALLED)  ## play HISTORIES random histories of an unattended machine, with kills and damaged files

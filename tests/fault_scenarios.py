@@ -7,9 +7,9 @@ import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ _UNCHECKED = ("mlflow.db", "mlruns", "state")
 """Beginnings of the names that are not compared file by file: the store is compared by what it says, and a state ends
 with its training."""
 
+_REMAINS = (".*.tmp", "*.damaged")
 _OF_ONE_RUN = {"mlflow_run", "mlflow_runs", "seconds", "windows_per_second", "resumed_from_step", "checksum", "files"}
 """Keys and columns that differ between two trainings of the same bytes; hashes of files that contain them."""
 _RESULTS = {
@@ -53,6 +54,10 @@ class Result:
     """Number and aliases of each version, by model."""
     runs: Mapping[str, int]
     """Number of runs by status."""
+    waiting: int
+    """Runs that wait for the store."""
+    remains: frozenset[str]
+    """Temporary files and damaged files that were set aside, by name."""
 
 
 @dataclass
@@ -78,57 +83,67 @@ class Scenarios:
         self._flags = small_flags(save_tiny_base(folder / "base"), epochs=1, evaluations_per_epoch=1)
         self.commands = FaultyCommands(self.output, folder)
 
-    def make(self, names: Sequence[str]) -> list[Scenario]:
-        """Prepare these scenarios: an older training is champion, then newer bars came."""
-        folders = ["--data-dir", str(self.data), "--output-dir", str(self.output)]
-        train = ["train", *self._flags, *folders, "--adapter", "lora", "--adapter-name", TICKER]
-        arguments = {
-            "train": train,
-            "promote": ["promote", TICKER, "--output-dir", str(self.output)],
-            "backtest": ["backtest", *train[1:], "--backtest-origins", "2", "--backtest-refit-every", "2"],
-            "forecast": ["forecast", TICKER, *folders, "--device", "cpu", "--eval-samples", "3"],
-        }
+    def make(self, names: Sequence[str]) -> Iterator[Scenario]:
+        """Prepare these scenarios, each as it is asked for: an older training is champion, then newer bars came."""
         write_frame(self.data, TICKER, daily_frame(120))
-        for command in (train, arguments["promote"]):
-            self._succeed(command)
+        for command in self._arguments(self.folder / "warm").values():
+            self.commands.warm_up(command)
+        arguments = self._arguments(self.output)
+        for name in _NEEDED:
+            self._succeed(arguments[name])
         write_frame(self.data, TICKER, daily_frame(130))
-        scenarios = []
         for name in COMMANDS:
             command = arguments[name]
             template = self.folder / f"before-{name}"
             shutil.copytree(self.output, template, symlinks=True)
             if name in names:
-                scenarios.append(self._measure(name, command, template))
+                yield self._measure(name, command, template)
             elif name in _NEEDED:
                 self._succeed(command)
-        return scenarios
 
     def play(self, scenario: Scenario, fault: Fault, nth: int) -> list[str]:
         """Let the nth call meet the fault, run the command once more, and return the promises that do not hold."""
         self._restore(scenario.template)
         outcome = self.commands.run(scenario.arguments, fault, nth)
-        broken = [*_broken_by(outcome, fault), *_mixed(read_result(self.output).files, scenario)]
+        if not outcome.failed:
+            return []  # two runs differ by some calls of the database
+        broken = [*_broken_by(outcome, fault), *self._broken_promises(scenario, outcome, fault)]
+        return [*broken, f"{outcome.where}: ended with {outcome.exit_code}, {_last(outcome)}"] if broken else []
+
+    def _broken_promises(self, scenario: Scenario, outcome: Outcome, fault: Fault) -> list[str]:
+        """Check what a command that met a fault has left, and what the same command makes of it."""
+        result = read_result(self.output)
+        broken = _mixed(result.files, scenario)
+        left = sorted(result.remains - scenario.before.remains)
+        if len(left) > (fault is Fault.KILL or outcome.where.startswith("unlink")):
+            broken.append(f"the command leaves {', '.join(left)}")
+        told = result.waiting > 0 and "wait" in outcome.printed
         if outcome.exit_code == 0:
-            broken += self._differences(scenario, "though the command ended with 0")
+            broken += _differences(result, scenario, "though the command ended with 0", waiting=told)
+            if not told:
+                return broken
         again = self.commands.run(scenario.arguments)
         if again.exit_code != 0:
             return [*broken, f"the same command then ends with {again.exit_code}: {_last(again)}"]
-        return [*broken, *self._differences(scenario, "after the same command")]
+        result = read_result(self.output)
+        if outcome.exit_code == 0 and set(result.runs) == {"FINISHED"}:  # it was a training, and this is another
+            result = replace(result, runs=scenario.after.runs)
+        return [*broken, *_differences(result, scenario, "after the same command")]
+
+    def _arguments(self, output: Path) -> dict[str, list[str]]:
+        """Return the commands by name, with this output folder."""
+        folders = ["--data-dir", str(self.data), "--output-dir", str(output)]
+        train = [*self._flags, *folders, "--adapter", "lora", "--adapter-name", TICKER]
+        return {
+            "train": ["train", *train],
+            "promote": ["promote", TICKER, "--output-dir", str(output)],
+            "backtest": ["backtest", *train, "--backtest-origins", "2", "--backtest-refit-every", "2"],
+            "forecast": ["forecast", TICKER, *folders, "--device", "cpu", "--eval-samples", "3"],
+        }
 
     def close(self) -> None:
         """End the process of the commands."""
         self.commands.close()
-
-    def _differences(self, scenario: Scenario, when: str) -> list[str]:
-        result = read_result(self.output)
-        expected = scenario.after
-        wrong = sorted(name for name in scenario.stable if result.files.get(name) != expected.files[name])
-        found = [f"{name} is another file {when}" for name in wrong]
-        if result.versions != expected.versions:
-            found.append(f"the registry holds {dict(result.versions)}, not {dict(expected.versions)}, {when}")
-        if running := result.runs.get("RUNNING", 0):
-            found.append(f"{running} MLflow runs are still running {when}")
-        return found
 
     def _measure(self, name: str, command: list[str], template: Path) -> Scenario:
         before = read_result(template)
@@ -162,7 +177,30 @@ def read_result(output: Path) -> Result:
     }
     with closing(sqlite3.connect(database)) as connection:
         runs = dict(connection.execute("SELECT status, COUNT(*) FROM runs GROUP BY status").fetchall())
-    return Result(files, versions, runs)
+    waiting = len(list((output / "mlflow_waiting").glob("*/run.json")))
+    remains = frozenset(path.name for pattern in _REMAINS for path in output.rglob(pattern))
+    return Result(files, versions, runs, waiting, remains)
+
+
+def _differences(result: Result, scenario: Scenario, when: str, *, waiting: bool = False) -> list[str]:
+    """List what is not as after the command without a fault; runs and versions may wait for the store if that is told.
+
+    A command that ends killed leaves a temporary file at most, and the same command adds none.
+    """
+    expected = scenario.after
+    wrong = sorted(name for name in scenario.stable if result.files.get(name) != expected.files[name])
+    found = [f"{name} is another file {when}" for name in wrong]
+    if waiting:
+        return found
+    if result.versions != expected.versions:
+        found.append(f"the registry holds {dict(result.versions)}, not {dict(expected.versions)}, {when}")
+    if result.runs != expected.runs:
+        found.append(f"MLflow's runs are {dict(result.runs)}, not {dict(expected.runs)}, {when}")
+    if result.waiting:
+        found.append(f"{result.waiting} runs wait for the store {when}")
+    if len(left := sorted(result.remains - expected.remains)) > 1:
+        found.append(f"{', '.join(left)} are left {when}")
+    return found
 
 
 def content_hash(path: Path) -> str:

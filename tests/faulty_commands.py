@@ -108,6 +108,12 @@ class FaultyCommands:
     def clock_offset(self, seconds: int) -> None:
         self._faults.clock_offset = seconds
 
+    def warm_up(self, arguments: Sequence[str]) -> None:
+        """Run `kronos` in the process that is forked for the commands, on folders of its own, so that they are fast."""
+        outcome = self._run(arguments, Fault.NONE, 0, here=True)
+        if outcome.exit_code != 0:
+            raise RuntimeError(f"{arguments} fails without a fault: {outcome.printed}")
+
     def list_calls(self, arguments: Sequence[str]) -> list[str]:
         """Run `kronos` without a fault, and return name and path of each call."""
         self._faults.list.unlink(missing_ok=True)
@@ -118,12 +124,15 @@ class FaultyCommands:
 
     def run(self, arguments: Sequence[str], fault: Fault = Fault.NONE, nth: int = 0) -> Outcome:
         """Run `kronos` with these arguments, and let the nth call meet the fault."""
-        return self._run(arguments, fault, nth, listing=False)
+        return self._run(arguments, fault, nth)
 
-    def _run(self, arguments: Sequence[str], fault: Fault, nth: int, *, listing: bool) -> Outcome:
+    def _run(
+        self, arguments: Sequence[str], fault: Fault, nth: int, *, listing: bool = False, here: bool = False
+    ) -> Outcome:
         self._faults.arm(fault, nth, listing=listing)
         assert self._server.stdin is not None
-        self._server.stdin.write(json.dumps({"arguments": list(arguments), "output": str(self._printed)}) + "\n")
+        request = {"arguments": list(arguments), "output": str(self._printed), "here": here}
+        self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
         exit_code = int(self._read_line())
         calls, failed, where = self._faults.read()

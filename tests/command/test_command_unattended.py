@@ -45,6 +45,8 @@ class World:
         self.flags = small_flags(save_tiny_base(folder / "base"), epochs=1, evaluations_per_epoch=1)
         self.commands = FaultyCommands(self.place, folder)
         write_frame(self.data, TICKER, ALL_BARS.head(FIRST_BARS))
+        for command in (self.train(folder / "warm"), self.forecast(folder / "warm")):
+            self.commands.warm_up(command)
         trained = self.commands.run(self.train(self.place / "out"))
         assert trained.exit_code == 0, trained.printed
         self.template = shutil.move(self.place / "out", folder / "template")
@@ -52,6 +54,10 @@ class World:
     def folders(self, output: Path) -> list[str]:
         """Return the flags of both folders."""
         return ["--data-dir", str(self.data), "--output-dir", str(output)]
+
+    def forecast(self, output: Path) -> list[str]:
+        """Return the command that forecasts."""
+        return ["forecast", TICKER, *self.folders(output), "--device", "cpu", "--eval-samples", "3"]
 
     def train(self, output: Path, seed: int = 0) -> list[str]:
         """Return the command that trains."""
@@ -110,8 +116,7 @@ class UnattendedMachine(RuleBasedStateMachine):
     @rule(fault=st.sampled_from((Fault.NONE, Fault.KILL)), place=st.floats(0, 1))
     def forecast(self, fault: Fault, place: float) -> None:
         """Forecast the next bars."""
-        command = ["forecast", TICKER, *self.world.folders(self.output), "--device", "cpu", "--eval-samples", "3"]
-        self.run(command, fault, 1 + int(40 * place) if fault else 0)
+        self.run(self.world.forecast(self.output), fault, 1 + int(40 * place) if fault else 0)
 
     @rule(choice=st.integers(0, 1000), place=st.floats(0, 0.999))
     def damage_a_file(self, choice: int, place: float) -> None:
@@ -153,10 +158,7 @@ class UnattendedMachine(RuleBasedStateMachine):
         if not hasattr(self, "output"):
             return
         self.world.commands.clock_offset = 0
-        for command in (
-            self.world.train(self.output, self.seed),
-            ["forecast", TICKER, *self.world.folders(self.output), "--device", "cpu", "--eval-samples", "3"],
-        ):
+        for command in (self.world.train(self.output, self.seed), self.world.forecast(self.output)):
             outcome = self.world.commands.run(command)
             assert outcome.exit_code == 0, outcome.printed
         assert read_result(self.output).runs.get("RUNNING", 0) == 0
