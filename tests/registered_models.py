@@ -13,14 +13,15 @@ import pandas as pd
 import torch
 from small_trainings import simulated_windows
 
-from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json, write_manifest
+from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json, write_json, write_manifest, write_parquet
 from kronos_pipeline.base_models import find_base_model
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.evaluation.predictions import COLUMNS, QUANTILES
 from kronos_pipeline.evaluation.scoring.gate import Decision, decide
+from kronos_pipeline.evaluation.scoring.report import build_evaluation
 from kronos_pipeline.evaluation.scoring.targets import TARGETS, Target
 from kronos_pipeline.model.loading import KronosModel, load_base, save_checkpoint
-from kronos_pipeline.model.lora import add_lora, save_adapter
+from kronos_pipeline.model.lora import adapter_hash, add_lora, save_adapter
 from kronos_pipeline.tracking.registry import Registry, Version
 from kronos_pipeline.training.checkpoint import ResumeState
 from kronos_pipeline.training.publish import training_manifest
@@ -121,3 +122,26 @@ def _described(folder: Path, artifact: str, recipe: Recipe, base: KronosModel, t
     state = ResumeState(ArtifactLayout(folder), artifact, {})
     write_manifest(folder, training_manifest(state, windows, recipe, base, None))
     return folder
+
+
+def manifest_of(
+    layout: ArtifactLayout, recipe: Recipe, data: str = "hash", base: str | None = None, **changes: object
+) -> dict[str, object]:
+    """Return the manifest of an evaluation of the adapter of AAPL."""
+    folder = layout.adapter("AAPL")
+    own_base = read_json(folder / MANIFEST)["base_model"]["weights_hash"]
+    weights = {"base": base or own_base, "adapter": adapter_hash(folder, own_base)}
+    return {
+        "config": recipe.model_dump(mode="json"),
+        "data": {"AAPL": data},
+        "base_model": {"label": "tiny", "demo": False},
+        "weights": {"AAPL": weights},
+        "group": {"AAPL": ["AAPL"]},
+        **changes,
+    }
+
+
+def save_holdout(layout: ArtifactLayout, table: pd.DataFrame, recipe: Recipe, **changes: object) -> None:
+    manifest = manifest_of(layout, recipe, **changes)  # type: ignore[arg-type]
+    write_parquet(layout.ticker_forecasts("AAPL"), table, manifest)
+    write_json(layout.ticker_metrics("AAPL"), build_evaluation(table, "adapter", [], manifest))

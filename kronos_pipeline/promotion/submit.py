@@ -240,12 +240,13 @@ def _submit(
         tags |= decision_tags(decisions)
         number = _record_evidence(registry, layout, model, evidence, tickers_tested, tags)
         own = decisions
-    else:  # the gate does not overrule a person
+    else:  # the gate does not overrule a person, and a champion keeps the reason: here it was compared with itself
         known = registry.version(name, number)
         own = {
             target: decision
             for target, decision in decisions.items()
             if known.decision("decided_by", target) != "person"
+            and (target not in champions or champions[target].number != number)
         }
     registry.record_decision(name, number, own)
     return Submission(name, number, evidence.source, decisions, tried, served)

@@ -120,7 +120,8 @@ class Registry:
         check_predictions(evidence.predictions)
         with self.exclusive(version.name):
             self._store.add_evidence(version, folder, evidence, metrics)
-            self._tag(version, {**(tags or {}), "measured": "yes"})
+            # In this order: a decision that an interruption cut off is completed only for a measured version.
+            self._tag(version, {"measured": "yes", **(tags or {})})
             self._store.set_alias(version, CHALLENGER)
         return version.number
 
@@ -197,8 +198,8 @@ class Registry:
         # The time alone makes no difference: `register` may have written the tags already, in one call.
         written = all(version.tags.get(key) == tag for key, tag in tags.items() if not key.startswith(DECIDED_AT))
         self._tag(version, {} if written else tags)
-        if promoted := [target for target, decision in decisions.items() if decision.promote]:
-            self._promote(name, number, promoted)
+        # Also without a promotion: an interruption may have come between the tags and the aliases.
+        self._promote(name, number, [target for target, decision in decisions.items() if decision.promote])
 
     @_exclusively
     def promote(self, name: str, number: int | None, reason: str, targets: Sequence[Target] = TARGETS) -> Version:
@@ -211,10 +212,11 @@ class Registry:
             targets: the targets of the promotion.
 
         Returns:
-            The champion.
+            The champion. If it is champion of all these targets already, its reasons stay, and what an interrupted
+            promotion did not write is written.
 
         Raises:
-            TrackingError: the version does not exist, has no evidence, or is already champion of the targets.
+            TrackingError: the version does not exist, or has no evidence.
         """
         version = self._challenger(name) if number is None else self.version(name, number)
         if version is None:
@@ -222,10 +224,9 @@ class Registry:
         _measured(version)
         champions, _ = self._champions(name)
         new = [target for target in targets if champions.numbers.get(target) != version.number]
-        if not new:
-            raise TrackingError(f"{version} is the champion of {join(targets)} already.")
-        tags = [person_tags(version, target, "yes", reason) for target in new]
-        self._tag(version, dict(ChainMap(*tags)))
+        if new:
+            tags = [person_tags(version, target, "yes", reason) for target in new]
+            self._tag(version, dict(ChainMap(*tags)))
         self._promote(name, version.number, new)
         return self.version(name, version.number)
 

@@ -8,18 +8,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
-from registered_models import base_of, evidence, made_adapter
+from registered_models import base_of, evidence, made_adapter, manifest_of, save_holdout
 from small_trainings import simulated_bars, small_recipe
 
-from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json, write_json, write_manifest, write_parquet
+from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json, write_manifest, write_parquet
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.windows import build_windows
 from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.evaluation.forecasting.candidates import TrainedModels, doubts, load_candidates
 from kronos_pipeline.evaluation.scoring.gate import Decision
-from kronos_pipeline.evaluation.scoring.report import build_evaluation
 from kronos_pipeline.evaluation.scoring.targets import TARGETS, Target
-from kronos_pipeline.model.lora import adapter_hash
 from kronos_pipeline.promotion.submit import Submission, TrainedModel, decision_lines, find_evidence, submit
 from kronos_pipeline.tracking.packaging import EvidenceTable
 from kronos_pipeline.tracking.recipes_tried import Tried
@@ -41,29 +39,6 @@ def layout(tmp_path: Path) -> ArtifactLayout:
 @pytest.fixture
 def recipe(tiny_base: Path) -> Recipe:
     return small_recipe(tiny_base, adapter="lora")
-
-
-def manifest_of(
-    layout: ArtifactLayout, recipe: Recipe, data: str = "hash", base: str | None = None, **changes: object
-) -> dict[str, object]:
-    """Return the manifest of an evaluation of the adapter in the layout."""
-    folder = layout.adapter("AAPL")
-    own_base = read_json(folder / MANIFEST)["base_model"]["weights_hash"]
-    weights = {"base": base or own_base, "adapter": adapter_hash(folder, own_base)}
-    return {
-        "config": recipe.model_dump(mode="json"),
-        "data": {"AAPL": data},
-        "base_model": {"label": "tiny", "demo": False},
-        "weights": {"AAPL": weights},
-        "group": {"AAPL": ["AAPL"]},
-        **changes,
-    }
-
-
-def save_holdout(layout: ArtifactLayout, table: pd.DataFrame, recipe: Recipe, **changes: object) -> None:
-    manifest = manifest_of(layout, recipe, **changes)  # type: ignore[arg-type]
-    write_parquet(layout.ticker_forecasts("AAPL"), table, manifest)
-    write_json(layout.ticker_metrics("AAPL"), build_evaluation(table, "adapter", [], manifest))
 
 
 def save_backtest(layout: ArtifactLayout, table: pd.DataFrame, recipe: Recipe, **changes: object) -> None:
