@@ -15,6 +15,7 @@ the run by the training's id, and sends no measurement twice.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import time
@@ -74,6 +75,11 @@ class Outbox:
         if self._failure is None:
             _log.warning("%s Its runs wait in %s until a command reaches the store; work goes on.", error, self.folder)
         self._failure = time.monotonic(), error
+
+    def ask_again(self) -> None:
+        """Let a database on this machine be asked at once after a failure: it may have failed for a moment."""
+        if self._failure is not None and is_sqlite(self._uri):
+            self._failure = -math.inf, self._failure[1]
 
     def note_success(self) -> None:
         """Note that the store can be reached again."""

@@ -183,6 +183,7 @@ class Tracker:
     def deliver(self) -> list[str]:
         """Deliver the runs that wait for the store, if it works, and return a line on what was delivered or refused."""
         if self.outbox.runs():
+            self.outbox.ask_again()
             try:
                 if self._opened is None or self.outbox.is_away:
                     _ = self._client  # delivers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from mlflow.entities import Run
 from mlflow_servers import MlflowServer, server_environment
 
 from kronos_pipeline.errors import KronosError
+from kronos_pipeline.tracking import tracked_run
 from kronos_pipeline.tracking.outbox import WAITING
 from kronos_pipeline.tracking.run_record import FORMER_RUN
 from kronos_pipeline.tracking.runs import Leaderboard, Tracker
@@ -168,6 +170,21 @@ def test_a_server_that_was_never_reached_is_an_error_at_once_as_its_address_may_
     with TrainingRuns(tracker, RECIPE) as runs, pytest.raises(TrackingError, match=message):
         runs.start(job)
     assert not (output / "mlflow_waiting").exists()
+
+
+def test_a_database_that_failed_once_is_asked_again_by_the_same_command(
+    own_mlflow_store: str, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    tracker = Tracker(own_mlflow_store, output)
+    with monkeypatch.context() as patch, tracker.training_run("a run of a database", RECIPE):
+        patch.setattr(tracked_run, "send_parts", failing)
+    assert tracker.outbox.runs()
+    tracker.deliver()
+    assert not tracker.outbox.runs()
+    assert [run.info.status for run in runs_named(own_mlflow_store, "database")] == ["FINISHED"]
 
 
 def test_a_damaged_run_that_waits_is_named_and_stops_no_other(
