@@ -29,10 +29,11 @@ class Backtest(Command, KronosTrainingConfig):
         """Backtest every ticker, and print the verdicts."""
         step("loading PyTorch")
         # Imported here, so that --help does not wait for slow imports.
-        from kronos_pipeline.artifacts import ArtifactLayout, read_json
+        from kronos_pipeline.artifacts import ArtifactLayout
         from kronos_pipeline.atomic_writes import check_writable
         from kronos_pipeline.evaluation.reports.tables import leaderboard_table, save_leaderboard
         from kronos_pipeline.evaluation.reports.worth import worth_table
+        from kronos_pipeline.evaluation.scoring.report import load_evaluation
         from kronos_pipeline.pipeline.ending import ending_lines
         from kronos_pipeline.pipeline.evaluate import backtest_all, print_tables
         from kronos_pipeline.pipeline.ingest import read_tickers
@@ -54,8 +55,8 @@ class Backtest(Command, KronosTrainingConfig):
             print_tables(leaderboard_table(evaluation, "Backtest"), worth_table(evaluation, "Backtest"))
         step("counting the recipe in MLflow's registry")
         count_recipes(self, Tracker(None, layout.root), backtest.predictions)
-        if layout.evaluation.is_file():
-            save_leaderboard(layout, read_json(layout.evaluation), evaluation)
+        if (holdout := load_evaluation(layout, print)) is not None:
+            save_leaderboard(layout, holdout, evaluation)
         plots = next(iter(backtest.plots.values()), {})
         print("\n".join(ending_lines(self, layout, evaluation, picture=next(iter(plots.values()), None))))
         return FAILED if tickers.skipped else 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Optional
@@ -78,7 +80,7 @@ class TickersCommand(Command):
         from kronos_pipeline.data.csv_files import find_csv_files
         from kronos_pipeline.data.vanished import find_vanished
 
-        found = find_csv_files(Path(self.data_dir), self._recipe(layout.evaluation).reading)
+        found = find_csv_files(Path(self.data_dir), self._last_recipe(layout).reading)
         folder = find_vanished(found, layout.bars("X").parent, accept_history=self.accept_history)
         for note in folder.notes:
             print(note)
@@ -120,12 +122,24 @@ class TickersCommand(Command):
 
     def recipe_of(self, layout: ArtifactLayout, ticker: str) -> Recipe:
         """Return the settings of the ticker's last evaluation, if there is one, overridden by the flags."""
-        return self._recipe(layout.ticker_metrics(ticker))
-
-    def _recipe(self, evaluation: Path) -> Recipe:
         from kronos_pipeline.artifacts import read_json
 
-        manifest = read_json(evaluation)["manifest"] if evaluation.is_file() else {}
+        evaluation = layout.ticker_metrics(ticker)
+        return self._with_flags(read_json(evaluation)["manifest"] if evaluation.is_file() else {})
+
+    def _last_recipe(self, layout: ArtifactLayout) -> Recipe:
+        """Return the settings of the last evaluation of all tickers; if it is gone, of the last one of a ticker."""
+        from kronos_pipeline.artifacts import read_json
+        from kronos_pipeline.evaluation.scoring.report import load_evaluation
+
+        if (evaluation := load_evaluation(layout, print)) is not None:
+            return self._with_flags(evaluation["manifest"])
+        for path in sorted(layout.evaluation.parent.glob("*.json"), key=lambda path: -path.stat().st_mtime):
+            with suppress(ArtifactError, KeyError):  # damaged, or no evaluation
+                return self._with_flags(read_json(path)["manifest"])
+        return self._with_flags({})
+
+    def _with_flags(self, manifest: Mapping[str, Any]) -> Recipe:
         evaluated = manifest.get("config", {})  # an evaluation of runs that differ has none
         settings = {name: value for name, value in evaluated.items() if name in Recipe.model_fields}
         flags = self.model_dump(include=set(Recipe.model_fields), exclude_none=True)

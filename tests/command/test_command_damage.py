@@ -193,7 +193,6 @@ def run(*words: str) -> int:
         ("metrics/AAPL.json", "report AAPL"),
         ("backtest/adapter/AAPL.json", "report AAPL"),
         ("metrics/AAPL.json", "forecast AAPL"),
-        ("metrics/evaluation.json", "forecast AAPL"),
         ("backtest/adapter/AAPL.json", "forecast AAPL"),
         ("ledger", "record AAPL"),
         ("bars/AAPL.parquet", "status"),
@@ -232,6 +231,24 @@ def test_a_damaged_ticker_touches_no_other(
     assert "metrics/AAPL.json was edited or damaged" in printed.err
     assert "AAPL: skipped" in printed.err
     assert "MSFT: close" in printed.out
+
+
+@pytest.mark.parametrize("command", ["forecast", "record", "drift"])
+def test_a_damaged_evaluation_of_all_tickers_is_set_aside_and_costs_no_ticker_anything(
+    made: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    path = made / "metrics/evaluation.json"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    try:
+        assert run(command, "--output-dir", str(made), "--data-dir", str(data)) == 0
+        assert f"{path} is damaged: it is now evaluation.json.damaged; the next training" in capsys.readouterr().out
+        assert run(command, "--output-dir", str(made), "--data-dir", str(data)) == 0, "as without the file"
+        assert "damaged" not in capsys.readouterr().out
+    finally:
+        path.write_bytes(whole)
+        path.with_name("evaluation.json.damaged").unlink()
 
 
 def test_damaged_evidence_reaches_no_gate(made: Path) -> None:

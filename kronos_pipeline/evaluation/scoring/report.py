@@ -12,9 +12,9 @@ from typing import Any
 
 import pandas as pd
 
-from kronos_pipeline.artifacts import ArtifactLayout, read_parquet, write_json, write_parquet
+from kronos_pipeline.artifacts import ArtifactLayout, read_json, read_parquet, write_json, write_parquet
 from kronos_pipeline.checksums import file_hash
-from kronos_pipeline.errors import ArtifactError
+from kronos_pipeline.errors import ArtifactError, first_sentence
 from kronos_pipeline.evaluation.predictions import EWMA, KRONOS, check_predictions, models_of, point_table
 from kronos_pipeline.evaluation.provenance import merge_manifests
 from kronos_pipeline.evaluation.scoring.calibration import calibrations, rejections
@@ -31,6 +31,7 @@ from kronos_pipeline.evaluation.scoring.model_confidence import compare_all
 from kronos_pipeline.evaluation.scoring.targets import DISTRIBUTION, TARGETS, ChosenVariants, Target, judged_rows
 from kronos_pipeline.evaluation.scoring.verdicts import Comparison, Verdicts, judge
 
+Say = Callable[[str], None]
 Judged = Mapping[Target, Mapping[str, Verdicts]]
 """The verdicts by target and model."""
 
@@ -159,6 +160,25 @@ def save_report(
     evaluation = {**evaluation, "files": {file.name: file_hash(file) for file in (predictions_path, *also)}}
     write_json(path, evaluation)
     return evaluation
+
+
+def load_evaluation(layout: ArtifactLayout, say: Say) -> dict[str, Any] | None:
+    """Read `metrics/evaluation.json`; return None if there is none.
+
+    It only sums up the evaluations of the tickers, so a damaged file stops no ticker: it is renamed to `*.damaged`,
+    with a line, and the next evaluation makes it anew.
+    """
+    try:
+        return read_json(layout.evaluation) if layout.evaluation.exists() else None
+    except ArtifactError as error:
+        from kronos_pipeline.training.state_file import set_aside  # imports torch
+
+        try:
+            kept = f"it is now {set_aside(layout.evaluation).name}"
+        except OSError as failed:
+            kept = f"it cannot be renamed ({failed.strerror})"
+        say(f"{layout.evaluation} is damaged: {kept}; the next training makes it anew ({first_sentence(error)})")
+        return None
 
 
 def load_predictions(paths: Sequence[Path]) -> tuple[pd.DataFrame, dict[str, Any]]:
