@@ -15,13 +15,14 @@ from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import make_bars
 from kronos_pipeline.data.simulate import SHIPPED_TICKERS, Dynamics, simulate_ticker
 from kronos_pipeline.data.windows import build_windows
-from kronos_pipeline.errors import SettingsError
+from kronos_pipeline.errors import ArtifactError, SettingsError
 from kronos_pipeline.evaluation.forecasting.holdout_table import predict
 from kronos_pipeline.evaluation.forecasting.sampling import plain_sampling
 from kronos_pipeline.evaluation.predictions import point_table
 from kronos_pipeline.model.decode.sample import sample_paths
 from kronos_pipeline.model.loading import load_base
 from kronos_pipeline.model.lora import load_adapter
+from kronos_pipeline.training.pretrain import run
 from kronos_pipeline.training.pretrain.data import PretrainingBars, random_dynamics
 from kronos_pipeline.training.pretrain.run import pretrain
 from kronos_pipeline.training.pretrain.settings import PretrainSettings
@@ -97,6 +98,33 @@ def test_the_same_settings_give_the_same_bytes_and_another_seed_others(tmp_path:
     assert hashes[0] == hashes[1]
     assert hashes[0][0] != hashes[2][0]
     assert hashes[0][1] != hashes[2][1]
+
+
+def test_a_pretraining_that_is_stopped_as_it_writes_leaves_the_former_base_model_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = TINY.model_copy(update={"tokenizer_steps": 1, "predictor_steps": 1})
+    folder = tmp_path / "mine"
+    pretrain(folder, short, report=lambda _: None)
+    former = {path: file_hash(path) for path in folder.rglob("*.safetensors")}
+
+    def stop(folder: Path, _: object) -> None:
+        if folder.name == "predictor":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "write_manifest", stop)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(folder, short.model_copy(update={"seed": 1}), report=lambda _: None)
+    assert len(former) == 2
+    assert {path: file_hash(path) for path in folder.rglob("*.safetensors")} == former
+    load_base(find_base_model(str(folder)), CPU)
+
+
+def test_a_folder_that_no_pretraining_made_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ArtifactError, match="is in the way; move it, or choose another --output"):
+        pretrain(tmp_path, TINY, report=lambda _: pytest.fail("it began"))
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 @pytest.mark.parametrize(("setting", "value"), [("bars", 20), ("context", 19)])

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from kronos_pipeline.artifacts import package_versions, write_manifest
-from kronos_pipeline.atomic_writes import check_writable
+from kronos_pipeline.atomic_writes import check_writable, publish_folder
 from kronos_pipeline.code_version import code_version
 from kronos_pipeline.data.bars import FEATURES
-from kronos_pipeline.errors import SettingsError
+from kronos_pipeline.errors import ArtifactError, SettingsError
 from kronos_pipeline.model.losses import token_loss
 from kronos_pipeline.model.tokens import encode
 from kronos_pipeline.model.upstream import Kronos, KronosTokenizer
@@ -39,19 +39,19 @@ _TEST_WINDOWS = 512
 
 
 def pretrain(output: Path, settings: PretrainSettings, *, report: Callable[[str], None] = print) -> None:
-    """Pretrain a base model and write it to `output/tokenizer/` and `output/predictor/`.
+    """Pretrain a base model and publish it, with the folders `tokenizer/` and `predictor/`, at once at the end.
 
     Each folder gets config.json and model.safetensors, in the format of upstream's `from_pretrained`, and a
     manifest.json with the context, the settings, the data and the losses.
 
     Args:
-        output: the folder; its two subfolders are replaced.
+        output: the folder; the base model that an earlier pretraining published there is replaced.
         settings: sizes, steps and seed. The same settings give the same weights on one kind of machine.
         report: receives lines of progress.
 
     Raises:
         SettingsError: a simulated ticker is shorter than a window, or a window longer than the context.
-        ArtifactError: the folder cannot be written.
+        ArtifactError: the folder cannot be written, or is in the way: no pretraining has published it.
     """
     length = settings.lookback + settings.horizon + 1
     if settings.bars < length:
@@ -60,7 +60,7 @@ def pretrain(output: Path, settings: PretrainSettings, *, report: Callable[[str]
         raise SettingsError(
             f"A window takes {length - 1} bars of context, more than {settings.context}; raise --context."
         )
-    check_writable(output)
+    _check_free(output)
     report(f"simulating {settings.tickers} tickers of {settings.bars} bars")
     train = PretrainingBars(settings.seed, settings.tickers, settings.bars)
     unseen = PretrainingBars(settings.seed + 1, max(8, settings.tickers // 20), settings.bars)
@@ -71,7 +71,7 @@ def pretrain(output: Path, settings: PretrainSettings, *, report: Callable[[str]
     seconds = optimise(tokenizer, "tokenizer", tokenizer_loss, train, settings, report)
     tokenizer.requires_grad_(False).eval()
     errors = reconstruction_errors(tokenizer, test)
-    _save(tokenizer, output / "tokenizer", settings, {"seconds": seconds, "reconstruction_error_in_stds": errors})
+    of_tokenizer = {"seconds": seconds, "reconstruction_error_in_stds": errors}
 
     predictor = _new_predictor(settings)
     loss = PredictorLoss(tokenizer, settings)
@@ -80,7 +80,19 @@ def pretrain(output: Path, settings: PretrainSettings, *, report: Callable[[str]
     with torch.no_grad():
         unseen_loss = float(loss(predictor, test, 1.0))
     report(f"predictor: loss {unseen_loss:.3f} on unseen simulated tickers")
-    _save(predictor, output / "predictor", settings, {"seconds": seconds, "unseen_loss": unseen_loss})
+    with publish_folder(output) as folder:
+        _save(tokenizer, folder / "tokenizer", settings, of_tokenizer)
+        _save(predictor, folder / "predictor", settings, {"seconds": seconds, "unseen_loss": unseen_loss})
+
+
+def _check_free(output: Path) -> None:
+    """Check that the folder can be published, before long work; an empty folder in its place is removed."""
+    check_writable(output.parent)
+    if output.exists() and not output.is_symlink():
+        try:
+            output.rmdir()
+        except OSError as error:
+            raise ArtifactError(f"{output} is in the way; move it, or choose another --output.") from error
 
 
 def _new_tokenizer(settings: PretrainSettings) -> nn.Module:
