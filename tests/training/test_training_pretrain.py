@@ -100,6 +100,7 @@ def test_the_same_settings_give_the_same_bytes_and_another_seed_others(tmp_path:
     assert hashes[0][1] != hashes[2][1]
 
 
+@pytest.mark.slow
 def test_a_pretraining_that_is_stopped_as_it_writes_leaves_the_former_base_model_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
