@@ -106,7 +106,8 @@ def _names(tickers: int) -> list[str]:
     return [f"T{number:04}" for number in range(tickers)]
 
 
-def _environment(checkout: Path, folder: Path) -> dict[str, str]:
+def environment(checkout: Path, folder: Path) -> dict[str, str]:
+    """Return the variables of a process of a checkout, for the data, output and settings below a folder."""
     inherited = {
         key: value for key, value in os.environ.items() if not key.startswith(("KRONOS_", "MLFLOW_", "DAGSTER_"))
     }
@@ -126,7 +127,7 @@ def _ingest(checkout: Path, folder: Path, tickers: int) -> float:
     command += ["--select", "raw_bars,windows", "--partition-range", f"{names[0]}...{names[-1]}"]
     start = time.perf_counter()
     result = subprocess.run(
-        command, cwd=checkout, env=_environment(checkout, folder), capture_output=True, text=True, check=False
+        command, cwd=checkout, env=environment(checkout, folder), capture_output=True, text=True, check=False
     )
     if result.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {result.returncode}:\n{result.stderr}")
@@ -137,23 +138,23 @@ def _pages(folder: Path, tickers: int, rounds: int) -> dict[str, list[float]]:
     """Return the seconds of each page, tick and backfill, by name."""
     _ingest(ROOT, folder, tickers)
     times: dict[str, list[float]] = {}
-    with _webserver(folder) as (address, started):
+    with webserver(folder) as (address, started):
         times[START] = [started]
         for _ in range(rounds):
             for name, query in QUERIES.items():
-                times.setdefault(name, []).append(_timed(address, query, {}))
+                times.setdefault(name, []).append(timed(address, query, {}))
             for name, query in TICKS.items():
                 kind = "scheduleName" if name.startswith("schedule") else "sensorName"
                 selector = {**LOCATION, kind: name.rpartition(" ")[2]}
-                times.setdefault(name, []).append(_timed(address, query, {"selector": selector}))
-        times["reload of the code location"] = [_timed(address, RELOAD, {})]
+                times.setdefault(name, []).append(timed(address, query, {"selector": selector}))
+        times["reload of the code location"] = [timed(address, RELOAD, {})]
         params = {"assetSelection": [{"path": ["raw_bars"]}, {"path": ["windows"]}], "partitionNames": _names(tickers)}
-        times[f"launch of a backfill of {tickers:,} tickers"] = [_timed(address, BACKFILL, {"params": params})]
+        times[f"launch of a backfill of {tickers:,} tickers"] = [timed(address, BACKFILL, {"params": params})]
     return times
 
 
 @contextmanager
-def _webserver(folder: Path) -> Iterator[tuple[str, float]]:
+def webserver(folder: Path) -> Iterator[tuple[str, float]]:
     """Yield the address of a webserver, and the seconds that it took to start."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -162,7 +163,7 @@ def _webserver(folder: Path) -> Iterator[tuple[str, float]]:
     command += ["-m", "kronos_pipeline.definitions"]
     start = time.perf_counter()
     with (folder / "webserver.log").open("w") as log:
-        server = subprocess.Popen(command, cwd=ROOT, env=_environment(ROOT, folder), stdout=log, stderr=log)
+        server = subprocess.Popen(command, cwd=ROOT, env=environment(ROOT, folder), stdout=log, stderr=log)
         try:
             address = f"http://127.0.0.1:{port}/graphql"
             while True:
@@ -179,7 +180,8 @@ def _webserver(folder: Path) -> Iterator[tuple[str, float]]:
             server.wait()
 
 
-def _timed(address: str, query: str, variables: Mapping[str, Any]) -> float:
+def timed(address: str, query: str, variables: Mapping[str, Any]) -> float:
+    """Return the seconds until the webserver answers a query."""
     start = time.perf_counter()
     answer = _ask(address, query, variables)
     elapsed = time.perf_counter() - start

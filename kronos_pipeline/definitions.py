@@ -125,7 +125,9 @@ def build(settings: PipelineSettings, automation: AutomationSettings) -> dg.Defi
             holdout_metrics
         ),
         dg.asset(**per_ticker, **scoring, kinds={"pytorch"}, pool=GPU)(backtest),
-        dg.asset(**over_all, **scoring, kinds={"parquet", "mlflow"}, deps=[OPTIONAL_BACKTEST])(leaderboard),
+        dg.asset(**over_all, **scoring, kinds={"parquet", "mlflow"}, deps=[OPTIONAL_BACKTEST], output_required=False)(
+            leaderboard
+        ),
         dg.asset(**per_ticker, **serving, kinds={"mlflow"}, deps=["adapter", "holdout_metrics", OPTIONAL_BACKTEST])(
             champion
         ),

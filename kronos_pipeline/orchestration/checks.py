@@ -14,6 +14,7 @@ import numpy as np
 from dagster._core.definitions.asset_checks.asset_check_evaluation import (
     AssetCheckEvaluationTargetMaterializationData,
 )
+from dagster._core.storage.event_log.base import AssetEventSummaryRecord
 
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.data.bars import load_bars
@@ -21,7 +22,7 @@ from kronos_pipeline.data.normalisation import lookback_statistics
 from kronos_pipeline.data.windows import load_windows, row_statistics
 from kronos_pipeline.errors import KronosError, enumerate_some
 from kronos_pipeline.orchestration.failures import make_failure
-from kronos_pipeline.orchestration.partitions import newest_materialisations
+from kronos_pipeline.orchestration.newest_events import newest_summaries
 from kronos_pipeline.orchestration.resources import PipelineSettings
 from kronos_pipeline.orchestration.run_tickers import run_tickers
 from kronos_pipeline.orchestration.ticker_batch import COMPLETE, failed_in_run, failed_tickers
@@ -152,7 +153,7 @@ def _evaluations(
     blocking: bool = False,
 ) -> Iterator[dg.AssetCheckEvaluation]:
     """Yield an evaluation by ticker; a `dg.AssetCheckResult` of a run over a range would have no partition."""
-    targets = newest_materialisations(context.instance, asset, outcomes)
+    targets = newest_summaries(context.instance, asset, outcomes)
     for ticker, outcome in outcomes.items():
         yield dg.AssetCheckEvaluation(
             asset_key=asset,
@@ -167,8 +168,8 @@ def _evaluations(
         )
 
 
-def _target(record: dg.EventLogRecord) -> AssetCheckEvaluationTargetMaterializationData:
+def _target(newest: AssetEventSummaryRecord) -> AssetCheckEvaluationTargetMaterializationData:
     """Return a materialisation in the form in which an evaluation points to it."""
     return AssetCheckEvaluationTargetMaterializationData(
-        run_id=record.run_id, storage_id=record.storage_id, timestamp=record.timestamp
+        run_id=newest.run_id or "", storage_id=newest.storage_id, timestamp=newest.timestamp
     )

@@ -17,9 +17,10 @@ from typing import Any
 import dagster as dg
 from dagster import DagsterEventType, DagsterRunStatus
 
+from kronos_pipeline.orchestration.newest_events import pages
+
 _ENDED = [DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED]
 _DAY = timedelta(days=1)
-_PAGE = 500
 
 
 def old_runs(instance: dg.DagsterInstance, before: datetime) -> list[str]:
@@ -59,16 +60,23 @@ def read_health(instance: dg.DagsterInstance, now: datetime) -> dict[str, Any]:
 
 
 def _runs_of_newest_events(instance: dg.DagsterInstance) -> Iterator[str]:
-    for key in instance.get_asset_keys():
-        newest = instance.get_latest_materialization_event(key)
-        if newest is not None:
-            yield newest.run_id
-        by_partition = instance.get_latest_storage_id_by_partition(key, DagsterEventType.ASSET_MATERIALIZATION)
-        ids = sorted(by_partition.values())
-        for start in range(0, len(ids), _PAGE):
-            records = dg.AssetRecordsFilter(key, storage_ids=ids[start : start + _PAGE])
-            for record in instance.fetch_materializations(records, limit=_PAGE).records:
-                yield record.run_id
+    """Yield the runs of the newest materialisation of each asset and of each of its partitions.
+
+    The number of queries grows with the pages of the keys, and not with the keys: each ticker has an asset of its own.
+    """
+    partitioned: list[dg.AssetKey] = []
+    for page in pages(list(instance.get_asset_keys())):
+        for record in instance.get_asset_records(page):
+            newest = record.asset_entry.last_materialization_record
+            if newest is not None:
+                yield newest.run_id
+                if newest.partition_key is not None:
+                    partitioned.append(record.asset_entry.asset_key)
+    kind: Any = DagsterEventType.ASSET_MATERIALIZATION
+    for key in partitioned:
+        for ids in pages(sorted(instance.get_latest_storage_id_by_partition(key, kind).values())):
+            for summary in instance.get_asset_event_summary_records(kind, key, storage_ids=ids):
+                yield str(summary.run_id)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

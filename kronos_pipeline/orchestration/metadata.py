@@ -56,6 +56,7 @@ _PICTURES = {
     "forecast": ("fan chart", "the bars to come, with intervals"),
     "record": ("track record", "running skill and coverage"),
 }
+_PICTURE = "data:image/png;base64,"
 SUMMARY = "summary"
 """Metadata of each materialisation: the result in a line. A run's last message repeats it."""
 LAST_BAR = "last bar"
@@ -225,7 +226,16 @@ def inline_image(png: bytes, caption: str) -> dg.MarkdownMetadataValue:
     small.thumbnail((_IMAGE_WIDTH, small.height), Image.Resampling.LANCZOS)
     encoded = io.BytesIO()
     small.quantize(_COLOURS, Image.Quantize.FASTOCTREE).save(encoded, "PNG", optimize=True)
-    return dg.MetadataValue.md(f"![{caption}](data:image/png;base64,{base64.b64encode(encoded.getvalue()).decode()})")
+    return dg.MetadataValue.md(f"![{caption}]({_PICTURE}{base64.b64encode(encoded.getvalue()).decode()})")
+
+
+def without_pictures(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metadata without pictures inside it; the paths of their files stay."""
+    return {
+        name: value
+        for name, value in metadata.items()
+        if not (isinstance(value, dg.MarkdownMetadataValue) and _PICTURE in str(value.value))
+    }
 
 
 def _verdicts(evaluation: Mapping[str, Any], sentences: Any) -> list[str]:

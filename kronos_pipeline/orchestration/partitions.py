@@ -71,15 +71,3 @@ def tickers_tested(context: dg.AssetExecutionContext) -> int:
     """Return the number of tickers that a verdict is corrected for: all of the code location, not only the run's."""
     partitions = context.assets_def.partitions_def
     return len(partitions.get_partition_keys()) if partitions else 1
-
-
-def newest_materialisations(
-    instance: dg.DagsterInstance, asset: dg.AssetKey, tickers: Iterable[str]
-) -> dict[str, dg.EventLogRecord]:
-    """Return the newest materialisation of an asset by ticker, in two queries; tickers without any are left out."""
-    newest = instance.get_latest_storage_id_by_partition(asset, dg.DagsterEventType.ASSET_MATERIALIZATION, set(tickers))
-    if not newest:
-        return {}
-    wanted = dg.AssetRecordsFilter(asset_key=asset, storage_ids=list(newest.values()))
-    records = instance.fetch_materializations(wanted, limit=len(newest)).records
-    return {str(record.partition_key): record for record in records}

@@ -19,7 +19,7 @@ The tag `kronos/tickers` lists the tickers of each run in the UI.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import dagster as dg
@@ -32,6 +32,7 @@ _BACKFILL = "dagster/backfill"
 _NOT_RETRIED = JobFailureData(error=None, failure_reason=RunFailureReason.STEP_FAILURE)
 """Keeps the instance from starting a run once more: its assets failed in a step of another run."""
 _SEPARATOR = ", "
+_QUEUED_READ = 100
 
 Planned = set[tuple[dg.AssetKey, str]]
 """Assets and partitions of a run."""
@@ -54,6 +55,16 @@ def planned_tickers(instance: dg.DagsterInstance, run: dg.DagsterRun) -> list[st
     keys = [record.event_log_entry.get_dagster_event().asset_key for record in records]
     by_ticker = [key.path[1] for key in keys if key and len(key.path) == 2]  # adapter/AAPL
     return by_ticker if len(by_ticker) == len(keys) else None
+
+
+def waiting_run(context: dg.AssetExecutionContext) -> dg.DagsterRun | None:
+    """Return a run of the same job that waits in the queue and makes the asset of this step too, or None."""
+    waiting = dg.RunsFilter(job_name=context.run.job_name, statuses=[dg.DagsterRunStatus.QUEUED])
+    runs: Sequence[dg.DagsterRun] = context.instance.get_runs(waiting, limit=_QUEUED_READ)
+    for run in runs:
+        if run.asset_selection is None or context.asset_key in run.asset_selection:
+            return run
+    return None
 
 
 @contextmanager

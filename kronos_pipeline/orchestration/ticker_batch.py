@@ -19,6 +19,9 @@ from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_AS
 
 from kronos_pipeline.errors import ArtifactError, DataError, KronosError
 from kronos_pipeline.orchestration.failures import failure_message, make_failure, problem_table, read_problem_table
+from kronos_pipeline.orchestration.metadata import without_pictures
+from kronos_pipeline.orchestration.newest_events import newest_ids
+from kronos_pipeline.orchestration.partitions import tickers_tested
 from kronos_pipeline.orchestration.run_tickers import run_tickers
 from kronos_pipeline.orchestration.sharing import refused_tickers
 
@@ -27,6 +30,9 @@ COMPLETE = "complete"
 _NO_RECORD = {SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION: True}
 """Metadata of an output that keeps Dagster from recording it for the whole range. Dagster has no public name for it; a
 test fails if it stops working."""
+MOST_WITH_PICTURES = 1000
+"""Tickers of a code location up to which events hold pictures: a night of 5,000 would add a gigabyte to Dagster's
+database, nine tenths of it pictures. Their files stay, and MLflow's runs have them."""
 PROBLEMS = "problems"
 """Metadata of an observation that marks its ticker as failed."""
 
@@ -49,6 +55,7 @@ class TickerBatch:
         of_step = run_tickers(context) if tickers is None else tickers
         refused = refused_tickers(context.run.run_id, context.asset_key.to_user_string())
         self.tickers = [ticker for ticker in of_step if ticker not in failed and ticker not in refused]
+        self._pictures = max(tickers_tested(context), len(of_step)) <= MOST_WITH_PICTURES
         self.done: dict[str, Any] = {}
         self.errors: dict[str, KronosError] = {
             ticker: refused[ticker] for ticker in of_step if ticker in refused and ticker not in failed
@@ -65,7 +72,7 @@ class TickerBatch:
     def add(self, ticker: str, artifact: Any, metadata: Mapping[str, Any]) -> None:
         """Record a ticker's artifact and the metadata that the UI shows with it."""
         self.done[ticker] = artifact
-        self._metadata[ticker] = metadata
+        self._metadata[ticker] = metadata if self._pictures else without_pictures(metadata)
 
     def materialisations(self, asset: dg.AssetKey) -> Iterator[dg.AssetMaterialization]:
         """Yield a materialisation of an asset's partition for each good ticker."""
@@ -149,11 +156,8 @@ def _runs_of_steps(
 
 def failed_tickers(instance: dg.DagsterInstance, asset: dg.AssetKey, tickers: Sequence[str]) -> dict[str, KronosError]:
     """Return the tickers that were never materialised or failed in their latest attempt, with the error."""
-    partitions = set(tickers)
-    materialised = instance.get_latest_storage_id_by_partition(
-        asset, dg.DagsterEventType.ASSET_MATERIALIZATION, partitions
-    )
-    observed = instance.get_latest_storage_id_by_partition(asset, dg.DagsterEventType.ASSET_OBSERVATION, partitions)
+    materialised = newest_ids(instance, asset, tickers)
+    observed = newest_ids(instance, asset, tickers, dg.DagsterEventType.ASSET_OBSERVATION)
     return {
         ticker: _latest_error(instance, asset, ticker)
         for ticker in tickers

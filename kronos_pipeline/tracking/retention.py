@@ -105,7 +105,7 @@ class _Store:
 
     def plan(self, retention: Retention) -> tuple[list[Removal], list[str]]:
         experiments = self._experiments()
-        all_versions = {name: self.registry.search(name) for name in self.registry.names()}
+        registered = self.registry.models()
         locations = {
             (record.name, int(record.version)): str(record.source)
             for record in self._records(f"name LIKE '{PREFIX}%'")  # after the versions, so that no new one is missing
@@ -113,8 +113,8 @@ class _Store:
         unused, versions_outside = self._divided(
             [
                 version
-                for name, versions in all_versions.items()
-                for version in self._unused(name, versions, retention.keep)
+                for versions, tags in registered.values()
+                for version in unused_versions(versions, read_champions(versions, tags), retention.keep)
             ],
             lambda version: locations.get((version.name, version.number), ""),
         )
@@ -131,7 +131,7 @@ class _Store:
         in_use = {*retention.in_use, *(model.source_run_id for model in used_models)}
         in_use |= {
             version.run_id
-            for versions in all_versions.values()
+            for versions, _ in registered.values()
             for version in versions
             if (version.name, version.number) not in going
         }

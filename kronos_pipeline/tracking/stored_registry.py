@@ -124,9 +124,8 @@ def fetch_registered_models(uri: str) -> dict[str, RegisteredModel]:
     Raises:
         TrackingError: the store cannot be used.
     """
-    store = VersionStore(uri)
-    models = {}
-    for name in store.names():
-        versions = tuple(store.search(name))
-        models[name] = RegisteredModel(versions, read_champions(versions, store.tags(name)))
-    return models
+    return {
+        name: RegisteredModel(tuple(versions), read_champions(versions, tags))
+        for name, (versions, tags) in VersionStore(uri).models().items()
+        if versions
+    }

@@ -6,12 +6,13 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from kronos_pipeline.addresses import without_password, without_secrets
+from kronos_pipeline.errors import enumerate_some
 from kronos_pipeline.names import NAME
 from kronos_pipeline.tracking.packaging import (
     FOLDER,
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 CHECKPOINT_NAME = "kronos-all"
 CHAMPION, CHALLENGER, REFIT = "champion", "challenger", "refit"
 PREFIX = "kronos-"
+_MODELS_PER_PAGE = 1000
+"""The most that MLflow allows."""
 
 
 def registered_name(adapter: str | None) -> str:
@@ -172,8 +175,23 @@ class VersionStore:
     def names(self) -> list[str]:
         """List the names of the project's registered models, sorted, without models that others named alike."""
         with readable_errors(self._uri):
-            models = _all_pages(self._client.search_registered_models, f"name LIKE '{PREFIX}%'")
-        return sorted(model.name for model in models if _is_registered_name(model.name))
+            return sorted(model.name for model in self._models())
+
+    def models(self) -> dict[str, tuple[list[Version], dict[str, str]]]:
+        """Return the versions, oldest first, and the tags of each of the project's registered models, by name.
+
+        The number of searches grows with the pages of the answer, and not with the models.
+        """
+        with readable_errors(self._uri):
+            records = _all_pages(self._client.search_model_versions, f"name LIKE '{PREFIX}%'")
+            models = {model.name: model for model in self._models()}
+        found: dict[str, tuple[list[Version], dict[str, str]]] = {
+            name: ([], dict(model.tags)) for name, model in sorted(models.items())
+        }
+        for record in sorted(records, key=lambda record: int(record.version)):
+            if record.name in found:
+                found[record.name][0].append(_version(record, models[record.name].aliases))
+        return found
 
     def search(self, name: str, condition: str = "") -> list[Version]:
         """List a model's versions that match an MLflow filter, oldest first; empty if the model does not exist."""
@@ -279,7 +297,7 @@ class VersionStore:
         if versions := self.search(name):
             return f"Its versions are {', '.join(str(version.number) for version in versions)}."
         if names := self.names():
-            return f"The registered models are {', '.join(names)}."
+            return f"The registered models are {enumerate_some(names)}."
         return "There is no registered model yet; train first, or name another --output-dir."
 
     def _logged_model(self, version: Version) -> str:
@@ -302,6 +320,11 @@ class VersionStore:
     @cached_property
     def _client(self) -> MlflowClient:
         return open_store(self._uri)
+
+    def _models(self) -> list[RegisteredModel]:
+        search = partial(self._client.search_registered_models, max_results=_MODELS_PER_PAGE)
+        models = _all_pages(search, f"name LIKE '{PREFIX}%'")
+        return [model for model in models if _is_registered_name(model.name)]
 
     def _model(self, name: str) -> RegisteredModel | None:
         models = self._client.search_registered_models(f"name = '{name}'")

@@ -15,6 +15,7 @@ from postgres_server import USER, PostgresServer
 from kronos_pipeline.leases import Leases
 from kronos_pipeline.orchestration.automation.killed_runs import GPU, hold_run_lock, make_killed_runs_sensor, was_killed
 from kronos_pipeline.pipeline.status import read_status
+from kronos_pipeline.tracking.store_checks import check_champions
 from kronos_pipeline.tracking.stored_registry import read_registered_models
 from kronos_pipeline.training import preflight
 
@@ -69,6 +70,7 @@ def test_a_ticker_goes_from_csv_to_forecast_and_the_server_may_restart_on_the_wa
     models = read_registered_models(mlflow_database)
     assert models is not None
     assert [version.measured for version in models["kronos-AAPL"].versions] == [True]
+    assert check_champions(mlflow_database)[0] == "ok"
     status = read_status(location.data, location.layout, datetime.now(UTC))
     assert (status.notes, status.tickers[0].failed) == ((), None)
     assert not (location.layout.root / "mlflow.db").exists()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -242,3 +243,27 @@ def test_a_store_that_does_not_exist_is_not_made(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     assert unused_tracking(uri, ArtifactLayout(tmp_path), Retention(1, NOW, NOW)) == ([], [])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_for_many_models_searches_no_more_often_than_for_few(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = MlflowClient(tracker.uri, tracker.uri)
+    searches: list[str] = []
+    for name in ("search_registered_models", "search_model_versions"):
+        search = getattr(MlflowClient, name)
+
+        def counted(self: MlflowClient, *arguments: object, search: Any = search, **settings: object) -> Any:
+            searches.append(search.__name__)
+            return search(self, *arguments, **settings)
+
+        monkeypatch.setattr(MlflowClient, name, counted)
+    counts = []
+    for names in (["kronos-A"], ["kronos-B", "kronos-C", "kronos-D"]):
+        for name in names:
+            client.create_registered_model(name)
+        searches.clear()
+        plan(tracker, 5)
+        counts.append(len(searches))
+    assert sorted(VersionStore(tracker.uri).models()) == ["kronos-A", "kronos-B", "kronos-C", "kronos-D"]
+    assert counts[0] == counts[1]

@@ -70,12 +70,13 @@ def build_evaluation(
     scores = score_as_judged(predictions, variants)
     judged = judge_targets(predictions, variants, tickers_tested)
     calibrated = judged_rows(predictions, DISTRIBUTION, variants)
+    calibrated_by_symbol = dict(list(calibrated.groupby("unique_id")))
     per_symbol = [
         _symbol_entry(str(symbol), rows, scores[str(symbol)], trained, judged, manifest)
         for symbol, rows in predictions.groupby("unique_id", sort=True)
     ]
     for entry in per_symbol:
-        entry["calibration"] = _calibrations(calibrated[calibrated["unique_id"] == entry["symbol"]])
+        entry["calibration"] = _calibrations(calibrated_by_symbol[entry["symbol"]])
     bases = manifest.get("differing", {}).get("base_model") or [manifest["base_model"]]
     return {
         "model": trained,

@@ -74,14 +74,14 @@ def judged_rows(predictions: pd.DataFrame, target: Target, variants: ChosenVaria
     """
     names = predictions["model"].to_numpy(object)
     judged = names.copy()
+    ticker_codes, tickers = pd.factorize(predictions["unique_id"])
     for model in KRONOS:
         family = np.isin(names, [name for name in MODELS if name.startswith(f"{model}_")])
         judged[family] = ""
-        for ticker, chosen in variants.items():
-            variant = chosen.get(model, {}).get(target, SAMPLED)
-            if variant == SAMPLED:
-                continue
-            rows = (predictions["unique_id"] == ticker).to_numpy()
+        chosen = [variants.get(ticker, {}).get(model, {}).get(target, SAMPLED) for ticker in tickers]
+        chosen_of_row = np.array(chosen, dtype=object)[ticker_codes]
+        for variant in sorted(set(chosen) - {SAMPLED}):
+            rows = chosen_of_row == variant
             judged[rows & (names == model)] = ""
             judged[rows & (names == variant_name(model, variant))] = model
     table: pd.DataFrame = predictions.assign(model=judged)

@@ -22,6 +22,7 @@ from kronos_pipeline.orchestration.resources import (
     run_tags,
     training_run_id,
 )
+from kronos_pipeline.orchestration.run_tickers import waiting_run
 from kronos_pipeline.orchestration.ticker_batch import Event, TickerBatch
 
 if TYPE_CHECKING:
@@ -140,11 +141,13 @@ def backtest(
 
 def leaderboard(
     context: dg.AssetExecutionContext, holdout_metrics: TickerArtifacts, pipeline: PipelineSettings, tracking: Tracking
-) -> dg.MaterializeResult[None]:
+) -> Iterator[dg.MaterializeResult[None]]:
     """All models ranked by all metrics over all tickers, on the holdout and, if there is one, in the backtest.
 
-    Stored as `metrics/leaderboard.json`, `evaluation.json`, `predictions.parquet` and `forecasts.parquet`, and as an
-    MLflow run. The metadata names the tickers without metrics, which are left out.
+    It judges all tickers anew, so a night's runs, each for a part of the tickers, leave it to the last of them: a run
+    makes no leaderboard while a run of the same job waits in the queue. Stored as `metrics/leaderboard.json`,
+    `evaluation.json`, `predictions.parquet` and `forecasts.parquet`, and as an MLflow run. The metadata names the
+    tickers without metrics, which are left out.
     """
     from kronos_pipeline.evaluation.backtest.backtest import combine_backtests
     from kronos_pipeline.evaluation.predictions import ADAPTER, CHECKPOINT, models_of
@@ -152,6 +155,9 @@ def leaderboard(
     from kronos_pipeline.evaluation.scoring.report import load_predictions, save_evaluation
     from kronos_pipeline.promotion.leaderboard import make_leaderboard
 
+    if waiting := waiting_run(context):
+        context.log.info(f"Run {waiting.run_id}, which waits in the queue, makes the leaderboard over all tickers.")
+        return
     with as_failure("leaderboard"):
         layout, tracker = pipeline.layout, tracking.tracker(pipeline.layout)
         evaluated, skipped = _evaluated_tickers(holdout_metrics)
@@ -175,7 +181,7 @@ def leaderboard(
             # The checkpoint of this run is one training over all tickers, so its MLflow run gets the scores over all.
             tracker.log_evaluation(checkpoint_run, run_metrics(holdout, model=CHECKPOINT))
             metadata["MLflow run of the checkpoint"] = checkpoint_run
-        return dg.MaterializeResult(metadata=metadata)
+    yield dg.MaterializeResult(metadata=metadata)
 
 
 def _backtests(

@@ -9,7 +9,6 @@ or a schedule requests the first training.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,19 +17,22 @@ from typing import TYPE_CHECKING
 import dagster as dg
 import pandas as pd
 
-from kronos_pipeline.checksums import file_hash, parse_json, text_hash
+from kronos_pipeline.checksums import file_hash, text_hash
 from kronos_pipeline.data.bar_cache import read_files_cached
 from kronos_pipeline.data.bars import Bars
 from kronos_pipeline.data.csv_file import CsvFile
 from kronos_pipeline.data.csv_files import CsvFolder, find_csv_files
-from kronos_pipeline.errors import KronosError
+from kronos_pipeline.errors import KronosError, enumerate_some
 from kronos_pipeline.orchestration.automation.jobs import INGEST, RETRAIN_ADAPTER, AutomationSettings
+from kronos_pipeline.orchestration.automation.sensor_state import load_state, save_state
 from kronos_pipeline.orchestration.metadata import LAST_BAR
-from kronos_pipeline.orchestration.partitions import newest_materialisations, split_into_runs
+from kronos_pipeline.orchestration.newest_events import newest_materialisations
+from kronos_pipeline.orchestration.partitions import split_into_runs
 
 if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
+_NAME = "changed_csvs"
 _READ_PER_TICK = 200
 """The largest number of changed files read in a tick, whose limit is a minute. The next tick reads the others."""
 
@@ -54,7 +56,7 @@ def make_csv_sensor(
     """
 
     @dg.sensor(
-        name="changed_csvs",
+        name=_NAME,
         jobs=[job for job in jobs if job.name in (INGEST, RETRAIN_ADAPTER)],
         minimum_interval_seconds=60,
         required_resource_keys={"pipeline"},
@@ -69,7 +71,7 @@ def make_csv_sensor(
         notes = _folder_notes(folder, tickers)
         for note in notes:
             context.log.warning(note)
-        states: FileStates = parse_json(context.cursor or "{}")
+        states: FileStates = load_state(context, _NAME)
         changed = _changed_files([folder.files[ticker] for ticker in tickers if ticker in folder.files], states)
         layout = context.resources.pipeline.layout
         retrained = _tickers_to_retrain(
@@ -84,7 +86,8 @@ def make_csv_sensor(
             for job, selected in ((INGEST, ingested), (RETRAIN_ADAPTER, retrained))
             for tags in split_into_runs(selected, tickers, settings.tickers_per_run)
         ]
-        cursor = json.dumps({ticker: states[ticker] for ticker in states if ticker in folder.files})
+        known = {ticker: states[ticker] for ticker in sorted(states) if ticker in folder.files}
+        cursor = save_state(context, _NAME, known)
         if requests:
             return dg.SensorResult(run_requests=requests, cursor=cursor)
         context.update_cursor(cursor)
@@ -95,13 +98,14 @@ def make_csv_sensor(
 
 def _folder_notes(folder: CsvFolder, tickers: Sequence[str]) -> list[str]:
     """Return notes on problems of the folder, and on its differences from the partitions."""
-    new = [ticker for ticker in folder.files if ticker not in tickers]
+    known = set(tickers)
+    new = [ticker for ticker in folder.files if ticker not in known]
     missing = [ticker for ticker in tickers if ticker not in folder.files]
     notes = [*folder.notes, *(str(problem) for problem in folder.problems.values())]
     if new:
-        notes.append(f"New in the folder: {', '.join(new)}. Reload the code location to see them.")
+        notes.append(f"New in the folder: {enumerate_some(new)}. Reload the code location to see them.")
     if missing:
-        notes.append(f"No longer in the folder: {', '.join(missing)}. Reload the code location to drop them.")
+        notes.append(f"No longer in the folder: {enumerate_some(missing)}. Reload the code location to drop them.")
     return notes
 
 

@@ -8,7 +8,6 @@ an unfinished run began waits for the run's end, because the run may report it i
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -19,11 +18,11 @@ from typing import Any, NamedTuple
 import dagster as dg
 
 from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json
-from kronos_pipeline.checksums import parse_json
 from kronos_pipeline.data.bars import load_bars
 from kronos_pipeline.data.windows import load_windows
 from kronos_pipeline.errors import KronosError, count
 from kronos_pipeline.evaluation.predictions import ADAPTER
+from kronos_pipeline.orchestration.automation.sensor_state import load_state, save_state
 from kronos_pipeline.orchestration.metadata import (
     LAST_BAR,
     bars_metadata,
@@ -31,7 +30,9 @@ from kronos_pipeline.orchestration.metadata import (
     manifest_metadata,
     windows_metadata,
 )
+from kronos_pipeline.orchestration.newest_events import newest_summaries
 
+_NAME = "artifacts_on_disk"
 SECONDS_PER_TICK = 5.0
 """The time after which a tick leaves artifacts to the next tick. Reading one takes about 0.1 s, and so does writing its
 event on a busy machine: a tick never lasts as long as the daemon waits for it."""
@@ -66,14 +67,14 @@ def make_disk_sensor(tickers: Sequence[str]) -> dg.SensorDefinition:
     """Return the sensor `artifacts_on_disk`, which is on by default."""
 
     @dg.sensor(
-        name="artifacts_on_disk",
+        name=_NAME,
         minimum_interval_seconds=30,
         default_status=dg.DefaultSensorStatus.RUNNING,
         required_resource_keys={"pipeline"},
         description="Reports artifacts that were made without Dagster, by the command line, as materialisations.",
     )
     def artifacts_on_disk(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-        known: FileTimes = parse_json(context.cursor or "{}")
+        known: FileTimes = load_state(context, _NAME)
         found = {
             str(artifact.path): artifact for artifact in _artifacts(context.resources.pipeline.layout, set(tickers))
         }
@@ -94,7 +95,7 @@ def make_disk_sensor(tickers: Sequence[str]) -> dg.SensorDefinition:
                     context.instance.report_runless_asset_event(event)
                     reported += 1
             examined[name] = times[name]
-        context.update_cursor(json.dumps(examined))
+        context.update_cursor(save_state(context, _NAME, dict(sorted(examined.items()))))
         if not reported:
             return dg.SkipReason("Every artifact on the disk is known.")
         waiting = sum(name not in examined or examined[name] != times[name] for name in changed)
@@ -132,19 +133,15 @@ def _first_unfinished(instance: dg.DagsterInstance) -> float:
 def _newer_than_events(instance: dg.DagsterInstance, artifacts: Sequence[Artifact]) -> set[Artifact]:
     """Return the artifacts that were written after the last materialisation of their asset and partition."""
     newer: set[Artifact] = set()
-    kind: Any = dg.DagsterEventType.ASSET_MATERIALIZATION
     for asset in {artifact.asset for artifact in artifacts}:
         of_asset = [artifact for artifact in artifacts if artifact.asset == asset]
         key, times = dg.AssetKey(asset), dict[str | None, float]()
         if of_asset[0].ticker is None:
             records = instance.fetch_materializations(key, limit=1).records
             times[None] = records[0].timestamp if records else 0.0
-        elif newest := instance.get_latest_storage_id_by_partition(
-            key, kind, {str(artifact.ticker) for artifact in of_asset}
-        ):
-            # Without their payload: the pictures of hundreds of evaluations take seconds to read.
-            summaries = instance.get_asset_event_summary_records(kind, key, storage_ids=list(newest.values()))
-            times = {summary.partition: summary.timestamp for summary in summaries}
+        else:
+            newest = newest_summaries(instance, key, [str(artifact.ticker) for artifact in of_asset])
+            times |= {ticker: summary.timestamp for ticker, summary in newest.items()}
         newer |= {artifact for artifact in of_asset if artifact.path.lstat().st_mtime > times.get(artifact.ticker, 0.0)}
     return newer
 

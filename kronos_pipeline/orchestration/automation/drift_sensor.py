@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from kronos_pipeline.checksums import parse_json
 from kronos_pipeline.evaluation.predictions import CHECKPOINT
 from kronos_pipeline.orchestration.automation.jobs import PROMOTE_ADAPTER, RETRAIN_CHECKPOINT, AutomationSettings
+from kronos_pipeline.orchestration.automation.sensor_state import load_state, save_state
 from kronos_pipeline.orchestration.metadata import DRIFTED, FINDING, KIND
+from kronos_pipeline.orchestration.newest_events import newest_ids, read_materialisations
 from kronos_pipeline.orchestration.partitions import split_into_runs
 
 if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
+_NAME = "drifted_champions"
 _DRIFT = dg.AssetKey("drift")
 
 LastFindings = dict[str, tuple[int, str]]
@@ -38,14 +39,14 @@ def make_drift_sensor(
     """
 
     @dg.sensor(
-        name="drifted_champions",
+        name=_NAME,
         jobs=[job for job in jobs if job.name in (PROMOTE_ADAPTER, RETRAIN_CHECKPOINT)],
         minimum_interval_seconds=300,
         description="Retrains, up to the gate, if a champion errs more on new bars than its evidence predicts.",
     )
     def drifted_champions(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-        cursor_content = parse_json(context.cursor or "{}").items()
-        last_findings: LastFindings = {ticker: (number, finding) for ticker, (number, finding) in cursor_content}
+        content = load_state(context, _NAME).items()
+        last_findings: LastFindings = {ticker: (number, finding) for ticker, (number, finding) in content}
         drifted: dict[str, str] = {}
         for ticker, number, metadata in _new_findings(context.instance, tickers, last_findings):
             requested = last_findings.get(ticker, (0, ""))[1]
@@ -61,7 +62,8 @@ def make_drift_sensor(
         if len(adapters) < len(drifted):
             all_tickers = split_into_runs(tickers, tickers, len(tickers))
             requests += [dg.RunRequest(job_name=RETRAIN_CHECKPOINT, tags=tags) for tags in all_tickers]
-        cursor = json.dumps({ticker: last_findings[ticker] for ticker in tickers if ticker in last_findings})
+        known = {ticker: last_findings[ticker] for ticker in tickers if ticker in last_findings}
+        cursor = save_state(context, _NAME, known)
         if requests:
             return dg.SensorResult(run_requests=requests, cursor=cursor)
         context.update_cursor(cursor)
@@ -74,13 +76,9 @@ def _new_findings(
     instance: dg.DagsterInstance, tickers: Sequence[str], last_findings: LastFindings
 ) -> Iterator[tuple[str, int, Mapping[str, dg.MetadataValue]]]:
     """Yield ticker, id and metadata of each newest materialisation that was not examined yet."""
-    newest = instance.get_latest_storage_id_by_partition(
-        _DRIFT, dg.DagsterEventType.ASSET_MATERIALIZATION, set(tickers)
-    )
-    for ticker, number in sorted(newest.items()):
-        if number == last_findings.get(ticker, (0, ""))[0]:
-            continue
-        latest = dg.AssetRecordsFilter(asset_key=_DRIFT, asset_partitions=[ticker])
-        materialised = instance.fetch_materializations(latest, limit=1).records[0].asset_materialization
-        if materialised is not None:
-            yield ticker, number, materialised.metadata
+    newest = newest_ids(instance, _DRIFT, tickers)
+    new = [number for ticker, number in newest.items() if number != last_findings.get(ticker, (0, ""))[0]]
+    records = {str(record.partition_key): record for record in read_materialisations(instance, _DRIFT, new)}
+    for ticker, record in sorted(records.items()):
+        if record.asset_materialization is not None:
+            yield ticker, record.storage_id, record.asset_materialization.metadata

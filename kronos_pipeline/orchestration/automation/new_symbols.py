@@ -43,6 +43,7 @@ def make_new_symbols_sensor(
         jobs: the jobs of the code location.
         settings: the address of Dagster's UI, and the number of tickers per run.
     """
+    known = set(tickers)
 
     @dg.sensor(
         name="new_symbols",
@@ -58,8 +59,8 @@ def make_new_symbols_sensor(
         except KronosError as error:
             return dg.SkipReason(str(error))
         asked: list[str] = parse_json(context.cursor or "{}").get("asked", [])
-        new = [ticker for ticker in files if ticker not in tickers]
-        if arrived := [ticker for ticker in asked if ticker in tickers]:
+        new = [ticker for ticker in files if ticker not in known]
+        if arrived := [ticker for ticker in asked if ticker in known]:
             requests = [
                 dg.RunRequest(job_name=INGEST, tags=tags)
                 for tags in split_into_runs(arrived, tickers, settings.tickers_per_run)

@@ -17,7 +17,7 @@ from dagster._core.storage.tags import SCHEDULE_NAME_TAG, SENSOR_NAME_TAG, WILL_
 
 from kronos_pipeline.errors import cause_of, count, enumerate_some, group_messages
 from kronos_pipeline.orchestration.metadata import DRIFTED, OBSTACLES, SUMMARY
-from kronos_pipeline.orchestration.partitions import newest_materialisations
+from kronos_pipeline.orchestration.newest_events import newest_materialisations, newest_summaries
 from kronos_pipeline.orchestration.run_summary import failed_in
 from kronos_pipeline.orchestration.run_tickers import TICKERS
 
@@ -155,9 +155,7 @@ class _Runs:
 def _trainings(instance: dg.DagsterInstance, tickers: Sequence[str], since: datetime, runs: _Runs) -> Iterator[Entry]:
     kind: Any = dg.DagsterEventType.ASSET_MATERIALIZATION
     adapter, checkpoint = dg.AssetKey("adapter"), dg.AssetKey("checkpoint")
-    newest = list(instance.get_latest_storage_id_by_partition(adapter, kind, set(tickers)).values())
-    # Without their payload: the pictures of hundreds of trainings take seconds to read.
-    records = instance.get_asset_event_summary_records(kind, adapter, storage_ids=newest) if newest else []
+    records = [*newest_summaries(instance, adapter, tickers).values()]
     records = [*records, *instance.get_asset_event_summary_records(kind, checkpoint, limit=1)]
     for record in sorted(records, key=lambda record: record.partition or ""):
         if record.timestamp >= since.timestamp():
