@@ -133,7 +133,7 @@ def test_beyond_a_thousand_tickers_events_hold_no_pictures(
     Image.new("RGB", (2, 2)).save(encoded, "PNG")
 
     @dg.asset(partitions_def=ticker_partitions(["AAPL", "MSFT"]))
-    def made(context: dg.AssetExecutionContext) -> Any:
+    def made(context) -> Any:  # type: ignore[no-untyped-def]
         batch = ticker_batch.TickerBatch(context)
         batch.add("AAPL", "made", {"loss": 1, "picture": inline_image(encoded.getvalue(), "a picture")})
         yield from batch.events()
