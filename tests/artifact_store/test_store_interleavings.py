@@ -5,11 +5,13 @@ from __future__ import annotations
 import tempfile
 import uuid
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from killed_trainings import Killed
 from shared_folders import machine, train, weights
 
 from kronos_pipeline.artifact_store.exchange import SharedFolder
@@ -101,6 +103,68 @@ def test_an_object_is_replaced_only_as_it_was_read(tmp_path: Path, scheme: str) 
     with pytest.raises(ChangedError):
         store.replace("pointers/AAPL.json", b"3", tag)
     assert store.read("pointers/AAPL.json") == (b"2", newer)
+
+
+def test_a_delivery_that_is_killed_at_any_call_publishes_all_or_nothing_and_the_next_completes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in count():
+        url = f"memory://{uuid.uuid4().hex}"
+        a, reader = (machine(tmp_path / f"{name}{number}", url) for name in ("a", "reader"))
+        train(a.root, "AAPL", "one")
+        ended = _killed_at(number, monkeypatch, a.deliver)
+        assert not reader.fetch().errors
+        assert ArtifactLayout(reader.root).ticker_metrics("AAPL").exists() == (reader.root / "adapters").exists()
+        assert not a.deliver().errors
+        reader.fetch()
+        assert weights(reader.root, "AAPL") == "one"
+        if ended:
+            break
+    assert number >= 5
+
+
+def test_a_fetch_that_is_killed_at_any_call_leaves_whole_artifacts_and_the_next_completes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"memory://{uuid.uuid4().hex}"
+    a = machine(tmp_path / "a", url)
+    train(a.root, "AAPL", "one")
+    a.deliver()
+    for number in count():
+        reader = machine(tmp_path / f"reader{number}", url)
+        ended = _killed_at(number, monkeypatch, reader.fetch)
+        if (reader.root / "adapters" / "AAPL").exists():
+            check_folder(reader.root / "adapters" / "AAPL")
+        assert not reader.deliver().errors
+        assert not reader.fetch().errors
+        assert weights(reader.root, "AAPL") == "one"
+        assert read_json(ArtifactLayout(reader.root).ticker_metrics("AAPL"))["text"] == "one"
+        if ended:
+            break
+    assert number >= 5
+
+
+def _killed_at(number: int, monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> bool:
+    """Work until the call of the store with a number, which does its part and is killed; return whether it ended."""
+    calls = count()
+
+    def killing(original: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object) -> object:
+            result = original(*arguments)
+            if next(calls) == number:
+                raise Killed
+            return result
+
+        return call
+
+    with monkeypatch.context() as killed:
+        for method in ("read", "replace", "upload", "download", "tags", "keys"):
+            killed.setattr(ObjectStore, method, killing(getattr(ObjectStore, method)))
+        try:
+            work()
+        except Killed:
+            return False
+    return True
 
 
 def _interrupt(monkeypatch: pytest.MonkeyPatch, method: str, work: Callable[[], object]) -> None:
