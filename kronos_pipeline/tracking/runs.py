@@ -125,6 +125,10 @@ class Tracker:
         with self._recorded(run, config):
             yield run
 
+    def run_of(self, run_id: str) -> TrackedRun:
+        """Return a run that has ended, by its id."""
+        return TrackedRun(None, self.uri, run_id, self.link(run_id), outbox=self.outbox)
+
     def log_leaderboard(
         self, board: Leaderboard, config: BaseModel, tags: Mapping[str, str] | None = None
     ) -> TrackedRun:

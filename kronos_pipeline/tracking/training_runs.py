@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic import BaseModel
 
+from kronos_pipeline.artifacts import mlflow_run_of
 from kronos_pipeline.errors import KronosError, count
 from kronos_pipeline.tracking.run_page import NOTE, describe_run, model_tags, process_tags, run_name
 
@@ -68,11 +69,15 @@ class TrainingRuns:
     def end(self, job: TrainingJob, ended: TrainingResult | KronosError) -> tuple[TrackedRun, TrainingResult]:
         """End the run of a training: log its result, or mark the run FAILED and raise the error.
 
+        A training that did not start, as another run had trained it, has the run of that training.
+
         Raises:
             KronosError: the training failed, or the store cannot be used.
         """
-        if job.name not in self._open and isinstance(ended, KronosError):
-            raise ended  # failed before the run started
+        if job.name not in self._open:
+            if isinstance(ended, KronosError):
+                raise ended  # failed before the run started
+            return self._tracker.run_of(str(mlflow_run_of(ended.folder))), ended
         stack, run = self._open.pop(job.name)
         with stack:
             if isinstance(ended, KronosError):

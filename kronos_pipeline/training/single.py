@@ -133,11 +133,16 @@ class TrainingContext:
         if self.run_states is not None:
             self.run_states.append(training.state)
         if self.run_states is not None and training.state.finished:
-            why = "finished before the interruption"
-        elif training.target.exists() and training.target.lstat().st_mtime > self.requested:
-            why = "another run trained it since it was asked for"
-        else:
-            return None
+            return self._published(training, "finished before the interruption")
+        return self.kept_result(training)
+
+    def kept_result(self, training: PreparedTraining) -> TrainingResult | None:
+        """Return the published result of this very training if another run ended it since it was asked for."""
+        if training.target.exists() and training.target.lstat().st_mtime > self.requested:
+            return self._published(training, "another run trained it since it was asked for")
+        return None
+
+    def _published(self, training: PreparedTraining, why: str) -> TrainingResult | None:
         result = load_result(training.target, training.state.key)
         if result is not None:
             self.say(f"{training.state.artifact}: {why}, kept")

@@ -18,6 +18,7 @@ from dagster._core.workspace.load_target import GrpcServerTarget
 from dagster._daemon.auto_run_reexecution.auto_run_reexecution import should_retry
 from dagster._daemon.auto_run_reexecution.event_log_consumer import EventLogConsumerDaemon
 from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
+from mlflow import MlflowClient
 
 from kronos_pipeline.orchestration.automation.killed_runs import make_killed_runs_sensor
 
@@ -155,6 +156,14 @@ def test_a_retried_run_leaves_out_the_tickers_that_failed_in_the_steps_that_it_s
     assert [record.partition_key for record in records] == ["AAPL"]
 
 
+def mlflow_runs() -> int:
+    """Count the runs of trainings."""
+    client = MlflowClient()
+    names = {experiment.experiment_id: experiment.name for experiment in client.search_experiments()}
+    runs = client.search_runs(list(names), max_results=1000)
+    return sum("leaderboard" not in names[run.info.experiment_id] for run in runs)
+
+
 def test_two_requests_at_once_train_a_ticker_once_and_a_later_request_trains_it_again(location: Location) -> None:
     """The second run waits in the queue, or for the artifact's lock, while the first trains."""
     location.write("AAPL")
@@ -162,13 +171,17 @@ def test_two_requests_at_once_train_a_ticker_once_and_a_later_request_trains_it_
     second = location.instance.create_run_for_job(job, tags={"dagster/partition": "AAPL"})
     adapter = location.layout.adapter("AAPL")
 
+    before = mlflow_runs()
     assert location.run("retrain_adapter", "AAPL").success
     by_the_first = adapter.resolve()
+    tracked = location.metadata("adapter", "AAPL")["MLflow run"]
     assert execute_run(InMemoryJob(job), second, location.instance).success
     assert adapter.resolve() == by_the_first
     said = [entry.user_message for entry in location.instance.all_logs(second.run_id)]
     assert "adapters/AAPL: another run trained it since it was asked for, kept" in said
     assert location.metadata("adapter", "AAPL")["selection loss (nats)"] > 0
+    assert location.metadata("adapter", "AAPL")["MLflow run"] == tracked
+    assert mlflow_runs() == before + 1, "no run is opened where nothing is trained"
 
     assert location.run("retrain_adapter", "AAPL").success
     assert adapter.resolve() != by_the_first

@@ -110,7 +110,7 @@ def _train_by_torchrun(
     recipe, folder = pipeline.recipe("none"), pipeline.layout.best_checkpoint
     job = Job(
         recipe=recipe.model_dump(mode="json"),
-        output_dir=pipeline.output_dir,
+        output_dir=str(pipeline.layout.root),
         tickers=[ticker_windows.ticker for ticker_windows in windows],
         requested=_requested(context),
         tracking_uri=tracking.tracking_uri,

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 
+from kronos_pipeline.artifacts import mlflow_run_of
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import KronosError, SettingsError, enumerate_some
 from kronos_pipeline.locks import fence
@@ -91,6 +92,9 @@ def train_jobs(
         started = []
         for training in group:
             number, job = job_by_target[training.target]
+            if kept := _kept_result(context, training):
+                end(number, job, kept)
+                continue
             try:
                 job = job if on_start is None else on_start(replace(job, state=training.state.folder))
             except KronosError as error:
@@ -104,6 +108,17 @@ def train_jobs(
         for training, result in train(context, started):
             end(*job_by_target[training.target], result)
     return [results[number] for number in range(len(jobs))]
+
+
+def _kept_result(context: TrainingContext, training: PreparedTraining) -> TrainingResult | None:
+    """Return the result of another run that ended this training since it was asked for, with an MLflow run of its own.
+
+    A training of this very run starts again, as its MLflow run may be open; several processes decide together, later.
+    """
+    if processes() > 1 or training.state.finished:
+        return None
+    kept = context.kept_result(training)
+    return kept if kept and mlflow_run_of(kept.folder) else None
 
 
 def _groups(context: TrainingContext, trainings: Sequence[PreparedTraining]) -> list[list[PreparedTraining]]:
