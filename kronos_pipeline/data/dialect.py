@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import csv
 import io
@@ -18,32 +17,13 @@ from kronos_pipeline.data.bars import PRICES
 from kronos_pipeline.data.column_names import TIME_MEANINGS, meaning_of
 from kronos_pipeline.data.columns import Meaning, header_meanings, side_by_side
 from kronos_pipeline.data.csv_file import CsvFile
-from kronos_pipeline.errors import DataError, Problem, enumerate_some
+from kronos_pipeline.data.encodings import ENCODING_NAMES, LEGACY, check_text, decode, file_error
+from kronos_pipeline.errors import enumerate_some
 
 Row = tuple[int, list[str]]
 """The 1-based line of a row, and its cells."""
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars", " ": "spaces"}
-_MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig", "UTF-8"),
-    (codecs.BOM_UTF32_LE, "utf-32", "UTF-32"),
-    (codecs.BOM_UTF32_BE, "utf-32", "UTF-32"),
-    (codecs.BOM_UTF16_LE, "utf-16", "UTF-16"),
-    (codecs.BOM_UTF16_BE, "utf-16", "UTF-16"),
-)
-"""Byte order marks, with the encoding that each states."""
-_LEGACY = ("gb18030", "cp932", "cp949", "big5", "cp1251", "cp1250", "cp1252")
-"""Encodings of files that are not Unicode. Most bytes are text in several of them; the names of columns decide."""
-_NAMES = {"gb18030": "GBK", "cp932": "Shift JIS", "cp949": "EUC-KR", "big5": "Big5"}
-_FOREIGN = (
-    (b"PK\x03\x04", "a workbook or a zip file"),
-    (b"\x1f\x8b", "compressed by gzip"),
-    (b"PAR1", "a parquet file"),
-    (b"\xd0\xcf\x11\xe0", "an old workbook"),
-    (b"%PDF-", "a PDF"),
-    (b"{\\rtf", "formatted text"),
-)
-_WEB_PAGE = re.compile(rb"<!|<\?xml|</?(?:html|head|body|div|p|h\d|table|tr|span|script|style|meta|center|pre|svg)\b")
 _SAMPLE = 4096
 """Characters at the beginning among which separators are looked for."""
 _HEAD = 60
@@ -115,18 +95,18 @@ def find_dialect(file: CsvFile, content: bytes, wanted: Mapping[str, str]) -> Di
     Raises:
         DataError: the file is empty or not text.
     """
-    _check_text(file, content)
+    check_text(file, content)
     if (end := content.rstrip()).endswith(b"\x1a"):
         content = end[:-1]  # the end of a file of DOS
     dialects = (
         dialect
-        for encoding, text in _decoded(file, content)
+        for encoding, text in decode(file, content)
         for dialect in _dialects(encoding, _without_outer_quotes(text.replace("\ufeff", "")), wanted)
     )
     # One at a time: each encoding has a text as large as the file.
     best = max(dialects, key=lambda dialect: (dialect.names, dialect.width), default=None)
     if best is None:
-        raise _error(file, "the file is empty; write a header and one bar a line into it")
+        raise file_error(file, "the file is empty; write a header and one bar a line into it")
     return best
 
 
@@ -144,73 +124,16 @@ def read_sheet(file: CsvFile, dialect: Dialect, wanted: Mapping[str, str], *, be
     """
     rows = _rows(file, dialect, _HEAD if beginning else None)
     notes = []
-    if dialect.encoding in _LEGACY and "".join(rows[dialect.header or 0][1]).isascii():
+    if dialect.encoding in LEGACY and "".join(rows[dialect.header or 0][1]).isascii():
         notes.append("the encoding is not UTF-8, and texts that are no names of columns may be misread")
     elif dialect.encoding != "UTF-8":
-        notes.append(f"the encoding is {_NAMES.get(dialect.encoding, dialect.encoding)}")
+        notes.append(f"the encoding is {ENCODING_NAMES.get(dialect.encoding, dialect.encoding)}")
     if dialect.separator != ",":
         notes.append(f"the columns are separated by {SEPARATORS[dialect.separator]}")
     sheet = Sheet([], rows[0][0], rows, tuple(notes))
     if dialect.header is not None:
         sheet = _with_header(file, sheet, dialect.header, wanted)
     return sheet if beginning else _without_footers(sheet, wanted)
-
-
-def _check_text(file: CsvFile, content: bytes) -> None:
-    for mark, kind in _FOREIGN:
-        if content.startswith(mark):
-            raise _error(file, f"the file is binary, not a CSV ({kind}); save it as CSV")
-    start = content[:200].removeprefix(codecs.BOM_UTF8).lstrip().lower()
-    if _WEB_PAGE.match(start):
-        raise _error(file, "the file is a web page, not a CSV; download it again")
-    if b"".join(start.split()).startswith((b"{", b"[{", b"[[", b'["')):
-        raise _error(file, "the file is JSON, not a CSV; save it as CSV")
-
-
-def _decoded(file: CsvFile, content: bytes) -> Iterator[tuple[str, str]]:
-    """Yield the texts that the bytes can be, each with the name of its encoding."""
-    for mark, encoding, name in _MARKS:
-        if content.startswith(mark):
-            try:
-                yield name, content.decode(encoding).removeprefix("\ufeff")
-            except UnicodeDecodeError as error:
-                raise _undecodable(file, name, error) from error
-            return
-    if b"\0" in content:
-        yield _wide(file, content)
-        return
-    try:
-        yield "UTF-8", content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        texts = 0
-        for encoding in _LEGACY:
-            try:
-                yield encoding, content.decode(encoding)
-                texts += 1
-            except UnicodeDecodeError:
-                continue
-        if not texts:
-            raise _undecodable(file, "UTF-8", error) from error
-
-
-def _wide(file: CsvFile, content: bytes) -> tuple[str, str]:
-    """Decode UTF-16 without a byte order mark: every second byte of ASCII is 0."""
-    head = content[:4096]
-    for start, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):
-        zeros, others = head[start::2].count(0), head[1 - start :: 2].count(0)
-        if zeros > len(head) // 4 and others < zeros // 8:
-            try:
-                return "UTF-16", content.decode(encoding)
-            except UnicodeDecodeError as error:
-                raise _undecodable(file, "UTF-16", error) from error
-    raise _error(file, "the file is binary, not a CSV; replace it with a text file")
-
-
-def _undecodable(file: CsvFile, name: str, error: UnicodeDecodeError) -> DataError:
-    decoded = error.object  # without the mark of the encoding
-    line = decoded.count(b"\n", 0, error.start) + 1
-    byte = f"byte 0x{decoded[error.start]:02x}" if error.start < len(decoded) else "its end"
-    return _error(file, f"the file is not {name} ({byte}); save it as UTF-8", line)
 
 
 def _dialects(encoding: str, text: str, wanted: Mapping[str, str]) -> Iterator[Dialect]:
@@ -276,15 +199,15 @@ def _split(text: str, separator: str) -> Iterator[Row]:
 def _rows(file: CsvFile, dialect: Dialect, limit: int | None) -> list[Row]:
     if limit is None and len(dialect.text) > _MOST_CHARACTERS:
         rule = f"a file with quotes, or lines that are no bars, can have {_MOST_CHARACTERS:,} characters at most"
-        raise _error(file, f"{rule}; split it by period, such as SYMBOL-2023.csv and SYMBOL-2024.csv")
+        raise file_error(file, f"{rule}; split it by period, such as SYMBOL-2023.csv and SYMBOL-2024.csv")
     rows: list[Row] = []
     try:
         rows.extend(islice(_split(dialect.text, dialect.separator), limit))
     except csv.Error as error:
         line = rows[-1][0] + 1 if rows else 1
-        raise _error(file, f"no CSV that can be read ({error})", line) from error
+        raise file_error(file, f"no CSV that can be read ({error})", line) from error
     if not rows or (limit is None and not any(cell.strip() for _, row in rows for cell in row)):
-        raise _error(file, "the file is empty; write a header and one bar a line into it")
+        raise file_error(file, "the file is empty; write a header and one bar a line into it")
     return rows
 
 
@@ -305,10 +228,10 @@ def _with_header(file: CsvFile, sheet: Sheet, header: int, wanted: Mapping[str, 
             "--columns open=...,high=...,low=...,close=..."
         )
         if not {*PRICES} <= wanted.keys():
-            raise _error(file, rule, line)
+            raise file_error(file, rule, line)
     above = [(number, row) for number, row in rows[:header] if "".join(row).strip()]
     if bars := [number for number, row in above if is_bar_row(row)]:
-        raise _error(file, f"bars before the header in line {line}; write the header above them", bars[0])
+        raise file_error(file, f"bars before the header in line {line}; write the header above them", bars[0])
     ticker: tuple[int, list[str]] | None = None
     if above and _is_ticker_line(above[-1][1]):
         ticker = above.pop()
@@ -370,7 +293,7 @@ def _ticker_notes(file: CsvFile, line: int, texts: Sequence[str]) -> list[str]:
     tickers = list(dict.fromkeys(text.strip() for text in texts[1:] if text.strip()))
     if len(tickers) > 1:
         rule = f"several tickers side by side ({enumerate_some(tickers)}); save a file for each ticker"
-        raise _error(file, rule, line)
+        raise file_error(file, rule, line)
     if tickers[0].upper() == file.ticker.upper():
         return []
     return [f"line {line} names the ticker {tickers[0]}, and the file is that of {file.ticker}"]
@@ -432,7 +355,3 @@ def _lines_text(lines: Sequence[int]) -> str:
     if len(lines) > 1 and lines[-1] - lines[0] == len(lines) - 1:
         return f"lines {lines[0]} to {lines[-1]}"
     return f"line{'s' if len(lines) > 1 else ''} {enumerate_some(lines)}"
-
-
-def _error(file: CsvFile, rule: str, line: int | None = None) -> DataError:
-    return DataError(Problem(file.name, rule, line), file.ticker)
