@@ -11,7 +11,7 @@ from code_locations import Location, failed_steps
 
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import SettingsError
-from kronos_pipeline.orchestration.resources import PipelineSettings
+from kronos_pipeline.orchestration.resources import PipelineSettings, with_defaults
 from kronos_pipeline.orchestration.torchrun import count_processes
 
 pytestmark = pytest.mark.slow
@@ -56,7 +56,7 @@ def test_a_number_of_processes_that_is_none_is_refused(mark: str) -> None:
 def test_a_text_that_steers_a_terminal_is_refused(name: str, mark: str) -> None:
     text: Any = TEXTS[name].format(mark)
     field = PipelineSettings.model_fields[name]
-    settings = PipelineSettings(**{name: [text] if "list" in str(field.annotation) else text})
+    settings = with_defaults(PipelineSettings, {name: [text] if "list" in str(field.annotation) else text})
     with pytest.raises(SettingsError) as caught:
         _ = settings.recipe("lora"), settings.data_folder, settings.layout
     assert str(caught.value).isprintable()
