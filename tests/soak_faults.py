@@ -82,6 +82,7 @@ class Nights:
     struck: Counter[str] = field(default_factory=Counter)
     _calls: list[str] = field(default_factory=list)
     _mlflow_is_away: bool = False
+    _without_report: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._rng = random.Random(self.seed)
@@ -116,7 +117,8 @@ class Nights:
         self._bars_until(date)
         halves = self._cut_csvs() if HALF_CSV in faults else []
         whole = range(1, HORIZON + 1)
-        self._excuse(halves, date, whole)
+        self._excuse([*halves, *self._without_report], date, whole)
+        self._without_report = []
         if self._mlflow_is_away:
             self._excuse(machine.tickers, date, whole)
         elif MACHINE_OFF in faults:
@@ -197,6 +199,7 @@ class Nights:
 
     def _damage_artifacts(self) -> None:
         tickers, output = self._rng.sample(list(self.machine.tickers), 3), self.machine.output
+        self._without_report = [tickers[1]]  # a forecast reads the verdicts there; the next training makes them again
         self._flip_a_bit([output / "adapters" / tickers[0] / "adapter_model.safetensors"])
         self._flip_a_bit([output / "metrics" / f"{tickers[1]}.{self._rng.choice(('json', 'parquet'))}"])
         self._flip_a_bit([output / "bars" / f"{tickers[2]}.parquet"])
