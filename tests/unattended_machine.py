@@ -119,15 +119,18 @@ class UnattendedMachine:
     # The services.
 
     def start_schedules(self, *names: str) -> None:
-        """Switch on schedules, as a person does in the UI; the code server must run."""
+        """Switch on these schedules and no other, as a person does in the UI; the code server must run."""
         target = GrpcServerTarget(host="127.0.0.1", port=self._port, socket=None, location_name="kronos")
         with (
             create_test_daemon_workspace_context(target, self.instance) as workspace,
             freeze_time(self.now()),
         ):
             [location] = workspace.create_request_context().code_locations
-            for name in names:
-                self.instance.start_schedule(location.get_repository("__repository__").get_schedule(name))
+            for schedule in location.get_repository("__repository__").get_schedules():
+                if schedule.name in names:
+                    self.instance.start_schedule(schedule)
+                else:
+                    self.instance.stop_schedule(schedule.get_remote_origin_id(), schedule.selector_id, schedule)
 
     def start(self) -> None:
         """Start the services that do not run; wait until the code server answers."""

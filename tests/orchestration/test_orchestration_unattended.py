@@ -135,6 +135,21 @@ def test_a_run_that_died_before_it_took_its_lock_is_marked_as_failed_at_the_seco
     assert should_retry(run_of(instance, run.run_id), instance)
 
 
+def test_the_lock_of_a_killed_run_that_dagster_has_ended_is_removed(
+    instance: dg.DagsterInstance, location: Location
+) -> None:
+    location.write("AAPL")
+    run = instance.create_run_for_job(location.definitions.resolve_job_def("ingest"))
+    lock = Path(instance.storage_directory()).parent / "run_locks" / f"{run.run_id}.lock"
+    lock.parent.mkdir()
+    lock.touch()
+    make_killed_runs_sensor().evaluate_tick(dg.build_sensor_context(instance=instance))
+    assert lock.exists(), "the run may be about to take it"
+    instance.report_run_failed(run)
+    make_killed_runs_sensor().evaluate_tick(dg.build_sensor_context(instance=instance))
+    assert not lock.exists()
+
+
 def test_a_retried_run_leaves_out_the_tickers_that_failed_in_the_steps_that_it_skips(
     instance: dg.DagsterInstance, location: Location
 ) -> None:

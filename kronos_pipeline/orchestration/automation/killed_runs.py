@@ -135,6 +135,7 @@ def make_killed_runs_sensor() -> dg.SensorDefinition:
             elif lockless:
                 found_without_lock.append(run.run_id)
         ended_runs += _fail_lost_launches(context.instance)
+        _remove_locks_of_ended_runs(context.instance)
         context.update_cursor(json.dumps({"without_lock": found_without_lock}))
         asked = _ask_for_lost_retries(context.instance)
         lines = [f"Marked as failed: {', '.join(ended_runs)}."] if ended_runs else ["No run was killed."]
@@ -195,7 +196,19 @@ def _ask_for_lost_retries(instance: dg.DagsterInstance) -> list[str]:
     return asked
 
 
+def _remove_locks_of_ended_runs(instance: dg.DagsterInstance) -> None:
+    """Remove the locks of killed processes whose runs Dagster has ended: the code server notices a kill of its own."""
+    for path in _lock_folder(instance).glob("*.lock"):
+        run = instance.get_run_by_id(path.stem)
+        if run is not None and run.is_finished and was_killed(instance, run.run_id):
+            path.unlink(missing_ok=True)
+
+
+def _lock_folder(instance: dg.DagsterInstance) -> Path:
+    return Path(instance.storage_directory()).parent / "run_locks"
+
+
 def _run_lock(instance: dg.DagsterInstance, run_id: str) -> FileLock:
-    folder = Path(instance.storage_directory()).parent / "run_locks"
+    folder = _lock_folder(instance)
     folder.mkdir(parents=True, exist_ok=True)
     return named_lock(folder / f"{run_id}.lock", f"runs/{run_id}")
