@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from kronos_pipeline.errors import KronosError
+from kronos_pipeline.artifacts import check_folder
+from kronos_pipeline.errors import ArtifactError, KronosError
 from kronos_pipeline.tracking.outbox import WAITING, Outbox
 from kronos_pipeline.tracking.run_parts import LOSSES, logged_steps, send_parts
 from kronos_pipeline.tracking.run_record import FORMER_RUN, TRACKING_ID
@@ -37,31 +38,34 @@ def deliver(
         open_experiment: returns the id of the experiment of a purpose.
 
     Returns:
-        The number of delivered runs, and a sentence for each run that the store refuses, which stays on the disk.
+        The number of delivered runs, and a sentence for each run that the store refuses, which stays on the disk, and
+        for each model that was damaged while it waited, whose run is delivered without it.
 
     Raises:
         TrackingError: the store is away again; the runs that are not delivered stay.
     """
-    delivered, refused = 0, []
+    delivered, notes = 0, []
     with outbox.exclusive():
         for run_id in outbox.runs():
             try:
-                _deliver_run(outbox, client, uri, open_experiment, run_id)
+                damaged = _deliver_run(outbox, client, uri, open_experiment, run_id)
             except RefusedError as error:
-                refused.append(f"{outbox.folder / run_id} cannot be delivered: {error}")
+                notes.append(f"{outbox.folder / run_id} cannot be delivered: {error}")
             except TrackingError:
                 raise
             except KronosError as error:
-                refused.append(f"{outbox.folder / run_id} cannot be delivered: {error}")
+                notes.append(f"{outbox.folder / run_id} cannot be delivered: {error}")
             else:
                 outbox.remove(run_id)
                 delivered += 1
-    return delivered, refused
+                notes += [damaged] if damaged else []
+    return delivered, notes
 
 
 def _deliver_run(
     outbox: Outbox, client: MlflowClient, uri: str, open_experiment: Callable[[str], str], waiting_id: str
-) -> None:
+) -> str | None:
+    """Deliver a run and its model; return a sentence on a model that was damaged, and is not registered."""
     description, parts, model = outbox.read(waiting_id)
     with readable_errors(uri):
         experiment = open_experiment(LEADERBOARDS if description.get("purpose") == LEADERBOARDS else EXPERIMENT)
@@ -83,9 +87,15 @@ def _deliver_run(
         ]
         params = {key: value for key, value in parts.params.items() if key not in data.params}
         send_parts(client, run_id, replace(parts, metrics=new, params=params))
-    if model is not None:
-        folder, name = model
-        VersionStore(uri).add_trained(folder, name, run_id)
+    if model is None:
+        return None
+    folder, name = model
+    try:
+        check_folder(folder)
+    except ArtifactError as error:
+        return f"The model of run {run_id} was damaged while it waited, so {name} has no version of it: {error}"
+    VersionStore(uri).add_trained(folder, name, run_id)
+    return None
 
 
 def _existing(client: MlflowClient, experiment: str, waiting_id: str) -> Run | None:

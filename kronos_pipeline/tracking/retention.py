@@ -17,14 +17,13 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
-from urllib.parse import unquote, urlsplit
 
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.errors import count
 from kronos_pipeline.removal import Removal, delete_path, is_within, size_of
 from kronos_pipeline.tracking.champions import Champions, read_champions
+from kronos_pipeline.tracking.moved_folder import local_path
 from kronos_pipeline.tracking.run_page import KIND, TICKER
 from kronos_pipeline.tracking.store import EXPERIMENT, LEADERBOARDS, is_sqlite, open_store, readable_errors, sqlite_path
 from kronos_pipeline.tracking.version import Version
@@ -206,13 +205,13 @@ class _Store:
         return [run for run in runs if run.info.experiment_id in experiments]
 
     def _may_delete(self, location: str) -> bool:
-        path = _local_path(location)
+        path = local_path(location)
         return bool(location) and (
             path is None or all(is_within(path, root) for root in (self.layout.root, self.layout.mlflow_artifacts))
         )
 
     def _removal(self, rule: str, name: str, thing: Any, delete: Callable[[Any], None]) -> Removal:
-        path = _local_path(_location(thing))
+        path = local_path(_location(thing))
 
         def delete_readably() -> None:
             with readable_errors(self.uri):
@@ -250,7 +249,7 @@ class _Store:
             self.client.delete_run(run_id)
 
     def _delete_files(self, location: str) -> None:
-        path = _local_path(location)
+        path = local_path(location)
         if path is None:
             from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
@@ -286,14 +285,6 @@ def _is_of_a_person(version: Version) -> bool:
 def _location(thing: Any) -> str:
     """Return where MLflow has the files of a run or a logged model."""
     return str(thing.info.artifact_uri if hasattr(thing, "info") else thing.artifact_location)
-
-
-def _local_path(location: str) -> Path | None:
-    """Return the path of a location on this machine's file system, or None for a server's or a bucket's."""
-    parts = urlsplit(location)
-    if parts.scheme not in ("", "file"):
-        return None
-    return Path(unquote(parts.path) if parts.scheme else location)
 
 
 def _pages(search: Callable[[Any], Iterable[Any]]) -> list[Any]:

@@ -23,6 +23,7 @@ from kronos_pipeline.checksums import text_hash
 from kronos_pipeline.leases import LeaseError, with_driver
 from kronos_pipeline.locks import exclusive, held_by, named_lock
 from kronos_pipeline.tracking.backups import back_up_daily, find_damage
+from kronos_pipeline.tracking.moved_folder import follow_move
 from kronos_pipeline.tracking.store_errors import (
     TrackingError,
     is_sqlite,
@@ -169,7 +170,7 @@ def _sqlite_uri(path: Path) -> str:
 
 
 def _check_sqlite(path: Path) -> None:
-    """Check the database, and back it up once a day; a backup that fails is no reason to stop.
+    """Check the database, back it up once a day, and let it follow its folder; a failed backup is no reason to stop.
 
     Raises:
         sqlite3.Error: the database is damaged or cannot be read.
@@ -180,6 +181,10 @@ def _check_sqlite(path: Path) -> None:
         back_up_daily(path, datetime.now())
     except (sqlite3.OperationalError, OSError) as error:
         _log.warning("%s could not be backed up (%s).", path, error)
+    try:
+        follow_move(path)
+    except sqlite3.OperationalError as error:
+        _log.warning("%s could not be changed after its folder was moved (%s).", path, error)
 
 
 def _make_sqlite(path: Path) -> None:

@@ -133,6 +133,29 @@ def test_a_delivery_that_is_killed_is_repeated_without_a_second_run_or_loss(
     assert len(MlflowClient(working.uri).search_model_versions("name = 'kronos-MSFT'")) == 1
 
 
+def test_a_model_that_was_damaged_while_it_waited_is_named_and_its_run_is_delivered(
+    working: MlflowServer, output: Path, adapter: Path
+) -> None:
+    own = shutil.copytree(adapter, output.parent / "adapter")  # the model that waits may be a hard link to its files
+    train_as_the_server_goes_away(working, output, "INTC", own)
+    [weights] = (output / "mlflow_waiting").rglob("adapter_model.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    working.start()
+    tracker = Tracker(working.uri, output)
+    [delivered, damaged] = tracker.deliver()
+    assert "kronos-INTC has no version of it" in damaged
+    assert "adapter_model.safetensors" in damaged
+    assert "delivered" in delivered
+    [run] = runs_named(working.uri, "INTC")
+    assert (run.info.status, MlflowClient(working.uri).search_model_versions("name = 'kronos-INTC'")) == (
+        "FINISHED",
+        [],
+    )
+    assert tracker.outbox.sentence() is None
+
+
 def test_a_run_that_was_deleted_while_its_end_waited_is_made_anew_and_names_it(
     working: MlflowServer, output: Path, adapter: Path
 ) -> None:

@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 
 from kronos_pipeline.addresses import without_password
 from kronos_pipeline.config import Recipe
+from kronos_pipeline.tracking.moved_folder import local_path
 from kronos_pipeline.tracking.runs import Tracker
 from kronos_pipeline.tracking.store import (
     EXPERIMENT,
@@ -130,6 +131,50 @@ def test_an_output_folder_that_was_moved_keeps_new_artifacts_where_it_is(output:
         tracker.log_evaluation(run.run_id, {}, [output / "plot.png"])
     assert len(list((output / "mlruns").rglob("plot.png"))) == 2
     assert list(shared_output.rglob("plot.png")) == []
+
+
+@pytest.fixture
+def with_a_file(empty_mlflow_store: Path, tmp_path: Path) -> tuple[Path, str]:
+    """Return an output folder, and a run in its store with the file note.txt."""
+    folder = tmp_path / "%41 folder"
+    folder.mkdir()
+    shutil.copy(empty_mlflow_store, folder / "mlflow.db")
+    tracker = Tracker(None, folder)
+    with tracker.training_run("one", Recipe()) as run:
+        pass
+    # Written without MLflow, which remembers for the rest of a process where the files of a run are.
+    artifacts = local_path(open_store(tracker.uri).get_run(run.run_id).info.artifact_uri)
+    assert artifacts == folder / "mlruns" / run.run_id / "artifacts"
+    artifacts.mkdir(parents=True)
+    (artifacts / "note.txt").write_text("note")
+    return folder, run.run_id
+
+
+def test_the_records_of_an_output_folder_that_was_moved_follow_its_files(
+    with_a_file: tuple[Path, str], tmp_path: Path
+) -> None:
+    folder, run_id = with_a_file
+    moved = folder.rename(tmp_path / "moved")
+    folder.mkdir()  # another output folder in its place
+    (tmp_path / "plot.png").write_bytes(b"plot")
+    tracker = Tracker(None, moved)
+    tracker.log_evaluation(run_id, {}, [tmp_path / "plot.png"])
+    train(tracker, "two")
+
+    client = open_store(tracker.uri)
+    assert {experiment.name for experiment in client.search_experiments()} == {EXPERIMENT, "Default"}
+    assert Path(client.download_artifacts(run_id, "note.txt", str(tmp_path))).read_text() == "note"
+    assert list(folder.iterdir()) == []
+
+
+def test_the_records_of_a_copied_output_folder_stay_with_the_files_of_the_original_while_they_are_there(
+    with_a_file: tuple[Path, str], tmp_path: Path
+) -> None:
+    original, run_id = with_a_file
+    uri = find_store_uri(None, shutil.copytree(original, tmp_path / "copy"))
+    assert open_store(uri).get_run(run_id).info.artifact_uri.startswith(original.as_uri())
+    shutil.rmtree(original)
+    assert open_store(uri).get_run(run_id).info.artifact_uri.startswith((tmp_path / "copy").as_uri())
 
 
 def test_a_deleted_experiment_is_restored(output: Path) -> None:
