@@ -112,6 +112,18 @@ def version_of(path: Path) -> str | None:
     return path.readlink().name if path.is_symlink() else None
 
 
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file, or a folder in its place, to a free name that ends in `.damaged`; return the name.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    names = (path.with_name(f"{path.name}{number}.damaged") for number in ("", *(f".{n}" for n in range(2, 100))))
+    target = next((name for name in names if not name.exists()), path.with_name(f"{path.name}.damaged"))
+    path.replace(target)
+    return target
+
+
 def _drop_old_versions(path: Path) -> None:
     # A stamp and eight hex digits follow the name, so AAPL does not match AAPL-B's versions.
     stamped = "[0-9]" * 8 + "T" + "[0-9]" * 12 + "-" + "[0-9a-f]" * 8

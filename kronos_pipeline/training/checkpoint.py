@@ -28,7 +28,7 @@ from filelock import FileLock
 
 from kronos_pipeline.artifact_store.sharing import shared_training
 from kronos_pipeline.artifacts import ArtifactLayout, write_json
-from kronos_pipeline.atomic_writes import check_writable
+from kronos_pipeline.atomic_writes import check_writable, set_aside
 from kronos_pipeline.checksums import read_json_bytes, text_hash
 from kronos_pipeline.config import Recipe, Role, settings_of
 from kronos_pipeline.errors import ArtifactError, first_sentence
@@ -36,7 +36,7 @@ from kronos_pipeline.locks import check_held, folder_lock
 from kronos_pipeline.training.devices import acquire, acquire_device, process
 from kronos_pipeline.training.host_copy import state_to_host
 from kronos_pipeline.training.progress import Say
-from kronos_pipeline.training.state_file import has_state, load_state, remove_states, save_state, set_aside
+from kronos_pipeline.training.state_file import has_state, load_state, remove_states, save_state
 
 _RUN, _MAX_PREDICTORS = "run.json", "together "
 _SHAPES_WEIGHTS = Role.MODEL | Role.WINDOWS | Role.TRAINING | Role.ROUNDING

@@ -84,18 +84,6 @@ def remove_states(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def set_aside(path: Path) -> Path:
-    """Rename a damaged file, or a folder in its place, to a free name that ends in `.damaged`; return the name.
-
-    Raises:
-        OSError: it cannot be renamed.
-    """
-    names = (path.with_name(f"{path.name}{number}.damaged") for number in ("", *(f".{n}" for n in range(2, 100))))
-    target = next((name for name in names if not name.exists()), path.with_name(f"{path.name}.damaged"))
-    path.replace(target)
-    return target
-
-
 def _write(state: Mapping[str, Any], file: IO[bytes]) -> None:
     file.write(bytes(_DIGEST))
     digest: Any = _Digest(file)  # torch asks for less than its type hints say

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from kronos_pipeline.artifacts import ArtifactLayout, read_json, read_parquet, write_json, write_parquet
+from kronos_pipeline.atomic_writes import set_aside
 from kronos_pipeline.checksums import file_hash
 from kronos_pipeline.errors import ArtifactError, first_sentence
 from kronos_pipeline.evaluation.predictions import EWMA, KRONOS, check_predictions, models_of, point_table
@@ -172,8 +173,6 @@ def load_evaluation(layout: ArtifactLayout, say: Say) -> dict[str, Any] | None:
     try:
         return read_json(layout.evaluation) if layout.evaluation.exists() else None
     except ArtifactError as error:
-        from kronos_pipeline.training.state_file import set_aside  # imports torch
-
         try:
             kept = f"it is now {set_aside(layout.evaluation).name}"
         except OSError as failed:
