@@ -30,7 +30,7 @@ from kronos_pipeline.tracking.version_store import VersionStore
 
 pytestmark = pytest.mark.slow
 
-NAMES = {"adapter", "adapter_name", "ticker", "tickers"}
+NAMES = {"adapter", "adapter_name", "names", "ticker", "tickers"}
 """Options that take symbols or names of adapters: they become names of files, partitions and registered models."""
 TEXTS = {
     "adapter_targets": "{}",

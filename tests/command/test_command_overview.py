@@ -73,8 +73,15 @@ def test_the_help_shows_the_default_that_the_environment_sets(
 
 @pytest.mark.parametrize("entry", [cli.main, run_training], ids=["kronos", "run_training"])
 def test_an_interrupt_while_packages_load_ends_without_a_traceback(
-    entry: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    entry: Callable[[list[str]], int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
+    # A shell that starts the tests in the background lets them ignore SIGINT, and what is ignored stays ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+
     def interrupted(_module: str) -> None:
         signal.raise_signal(signal.SIGINT)
 

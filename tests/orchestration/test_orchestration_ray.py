@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -212,5 +213,4 @@ def test_a_killed_worker_of_a_cluster_is_resumed_and_no_ticker_is_trained_twice(
     cluster.wait_until(lambda: cluster.job(broken).status == "FAILED", runs)
     make_killed_runs_sensor().evaluate_tick(dg.build_sensor_context(instance=cluster.instance))
     assert cluster.run(broken).status == STATUS.FAILURE
-    assert "ended before the run began" in cluster.said([broken])
-    assert "no-such-program: not found" in cluster.said([broken])
+    assert re.search("ended before the run began: .* exit code 127", cluster.said([broken]))

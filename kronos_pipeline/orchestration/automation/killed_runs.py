@@ -35,8 +35,8 @@ from sqlalchemy.exc import IntegrityError
 from kronos_pipeline.checksums import parse_json
 from kronos_pipeline.locks import is_left_over, named_lock, was_taken
 
-_REASON_CHARACTERS = 1000
-"""The end of a worker's output that is shown; the end has the cause."""
+_BEGINNING, _END = 200, 1000
+"""Characters of a worker's message that are shown: how it ended, and the end of its output, which has the cause."""
 GPU = "gpu"
 """The pool of assets that use a GPU; the instance's settings limit its runs, see `KRONOS_GPUS`."""
 TAKEN_OVER_BY = "kronos/taken_over_by"
@@ -157,8 +157,10 @@ def _fail_lost_launches(instance: dg.DagsterInstance) -> list[str]:
         health = instance.run_launcher.check_run_worker_health(run)
         now = instance.get_run_by_id(run.run_id)
         if health.status == WorkerStatus.FAILED and now and now.status == dg.DagsterRunStatus.STARTING:
-            reason = (health.msg or "")[-_REASON_CHARACTERS:]
-            instance.report_run_failed(now, f"The worker of this run ended before the run began: … {reason}")
+            reason = health.msg or ""
+            if len(reason) > _BEGINNING + _END:
+                reason = f"{reason[:_BEGINNING]} … {reason[-_END:]}"
+            instance.report_run_failed(now, f"The worker of this run ended before the run began: {reason}")
             failed.append(run.run_id)
     return failed
 
