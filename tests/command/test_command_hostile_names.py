@@ -15,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from hostile_texts import TEXTS_OF_SETTINGS, takes_text
 from market_files import daily_frame, write_frame
 from pydantic_settings import CliPositionalArg
 
@@ -32,21 +33,7 @@ pytestmark = pytest.mark.slow
 
 NAMES = {"adapter", "adapter_name", "names", "ticker", "tickers"}
 """Options that take symbols or names of adapters: they become names of files, partitions and registered models."""
-TEXTS = {
-    "adapter_targets": "{}",
-    "calendars": "{}=XNYS",
-    "columns": "close={}",
-    "data_dir": "{}",
-    "device": "{}",
-    "drop_bad_rows": "{}",
-    "from_date": "{}=2001-01-01",
-    "model_name": "{}",
-    "output": "{}",
-    "output_dir": "{}",
-    "reason": "{}",
-    "rivals": "chronos={}",
-    "tokenizer_name": "{}",
-}
+TEXTS = {**TEXTS_OF_SETTINGS, "output": "{}", "reason": "{}"}
 """Options that take a folder, the name of a model or a sentence, each with the place of a free text in it."""
 
 MARKS = ["a\0b", "a\nb", "\x1b[31mred", "\x1b]0;title\x07", "\u202eLPAA", "A\u200fB", "A\x85B", "A\u2028B", "\udcff"]
@@ -67,13 +54,6 @@ PATHS = [
     "A" * 300,
 ]
 """Names that could leave a folder, hide in it, pass as an option, or look like another name."""
-
-
-def takes_text(annotation: object) -> bool:
-    """Return whether a type of an option has a text in it."""
-    if typing.get_origin(annotation) is typing.Literal:
-        return False
-    return annotation is str or any(map(takes_text, typing.get_args(annotation)))
 
 
 def commands() -> dict[str, type[Command]]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import typing
 from typing import Any
 
 import dagster as dg
 import pytest
 from code_locations import Location, failed_steps
+from hostile_texts import TEXTS_OF_SETTINGS, takes_text
 
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import SettingsError
@@ -17,31 +17,11 @@ from kronos_pipeline.orchestration.torchrun import count_processes
 pytestmark = pytest.mark.slow
 
 MARKS = ["a\0b", "a\nb", "\x1b[31mred", "\u202eLPAA", "A\u2028B"]
-TEXTS: dict[str, str] = {
-    "adapter_targets": "{}",
-    "calendars": "{}=XNYS",
-    "columns": "close={}",
-    "data_dir": "{}",
-    "device": "{}",
-    "drop_bad_rows": "{}",
-    "from_date": "{}=2001-01-01",
-    "model_name": "{}",
-    "output_dir": "{}",
-    "rivals": "chronos={}",
-    "tokenizer_name": "{}",
-}
-"""Settings of a run that are texts, each with the place of a free text in it."""
-
-
-def takes_text(annotation: object) -> bool:
-    if typing.get_origin(annotation) is typing.Literal:
-        return False
-    return annotation is str or any(map(takes_text, typing.get_args(annotation)))
 
 
 def test_each_setting_of_a_run_that_is_a_text_is_tried() -> None:
     texts = {name for name, field in PipelineSettings.model_fields.items() if takes_text(field.annotation)}
-    assert texts == {*TEXTS, "nproc_per_node"}
+    assert texts == {*TEXTS_OF_SETTINGS, "nproc_per_node"}
 
 
 @pytest.mark.parametrize("mark", MARKS)
@@ -51,10 +31,10 @@ def test_a_number_of_processes_that_is_none_is_refused(mark: str) -> None:
     assert str(caught.value).isprintable()
 
 
-@pytest.mark.parametrize("name", sorted(TEXTS))
+@pytest.mark.parametrize("name", sorted(TEXTS_OF_SETTINGS))
 @pytest.mark.parametrize("mark", MARKS)
 def test_a_text_that_steers_a_terminal_is_refused(name: str, mark: str) -> None:
-    text: Any = TEXTS[name].format(mark)
+    text: Any = TEXTS_OF_SETTINGS[name].format(mark)
     field = PipelineSettings.model_fields[name]
     settings = with_defaults(PipelineSettings, {name: [text] if "list" in str(field.annotation) else text})
     with pytest.raises(SettingsError) as caught:
