@@ -97,6 +97,16 @@ class Location:
             **selection, run_config=launchpad(settings or {}), instance=self.instance, raise_on_error=False
         )
 
+    def tick(self, sensor: dg.SensorDefinition, cursor: str | None = None) -> Any:
+        """Evaluate a tick of a sensor."""
+        with dg.build_sensor_context(
+            instance=self.instance,
+            cursor=cursor,
+            definitions=self.definitions,
+            resources={"pipeline": self.settings},
+        ) as context:
+            return sensor.evaluate_tick(context)
+
     def materialised(self, asset: str) -> set[str]:
         """Return the tickers with a materialisation."""
         return self.instance.get_materialized_partitions(dg.AssetKey(asset))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kronos_pipeline.artifact_store.exchange import SharedFolder
-from kronos_pipeline.artifact_store.objects import STORE, open_store
+from kronos_pipeline.artifact_store.objects import STORE, ChangedError, ObjectStore, open_store
 from kronos_pipeline.artifacts import ArtifactLayout, write_json, write_manifest
 from kronos_pipeline.atomic_writes import publish_folder
 
@@ -27,6 +27,19 @@ def train(root: Path, name: str, text: str) -> None:
         (folder / "weights").write_text(text)
         write_manifest(folder, {"key": text})
     write_json(ArtifactLayout(root).ticker_metrics(name), {"text": text})
+
+
+def check_conditions(store: ObjectStore) -> str:
+    """Check that an object is replaced only as it was read; return its last tag."""
+    key = "pointers/AAPL.json"
+    tag = store.replace(key, b"1", None)
+    with pytest.raises(ChangedError):
+        store.replace(key, b"2", None)
+    newer = store.replace(key, b"2", tag)
+    with pytest.raises(ChangedError):
+        store.replace(key, b"3", tag)
+    assert store.read(key) == (b"2", newer)
+    return newer
 
 
 def weights(root: Path, name: str) -> str:

@@ -75,6 +75,13 @@ def test_each_picture_is_shown_by_a_document_and_loads_quickly() -> None:
         assert picture.stat().st_size <= 200_000, picture.name
 
 
+def test_no_file_has_the_marks_of_a_conflict_that_was_not_resolved() -> None:
+    folders = ("kronos_pipeline", "tests", "docs", "deploy", "benchmarks", ".ci")
+    files = [*ROOT.glob("*.*"), ROOT / "Makefile", *(path for folder in folders for path in (ROOT / folder).rglob("*"))]
+    texts = {path: path.read_bytes() for path in files if path.is_file() and "__pycache__" not in path.parts}
+    assert [path for path, text in texts.items() if re.search(rb"^(<{7} |>{7} |={7}$)", text, re.MULTILINE)] == []
+
+
 def test_the_changelog_has_the_version_that_is_installed() -> None:
     versions = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert versions[0] == "Unreleased"

@@ -81,7 +81,7 @@ class TickersCommand(Command):
         from kronos_pipeline.data.vanished import find_vanished
 
         found = find_csv_files(Path(self.data_dir), self._last_recipe(layout).reading)
-        folder = find_vanished(found, layout.bars("X").parent, accept_history=self.accept_history)
+        folder = find_vanished(found, layout, accept_history=self.accept_history)
         for note in folder.notes:
             print(note)
         return folder

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from kronos_pipeline.artifacts import read_manifest
+from kronos_pipeline.artifacts import ArtifactLayout, read_manifest
 from kronos_pipeline.data.bars import Bars, load_bars, save_bars
 from kronos_pipeline.data.csv_files import CsvFolder
 from kronos_pipeline.errors import ArtifactError, DataError, Problem, count
@@ -20,17 +20,17 @@ _ACCEPTED = "gone from {}"
 """Source of stored bars whose ticker was accepted as gone from its file."""
 
 
-def find_vanished(folder: CsvFolder, stored: Path, *, accept_history: bool = False) -> CsvFolder:
+def find_vanished(folder: CsvFolder, layout: ArtifactLayout, *, accept_history: bool = False) -> CsvFolder:
     """Return a folder with the tickers that a file held when it was read before, and holds no longer.
 
     Args:
         folder: the CSVs of a data folder.
-        stored: the folder of the stored bars.
+        layout: where the bars are that were read before.
         accept_history: take the files as they are: each vanished ticker becomes a note once, and its stored bars stay.
     """
     vanished: dict[str, DataError] = {}
     notes = []
-    for path, bars in _vanished_bars(folder, stored):
+    for path, bars in _vanished_bars(folder, layout.bars("X").parent):
         stamps = bars.frame["timestamps"]
         rule = (
             f"no row of the ticker {bars.ticker}, and {count(len(bars), 'bar')} ({stamps.iloc[0]:%Y-%m-%d} to "

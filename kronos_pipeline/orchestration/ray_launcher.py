@@ -5,8 +5,8 @@
     run of a command        no Ray job: a process of the command, which Ray does not know
 
 Ray shows each run its GPU in CUDA_VISIBLE_DEVICES, and the launcher tells it with how many trainings it shares the GPU.
-The launcher adds to dagster-ray's own that only
-trainings take GPUs, and that Dagster's monitoring resumes a run only when no process holds the run's lock.
+The launcher adds to dagster-ray's own that only trainings take GPUs, and that Dagster's monitoring resumes a run only
+when no process holds the run's lock.
 """
 
 from __future__ import annotations

@@ -7,12 +7,8 @@ first that starts takes over the others while they wait in the queue, so that al
     run 2: META   queued ----> started, without a process ---------> success, or failure if META failed in run 1
     run 3: XOM    queued ----> started, without a process ---------> success
 
-<<<<<<< HEAD
-On Ray and Kubernetes no run takes over another: the launcher watches a process for each run, and the runs share out the
-tickers among the machines.
-=======
-If run 1 is terminated, the others are canceled with it.
->>>>>>> e1f2d24 (Cancel taken-over runs, and ask for lost retries once more)
+If run 1 is terminated, the others are canceled with it. On Ray and Kubernetes no run takes over another: the launcher
+watches a process for each run, and the runs share out the tickers among the machines.
 
 The tag `kronos/tickers` lists the tickers of each run in the UI.
 """

@@ -102,9 +102,8 @@ def explain(endings: Mapping[int, Ending], processes: int, otherwise: str) -> Ex
         if ending.kind and not ending.expected
     ]
     if killed := [rank for rank, ending in endings.items() if not ending.kind]:
-        names = f"process{'es' if len(killed) > 1 else ''} {enumerate_some(killed)}"
-        sentence = f"Of {processes} processes, {names} was killed, as the system does if memory runs out."
-        unexpected.insert(0, sentence.replace(" was ", " were ") if len(killed) > 1 else sentence)
+        which = f"{enumerate_some(killed)} of {processes}"
+        unexpected.insert(0, f"Killed, as the system does if memory runs out: process {which}.")
     if not unexpected:
         unexpected = [f"torchrun did not train: {otherwise}. The captured stderr of the run has its messages."]
     go_on = "The next attempt goes on from the saved state."

@@ -77,7 +77,7 @@ def read_tickers(config: KronosTrainingConfig, layout: ArtifactLayout, verbose: 
     if note := recipe.lookback_note:  # also raises for invalid settings before files are read
         print(note)
     found = find_csv_files(Path(config.data_dir), config.reading)
-    folder = find_vanished(found, layout.bars("X").parent, accept_history=config.accept_history)
+    folder = find_vanished(found, layout, accept_history=config.accept_history)
     for note in folder.notes:
         print(note)
     if note := note_on_other_data(layout, config.data_dir, folder.files):

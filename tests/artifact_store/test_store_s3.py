@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from shared_folders import machine, train, weights
+from shared_folders import check_conditions, machine, train, weights
 
 from kronos_pipeline.artifact_store.cleaning import unused_versions
-from kronos_pipeline.artifact_store.objects import ChangedError, ObjectStore, StoreAwayError, StoreError, open_store
+from kronos_pipeline.artifact_store.objects import ObjectStore, StoreAwayError, StoreError, open_store
 from kronos_pipeline.artifacts import check_folder
 
 if TYPE_CHECKING:
@@ -28,13 +28,7 @@ def url(moto: MotoServer, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_a_pointer_is_replaced_only_as_it_was_read(url: str) -> None:
     store = open_store(url)
-    tag = store.replace("pointers/AAPL.json", b"1", None)
-    with pytest.raises(ChangedError):
-        store.replace("pointers/AAPL.json", b"2", None)
-    newer = store.replace("pointers/AAPL.json", b"2", tag)
-    with pytest.raises(ChangedError):
-        store.replace("pointers/AAPL.json", b"3", tag)
-    assert store.read("pointers/AAPL.json") == (b"2", newer)
+    newer = check_conditions(store)
     assert store.tags("pointers/") == {"pointers/AAPL.json": newer}
 
 

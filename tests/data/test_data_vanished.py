@@ -81,7 +81,7 @@ def test_a_command_without_tickers_names_those_that_vanished(
     assert main(["record", *folders]) == 2
     assert GONE.format("CCC") in capsys.readouterr().err
     assert main(["record", "AAA", *folders]) == 0
-    folder = find_vanished(find_csv_files(tmp_path / "data"), layout.bars("X").parent)
+    folder = find_vanished(find_csv_files(tmp_path / "data"), layout)
     with pytest.raises(DataError, match="no row of the ticker CCC"):
         folder.file("CCC")
 
@@ -90,6 +90,6 @@ def test_tickers_of_another_file_have_not_vanished(layout: ArtifactLayout, tmp_p
     data = tmp_path / "data"
     write(data / "other.csv", "DDD", "EEE")
     (data / "all.csv").unlink()
-    assert find_vanished(find_csv_files(data), layout.bars("X").parent).vanished == {}
+    assert find_vanished(find_csv_files(data), layout).vanished == {}
     layout.bars("AAA").write_bytes(b"damaged")
-    assert find_vanished(find_csv_files(data), layout.bars("X").parent).vanished == {}
+    assert find_vanished(find_csv_files(data), layout).vanished == {}

@@ -261,13 +261,7 @@ def new_symbols(location: Location, tickers: list[str], cursor: str | None = Non
     """Evaluate a tick of the sensor of new symbols, in a code location that was loaded with some tickers."""
     automation = AutomationSettings.model_validate({"dagster_ui": ui})
     sensor = make_new_symbols_sensor(location.data, tickers, make_jobs(ticker_partitions(tickers)), automation)
-    with dg.build_sensor_context(
-        instance=location.instance,
-        cursor=cursor,
-        definitions=location.definitions,
-        resources={"pipeline": location.settings},
-    ) as context:
-        return sensor.evaluate_tick(context)
+    return location.tick(sensor, cursor)
 
 
 def test_a_new_symbol_is_ingested_as_soon_as_the_reloaded_code_location_knows_it(location: Location) -> None:

@@ -91,13 +91,7 @@ def test_the_cursor_of_a_sensor_is_as_short_for_many_tickers_and_names_what_was_
 
     def tick(tickers: list[str], cursor: str | None) -> Any:
         sensor = make_csv_sensor(location.data, tickers, make_jobs(ticker_partitions(tickers)), AutomationSettings())
-        with dg.build_sensor_context(
-            instance=location.instance,
-            cursor=cursor,
-            definitions=location.definitions,
-            resources={"pipeline": location.settings},
-        ) as context:
-            return sensor.evaluate_tick(context)
+        return location.tick(sensor, cursor)
 
     one, four = tick(tickers_of(1), None), tick(tickers_of(4), None)
     assert len(one.cursor) == len(four.cursor) == 64

@@ -132,7 +132,7 @@ def test_a_process_that_is_killed_fails_the_step_by_name_after_two_more_attempts
     monkeypatch.setenv(KILLED, "1")
     result = training(plain_location, 2)
     assert failed_steps(result) == {
-        "checkpoint": "checkpoint failed: Of 2 processes, process 0 was killed, as the system does if memory runs out. "
+        "checkpoint": "checkpoint failed: Killed, as the system does if memory runs out: process 0 of 2. "
         "The next attempt goes on from the saved state."
     }
     assert sum(event.is_step_up_for_retry for event in result.all_events) == 2
@@ -168,9 +168,9 @@ def test_an_error_of_a_process_keeps_its_class_and_its_problems(error: KronosErr
     [
         (
             {0: Ending.of(RuntimeError("Connection closed by peer")), 1: Ending()},
-            "Of 2 processes, process 1 was killed",
+            "Killed, as the system does if memory runs out: process 1 of 2.",
         ),
-        ({0: Ending(), 1: Ending()}, "Of 2 processes, processes 0, 1 were killed"),
+        ({0: Ending(), 1: Ending()}, "Killed, as the system does if memory runs out: process 0, 1 of 2."),
         (
             {0: Ending.of(Interrupted(signal.SIGTERM)), 1: Ending.of(ValueError("no"))},
             "Process 1 of 2 ended by ValueErr",

@@ -41,6 +41,13 @@ def closed_port() -> int:
         return int(free.getsockname()[1])
 
 
+def code_server_that_is_away() -> tuple[GrpcServerTarget, RemoteRepositoryOrigin]:
+    """Return a code server's address, at which nothing answers, and the origin of its repository."""
+    server = GrpcServerTarget(host="127.0.0.1", port=closed_port(), socket=None, location_name="kronos")
+    location = GrpcServerCodeLocationOrigin(host=server.host, port=server.port, location_name="kronos")
+    return server, RemoteRepositoryOrigin(location, "__repository__")
+
+
 def run_of(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRun:
     run = instance.get_run_by_id(run_id)
     assert run is not None
@@ -51,10 +58,7 @@ def test_a_run_whose_code_server_does_not_answer_waits_in_the_queue(
     instance: dg.DagsterInstance, location: Location
 ) -> None:
     location.write("AAPL")
-    server = GrpcServerTarget(host="127.0.0.1", port=closed_port(), socket=None, location_name="kronos")
-    origin = RemoteRepositoryOrigin(
-        GrpcServerCodeLocationOrigin(host=server.host, port=server.port, location_name="kronos"), "__repository__"
-    )
+    server, origin = code_server_that_is_away()
     run = instance.create_run_for_job(
         location.definitions.resolve_job_def("ingest"), remote_job_origin=origin.get_job_origin("ingest")
     )
@@ -92,10 +96,7 @@ def test_a_retry_that_failed_as_the_code_server_was_away_is_asked_for_once_more(
     instance: dg.DagsterInstance, location: Location
 ) -> None:
     location.write("AAPL")
-    server = GrpcServerTarget(host="127.0.0.1", port=closed_port(), socket=None, location_name="kronos")
-    origin = RemoteRepositoryOrigin(
-        GrpcServerCodeLocationOrigin(host=server.host, port=server.port, location_name="kronos"), "__repository__"
-    )
+    server, origin = code_server_that_is_away()
     run = instance.create_run_for_job(
         location.definitions.resolve_job_def("ingest"),
         status=dg.DagsterRunStatus.STARTED,

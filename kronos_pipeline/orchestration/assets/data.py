@@ -27,8 +27,8 @@ def raw_bars(context: dg.AssetExecutionContext, pipeline: PipelineSettings) -> I
     """
     with as_failure("raw_bars"):
         reading = pipeline.reading
-        found, stored = find_csv_files(pipeline.data_folder, reading), pipeline.layout.bars("X").parent
-        folder = find_vanished(found, stored, accept_history=pipeline.accept_history)
+        found = find_csv_files(pipeline.data_folder, reading)
+        folder = find_vanished(found, pipeline.layout, accept_history=pipeline.accept_history)
         for note in folder.notes:
             context.log.warning(note)
         if note_on_other := note_on_other_data(pipeline.layout, pipeline.data_dir, folder.files):

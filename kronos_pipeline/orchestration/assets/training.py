@@ -67,7 +67,7 @@ def checkpoint(
     """The whole predictor, fine-tuned over all tickers' windows; stored as `checkpoints/best_model/`.
 
     The metadata names the tickers without windows, which are left out. With `nproc_per_node` above 1, torchrun starts
-    as many processes, one per GPU, and each takes a part of each batch.
+    as many processes, one per GPU, and each takes `batch_size` windows of each step.
     """
     with as_failure("checkpoint"):
         recipe = pipeline.recipe("none")
