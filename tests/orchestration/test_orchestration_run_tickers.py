@@ -62,6 +62,20 @@ def test_chosen_tickers_are_one_run_and_each_queued_run_ends_by_its_own(location
     assert failed.tags["dagster/failure_reason"] == "STEP_FAILURE"  # bad input is not tried again
 
 
+def test_no_run_is_taken_over_where_the_launcher_watches_a_process_for_each(
+    location: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    location.write("GOOG", "META")
+    launcher = type(location.instance.run_launcher)
+    monkeypatch.setattr(launcher, "supports_check_run_worker_health", True)  # as Ray's and Kubernetes' launchers do
+    queued = queue(location, "b1", "META")
+    location.definitions.resolve_job_def("ingest").execute_in_process(
+        tags={"dagster/backfill": "b1", **ticker_range(["GOOG"])}, instance=location.instance
+    )
+    assert location.materialised("windows") == {"GOOG"}
+    assert status(location, queued) == (STATUS.QUEUED, "")
+
+
 def test_the_runs_that_a_terminated_run_has_taken_over_are_canceled_and_not_retried(
     location: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
