@@ -2,7 +2,7 @@
 
 `make durations` writes `tests/durations.json`: the processor seconds of each test function, over the calls of all its
 cases and the processes that they start. Processor time hardly depends on what else the machine does. A test that is not
-in the file takes less than `LEAST` seconds.
+in the file takes less than `LEAST` seconds. The run fails if a test took longer than `SLOW` without the mark.
 """
 
 from __future__ import annotations
@@ -73,17 +73,29 @@ class Recorder:
 
     def __init__(self) -> None:
         self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._marked: set[str] = set()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call":
             seconds: Any = dict(report.user_properties)[_PROPERTY]
             self._seconds[function_of(report.nodeid)] += seconds
+            if "slow" in report.keywords:
+                self._marked.add(function_of(report.nodeid))
 
-    def pytest_sessionfinish(self) -> None:
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self._unmarked() and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
         known = load_durations() if FILE.exists() else {}
         others = {name: known[name] for name in known if name not in self._seconds and is_defined(name)}
         new = {name: round(seconds, 2) for name, seconds in self._seconds.items() if seconds >= LEAST}
         FILE.write_text(json.dumps(others | new, indent=1, sort_keys=True) + "\n")
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        for name in self._unmarked():
+            terminalreporter.write_line(f"mark this test slow: {name} ({self._seconds[name]:.2f} s)", red=True)
+
+    def _unmarked(self) -> list[str]:
+        return [name for name, seconds in self._seconds.items() if seconds > SLOW and name not in self._marked]
 
 
 def _processor_seconds() -> float:

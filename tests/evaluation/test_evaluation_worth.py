@@ -97,6 +97,7 @@ def test_the_main_result_says_in_words_whether_the_error_is_smaller_or_larger() 
     assert " (error 5.1 % larger)" in headline(result)
 
 
+@pytest.mark.slow
 def test_an_evaluation_of_many_tickers_never_goes_through_the_whole_table_for_a_ticker(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
