@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
-import re
+import signal
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -22,16 +24,17 @@ from unattended_machine import ADAPTERS, FORECASTS, NEW_YORK, SUMMARY, Unattende
 RUN_KILLED, STATE_DAMAGED, DISK_FULL = "run killed", "run killed and its state damaged", "disk full"
 CODE_SERVER_KILLED, DAEMON_KILLED = "code server killed", "daemon killed"
 MLFLOW_AWAY, HALF_CSV, DAMAGED, MACHINE_OFF = "MLflow away", "CSVs half written", "artifacts damaged", "machine off"
-OF_A_CALL = (RUN_KILLED, STATE_DAMAGED, DISK_FULL)
-"""Faults at a call to the file system; a night has at most one of them."""
-KINDS = (*OF_A_CALL, CODE_SERVER_KILLED, DAEMON_KILLED, MLFLOW_AWAY, HALF_CSV, DAMAGED, MACHINE_OFF)
+OF_A_CALL = (RUN_KILLED, DISK_FULL)
+"""Faults at a call to the file system."""
+OF_A_RUN = (*OF_A_CALL, STATE_DAMAGED)
+"""Faults that end a run; a night has at most one of them."""
+KINDS = (*OF_A_RUN, CODE_SERVER_KILLED, DAEMON_KILLED, MLFLOW_AWAY, HALF_CSV, DAMAGED, MACHINE_OFF)
 
 FIRST_NIGHT = datetime(2040, 1, 2, tzinfo=NEW_YORK)
 """A Monday later than the time of any file."""
 HORIZON = 5
 _BARS = 120
 _PROMOTED = 2
-_STATE = re.compile(r"rename /state/.+/state\.pt$")
 
 
 def plan_faults(nights: int, seed: int) -> list[tuple[str, ...]]:
@@ -40,7 +43,7 @@ def plan_faults(nights: int, seed: int) -> list[tuple[str, ...]]:
     rng = random.Random(seed)
     rng.shuffle(kinds)
     faulty = range(1, nights - 1)
-    kinds.sort(key=OF_A_CALL.__contains__, reverse=True)
+    kinds.sort(key=OF_A_RUN.__contains__, reverse=True)
     kinds += [rng.choice(KINDS) for _ in range(len(faulty) - len(kinds))]
     for kind in kinds:
         # Without MLflow no forecast is issued the evening after, so the last night's stands for the comparison.
@@ -53,10 +56,10 @@ def plan_faults(nights: int, seed: int) -> list[tuple[str, ...]]:
 
 
 def _collides(kind: str, planned: Sequence[str]) -> bool:
-    of_a_call = kind in OF_A_CALL and any(other in OF_A_CALL for other in planned)
+    of_a_run = kind in OF_A_RUN and any(other in OF_A_RUN for other in planned)
     # A machine that is off neither reads a CSV nor ticks beside a killed daemon.
     of_an_evening = {kind, *planned} & {MACHINE_OFF} and {kind, *planned} & {HALF_CSV, DAEMON_KILLED}
-    return of_a_call or bool(of_an_evening) or kind in planned
+    return of_a_run or bool(of_an_evening) or kind in planned
 
 
 @dataclass
@@ -84,7 +87,7 @@ class Nights:
     struck: Counter[str] = field(default_factory=Counter)
     _calls: list[str] = field(default_factory=list)
     _mlflow_is_away: bool = False
-    _without_report: list[str] = field(default_factory=list)
+    _without_report: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._rng = random.Random(self.seed)
@@ -120,13 +123,10 @@ class Nights:
         halves = self._cut_csvs() if HALF_CSV in faults else []
         whole = range(1, HORIZON + 1)
         self._excuse([*halves, *self._without_report], date, whole)
-        self._without_report = []
-        if self._mlflow_is_away:
-            self._excuse(machine.tickers, date, whole)
-        elif MACHINE_OFF in faults:
+        if MACHINE_OFF in faults:
             self._excuse(machine.tickers, date, range(1, 2))  # a bar of the day of a late forecast is a replay
         evening, night, morning = (_at(date, hour) for hour in (18, 20, 31))
-        was_away, was_off, watch = self._mlflow_is_away, MACHINE_OFF in faults, self._watch(faults, date)
+        was_away, was_off, watch = self._mlflow_is_away, MACHINE_OFF in faults, self._watch(faults)
         machine.faults.arm()
         if was_off:
             machine.power_off()
@@ -134,6 +134,8 @@ class Nights:
             machine.advance_to(_at(date, 36))  # noon of the next day
         machine.advance_to(evening)
         machine.settle(FORECASTS, evening, watch if was_off else _nothing)
+        if self._mlflow_is_away or (was_off and DISK_FULL in faults):
+            self._excuse(machine.tickers, date, whole)
         if halves:
             self._bars_until(date)
         if was_away:
@@ -148,12 +150,15 @@ class Nights:
         machine.settle(ADAPTERS, night, watch)
         if not self._calls:
             self._calls = machine.faults.list.read_text().splitlines()
+        if DISK_FULL in faults:
+            self.full_disks.add(_bar_of(date))
         if machine.faults.read()[1]:
             self.struck.update(faults & set(OF_A_CALL))
         self.struck.update(faults & {MACHINE_OFF, DAEMON_KILLED, HALF_CSV, DAMAGED})
         machine.faults.arm()
         machine.advance_to(morning)
         machine.settle(SUMMARY, morning)
+        self._without_report -= self._trained(date)
         if DAMAGED in faults:
             self._damage_artifacts()
 
@@ -164,11 +169,6 @@ class Nights:
         count = len(self._calls)
         if not count:
             self.machine.faults.arm(listing=True)
-        elif STATE_DAMAGED in faults:
-            # Between the last state and the evaluation; deliveries to MLflow shift the numbers of calls a little.
-            saved = max(number for number, call in enumerate(self._calls) if _STATE.match(call))
-            measured = min(number for number, call in enumerate(self._calls) if " /metrics/" in call)
-            self.machine.faults.arm(Fault.KILL, (saved + measured) // 2)
         elif RUN_KILLED in faults:
             self.machine.faults.arm(Fault.KILL, self._rng.randint(1, count * 9 // 10))
         elif DISK_FULL in faults:
@@ -176,15 +176,13 @@ class Nights:
         else:
             self.machine.faults.arm()
 
-    def _watch(self, faults: set[str], date: datetime) -> Callable[[], None]:
+    def _watch(self, faults: set[str]) -> Callable[[], None]:
         """Return the function that lets the faults strike that need no call to the file system."""
         waiting = faults & {CODE_SERVER_KILLED, MLFLOW_AWAY, STATE_DAMAGED}
         places = {kind: self._rng.random() * len(self._calls) for kind in (CODE_SERVER_KILLED, MLFLOW_AWAY)}
-        if DISK_FULL in faults:
-            self.full_disks.add(_bar_of(date))
 
         def watch() -> None:
-            calls, failed, _ = self.machine.faults.read()
+            calls, *_ = self.machine.faults.read()
             strikes = {kind for kind, place in places.items() if kind in waiting and calls >= place}
             if CODE_SERVER_KILLED in strikes and self.machine.run_processes():
                 self.machine.kill("code server")
@@ -195,23 +193,34 @@ class Nights:
                 self._mlflow_is_away = True
                 waiting.discard(MLFLOW_AWAY)
                 self.struck[MLFLOW_AWAY] += 1
-            if STATE_DAMAGED in waiting and failed and not self.machine.run_processes():
-                self._flip_a_bit(sorted(self.machine.output.glob("state/*/*.pt")))
+            if STATE_DAMAGED in waiting and self._damage_state():
                 waiting.discard(STATE_DAMAGED)
+                self.struck[STATE_DAMAGED] += 1
 
         return watch
 
     def _damage_artifacts(self) -> None:
         tickers, output = self._rng.sample(list(self.machine.tickers), 3), self.machine.output
-        self._without_report = [tickers[1]]  # a forecast reads the verdicts there; the next training makes them again
+        self._without_report.add(tickers[1])  # a forecast reads the verdicts there; the next training makes them again
         self._flip_a_bit([output / "adapters" / tickers[0] / "adapter_model.safetensors"])
         self._flip_a_bit([output / "metrics" / f"{tickers[1]}.{self._rng.choice(('json', 'parquet'))}"])
         self._flip_a_bit([output / "bars" / f"{tickers[2]}.parquet"])
 
+    def _damage_state(self) -> bool:
+        """Kill the run that has saved a state, flip a bit of the state, and return whether there was one to flip."""
+        if not self._states():
+            return False
+        for process in self.machine.run_processes():
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        if states := self._states():
+            self._flip_a_bit(states)
+        return bool(states)
+
+    def _states(self) -> list[Path]:
+        return sorted(self.machine.output.glob("state/*/*.pt"))
+
     def _flip_a_bit(self, files: Sequence[Path]) -> None:
-        if not files:
-            self.broken.append("no state was saved before the kill")
-            return
         path = self._rng.choice(files).resolve()
         content = bytearray(path.read_bytes())
         content[self._rng.randrange(len(content))] ^= 1 << self._rng.randrange(8)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from small_trainings import simulated_bars, small_recipe
-from soak_faults import KINDS, MLFLOW_AWAY, OF_A_CALL, plan_faults
+from soak_faults import KINDS, MLFLOW_AWAY, OF_A_RUN, plan_faults
 from soak_results import Remains, compare
 
 from kronos_pipeline.artifacts import ArtifactLayout
@@ -33,7 +33,7 @@ def test_a_soak_has_each_kind_of_fault_and_begins_and_ends_without(nights: int, 
     assert plan[0] == plan[-1] == ()
     assert all(plan[1:-1])
     assert {kind for faults in plan for kind in faults} == set(KINDS)
-    assert all(sum(kind in OF_A_CALL for kind in faults) <= 1 for faults in plan)
+    assert all(sum(kind in OF_A_RUN for kind in faults) <= 1 for faults in plan)
     assert MLFLOW_AWAY not in plan[-2], "the last night's forecasts need MLflow"
     assert plan == plan_faults(nights, seed)
 
