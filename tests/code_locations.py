@@ -84,15 +84,21 @@ class Location:
         )
 
     def select(
-        self, assets: Sequence[str], *tickers: str, settings: dict[str, Any] | None = None
+        self,
+        assets: Sequence[str],
+        *tickers: str,
+        settings: dict[str, Any] | None = None,
+        tags: dict[str, str] | None = None,
     ) -> dg.ExecuteInProcessResult:
-        """Run some assets and their checks."""
+        """Run some assets and their checks, for tickers or with these tags."""
         job = self.definitions.get_implicit_global_asset_job_def()
         chosen = job.get_subset(
             asset_selection={dg.AssetKey.from_user_string(asset) for asset in assets},
             asset_check_selection=None,
         )
-        selection = {"partition_key": tickers[0]} if len(tickers) == 1 else {"tags": ticker_range(tickers)}
+        selection: dict[str, Any] = {"tags": ticker_range(tickers) if tags is None else tags}
+        if len(tickers) == 1:
+            selection = {"partition_key": tickers[0]}
         return chosen.execute_in_process(
             **selection, run_config=launchpad(settings or {}), instance=self.instance, raise_on_error=False
         )

@@ -20,7 +20,13 @@ from contextlib import ExitStack, contextmanager
 
 import dagster as dg
 from dagster._core.events import JobFailureData, RunFailureReason
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    PARTITION_NAME_TAG,
+)
 
+from kronos_pipeline.names import NAME, NAME_RULE
 from kronos_pipeline.orchestration.automation.killed_runs import TAKEN_OVER_BY, hold_run_lock, is_canceled
 
 TICKERS = "kronos/tickers"
@@ -28,6 +34,7 @@ _BACKFILL = "dagster/backfill"
 _NOT_RETRIED = JobFailureData(error=None, failure_reason=RunFailureReason.STEP_FAILURE)
 """Keeps the instance from starting a run once more: its assets failed in a step of another run."""
 _SEPARATOR = ", "
+_PARTITION_TAGS = (PARTITION_NAME_TAG, ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG)
 _QUEUED_READ = 100
 
 Planned = set[tuple[dg.AssetKey, str]]
@@ -35,10 +42,22 @@ Planned = set[tuple[dg.AssetKey, str]]
 
 
 def run_tickers(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> list[str]:
-    """Return the tickers of a run, sorted."""
-    run = context.instance.get_run_by_id(context.run.run_id)
-    listed = run.tags.get(TICKERS) if run else None
-    return sorted(listed.split(_SEPARATOR) if listed else context.partition_keys)
+    """Return the tickers of a run, sorted.
+
+    Raises:
+        dagster.Failure: the run has no tickers, or a partition that is no ticker; Dagster's API lets both begin.
+    """
+    run = context.instance.get_run_by_id(context.run.run_id) or context.run
+    asked = [run.tags[tag] for tag in _PARTITION_TAGS if tag in run.tags]
+    if odd := [repr(name) for name in asked if not NAME.fullmatch(name)]:
+        raise dg.Failure(f"No ticker is called {' or '.join(odd)}: {NAME_RULE}.", allow_retries=False)
+    listed = run.tags.get(TICKERS)
+    if not listed and not asked:
+        raise dg.Failure("This run has no ticker: choose partitions.", allow_retries=False)
+    tickers = sorted(listed.split(_SEPARATOR) if listed else context.partition_keys)
+    if not tickers:
+        raise dg.Failure("The range of this run has no ticker: it ends before it begins.", allow_retries=False)
+    return tickers
 
 
 def planned_tickers(instance: dg.DagsterInstance, run: dg.DagsterRun) -> list[str] | None:

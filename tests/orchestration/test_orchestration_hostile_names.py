@@ -61,3 +61,41 @@ def test_a_partition_that_does_not_exist_is_refused_before_a_step_runs(key: str,
         location.run("ingest", key)
     assert location.materialised("raw_bars") == set()
     assert sorted(location.root.rglob("*")) == before
+
+
+FIRST, LAST = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
+
+
+@pytest.mark.parametrize(
+    ("tags", "said"),
+    [
+        ({"dagster/partition": "\x1b[31mred"}, r"No ticker is called '\x1b[31mred'"),
+        ({"dagster/partition": ""}, "No ticker is called ''"),
+        ({"dagster/partition": "AAPL, MSFT"}, "No ticker is called 'AAPL, MSFT'"),
+        ({"dagster/partition": "../AAPL"}, "No ticker is called '../AAPL'"),
+        ({FIRST: "MSFT", LAST: "AAPL"}, "it ends before it begins"),
+        ({}, "This run has no ticker"),
+        ({"kronos/tickers": ""}, "This run has no ticker"),
+    ],
+)
+def test_a_run_of_the_interface_without_a_ticker_fails_once_with_a_sentence(
+    tags: dict[str, str], said: str, location: Location
+) -> None:
+    """The launchpad offers tickers only; Dagster's interface for programs takes any tag."""
+    location.write("AAPL", "MSFT")
+    result = location.select(["raw_bars"], tags=tags)
+    [(step, message)] = failed_steps(result).items()
+    assert step == "raw_bars"
+    assert said in message
+    assert message.isprintable()
+    assert "STEP_UP_FOR_RETRY" not in {event.event_type_value for event in result.all_events}
+
+
+@pytest.mark.parametrize(
+    "cursor", ["{", "[]", "null", '"text"', "[" * 10_000, '{"until": "x"}', '{"until": 1e300}', '{"AAPL": ["1"]}']
+)
+def test_a_sensor_ticks_as_at_first_after_a_person_set_another_cursor(cursor: str, location: Location) -> None:
+    location.write("AAPL")
+    for sensor in location.definitions.get_repository_def().sensor_defs:
+        first, tick = location.tick(sensor), location.tick(sensor, cursor)
+        assert (tick.skip_message, len(tick.run_requests)) == (first.skip_message, len(first.run_requests)), sensor.name

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 import pandas as pd
+from pydantic import TypeAdapter
 
 from kronos_pipeline.checksums import file_hash, text_hash
 from kronos_pipeline.data.bar_cache import read_files_cached
@@ -36,7 +37,7 @@ _NAME = "changed_csvs"
 _READ_PER_TICK = 200
 """The largest number of changed files read in a tick, whose limit is a minute. The next tick reads the others."""
 
-FileStates = dict[str, list[str]]
+FileStates = dict[str, tuple[str, str, str]]
 """By ticker: size, time and hash of its file at the last tick; a hash of these of its files if there are several."""
 
 
@@ -71,7 +72,7 @@ def make_csv_sensor(
         notes = _folder_notes(folder, tickers)
         for note in notes:
             context.log.warning(note)
-        states: FileStates = load_state(context, _NAME)
+        states = load_state(context, _NAME, TypeAdapter(FileStates))
         changed = _changed_files([folder.files[ticker] for ticker in tickers if ticker in folder.files], states)
         layout = context.resources.pipeline.layout
         retrained = _tickers_to_retrain(
@@ -116,11 +117,11 @@ def _changed_files(files: Sequence[CsvFile], known_states: FileStates) -> list[C
     for file in files:
         try:
             states = [path.stat() for path in file.paths]
-            stamp = [
+            stamp = (
                 _joined([str(state.st_size) for state in states]),
                 _joined([str(state.st_mtime_ns) for state in states]),
-            ]
-            previous = known_states.get(file.ticker, ["", "", ""])
+            )
+            previous = known_states.get(file.ticker, ("", "", ""))
             if previous[:2] == stamp:
                 continue
             if len(changed) == _READ_PER_TICK:
@@ -130,7 +131,7 @@ def _changed_files(files: Sequence[CsvFile], known_states: FileStates) -> list[C
             continue  # gone or locked since the folder was listed; the next tick tries again
         if content != previous[2]:
             changed.append(file)
-        known_states[file.ticker] = [*stamp, content]
+        known_states[file.ticker] = (*stamp, content)
     return changed
 
 

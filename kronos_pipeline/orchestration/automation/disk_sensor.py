@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import dagster as dg
+from pydantic import TypeAdapter
 
 from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json
 from kronos_pipeline.data.bars import load_bars
@@ -74,7 +75,7 @@ def make_disk_sensor(tickers: Sequence[str]) -> dg.SensorDefinition:
         description="Reports artifacts that were made without Dagster, by the command line, as materialisations.",
     )
     def artifacts_on_disk(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-        known: FileTimes = load_state(context, _NAME)
+        known = load_state(context, _NAME, TypeAdapter(FileTimes))
         found = {
             str(artifact.path): artifact for artifact in _artifacts(context.resources.pipeline.layout, set(tickers))
         }

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import dagster as dg
+from pydantic import TypeAdapter
 
 from kronos_pipeline.evaluation.predictions import CHECKPOINT
 from kronos_pipeline.orchestration.automation.jobs import PROMOTE_ADAPTER, RETRAIN_CHECKPOINT, AutomationSettings
@@ -45,8 +46,7 @@ def make_drift_sensor(
         description="Retrains, up to the gate, if a champion errs more on new bars than its evidence predicts.",
     )
     def drifted_champions(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-        content = load_state(context, _NAME).items()
-        last_findings: LastFindings = {ticker: (number, finding) for ticker, (number, finding) in content}
+        last_findings = load_state(context, _NAME, TypeAdapter(LastFindings))
         drifted: dict[str, str] = {}
         for ticker, number, metadata in _new_findings(context.instance, tickers, last_findings):
             requested = last_findings.get(ticker, (0, ""))[1]

@@ -17,7 +17,6 @@ Where the launcher knows its processes, on Ray and Kubernetes, Dagster's run mon
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -30,10 +29,11 @@ from dagster._core.launcher import WorkerStatus
 from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
 from dagster._core.storage.tags import RUN_FAILURE_REASON_TAG, WILL_RETRY_TAG
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, Field
 from sqlalchemy.exc import IntegrityError
 
-from kronos_pipeline.checksums import parse_json
 from kronos_pipeline.locks import is_left_over, named_lock, was_taken
+from kronos_pipeline.orchestration.automation.sensor_state import read_cursor
 
 _BEGINNING, _END = 200, 1000
 """Characters of a worker's message that are shown: how it ended, and the end of its output, which has the cause."""
@@ -111,6 +111,12 @@ def _has_no_lock(instance: dg.DagsterInstance, run_id: str) -> bool:
     return of_this_machine and not was_taken(_run_lock(instance, run_id))
 
 
+class _Cursor(BaseModel):
+    """Runs that had no lock at the last tick."""
+
+    without_lock: list[str] = Field(default_factory=list)
+
+
 def make_killed_runs_sensor() -> dg.SensorDefinition:
     """Return the sensor `killed_runs`, which is on by default: without it the queue stops after a killed run."""
 
@@ -122,7 +128,7 @@ def make_killed_runs_sensor() -> dg.SensorDefinition:
     )
     def killed_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         set_pool_limit(context.instance)
-        without_lock, ended_runs = set(parse_json(context.cursor or "{}").get("without_lock", [])), []
+        without_lock, ended_runs = read_cursor(context, _Cursor).without_lock, []
         found_without_lock = []
         for run in context.instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
             if is_watched(context.instance, run):
@@ -136,7 +142,7 @@ def make_killed_runs_sensor() -> dg.SensorDefinition:
                 found_without_lock.append(run.run_id)
         ended_runs += _fail_lost_launches(context.instance)
         _remove_locks_of_ended_runs(context.instance)
-        context.update_cursor(json.dumps({"without_lock": found_without_lock}))
+        context.update_cursor(_Cursor(without_lock=found_without_lock).model_dump_json())
         asked = _ask_for_lost_retries(context.instance)
         lines = [f"Marked as failed: {', '.join(ended_runs)}."] if ended_runs else ["No run was killed."]
         lines += [f"Asked for the retry of {', '.join(asked)} once more."] if asked else []

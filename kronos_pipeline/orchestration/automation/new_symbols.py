@@ -8,18 +8,18 @@ the sensor asks the webserver, at the address in KRONOS_DAGSTER_UI; without the 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import dagster as dg
+from pydantic import BaseModel, Field
 
-from kronos_pipeline.checksums import parse_json
 from kronos_pipeline.data.csv_files import find_csv_files
 from kronos_pipeline.errors import KronosError, enumerate_some, first_sentence
 from kronos_pipeline.orchestration.automation.jobs import INGEST, AutomationSettings
+from kronos_pipeline.orchestration.automation.sensor_state import read_cursor
 from kronos_pipeline.orchestration.partitions import split_into_runs
 
 if TYPE_CHECKING:
@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 
 _RELOAD_SECONDS = 120
 _BY_HAND = "reload the code location (Deployment, Code locations, Reload)"
+
+
+class _Cursor(BaseModel):
+    """New symbols for which the code location was reloaded."""
+
+    asked: list[str] = Field(default_factory=list)
 
 
 def make_new_symbols_sensor(
@@ -58,14 +64,14 @@ def make_new_symbols_sensor(
             files = find_csv_files(data_dir, context.resources.pipeline.reading).files
         except KronosError as error:
             return dg.SkipReason(str(error))
-        asked: list[str] = parse_json(context.cursor or "{}").get("asked", [])
+        asked = read_cursor(context, _Cursor).asked
         new = [ticker for ticker in files if ticker not in known]
         if arrived := [ticker for ticker in asked if ticker in known]:
             requests = [
                 dg.RunRequest(job_name=INGEST, tags=tags)
                 for tags in split_into_runs(arrived, tickers, settings.tickers_per_run)
             ]
-            return dg.SensorResult(run_requests=requests, cursor="{}")
+            return dg.SensorResult(run_requests=requests, cursor=_Cursor().model_dump_json())
         if not new:
             return dg.SkipReason("Every symbol of the data folder is a partition.")
         names = enumerate_some(new)
@@ -79,7 +85,7 @@ def make_new_symbols_sensor(
         origin = context.code_location_origin
         if problem := reload_location(settings.dagster_ui, origin.location_name if origin else ""):
             return dg.SkipReason(f"New in the data folder: {names}. {problem}; {_BY_HAND}.")
-        context.update_cursor(json.dumps({"asked": new}))
+        context.update_cursor(_Cursor(asked=new).model_dump_json())
         return dg.SkipReason(f"New in the data folder: {names}. The code location was reloaded to see them.")
 
     return new_symbols

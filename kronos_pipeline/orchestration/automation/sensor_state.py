@@ -1,4 +1,4 @@
-"""What a sensor remembers by ticker: kept in the instance's key-value store, and named by the cursor of its ticks.
+"""What a sensor remembers: a few values in its cursor, or a state by ticker in the instance's key-value store.
 
 Dagster copies the cursor of a sensor into each of its ticks and keeps these for days. With thousands of tickers a
 cursor that holds the state itself has megabytes, and the ticks of a day have gigabytes. So the cursor is a digest:
@@ -15,23 +15,49 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import dagster as dg
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from kronos_pipeline.checksums import parse_json, text_hash
+from kronos_pipeline.checksums import text_hash
 
 _SEPARATOR = "\n"
+_SHOWN = 60
+"""Characters of a cursor that a warning shows."""
+Values = TypeVar("Values", bound=BaseModel)
+Value = TypeVar("Value")
+Parsed = TypeVar("Parsed")
 
 
-def load_state(context: dg.SensorEvaluationContext, sensor: str) -> dict[str, Any]:
+def read_cursor(context: dg.SensorEvaluationContext, kind: type[Values]) -> Values:
+    """Return the values in the cursor; their defaults before the first tick and after a reset.
+
+    A person can set any text as cursor in the UI. A text that does not fit gives the defaults, and a warning.
+    """
+    return _parse(context, TypeAdapter(kind), context.cursor, kind())
+
+
+def load_state(
+    context: dg.SensorEvaluationContext, sensor: str, kind: TypeAdapter[dict[str, Value]]
+) -> dict[str, Value]:
     """Return the state that the cursor names; empty after a reset of the sensor, and if the store lost the state."""
     cursor = context.cursor or ""
     if cursor.startswith("{"):  # of an earlier version of the project: the state itself
-        state: dict[str, Any] = parse_json(cursor)
-        return state
-    found = _read_slots(context, sensor).get(cursor)
-    return parse_json(found[1]) if found else {}
+        return _parse(context, kind, cursor, {})
+    _, text = _read_slots(context, sensor).get(cursor, ("", None))
+    return _parse(context, kind, text, {})
+
+
+def _parse(context: dg.SensorEvaluationContext, kind: TypeAdapter[Parsed], text: str | None, first: Parsed) -> Parsed:
+    """Parse a text; without a text, and with a warning if the text does not fit, return the first values."""
+    if not text:
+        return first
+    try:
+        return kind.validate_json(text)
+    except ValidationError:
+        context.log.warning(f"The cursor {text[:_SHOWN]!r} is not of this sensor, which begins anew.")
+        return first
 
 
 def save_state(context: dg.SensorEvaluationContext, sensor: str, state: Mapping[str, Any]) -> str:
