@@ -24,6 +24,7 @@ from kronos_pipeline.model.modules import unwrap_peft
 from kronos_pipeline.model.weights import (
     CONFIG,
     WEIGHTS,
+    check_folder,
     load_predictor,
     load_tokenizer,
     save_predictor,
@@ -207,9 +208,11 @@ def find_folder(weights: WeightsSource, ways_out: str, hint: str = "") -> Path:
         hint: the end of the error's text if the Hub has no such weights.
 
     Raises:
-        ModelError: the Hub has no such model, or cannot be reached; raised within seconds.
+        ModelError: a local folder lacks a file, or the Hub has no such model or cannot be reached; raised within
+            seconds.
     """
     if weights.folder is not None:
+        check_folder(weights.folder)  # before a download for the other part
         return weights.folder
     files = [_cached(weights, file) or _fetch(weights, file, ways_out, hint) for file in (CONFIG, WEIGHTS)]
     return files[0].parent

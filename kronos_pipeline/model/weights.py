@@ -183,6 +183,17 @@ def _check_size(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, T
         )
 
 
+def check_folder(folder: Path) -> None:
+    """Check that a folder has the files of a model.
+
+    Raises:
+        ModelError: a file is missing.
+    """
+    for path in (folder / CONFIG, folder / WEIGHTS):
+        if not path.is_file():
+            raise ModelError(f"{path} is missing: a model folder holds {CONFIG} and {WEIGHTS}.")
+
+
 def _put(module: nn.Module, folder: Path, device: torch.device) -> nn.Module:
     with explain_out_of_memory(f"Loading {folder}", device, FREE_MEMORY):
         return move(module, device)
@@ -193,10 +204,8 @@ def _parameters(architecture: Any) -> list[str]:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
-    if not path.is_file():
-        raise ModelError(f"{path} is missing: a model folder holds {CONFIG} and {WEIGHTS}.")
-    return read_settings(path)
+    check_folder(folder)
+    return read_settings(folder / CONFIG)
 
 
 def read_settings(path: Path) -> dict[str, Any]:

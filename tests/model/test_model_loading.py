@@ -20,6 +20,7 @@ from kronos_pipeline.model.devices import pick_device
 from kronos_pipeline.model.loading import (
     KronosModel,
     base_identity,
+    find_folders,
     load_base,
     load_checkpoint,
     save_checkpoint,
@@ -94,6 +95,11 @@ def test_a_missing_file_is_named(folder: Path, part: str, file: str) -> None:
     (folder / part / file).unlink()
     with pytest.raises(ModelError, match=rf"{part}/{file} is missing"):
         load(folder)
+
+
+def test_a_folder_without_a_model_is_told_before_a_tokenizer_is_fetched(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"config\.json is missing: a model folder holds"):
+        find_folders(find_base_model(str(tmp_path)))
 
 
 def test_missing_unexpected_and_misshapen_tensors_are_all_named(folder: Path) -> None:
