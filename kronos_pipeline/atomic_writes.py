@@ -94,7 +94,8 @@ def publish_version(path: Path, name: str) -> Iterator[Path]:
                 _sync(entry)
             link_version(path, name)
         except BaseException:
-            shutil.rmtree(version, ignore_errors=True)
+            if version_of(path) != name:  # also a link that is in place can fail, as the disk is flushed after it
+                shutil.rmtree(version, ignore_errors=True)
             raise
         _drop_old_versions(path)
 
@@ -102,8 +103,11 @@ def publish_version(path: Path, name: str) -> Iterator[Path]:
 def link_version(path: Path, name: str) -> None:
     """Replace the link of a published folder by a link to another complete version, which is there already."""
     link = _sibling(path)
-    link.symlink_to(Path(VERSIONS) / name, target_is_directory=True)
-    link.replace(path)
+    try:
+        link.symlink_to(Path(VERSIONS) / name, target_is_directory=True)
+        link.replace(path)
+    finally:
+        link.unlink(missing_ok=True)
     _sync(path.parent)
 
 

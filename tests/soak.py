@@ -90,7 +90,8 @@ def _play(machines: dict[str, UnattendedMachine], plans: dict[str, list[tuple[st
     print(f"{runs} runs in {(time.monotonic() - started) / 60:.0f} minutes; faults: ", end="")
     print(", ".join(f"{number} {kind}" for kind, number in faulty.struck.items()))
     print(f"{missed} bars were not forecast in nights whose faults kept the forecast")
-    print(*(f"broken: {promise}" for promise in broken), sep="\n")
+    for promise in broken:
+        print(f"broken: {promise}")
     print(f"{len(broken)} promises broken" if broken else "every ticker is as on the machine without faults")
     return min(len(broken), 1)
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 from published_folders import BrokenOffError, names_below, publish, read_published
@@ -47,6 +53,41 @@ def test_a_publication_that_fails_leaves_the_last_good_one_and_no_rest(
         raise error
     assert read_published(path) == ("old", "old")
     assert names_below(tmp_path) == before
+
+
+def test_whichever_call_of_a_publication_fails_the_name_leads_to_a_whole_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk may be noticed only as the new link, which is in place, is flushed."""
+    calls = 0
+
+    def failing(call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **settings: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls >= first_failed:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return call(*arguments, **settings)
+
+        return counted
+
+    monkeypatch.setattr(os, "fsync", failing(os.fsync))
+    monkeypatch.setattr(Path, "symlink_to", failing(Path.symlink_to))
+    monkeypatch.setattr(Path, "replace", failing(Path.replace))
+    ends = []
+    for first_failed in count(1):
+        path = tmp_path / f"A{first_failed}"
+        calls = -1000
+        publish(path, "old")
+        calls = 0
+        with suppress(ArtifactError):
+            publish(path, "new")
+        ends.append(read_published(path))
+        assert not list(tmp_path.glob(".A*")), "no rest of a link stays"
+        if calls < first_failed:
+            break
+    assert set(ends) == {("old", "old"), ("new", "new")}
+    assert ends[-2:] == [("new", "new")] * 2, "the last call flushes the link, which is in place"
 
 
 def test_a_first_publication_that_fails_leaves_nothing_under_the_name(tmp_path: Path) -> None:
