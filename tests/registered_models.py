@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from mlflow import MlflowClient
 from small_trainings import simulated_windows
 
 from kronos_pipeline.artifacts import MANIFEST, ArtifactLayout, read_json, write_json, write_manifest, write_parquet
@@ -103,6 +104,17 @@ def promotions(*targets: Target) -> dict[Target, Decision]:
 
 def aliases(registry: Registry, name: str) -> dict[int, tuple[str, ...]]:
     return {version.number: version.aliases for version in registry.versions(name) if version.aliases}
+
+
+def make_old(registry: Registry, name: str, by: list[str]) -> None:
+    """Turn the versions of a model into champions of an earlier version of the project, the last one still champion."""
+    client = MlflowClient(registry.uri)
+    for version, author in enumerate(by, start=1):
+        for key, value in {"decided_by": author, "promoted": "yes", "reason": f"old reason {version}"}.items():
+            client.set_model_version_tag(name, str(version), key, value)
+    client.set_registered_model_alias(name, "champion", str(len(by)))
+    client.delete_registered_model_alias(name, "challenger")
+    client.set_registered_model_tag(name, "former_champions", ",".join(map(str, range(1, len(by)))))
 
 
 def number(version: Version | None) -> int | None:

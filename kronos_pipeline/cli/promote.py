@@ -144,13 +144,15 @@ class Rollback(_ModelCommand):
         step("loading MLflow")
         reason = self.reason or "rolled back by hand, no reason given"
         registry = self._registry
-        champions = registry.rollback(self._name, reason, self._targets)
+        rolled_back = registry.rollback(self._name, reason, self._targets)
         by_champion: dict[str, list[Target]] = {}
-        for target, champion in champions.items():
+        for target, champion in rolled_back.champions.items():
             by_champion.setdefault(str(champion or ""), []).append(target)
         for name, targets in by_champion.items():
             restored = f"{name} is the champion of {join(targets)} again"
             print(restored if name else f"{self._name} has no champion of {join(targets)} now")
+        if rolled_back.completed:
+            print("that rollback was interrupted before; to go back one step further, run the same command again")
         print(self._served(registry.champion(self._name)))
         return 0
 

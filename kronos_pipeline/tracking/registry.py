@@ -6,16 +6,14 @@
                                                   alias refit           the newest version trained on all bars
 
 A training registers its version without scores, its evaluation adds the evidence (`measure`), and the gate or a person
-decides. Tags of a version record the decision on each target and its reason. This module records decisions of the
-gate, `scoring.gate`, and of people; it decides nothing.
+decides. Tags of a version record the decision on each target and its reason. The registry records decisions of the
+gate, `scoring.gate`, and of people, see `champion_changes`; it decides nothing.
 """
 
 from __future__ import annotations
 
-from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property, wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,10 +21,11 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 import pandas as pd
 
-from kronos_pipeline.errors import ArtifactError, join
+from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.evaluation.predictions import check_predictions
 from kronos_pipeline.evaluation.scoring.targets import TARGETS, Target, judged_rows
-from kronos_pipeline.tracking.champions import HISTORY, NO_HISTORY, SERVED, Champions, alias_of, read_champions
+from kronos_pipeline.tracking.champion_changes import ChampionChanges, RolledBack, check_measured
+from kronos_pipeline.tracking.champions import Champions, read_champions
 from kronos_pipeline.tracking.packaging import (
     EVIDENCE,
     FOLDER,
@@ -38,8 +37,8 @@ from kronos_pipeline.tracking.packaging import (
 from kronos_pipeline.tracking.recipes_tried import TRIED, Tried, add_recipe
 from kronos_pipeline.tracking.store import TrackingError, change_model
 from kronos_pipeline.tracking.version import Version
-from kronos_pipeline.tracking.version_page import DECIDED_AT, decision_tags, describe, person_tags
-from kronos_pipeline.tracking.version_store import CHALLENGER, CHAMPION, REFIT, VersionStore, registered_name
+from kronos_pipeline.tracking.version_page import decision_tags
+from kronos_pipeline.tracking.version_store import CHALLENGER, REFIT, VersionStore, registered_name
 
 if TYPE_CHECKING:
     from kronos_pipeline.evaluation.scoring.gate import Decision
@@ -121,7 +120,7 @@ class Registry:
         with self.exclusive(version.name):
             self._store.add_evidence(version, folder, evidence, metrics)
             # In this order: a decision that an interruption cut off is completed only for a measured version.
-            self._tag(version, {"measured": "yes", **(tags or {})})
+            self._store.tag_version(version, {"measured": "yes", **(tags or {})})
             self._store.set_alias(version, CHALLENGER)
         return version.number
 
@@ -193,13 +192,7 @@ class Registry:
         Raises:
             TrackingError: the version does not exist or has no evidence.
         """
-        version = _measured(self.version(name, number))
-        tags = decision_tags(decisions)
-        # The time alone makes no difference: `register` may have written the tags already, in one call.
-        written = all(version.tags.get(key) == tag for key, tag in tags.items() if not key.startswith(DECIDED_AT))
-        self._tag(version, {} if written else tags)
-        # Also without a promotion: an interruption may have come between the tags and the aliases.
-        self._promote(name, number, [target for target, decision in decisions.items() if decision.promote])
+        ChampionChanges(self._store, name).record_decision(number, decisions)
 
     @_exclusively
     def promote(self, name: str, number: int | None, reason: str, targets: Sequence[Target] = TARGETS) -> Version:
@@ -212,27 +205,18 @@ class Registry:
             targets: the targets of the promotion.
 
         Returns:
-            The champion. If it is champion of all these targets already, its reasons stay, and what an interrupted
-            promotion did not write is written.
+            The champion. If it is champion of all these targets already, its reasons stay.
 
         Raises:
-            TrackingError: the version does not exist, or has no evidence.
+            TrackingError: the version does not exist or has no evidence, or the reason is too long.
         """
-        version = self._challenger(name) if number is None else self.version(name, number)
-        if version is None:
-            raise TrackingError(f"{name} has no measured version to promote. {self._store.describe_available(name)}")
-        _measured(version)
-        champions, _ = self._champions(name)
-        new = [target for target in targets if champions.numbers.get(target) != version.number]
-        if new:
-            tags = [person_tags(version, target, "yes", reason) for target in new]
-            self._tag(version, dict(ChainMap(*tags)))
-        self._promote(name, version.number, new)
-        return self.version(name, version.number)
+        return ChampionChanges(self._store, name).promote(number, reason, targets)
 
     @_exclusively
-    def rollback(self, name: str, reason: str, targets: Sequence[Target] = TARGETS) -> dict[Target, Version | None]:
+    def rollback(self, name: str, reason: str, targets: Sequence[Target] = TARGETS) -> RolledBack:
         """Restore the previous champions by a person's decision.
+
+        A rollback of the same targets that was interrupted is completed, with its own reason, and not repeated.
 
         Args:
             name: name of the registered model.
@@ -240,26 +224,12 @@ class Registry:
             targets: the targets to roll back; targets without a champion are left out.
 
         Returns:
-            The new champion of each target that was rolled back; None without a previous champion.
+            The new champion of each target that was rolled back.
 
         Raises:
-            TrackingError: no target has a champion.
+            TrackingError: no target has a champion, or the reason is too long.
         """
-        champions, versions = self._champions(name)
-        found = [target for target in targets if target in champions.numbers]
-        if not found:
-            of_targets = "" if set(targets) == set(TARGETS) else f" of {join(targets)}"
-            available = self._store.describe_available(name)
-            raise TrackingError(f"{name} has no champion{of_targets} to roll back. {available}")
-        for number in {champions.numbers[target] for target in found}:
-            lost = [target for target in found if champions.numbers[target] == number]
-            tags = [person_tags(versions[number], target, "rolled back", reason) for target in lost]
-            self._tag(versions[number], dict(ChainMap(*tags)))
-        champions = self._write_migrated(name).roll_back(found, list(versions))
-        self._write_aliases(name, champions)
-        self._write_history(name, champions)
-        restored = self.champions(name)
-        return {target: restored.get(target) for target in found}
+        return ChampionChanges(self._store, name).roll_back(reason, targets)
 
     @_exclusively
     def record_recipe(self, name: str, recipe: str, first: pd.Timestamp, last: pd.Timestamp) -> Tried:
@@ -341,7 +311,7 @@ class Registry:
         """
         with TemporaryDirectory() as temporary:
             try:
-                return read_evidence(self._store.fetch(_measured(version), EVIDENCE, Path(temporary)))
+                return read_evidence(self._store.fetch(check_measured(version), EVIDENCE, Path(temporary)))
             except ArtifactError as error:
                 raise TrackingError(f"The evidence of {version} is damaged: {error}") from error
 
@@ -353,74 +323,7 @@ class Registry:
         """
         return self._store.fetch(version, FOLDER, into)
 
-    def _challenger(self, name: str) -> Version | None:
-        """Return the version with the alias `challenger`, or else the newest measured version, or None."""
-        versions = self.versions(name)
-        named = [version for version in versions if CHALLENGER in version.aliases]
-        return next(iter(named or [version for version in reversed(versions) if version.measured]), None)
-
     def _champions(self, name: str) -> tuple[Champions, dict[int, Version]]:
         """Return the champions of a registered model, and its versions by number."""
-        versions = self.versions(name)
-        return read_champions(versions, self._store.tags(name)), {version.number: version for version in versions}
-
-    def _promote(self, name: str, number: int, targets: Sequence[Target]) -> None:
-        champions = self._write_migrated(name).promote(number, targets)
-        self._write_history(name, champions)  # first: an interruption must not lose the champions before
-        self._write_aliases(name, champions)
-
-    def _write_migrated(self, name: str) -> Champions:
-        """Read the champions, write what an earlier version of the project did not write, and return them."""
-        champions, _ = self._champions(name)
-        self._write_history(name, champions)
-        self._write_aliases(name, champions)
-        return champions
-
-    def _write_history(self, name: str, champions: Champions) -> None:
-        history = champions.history()
-        if history != self._store.tags(name).get(HISTORY, NO_HISTORY):
-            self._store.set_tag(name, HISTORY, history)
-
-    def _write_aliases(self, name: str, champions: Champions) -> None:
-        """Write the aliases that differ, that of the serving version last; see `read_champions`."""
-        by_number = {version.number: version for version in self.versions(name)}
-        by_alias = {alias: version for version in by_number.values() for alias in version.aliases}
-        numbers = {alias_of(target): champions.numbers.get(target) for target in TARGETS}
-        for alias, number in {**numbers, CHAMPION: champions.serving}.items():
-            pointed = by_alias.get(alias)
-            if number is None and pointed is not None:
-                self._store.remove_alias(pointed, alias)
-            elif number is not None and by_number[number] is not pointed:
-                self._store.set_alias(by_number[number], alias)
-        served = "" if champions.serving is None else str(champions.serving)
-        if served != self._store.tags(name).get(SERVED, ""):
-            self._store.set_tag(name, SERVED, served)
-        challenger = max((version.number for version in by_number.values() if version.measured), default=None)
-        if challenger is not None and set(numbers.values()) == {challenger}:
-            self._store.remove_alias(by_number[challenger], CHALLENGER)
-        elif challenger is not None and by_number[challenger] is not by_alias.get(CHALLENGER):
-            self._store.set_alias(by_number[challenger], CHALLENGER)
-
-    def _tag(self, version: Version, tags: Mapping[str, str]) -> None:
-        """Set tags of a decision, and the description that follows from all tags."""
-        self._store.tag_version(version, tags, describe(replace(version, tags={**version.tags, **tags})))
-
-
-def _measured(version: Version) -> Version:
-    """Check that a version was measured, and return it.
-
-    Raises:
-        TrackingError: the version is a refit, or has not been evaluated yet.
-    """
-    if not version.measured and not version.is_refit:
-        raise TrackingError(
-            f"{version} was trained, but has not been evaluated; materialise holdout_metrics, or train with "
-            "`python -m kronos_pipeline.run_training`, which evaluates too."
-        )
-    if not version.measured:
-        refit_of = version.tags.get("refit_of", "unknown")
-        raise TrackingError(
-            f"{version} was not itself measured, so it cannot be champion. It is a refit of version {refit_of}: "
-            f"promote version {refit_of}, and its forecasts use the refit."
-        )
-    return version
+        versions, tags = self._store.read(name)
+        return read_champions(versions, tags), {version.number: version for version in versions}

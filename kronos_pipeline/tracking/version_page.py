@@ -23,25 +23,28 @@ _GATE_REASON = "gate_reason"
 def decision_tags(decisions: Mapping[Target, Decision]) -> dict[str, str]:
     """Return the tags of a version that record the gate's decisions."""
     tags: dict[str, str] = {}
+    now = utc_now()
     for target, decision in decisions.items():
-        tags |= _decision_tags(target, "gate", "yes" if decision.promote else "no", decision.reason)
+        tags |= _decision_tags(target, "gate", "yes" if decision.promote else "no", decision.reason, now)
         tags[f"verdict.{target}"] = _verdicts(decision.comparisons)
     return tags
 
 
-def person_tags(version: Version, target: Target, promoted: str, reason: str) -> dict[str, str]:
+def person_tags(version: Version, target: Target, promoted: str, reason: str, decided_at: str) -> dict[str, str]:
     """Return the tags of a version that record a person's decision on a target, and keep the gate's reason.
+
+    The gate's reason comes first: if the process is killed between two tags, the next still finds the reason.
 
     Args:
         version: the version.
         target: the target.
         promoted: "yes" or "rolled back".
         reason: the person's reason.
+        decided_at: the time of the decision, ISO 8601 in UTC.
     """
-    tags = _decision_tags(target, "person", promoted, reason)
-    if version.decision("decided_by", target) == "gate" and (by_gate := version.decision("reason", target)):
-        tags[f"{_GATE_REASON}.{target}"] = by_gate
-    return tags
+    by_gate = version.decision("reason", target) if version.decision("decided_by", target) == "gate" else None
+    kept = {f"{_GATE_REASON}.{target}": by_gate} if by_gate else {}
+    return {**kept, **_decision_tags(target, "person", promoted, reason, decided_at)}
 
 
 def gate_reason(version: Version, target: Target) -> str | None:
@@ -71,10 +74,14 @@ def rivals_by_verdict(version: Version, target: Target) -> dict[str, list[str]]:
     return rivals
 
 
-def _decision_tags(target: Target, by: str, promoted: str, reason: str) -> dict[str, str]:
+def utc_now() -> str:
+    """Return the current time as in tags: ISO 8601 in UTC, in seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _decision_tags(target: Target, by: str, promoted: str, reason: str, decided_at: str) -> dict[str, str]:
     tags = {"decided_by": by, "promoted": promoted, "reason": reason}
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    return {DECIDED_AT: now, **{f"{key}.{target}": value for key, value in tags.items()}}
+    return {DECIDED_AT: decided_at, **{f"{key}.{target}": value for key, value in tags.items()}}
 
 
 def _verdicts(comparisons: Mapping[str, Comparison]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
@@ -195,11 +196,16 @@ class VersionStore:
 
     def search(self, name: str, condition: str = "") -> list[Version]:
         """List a model's versions that match an MLflow filter, oldest first; empty if the model does not exist."""
+        return self.read(name, condition)[0]
+
+    def read(self, name: str, condition: str = "") -> tuple[list[Version], dict[str, str]]:
+        """Return a model's versions, as `search`, and its tags, which belong to the versions' aliases."""
         with readable_errors(self._uri):
             records = _all_pages(self._client.search_model_versions, f"name = '{name}'{condition}")
             model = self._model(name)
         aliases = model.aliases if model else {}
-        return sorted((_version(record, aliases) for record in records), key=lambda version: version.number)
+        versions = sorted((_version(record, aliases) for record in records), key=lambda version: version.number)
+        return versions, dict(model.tags) if model else {}
 
     def get(self, name: str, number: int) -> Version:
         """Return a version.
@@ -223,8 +229,9 @@ class VersionStore:
             with readable_errors(self._uri):
                 self._client.delete_registered_model_alias(version.name, alias)
 
-    def tag_version(self, version: Version, tags: Mapping[str, str], description: str) -> None:
-        """Set tags of a version, where they differ, and its description in MLflow's pages."""
+    def tag_version(self, version: Version, tags: Mapping[str, str]) -> None:
+        """Set tags of a version, where they differ, and the description in MLflow's pages, which follows from them."""
+        description = describe(replace(version, tags={**version.tags, **tags}))
         with readable_errors(self._uri):
             for key, value in tags.items():
                 if version.tags.get(key) != value:
@@ -254,6 +261,11 @@ class VersionStore:
             if self._model(name) is None:
                 self._client.create_registered_model(name)
             self._client.set_registered_model_tag(name, key, value)
+
+    def remove_tag(self, name: str, key: str) -> None:
+        """Remove a tag of a registered model, if it has the tag."""
+        with readable_errors(self._uri):
+            self._client.delete_registered_model_tag(name, key)
 
     def tags(self, name: str) -> dict[str, str]:
         """Return the tags of a registered model; empty if the model does not exist."""

@@ -143,7 +143,7 @@ def test_old_trainings_go_with_their_files_and_rows_and_the_champion_and_its_pre
     stored = read_registered_models(tracker.uri)
     assert stored is not None
     assert [version.number for version in stored[name].versions] == [1, 2, 4], "`kronos status` reads the file itself"
-    restored = registry.rollback(name, "worse")
+    restored = registry.rollback(name, "worse").champions
     assert {target: number_of(champion) for target, champion in restored.items()} == dict.fromkeys(TARGETS, 1)
     assert clean(tracker, 1) == [], "a version that a person decided on stays"
     assert train("AAPL") == 5, "no number is given twice"
