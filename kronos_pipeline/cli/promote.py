@@ -152,7 +152,7 @@ class Rollback(_ModelCommand):
             restored = f"{name} is the champion of {join(targets)} again"
             print(restored if name else f"{self._name} has no champion of {join(targets)} now")
         if rolled_back.completed:
-            print("that rollback was interrupted before; to go back one step further, run the same command again")
+            print("this completes the rollback that was interrupted; run the command again to go back one step further")
         print(self._served(registry.champion(self._name)))
         return 0
 

@@ -6,6 +6,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from interrupted_writes import Interrupted, interrupt_before
 from registered_models import evidence, made_adapter
 from small_trainings import small_recipe
 
@@ -98,6 +99,25 @@ def test_a_person_promotes_and_rolls_back_for_one_target(
     assert f"{name} has no champion of mean, distribution and volatility now\n" in capsys.readouterr().out, (
         "version 1 was the first of mean and distribution, version 2 of volatility"
     )
+
+
+def test_a_rollback_that_was_interrupted_is_completed_by_the_same_command_and_says_so(
+    registry: Registry, adapter: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, command = registered_name(adapter), ["rollback", adapter, "--output-dir", str(tmp_path)]
+    for version in (1, 2):
+        registry.promote(name, version, "better")
+    with pytest.MonkeyPatch.context() as patch:
+        writes = interrupt_before(patch, 8)
+        with pytest.raises(Interrupted):
+            registry.rollback(name, "worse")
+    assert len(writes) == 8
+    assert cli.main(command) == 0
+    assert "completes the rollback that was interrupted; run the command again to go back" in capsys.readouterr().out
+    assert champion(registry, adapter) == 1
+    assert cli.main(command) == 0
+    assert "completes" not in capsys.readouterr().out
+    assert champion(registry, adapter) is None
 
 
 @pytest.mark.parametrize(
