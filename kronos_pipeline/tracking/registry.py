@@ -34,7 +34,7 @@ from kronos_pipeline.tracking.packaging import (
     read_evidence,
     trained_weights_hash,
 )
-from kronos_pipeline.tracking.recipes_tried import TRIED, Tried, add_recipe
+from kronos_pipeline.tracking.recipes_tried import Tried, add_recipe
 from kronos_pipeline.tracking.store import TrackingError, change_model
 from kronos_pipeline.tracking.version import Version
 from kronos_pipeline.tracking.version_page import decision_tags
@@ -241,10 +241,9 @@ class Registry:
             first: the first cutoff.
             last: the last cutoff.
         """
-        before = self._store.tags(name).get(TRIED, "")
-        after, tried = add_recipe(before, recipe, first, last)
-        if after != before:
-            self._store.set_tag(name, TRIED, after)
+        changed, tried = add_recipe(self._store.tags(name), recipe, first, last)
+        for key, tag in changed.items():
+            self._store.set_tag(name, key, tag)
         return tried
 
     def names(self) -> list[str]:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 DECIDED_AT = "decided_at"
 _GATE_REASON = "gate_reason"
+_LONGEST_DESCRIPTION = 5000
+"""Characters that MLflow's databases hold; the reasons against a dozen rivals on three targets come close."""
 
 
 def decision_tags(decisions: Mapping[Target, Decision]) -> dict[str, str]:
@@ -113,7 +115,7 @@ def describe(version: Version) -> str:
         parts.append(f"Warning: {warning}")
     if command := version.tags.get(COMMAND):
         parts.append(f"Command: `{command}`")
-    return "\n\n".join(parts)
+    return "\n\n".join(parts)[:_LONGEST_DESCRIPTION]
 
 
 def describe_model(name: str, tickers: Sequence[str]) -> str:

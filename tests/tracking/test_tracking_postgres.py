@@ -5,6 +5,7 @@ A machine is here a folder of file locks of its own: what two machines do not sh
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -59,9 +60,11 @@ def test_models_are_registered_promoted_rolled_back_and_read_without_mlflow(
 ) -> None:
     assert read_registered_models(mlflow_database) == {}
     registry.record_decision(NAME, register(), promotions())
-    registry.promote(NAME, register(), "better", ["mean"])
+    registry.promote(NAME, register(), "better " * 580, ["mean"])
     assert "champion-mean" in aliases(registry, NAME)[2]
     first, last = pd.Timestamp("2024-01-01"), pd.Timestamp("2024-02-01")
+    recipes = [[f"{recipe:016x}", "2023-01-01T00:00:00", "2023-02-01T00:00:00"] for recipe in range(59)]
+    registry._store.set_tag(NAME, "recipes_tried", json.dumps(recipes))
     assert [registry.record_recipe(NAME, recipe, first, last).count for recipe in ("a", "b", "a")] == [1, 2, 2]
 
     stored, fetched = read_registered_models(mlflow_database), fetch_registered_models(mlflow_database)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,13 @@ from registered_models import BAD, CHAMPION, aliases, evidence, make_old, number
 
 from kronos_pipeline.evaluation.scoring.gate import Decision, decide
 from kronos_pipeline.evaluation.scoring.targets import TARGETS
-from kronos_pipeline.tracking.recipes_tried import add_recipe
+from kronos_pipeline.tracking.recipes_tried import Tried, add_recipe
 from kronos_pipeline.tracking.registry import Registry
 from kronos_pipeline.tracking.runs import Tracker
 from kronos_pipeline.tracking.store import TrackingError
 from kronos_pipeline.tracking.stored_registry import fetch_registered_models, read_registered_models
-from kronos_pipeline.tracking.version_page import beaten_rivals
+from kronos_pipeline.tracking.version import Version
+from kronos_pipeline.tracking.version_page import beaten_rivals, describe
 
 pytestmark = pytest.mark.slow
 
@@ -192,6 +195,12 @@ def test_a_person_s_champion_of_before_counts_for_every_target(
     assert aliases(registry, name) == {1: CHAMPION, 2: ("challenger",)}
 
 
+def test_a_description_is_no_longer_than_every_database_holds(name: str) -> None:
+    tags = {f"reason.{target}": f"{target} {'is better ' * 250}" for target in TARGETS}
+    version = Version(name, 1, "run", (), {"measured": "yes", **tags}, datetime.now(UTC))
+    assert len(describe(version)) == 5000
+
+
 def test_recipes_on_the_same_cutoffs_are_counted(registry: Registry, name: str) -> None:
     def tried(recipe: str, first: str, last: str) -> str:
         return str(registry.record_recipe(name, recipe, pd.Timestamp(first), pd.Timestamp(last)))
@@ -204,11 +213,24 @@ def test_recipes_on_the_same_cutoffs_are_counted(registry: Registry, name: str) 
     assert registry.versions(name) == [], "a recipe that was only backtested has no version"
 
 
-def test_the_newest_recipes_are_kept() -> None:
-    first, last, tag = pd.Timestamp("2025-01-01"), pd.Timestamp("2025-02-01"), ""
-    for recipe in map(str, range(502)):
-        tag, tried = add_recipe(tag, recipe, first, last)
+def test_the_newest_recipes_are_kept_in_tags_that_every_database_holds() -> None:
+    first, last = pd.Timestamp("2025-01-01 09:30"), pd.Timestamp("2025-02-01 15:30")
+    tags: dict[str, str] = {}
+    for recipe in range(502):
+        changed, tried = add_recipe(tags, f"{recipe:016x}", first, last)
+        tags |= changed
     assert str(tried) == "the 500th recipe tried on these cutoffs"
+    assert max(map(len, tags.values())) < 5000
+    assert add_recipe(tags, f"{1:016x}", first, last)[1] == Tried(500, 500), "it was forgotten"
+    assert add_recipe(tags, f"{400:016x}", first, last) == ({}, Tried(399, 500))
+
+
+def test_recipes_that_an_earlier_version_kept_in_one_tag_are_known(registry: Registry, name: str) -> None:
+    first, last = pd.Timestamp("2025-01-01"), pd.Timestamp("2025-02-01")
+    rows = [[f"{recipe:016x}", first.isoformat(), last.isoformat()] for recipe in range(70)]
+    registry._store.set_tag(name, "recipes_tried", json.dumps(rows))
+    assert registry.record_recipe(name, "new", first, last) == Tried(71, 71)
+    assert registry.record_recipe(name, f"{65:016x}", first, last) == Tried(66, 71)
 
 
 def test_a_rollback_passes_over_a_version_that_was_deleted(
