@@ -15,15 +15,21 @@ import numpy as np
 import pandas as pd
 
 from kronos_pipeline.data.bar_schedule import BoolArray, IntArray, StampArray
-from kronos_pipeline.errors import count
+from kronos_pipeline.data.bar_stamps import (
+    DAY,
+    HALF_HOUR,
+    HOUR,
+    MONTHLY,
+    Stamps,
+    clock,
+    duration,
+    make_stamps,
+    most_frequent,
+)
+from kronos_pipeline.data.session_moves import find_moves
 
-_MINUTE = 60_000_000_000
-_HOUR = 60 * _MINUTE
-_DAY = 24 * _HOUR
-_WEEK = 7 * _DAY
-_DAILY = _DAY * 9 // 10
+_DAILY = DAY * 9 // 10
 """Nanoseconds: a clock change makes one day of a year 23 hours long."""
-_MONTHLY = 27 * _DAY
 
 _RUN = 8
 """Steps of another size, one after another, that are no accident."""
@@ -34,32 +40,20 @@ _FINER, _COARSER = 0.875, 1.5
 _FINE_SHARE, _COARSE_SHARE = 0.4, 0.6
 """Smallest share of a run's steps of the same length: nights cut bars of hours, weekends cut bars of days."""
 
-_EVENING, _LATE_EVENING = 11 * _HOUR, 20 * _HOUR
+_EVENING, _LATE_EVENING = 11 * HOUR, 20 * HOUR
 """Earliest times of day of a session of the next date: midnight in New Zealand, and openings, both in UTC."""
-_HALF_HOUR = 30 * _MINUTE
 _FEW_DOUBLES = 0.2
 """Largest fraction of dates with several bars in a file of daily bars."""
 _REGULAR = 0.9
 """Smallest fraction of bars at regular times of day or at regular phases of their interval."""
 
-_FARTHEST_ZONE = 14 * _HOUR
+_FARTHEST_ZONE = 14 * HOUR
 _REGULAR_GAPS = 0.8
-_SHORTEST_CLOSE = 16 * _HOUR
+_SHORTEST_CLOSE = 16 * HOUR
 """Time of day at which the exchanges of a zone have closed, or close soon."""
-_SHORTEST_SESSION = 6 * _HOUR + _HALF_HOUR
-_WEEKEND = 56 * _HOUR
+_SHORTEST_SESSION = 6 * HOUR + HALF_HOUR
+_WEEKEND = 56 * HOUR
 """A week of bars is over on Friday at 16:00."""
-
-_SESSION_DATES = 5
-"""Dates before and after a moved session."""
-_REGULAR_SESSIONS = 0.8
-_SESSION = 18 * _HOUR
-_LEAST_MOVE = _HALF_HOUR
-_CLOCK_CHANGES = (3, 4, 9, 10, 11)
-"""Months in which clocks change."""
-_SHOWN = 3
-
-_UNITS = ((_WEEK, "week"), (_DAY, "day"), (_HOUR, "hour"), (_MINUTE, "minute"), (_MINUTE // 60, "second"))
 
 
 @dataclass(frozen=True)
@@ -84,42 +78,6 @@ class BarTimes:
     temporary: bool = False
 
 
-@dataclass(frozen=True)
-class _Stamps:
-    """Bar times as nanoseconds since 1970, in local time.
-
-    Attributes:
-        times: the times, `(bars,)`.
-        steps: the time from each bar to the next, `(bars - 1,)`.
-        usual: the most frequent step.
-        median: the median step.
-    """
-
-    times: IntArray
-    steps: IntArray
-    usual: int
-    median: int
-
-    @property
-    def days(self) -> IntArray:
-        """Days since 1970."""
-        return self.times // _DAY
-
-    @property
-    def clocks(self) -> IntArray:
-        """Nanoseconds since midnight."""
-        return self.times % _DAY
-
-
-def _make_stamps(times: StampArray) -> _Stamps:
-    stamps = np.asarray(times).astype("datetime64[ns]").astype(np.int64)
-    steps = np.diff(stamps)
-    # numpy's median takes ten times as long for the few distinct steps of bars.
-    distinct, counts = np.unique(steps, return_counts=True)
-    median = int(distinct[np.searchsorted(np.cumsum(counts), len(steps) / 2)])
-    return _Stamps(stamps, steps, int(distinct[counts.argmax()]), median)
-
-
 def arrange_bars(times: StampArray, zone: str | None, now: pd.Timestamp, *, keep_forming: bool = False) -> BarTimes:
     """Arrange the times of a ticker's bars.
 
@@ -132,12 +90,12 @@ def arrange_bars(times: StampArray, zone: str | None, now: pd.Timestamp, *, keep
     arranged = BarTimes(times, zone)
     if len(times) < 3:
         return arranged
-    stamps = _make_stamps(times)
+    stamps = make_stamps(times)
     if (change := _find_size_change(stamps)) is not None:
         return replace(arranged, problems=(change,))
     dates = _exchange_dates(stamps) if stamps.median >= _DAILY else None
     if dates is None or _has_sessions(stamps, dates):
-        moves = _find_moves(stamps) if zone is None else []
+        moves = find_moves(stamps) if zone is None else []
         arranged = replace(arranged, notes=tuple(moves))
         return _leave_out_forming(arranged, stamps, _forming_intraday(stamps, zone, now), keep_forming)
     last = len(dates) - 1
@@ -147,10 +105,10 @@ def arrange_bars(times: StampArray, zone: str | None, now: pd.Timestamp, *, keep
         return replace(arranged, problems=tuple(_doubled_rule(stamps, int(bar)) for bar in doubled))
     same_days = bool((dates == stamps.days).all())
     # Dates of the exchange that are not the dates of the stated zone have no zone.
-    midnights = (dates * _DAY).astype("datetime64[ns]")
+    midnights = (dates * DAY).astype("datetime64[ns]")
     arranged = replace(arranged, times=midnights, zone=zone if same_days else None)
     if len(doubled):
-        double = _Reason(f"its date has another bar, at {_clock(stamps.times[-2])}")
+        double = _Reason(f"its date has another bar, at {clock(stamps.times[-2])}")
         arranged = _leave_out_forming(arranged, stamps, double, keep_forming=False)
     else:
         arranged = _leave_out_forming(arranged, stamps, _forming_daily(stamps, dates, zone, now), keep_forming)
@@ -170,7 +128,7 @@ class _Reason:
     temporary: bool = False
 
 
-def _leave_out_forming(arranged: BarTimes, stamps: _Stamps, reason: _Reason | None, keep_forming: bool) -> BarTimes:
+def _leave_out_forming(arranged: BarTimes, stamps: Stamps, reason: _Reason | None, keep_forming: bool) -> BarTimes:
     if reason is None:
         return arranged
     last = len(stamps.times) - 1
@@ -182,7 +140,7 @@ def _leave_out_forming(arranged: BarTimes, stamps: _Stamps, reason: _Reason | No
     return replace(arranged, forming=None if keeps_bar else last, notes=notes, temporary=reason.temporary)
 
 
-def _find_size_change(stamps: _Stamps) -> tuple[int, str] | None:
+def _find_size_change(stamps: Stamps) -> tuple[int, str] | None:
     """Find the first bar of another size, if a file holds bars of two sizes.
 
     A run of steps of another size must be regular: in a ticker that trades rarely, the time from a bar to the next
@@ -196,8 +154,8 @@ def _find_size_change(stamps: _Stamps) -> tuple[int, str] | None:
             continue
         for start, stop in runs:
             run = steps[start:stop]
-            size = _most_frequent(run)
-            same = np.abs(run - size) <= (0.15 * size if size >= 6 * _DAY else 0)
+            size = most_frequent(run)
+            same = np.abs(run - size) <= (0.15 * size if size >= 6 * DAY else 0)
             rare = not finer and size < _DAILY and stop - start < _RARE_RUN
             if rare or same.mean() < (_FINE_SHARE if finer else _COARSE_SHARE):
                 continue
@@ -208,7 +166,7 @@ def _find_size_change(stamps: _Stamps) -> tuple[int, str] | None:
             changed = steps[start:] == size if start else steps[stop:] == usual
             bar = int((start or stop) + (changed.argmax() if changed.any() else 0))
             rule = (
-                f"bars of {_duration(before)} change to bars of {_duration(after)}; keep each size in a file of its own"
+                f"bars of {duration(before)} change to bars of {duration(after)}; keep each size in a file of its own"
             )
             return bar, rule
     return None
@@ -228,7 +186,7 @@ def _first_of_many(flags: BoolArray, start: int) -> int:
     return int(indices[0]) if len(indices) else start
 
 
-def _exchange_dates(stamps: _Stamps) -> IntArray:
+def _exchange_dates(stamps: Stamps) -> IntArray:
     """Return the date of each daily or slower bar, in days since 1970.
 
     A session may open on the evening before its date, in UTC or in the exchange's own time, and an end of a session may
@@ -237,21 +195,21 @@ def _exchange_dates(stamps: _Stamps) -> IntArray:
     dates, clocks = stamps.days, stamps.clocks
     if not clocks.any():
         return dates
-    evening = (clocks >= _LATE_EVENING) | ((clocks >= _EVENING) & (clocks % _HALF_HOUR == 0))
+    evening = (clocks >= _LATE_EVENING) | ((clocks >= _EVENING) & (clocks % HALF_HOUR == 0))
     shifted = dates.copy()
     for group, shift in ((evening, 1), (~evening, -1)):
         group_dates = dates[group]
         if not len(group_dates):
             continue
         fewer = int(_weekend(group_dates).sum()) - int(_weekend(group_dates + shift).sum())
-        monthly = stamps.median >= _MONTHLY and (_day_of_month(group_dates + shift) == 1).all()
+        monthly = stamps.median >= MONTHLY and (_day_of_month(group_dates + shift) == 1).all()
         if fewer > 0.05 * len(group_dates) or (shift == 1 and monthly):
             shifted[group] += shift
     # Bars in the wrong order would be no improvement.
     return shifted if (np.diff(shifted) >= 0).all() else dates
 
 
-def _has_sessions(stamps: _Stamps, dates: IntArray) -> bool:
+def _has_sessions(stamps: Stamps, dates: IntArray) -> bool:
     """Tell sessions of several a day, or rare trades, from daily bars with a few dates twice."""
     doubled = int((dates[1:] == dates[:-1]).sum())
     if not doubled:
@@ -262,48 +220,48 @@ def _has_sessions(stamps: _Stamps, dates: IntArray) -> bool:
     return doubled > _FEW_DOUBLES * distinct + 1 or frequent < _REGULAR * distinct
 
 
-def _doubled_rule(stamps: _Stamps, bar: int) -> tuple[int, str]:
+def _doubled_rule(stamps: Stamps, bar: int) -> tuple[int, str]:
     before, after = stamps.times[bar - 1], stamps.times[bar]
-    return bar, f"a second bar of a date of daily bars, at {_clock(after)} beside {_clock(before)}; remove one of both"
+    return bar, f"a second bar of a date of daily bars, at {clock(after)} beside {clock(before)}; remove one of both"
 
 
-def _forming_daily(stamps: _Stamps, dates: IntArray, zone: str | None, now: pd.Timestamp) -> _Reason | None:
+def _forming_daily(stamps: Stamps, dates: IntArray, zone: str | None, now: pd.Timestamp) -> _Reason | None:
     """Return why the last of daily or slower bars is forming, or None."""
     clocks = stamps.clocks
     if clocks.any():
         regular, counts = np.unique(clocks[:-1], return_counts=True)
         few_clocks = counts[counts > 1].sum() >= _REGULAR * counts.sum()
         # Daylight saving moves a session by an hour.
-        if few_clocks and not (np.isin(np.abs(regular - clocks[-1]), (0, _HOUR))).any():
-            return _Reason(f"its time of day, {_clock(clocks[-1])}, is not that of the others")
+        if few_clocks and not (np.isin(np.abs(regular - clocks[-1]), (0, HOUR))).any():
+            return _Reason(f"its time of day, {clock(clocks[-1])}, is not that of the others")
     step = stamps.median
-    if step < 6 * _DAY:
+    if step < 6 * DAY:
         return _forming_by_clock(stamps, dates, zone, now)
-    gaps = np.diff(dates) * _DAY
+    gaps = np.diff(dates) * DAY
     regular_gaps = (np.abs(gaps - step) <= 0.15 * step).mean() >= _REGULAR_GAPS
     if len(gaps) > 3 and regular_gaps and gaps[-1] < min(0.75 * step, gaps[:-1].min()):
-        return _Reason(f"it comes {_duration(int(gaps[-1]))} after the bar before, and others after {_duration(step)}")
+        return _Reason(f"it comes {duration(int(gaps[-1]))} after the bar before, and others after {duration(step)}")
     return _forming_by_clock(stamps, dates, zone, now)
 
 
-def _forming_by_clock(stamps: _Stamps, dates: IntArray, zone: str | None, now: pd.Timestamp) -> _Reason | None:
+def _forming_by_clock(stamps: Stamps, dates: IntArray, zone: str | None, now: pd.Timestamp) -> _Reason | None:
     """Return whether the last of daily or slower bars ends later than now, or may do so."""
     last, step = int(stamps.times[-1]), stamps.median
     if zone is None:
         # A bar that is named after its end may be later than now in every zone.
         ahead = now.tz_convert("UTC") + pd.Timedelta(_FARTHEST_ZONE, "ns")
-        later = dates[-2:] * _DAY > ahead.tz_localize(None).value
-        only_last = step > 2 * _DAY and later.tolist() == [False, True]
+        later = dates[-2:] * DAY > ahead.tz_localize(None).value
+        only_last = step > 2 * DAY and later.tolist() == [False, True]
         return _Reason("its date is later than now", temporary=True) if only_last else None
-    if step < 2 * _DAY:
-        latest_end = last + _DAY
+    if step < 2 * DAY:
+        latest_end = last + DAY
         earliest_end = latest_end
         if len(dates) >= 5 and not _weekend(dates).any():
-            earliest_end = last + (_SHORTEST_SESSION if last % _DAY else _SHORTEST_CLOSE)
+            earliest_end = last + (_SHORTEST_SESSION if last % DAY else _SHORTEST_CLOSE)
     elif _named_after_end(dates, step):
-        latest_end = earliest_end = last + _DAY if step >= _MONTHLY else last
+        latest_end = earliest_end = last + DAY if step >= MONTHLY else last
     else:
-        latest_end = int(dates[-1]) * _DAY + step
+        latest_end = int(dates[-1]) * DAY + step
         earliest_end = latest_end - _WEEKEND
     latest, earliest = _utc(latest_end, zone), _utc(earliest_end, zone)
     if now >= latest:
@@ -314,11 +272,11 @@ def _forming_by_clock(stamps: _Stamps, dates: IntArray, zone: str | None, now: p
 
 def _named_after_end(dates: IntArray, step: int) -> bool:
     """Return whether weeks or months are named after their last day: on Thursday or later, or after the 23rd."""
-    late_dates = _day_of_month(dates) > 23 if step >= _MONTHLY else (dates + 3) % 7 >= 3
+    late_dates = _day_of_month(dates) > 23 if step >= MONTHLY else (dates + 3) % 7 >= 3
     return bool(late_dates.mean() > 0.5)
 
 
-def _forming_intraday(stamps: _Stamps, zone: str | None, now: pd.Timestamp) -> _Reason | None:
+def _forming_intraday(stamps: Stamps, zone: str | None, now: pd.Timestamp) -> _Reason | None:
     """Return why the last of intraday bars is forming, or None."""
     phases = stamps.times % stamps.usual
     regular, counts = np.unique(phases[:-1], return_counts=True)
@@ -333,57 +291,6 @@ def _forming_intraday(stamps: _Stamps, zone: str | None, now: pd.Timestamp) -> _
     return _Reason(f"its time is up at {end:%Y-%m-%d %H:%M} UTC, later than now", temporary=True)
 
 
-def _find_moves(stamps: _Stamps) -> list[tuple[int | None, str]]:
-    """Find the bars from which sessions begin and end at other times of day."""
-    days, clocks = stamps.days, stamps.clocks
-    firsts = np.flatnonzero(np.concatenate([[True], days[1:] != days[:-1]]))
-    if len(firsts) < 2 * _SESSION_DATES:
-        return []
-    lasts = np.append(firsts[1:], len(days)) - 1
-    begins, ends = clocks[firsts], clocks[lasts]
-    if np.median(ends - begins) > _SESSION or np.median(lasts - firsts) < 1:
-        return []
-    # A new beginning that holds on the next dates, too.
-    new = (begins[1:-2] != begins[:-3]) & (begins[1:-2] == begins[2:-1]) & (begins[1:-2] == begins[3:])
-    moves: list[tuple[int | None, str]] = []
-    changes: list[int] = []
-    for date in (np.flatnonzero(new) + 1).tolist():
-        sides = slice(max(date - 2 * _SESSION_DATES, 0), date), slice(date, date + 2 * _SESSION_DATES)
-        before, after = (_regular_session(begins[side], ends[side]) for side in sides)
-        if before is None or after is None or after[0] != begins[date] or (begins[sides[0]] == after[0]).any():
-            continue
-        move = after[0] - before[0]
-        if abs(move) < _LEAST_MOVE or after[1] - before[1] != move:
-            continue
-        bar = int(firsts[date])
-        if abs(move) == _HOUR and pd.Timestamp(int(stamps.times[bar])).month in _CLOCK_CHANGES:
-            changes.append(bar)
-            continue
-        sessions = [f"{_clock(begin)}-{_clock(end)}" for begin, end in (before, after)]
-        moves.append((bar, f"the session moves from {sessions[0]} to {sessions[1]}, as if the time zone changed"))
-    if moves:
-        more = f"the session moves {count(len(moves) - _SHOWN, 'more time')}"
-        return [*moves[:_SHOWN], *([(None, more)] if len(moves) > _SHOWN else [])]
-    if not changes:
-        return []
-    note = f"the session moves by an hour with daylight saving, {count(len(changes), 'time')}, for the first time here"
-    return [(changes[0], note)]
-
-
-def _regular_session(begins: IntArray, ends: IntArray) -> tuple[int, int] | None:
-    """Return the beginning and the end that most of some sessions have, or None."""
-    if len(begins) < _SESSION_DATES:
-        return None
-    begin, end = _most_frequent(begins), _most_frequent(ends)
-    regular = min((begins == begin).mean(), (ends == end).mean())
-    return (begin, end) if regular >= _REGULAR_SESSIONS else None
-
-
-def _most_frequent(values: IntArray) -> int:
-    distinct, counts = np.unique(values, return_counts=True)
-    return int(distinct[counts.argmax()])
-
-
 def _weekend(dates: IntArray) -> BoolArray:
     return (dates + 3) % 7 >= 5  # 1970-01-01 was a Thursday
 
@@ -396,17 +303,6 @@ def _day_of_month(dates: IntArray) -> IntArray:
 def _utc(local: int, zone: str) -> pd.Timestamp:
     # Take the eastern of the winter and summer offsets: a bar unfinished by it is unfinished by the other too.
     return pd.Timestamp(local).tz_localize(zone.split("/")[-1]).tz_convert("UTC")
-
-
-def _duration(nanoseconds: int) -> str:
-    if nanoseconds >= _MONTHLY:
-        return count(round(nanoseconds / (30.4 * _DAY)), "month")
-    size, unit = next(((size, unit) for size, unit in _UNITS if nanoseconds % size == 0), _UNITS[-1])
-    return count(nanoseconds // size, unit)
-
-
-def _clock(nanoseconds: int) -> str:
-    return f"{np.datetime64(int(nanoseconds) % _DAY, 'ns').astype('datetime64[s]')}".partition("T")[2]
 
 
 def _text(stamp: int) -> str:

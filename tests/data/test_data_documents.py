@@ -21,8 +21,17 @@ PACKAGE = ROOT / "kronos_pipeline"
 READING = (
     *("csv_files", "csv_table", "csv_columns", "columns", "dialect", "encodings", "headerless", "numbers"),
     *("ingest", "rows", "vanished", "bad_rows", "schemas", "data_folder", "csv_content", "bar_cache", "history"),
-    *("timestamps", "time_numbers", "time_zones", "date_orders", "time_column", "time_texts", "bar_times"),
-    *("quality_flags", "windows", "doctor"),
+    *(
+        "timestamps",
+        "time_numbers",
+        "time_zones",
+        "date_orders",
+        "time_column",
+        "time_texts",
+        "bar_times",
+        "session_moves",
+    ),
+    *("session_moves", "quality_flags", "windows", "doctor"),
 )
 ALL_QUOTED = tuple(module for module in READING if module not in ("time_texts", "windows", "doctor"))
 """Modules with messages of the reading alone; the others have names of months, and messages on artifacts."""
