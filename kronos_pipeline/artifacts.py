@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from kronos_pipeline.checksums import (
     changed_file,
     file_hash,
     json_bytes,
+    json_lines_bytes,
     json_text,
     open_parquet,
     parquet_bytes,
@@ -197,6 +198,12 @@ def write_json(path: Path, content: Any, *, checksum: bool = True) -> None:
     An object gets a checksum as its last entry, unless `checksum` is false, for files that other programs read.
     """
     written = json_bytes(content, checksum=checksum)
+    write_file(path, lambda handle: handle.write(written))
+
+
+def write_report(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a large JSON object with a checksum, a line for each entry and each item of its lists, atomically."""
+    written = json_lines_bytes(content)
     write_file(path, lambda handle: handle.write(written))
 
 

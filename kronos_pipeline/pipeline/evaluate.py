@@ -38,7 +38,7 @@ def evaluate_all(
     is printed.
 
     Returns:
-        The content of `metrics/evaluation.json`.
+        The evaluation over all tickers; `metrics/evaluation.json` is its summary.
 
     Raises:
         ArtifactError: no ticker could be evaluated, or the artifacts cannot be written.
@@ -68,7 +68,8 @@ class Evaluation:
     """Scores of the models of a folder on the holdouts of their tickers.
 
     Attributes:
-        report: the content of `metrics/evaluation.json`: aggregates, verdicts and warnings.
+        report: aggregates, verdicts and warnings, over all tickers and per ticker; `metrics/evaluation.json` is its
+            summary.
         scores: a row per `symbol` and `model`, with every metric; a metric that is not defined is NaN.
         predictions: a row per holdout bar and model, with what was forecast and what came.
         plots: the files of a ticker's plots by kind, by ticker.
@@ -176,7 +177,7 @@ def evaluate_holdout(
         mlflow_runs: the tickers to evaluate, with the id of the MLflow run of each training, or None.
 
     Returns:
-        The result of each ticker, and the content of `metrics/evaluation.json`.
+        The result of each ticker, and the evaluation over all; `metrics/evaluation.json` is its summary.
 
     Raises:
         ArtifactError: no ticker could be evaluated, or the artifacts cannot be written.

@@ -84,10 +84,11 @@ def read_status(data_dir: Path, layout: ArtifactLayout, now: datetime) -> Folder
     files = _csv_files(data_dir, reading, notes)
     stored = {path.stem: path for path in layout.bars("X").parent.glob("*.parquet") if NAME.fullmatch(path.stem)}
     tickers = {name: TickerStatus(name) for name in sorted({*files, *stored})}
+    times: dict[tuple[int, str], str] = {}
     for name, status in tickers.items():
         status.csv = str(files[name].paths[0]) if name in files else None
         if name in stored:
-            _read_bars(status, stored[name], notes)
+            _read_bars(status, stored[name], notes, times)
             _check_csv(status, files.get(name), stored[name], reading)
     _read_trainings(layout, tickers, notes)
     for evaluation in evaluations:
@@ -129,13 +130,20 @@ def _csv_files(data_dir: Path, reading: ReadingSettings, notes: list[str]) -> Ma
         return {}
 
 
-def _read_bars(status: TickerStatus, path: Path, notes: list[str]) -> None:
-    """Read number and last time of stored bars from the statistics in the file's footer."""
+def _read_bars(status: TickerStatus, path: Path, notes: list[str], times: dict[tuple[int, str], str]) -> None:
+    """Read number and last time of stored bars from the statistics in the file's footer.
+
+    Args:
+        status: the state of the ticker, which is changed.
+        path: the stored bars.
+        notes: what could not be read, to which a sentence may be added.
+        times: the times so far by their number and type, as most tickers end on the same day, and Arrow is slow.
+    """
     try:
         with readable_parquet(path) as file:
             footer = file.metadata
         column = footer.schema.names.index("timestamps")
-        last = [footer.row_group(group).column(column).statistics for group in range(footer.num_row_groups)]
+        groups = [footer.row_group(group).column(column).statistics for group in range(footer.num_row_groups)]
     except ArtifactError as error:
         notes.append(str(error))
         return
@@ -143,8 +151,12 @@ def _read_bars(status: TickerStatus, path: Path, notes: list[str]) -> None:
         notes.append(f"{path} holds no bars; train again.")
         return
     status.bars = footer.num_rows
-    if last and all(statistics is not None for statistics in last):
-        status.last_bar = max(statistics.max for statistics in last).isoformat()
+    if groups and all(statistics is not None and statistics.has_min_max for statistics in groups):
+        newest = max(groups, key=lambda statistics: statistics.max_raw)
+        key = newest.max_raw, footer.schema.column(column).logical_type.to_json()
+        if key not in times:
+            times[key] = newest.max.isoformat()
+        status.last_bar = times[key]
 
 
 def _check_csv(status: TickerStatus, file: CsvFile | None, stored: Path, reading: ReadingSettings) -> None:
@@ -242,7 +254,7 @@ def _registered_models(layout: ArtifactLayout, notes: list[str]) -> Mapping[str,
     if waiting := Outbox(layout.mlflow_waiting, uri).sentence():
         notes.append(waiting)
     try:
-        models = read_registered_models(uri)
+        models = read_registered_models(uri, champions_only=True)
         return fetch_registered_models(uri) if models is None else models
     except KronosError as error:
         notes.append(str(error))

@@ -50,7 +50,7 @@ def check_store(uri: str) -> Result:
 
 def check_champions(uri: str) -> Result:
     """Check that the files of every champion are there."""
-    models = read_registered_models(uri)
+    models = read_registered_models(uri, champions_only=True)
     if models is None:
         return "ok", "the registry is on a server; `kronos forecast` checks a champion as it loads it", ""
     if not models:

@@ -23,6 +23,14 @@ from kronos_pipeline.tracking.store import TrackingError, is_sqlite, sqlite_path
 from kronos_pipeline.tracking.version import Version
 from kronos_pipeline.tracking.version_store import VersionStore
 
+_ALL_TAGS = "SELECT name, version, key, value FROM model_version_tags WHERE key NOT LIKE 'comparisons%'"
+"""The comparisons are long, and not needed for a look."""
+_CHAMPION_TAGS = (
+    "SELECT name, version, key, value FROM model_version_tags "
+    "WHERE key IN ('trained_on', 'decided_at', 'decided_by', 'promoted') OR key LIKE 'decided_at.%'"
+)
+"""A tenth of all tags."""
+
 
 @dataclass(frozen=True)
 class RegisteredModel:
@@ -41,14 +49,20 @@ class RegisteredModel:
     sources: Mapping[int, str] = field(default_factory=dict)
 
 
-def read_registered_models(uri: str) -> dict[str, RegisteredModel] | None:
+def read_registered_models(uri: str, *, champions_only: bool = False) -> dict[str, RegisteredModel] | None:
     """Read the registered models by name; empty without a store, None for a store behind a server or of other kinds.
+
+    Args:
+        uri: the address of the store.
+        champions_only: of the versions' tags, read only those that say for which tickers and since when a version is
+            champion, which takes a third of the time.
 
     Raises:
         TrackingError: the file or the database cannot be read, or is of another schema.
     """
+    tags = _CHAMPION_TAGS if champions_only else _ALL_TAGS
     if is_postgres(uri):
-        return _read_postgres(uri)
+        return _read_postgres(uri, tags)
     if not is_sqlite(uri):
         return None
     path = sqlite_path(uri)
@@ -58,12 +72,12 @@ def read_registered_models(uri: str) -> dict[str, RegisteredModel] | None:
         if damage := find_damage(path):
             raise TrackingError(f"The MLflow store {path} is damaged: {damage}; {restore_advice(path)}.")
         with closing(connect(path)) as database:
-            return _read(database.execute)
+            return _read(database.execute, tags)
     except sqlite3.Error as error:
         raise TrackingError(f"The MLflow store {path} cannot be read: {error}.") from error
 
 
-def _read_postgres(uri: str) -> dict[str, RegisteredModel]:
+def _read_postgres(uri: str, tags: str) -> dict[str, RegisteredModel]:
     import sqlalchemy
 
     try:
@@ -72,7 +86,7 @@ def _read_postgres(uri: str) -> dict[str, RegisteredModel]:
         with engine.connect().execution_options(isolation_level="REPEATABLE READ") as database:
             if "registered_models" not in sqlalchemy.inspect(database).get_table_names():
                 return {}
-            return _read(lambda query: [tuple(row) for row in database.execute(sqlalchemy.text(query))])
+            return _read(lambda query: [tuple(row) for row in database.execute(sqlalchemy.text(query))], tags)
     except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
         reason = (
             "the extra postgres is missing"
@@ -82,13 +96,11 @@ def _read_postgres(uri: str) -> dict[str, RegisteredModel]:
         raise TrackingError(f"The MLflow store {without_password(uri)} cannot be read: {reason}.") from error
 
 
-def _read(execute: Callable[[str], Iterable[Any]]) -> dict[str, RegisteredModel]:
+def _read(execute: Callable[[str], Iterable[Any]], of_versions: str) -> dict[str, RegisteredModel]:
     aliases: dict[tuple[str, int], list[str]] = {}
     for name, number, alias in execute("SELECT name, version, alias FROM registered_model_aliases"):
         aliases.setdefault((name, int(number)), []).append(alias)
     version_tags: dict[tuple[str, int], dict[str, str]] = {}
-    # The comparisons are long, and not needed for a look.
-    of_versions = "SELECT name, version, key, value FROM model_version_tags WHERE key NOT LIKE 'comparisons%'"
     for name, number, key, value in execute(of_versions):
         version_tags.setdefault((name, int(number)), {})[key] = value
     model_tags: dict[str, dict[str, str]] = {}
@@ -98,16 +110,16 @@ def _read(execute: Callable[[str], Iterable[Any]]) -> dict[str, RegisteredModel]
     times: dict[str, dict[int, str]] = {}
     sources: dict[str, dict[int, str]] = {}
     # MLflow keeps a row of a deleted version, so that its number is not given again.
-    of_versions = (
+    existing = (
         "SELECT name, version, run_id, creation_time, source FROM model_versions "
         "WHERE current_stage IS NULL OR current_stage != 'Deleted_Internal' ORDER BY version"
     )
-    for name, number, run_id, milliseconds, source in execute(of_versions):
+    for name, number, run_id, milliseconds, source in execute(existing):
         key = name, int(number)
         time = datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
         times.setdefault(name, {})[int(number)] = time.isoformat(timespec="seconds")
         sources.setdefault(name, {})[int(number)] = str(source)
-        tags: Mapping[str, str] = version_tags.get(key, {})
+        tags = version_tags.get(key, {})
         own_aliases = tuple(sorted(aliases.get(key, ())))
         versions.setdefault(name, []).append(Version(*key, str(run_id), own_aliases, tags, time))
     return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 
 TRAINED_AT = "trained_at"
 
@@ -66,4 +67,9 @@ class Version:
 
     def covers(self, ticker: str) -> bool:
         """Return whether the version was trained on a ticker."""
-        return ticker in self.tags.get("trained_on", "").split(",")
+        return ticker in self._trained_on
+
+    @cached_property
+    def _trained_on(self) -> frozenset[str]:
+        """The tickers of the training; a checkpoint has thousands, and is asked for each of them."""
+        return frozenset(self.tags.get("trained_on", "").split(","))

@@ -114,3 +114,19 @@ print(sorted(sys.modules.keys() & {{"torch", "mlflow", "sktime", "dagster", "mat
 """
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert (result.returncode, result.stdout.splitlines()[-1]) == (0, "[]"), result.stderr
+
+
+def test_a_look_reads_the_sum_over_all_tickers_and_no_report_of_a_ticker(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folders: tuple[Path, Path]
+) -> None:
+    read: list[str] = []
+    read_bytes = Path.read_bytes
+
+    def counted(path: Path) -> bytes:
+        read.append(path.relative_to(folders[1]).as_posix())
+        return read_bytes(path)
+
+    (folders[1] / "metrics/AAPL.json").write_text("{}")
+    monkeypatch.setattr(Path, "read_bytes", counted)
+    status(capsys, folders)
+    assert sorted(read) == ["bars/AAPL.parquet", "bars/MSFT.parquet", "metrics/evaluation.json"]

@@ -17,7 +17,7 @@ from kronos_pipeline.evaluation.backtest.backtest import run_backtest
 from kronos_pipeline.evaluation.backtest.folds import BacktestError
 from kronos_pipeline.evaluation.forecasting import batching
 from kronos_pipeline.evaluation.predictions import MODELS
-from kronos_pipeline.evaluation.scoring.report import build_evaluation
+from kronos_pipeline.evaluation.scoring.report import build_evaluation, summarise
 from kronos_pipeline.model.devices import pick_device
 from kronos_pipeline.model.loading import KronosModel, load_base
 from kronos_pipeline.training.trainer import KronosTrainer
@@ -76,7 +76,7 @@ def test_each_cutoff_is_scored_once_for_every_model_and_what_is_written_can_be_r
             assert path == layout.picture(ticker, f"backtest-{kind}")
             assert path.read_bytes().startswith(b"\x89PNG")
     total = read_json(layout.backtest_evaluation("adapter"))
-    assert total == result.evaluation
+    assert total == summarise(result.evaluation)
     assert total["aggregate"]["cutoffs"] == 6
     files = [file for file in layout.backtest_fold("x").parent.rglob("*") if file.is_file()]
     assert len(files) == 6  # no weights stay behind

@@ -12,7 +12,7 @@ from made_evaluations import SKIPPED, manifest_of, predictions_of, windows_of
 from made_predictions import made_predictions
 
 from kronos_pipeline.artifacts import ArtifactLayout, read_json, read_parquet
-from kronos_pipeline.checksums import file_hash
+from kronos_pipeline.checksums import LARGEST_JSON, file_hash
 from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.evaluation.predictions import EWMA, VOLATILITY_RIVALS
 from kronos_pipeline.evaluation.provenance import manifest_of_ticker, merge_manifests
@@ -23,6 +23,7 @@ from kronos_pipeline.evaluation.scoring.report import (
     load_predictions,
     save_evaluation,
     save_ticker_evaluation,
+    summarise,
 )
 
 
@@ -58,7 +59,7 @@ def test_every_error_of_evaluation_json_can_be_recomputed_from_forecasts_parquet
     saved = save_evaluation(layout, predictions_of(windows), trained, SKIPPED, manifest_of(windows))
     evaluation = strict_json(layout.evaluation)
     evaluation.pop("checksum")
-    assert evaluation == saved
+    assert evaluation == summarise(saved)
     forecasts = pd.read_parquet(layout.forecasts)
     models = ["naive", "drift", "seasonal_naive", *VOLATILITY_RIVALS, "base", "checkpoint", "adapter"]
     assert list(forecasts.columns) == ["unique_id", "ds", "cutoff", "y", *models]
@@ -91,7 +92,7 @@ def test_the_evaluation_follows_from_the_predictions_beside_it_alone(layout: Art
     predictions, manifest = read_parquet(layout.predictions)
     recomputed = build_evaluation(predictions, "adapter", SKIPPED, manifest)
     files = evaluation.pop("files")
-    assert recomputed == evaluation
+    assert summarise(recomputed) == summarise(evaluation)
     assert files == {path.name: file_hash(path) for path in (layout.predictions, layout.forecasts)}
 
 
@@ -285,3 +286,61 @@ def test_the_calibration_of_each_symbol_and_of_all_is_in_the_report() -> None:
     assert set(overall) == {EWMA, "adapter"}
     assert overall["adapter"]["rejections"]["pit"]["tested"] == 2
     assert overall["adapter"]["forecasts"] == expected["adapter"]["forecasts"] == 12
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[ArtifactLayout, dict[str, Any]]:
+    """The stored reports of two tickers and of both together, and the evaluation of both."""
+    layout = ArtifactLayout(tmp_path_factory.mktemp("two"))
+    windows = [windows_of("AAPL"), windows_of("BRK-B", 1000)]
+    predictions, widths = predictions_of(windows), {"sampled": {"50": 0.9960923763660267}}
+    sampling = {"variants": {"distribution": "rescaled"}, "widths": widths}
+    manifest = manifest_of(windows) | {
+        "sampling": {of_ticker.ticker: {"adapter": sampling} for of_ticker in windows},
+        "group": {of_ticker.ticker: ["AAPL", "BRK-B"] for of_ticker in windows},
+    }
+    for of_ticker in windows:
+        own = predictions[predictions["unique_id"] == of_ticker.ticker]
+        save_ticker_evaluation(layout, own, "adapter", manifest_of_ticker(manifest, of_ticker.ticker))
+    return layout, save_evaluation(layout, predictions, "adapter", SKIPPED, manifest)
+
+
+@pytest.mark.slow
+def test_the_report_over_all_tickers_has_the_scores_and_verdicts_and_the_report_of_a_ticker_everything(
+    of_two: tuple[ArtifactLayout, dict[str, Any]],
+) -> None:
+    layout, evaluation = of_two
+    stored = read_json(layout.evaluation)
+    assert stored["aggregate"] == evaluation["aggregate"]
+    for brief, complete in zip(stored["per_symbol"], evaluation["per_symbol"], strict=True):
+        own = read_json(layout.ticker_metrics(brief["symbol"]))["per_symbol"][0]
+        assert own.keys() == complete.keys()
+        assert own.keys() - brief.keys() == {"calibration", "model_confidence", "sampling"}
+        assert {model: scores["qlike"] for model, scores in brief["models"].items()} == {
+            model: own["models"][model]["qlike"] for model in own["models"] if "_re" not in model
+        }
+        assert brief["verdicts"] == {
+            target: {"adapter": verdicts["adapter"]} for target, verdicts in complete["verdicts"].items()
+        }
+        assert own["sampling"] == complete["sampling"] != {}
+        assert brief["variants"] == own["variants"] == {"adapter": {"distribution": "rescaled"}}
+
+
+@pytest.mark.slow
+def test_fifty_thousand_tickers_fit_into_the_files_over_all_tickers(
+    of_two: tuple[ArtifactLayout, dict[str, Any]],
+) -> None:
+    layout, _ = of_two
+    stored = read_json(layout.evaluation)
+    in_the_manifest = sum(
+        len(json.dumps(entry["AAPL"]))
+        for entry in stored["manifest"].values()
+        if isinstance(entry, dict) and "AAPL" in entry
+    )
+    line = next(line for line in layout.evaluation.read_text().splitlines() if line.startswith('{"symbol": "AAPL"'))
+    assert 50_000 * (len(line) + in_the_manifest) < LARGEST_JSON
+    for path in (layout.predictions, layout.forecasts):
+        _, manifest = read_parquet(path)
+        assert manifest == stored["manifest"]
+        assert "group" not in manifest  # every ticker for each ticker
+    assert 50_000 * in_the_manifest < 6e7  # Arrow reads no Parquet file with a manifest of 70 MB

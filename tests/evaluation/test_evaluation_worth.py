@@ -8,7 +8,13 @@ import pytest
 from made_predictions import predictions_of_losses
 from rich.console import Console
 
-from kronos_pipeline.evaluation.reports.worth import best_rival, combined_verdict_of, headline, worth_table
+from kronos_pipeline.evaluation.reports.worth import (
+    best_rival,
+    combined_verdict_of,
+    headline,
+    little_evidence,
+    worth_table,
+)
 from kronos_pipeline.evaluation.scoring.metrics import METRICS_OF, score, score_as_judged
 from kronos_pipeline.evaluation.scoring.report import build_evaluation
 
@@ -121,3 +127,26 @@ def test_an_evaluation_of_many_tickers_never_goes_through_the_whole_table_for_a_
         assert [entry["variants"]["adapter"]["distribution"] for entry in built["per_symbol"]] == ["rescaled"] * number
         whole.append(sum(length > len(rows) // 2 for length in rows_compared))
     assert whole[0] == whole[1]
+
+
+class CountedText(str):
+    """A text that counts how often it is compared."""
+
+    comparisons = 0
+
+    def __eq__(self, other: object) -> bool:
+        CountedText.comparisons += 1
+        return str.__eq__(self, other)
+
+    __hash__ = str.__hash__
+
+
+def test_the_usual_reason_is_found_without_comparing_every_ticker_with_every_other() -> None:
+    number = 500
+    verdicts = [
+        {"verdict": "too little evidence", "reason": CountedText(f"{3 if i % 3 else 4} cutoffs")} for i in range(number)
+    ]
+    entries = [{"verdicts": {"mean": {"adapter": {"naive": verdict}}}} for verdict in verdicts]
+    made = {"model": "adapter", "aggregate": {"verdicts": {}}, "per_symbol": entries}
+    assert little_evidence(made) == ["Few: too little evidence: 3 cutoffs."]
+    assert CountedText.comparisons <= 2 * number

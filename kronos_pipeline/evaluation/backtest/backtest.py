@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from kronos_pipeline.artifacts import ArtifactLayout, read_manifest, read_parquet, write_json
+from kronos_pipeline.artifacts import ArtifactLayout, read_manifest, read_parquet, write_report
 from kronos_pipeline.atomic_writes import write_file
 from kronos_pipeline.checksums import file_hash
 from kronos_pipeline.config import Recipe
@@ -33,7 +33,7 @@ from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, trained_model
 from kronos_pipeline.evaluation.provenance import manifest_of_ticker, merge_manifests
 from kronos_pipeline.evaluation.rivals.optional import check_rivals
 from kronos_pipeline.evaluation.scoring.calibration import calibrations
-from kronos_pipeline.evaluation.scoring.report import build_evaluation, load_predictions, save_report
+from kronos_pipeline.evaluation.scoring.report import build_evaluation, load_predictions, save_report, summarise
 from kronos_pipeline.evaluation.scoring.verdicts import MIN_CUTOFFS
 from kronos_pipeline.training.plan import group_tickers
 from kronos_pipeline.training.progress import Progress, Say, duration, without_lines
@@ -148,7 +148,7 @@ def combine_backtests(layout: ArtifactLayout, trained: str, tickers: Sequence[st
     predictions, manifest = load_predictions([path for ticker, path in files.items() if ticker not in reasons])
     skipped = [{"symbol": ticker, "reason": reason} for ticker, reason in reasons.items()]
     evaluation = build_evaluation(predictions, trained, skipped, manifest)
-    write_json(layout.backtest_evaluation(trained), evaluation)
+    write_report(layout.backtest_evaluation(trained), summarise(evaluation))
     return evaluation
 
 
@@ -204,7 +204,7 @@ def _save(
     reasons = [{"symbol": ticker, "reason": str(error)} for ticker, error in skipped.items()]
     evaluation = build_evaluation(predictions, trained, reasons, manifest, tested)
     evaluation["files"] = {path.name: file_hash(path) for path in files}
-    write_json(layout.backtest_evaluation(trained), evaluation)
+    write_report(layout.backtest_evaluation(trained), summarise(evaluation))
     return evaluation
 
 

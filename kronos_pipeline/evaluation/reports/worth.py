@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -121,16 +122,16 @@ def combined_verdict_of(entry: Mapping[str, Any], model: str, target: Target) ->
 def little_evidence(evaluation: Mapping[str, Any]) -> list[str]:
     """Return a note with the most frequent reason of verdicts of too little evidence; none without such a verdict."""
     entries = (evaluation["aggregate"], *evaluation["per_symbol"])
-    reasons = [
+    reasons = Counter(
         verdict["reason"]
         for entry in entries
         for models in entry["verdicts"].values()
         for verdict in models.get(evaluation["model"], {}).values()
         if verdict["verdict"] == TOO_LITTLE
-    ]
+    )
     if not reasons:
         return []
-    usual = max(reasons, key=reasons.count)
+    ((usual, _),) = reasons.most_common(1)
     more = " (--backtest-origins gives more)" if f"needs {MIN_CUTOFFS}" in usual else ""
     return [f"{MARKS[TOO_LITTLE].capitalize()}: too little evidence: {usual}{more}."]
 

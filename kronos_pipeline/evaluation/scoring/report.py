@@ -1,7 +1,8 @@
 """Reports in `metrics/` and `backtest/`: predictions as parquet, with their scores and verdicts as JSON.
 
 Every number of a `.json` can be recomputed from the `.parquet` of predictions beside it, and the errors of the mean
-path from `forecasts.parquet` alone.
+path from `forecasts.parquet` alone. The report of a ticker has everything; the report over all tickers has the scores
+and verdicts of each, see `summarise`, so that it stays readable with tens of thousands of tickers.
 """
 
 from __future__ import annotations
@@ -12,11 +13,19 @@ from typing import Any
 
 import pandas as pd
 
-from kronos_pipeline.artifacts import ArtifactLayout, read_json, read_parquet, write_json, write_parquet
+from kronos_pipeline.artifacts import ArtifactLayout, read_json, read_parquet, write_parquet, write_report
 from kronos_pipeline.atomic_writes import set_aside
 from kronos_pipeline.checksums import file_hash
 from kronos_pipeline.errors import ArtifactError, first_sentence
-from kronos_pipeline.evaluation.predictions import EWMA, KRONOS, check_predictions, models_of, point_table
+from kronos_pipeline.evaluation.predictions import (
+    ENSEMBLE,
+    EWMA,
+    KRONOS,
+    check_predictions,
+    models_of,
+    point_table,
+    without_variants,
+)
 from kronos_pipeline.evaluation.provenance import merge_manifests
 from kronos_pipeline.evaluation.scoring.calibration import calibrations, rejections
 from kronos_pipeline.evaluation.scoring.information_coefficient import information_coefficient
@@ -35,6 +44,8 @@ from kronos_pipeline.evaluation.scoring.verdicts import Comparison, Verdicts, ju
 Say = Callable[[str], None]
 Judged = Mapping[Target, Mapping[str, Verdicts]]
 """The verdicts by target and model."""
+_DETAILS = ("calibration", "model_confidence", "sampling")
+"""Entries of a symbol that its own report has alone: three quarters of the bytes, and no table shows them."""
 
 
 def build_evaluation(
@@ -44,7 +55,7 @@ def build_evaluation(
     manifest: Mapping[str, Any],
     tickers_tested: int | None = None,
 ) -> dict[str, Any]:
-    """Score predictions, reach verdicts, and return the content of `evaluation.json`.
+    """Score predictions, reach verdicts, and return the content of a report.
 
     `aggregate` is the mean of each metric over symbols with equal weight; its errors in price units mix prices of
     different size, its scaled errors and those in percent do not. The metrics at the top level are those of the trained
@@ -128,10 +139,14 @@ def save_evaluation(
     skipped: Sequence[Mapping[str, str]],
     manifest: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write `metrics/predictions.parquet`, `forecasts.parquet` and `evaluation.json`; return the latter."""
+    """Write `metrics/predictions.parquet`, `forecasts.parquet` and `evaluation.json`; return the whole evaluation."""
     evaluation = build_evaluation(predictions, trained, skipped, manifest)
-    write_parquet(layout.forecasts, point_table(predictions), dict(manifest))
-    return save_report(layout.evaluation, layout.predictions, evaluation, predictions, also=[layout.forecasts])
+    origin = summarise_manifest(manifest)
+    write_parquet(layout.forecasts, point_table(predictions), origin)
+    write_parquet(layout.predictions, predictions, origin)
+    evaluation["files"] = {path.name: file_hash(path) for path in (layout.predictions, layout.forecasts)}
+    write_report(layout.evaluation, summarise(evaluation))
+    return evaluation
 
 
 def save_ticker_evaluation(
@@ -150,18 +165,56 @@ def save_ticker_evaluation(
 
 
 def save_report(
-    path: Path,
-    predictions_path: Path,
-    evaluation: dict[str, Any],
-    predictions: pd.DataFrame,
-    also: Sequence[Path] = (),
+    path: Path, predictions_path: Path, evaluation: dict[str, Any], predictions: pd.DataFrame
 ) -> dict[str, Any]:
-    """Write predictions and the evaluation that follows from them; return the latter, with the files' hashes."""
+    """Write predictions and the evaluation that follows from them; return the latter, with the file's hash."""
     write_parquet(predictions_path, predictions, evaluation["manifest"])
-    # Two files cannot be replaced as one; the hashes tell a reader whether these numbers are of the tables beside.
-    evaluation = {**evaluation, "files": {file.name: file_hash(file) for file in (predictions_path, *also)}}
-    write_json(path, evaluation)
+    # Two files cannot be replaced as one; the hash tells a reader whether these numbers are of the table beside.
+    evaluation = {**evaluation, "files": {predictions_path.name: file_hash(predictions_path)}}
+    write_report(path, evaluation)
     return evaluation
+
+
+def summarise(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an evaluation of many symbols without the details that the report of each symbol has.
+
+    Per symbol these stay: every score of every model as sampled, the reasons of the trained model's undefined scores,
+    and the verdicts on the trained model and on the ensemble of its seeds. The aggregate is complete. A symbol takes
+    about 14 kB, and 70 kB with the details.
+
+    Args:
+        evaluation: the result of `build_evaluation`.
+    """
+    judged = {evaluation["model"], ENSEMBLE}
+    per_symbol = [
+        {
+            **{key: value for key, value in entry.items() if key not in _DETAILS},
+            "models": {name: _without_reasons(entry["models"][name]) for name in without_variants(entry["models"])},
+            "verdicts": {
+                target: {model: verdicts for model, verdicts in models.items() if model in judged}
+                for target, models in entry["verdicts"].items()
+            },
+        }
+        for entry in evaluation["per_symbol"]
+    ]
+    return {**evaluation, "per_symbol": per_symbol, "manifest": summarise_manifest(evaluation["manifest"])}
+
+
+def _without_reasons(scores: Mapping[str, Any]) -> dict[str, Any]:
+    return {metric: value for metric, value in scores.items() if metric != "undefined"}
+
+
+def summarise_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the manifest of an evaluation with the chosen variants as all of the sampling, and without the folds.
+
+    Arrow reads no Parquet file with a manifest of more than about 70 MB. `group` has all symbols for each symbol.
+    """
+    chosen = {
+        ticker: {model: {"variants": of_targets} for model, of_targets in models.items()}
+        for ticker, models in variants_of(manifest).items()
+    }
+    kept = {key: value for key, value in manifest.items() if key not in ("folds", "group")}
+    return {**kept, "sampling": chosen} if "sampling" in manifest else kept
 
 
 def load_evaluation(layout: ArtifactLayout, say: Say) -> dict[str, Any] | None:
