@@ -79,6 +79,7 @@ _EXTEND = """
     UPDATE kronos_leases SET expires = clock_timestamp() + make_interval(secs => :lifetime)
     WHERE name = :name AND token = :token
 """
+_TIME = "SELECT extract(epoch FROM clock_timestamp())"
 _FREE = "DELETE FROM kronos_leases WHERE name = :name AND token = :token"
 _log = logging.getLogger(__name__)
 
@@ -168,6 +169,14 @@ class Leases:
         """
         rows = self._execute(_ALL_HELD, {})
         return [HeldLease(str(name), str(owner), int(seconds)) for name, owner, seconds in rows]
+
+    def time(self) -> float:
+        """Return the time by the clock of the database, in seconds since 1970.
+
+        Raises:
+            LeaseError: the database cannot be used.
+        """
+        return float(self._execute(_TIME, {})[0][0])
 
     @contextmanager
     def fence(self, name: str) -> Iterator[None]:

@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 
 from kronos_pipeline.atomic_writes import write_file
 from kronos_pipeline.errors import ArtifactError, SettingsError
-from kronos_pipeline.leases import HeldLease, Leases, is_postgres, leases_of
+from kronos_pipeline.leases import HeldLease, LeaseError, Leases, is_postgres, leases_of
 
 LEASE_DATABASE = "KRONOS_LEASE_DATABASE"
 TRAININGS_PER_GPU = "KRONOS_TRAININGS_PER_GPU"
@@ -129,6 +129,17 @@ def held_leases() -> list[HeldLease] | None:
     """
     url = lease_database()
     return None if url is None else leases_of(url, _folder_id(_local_folder()), os.getpid()).held()
+
+
+def shared_time() -> float:
+    """Return the time in seconds since 1970: by the clock of the database of leases, or by this machine's without one.
+
+    So machines whose clocks differ agree on what came first. A database that is away does not matter to a time.
+    """
+    if url := lease_database():
+        with contextlib.suppress(LeaseError):
+            return leases_of(url, _folder_id(_local_folder()), os.getpid()).time()
+    return time.time()
 
 
 def held_by(lock: FileLock) -> str:

@@ -48,6 +48,7 @@ class _TrainingManifest(_Manifest):
     code_version: str = ""
     mlflow_run: str | None = None
     together: list[str] = []
+    published_at: float | None = None
 
 
 def find_wrong_entry(manifest: Mapping[str, Any]) -> str | None:

@@ -152,16 +152,22 @@ def _old_publications(part: ArtifactLayout, root: Path, before: datetime) -> lis
     parents = [part.best_checkpoint.parent, part.adapter("X").parent, part.refit("X").parent]
     removals = []
     for parent in parents:
-        for version in entries(parent / ".versions", "[!.]*", root):
-            unused = partial(_is_unused, version, before)
-            if unused():
-                removals.append(path_removal(_PUBLISHED, version, root, unused))
+        versions = entries(parent / ".versions", "[!.]*", root)
+        linked = _linked_versions(parent) if versions else set()  # once for thousands of versions
+        for version in versions:
+            if version.name not in linked and unchanged_since(version, before):
+                removals.append(path_removal(_PUBLISHED, version, root, partial(_is_unused, version, before)))
     return removals
 
 
 def _is_unused(version: Path, before: datetime) -> bool:
-    links = [entry for entry in version.parents[1].iterdir() if entry.is_symlink()]
-    return all(link.readlink().name != version.name for link in links) and unchanged_since(version, before)
+    return version.name not in _linked_versions(version.parents[1]) and unchanged_since(version, before)
+
+
+def _linked_versions(parent: Path) -> set[str]:
+    """Return the names of the versions that the links of a folder lead to."""
+    with os.scandir(parent) as found:
+        return {Path(entry.path).readlink().name for entry in found if entry.is_symlink()}
 
 
 def _files(root: Path, rule: str, matches: Callable[[str], bool], before: datetime) -> list[Removal]:

@@ -16,6 +16,7 @@ from kronos_pipeline.code_version import code_version
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.errors import ArtifactError
+from kronos_pipeline.locks import shared_time
 from kronos_pipeline.model.loading import KronosModel, base_identity, save_checkpoint
 from kronos_pipeline.model.lora import save_adapter
 from kronos_pipeline.training.checkpoint import ResumeState
@@ -55,6 +56,18 @@ def load_result(folder: Path, key: str) -> TrainingResult | None:
     except ArtifactError:
         return None  # damaged since; the training makes it again
     return TrainingResult(folder, pd.read_csv(folder / HISTORY_FILE), manifest["training"])
+
+
+def published_at(folder: Path) -> float:
+    """Return when the model in a folder was published, in seconds since 1970, see `locks.shared_time`.
+
+    Of a model of an earlier version of the project it is the time of its link; of no model, or a damaged one, 0.
+    """
+    try:
+        recorded: float | None = read_json(folder / MANIFEST).get("published_at")
+        return folder.lstat().st_mtime if recorded is None else recorded
+    except (ArtifactError, OSError):
+        return 0.0
 
 
 def publish_adapter(
@@ -158,7 +171,7 @@ def training_summary(
 
 def _describe(folder: Path, result: TrainingResult, manifest: dict[str, Any]) -> None:
     result.history.to_csv(folder / HISTORY_FILE, index=False)
-    write_manifest(folder, {**manifest, "training": result.summary})
+    write_manifest(folder, {**manifest, "training": result.summary, "published_at": shared_time()})
 
 
 def _contamination(windows: Sequence[WindowSet], base: KronosModel) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.purge import outdated_tickers, purge_overlapping_targets
 from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.errors import ArtifactError
-from kronos_pipeline.locks import fence
+from kronos_pipeline.locks import fence, shared_time
 from kronos_pipeline.model.devices import explain_out_of_memory
 from kronos_pipeline.model.loading import KronosModel
 from kronos_pipeline.model.lora import add_lora
@@ -39,6 +38,7 @@ from kronos_pipeline.training.publish import (
     load_result,
     publish_adapter,
     publish_checkpoint,
+    published_at,
     training_manifest,
     training_summary,
 )
@@ -86,7 +86,7 @@ class TrainingContext:
         precision: number format of matrix products, "fp32", "bf16" or "fp16".
         say: takes lines for the person who runs the pipeline.
         run_states: states of the trainings of a run of several, as they start; None outside such a run.
-        requested: time at which the trainings were asked for, in seconds since 1970.
+        requested: time at which the trainings were asked for, in seconds since 1970, see `locks.shared_time`.
     """
 
     recipe: Recipe
@@ -96,7 +96,7 @@ class TrainingContext:
     precision: str
     say: Say
     run_states: list[ResumeState] | None = None
-    requested: float = field(default_factory=time.time)
+    requested: float = field(default_factory=shared_time)
 
     def prepare(self, job: TrainingJob) -> PreparedTraining:
         """Check the windows of a training and name its state.
@@ -138,7 +138,7 @@ class TrainingContext:
 
     def kept_result(self, training: PreparedTraining) -> TrainingResult | None:
         """Return the published result of this very training if another run ended it since it was asked for."""
-        if training.target.exists() and training.target.lstat().st_mtime > self.requested:
+        if training.target.exists() and published_at(training.target) > self.requested:
             return self._published(training, "another run trained it since it was asked for")
         return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from kronos_pipeline.config import KronosTrainingConfig, Recipe
 from kronos_pipeline.data.folder import read_windows
 from kronos_pipeline.data.windows import WindowSet
 from kronos_pipeline.errors import KronosError, SettingsError
+from kronos_pipeline.locks import shared_time
 from kronos_pipeline.model.loading import KronosModel, load_recipe_base
 from kronos_pipeline.training.callback import Callback
 from kronos_pipeline.training.checkpoint import ResumeState, clear_states
@@ -115,8 +115,8 @@ class KronosTrainer:
         """Treat the trainings inside the block as one run, which keeps its finished trainings if it is resumed.
 
         Args:
-            requested: time at which the run was asked for, in seconds since 1970, by default now. A training that
-                another run ended since then is kept.
+            requested: time at which the run was asked for, in seconds since 1970, by default now, see
+                `locks.shared_time`. A training that another run ended since then is kept.
         """
         self._run_states, self._requested = [], requested
         try:
@@ -247,7 +247,7 @@ class KronosTrainer:
 
     @property
     def _context(self) -> TrainingContext:
-        requested = time.time() if self._requested is None else self._requested
+        requested = shared_time() if self._requested is None else self._requested
         return TrainingContext(
             self.recipe, self.base, self.layout, self.device, self.precision, self.say, self._run_states, requested
         )

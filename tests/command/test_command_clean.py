@@ -59,6 +59,27 @@ def state(layout: ArtifactLayout, key: str, artifact: str, **content: object) ->
     return folder
 
 
+def test_a_look_for_old_versions_reads_the_links_of_a_folder_once(
+    layout: ArtifactLayout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thousands of adapters have as many versions: each version was compared with each link anew."""
+    names = [f"T{number}" for number in range(20)]
+    for name in names:
+        publish(layout.adapter(name), "one")
+        publish(layout.adapter(name), "two")
+    age(layout.root, 3)
+    read: list[Path] = []
+    readlink = Path.readlink
+
+    def counted(path: Path) -> Path:
+        read.append(path)
+        return readlink(path)
+
+    monkeypatch.setattr(Path, "readlink", counted)
+    assert clean(layout, "--dry-run") == 0
+    assert sum(path.parent.name == "adapters" for path in read) == len(names)
+
+
 def test_versions_that_no_link_points_to_go_and_the_published_one_stays(layout: ArtifactLayout) -> None:
     for text in ("one", "two"):
         publish(layout.adapter("AAPL"), text)

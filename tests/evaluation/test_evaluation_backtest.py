@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from small_trainings import simulated_bars, small_recipe
 
-from kronos_pipeline.artifacts import ArtifactLayout, read_json, read_parquet
+from kronos_pipeline.artifacts import ArtifactLayout, read_json, read_parquet, write_parquet
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.bars import Bars, make_bars
 from kronos_pipeline.errors import ModelError
-from kronos_pipeline.evaluation.backtest import fold_runs
+from kronos_pipeline.evaluation.backtest import backtest, fold_runs
 from kronos_pipeline.evaluation.backtest.backtest import run_backtest
 from kronos_pipeline.evaluation.backtest.folds import BacktestError
 from kronos_pipeline.evaluation.forecasting import batching
@@ -80,6 +80,25 @@ def test_each_cutoff_is_scored_once_for_every_model_and_what_is_written_can_be_r
     assert total["aggregate"]["cutoffs"] == 6
     files = [file for file in layout.backtest_fold("x").parent.rglob("*") if file.is_file()]
     assert len(files) == 6  # no weights stay behind
+
+
+@pytest.mark.parametrize(("tickers", "read"), [(["AAPL"], {"AAPL"}), (["AAPL", "NEW"], {"AAPL", "MSFT", "XOM"})])
+def test_the_backtests_of_other_tickers_are_read_only_for_a_ticker_without_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tickers: list[str], read: set[str]
+) -> None:
+    layout, cutoffs = ArtifactLayout(tmp_path), pd.to_datetime(["2024-01-02", "2024-01-03", "2024-01-04"])
+    for ticker, cutoff in zip(("AAPL", "MSFT", "XOM"), cutoffs, strict=True):
+        write_parquet(layout.backtest("adapter", ticker), pd.DataFrame({"cutoff": [cutoff]}), {})
+    opened: list[Path] = []
+
+    def counted(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+        opened.append(path)
+        return read_parquet(path)
+
+    monkeypatch.setattr(backtest, "read_parquet", counted)
+    expected = {"AAPL": cutoffs[0], "NEW": cutoffs[2]}  # a new ticker joins at the newest cutoff of all
+    assert backtest._anchors(layout, "adapter", tickers) == {ticker: expected[ticker] for ticker in tickers}
+    assert sorted(path.stem for path in opened) == sorted(read)
 
 
 def test_a_fold_sees_nothing_after_its_cutoff(tiny_base: Path, base: KronosModel, tmp_path: Path) -> None:

@@ -154,13 +154,22 @@ def combine_backtests(layout: ArtifactLayout, trained: str, tickers: Sequence[st
 
 def _anchors(layout: ArtifactLayout, trained: str, tickers: Sequence[str]) -> dict[str, pd.Timestamp]:
     """Return the newest cutoff of each ticker's last backtest; of a ticker without a backtest, the newest of all."""
-    newest: dict[str, pd.Timestamp] = {}
-    for path in layout.backtest(trained, "X").parent.glob("*.parquet"):
-        with suppress(ArtifactError):  # damaged; this backtest replaces it if it is of its tickers
-            newest[path.stem] = read_parquet(path)[0]["cutoff"].max()
+    paths = {path.stem: path for path in layout.backtest(trained, "X").parent.glob("*.parquet")}
+    newest = _newest_cutoffs([paths[ticker] for ticker in tickers if ticker in paths])
+    if len(newest) < len(tickers):  # else the files of the other tickers, which may be thousands, are not read
+        newest |= _newest_cutoffs([path for ticker, path in paths.items() if ticker not in newest])
     if not newest:
         return {}
     return {ticker: newest.get(ticker, max(newest.values())) for ticker in tickers}
+
+
+def _newest_cutoffs(paths: Sequence[Path]) -> dict[str, pd.Timestamp]:
+    """Return the newest cutoff of stored backtests by ticker, without those that are damaged: they are made anew."""
+    newest: dict[str, pd.Timestamp] = {}
+    for path in paths:
+        with suppress(ArtifactError):
+            newest[path.stem] = read_parquet(path)[0]["cutoff"].max()
+    return newest
 
 
 def _merge(manifests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -126,7 +126,10 @@ def _train_by_torchrun(
 
 
 def _requested(context: dg.AssetExecutionContext) -> float | None:
-    """Return the time at which the run was asked for: a run that waited meanwhile does not train the same again."""
+    """Return the time at which the run was asked for: a run that waited meanwhile does not train the same again.
+
+    On PostgreSQL it is by the clock of the server, and not of the machine that asked.
+    """
     record = context.instance.get_run_record_by_id(context.run.run_id)
     return record.create_timestamp.timestamp() if record else None
 
