@@ -2,7 +2,7 @@
 
     python benchmarks/capacity.py                           # 5,000 tickers on SQLite
     python benchmarks/capacity.py --tickers 1000 --postgres # on a PostgreSQL server of its own
-    python benchmarks/capacity.py --tickers 12              # a smoke test
+    python benchmarks/capacity.py --tickers 4 --no-pages    # a smoke test, without the webserver
 
 Nothing is trained: the instance gets the events of one night, with metadata of the size of real ones, and the data
 folder a CSV per ticker. Each row says the load of the machine beside the time, as other work makes the times longer;
@@ -80,8 +80,14 @@ class Figures:
         print(" | ".join(row), file=sys.stderr, flush=True)
 
 
-def report(tickers: int, *, postgres: bool) -> Table:
-    """Measure everything with an instance in a temporary folder, and return the table."""
+def report(tickers: int, *, postgres: bool, pages: bool = True) -> Table:
+    """Measure everything with an instance in a temporary folder, and return the table.
+
+    Args:
+        tickers: number of tickers.
+        postgres: PostgreSQL in place of SQLite.
+        pages: measure the pages of the UI too, by a webserver.
+    """
     with tempfile.TemporaryDirectory() as temporary, _settings(Path(temporary), postgres=postgres) as home:
         folder = home.parent
         names = [f"T{number:05}" for number in range(tickers)]
@@ -95,7 +101,8 @@ def report(tickers: int, *, postgres: bool) -> Table:
         instance.run_storage.add_run(dg.DagsterRun("ingest", status=dg.DagsterRunStatus.SUCCESS))  # for `old_runs`
         _measure_events(figures, instance, names)
         _measure_location(figures, instance, names)
-        _measure_pages(figures, folder, names)
+        if pages:
+            _measure_pages(figures, folder, names)
     database = "PostgreSQL" if postgres else "SQLite"
     columns = ("what", "time", "of it on the CPU", "queries", "load", "found")
     return Table(f"Dagster with {tickers:,} tickers on {database}", columns, figures.rows)
@@ -269,5 +276,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tickers", type=int, default=5000, help="number of tickers")
     parser.add_argument("--postgres", action="store_true", help="PostgreSQL in place of SQLite")
+    parser.add_argument("--pages", action=argparse.BooleanOptionalAction, default=True, help="the pages of the UI too")
     options = parser.parse_args()
-    print(report(options.tickers, postgres=options.postgres).text())
+    print(report(options.tickers, postgres=options.postgres, pages=options.pages).text())

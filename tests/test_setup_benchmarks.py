@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -203,3 +204,17 @@ def test_the_bench_command_puts_each_rival_beside_the_other(tmp_path: Path, monk
     assert (tmp_path / "images" / "performance.png").stat().st_size > 10_000
     assert [name for name, text in parts.items() if not text] == ["gpu"], "each other place is filled"
     assert set(parts) == {"machine", "goals", "gpu", *bench.PARTS}
+
+
+@pytest.mark.slow
+def test_the_capacity_command_measures_the_location_every_tick_and_the_summary() -> None:
+    """In a process of its own: it sets the environment of a code location."""
+    command = [sys.executable, str(ROOT / "benchmarks/capacity.py"), "--tickers", "3", "--no-pages"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    measured = {row["what"]: row for row in rows(ended.stdout, "Dagster with 3 tickers on SQLite")}
+    sensors = ("artifacts_on_disk", "changed_csvs", "drifted_champions", "failed_runs", "killed_runs", "new_symbols")
+    assert {f"{sensor}, {tick} tick" for sensor in sensors for tick in ("first", "next")} <= measured.keys()
+    assert {"load of the code location", "adapters_on_weekday_nights", "clean_weekly"} <= measured.keys()
+    assert measured["the events of the morning summary"]["found"] == "3 trained"
+    assert all(re.fullmatch(r"[\d,]+", row["queries"]) for row in measured.values())
