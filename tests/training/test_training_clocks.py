@@ -10,7 +10,7 @@ import pytest
 from postgres_server import PostgresServer
 from small_trainings import simulated_windows, small_recipe
 
-from kronos_pipeline import KronosTrainer, locks
+from kronos_pipeline import KronosTrainer
 from kronos_pipeline.locks import LEASE_DATABASE, shared_time
 from kronos_pipeline.training.publish import published_at
 
@@ -28,7 +28,7 @@ def test_a_training_is_kept_by_the_order_in_time_and_not_by_the_clocks_of_machin
     windows, now = simulated_windows(recipe), time.time
     asked_before = shared_time()
     with monkeypatch.context() as other_machine:
-        other_machine.setattr(locks.time, "time", lambda: now() + hours * HOUR)
+        other_machine.setattr(time, "time", lambda: now() + hours * HOUR)
         KronosTrainer(recipe, tmp_path, say=lambda _: None).train_adapter(windows, "AAPL")
         os.utime(adapter, (now() + hours * HOUR,) * 2, follow_symlinks=False)
     asked_after = shared_time()
