@@ -81,8 +81,7 @@ class SharedFolder:
         result = Exchanged()
         self._meet()
         if groups is None or len(groups) > _FEW:
-            tags = self.store.tags(POINTERS)
-            found = {key.removeprefix(POINTERS).removesuffix(".json"): tag for key, tag in tags.items()}
+            found = self.published()
             wanted = [group for group in found if is_group(group) and (groups is None or group in (*groups, ALL))]
         else:
             found, wanted = {}, [ALL, *groups]
@@ -91,6 +90,15 @@ class SharedFolder:
             self._each(part, lambda group: self._fetch_group(group, found.get(group), keep, result), result)
         fetch_ledger(self.root, self.store, result)
         return result
+
+    def published(self) -> dict[str, str | None]:
+        """Return the groups of the store with the tag of their pointer, None if the store has no tags.
+
+        Raises:
+            StoreError: see `fetch`.
+        """
+        tags = self.store.tags(POINTERS)
+        return {key.removeprefix(POINTERS).removesuffix(".json"): tag for key, tag in tags.items()}
 
     def deliver(self, groups: Collection[str] | None = None, keep: Keep | None = None) -> Exchanged:
         """Deliver the artifacts of some groups, or of all, that were made here since the last exchange.

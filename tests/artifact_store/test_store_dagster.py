@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import dagster as dg
 import pytest
 from code_locations import Location, failed_steps
 from shared_folders import flip, use_store
+
+from kronos_pipeline.artifact_store.exchange import SharedFolder
+from kronos_pipeline.artifact_store.exchanged import Exchanged
+from kronos_pipeline.orchestration.automation.disk_sensor import make_disk_sensor
+
+if TYPE_CHECKING:
+    from moto_server import MotoServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("clean_mlflow_store")]
 
@@ -39,3 +49,46 @@ def test_downstream_assets_are_made_on_another_machine_and_a_damaged_ticker_fail
     # A training makes anew what is damaged, and gives it to the others.
     assert c.select(["raw_bars", "windows", "adapter", "holdout_metrics"], "META").success
     assert b.select(["forecast"], "META").success
+
+
+def test_the_sensor_shows_what_another_machine_made_and_asks_for_changed_tickers_only(
+    tmp_path: Path, tiny_base: Path, moto: MotoServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in moto.environment.items():
+        monkeypatch.setenv(name, value)
+    use_store(monkeypatch, moto.new_url())
+    tickers = ["AAPL", "META"]
+    one, other = (Location(tmp_path / name, tiny_base) for name in ("one", "other"))
+    one.write(*tickers)
+    shutil.copytree(one.data, other.data)
+    sensor, asked = make_disk_sensor(tickers), list[str]()
+    fetch = SharedFolder.fetch
+
+    def counted(folder: SharedFolder, groups: Collection[str] | None = None, keep: Any = None) -> Exchanged:
+        asked.extend(groups or ())
+        return fetch(folder, groups, keep)
+
+    def tick() -> Any:
+        asked.clear()
+        with (
+            monkeypatch.context() as during_the_tick,
+            dg.build_sensor_context(
+                instance=other.instance, definitions=other.definitions, resources={"pipeline": other.settings}
+            ) as context,
+        ):
+            during_the_tick.setattr(SharedFolder, "fetch", counted)
+            return sensor.evaluate_tick(context)
+
+    assert one.select(["raw_bars", "windows"], *tickers).success
+    tick()
+    assert asked == tickers
+    assert other.materialised("raw_bars") == other.materialised("windows") == set(tickers)
+    one.add_bars("META", 3)
+    assert one.select(["raw_bars", "windows"], "META").success
+    tick()
+    assert asked == ["META"]
+    tick()
+    assert asked == []
+
+    use_store(monkeypatch, "nowhere://store")
+    assert tick().skip_message == "Every artifact on the disk is known.", "a store that is away ends no tick"

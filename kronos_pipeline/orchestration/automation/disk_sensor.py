@@ -3,7 +3,8 @@
     a file's time is not that of the last tick -> it is newer than the asset's last event -> an event without a run
 
 The plain command knows nothing of Dagster, so the UI learns from its files what it made. A file that was written since
-an unfinished run began waits for the run's end, because the run may report it itself.
+an unfinished run began waits for the run's end, because the run may report it itself. With an artifact store, a tick
+first fetches what other machines have published, so the UI learns of their commands too.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from kronos_pipeline.orchestration.metadata import (
     windows_metadata,
 )
 from kronos_pipeline.orchestration.newest_events import newest_summaries
+from kronos_pipeline.orchestration.sharing import PublishedArtifacts
 
 _NAME = "artifacts_on_disk"
 SECONDS_PER_TICK = 5.0
@@ -66,6 +68,7 @@ class Artifact(NamedTuple):
 
 def make_disk_sensor(tickers: Sequence[str]) -> dg.SensorDefinition:
     """Return the sensor `artifacts_on_disk`, which is on by default."""
+    published = PublishedArtifacts()
 
     @dg.sensor(
         name=_NAME,
@@ -76,9 +79,9 @@ def make_disk_sensor(tickers: Sequence[str]) -> dg.SensorDefinition:
     )
     def artifacts_on_disk(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         known = load_state(context, _NAME, TypeAdapter(FileTimes))
-        found = {
-            str(artifact.path): artifact for artifact in _artifacts(context.resources.pipeline.layout, set(tickers))
-        }
+        layout = context.resources.pipeline.layout
+        published.fetch(layout, tickers, SECONDS_PER_TICK, context.log.warning)
+        found = {str(artifact.path): artifact for artifact in _artifacts(layout, set(tickers))}
         times = {name: artifact.path.lstat().st_mtime_ns for name, artifact in found.items()}
         begun = _first_unfinished(context.instance)
         changed = sorted(
