@@ -24,6 +24,7 @@ from kronos_pipeline.data.bars import load_bars
 from kronos_pipeline.data.windows import load_windows
 from kronos_pipeline.errors import KronosError, count
 from kronos_pipeline.evaluation.predictions import ADAPTER
+from kronos_pipeline.orchestration.automation.published import PublishedArtifacts
 from kronos_pipeline.orchestration.automation.sensor_state import load_state, save_state
 from kronos_pipeline.orchestration.metadata import (
     LAST_BAR,
@@ -33,7 +34,6 @@ from kronos_pipeline.orchestration.metadata import (
     windows_metadata,
 )
 from kronos_pipeline.orchestration.newest_events import newest_summaries
-from kronos_pipeline.orchestration.sharing import PublishedArtifacts
 
 _NAME = "artifacts_on_disk"
 SECONDS_PER_TICK = 5.0
