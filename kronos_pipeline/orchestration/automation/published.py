@@ -1,4 +1,4 @@
-"""What other machines publish to the artifact store, fetched by a sensor a part at a time, so that no tick lasts long."""
+"""What other machines publish to the artifact store, fetched by a sensor a part at a time: no tick lasts long."""
 
 from __future__ import annotations
 
