@@ -136,6 +136,11 @@ class ArtifactLayout:
         return self.root / "forecasts" / f"{_checked_name(ticker)}.parquet"
 
     @property
+    def champions(self) -> Path:
+        """Folder of the last known champions of an MLflow server, by registered model."""
+        return self.root / "champions"
+
+    @property
     def ledger(self) -> Path:
         """Folder of the forecasts that were issued, by month."""
         return self.root / "ledger"

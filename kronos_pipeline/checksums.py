@@ -197,6 +197,7 @@ _COMMANDS = {
     "metrics": "kronos train --adapter lora",
     "backtest": "kronos backtest --adapter lora",
     "forecasts": "kronos forecast",
+    "champions": "kronos forecast",
     "track_record": "kronos record",
     "base": "kronos train --adapter lora",
     "seeds": "kronos train --adapter lora --seeds",

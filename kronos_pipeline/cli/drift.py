@@ -48,15 +48,18 @@ class Drift(TickersCommand):
         results: dict[str, WatchedChampion | KronosError] = {**errors, **dict(run_jobs(jobs, progress=progress))}
         failed: dict[str, KronosError] = {}
         others: list[tuple[str, str]] = []
+        warnings: list[tuple[str, str]] = []
         for ticker in symbols:
             result = results[ticker]
+            if isinstance(result, WatchedChampion) and result.warning:
+                warnings.append((ticker, result.warning))
             if isinstance(result, KronosError):
                 failed[ticker] = result
             elif self.verbose or len(symbols) == 1 or (result.drift and result.drift.drifted):
                 print(f"{ticker}: {result.sentence()}" if result.champion else result.sentence())
             else:
                 others.append((ticker, result.finding()))
-        for line in group_messages(others):
+        for line in group_messages([*others, *warnings]):
             print(line)
         report_all_skipped(failed, self.verbose)
         return FAILED if failed else 0

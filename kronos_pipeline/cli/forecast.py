@@ -75,6 +75,8 @@ class Forecast(TickersCommand):
         file, notes = ledger.append(layout, [forecast.ledger_rows for forecast in forecasts])
         now = datetime.now(UTC)
         messages = [(name, note) for name in made for note in bars[name].notes]
+        if len(forecasts) > _PRINTED_ALONE:  # a table alone has its notes below
+            messages += [(name, warning) for name, forecast in made.items() for warning in forecast.warnings]
         for name in made:
             last = bars[name].frame["timestamps"].iloc[-1]
             if is_old(last, now):

@@ -83,8 +83,12 @@ class Promote(_ModelCommand):
     def run(self) -> int:
         """Set the champion, and print it with the gate's decisions."""
         step("loading MLflow")
+        from kronos_pipeline.tracking.known_champions import KnownChampions
+
         reason = self.reason or "promoted by hand, no reason given"
-        champion = self._registry.promote(self._name, self.version, reason, self._targets)
+        registry = self._registry
+        champion = registry.promote(self._name, self.version, reason, self._targets)
+        KnownChampions(registry).refresh(self._name)
         print(f"{champion} is the champion of {join(self._targets)}")
         for line in _gate_lines(champion, self._targets):
             print(printable_text(f"the gate: {line}"))
@@ -142,9 +146,12 @@ class Rollback(_ModelCommand):
     def run(self) -> int:
         """Restore the champions, and print them."""
         step("loading MLflow")
+        from kronos_pipeline.tracking.known_champions import KnownChampions
+
         reason = self.reason or "rolled back by hand, no reason given"
         registry = self._registry
         rolled_back = registry.rollback(self._name, reason, self._targets)
+        KnownChampions(registry).refresh(self._name)
         by_champion: dict[str, list[Target]] = {}
         for target, champion in rolled_back.champions.items():
             by_champion.setdefault(str(champion or ""), []).append(target)

@@ -13,7 +13,7 @@ from pydantic_settings import CliPositionalArg
 
 from kronos_pipeline.cli.command import Command
 from kronos_pipeline.config import KronosTrainingConfig, ReadingSettings, Recipe
-from kronos_pipeline.errors import ArtifactError, KronosError
+from kronos_pipeline.errors import ArtifactError, KronosError, group_messages
 from kronos_pipeline.names import Name
 
 if TYPE_CHECKING:
@@ -92,19 +92,23 @@ class TickersCommand(Command):
         """Read changed CSVs of the tickers as in their last evaluation; flags override its settings.
 
         Returns:
-            The settings and the bars of each valid ticker, and the error of each ticker that is invalid, or whose last
-            evaluation is damaged.
+            The settings and the bars of each valid ticker, and the error of each ticker that is invalid. A ticker whose
+            last evaluation is damaged has the settings of the last evaluation of all tickers, and a line says so.
         """
         from kronos_pipeline.data.bar_cache import read_files_cached
 
         recipes: dict[str, Recipe] = {}
         symbols = self.symbols(folder)
         errors: dict[str, KronosError] = {name: folder.vanished[name] for name in symbols if name in folder.vanished}
+        damaged: list[tuple[str, str]] = []
         for ticker in (symbol for symbol in symbols if symbol not in errors):
             try:
                 recipes[ticker] = self.recipe_of(layout, ticker)
             except ArtifactError as error:
-                errors[ticker] = error
+                recipes[ticker] = self._last_recipe(layout)
+                damaged.append((ticker, f"read with the settings of the last evaluation of all tickers, as {error}"))
+        for line in group_messages(damaged):
+            print(line)
         tickers_by_reading: dict[str, list[str]] = {}
         for ticker, recipe in recipes.items():
             tickers_by_reading.setdefault(recipe.reading.model_dump_json(), []).append(ticker)

@@ -63,6 +63,8 @@ LAST_BAR = "last bar"
 """Metadata of an adapter's materialisation: the last bar of its data, from which the sensor counts new bars."""
 OBSTACLES = "why not"
 """Metadata of `champion`: the main reason against each target that the model is not champion of."""
+WARNINGS = "warnings"
+"""Metadata of what an asset did without, such as an MLflow server that does not answer."""
 DRIFTED, FINDING, KIND = "drifted", "finding", "kind of champion"
 """Metadata of `drift` for the sensor: whether the champion drifted, the finding's identity, and the champion's kind."""
 

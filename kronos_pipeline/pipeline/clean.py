@@ -2,8 +2,9 @@
 
 The rules, and nothing else is deleted:
 
-- published versions: folders of adapters, checkpoints and refits that no link points to, after two days; a reader may
-  have the previous version open
+- published versions: folders of adapters, checkpoints and refits, and copies of champions for a time without MLflow,
+  that no link points to, after two days; a reader may have the previous version open
+- known champions: what is kept of registered models that no forecast has read for `days`, while it read others
 - temporary files: of processes that were killed, after two days
 - states of trainings: unchanged for `days`, and locked by no process; unfinished folds of backtests likewise
 - damaged files: set aside by the project, after `days`
@@ -24,7 +25,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -38,13 +39,14 @@ from kronos_pipeline.errors import ArtifactError, KronosError
 from kronos_pipeline.locks import folder_lock
 from kronos_pipeline.names import NAME
 from kronos_pipeline.pipeline.status import reading_of_last_evaluation
-from kronos_pipeline.removal import TEMPORARY, Removal, entries, path_removal, unchanged_since
+from kronos_pipeline.removal import TEMPORARY, Removal, entries, newest_change, path_removal, unchanged_since
 
 KEEP, DAYS = 5, 30
 """A trading week of nightly trainings, and the days after which an unfinished training counts as given up."""
 _READERS = timedelta(days=2)
 """Time after which no reader has a replaced version open, and no process writes to a temporary file."""
 _PUBLISHED, _TEMPORARY, _STATES = "published versions", "temporary files", "states of trainings"
+_CHAMPIONS = "known champions"
 _DAMAGED, _BARS, _STORED = "damaged files", "bars without a CSV", "versions in the store"
 _LEFT_OUT = ("mlruns", "ledger")
 """Folders of the output folder that no rule for files concerns."""
@@ -97,6 +99,7 @@ def plan_cleaning(
     for part in _parts(layout):
         removals += _old_publications(part, layout.root, now - _READERS)
         removals += old_states(part, _STATES, given_up)
+    removals += _unread_champions(layout, timedelta(days=rules.days))
     removals += _files(layout.root, _TEMPORARY, lambda name: bool(TEMPORARY.fullmatch(name)), now - _READERS)
     removals += _files(layout.root, _DAMAGED, lambda name: name.endswith(".damaged"), given_up)
     bars, why = _vanished_bars(layout, data_dir, given_up)
@@ -150,6 +153,7 @@ def _parts(layout: ArtifactLayout) -> Iterator[ArtifactLayout]:
 def _old_publications(part: ArtifactLayout, root: Path, before: datetime) -> list[Removal]:
     """Return the versions of published folders that no link points to."""
     parents = [part.best_checkpoint.parent, part.adapter("X").parent, part.refit("X").parent]
+    parents += entries(part.champions, "[!.]*", root)
     removals = []
     for parent in parents:
         versions = entries(parent / ".versions", "[!.]*", root)
@@ -158,6 +162,20 @@ def _old_publications(part: ArtifactLayout, root: Path, before: datetime) -> lis
             if version.name not in linked and unchanged_since(version, before):
                 removals.append(path_removal(_PUBLISHED, version, root, partial(_is_unused, version, before)))
     return removals
+
+
+def _unread_champions(layout: ArtifactLayout, age: timedelta) -> list[Removal]:
+    """Return what is kept of registered models that were last read so long before the newest reading of any model.
+
+    The age counts from the newest reading and not from now: while MLflow is away, nothing is read.
+    """
+    folders = [folder for folder in entries(layout.champions, "[!.]*", layout.root) if folder.is_dir()]
+    before = datetime.fromtimestamp(max(map(newest_change, folders), default=0.0), UTC) - age
+    return [
+        path_removal(_CHAMPIONS, folder, layout.root, partial(unchanged_since, folder, before))
+        for folder in folders
+        if unchanged_since(folder, before)
+    ]
 
 
 def _is_unused(version: Path, before: datetime) -> bool:

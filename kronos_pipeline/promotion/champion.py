@@ -12,9 +12,11 @@ from kronos_pipeline.errors import ModelError
 from kronos_pipeline.evaluation.forecasting.composition import PathModel
 from kronos_pipeline.evaluation.forecasting.sampling import load_sampling, plain_sampling
 from kronos_pipeline.promotion.champion_warnings import champion_warnings
+from kronos_pipeline.tracking.known_champions import KnownChampions
 from kronos_pipeline.tracking.packaging import read_training_manifest
-from kronos_pipeline.tracking.registry import Registry, Version, registered_name
+from kronos_pipeline.tracking.version import Version
 from kronos_pipeline.tracking.version_page import beaten_rivals
+from kronos_pipeline.tracking.version_store import registered_name
 
 if TYPE_CHECKING:
     from kronos_pipeline.config import Recipe
@@ -45,7 +47,7 @@ class LoadedChampion:
 
 
 def find_champion(
-    registry: Registry, ticker: str, adapter_name: str | None = None, *, target: Target | None = None
+    champions: KnownChampions, ticker: str, adapter_name: str | None = None, *, target: Target | None = None
 ) -> tuple[Version | None, list[str]]:
     """Return a champion of a ticker, or None, and the reasons that earlier names in the order have none.
 
@@ -53,19 +55,19 @@ def find_champion(
     champion that was not trained on the ticker is skipped.
 
     Args:
-        registry: the registry.
+        champions: the champions of registered models.
         ticker: the symbol.
         adapter_name: name of an adapter over several tickers that may forecast this ticker.
         target: the target; None for the version that serves a forecast.
 
     Raises:
-        TrackingError: the registry cannot be reached.
+        TrackingError: the registry cannot be used, or does not answer and nothing is kept of it.
     """
     adapters = [ticker, *([adapter_name] if adapter_name else []), None]
     what = f"champion of {target}" if target else "champion"
     reasons = []
     for name in dict.fromkeys(registered_name(adapter) for adapter in adapters):
-        champion = registry.champion(name, target)
+        champion = champions.champion(name, target)
         if champion is None:
             reasons.append(f"{name} has no {what}")
         elif not champion.covers(ticker):
@@ -76,12 +78,12 @@ def find_champion(
 
 
 def load_champion(
-    registry: Registry, champion: Version, bars: Bars, base: KronosModel, recipe: Recipe, now: datetime
+    champions: KnownChampions, champion: Version, bars: Bars, base: KronosModel, recipe: Recipe, now: datetime
 ) -> LoadedChampion:
     """Load a champion, or its refit if it has a refit.
 
     Args:
-        registry: the registry.
+        champions: the champions of registered models.
         champion: the champion.
         bars: the ticker's bars.
         base: the untouched base model.
@@ -94,9 +96,9 @@ def load_champion(
     """
     from kronos_pipeline.model.lora import load_trained  # imports torch
 
-    used = registry.refit_of(champion) or champion
+    used = champions.refit_of(champion) or champion
     with TemporaryDirectory() as temporary:
-        folder = registry.fetch(used, Path(temporary))
+        folder = champions.fetch(used, Path(temporary))
         try:
             model = load_trained(folder, base)
         except ModelError as error:

@@ -46,6 +46,7 @@ class TickerForecast:
         summary: which model gives the centre and which the shape, and why, in a few words.
         reason: the same with the whole reason.
         notes: notes on the forecast.
+        warnings: the notes of an unusual selection, see `Parts.warnings`.
         file: `forecasts/<T>.parquet`.
         plot: the fan chart.
         ledger_rows: the rows for the ledger, see `ledger.ledger_rows`.
@@ -55,6 +56,7 @@ class TickerForecast:
     summary: str
     reason: str
     notes: tuple[str, ...]
+    warnings: tuple[str, ...]
     file: Path
     plot: Path
     ledger_rows: pd.DataFrame
@@ -131,7 +133,8 @@ def forecast_ticker_job(  # noqa: PLR0913
         now: returns the time of the issue, with a zone.
 
     Raises:
-        TrackingError: the registry cannot be reached, or a champion's files are gone.
+        TrackingError: the registry cannot be used, or does not answer and nothing is kept of it; or a champion's files
+            are gone.
         ModelError: the champion was trained on another base model, is damaged, or forecasts no number.
         DataError, SettingsError: these bars cannot be forecast, or a calendar does not fit.
         ArtifactError: a file cannot be written.
@@ -161,4 +164,4 @@ def forecast_ticker_job(  # noqa: PLR0913
         known_until=[*ledger.known_bars_end(layout, ticker), *map(pd.Timestamp, parts.seen_until)],
     )
     files = save_forecast(layout, ticker_bars, table, manifest)
-    return TickerForecast(table, parts.summary, parts.reason, notes, *files, rows)
+    return TickerForecast(table, parts.summary, parts.reason, notes, parts.warnings, *files, rows)

@@ -32,6 +32,7 @@ from kronos_pipeline.evaluation.scoring.track_record import score_ledger
 from kronos_pipeline.evaluation.scoring.verdicts import MIN_CUTOFFS
 from kronos_pipeline.model.lora import load_trained
 from kronos_pipeline.promotion.champion import find_champion
+from kronos_pipeline.tracking.known_champions import KnownChampions
 from kronos_pipeline.tracking.packaging import read_training_manifest
 
 if TYPE_CHECKING:
@@ -46,11 +47,15 @@ _SPREAD = ", spread of "
 
 @dataclass(frozen=True)
 class WatchedChampion:
-    """The drift of the champion that forecasts a ticker; `champion` and `drift` are None if there is no champion."""
+    """The drift of the champion that forecasts a ticker; `champion` and `drift` are None if there is no champion.
+
+    `warning` says that MLflow does not answer, so that the champion is the one that was known last.
+    """
 
     ticker: str
     champion: Version | None = None
     drift: Drift | None = None
+    warning: str | None = None
 
     def sentence(self) -> str:
         """Return the result in one line."""
@@ -83,25 +88,27 @@ def watch_drift_job(
         adapter_name: name of an adapter over several tickers that may forecast this ticker.
 
     Raises:
-        TrackingError: the registry cannot be reached, or the champion's files are gone.
+        TrackingError: the registry cannot be used, or does not answer and nothing is kept of it; or the champion's
+            files are gone.
         ModelError: the champion was trained on another base model, is damaged, or forecasts no number.
     """
-    champion, _ = find_champion(registry, ticker, adapter_name)
+    champions = KnownChampions(registry)
+    champion, _ = find_champion(champions, ticker, adapter_name)
     if champion is None:
-        return WatchedChampion(ticker)
-    drift = yield from _drift_job(registry, entries, champion, bars[ticker], base)
-    return WatchedChampion(ticker, champion, drift)
+        return WatchedChampion(ticker, warning=champions.warning)
+    drift = yield from _drift_job(champions, entries, champion, bars[ticker], base)
+    return WatchedChampion(ticker, champion, drift, champions.warning)
 
 
 def _drift_job(
-    registry: Registry, entries: Ledger, champion: Version, bars: Bars, base: KronosModel
+    champions: KnownChampions, entries: Ledger, champion: Version, bars: Bars, base: KronosModel
 ) -> ForecastJob[Drift]:
     model = champion.tags["kind"]
-    table = registry.evidence_table(champion)
+    table = champions.evidence_table(champion)
     evidence = table.predictions[table.predictions["unique_id"] == bars.ticker]
     chosen = table.variants.get(bars.ticker, {}).get(model, {}).get(DISTRIBUTION, SAMPLED)
     with TemporaryDirectory() as temporary:
-        folder = registry.fetch(champion, Path(temporary))
+        folder = champions.fetch(champion, Path(temporary))
         manifest = read_training_manifest(folder)
         settings = {name: value for name, value in manifest["config"].items() if name in Recipe.model_fields}
         recipe = Recipe.model_validate(settings)

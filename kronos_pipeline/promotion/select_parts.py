@@ -8,15 +8,17 @@ Without a centre, paths that were judged as sampled keep their own mean path, se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from kronos_pipeline.artifacts import ArtifactLayout, read_json
+from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.evaluation.composed_variants import keeps_its_centre
 from kronos_pipeline.evaluation.forecasting.composition import PathModel
-from kronos_pipeline.evaluation.forecasting.sampling import load_sampling, plain_sampling
+from kronos_pipeline.evaluation.forecasting.sampling import Sampling, load_sampling, plain_sampling
 from kronos_pipeline.evaluation.predictions import ADAPTER, BASE, CHECKPOINT, EWMA, VOLATILITY_RIVALS
 from kronos_pipeline.evaluation.scoring.targets import DISTRIBUTION, MEAN, Target
 from kronos_pipeline.evaluation.scoring.verdicts import BETTER, combined_verdict
@@ -27,12 +29,13 @@ from kronos_pipeline.promotion.champion import (
     load_champion,
     promotion_reason,
 )
-from kronos_pipeline.tracking.registry import Registry
+from kronos_pipeline.tracking.known_champions import KnownChampions
 
 if TYPE_CHECKING:
     from kronos_pipeline.config import Recipe
     from kronos_pipeline.data.bars import Bars
     from kronos_pipeline.model.loading import KronosModel
+    from kronos_pipeline.tracking.registry import Registry
 
 LAST_CLOSE = "last close"
 
@@ -60,10 +63,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Parts:
-    """The centre and the shape of a ticker's forecast."""
+    """The centre and the shape of a ticker's forecast.
+
+    Attributes:
+        centre: the centre.
+        shape: the shape.
+        warnings: what the selection did without: an MLflow server that does not answer, a damaged report.
+    """
 
     centre: Part
     shape: Part
+    warnings: tuple[str, ...] = ()
 
     @property
     def models(self) -> dict[str, PathModel]:
@@ -99,8 +109,8 @@ class Parts:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """The notes on both parts, each once."""
-        return tuple(dict.fromkeys((*self.centre.notes, *self.shape.notes)))
+        """The notes on both parts and on their selection, each once."""
+        return tuple(dict.fromkeys((*self.centre.notes, *self.shape.notes, *self.warnings)))
 
 
 def select_parts(
@@ -109,7 +119,8 @@ def select_parts(
     """Select the centre and the shape of the forecast of a ticker's next bars.
 
     A champion that is too old, or whose inputs are unlike those of its training, forecasts with a warning, or by
-    `strict_champion` not at all.
+    `strict_champion` not at all. While MLflow does not answer, the champions are those that were known last. A report
+    that is damaged counts as missing, with a warning.
 
     Args:
         registry: the registry.
@@ -120,17 +131,19 @@ def select_parts(
         now: the time of the forecast, with a zone.
 
     Raises:
-        TrackingError: the registry cannot be reached, or a champion's files are gone.
+        TrackingError: the registry cannot be used, or does not answer and nothing is kept of it; or a champion's files
+            are gone.
         ModelError: a champion was trained on another base model than `base`, or is damaged.
     """
+    champions, reports = KnownChampions(registry), _Reports(layout, bars.ticker)
     loaded: dict[str, LoadedChampion] = {}
 
     def select(target: Target, otherwise: Callable[[], Part]) -> Part:
-        champion, reasons = find_champion(registry, bars.ticker, recipe.adapter_name, target=target)
+        champion, reasons = find_champion(champions, bars.ticker, recipe.adapter_name, target=target)
         if champion is not None:
             name = str(champion)
             if name not in loaded:
-                loaded[name] = load_champion(registry, champion, bars, base, recipe, now)
+                loaded[name] = load_champion(champions, champion, bars, base, recipe, now)
             model = loaded[name]
             if not (model.warnings and recipe.strict_champion):
                 refit = f"version {champion.number} is " if model.label != name else ""
@@ -138,10 +151,10 @@ def select_parts(
                 notes = (*model.notes, *model.warnings)
                 return Part(model.part, model.label, f"champion of {target}", reason, notes, model.seen_until)
             reasons.append(f"the champion does not forecast by --strict-champion: {'; '.join(model.warnings)}")
-        is_best, verdict, notes_on_base = _verdict_on_base(layout, bars.ticker, base, target)
+        is_best, verdict, notes_on_base = _verdict_on_base(reports, base, target)
         reasons.append(verdict)
         if is_best:
-            sampling = load_sampling(layout.base, bars.ticker, base, recipe) or plain_sampling(recipe)
+            sampling = reports.base_sampling(base, recipe) or plain_sampling(recipe)
             model_part = PathModel(base, sampling, recipe)
             label = f"base {base.source.label}"
             notes = (*demo_notes(base), *notes_on_base)
@@ -150,7 +163,7 @@ def select_parts(
         return replace(part, reason="; ".join([*reasons, *filter(None, [part.reason])]))
 
     centre = select(MEAN, lambda: Part(None, LAST_CLOSE, "no model was shown to be better", ""))
-    shape = select(DISTRIBUTION, lambda: _best_rival(layout, bars.ticker))
+    shape = select(DISTRIBUTION, lambda: _best_rival(reports))
     source = shape.source
     if (
         centre.source is None
@@ -159,14 +172,52 @@ def select_parts(
     ):
         as_sampled = "its paths as sampled were best on the selection block"
         centre = replace(shape, summary="its paths as sampled", reason=f"{centre.reason}; {as_sampled}")
-    return Parts(centre, shape)
+    return Parts(centre, shape, (*filter(None, [champions.warning]), *reports.warnings))
 
 
-def _verdict_on_base(
-    layout: ArtifactLayout, ticker: str, base: KronosModel, target: Target
-) -> tuple[bool, str, tuple[str, ...]]:
+class _Reports:
+    """The stored evaluations of a ticker; a damaged file counts as missing, with a warning.
+
+    Attributes:
+        warnings: a sentence for each damaged file, with the remedy.
+    """
+
+    def __init__(self, layout: ArtifactLayout, ticker: str) -> None:
+        self._layout, self._ticker = layout, ticker
+        self.warnings: list[str] = []
+
+    @cached_property
+    def entries(self) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+        """The reports, backtests first, each with the ticker's entry."""
+        backtests = [self._layout.backtest_report(trained, self._ticker) for trained in (ADAPTER, CHECKPOINT)]
+        entries: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = []
+        for path in (*backtests, self._layout.ticker_metrics(self._ticker)):
+            if path.is_file():
+                try:
+                    report = read_json(path)
+                except ArtifactError as damage:
+                    self._warn("the evaluation", damage)
+                    continue
+                entries += [
+                    (report, entry) for entry in report.get("per_symbol", []) if entry.get("symbol") == self._ticker
+                ]
+        return entries
+
+    def base_sampling(self, base: KronosModel, recipe: Recipe) -> Sampling | None:
+        """Return the sampling that was fitted for the base model, or None."""
+        try:
+            return load_sampling(self._layout.base, self._ticker, base, recipe)
+        except ArtifactError as damage:
+            self._warn("the fitted sampling", damage)
+            return None
+
+    def _warn(self, what: str, damage: ArtifactError) -> None:
+        self.warnings.append(f"{what} is left out: {damage}".removesuffix("."))
+
+
+def _verdict_on_base(reports: _Reports, base: KronosModel, target: Target) -> tuple[bool, str, tuple[str, ...]]:
     """Return True if the ticker's reports have this base model better than all rivals, the reason, and notes."""
-    for report, entry in _reports(layout, ticker):
+    for report, entry in reports.entries:
         measured = report.get("manifest", {}).get("base_model", {}).get("name")
         verdicts = entry.get("verdicts", {}).get(target, {}).get(BASE)
         if measured != base.source.name or not verdicts:
@@ -179,23 +230,12 @@ def _verdict_on_base(
     return False, "base not evaluated", ()
 
 
-def _best_rival(layout: ArtifactLayout, ticker: str) -> Part:
+def _best_rival(reports: _Reports) -> Part:
     """Return the volatility rival with the lowest loss on the distribution in the last evaluation."""
-    for _, entry in _reports(layout, ticker):
+    for _, entry in reports.entries:
         scores = {name: entry.get("models", {}).get(name, {}).get("scaled_crps") for name in VOLATILITY_RIVALS}
         scored = {name: score for name, score in scores.items() if score is not None}
         if scored:
             best = min(scored, key=lambda name: scored[name])
             return Part(best, best, "best rival", "the best rival of the last evaluation")
     return Part(EWMA, EWMA, "no evaluation of rivals", "no evaluation of rivals")
-
-
-def _reports(layout: ArtifactLayout, ticker: str) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """Iterate over the ticker's reports, backtests first, each with the ticker's entry."""
-    backtests = [layout.backtest_report(trained, ticker) for trained in (ADAPTER, CHECKPOINT)]
-    for path in (*backtests, layout.ticker_metrics(ticker)):
-        if path.is_file():
-            report = read_json(path)
-            for entry in report.get("per_symbol", []):
-                if entry.get("symbol") == ticker:
-                    yield report, entry

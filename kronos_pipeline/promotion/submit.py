@@ -25,6 +25,7 @@ from kronos_pipeline.evaluation.scoring.report import build_evaluation, load_pre
 from kronos_pipeline.evaluation.scoring.served import BAR, ServedScore, score_served
 from kronos_pipeline.evaluation.scoring.targets import DISTRIBUTION, MEAN, TARGETS, Target, judged_rows
 from kronos_pipeline.promotion.recipes import count_recipe
+from kronos_pipeline.tracking.known_champions import KnownChampions
 from kronos_pipeline.tracking.packaging import EvidenceTable, trained_weights_hash
 from kronos_pipeline.tracking.recipes_tried import Tried
 from kronos_pipeline.tracking.registry import Registry, Version, decision_tags, registered_name
@@ -249,6 +250,8 @@ def _submit(
             and (target not in champions or champions[target].number != number)
         }
     registry.record_decision(name, number, own)
+    if any(decision.promote for decision in own.values()):
+        KnownChampions(registry).refresh(name)
     return Submission(name, number, evidence.source, decisions, tried, served)
 
 

@@ -73,7 +73,7 @@ class Outbox:
         if self._failure is not None and error is self._failure[1]:
             return
         if self._failure is None:
-            _log.warning("%s Its runs wait in %s until a command reaches the store; work goes on.", error, self.folder)
+            _log.warning("%s Work goes on; runs wait in %s until a command reaches the store.", error, self.folder)
         self._failure = time.monotonic(), error
 
     def ask_again(self) -> None:

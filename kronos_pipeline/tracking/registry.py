@@ -73,6 +73,7 @@ class Registry:
 
     def __init__(self, tracker: Tracker) -> None:
         self.uri, self._tracker = tracker.uri, tracker
+        self.layout, self.outbox = tracker.layout, tracker.outbox
 
     @cached_property
     def _store(self) -> VersionStore:
@@ -314,13 +315,13 @@ class Registry:
             except ArtifactError as error:
                 raise TrackingError(f"The evidence of {version} is damaged: {error}") from error
 
-    def fetch(self, version: Version, into: Path) -> Path:
-        """Copy a version's adapter or checkpoint below the folder `into`, and return its path.
+    def fetch(self, version: Version, into: Path, part: str = FOLDER) -> Path:
+        """Copy a version's adapter or checkpoint, or another part of it, below the folder `into`, and return its path.
 
         Raises:
             TrackingError: the files are missing.
         """
-        return self._store.fetch(version, FOLDER, into)
+        return self._store.fetch(version, part, into)
 
     def _champions(self, name: str) -> tuple[Champions, dict[int, Version]]:
         """Return the champions of a registered model, and its versions by number."""

@@ -83,6 +83,7 @@ class Tracker:
 
     Attributes:
         uri: the store.
+        layout: the layout of the artifacts.
         outbox: the runs that wait while the store is away.
     """
 
@@ -95,8 +96,8 @@ class Tracker:
             ui_address: address of an MLflow UI, for links; by default the tracking server, if the URI is of a server.
         """
         self.uri = find_store_uri(tracking_uri, output_dir)
-        layout = ArtifactLayout(output_dir.absolute())
-        self._artifacts, self.outbox = layout.mlflow_artifacts, Outbox(layout.mlflow_waiting, self.uri)
+        self.layout = ArtifactLayout(output_dir.absolute())
+        self._artifacts, self.outbox = self.layout.mlflow_artifacts, Outbox(self.layout.mlflow_waiting, self.uri)
         self._opened: MlflowClient | None = None
         self._notes: list[str] = []
         self._ui_address = ui_address or (without_password(self.uri) if self.uri.startswith("http") else None)

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from kronos_pipeline.artifacts import ArtifactLayout
 from kronos_pipeline.atomic_writes import check_writable
 from kronos_pipeline.checksums import text_hash
-from kronos_pipeline.leases import LeaseError, with_driver
+from kronos_pipeline.leases import LeaseError, is_postgres, with_driver
 from kronos_pipeline.locks import exclusive, held_by, named_lock
 from kronos_pipeline.tracking.backups import back_up_daily, find_damage
 from kronos_pipeline.tracking.moved_folder import follow_move
@@ -38,6 +38,7 @@ __all__ = [
     "EXPERIMENT",
     "LEADERBOARDS",
     "TrackingError",
+    "check_server",
     "find_store_uri",
     "is_local",
     "is_sqlite",
@@ -84,7 +85,7 @@ def open_store(uri: str) -> MlflowClient:
             _make_sqlite(sqlite_path(uri))
             _check_sqlite(sqlite_path(uri))
         if uri.startswith(("http://", "https://")):
-            _check_server(uri)
+            check_server(uri)
         elif "://" in uri and not uri.startswith("file:") and not _has_tables(uri):
             # Two processes that create MLflow's tables together disturb each other.
             with registry_lock(uri, "tables"):
@@ -235,7 +236,7 @@ def _file_of(connection: sqlite3.Connection) -> Path:
     return Path(connection.execute("PRAGMA database_list").fetchone()[2]).resolve()
 
 
-def _check_server(uri: str) -> None:
+def check_server(uri: str) -> None:
     """Send one request to a server, as MLflow would retry for minutes. Any response counts, even a refusal."""
     from mlflow.utils import credentials, rest_utils
 
@@ -252,7 +253,8 @@ def _has_tables(uri: str) -> bool:
     """
     import sqlalchemy
 
-    engine = sqlalchemy.create_engine(uri)
+    options = {"connect_args": {"connect_timeout": _PROBE_SECONDS}} if is_postgres(uri) else {}
+    engine = sqlalchemy.create_engine(uri, **options)
     try:
         return "alembic_version" in sqlalchemy.inspect(engine).get_table_names()
     finally:

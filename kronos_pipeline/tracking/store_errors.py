@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import errno
 import re
+import socket
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from http.client import IncompleteRead
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -23,6 +25,16 @@ _SQLITE = "sqlite:///"
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE")
 """MLflow's codes of a request that a working store refuses."""
 _STATUS = re.compile(r"(?:error code|failed with code|too many|status code)\D{0,3}(\d{3})", re.IGNORECASE)
+_AWAY_STATUS = (502, 503, 504)
+"""HTTP statuses of a proxy whose server is away, and of a server whose database is away."""
+_LOST = (ConnectionError, TimeoutError, socket.gaierror, IncompleteRead)
+_NO_ROUTE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN)
+_DATABASE_AWAY = re.compile(
+    "connection refused|timeout expired|timed out|could not translate host name|no route to host|network is unreachable"
+    "|server closed the connection|starting up|shutting down|terminating connection|no such file or directory",
+    re.IGNORECASE,
+)
+"""Words of PostgreSQL's client about a server that is away; it has no codes for them."""
 _PARSING = (ValueError, TypeError, KeyError, AttributeError)
 _SQLITE_REMEDIES = {
     "disk is full": "its disk is full; free space there, and run the command again",
@@ -41,6 +53,10 @@ _DAMAGE = ("malformed", "not a database", "file is encrypted", "it is damaged")
 
 class TrackingError(KronosError):
     """Unreachable, damaged or read-only MLflow store, or a request that it refuses."""
+
+
+class UnreachableError(TrackingError):
+    """A store that does not answer: no connection, a timeout, or a proxy without a server behind it."""
 
 
 class RefusedError(TrackingError):
@@ -67,8 +83,10 @@ def explain(uri: str, error: Exception) -> TrackingError:
         return TrackingError(f"The MLflow store {shown} cannot be used: {advice}.")
     if getattr(error, "error_code", None) in _ABSENT:
         return RefusedError(f"The MLflow store {shown} refuses the request: {reason}.")
-    why = _of_sqlite(uri, reason, error) if is_sqlite(uri) else _of_server(reason, error)
-    return TrackingError(f"The MLflow store {shown} cannot be used: {why}.")
+    if is_sqlite(uri):
+        return TrackingError(f"The MLflow store {shown} cannot be used: {_of_sqlite(uri, reason, error)}.")
+    kind = UnreachableError if _is_unreachable(reason, error) else TrackingError
+    return kind(f"The MLflow store {shown} cannot be used: {_of_server(reason, error)}.")
 
 
 def _saved(uri: str) -> str:
@@ -124,6 +142,19 @@ def _of_server(reason: str, error: Exception) -> str:
         what = f"HTTP {status}" if status else reason
         return f"it does not answer as an MLflow server does ({what}); correct MLFLOW_TRACKING_URI"
     return f"{_named(reason, root)}; start it, mend MLFLOW_TRACKING_URI, or unset that to track in --output-dir"
+
+
+def _is_unreachable(reason: str, error: Exception) -> bool:
+    """Return whether a server or its database does not answer; a refusal or a damaged database is an answer."""
+    root = root_cause(error)
+    if isinstance(root, _LOST) or (isinstance(root, OSError) and root.errno in _NO_ROUTE):
+        return True
+    if type(root).__module__.startswith("psycopg2"):
+        return _DATABASE_AWAY.search(str(root)) is not None
+    found = _STATUS.search(f"{reason} {error}")
+    unavailable = getattr(error, "error_code", None) == "TEMPORARILY_UNAVAILABLE"
+    # MLflow's server gives this code for every error of operation of its database, a missing table of SQLite too.
+    return (unavailable or (found is not None and int(found[1]) in _AWAY_STATUS)) and "sqlite3" not in str(error)
 
 
 def _named(reason: str, root: BaseException) -> str:

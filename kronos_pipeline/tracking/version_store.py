@@ -25,7 +25,7 @@ from kronos_pipeline.tracking.packaging import (
     trained_weights_hash,
 )
 from kronos_pipeline.tracking.run_page import BARS, COMMAND
-from kronos_pipeline.tracking.store import TrackingError, change_model, open_store, readable_errors
+from kronos_pipeline.tracking.store import TrackingError, change_model, check_server, open_store, readable_errors
 from kronos_pipeline.tracking.store_errors import root_cause
 from kronos_pipeline.tracking.version import TRAINED_AT, Version
 from kronos_pipeline.tracking.version_page import describe, describe_model
@@ -52,7 +52,8 @@ def registered_name(adapter: str | None) -> str:
     return f"{PREFIX}{adapter}{'~adapter' if adapter.casefold() == 'all' else ''}"
 
 
-def _is_registered_name(name: str) -> bool:
+def is_registered_name(name: str) -> bool:
+    """Return whether a text is a name that `registered_name` gives."""
     return NAME.fullmatch(name.removeprefix(PREFIX).removesuffix("~adapter")) is not None
 
 
@@ -287,6 +288,9 @@ class VersionStore:
             uri = f"{location.rstrip('/')}/{part}"
             return Path(download_artifacts(artifact_uri=uri, dst_path=str(into), tracking_uri=self._uri))
         except Exception as error:  # of MLflow, or of the client of an object store, in any family
+            if self._uri.startswith(("http://", "https://")):
+                with readable_errors(self._uri):
+                    check_server(self._uri)  # raises if the server went away meanwhile: no file is lost then
             place = without_password(location)
             raise TrackingError(
                 f"The files of {version} cannot be fetched from {place}: "
@@ -336,7 +340,7 @@ class VersionStore:
     def _models(self) -> list[RegisteredModel]:
         search = partial(self._client.search_registered_models, max_results=_MODELS_PER_PAGE)
         models = _all_pages(search, f"name LIKE '{PREFIX}%'")
-        return [model for model in models if _is_registered_name(model.name)]
+        return [model for model in models if is_registered_name(model.name)]
 
     def _model(self, name: str) -> RegisteredModel | None:
         models = self._client.search_registered_models(f"name = '{name}'")

@@ -1,16 +1,25 @@
 """The monitoring assets: each ticker's forecast, the record of its forecasts, and the drift of its champion."""
 
 # Annotations are not postponed here: Dagster reads the annotation of `context` and refuses a string.
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from kronos_pipeline.errors import count
+from kronos_pipeline.errors import count, group_messages
 from kronos_pipeline.evaluation.reports.text_table import price
 from kronos_pipeline.orchestration.failures import as_failure
 from kronos_pipeline.orchestration.io_manager import TickerArtifacts
-from kronos_pipeline.orchestration.metadata import DRIFTED, FINDING, KIND, SUMMARY, picture_metadata, rounded
+from kronos_pipeline.orchestration.metadata import (
+    DRIFTED,
+    FINDING,
+    KIND,
+    SUMMARY,
+    WARNINGS,
+    bullets,
+    picture_metadata,
+    rounded,
+)
 from kronos_pipeline.orchestration.resources import Clock, PipelineSettings, Tracking, load_base_model
 from kronos_pipeline.orchestration.sketch import sketch
 from kronos_pipeline.orchestration.ticker_batch import Event, TickerBatch
@@ -48,14 +57,15 @@ def forecast(
             ticker: forecast_ticker_job(registry, layout, raw_bars, ticker, base, recipe, clock.now)
             for ticker in batch.tickers
         }
-        issued = []
+        issued, warnings = [], []
         for ticker, outcome in run_jobs(jobs):
             with batch.ticker(ticker):
                 result = unwrap(outcome)
                 batch.add(ticker, result.file, _forecast_metadata(result))
                 issued.append(result.ledger_rows)
+                warnings += [(ticker, warning) for warning in result.warnings]
         _, notes = ledger.append(layout, issued)
-        for note in notes:
+        for note in [*group_messages(warnings), *notes]:
             context.log.warning(note)
         yield from batch.events()
 
@@ -102,9 +112,14 @@ def drift(
         batch = TickerBatch(context)
         entries = ledger.read(pipeline.layout, batch.tickers)
         jobs = {ticker: watch_drift_job(registry, entries, raw_bars, ticker, base) for ticker in batch.tickers}
+        warnings = []
         for ticker, outcome in run_jobs(jobs):
             with batch.ticker(ticker):
-                batch.add(ticker, None, _drift_metadata(unwrap(outcome)))
+                watched = unwrap(outcome)
+                batch.add(ticker, None, _drift_metadata(watched))
+                warnings += [(ticker, watched.warning)] if watched.warning else []
+        for line in group_messages(warnings):
+            context.log.warning(line)
         yield from batch.events()
 
 
@@ -119,6 +134,7 @@ def _forecast_metadata(forecast: "TickerForecast") -> dict[str, Any]:
         **picture_metadata({"forecast": forecast.plot}),
         "forecast by": forecast.label,
         "why": forecast.reason,
+        **_warning_metadata(forecast.warnings),
         "bars": len(table),
         "first bar": str(table["ds"].iloc[0]),
         "close": dg.MetadataValue.md(forecast.text_table().markdown()),
@@ -147,10 +163,15 @@ def _record_metadata(record: "TickerRecord") -> dict[str, Any]:
     }
 
 
+def _warning_metadata(warnings: Sequence[str]) -> dict[str, Any]:
+    return {WARNINGS: dg.MetadataValue.md(bullets(warnings))} if warnings else {}
+
+
 def _drift_metadata(watched: "WatchedChampion") -> dict[str, Any]:
     champion, drift = watched.champion, watched.drift
+    warned = _warning_metadata([watched.warning] if watched.warning else [])
     if champion is None or drift is None:
-        return {SUMMARY: watched.sentence(), DRIFTED: False}
+        return {SUMMARY: watched.sentence(), DRIFTED: False, **warned}
     figures = {
         "scaled error": drift.error,
         "usual error": drift.expected,
@@ -160,6 +181,7 @@ def _drift_metadata(watched: "WatchedChampion") -> dict[str, Any]:
     return {
         SUMMARY: watched.sentence(),
         DRIFTED: drift.drifted,
+        **warned,
         "drifted in": " and ".join(drift.targets) or "no target",
         "champion": str(champion),
         "cutoffs": drift.cutoffs,
