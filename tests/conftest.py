@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
+    from mlflow_servers import MlflowServer
     from postgres_server import PostgresServer
 
 # The same examples every time, on machines of any speed; --hypothesis-profile=search looks for new examples, and fuzz,
@@ -74,6 +75,27 @@ def clean_mlflow_store(empty_mlflow_store: Path, tmp_path: Path, monkeypatch: py
     uri = f"sqlite:///{shutil.copy(empty_mlflow_store, tmp_path / 'mlflow.db')}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     return uri
+
+
+@pytest.fixture(scope="module")
+def mlflow_server(empty_mlflow_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """Return an MLflow server with an empty store, which its tests end and start."""
+    from mlflow_servers import MlflowServer, server_environment
+
+    folder = tmp_path_factory.mktemp("server")
+    environment = server_environment(Path(shutil.copy(empty_mlflow_store, folder / "mlflow.db")), folder / "artifacts")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        started = MlflowServer(environment)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def working(mlflow_server: MlflowServer) -> MlflowServer:
+    """Return the server of the test file, started."""
+    mlflow_server.start()
+    return mlflow_server
 
 
 @pytest.fixture(scope="session")

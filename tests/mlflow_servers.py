@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 _SERVER = """
@@ -34,10 +36,9 @@ class MlflowServer:
     """A process with MLflow's server, which listens on a port of this machine or not."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = _free_port()
         self.uri = f"http://127.0.0.1:{port}"
+        self.artifacts = Path(environment["_MLFLOW_SERVER_ARTIFACT_DESTINATION"])
         self._process = subprocess.Popen(
             [sys.executable, "-c", _SERVER, str(port)],
             env={**os.environ, **environment},
@@ -62,6 +63,15 @@ class MlflowServer:
         self._process.stdin.write(f"{command}\n")
         self._process.stdin.flush()
         assert self._process.stdout.readline() == "done\n"
+
+
+def _free_port() -> int:
+    """Return a free port that the system gives to no client, which would keep an ended server from starting again."""
+    for port in random.sample(range(20_000, 32_000), 1_000):
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no port of this machine is free")
 
 
 def server_environment(database: Path, artifacts: Path) -> dict[str, str]:

@@ -288,14 +288,15 @@ class VersionStore:
             uri = f"{location.rstrip('/')}/{part}"
             return Path(download_artifacts(artifact_uri=uri, dst_path=str(into), tracking_uri=self._uri))
         except Exception as error:  # of MLflow, or of the client of an object store, in any family
-            if self._uri.startswith(("http://", "https://")):
-                with readable_errors(self._uri):
-                    check_server(self._uri)  # raises if the server went away meanwhile: no file is lost then
-            place = without_password(location)
-            raise TrackingError(
-                f"The files of {version} cannot be fetched from {place}: "
-                f"{without_secrets(_fetch_advice(error), location)}."
-            ) from error
+            failure = error
+        if self._uri.startswith(("http://", "https://")):
+            with readable_errors(self._uri):
+                check_server(self._uri)  # raises if the server went away meanwhile: no file is lost then
+        place = without_password(location)
+        raise TrackingError(
+            f"The files of {version} cannot be fetched from {place}: "
+            f"{without_secrets(_fetch_advice(failure), location)}."
+        ) from failure
 
     def has_files(self, version: Version) -> bool:
         """Return whether the files of a version are where the registry says."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +11,7 @@ import pytest
 from ended_trainings import RECIPE, RESULT, ROWS
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from mlflow_servers import MlflowServer, server_environment
+from mlflow_servers import MlflowServer
 
 from kronos_pipeline.errors import KronosError
 from kronos_pipeline.tracking import tracked_run
@@ -24,23 +23,6 @@ from kronos_pipeline.tracking.training_runs import TrainingRuns
 from kronos_pipeline.training.plan import TrainingJob
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def mlflow_server(empty_mlflow_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    folder = tmp_path_factory.mktemp("server")
-    environment = server_environment(Path(shutil.copy(empty_mlflow_store, folder / "mlflow.db")), folder / "artifacts")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-        started = MlflowServer(environment)
-        yield started
-        started.close()
-
-
-@pytest.fixture
-def working(mlflow_server: MlflowServer) -> MlflowServer:
-    mlflow_server.start()
-    return mlflow_server
 
 
 @pytest.fixture

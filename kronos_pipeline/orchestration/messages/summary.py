@@ -1,4 +1,4 @@
-"""What happened since the last summary: trained, promoted, skipped, failed, drifting, expired, each with its reason.
+"""What happened since the last summary: trained, promoted, skipped, failed and so on, each with its reason.
 
 It is put together from the instance's events and ticks, so it covers runs of schedules, sensors and people alike.
 Tickers with one reason share a line, which links to the run.
@@ -16,12 +16,12 @@ from dagster._core.scheduler.instigation import InstigatorTick, TickStatus
 from dagster._core.storage.tags import SCHEDULE_NAME_TAG, SENSOR_NAME_TAG, WILL_RETRY_TAG
 
 from kronos_pipeline.errors import cause_of, count, enumerate_some, group_messages
-from kronos_pipeline.orchestration.metadata import DRIFTED, OBSTACLES, SUMMARY
+from kronos_pipeline.orchestration.metadata import DRIFTED, OBSTACLES, SUMMARY, WARNINGS
 from kronos_pipeline.orchestration.newest_events import newest_materialisations, newest_summaries
 from kronos_pipeline.orchestration.run_summary import failed_in
 from kronos_pipeline.orchestration.run_tickers import TICKERS
 
-HEADINGS = ("trained", "promoted", "skipped", "failed", "drifting", "expired")
+HEADINGS = ("trained", "promoted", "skipped", "failed", "drifting", "expired", "warned")
 _RUNS = 500
 """The largest number of failed runs that are read; a night of five thousand tickers is a hundred runs."""
 _LINES = 12
@@ -76,6 +76,7 @@ def read_events(instance: dg.DagsterInstance, tickers: Sequence[str], since: dat
             ),
         ],
         "drifting": list(_drifting(instance, tickers)),
+        "warned": list(_warned(instance, tickers, since)),
     }
 
 
@@ -188,6 +189,14 @@ def _drifting(instance: dg.DagsterInstance, tickers: Sequence[str]) -> Iterator[
         event = record.asset_materialization
         if event is not None and _value(event, DRIFTED) is True:
             yield Entry(ticker, str(_value(event, SUMMARY)), record.run_id or None)
+
+
+def _warned(instance: dg.DagsterInstance, tickers: Sequence[str], since: datetime) -> Iterator[Entry]:
+    """Yield the tickers whose forecast did without a file or the MLflow server since a time."""
+    for ticker, record in sorted(newest_materialisations(instance, dg.AssetKey("forecast"), tickers).items()):
+        event = record.asset_materialization
+        if event is not None and record.timestamp >= since.timestamp() and (warnings := _value(event, WARNINGS)):
+            yield Entry(ticker, str(warnings).removeprefix("- ").replace("\n- ", "; "), record.run_id or None)
 
 
 def _value(event: dg.AssetMaterialization, name: str) -> Any:
