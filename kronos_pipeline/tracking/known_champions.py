@@ -161,21 +161,23 @@ class KnownChampions:
         return KnownModel(champions, known_refits, datetime.now(UTC))
 
     def _keep(self, name: str, model: KnownModel) -> None:
-        """Keep the files of the champions that forecast, then the champions; drop the files of former champions.
+        """Keep the files that forecasts and drift read, then the champions; drop the files of former champions.
 
         Raises:
             UnreachableError: the store went away meanwhile.
         """
         forecasting = [model.champions[target] for target in _FORECAST if target in model.champions]
-        used = {version.number: version for version in (model.refits.get(v.number, v) for v in forecasting)}
-        for version in used.values():
+        wanted = {(version.number, FOLDER): version for version in (model.refits.get(v.number, v) for v in forecasting)}
+        if model.serving is not None and model.serving.measured:
+            wanted |= {(model.serving.number, part): model.serving for part in _LABELS}  # drift is of this version
+        for (_, part), version in wanted.items():
             with TemporaryDirectory() as temporary:
                 try:
-                    self._fetch(version, FOLDER, Path(temporary))
+                    self._fetch(version, part, Path(temporary))
                 except UnreachableError:
                     raise
                 except TrackingError:
-                    continue  # files that are gone are an error of the forecast that needs them
+                    continue  # files that are gone are an error of the command that needs them
         try:
             write_json(self._folder(name) / RECORD, _content(model, self._store))
             self._drop_former(name, model)
