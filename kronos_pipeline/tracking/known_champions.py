@@ -216,10 +216,10 @@ class KnownChampions:
         try:
             return self._whole(copy, version, part)
         except ArtifactError as damage:
-            missing = (
-                f"MLflow at {self._store} does not answer, and the copy of {version} here cannot be used: {damage}"
-            )
-            raise UnreachableError(missing) from damage
+            why = str(damage) if copy.is_symlink() else f"{copy} is missing."
+            raise UnreachableError(
+                f"MLflow at {self._store} does not answer, and the copy of {version} here cannot be used: {why}"
+            ) from damage
 
     def _fetch(self, version: Version, part: str, into: Path) -> Path:
         """Return the kept copy of a part, or fetch the part and keep it."""

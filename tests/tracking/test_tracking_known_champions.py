@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -141,10 +142,14 @@ def test_a_ticker_without_a_champion_is_forecast_without_the_server_too(
     assert len(without.warnings) == 1
 
 
-def test_the_drift_of_a_champion_is_measured_without_the_server_too(
-    working: MlflowServer, layout: ArtifactLayout, promote: Callable[..., None], base: KronosModel
+def test_the_drift_of_a_champion_with_a_refit_is_measured_without_the_server_too(
+    working: MlflowServer,
+    layout: ArtifactLayout,
+    promote: Callable[..., None],
+    forecast: Callable[..., TickerForecast],
+    base: KronosModel,
 ) -> None:
-    promote(1)
+    promote(2)
 
     def watch() -> WatchedChampion:
         registry, bars = Registry(Tracker(working.uri, layout.root)), {TICKER: simulated_bars(TICKER)}
@@ -152,6 +157,8 @@ def test_the_drift_of_a_champion_is_measured_without_the_server_too(
         return unwrap(outcome)
 
     known = watch()
+    shutil.rmtree(layout.champions)
+    forecast()  # keeps what drift needs
     working.end()
     without = watch()
     assert (without.drift, without.sentence()) == (known.drift, known.sentence())
