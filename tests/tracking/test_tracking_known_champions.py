@@ -20,7 +20,7 @@ from mlflow_servers import MlflowServer
 from registered_models import GOOD, base_of, evidence, made_adapter
 from small_trainings import simulated_bars
 
-from kronos_pipeline.artifacts import ArtifactLayout, read_parquet, write_json
+from kronos_pipeline.artifacts import ArtifactLayout, read_json, read_parquet, write_json
 from kronos_pipeline.cli import main
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.errors import KronosError
@@ -261,8 +261,8 @@ def test_a_server_that_goes_away_while_a_new_champion_is_fetched_leaves_the_cham
 
 
 @contextmanager
-def listening_at(address: str, status: int) -> Iterator[None]:
-    """Let a server answer every request at an address with a status."""
+def answering(status: int) -> Iterator[str]:
+    """Let a server answer every request with a status, and yield its address."""
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -272,26 +272,29 @@ def listening_at(address: str, status: int) -> Iterator[None]:
         def log_message(self, *_: object) -> None:
             pass
 
-    host, port = address.removeprefix("http://").split(":")
-    server = ThreadingHTTPServer((host, int(port)), Answer)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield
+    yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
 
 
 @pytest.mark.parametrize(("status", "stands_in"), [(401, False), (404, False), (500, False), (502, True), (503, True)])
 def test_known_champions_stand_in_for_a_server_that_is_away_and_for_no_refusal(
-    working: MlflowServer, forecast: Callable[..., TickerForecast], status: int, stands_in: bool
+    layout: ArtifactLayout, forecast: Callable[..., TickerForecast], status: int, stands_in: bool
 ) -> None:
-    forecast()
-    working.end()
-    with listening_at(working.uri, status):
+    known = forecast(ticker="NONE")  # a copy of files is of the store that they were fetched from
+    with answering(status) as address:
+        for record in layout.champions.glob("*/champions.json"):
+            write_json(record, read_json(record) | {"store": address})  # as if they had been read from it
+        registry = Registry(Tracker(address, layout.root))
         if stands_in:
-            assert len(forecast().warnings) == 1
+            without = forecast(registry, ticker="NONE")
+            assert len(without.warnings) == 1
+            pd.testing.assert_frame_equal(without.table, known.table, check_exact=True)
         else:
             with pytest.raises(TrackingError, match="cannot be used"):
-                forecast()
+                forecast(registry, ticker="NONE")
 
 
 def test_many_tickers_ask_a_server_that_does_not_answer_once(
@@ -364,10 +367,12 @@ def test_a_cleaning_deletes_copies_of_former_champions_and_what_is_no_longer_rea
         now = datetime.now(UTC) + timedelta(days=days)
         carry_out(plan_cleaning(layout, tmp_path, f"sqlite:///{tmp_path}/none.db", CleaningRules(), now), layout)
 
+    def copies() -> set[str]:
+        return {path.name.rsplit("-", 2)[0] for path in (kept / ".versions").iterdir()}
+
     clean(1)
-    assert len(list((kept / ".versions").iterdir())) == 2
+    assert copies() == {"model-1", "evidence-1", "model-2", "evidence-2", "model-3"}
     clean(365)
-    [copy] = (kept / ".versions").iterdir()
-    assert copy.name.startswith("model-1-")
+    assert copies() == {"model-1", "evidence-1"}
     working.end()
     pd.testing.assert_frame_equal(forecast().table, known.table, check_exact=True)
