@@ -30,6 +30,7 @@ from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.simulate import write_simulated
 from kronos_pipeline.leases import Leases
 from kronos_pipeline.locks import folder_lock
+from kronos_pipeline.tracking.known_champions import KnownChampions
 from kronos_pipeline.tracking.packaging import EvidenceTable
 from kronos_pipeline.tracking.registry import Registry, registered_name
 from kronos_pipeline.tracking.run_record import PROCESS
@@ -133,6 +134,27 @@ def test_a_restart_of_the_server_is_survived_and_its_absence_is_a_sentence_witho
     finally:
         postgres.start()
     assert registry.champion(NAME) is not None
+
+
+def test_the_champions_of_a_database_that_is_away_are_those_known_last(
+    postgres: PostgresServer, mlflow_database: str, tmp_path: Path
+) -> None:
+    def known_champions() -> KnownChampions:
+        return KnownChampions(Registry(Tracker(mlflow_database, tmp_path)))
+
+    known = known_champions()
+    assert (known.champion(NAME), known.warning) == (None, None)
+    postgres.stop()
+    try:
+        without = known_champions()
+        assert without.champion(NAME) is None
+        assert "does not answer; the champions are those known at" in str(without.warning)
+        assert postgres.password not in str(without.warning)
+    finally:
+        postgres.start()
+    refused = mlflow_database.replace(postgres.password, "another")
+    with pytest.raises(TrackingError, match="password authentication failed"):
+        KnownChampions(Registry(Tracker(refused, tmp_path))).champion(NAME)
 
 
 def test_two_machines_that_are_asked_for_one_ticker_at_once_train_it_once_in_an_empty_database(
