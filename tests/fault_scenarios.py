@@ -194,8 +194,7 @@ def _differences(result: Result, scenario: Scenario, when: str, *, waiting: bool
         return found
     if result.versions != expected.versions:
         found.append(f"the registry holds {dict(result.versions)}, not {dict(expected.versions)}, {when}")
-    # A run that a full disk cut off may stay beside the run of the training, marked KILLED.
-    if any(result.runs.get(status) != expected.runs.get(status) for status in ("FINISHED", "RUNNING")):
+    if result.runs != expected.runs:
         found.append(f"MLflow's runs are {dict(result.runs)}, not {dict(expected.runs)}, {when}")
     if result.waiting:
         found.append(f"{result.waiting} runs wait for the store {when}")

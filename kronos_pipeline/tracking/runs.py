@@ -133,7 +133,7 @@ class Tracker:
     def log_leaderboard(
         self, board: Leaderboard, config: BaseModel, tags: Mapping[str, str] | None = None
     ) -> TrackedRun:
-        """Record the scores over all tickers as a run, or return the run that has the scores of the same models.
+        """Record the scores over all tickers as a run; the same models have one run, completed if it was cut off.
 
         Args:
             board: the scores.
@@ -145,23 +145,33 @@ class Tracker:
         """
         tracking_id = f"{_BOARD}{board.key[:32]}"
         try:
-            experiment, client = self._experiment(LEADERBOARDS), self._client
-            with readable_errors(self.uri):
-                known = client.search_runs(
-                    [experiment], f"tags.{_BOARD_KEY} = '{board.key}' and attributes.status = 'FINISHED'", max_results=1
-                )
-            if known:
-                run_id = known[0].info.run_id
-                return TrackedRun(client, self.uri, run_id, self._link(experiment, run_id))
+            known = self._find_leaderboard(board.key)
         except RefusedError:
             raise
         except TrackingError as error:
             self._note_failure(error)
+            known = None
+        if known is not None and known.is_finished:
+            return known
         own_tags = {**(tags or {}), KIND: "leaderboard", _BOARD_KEY: board.key, TRACKING_ID: tracking_id}
-        run = self._create_run(LEADERBOARDS, run_name("leaderboard", board.subject), own_tags)
+        run = known or self._create_run(LEADERBOARDS, run_name("leaderboard", board.subject), own_tags)
         with self._recorded(run, config):
             self.log_evaluation(run.run_id, board.metrics, board.plots, board.table)
         return run
+
+    def _find_leaderboard(self, key: str) -> TrackedRun | None:
+        """Return the run of a leaderboard, open again if it was cut off; None if there is none."""
+        experiment, client = self._experiment(LEADERBOARDS), self._client
+        with readable_errors(self.uri):
+            runs = client.search_runs([experiment], f"tags.{_BOARD_KEY} = '{key}'")
+        ours = [run for run in runs if run.info.status == "FINISHED" or not is_other(run.data.tags.get(PROCESS, ""))]
+        if not ours:
+            return None
+        run = min(ours, key=lambda run: run.info.status != "FINISHED")
+        link = self._link(experiment, run.info.run_id)
+        known = TrackedRun(client, self.uri, run.info.run_id, link, run, self.outbox)
+        known.reopen()
+        return known
 
     def register_trained(self, folder: Path, name: str, run_id: str) -> None:
         """Register an adapter or checkpoint as its training ends, or with its run if that waits for the store.

@@ -74,6 +74,11 @@ class TrackedRun(Callback):
         self._pending: list[tuple[str, float, int, int]] = []
         self._next_send = time.monotonic() + _SEND_SECONDS
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run had ended well when MLflow's record of it was read."""
+        return self._record is not None and self._record.info.status == "FINISHED"
+
     def reopen(self) -> None:
         """Go on with the run of an interrupted training: no step that the run has is logged again."""
         if self._record is None or self._client is None:
@@ -81,7 +86,7 @@ class TrackedRun(Callback):
         with readable_errors(self._uri):
             names = [name for name in LOSSES if name in self._record.data.metrics]
             self._logged |= logged_steps(self._client, self.run_id, names)
-            if self._record.info.status != "FINISHED":
+            if not self.is_finished:
                 self._client.set_tag(self.run_id, PROCESS, process_name())
                 self._client.update_run(self.run_id, status="RUNNING")
 
@@ -173,8 +178,7 @@ class TrackedRun(Callback):
 
     def end(self) -> None:
         """Mark the run FINISHED; a run that had ended before its training was run again keeps its time."""
-        ended = self._record is not None and self._record.info.status == "FINISHED"
-        self._write(RunParts() if ended else RunParts(status="FINISHED", end_time=_now()))
+        self._write(RunParts() if self.is_finished else RunParts(status="FINISHED", end_time=_now()))
 
     def terminate(self, status: str) -> None:
         """Set the final status of a failed run; log a tracking error, as the training's own error matters more."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import matplotlib.image
 import pandas as pd
@@ -16,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from kronos_pipeline.artifacts import read_json
 from kronos_pipeline.config import KronosTrainingConfig, Recipe
 from kronos_pipeline.tracking import tracked_run
+from kronos_pipeline.tracking.run_record import PROCESS, process_name
 from kronos_pipeline.tracking.runs import Leaderboard, Tracker
 from kronos_pipeline.tracking.store import EXPERIMENT, LEADERBOARDS, TrackingError
 from kronos_pipeline.tracking.tracked_run import TrackedRun
@@ -236,6 +238,37 @@ def test_a_leaderboard_of_unchanged_models_makes_no_new_run(tracker: Tracker, cl
     assert client.get_experiment(record.info.experiment_id).name == LEADERBOARDS
     assert record.info.run_name.startswith("leaderboard of 1 ticker 20")
     assert (record.data.metrics, record.data.tags["kind"]) == ({"holdout/adapter/mae": 0.5}, "leaderboard")
+
+
+@pytest.mark.parametrize("status", ["KILLED", "FAILED", "RUNNING"])
+def test_a_leaderboard_that_was_cut_off_is_completed_in_its_run(
+    tracker: Tracker, client: MlflowClient, status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board = Leaderboard(f"cut off {status}", "of 1 ticker", {"mae": 0.5}, pd.DataFrame({"symbol": ["AAPL"]}))
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+        patch.setattr(tracker, "log_evaluation", Mock(side_effect=OSError("the disk is full")))
+        tracker.log_leaderboard(board, CONFIG)
+    [cut_off] = runs_of_key(client, board.key)
+    client.update_run(cut_off.info.run_id, status=status)  # as the next command, or nobody, has marked it
+    completed = tracker.log_leaderboard(board, CONFIG)
+    [record] = runs_of_key(client, board.key)
+    assert record.info.run_id == cut_off.info.run_id == completed.run_id
+    assert (record.info.status, record.data.metrics) == ("FINISHED", {"mae": 0.5})
+
+
+def test_a_leaderboard_that_another_process_logs_is_left_to_it(tracker: Tracker, client: MlflowClient) -> None:
+    board = Leaderboard("of another process", "of 1 ticker", {"mae": 0.5}, pd.DataFrame({"symbol": ["AAPL"]}))
+    first = tracker.log_leaderboard(board, CONFIG).run_id
+    client.update_run(first, status="RUNNING")
+    fields = Path("/proc/1/stat").read_text().rpartition(")")[2].split()
+    client.set_tag(first, PROCESS, f"{process_name().split(':')[0]}:1:{fields[19]}")
+    assert tracker.log_leaderboard(board, CONFIG).run_id != first
+
+
+def runs_of_key(client: MlflowClient, key: str) -> list[Run]:
+    experiment = client.get_experiment_by_name(LEADERBOARDS)
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id], f"tags.leaderboard_key = '{key}'"))
 
 
 class AwayAtFirst:
