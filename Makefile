@@ -89,7 +89,7 @@ faults: $(INSTALLED)  ## let calls to the file system fail in turn; PER_SITE=100
 
 HISTORIES := 20
 nights: $(INSTALLED)  ## play HISTORIES random histories of an unattended machine, with kills and damaged files
-	HISTORIES=$(HISTORIES) $(BIN)/python -m pytest tests/command/test_command_unattended.py --hypothesis-profile search
+	HISTORIES=$(HISTORIES) $(PYTEST) tests/command/test_command_unattended.py --hypothesis-profile search -s --timeout 0
 
 TICKERS := 40
 NIGHTS := 10

@@ -7,6 +7,7 @@ import json
 import mmap
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -95,7 +96,12 @@ class FaultyCommands:
         environment.pop("MLFLOW_TRACKING_URI", None)
         command = [sys.executable, str(FOLDER / "fork_server.py")]
         self._server = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
         self._read_line()
 
@@ -132,9 +138,13 @@ class FaultyCommands:
         self._faults.arm(fault, nth, listing=listing)
         assert self._server.stdin is not None
         request = {"arguments": list(arguments), "output": str(self._printed), "here": here}
-        self._server.stdin.write(json.dumps(request) + "\n")
-        self._server.stdin.flush()
-        exit_code = int(self._read_line())
+        try:
+            self._server.stdin.write(json.dumps(request) + "\n")
+            self._server.stdin.flush()
+            exit_code = int(self._read_line())
+        except BaseException:  # a time limit, or Ctrl-C: no later command may get this one's answer, nor run beside it
+            os.killpg(self._server.pid, signal.SIGKILL)
+            raise
         calls, failed, where = self._faults.read()
         printed = self._printed.read_text(errors="replace")
         return Outcome(exit_code, printed, calls, failed, where)

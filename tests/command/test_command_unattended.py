@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from datetime import datetime
 from pathlib import Path
 from typing import ClassVar
 
@@ -69,10 +70,13 @@ class UnattendedMachine(RuleBasedStateMachine):
     """One history; the state is in files, as it is for users."""
 
     world: ClassVar[World]
+    histories: ClassVar[int] = 0
 
     @initialize()
     def start(self) -> None:
         """Begin with a trained adapter."""
+        UnattendedMachine.histories += 1
+        self.say("begins")
         self.output, self.bars, self.seed, self.moves = self.world.place / "out", FIRST_BARS, 0, 0
         self.damaged = False
         self.ledger: set[str] = set()
@@ -127,12 +131,14 @@ class UnattendedMachine(RuleBasedStateMachine):
         content[int(place * len(content))] ^= 1 << choice % 8
         path.write_bytes(content)
         self.damaged = True
+        self.say(f"a bit of {path.relative_to(self.output)} flips")
 
     @rule()
     def move_the_output(self) -> None:
         """Rename the output folder."""
         self.moves += 1
         self.output = self.output.rename(self.world.place / f"out-{self.moves}")
+        self.say(f"the output is now {self.output.name}")
 
     @rule(half_days=st.integers(-2, 60))
     def clock_jumps(self, half_days: int) -> None:
@@ -164,10 +170,17 @@ class UnattendedMachine(RuleBasedStateMachine):
         assert read_result(self.output).runs.get("RUNNING", 0) == 0
         forecast = pd.read_parquet(self.output / "forecasts" / f"{TICKER}.parquet")
         assert forecast["ds"].min() > ALL_BARS["Date"].iloc[self.bars - 1]
+        self.say("ends with a forecast")
+
+    def say(self, what: str) -> None:
+        """Print a line, for who watches."""
+        print(f"{datetime.now():%H:%M:%S} history {self.histories}: {what}", flush=True)
 
     def run(self, command: list[str], fault: Fault = Fault.NONE, nth: int = 0) -> Outcome:
         """Run a command; it ends well, with a sentence, or by the kill."""
         outcome = self.world.commands.run(command, fault, nth)
+        met = f", {fault.name} at {outcome.where}" if outcome.failed else ""
+        self.say(f"{command[0]} ends with {outcome.exit_code}{met}")
         assert "Traceback" not in outcome.printed, outcome.printed
         assert outcome.exit_code in ((0, 2, -9) if fault is Fault.KILL else (0, 2)), outcome.printed
         assert outcome.exit_code != 2 or "error: " in outcome.printed
