@@ -77,7 +77,7 @@ EXAMPLES := 10000
 
 # Files that take half a minute in the suite; what is found is printed as an example to repeat.
 fuzz: $(INSTALLED)  ## look for input that breaks the parsers, with EXAMPLES=10000 for each test
-	FUZZ_EXAMPLES=$(EXAMPLES) $(PYTEST) $(IN_TWO) --hypothesis-profile=fuzz $(wildcard tests/*/test_*_fuzz.py)
+	FUZZ_EXAMPLES=$(EXAMPLES) $(PYTEST) $(IN_TWO) --timeout 0 --hypothesis-profile=fuzz $(wildcard tests/*/test_*_fuzz.py)
 
 PER_SITE := 1
 FROM := 1

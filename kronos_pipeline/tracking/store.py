@@ -26,12 +26,14 @@ from kronos_pipeline.tracking.backups import back_up_daily, find_damage
 from kronos_pipeline.tracking.moved_folder import follow_move
 from kronos_pipeline.tracking.store_errors import (
     TrackingError,
+    is_readonly,
     is_sqlite,
     readable_errors,
     sqlite_path,
 )
 
 if TYPE_CHECKING:
+    import sqlalchemy
     from mlflow import MlflowClient
 
 __all__ = [
@@ -84,6 +86,7 @@ def open_store(uri: str) -> MlflowClient:
         if is_sqlite(uri):
             _make_sqlite(sqlite_path(uri))
             _check_sqlite(sqlite_path(uri))
+            _open_anew_after_refusals()
         if uri.startswith(("http://", "https://")):
             check_server(uri)
         elif "://" in uri and not uri.startswith("file:") and not _has_tables(uri):
@@ -234,6 +237,23 @@ def _synced_once(path: Path) -> Iterator[None]:
 
 def _file_of(connection: sqlite3.Connection) -> Path:
     return Path(connection.execute("PRAGMA database_list").fetchone()[2]).resolve()
+
+
+def _open_anew_after_refusals() -> None:
+    """Let SQLAlchemy open a file anew after SQLite refused to write to it, as its connections are kept for long.
+
+    SQLite opens a file for reading if it cannot be opened for writing, and stays with a file that was replaced. A file
+    that is missing is left to `_make_sqlite`: SQLite would make an empty file.
+    """
+    import sqlalchemy
+
+    if not sqlalchemy.event.contains(sqlalchemy.Engine, "handle_error", _drop_readonly):
+        sqlalchemy.event.listen(sqlalchemy.Engine, "handle_error", _drop_readonly)
+
+
+def _drop_readonly(context: sqlalchemy.engine.ExceptionContext) -> None:
+    if is_readonly(context.original_exception) and context.engine is not None:
+        context.is_disconnect = Path(context.engine.url.database or "").is_file()
 
 
 def check_server(uri: str) -> None:

@@ -7,6 +7,7 @@ no MLflow server makes MLflow's parsing fail in any way. All of them end here.
 from __future__ import annotations
 
 import errno
+import os
 import re
 import socket
 import sqlite3
@@ -40,7 +41,6 @@ _SQLITE_REMEDIES = {
     "disk is full": "its disk is full; free space there, and run the command again",
     "no space left": "its disk is full; free space there, and run the command again",
     "quota exceeded": "the disk quota of this user is used up; free space there, and run the command again",
-    "readonly database": "it cannot be written to; give this user the right to write the file and its folder",
     "permission denied": "it cannot be opened; give this user the right to read and write the file and its folder",
     "read-only file system": "its disk is read-only; mount the disk for writing, or choose another --output-dir",
     "unable to open": "it cannot be opened; check that it is a file, and that this user may write to its folder",
@@ -48,6 +48,8 @@ _SQLITE_REMEDIES = {
     "disk i/o error": "its disk reports an error; check the free space and the health of the disk (dmesg, smartctl)",
 }
 """Words of an error of SQLite or the system, in lower case, and what they mean for the database."""
+_READONLY = "readonly database"
+"""Words of SQLite for a file that it may not write, that it could not open for writing, or that is elsewhere now."""
 _DAMAGE = ("malformed", "not a database", "file is encrypted", "it is damaged")
 
 
@@ -114,12 +116,36 @@ def _of_sqlite(uri: str, reason: str, error: Exception) -> str:
     words = f"{reason} {getattr(root, 'strerror', None) or ''}".lower()
     if isinstance(root, OSError) and root.errno == errno.ENOSPC:
         words = "no space left"
+    if _READONLY in words:
+        return f"{_why_readonly(sqlite_path(uri), root)} ({reason})"
     for text, meaning in _SQLITE_REMEDIES.items():
         if text in words:
             return f"{meaning} ({reason})"
     if any(text in words for text in _DAMAGE):
         return f"{reason}; {restore_advice(sqlite_path(uri))}"
     return _named(reason, root)
+
+
+def is_readonly(error: BaseException) -> bool:
+    """Return whether SQLite refuses to write, for any of the reasons that `_why_readonly` tells apart."""
+    return isinstance(error, sqlite3.OperationalError) and _READONLY in str(error)
+
+
+def _why_readonly(database: Path, error: BaseException) -> str:
+    """Tell the causes of SQLite's "readonly database" apart, and return what to do."""
+    if getattr(error, "sqlite_errorname", "") == "SQLITE_READONLY_DBMOVED":
+        return (
+            "its file was moved, replaced or deleted while this command used it; run the command again, with "
+            "--output-dir if its folder was moved"
+        )
+    try:
+        if os.statvfs(database).f_flag & os.ST_RDONLY:
+            return "its disk is read-only; mount the disk for writing, or choose another --output-dir"
+    except OSError:
+        pass  # the file is gone, or the rights say more
+    if os.access(database, os.W_OK) and os.access(database.parent, os.W_OK):
+        return "it could not be opened for writing for a moment; run the command again"
+    return "it cannot be written to; give this user the right to write the file and its folder"
 
 
 def _of_server(reason: str, error: Exception) -> str:

@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -133,6 +134,66 @@ def test_a_full_disk_is_told_without_a_traceback_of_the_database(
     assert "move it away" not in caplog.text
     printed = capfd.readouterr()
     assert "Traceback" not in printed.err + printed.out + caplog.text
+
+
+def put_another_in_its_place(database: Path) -> None:
+    shutil.copy(database, database.with_name("restored.db"))
+    database.with_name("restored.db").replace(database)
+
+
+@pytest.mark.parametrize(
+    ("happens", "keeps_the_run"),
+    [
+        (put_another_in_its_place, True),
+        (Path.unlink, False),
+        (lambda database: database.parent.rename(database.parent.with_name("elsewhere")), False),
+    ],
+    ids=["replaced", "deleted", "folder moved"],
+)
+def test_a_database_that_goes_away_below_a_training_is_named_so_and_the_run_is_delivered_to_the_file_that_is_there(
+    empty_mlflow_store: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    happens: Callable[[Path], object],
+    keeps_the_run: bool,
+) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    database = Path(shutil.copy(empty_mlflow_store, output / "mlflow.db"))
+    tracker = Tracker(f"sqlite:///{database}", output)
+    with tracker.training_run("any", Recipe()) as run:
+        happens(database)
+        run.on_log(1, {"train_loss": 0.5})
+    assert "its file was moved, replaced or deleted while this command used it; run the command again" in caplog.text
+    assert tracker.outbox.runs() == [run.run_id]
+    next_command = Tracker(f"sqlite:///{database}", output)
+    assert next_command.deliver() == [f"1 run that waited delivered to the MLflow store sqlite:///{database}"]
+    with closing(sqlite3.connect(database)) as connection:
+        [(run_id, status)] = connection.execute("SELECT run_uuid, status FROM runs").fetchall()
+        losses = connection.execute("SELECT value FROM metrics WHERE key = 'train_loss'").fetchall()
+    assert (status, losses) == ("FINISHED", [(0.5,)])
+    assert (run_id == run.run_id) is keeps_the_run
+
+
+def test_a_file_that_opens_for_reading_alone_for_a_moment_costs_no_run(
+    empty_mlflow_store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    database = Path(shutil.copy(empty_mlflow_store, tmp_path / "mlflow.db"))
+
+    def open_for_reading(*_: object) -> sqlite3.Connection:
+        return sqlite3.connect(f"file:{database}?mode=ro", uri=True, check_same_thread=False)
+
+    tracker = Tracker(f"sqlite:///{database}", tmp_path)
+    sqlalchemy.event.listen(sqlalchemy.Engine, "do_connect", open_for_reading)  # as SQLite does after an I/O error
+    try:
+        with pytest.raises(TrackingError, match="opened for writing for a moment; run the command again"):
+            train(tracker.uri, tmp_path)
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.Engine, "do_connect", open_for_reading)
+    caplog.clear()
+    with tracker.training_run("any", Recipe()):
+        pass
+    assert (tracker.outbox.runs(), caplog.text) == ([], "")
 
 
 @pytest.mark.parametrize(
