@@ -245,9 +245,10 @@ def test_a_leaderboard_that_was_cut_off_is_completed_in_its_run(
     tracker: Tracker, client: MlflowClient, status: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     board = Leaderboard(f"cut off {status}", "of 1 ticker", {"mae": 0.5}, pd.DataFrame({"symbol": ["AAPL"]}))
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+    with monkeypatch.context() as patch:
         patch.setattr(tracker, "log_evaluation", Mock(side_effect=OSError("the disk is full")))
-        tracker.log_leaderboard(board, CONFIG)
+        with pytest.raises(OSError, match="full"):
+            tracker.log_leaderboard(board, CONFIG)
     [cut_off] = runs_of_key(client, board.key)
     client.update_run(cut_off.info.run_id, status=status)  # as the next command, or nobody, has marked it
     completed = tracker.log_leaderboard(board, CONFIG)
