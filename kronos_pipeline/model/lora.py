@@ -36,6 +36,7 @@ from kronos_pipeline.model.weights import (
     read_settings,
     read_tensors,
     save_predictor,
+    save_torch,
     weights_hash,
     write_tensors,
 )
@@ -97,7 +98,7 @@ def save_adapter(folder: Path, peft_model: PeftModel, base: KronosModel, *, with
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in sorted(_adapter_tensors(peft_model).items())}
     write_tensors(folder / WEIGHTS, tensors)
-    write_file(folder / TORCH_FILE, lambda handle: torch.save(tensors, handle))
+    write_file(folder / TORCH_FILE, lambda handle: save_torch(tensors, handle))
     write_json(folder / CONFIG, _settings(peft_model, base), checksum=False)
     if with_base:
         save_predictor(folder / BASE, copy.deepcopy(peft_model).unload())

@@ -6,7 +6,7 @@ import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import safetensors.torch
 import torch
@@ -109,6 +109,34 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as a safetensors file, atomically and sorted, so that equal tensors give equal bytes."""
     content = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     write_file(path, lambda handle: handle.write(safetensors.torch.save(content, {"format": "pt"})))
+
+
+class _CheckedFile:
+    """File for `torch.save` that keeps the error of a write."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.flush = file, file.flush
+        self.error: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        try:
+            return self._file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+
+def save_torch(value: object, file: IO[bytes]) -> None:
+    """Write a value as `torch.save` does.
+
+    Raises:
+        OSError: the file cannot be written; PyTorch would replace it by a RuntimeError that does not name the cause.
+    """
+    checked: Any = _CheckedFile(file)  # torch asks for less than its type hints say
+    try:
+        torch.save(value, checked)
+    except RuntimeError as error:
+        raise (checked.error or error) from None
 
 
 def check_tensors(path: Path, actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

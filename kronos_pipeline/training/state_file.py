@@ -21,6 +21,7 @@ import torch
 
 from kronos_pipeline.atomic_writes import write_file
 from kronos_pipeline.errors import ArtifactError, first_sentence
+from kronos_pipeline.model.weights import save_torch
 
 _STATE, _PREVIOUS = "state.pt", "state.previous.pt"
 _DIGEST = hashlib.sha256().digest_size
@@ -86,8 +87,8 @@ def remove_states(folder: Path) -> None:
 
 def _write(state: Mapping[str, Any], file: IO[bytes]) -> None:
     file.write(bytes(_DIGEST))
-    digest: Any = _Digest(file)  # torch asks for less than its type hints say
-    torch.save(state, digest)
+    digest: Any = _Digest(file)
+    save_torch(state, digest)
     file.seek(0)
     file.write(digest.hash.digest())
 

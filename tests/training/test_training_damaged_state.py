@@ -168,3 +168,25 @@ def test_a_damaged_state_falls_back_and_ends_with_the_same_bytes(
     for file in ("adapter_model.safetensors", "adapter.pt"):
         assert (result.folder / file).read_bytes() == (whole.folder / file).read_bytes()
     assert list((tmp_path / "state").glob("*/*")) == []
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3, 5, 8])
+def test_a_state_that_cannot_be_written_is_named_with_the_reason_at_each_write(
+    nth: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state_file.save_state(tmp_path, {"step": 5, "weights": torch.arange(50_000)})
+    writes = 0
+
+    def write(digest: state_file._Digest, content: bytes) -> int:
+        nonlocal writes
+        writes += 1
+        if writes == nth:
+            raise OSError(errno.EIO, "Input/output error")
+        return digest._file.write(content)
+
+    monkeypatch.setattr(state_file._Digest, "write", write)
+    with pytest.raises(ArtifactError, match=r"state.pt cannot be written \(Input/output error\)"):
+        state_file.save_state(tmp_path, {"step": 6, "weights": torch.arange(50_000)})
+    loaded, _ = state_file.load_state(tmp_path)
+    assert loaded is not None
+    assert loaded["step"] == 5
