@@ -84,7 +84,7 @@ def _play(machines: dict[str, UnattendedMachine], plans: dict[str, list[tuple[st
     remains = [
         Remains(nights.machine.tickers, nights.machine.output, nights.machine.store) for nights in (quiet, faulty)
     ]
-    missed, broken = compare(remains[0], remains[1], faulty.excused)
+    missed, broken = compare(remains[0], remains[1], faulty.excused, faulty.altered)
     broken = [*(f"without faults: {promise}" for promise in quiet.broken), *faulty.broken, *broken]
     runs = sum(machine.instance.get_runs_count() for machine in machines.values())
     print(f"{runs} runs in {(time.monotonic() - started) / 60:.0f} minutes; faults: ", end="")

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -46,9 +46,7 @@ def plan_faults(nights: int, seed: int) -> list[tuple[str, ...]]:
     kinds.sort(key=OF_A_RUN.__contains__, reverse=True)
     kinds += [rng.choice(KINDS) for _ in range(len(faulty) - len(kinds))]
     for kind in kinds:
-        # Without MLflow no forecast is issued the evening after, so the last night's stands for the comparison.
-        possible = faulty[:-1] if kind == MLFLOW_AWAY else faulty
-        free = [night for night in possible if not _collides(kind, planned[night])]
+        free = [night for night in faulty if not _collides(kind, planned[night])]
         if free:
             fewest = min(len(planned[night]) for night in free)
             planned[rng.choice([night for night in free if len(planned[night]) == fewest])].append(kind)
@@ -72,6 +70,7 @@ class Nights:
         seed: chooses the places of the faults.
         say: prints a line of progress.
         excused: the bars that faults kept from being forecast.
+        altered: the bars whose forecast faults may have changed.
         broken: the promises that did not hold.
         full_disks: cutoffs of the nights with a full disk, whose trainings may fail.
         struck: the number of faults that struck, by kind.
@@ -82,6 +81,7 @@ class Nights:
     seed: int
     say: Callable[[str], None]
     excused: set[ForecastBar] = field(default_factory=set)
+    altered: set[ForecastBar] = field(default_factory=set)
     broken: list[str] = field(default_factory=list)
     full_disks: set[pd.Timestamp] = field(default_factory=set)
     struck: Counter[str] = field(default_factory=Counter)
@@ -122,9 +122,10 @@ class Nights:
         self._bars_until(date)
         halves = self._cut_csvs() if HALF_CSV in faults else []
         whole = range(1, HORIZON + 1)
-        self._excuse([*halves, *self._without_report], date, whole)
+        self.excused |= _bars(halves, date, whole)
+        self.altered |= _bars(self._without_report, date, whole)
         if MACHINE_OFF in faults:
-            self._excuse(machine.tickers, date, range(1, 2))  # a bar of the day of a late forecast is a replay
+            self.excused |= _bars(machine.tickers, date, range(1, 2))  # a bar of the day of a late forecast is a replay
         evening, night, morning = (_at(date, hour) for hour in (18, 20, 31))
         was_away, was_off, watch = self._mlflow_is_away, MACHINE_OFF in faults, self._watch(faults)
         machine.faults.arm()
@@ -134,8 +135,8 @@ class Nights:
             machine.advance_to(_at(date, 36))  # noon of the next day
         machine.advance_to(evening)
         machine.settle(FORECASTS, evening, watch if was_off else _nothing)
-        if self._mlflow_is_away or (was_off and DISK_FULL in faults):
-            self._excuse(machine.tickers, date, whole)
+        if was_off and DISK_FULL in faults:
+            self.excused |= _bars(machine.tickers, date, whole)
         if halves:
             self._bars_until(date)
         if was_away:
@@ -161,9 +162,6 @@ class Nights:
         self._without_report -= self._trained(date)
         if DAMAGED in faults:
             self._damage_artifacts()
-
-    def _excuse(self, tickers: Sequence[str], date: datetime, steps: range) -> None:
-        self.excused |= {(ticker, _bar_of(date), step) for ticker in tickers for step in steps}
 
     def _arm(self, faults: set[str]) -> None:
         count = len(self._calls)
@@ -201,7 +199,7 @@ class Nights:
 
     def _damage_artifacts(self) -> None:
         tickers, output = self._rng.sample(list(self.machine.tickers), 3), self.machine.output
-        self._without_report.add(tickers[1])  # a forecast reads the verdicts there; the next training makes them again
+        self._without_report.add(tickers[1])  # which has the verdicts; the next training makes it again
         self._flip_a_bit([output / "adapters" / tickers[0] / "adapter_model.safetensors"])
         self._flip_a_bit([output / "metrics" / f"{tickers[1]}.{self._rng.choice(('json', 'parquet'))}"])
         self._flip_a_bit([output / "bars" / f"{tickers[2]}.parquet"])
@@ -265,6 +263,10 @@ class Nights:
 
 def _nothing() -> None:
     """No fault strikes."""
+
+
+def _bars(tickers: Iterable[str], date: datetime, steps: range) -> set[ForecastBar]:
+    return {(ticker, _bar_of(date), step) for ticker in tickers for step in steps}
 
 
 def _bar_of(date: datetime) -> pd.Timestamp:

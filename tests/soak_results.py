@@ -44,13 +44,16 @@ class Remains(NamedTuple):
     store: Path
 
 
-def compare(expected: Remains, found: Remains, excused: Collection[ForecastBar]) -> tuple[int, list[str]]:
+def compare(
+    expected: Remains, found: Remains, excused: Collection[ForecastBar], altered: Collection[ForecastBar]
+) -> tuple[int, list[str]]:
     """Return the number of forecast bars that a machine did not issue, and its differences from another machine.
 
     Args:
         expected: of the machine without faults.
         found: of the machine with faults.
         excused: the bars that may be missing; a bar that was issued must be equal.
+        altered: the bars that must have been issued, and may differ.
     """
     broken = []
     for ticker in expected.tickers:
@@ -62,7 +65,7 @@ def compare(expected: Remains, found: Remains, excused: Collection[ForecastBar])
     for name, keys in (
         ("no forecast", missed - set(excused)),
         ("a further forecast", set(bars) - set(right_bars)),
-        ("another forecast", differing),
+        ("another forecast", set(differing) - set(altered)),
     ):
         forecasts = sorted({(ticker, cutoff) for ticker, cutoff, _ in keys})
         broken += [f"{ticker}: {name} from {cutoff:%Y-%m-%d}" for ticker, cutoff in forecasts]
