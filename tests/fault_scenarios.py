@@ -21,7 +21,7 @@ from tiny_models import save_tiny_base
 
 from kronos_pipeline.tracking.stored_registry import read_registered_models
 
-COMMANDS = ("train", "promote", "backtest", "forecast")
+COMMANDS = ("train", "promote", "backtest", "forecast", "rollback")
 """The commands to interrupt, in this order."""
 _NEEDED = ("train", "promote")
 """The commands that the later commands build on."""
@@ -38,6 +38,7 @@ _RESULTS = {
     "promote": (),
     "backtest": ("backtest/adapter.json", f"backtest/adapter/{TICKER}.parquet"),
     "forecast": (f"forecasts/{TICKER}.parquet",),
+    "rollback": (),
 }
 """The files of each command that two runs without a fault must agree on."""
 
@@ -139,6 +140,7 @@ class Scenarios:
             "promote": ["promote", TICKER, "--output-dir", str(output)],
             "backtest": ["backtest", *train, "--backtest-origins", "2", "--backtest-refit-every", "2"],
             "forecast": ["forecast", TICKER, *folders, "--device", "cpu", "--eval-samples", "3"],
+            "rollback": ["rollback", TICKER, "--output-dir", str(output)],
         }
 
     def close(self) -> None:

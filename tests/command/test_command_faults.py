@@ -18,6 +18,7 @@ SAMPLE = (
     (Fault.FULL_DISK, "train", r"write /metrics/\.ACME\.json"),
     (Fault.FULL_DISK, "train", r"pwrite64 /mlflow\.db-journal"),
     (Fault.KILL, "promote", r"fdatasync /mlflow\.db$"),
+    (Fault.KILL, "rollback", r"fdatasync /mlflow\.db$"),
     (Fault.KILL, "forecast", r"write /ledger/"),
     (Fault.IO_ERROR, "forecast", r"write /forecasts/"),
 )
@@ -33,7 +34,7 @@ def scenarios(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scenarios]:
 
 @pytest.fixture(scope="module")
 def made(scenarios: Scenarios) -> dict[str, Scenario]:
-    return {scenario.name: scenario for scenario in scenarios.make(("train", "promote", "forecast"))}
+    return {scenario.name: scenario for scenario in scenarios.make(("train", "promote", "forecast", "rollback"))}
 
 
 @pytest.mark.parametrize(("fault", "command", "call"), SAMPLE)
