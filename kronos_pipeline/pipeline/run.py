@@ -69,7 +69,7 @@ def run_pipeline(config: KronosTrainingConfig, seeds: int = 1, verbose: bool = F
     tracker = Tracker(None, layout.root)
     for line in deliver_waiting(tracker, layout):  # of an earlier command whose MLflow server was away
         print(line)
-    with trainer.one_run():
+    with trainer.one_run() as keep_states:
         step("training")
         trained = train_all(config, trainer, tracker, tickers.windows, tickers.skip, verbose)
         of_seeds = train_seeds(config, seeds, trainer, trained)
@@ -84,6 +84,9 @@ def run_pipeline(config: KronosTrainingConfig, seeds: int = 1, verbose: bool = F
         save_leaderboard(layout, holdout, backtest)
         log_leaderboard(config, tracker, holdout, backtest_result)
         submissions = promote_all(config, trainer, tracker, tickers, trained)
+        names = {name for model in trained for name in (model.adapter or "checkpoint", *model.tickers)}
+        if names & tickers.skipped.keys():
+            keep_states()
     evaluation = backtest or holdout
     if verbose:
         what = "Backtest" if backtest else "Holdout"

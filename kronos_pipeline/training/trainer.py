@@ -111,17 +111,26 @@ class KronosTrainer:
         return pick_precision(self.recipe.precision, self.device, self.base.predictor)
 
     @contextmanager
-    def one_run(self, requested: float | None = None) -> Iterator[None]:
+    def one_run(self, requested: float | None = None) -> Iterator[Callable[[], None]]:
         """Treat the trainings inside the block as one run, which keeps its finished trainings if it is resumed.
 
         Args:
             requested: time at which the run was asked for, in seconds since 1970, by default now, see
                 `locks.shared_time`. A training that another run ended since then is kept.
+
+        Yields:
+            A function to call if work on a trained model failed: the same run, if repeated, goes on with the models.
         """
         self._run_states, self._requested = [], requested
+        kept = False
+
+        def keep_states() -> None:
+            nonlocal kept
+            kept = True
+
         try:
-            yield
-            if process() == 0:
+            yield keep_states
+            if process() == 0 and not kept:
                 clear_states(self._run_states)
         finally:
             self._run_states = self._requested = None

@@ -18,6 +18,7 @@ from kronos_pipeline import KronosTrainer, run_training
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.data.simulate import write_simulated
 from kronos_pipeline.data.windows import WindowSet
+from kronos_pipeline.errors import ArtifactError
 from kronos_pipeline.training.callback import Callback
 from kronos_pipeline.training.publish import TrainingResult
 
@@ -133,6 +134,30 @@ def test_a_run_of_several_trainings_keeps_those_that_had_ended(tiny_base: Path, 
     assert list((tmp_path / "state").glob("*/*")) == []
     run(messages.append)
     assert (tmp_path / "adapters/AAPL").resolve() != version
+
+
+def test_a_command_that_fails_after_a_training_goes_on_with_the_model(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_simulated(tmp_path / "data", tickers=["AAPL"], bars=130)
+    folders = {"data_dir": tmp_path / "data", "output_dir": tmp_path / "out"}
+    command = [*small_flags(tiny_base, **folders, save_steps=3), "--adapter", "lora"]
+
+    def fail(*_: Any) -> None:
+        raise ArtifactError("the disk is full")
+
+    with monkeypatch.context() as full:
+        full.setattr("kronos_pipeline.pipeline.promote._promote", fail)
+        assert run_training.main(command) == 2
+    adapter = tmp_path / "out/adapters/AAPL"
+    version = adapter.resolve()
+    capsys.readouterr()
+    assert run_training.main(command) == 0
+    assert "adapters/AAPL: finished before the interruption, kept" in capsys.readouterr().out
+    assert adapter.resolve() == version
+    assert list((tmp_path / "out/state").glob("*/*")) == []
+    assert run_training.main(command) == 0
+    assert adapter.resolve() != version, "after a success the same command trains anew"
 
 
 def test_a_command_killed_with_9_resumes_and_the_last_good_adapter_was_readable(
