@@ -139,9 +139,8 @@ class KnownChampions:
     def _read(self, name: str) -> KnownModel:
         if not self._keeps:
             return self._ask(name)
-        failure: TrackingError | None = (
-            self._registry.outbox.failure
-        )  # within the last minute: ask once for all tickers
+        # A failure of the last minute: the store is asked once for all tickers.
+        failure: TrackingError | None = self._registry.outbox.failure
         if not isinstance(failure, UnreachableError):
             try:
                 model = self._ask(name)
