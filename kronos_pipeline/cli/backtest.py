@@ -32,10 +32,11 @@ class Backtest(Command, KronosTrainingConfig):
         from kronos_pipeline.artifacts import ArtifactLayout
         from kronos_pipeline.atomic_writes import check_writable
         from kronos_pipeline.evaluation.reports.tables import leaderboard_table, save_leaderboard
+        from kronos_pipeline.evaluation.reports.text_table import print_tables
         from kronos_pipeline.evaluation.reports.worth import worth_table
         from kronos_pipeline.evaluation.scoring.report import load_evaluation
         from kronos_pipeline.pipeline.ending import ending_lines
-        from kronos_pipeline.pipeline.evaluate import backtest_all, print_tables
+        from kronos_pipeline.pipeline.evaluate import backtest_all
         from kronos_pipeline.pipeline.ingest import read_tickers
         from kronos_pipeline.pipeline.promote import count_recipes
         from kronos_pipeline.tracking.runs import Tracker

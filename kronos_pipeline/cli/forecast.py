@@ -36,13 +36,12 @@ class Forecast(TickersCommand):
         """Forecast, print, plot and save the next bars of the tickers."""
         # Imported here, so that --help does not wait for slow imports.
         step("reading CSVs")
-        from rich.console import Console
-
         from kronos_pipeline.artifacts import ArtifactLayout
         from kronos_pipeline.atomic_writes import check_writable
         from kronos_pipeline.evaluation import ledger
         from kronos_pipeline.evaluation.forecasting.batching import run_jobs
         from kronos_pipeline.evaluation.forecasting.forecast_progress import ForecastProgress
+        from kronos_pipeline.evaluation.reports.text_table import print_tables
         from kronos_pipeline.pipeline.ingest import report_all_skipped
         from kronos_pipeline.pipeline.promote import deliver_waiting
         from kronos_pipeline.promotion.champion_forecast import TickerForecast, forecast_ticker_job, overview_table
@@ -84,13 +83,11 @@ class Forecast(TickersCommand):
                 messages.append((name, f"the last bar is from {last:%Y-%m-%d}, {age} ago: the forecast starts there"))
         for line in group_messages(messages):
             print(line)
-        console = Console()
         for one in forecasts if len(forecasts) <= _PRINTED_ALONE else ():
-            table = one.text_table(details=True) if self.verbose else one.short_table()
-            console.print(table.terminal())
+            print_tables(one.text_table(details=True) if self.verbose else one.short_table())
             print(f"forecast  {one.file}\npicture   {one.plot}")
         if len(forecasts) > _PRINTED_ALONE:
-            console.print(overview_table(forecasts, all_rows=self.verbose).terminal())
+            print_tables(overview_table(forecasts, all_rows=self.verbose))
             print(f"forecasts {forecasts[0].file.parent}\npictures  {forecasts[0].plot.parents[1]}")
         if file:
             print(f"ledger    {file}")

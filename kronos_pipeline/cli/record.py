@@ -21,12 +21,11 @@ class Record(TickersCommand):
     def run(self) -> int:
         """Print the record by ticker; of a single ticker, by model too."""
         # Imported here, so that --help needs no imports that take seconds.
-        from rich.console import Console
-
         from kronos_pipeline.artifacts import ArtifactLayout
         from kronos_pipeline.atomic_writes import check_writable
         from kronos_pipeline.evaluation import ledger
         from kronos_pipeline.evaluation.reports.record import record_table
+        from kronos_pipeline.evaluation.reports.text_table import print_tables
         from kronos_pipeline.pipeline.ingest import report_all_skipped
         from kronos_pipeline.promotion.track_record import TickerRecord, record_ticker
 
@@ -48,15 +47,14 @@ class Record(TickersCommand):
             raise failed[tickers[0]]
         for note in entries.notes:
             print(note)
-        console = Console()
         if len(records) == 1:
-            console.print(records[0].text_table().terminal())
+            print_tables(records[0].text_table())
             print(records[0].sentence())
             print(f"record    {records[0].file}")
             if records[0].plot:
                 print(f"picture   {records[0].plot}")
         elif records:
-            console.print(record_table([record.total for record in records]).terminal())
+            print_tables(record_table([record.total for record in records]))
             for note in (note for record in records for note in record.total.notes):
                 print(note)
             print(f"records   {layout.track_record(tickers[0]).parent}")

@@ -72,8 +72,8 @@ def _print_evaluation(what: str, path: Path, in_full: bool) -> None:
     """Print the tables of a stored evaluation; in full, with each comparison."""
     from kronos_pipeline.artifacts import read_json
     from kronos_pipeline.evaluation.reports.tables import evaluation_table, leaderboard_table
+    from kronos_pipeline.evaluation.reports.text_table import print_tables
     from kronos_pipeline.evaluation.reports.worth import worth_table
-    from kronos_pipeline.pipeline.evaluate import print_tables
 
     evaluation = read_json(path)
     tables = [leaderboard_table(evaluation, what), worth_table(evaluation, what)]

@@ -185,8 +185,12 @@ def find_folders(source: BaseModelSource) -> tuple[Path, Path]:
     """Return the folders of predictor and tokenizer; files on the Hub are fetched unless they are cached.
 
     Raises:
-        ModelError: the Hub has no such model, or cannot be reached; raised within seconds.
+        ModelError: a local folder lacks a file, or the Hub has no such model or cannot be reached; raised within
+            seconds.
     """
+    for part in (source.predictor, source.tokenizer):
+        if part.folder is not None:
+            check_folder(part.folder)  # before a download for the other part
     return _find(source.predictor, source), _find(source.tokenizer, source)
 
 
@@ -208,11 +212,9 @@ def find_folder(weights: WeightsSource, ways_out: str, hint: str = "") -> Path:
         hint: the end of the error's text if the Hub has no such weights.
 
     Raises:
-        ModelError: a local folder lacks a file, or the Hub has no such model or cannot be reached; raised within
-            seconds.
+        ModelError: the Hub has no such model, or cannot be reached; raised within seconds.
     """
     if weights.folder is not None:
-        check_folder(weights.folder)  # before a download for the other part
         return weights.folder
     files = [_cached(weights, file) or _fetch(weights, file, ways_out, hint) for file in (CONFIG, WEIGHTS)]
     return files[0].parent

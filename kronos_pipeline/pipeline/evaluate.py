@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from kronos_pipeline.errors import ArtifactError, KronosError, group_messages
+from kronos_pipeline.evaluation.reports.text_table import print_tables
 from kronos_pipeline.pipeline.ingest import Tickers
 from kronos_pipeline.training.progress import step
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from kronos_pipeline.evaluation.backtest.backtest import Backtest
     from kronos_pipeline.evaluation.forecasting.candidates import TrainedModels
     from kronos_pipeline.evaluation.holdout import HoldoutResult
-    from kronos_pipeline.evaluation.reports.text_table import TextTable
     from kronos_pipeline.pipeline.train import Trained
     from kronos_pipeline.tracking.runs import Tracker
     from kronos_pipeline.training.trainer import KronosTrainer
@@ -88,7 +88,7 @@ class Evaluation:
 
         console = Console(width=100, color_system=None)
         with console.capture() as text:
-            console.print(evaluation_table(self.report).terminal())
+            print_tables(evaluation_table(self.report), console=console)
         return text.get().rstrip()
 
     def _repr_markdown_(self) -> str:
@@ -259,12 +259,3 @@ def log_leaderboard(
     plots = [path for pictures in (backtest.plots if backtest else {}).values() for path in pictures.values()]
     board, tags = make_leaderboard(holdout, backtest.evaluation if backtest else None, plots)
     tracker.log_leaderboard(board, config, tags)
-
-
-def print_tables(*tables: TextTable) -> None:
-    """Print tables to the terminal, or as plain text if the output is piped."""
-    from rich.console import Console
-
-    console = Console()
-    for table in tables:
-        console.print(table.terminal())

@@ -57,9 +57,10 @@ def run_pipeline(config: KronosTrainingConfig, seeds: int = 1, verbose: bool = F
     step("loading MLflow")
     from kronos_pipeline.evaluation.forecasting.candidates import TrainedModels
     from kronos_pipeline.evaluation.reports.tables import leaderboard_table, save_leaderboard
+    from kronos_pipeline.evaluation.reports.text_table import print_tables
     from kronos_pipeline.evaluation.reports.worth import worth_table
     from kronos_pipeline.pipeline.ending import ending_lines
-    from kronos_pipeline.pipeline.evaluate import backtest_if_requested, evaluate_all, log_leaderboard, print_tables
+    from kronos_pipeline.pipeline.evaluate import backtest_if_requested, evaluate_all, log_leaderboard
     from kronos_pipeline.pipeline.promote import deliver_waiting, promote_all
     from kronos_pipeline.pipeline.seeds import compare_seeds, train_seeds
     from kronos_pipeline.pipeline.train import train_all

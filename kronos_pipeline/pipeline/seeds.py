@@ -93,8 +93,8 @@ def compare_seeds(
     from kronos_pipeline.artifacts import read_parquet, write_json, write_parquet
     from kronos_pipeline.evaluation.forecasting.batching import MAX_JOBS, run_jobs
     from kronos_pipeline.evaluation.predictions import trained_model
+    from kronos_pipeline.evaluation.reports.text_table import print_tables
     from kronos_pipeline.evaluation.seeds import compare_losses, seeds_table
-    from kronos_pipeline.pipeline.evaluate import print_tables
 
     layout, recipe = models.layout, config.recipe
     jobs: dict[str, ForecastJob[pd.DataFrame]] = {}

@@ -21,7 +21,7 @@ from kronos_pipeline.evaluation.reports.tables import (
     save_leaderboard,
     verdict_sentences,
 )
-from kronos_pipeline.evaluation.reports.text_table import TextTable, price
+from kronos_pipeline.evaluation.reports.text_table import TextTable, price, print_tables
 from kronos_pipeline.evaluation.scoring.metrics import METRICS, UNITS
 from kronos_pipeline.evaluation.scoring.report import build_evaluation
 
@@ -43,7 +43,7 @@ def evaluation(untouched_evaluation: dict[str, Any]) -> dict[str, Any]:
 
 def rendered(text_table: TextTable, width: int = 80) -> list[str]:
     console = Console(file=io.StringIO(), width=width)
-    console.print(text_table.terminal())
+    print_tables(text_table, console=console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     return [line.rstrip() for line in text.splitlines()]
 
@@ -193,3 +193,9 @@ def test_the_variants_of_a_models_paths_are_in_the_json_and_not_in_the_leaderboa
 @pytest.mark.parametrize(("value", "text"), [(None, "–"), (0.0, "0.000"), (-0.01234, "-0.01234"), (3000.4, "3,000")])
 def test_prices_have_four_digits_whatever_their_size_and_sign(value: float | None, text: str) -> None:
     assert price(value) == text
+
+
+def test_a_long_path_in_a_note_stays_whole() -> None:
+    path = "/data/" + "a-folder/" * 20 + "AAPL.json"
+    table = TextTable("Close", ["Ticker", "MAE"], [["AAPL", "1"]], notes=[f"the evaluation is left out: [b]{path}"])
+    assert f"[b]{path}" in " ".join(rendered(table)).split()

@@ -8,6 +8,7 @@ import pytest
 from made_predictions import predictions_of_losses
 from rich.console import Console
 
+from kronos_pipeline.evaluation.reports.text_table import print_tables
 from kronos_pipeline.evaluation.reports.worth import (
     best_rival,
     combined_verdict_of,
@@ -72,7 +73,7 @@ def test_too_few_cutoffs_are_said_to_be_few_without_a_figure() -> None:
 def test_the_table_fits_80_columns() -> None:
     console = Console(width=80, force_terminal=False)
     with console.capture() as capture:
-        console.print(worth_table(evaluation(), "Backtest").terminal())
+        print_tables(worth_table(evaluation(), "Backtest"), console=console)
     lines = capture.get().splitlines()
     assert any("yes, on base" in line for line in lines)
     assert max(map(len, lines)) <= 80

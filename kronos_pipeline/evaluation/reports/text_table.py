@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -35,13 +37,10 @@ class TextTable:
     notes: Sequence[str] = ()
 
     def terminal(self) -> Table:
-        """Return the table for a terminal, 80 columns wide if its cells fit."""
+        """Return the table for a terminal, 80 columns wide if its cells fit, without its notes."""
         table = Table(
             title=_plain(self.title),
             title_style="bold",
-            caption="\n".join(map(_plain, self.notes)),
-            caption_style="not dim not italic",
-            caption_justify="left",
             box=SIMPLE_HEAD,
             show_edge=False,
             padding=0,
@@ -66,6 +65,21 @@ class TextTable:
         ]
         table = "\n".join(f"| {' | '.join(cells)} |".replace("\n", " ") for cells in lines)
         return "\n\n".join([self.title, table, *self.notes])
+
+
+def print_tables(*tables: TextTable, console: Console | None = None) -> None:
+    """Print tables to the terminal, or as plain text if the output is piped.
+
+    Notes are as wide as their table, but a long word of a note, such as a path, is not broken.
+    """
+    console = console or Console()
+    for table in tables:
+        cells = table.terminal()
+        console.print(cells)
+        width = console.measure(cells).maximum
+        for note in table.notes:
+            for line in wrap(printable_text(note), width, break_long_words=False, break_on_hyphens=False):
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _plain(text: str) -> str:
