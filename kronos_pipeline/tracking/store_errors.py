@@ -194,6 +194,11 @@ def _named(reason: str, root: BaseException) -> str:
 
 def root_cause(error: BaseException) -> BaseException:
     """Return the error that a chain of errors began with."""
-    while cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
+    while cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__) or _wrapped(error):
         error = cause
     return error
+
+
+def _wrapped(error: BaseException) -> BaseException | None:
+    """Return the error among the arguments of an error: urllib3 names the reset of a connection by it alone."""
+    return next((part for part in error.args if isinstance(part, BaseException)), None)

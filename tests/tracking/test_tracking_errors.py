@@ -11,14 +11,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import requests
 import sqlalchemy
+from urllib3.exceptions import ProtocolError
 
 from kronos_pipeline.addresses import without_password
 from kronos_pipeline.config import Recipe
 from kronos_pipeline.tracking.registry import Registry
 from kronos_pipeline.tracking.runs import Tracker
 from kronos_pipeline.tracking.store import TrackingError
-from kronos_pipeline.tracking.store_errors import RefusedError, readable_errors
+from kronos_pipeline.tracking.store_errors import RefusedError, UnreachableError, explain, readable_errors
 from kronos_pipeline.tracking.version_store import VersionStore
 
 pytestmark = pytest.mark.slow
@@ -218,6 +220,13 @@ def test_a_file_that_opens_for_reading_alone_for_a_moment_can_be_written_to_agai
 def test_the_advice_fits_the_cause(error: Exception, advice: str) -> None:
     with pytest.raises(TrackingError, match=advice), readable_errors("sqlite:////tmp/mlflow.db"):
         raise error
+
+
+def test_a_server_that_resets_a_connection_does_not_answer() -> None:
+    """The reset of a connection that was kept open is an argument of urllib3's error, and no cause of it."""
+    reset = ConnectionResetError(104, "Connection reset by peer")
+    error = requests.ConnectionError(ProtocolError("Connection aborted.", reset))
+    assert isinstance(explain("http://127.0.0.1:5000", error), UnreachableError)
 
 
 def test_a_run_that_is_not_there_is_no_fault_of_the_store(tracker: Tracker) -> None:
