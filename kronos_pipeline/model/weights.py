@@ -94,7 +94,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         check_file(path)
         tensors = safetensors.torch.load_file(path, device="cpu")
     except FileNotFoundError as error:
-        raise ModelError(f"{path} is missing: a model folder holds {CONFIG} and {WEIGHTS}.") from error
+        raise _missing(path) from error
     except ArtifactError as error:
         raise ModelError(str(error)) from error
     except (SafetensorError, OSError, ValueError) as error:
@@ -219,7 +219,11 @@ def check_folder(folder: Path) -> None:
     """
     for path in (folder / CONFIG, folder / WEIGHTS):
         if not path.is_file():
-            raise ModelError(f"{path} is missing: a model folder holds {CONFIG} and {WEIGHTS}.")
+            raise _missing(path)
+
+
+def _missing(path: Path) -> ModelError:
+    return ModelError(f"{path} is missing: a model folder holds {CONFIG} and {WEIGHTS}.")
 
 
 def _put(module: nn.Module, folder: Path, device: torch.device) -> nn.Module:
